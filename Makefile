@@ -1,0 +1,64 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.NOTPARALLEL:
+.PHONY: help venv fmt check coverage test test-kernel test-e2e test-vm demo lock clean
+
+python := .venv/bin/python
+pytest := $(python) -m pytest
+sandboxed := tests/in-sandbox --or-skip $(pytest) -m "not full_kernel"
+kernels := 6.1-cloud 6.12-cloud # series of Debian, as tests/vm/test_full_kernel.py has them
+shell_scripts := .ci/run deploy/*.sh tests/in-sandbox
+pure := cni_common/schema.py,cni_common/steps.py,cni_common/types.py,cni_common/wire.py,plugins/host_local/ranges.py
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+
+venv: ## bring in what all others need: packages, .venv, cnitool, links to the plugins
+	@deploy/prerequisites.sh
+
+fmt: venv ## format and mend what can be mended without thought
+	$(python) -m ruff format
+	$(python) -m ruff check --fix
+
+check: venv ## format, lint, types, unit tests: no root, less than half a minute
+	$(python) -m ruff format --check
+	$(python) -m ruff check
+	$(python) -m mypy
+	[[ ! -x .venv/bin/shellcheck ]] || .venv/bin/shellcheck $(shell_scripts)
+	$(pytest) tests/unit
+
+coverage: venv ## what the unit tests run; the parts without input or output must have it all
+	$(pytest) tests/unit --cov --cov-report=term
+	$(python) -m coverage report --include=$(pure) --fail-under=100
+
+test: ## all tests, also with failures among the first: check and the three below
+	@deploy/prerequisites.sh --reference
+	@$(MAKE) --no-print-directory --keep-going check test-kernel test-e2e test-vm
+
+test-kernel: venv ## each plugin on network namespaces of its own
+	$(sandboxed) -n 2 tests/kernel
+
+test-e2e: venv ## the executables, driven by cnitool
+	$(sandboxed) tests/e2e
+
+test-vm: venv ## what needs a complete kernel, in virtual machines
+	@if ((EUID)) && [[ "$${CI:-}" != true ]]; then \
+	    echo "=== SKIPPED, as it needs root: $@ ===" >&2; \
+	else \
+	    set -x; for kernel in $(kernels); do $(python) tests/vm/boot.py --kernel $$kernel; done; \
+	    $(pytest) -n 2 tests/vm; \
+	fi
+
+demo: venv ## two containers on conf/10-mynet.conf, by cnitool, in namespaces made for it
+	@deploy/demo.sh
+
+lock: ## write requirements.lock anew after a change of versions in pyproject.toml
+	[[ -x .tools/uv/bin/uv ]] || { python3 -m venv .tools/uv && \
+	    .tools/uv/bin/python -m pip install --quiet uv==0.13.8; }
+	.tools/uv/bin/uv pip compile --quiet pyproject.toml --group dev --universal \
+	    --python-version 3.11 --generate-hashes --no-annotate \
+	    --custom-compile-command "make lock" --output-file requirements.lock
+
+clean: ## remove all that was made here
+	rm -rf .venv .tools build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,250 @@
+"""Host: what a plugin may touch beyond its request, and how it calls other plugins."""
+
+import os
+from functools import cached_property
+
+from cni_common import protocol, wire
+from cni_common.errors import CNIError, Code
+from cni_common.netns import OWN, NetNS
+from cni_common.record import Records
+from cni_common.request import Command, Request
+from cni_common.types import Result
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from cni_common.protocol import Plugin
+
+    Loader = Callable[[str], Plugin | None]
+
+STATE_DIR = "/run/pycni"
+# Seconds that a delegate may take: below the deadlines at which runtimes give up on us, so that
+# there is time left to take an ADD back and to say why.
+DELEGATE_SECONDS = {
+    Command.ADD: 80,
+    Command.DEL: 40,
+    Command.CHECK: 40,
+    Command.GC: 40,
+    Command.STATUS: 5,
+}
+_BUSY_TRIES, _BUSY_PAUSE = 10, 0.1
+
+
+class Host:
+    """The runtime's side of one request; everything opened through it is closed with it."""
+
+    def __init__(
+        self,
+        load: "Loader",
+        executable: str,
+        log: "Callable[[str], object]",
+        given: "Mapping[str, int] | None" = None,
+        *,
+        state_dir: str = STATE_DIR,
+    ) -> None:
+        """`given` holds descriptors of namespaces that the caller has opened, by their path."""
+        self.load = load
+        self.log = log
+        self.records = Records(state_dir)
+        self._executable = executable
+        self._given = given or {}
+        self._opened: dict[str, NetNS] = {}
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(
+        self,
+        _kind: "type[BaseException] | None",
+        _error: BaseException | None,
+        _trace: "TracebackType | None",
+    ) -> None:
+        self.records.close()
+        for netns in self._opened.values():
+            netns.close()
+        self._opened.clear()
+
+    @cached_property
+    def netns(self) -> NetNS:
+        """The namespace in which the runtime lives."""
+        return self.open_netns(OWN)
+
+    def open_netns(self, path: str) -> NetNS:
+        """Return the namespace at `path`. Raises CNIError 8."""
+        if path not in self._opened:
+            given = self._given.get(path, -1)
+            self._opened[path] = self.make_netns(path, os.dup(given) if given >= 0 else -1)
+        return self._opened[path]
+
+    def make_netns(self, path: str, fd: int) -> NetNS:
+        """Return a new handle; tests make kernel calls fail here."""
+        return NetNS(path, fd)
+
+    def log_traceback(self, error: BaseException) -> None:
+        """Write the traceback of an unexpected error to the log."""
+        from traceback import format_exception  # never needed when all is well
+
+        self.log("".join(format_exception(error)).rstrip())
+
+    def delegate(
+        self,
+        type: str,  # noqa: A002 - the spec's word
+        req: Request,
+        command: Command,
+        *,
+        on_start: "Callable[[], object]" = lambda: None,
+    ) -> Result | None:
+        """Run `command` of another plugin with the environment and stdin of `req`.
+
+        In this process when CNI_PATH leads to our own executable, else by exec: an administrator
+        who puts another implementation first gets that one; `on_start` is called once that runs.
+        Raises the delegate's CNIError, or 999 when it does not give one; 50 when there is no such
+        plugin.
+        """
+        path = find_plugin(type, req.path)
+        environ = {**req.environ, "CNI_COMMAND": command}
+        if self._is_ours(path, type):
+            output = protocol.execute(type, Request.parse(environ, req.stdin), self)
+        else:
+            output = self._run(path, environ, req.stdin, on_start)
+        if command != Command.ADD:
+            return None
+        return Result.parse(output or {}, req.cni_version)
+
+    def is_ours(self, type: str, path: "Sequence[str]") -> bool:  # noqa: A002
+        """Tell whether CNI_PATH leads to this suite's own plugin `type`. Raises as `delegate`."""
+        return self._is_ours(find_plugin(type, path), type)
+
+    def _is_ours(self, path: str, type: str) -> bool:  # noqa: A002
+        try:
+            same = os.path.samefile(path, self._executable)
+        except OSError:
+            return False
+        return same and self.load(type) is not None
+
+    def _run(
+        self,
+        path: str,
+        environ: "Mapping[str, str]",
+        stdin: bytes,
+        on_start: "Callable[[], object]",
+    ) -> "wire.Json | None":
+        import subprocess
+
+        seconds = DELEGATE_SECONDS[Command(environ["CNI_COMMAND"])]
+        started: list[subprocess.Popen[bytes]] = []
+
+        def start() -> None:  # in a thread that no signal interrupts
+            started.append(_start(path, environ))
+            on_start()
+
+        try:
+            self.netns.run(start)
+            process = started[0]
+            stdout, stderr = process.communicate(stdin, timeout=seconds)
+        except BaseException as error:  # SIGTERM's too: nobody else would end it
+            for process in started:
+                _kill(process)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise CNIError(
+                    Code.INTERNAL,
+                    f"plugin '{path}' did not answer {environ['CNI_COMMAND']} within {seconds:g} s"
+                    " and was killed",
+                ) from None
+            raise
+        complaint = stderr.decode("utf-8", "replace").strip()
+        if complaint:
+            self.log(f"{path}: {complaint}")
+        if process.returncode:
+            raise _failure(path, process.returncode, stdout, complaint)
+        if not stdout.strip():
+            return None
+        return _reply(path, stdout)
+
+
+def find_plugin(type: str, path: "Sequence[str]") -> str:  # noqa: A002
+    """Return the first regular file called `type` in the directories `path`.
+
+    Raises CNIError 7 for a name that is none, 50 when there is no such file.
+    """
+    if not type:
+        raise CNIError(Code.INVALID_CONFIG, 'no plugin name provided: "type" is missing or empty')
+    if "/" in type or "\0" in type or type in (".", ".."):
+        raise CNIError(Code.INVALID_CONFIG, f"invalid plugin name: {type!r}")
+    for directory in path:
+        candidate = os.path.join(directory, type)
+        if os.path.isfile(candidate):
+            return candidate
+    raise CNIError(
+        Code.PLUGIN_NOT_AVAILABLE,
+        f'failed to find plugin "{type}" in path [{" ".join(path)}]; install it there or'
+        " correct CNI_PATH",
+    )
+
+
+def _start(path: str, environ: "Mapping[str, str]") -> "subprocess.Popen[bytes]":
+    import errno  # noqa: PLC0415 - as subprocess
+    import subprocess
+    import time  # noqa: PLC0415 - as above
+
+    for attempt in range(_BUSY_TRIES):
+        try:
+            return subprocess.Popen(  # no shell; the path comes from CNI_PATH
+                [path],
+                env=dict(environ),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as error:
+            # Somebody is writing the file at this moment, as installers do.
+            if error.errno != errno.ETXTBSY or attempt == _BUSY_TRIES - 1:
+                raise CNIError(
+                    Code.INTERNAL, f"cannot start plugin '{path}': {error.strerror}"
+                ) from None
+        time.sleep(_BUSY_PAUSE)
+    raise AssertionError  # pragma: no cover - the loop returns or raises
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a delegate and its children, which may outlive it and hold its pipes."""
+    import signal  # noqa: PLC0415 - as subprocess
+    from contextlib import suppress  # noqa: PLC0415 - as above
+
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe:
+            pipe.close()
+    process.wait()
+
+
+def _failure(path: str, status: int, stdout: bytes, complaint: str) -> CNIError:
+    """Return a delegate's own error, or one that quotes what it left instead."""
+    try:
+        error = wire.decode(stdout)
+        if isinstance(error.get("code"), int) and isinstance(error.get("msg"), str):
+            return CNIError(error["code"], error["msg"], str(error.get("details", "")))
+    except CNIError:
+        pass
+    said = stdout.decode("utf-8", "replace").strip() or complaint or "it said nothing"
+    how = f"signal {-status}" if status < 0 else f"exit status {status}"
+    return CNIError(Code.INTERNAL, f"plugin '{path}' failed with {how}: {said[:500]}")
+
+
+def _reply(path: str, stdout: bytes) -> "wire.Json":
+    try:
+        return wire.decode(stdout)
+    except CNIError:
+        said = stdout[:200].decode("utf-8", "replace")
+        raise CNIError(
+            Code.DECODING_FAILURE, f"plugin '{path}' did not print a JSON object but: {said}"
+        ) from None
+
+
+if TYPE_CHECKING:
+    import subprocess

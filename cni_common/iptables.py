@@ -1,0 +1,275 @@
+"""Masquerading in the reference plugins' iptables layout, and the removal of what they left.
+
+Data reaches iptables through stdin only; what exists is asked of netlink, so that the usual case,
+nothing there, starts no process.
+"""
+
+import shlex
+import shutil
+import subprocess  # noqa: TID253 - this module is loaded only to run iptables
+from hashlib import sha512
+from ipaddress import ip_address, ip_interface
+from itertools import pairwise
+
+from cni_common import nft
+from cni_common.errors import CNIError, Code
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+
+    from cni_common.netlink import Message
+    from cni_common.netns import NetNS
+    from cni_common.request import Attachment
+    from cni_common.types import Address, Cidr
+
+# By IP version: command, netfilter family, multicast range, the kernel's list of legacy tables.
+_FAMILIES = {
+    4: ("iptables", nft.IPV4, "224.0.0.0/4", "ip_tables_names"),
+    6: ("ip6tables", nft.IPV6, "ff00::/8", "ip6_tables_names"),
+}
+_REFERENCE_TABLE = nft.Table(nft.INET, "cni_plugins_masquerade")
+_REFERENCE_CHAIN = "masq_checks"
+_POSTROUTING = "POSTROUTING"
+_WAIT_SECONDS = "5"  # for the xtables lock
+_RUN_SECONDS = 30
+_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"  # the caller's may be empty
+_COMMENT_MAX = 250
+
+
+def add(
+    netns: "NetNS", network: str, attachment: "Attachment", addresses: "Sequence[Cidr]"
+) -> None:
+    """Masquerade what `addresses` send to outside of their subnets. Raises CNIError."""
+    chain = chain_of(network, attachment)
+    comment = _comment(network, attachment.containerid)
+    for version, (command, _, multicast, _) in _FAMILIES.items():
+        own = [cidr for cidr in addresses if cidr.version == version]
+        if not own:
+            continue
+        # Every subnet is accepted before anything is masqueraded.
+        rules = [f"-A {chain} -d {cidr.network} {comment} -j ACCEPT" for cidr in own]
+        rules.append(f"-A {chain} ! -d {multicast} {comment} -j MASQUERADE")
+        rules += [f"-A {_POSTROUTING} -s {cidr.ip} {comment} -j {chain}" for cidr in own]
+        _restore(netns, find(f"{command}-restore"), [f":{chain} - [0:0]", *rules])
+
+
+def check(
+    netns: "NetNS", network: str, attachment: "Attachment", addresses: "Sequence[Cidr]"
+) -> str:
+    """Return what is no longer as `add` made it, "" when nothing has changed."""
+    chain = chain_of(network, attachment)
+    for version, (command, *_) in _FAMILIES.items():
+        own = [cidr.ip for cidr in addresses if cidr.version == version]
+        binary = next(iter(_binaries(netns, version, chain) if own else ()), "")
+        jumps = _jumps(netns, binary, chain) if binary else []
+        for address in own:
+            if not any(_is_from(line, address) for line in jumps):
+                return f"{command} rule {_POSTROUTING} -s {address} -j {chain} is missing"
+        if binary and not any(
+            line.endswith("-j MASQUERADE") for line in _listed(netns, binary, chain)
+        ):
+            return f"{command} chain {chain} no longer masquerades"
+    return ""
+
+
+def remove(netns: "NetNS", network: str, attachment: "Attachment") -> None:
+    """Take back what `add` made."""
+    _remove_chain(netns, chain_of(network, attachment), ())
+
+
+def remove_of_reference(
+    netns: "NetNS", network: str, attachment: "Attachment", addresses: "Collection[Address]"
+) -> None:
+    """Remove what the reference's bridge or ptp made for this attachment, with either backend.
+
+    Given `addresses`, only the jumps from these go: the reference shares one chain among all
+    interfaces of a container on a network.
+    """
+    instance = _reference_instance(network, attachment)
+    _delete_reference_rules(netns, lambda rule: rule.comment.startswith(instance))
+    shared = f"CNI-{_digest(network + attachment.containerid, 24)}"
+    _remove_chain(netns, shared, addresses)
+
+
+def gc_of_reference(
+    netns: "NetNS",
+    network: str,
+    keep: "Callable[[], Collection[Attachment]]",
+    is_used: "Callable[[Address], bool]",
+) -> "list[str]":
+    """Remove the reference's masquerading of what `keep` does not name; return what that was.
+
+    What comes from an address that `is_used` stays. `keep` is asked after a look at the rules.
+    """
+    prefix = f"{_digest(network, 16)}-"
+    jumps = list(_reference_jumps(netns, network))
+    kept = keep()
+    instances = {_reference_instance(network, attachment) for attachment in kept}
+    removed = _delete_reference_rules(
+        netns,
+        lambda rule: (
+            rule.comment.startswith(prefix)
+            and rule.comment.partition(",")[0] not in instances
+            and not any(is_used(address) for address in _sources(rule))
+        ),
+    )
+    containers = {attachment.containerid for attachment in kept}
+    for chain, containerid, source in jumps:
+        if containerid not in containers and not is_used(source):
+            _remove_chain(netns, chain, ())
+            removed.append(f"iptables chain {chain} of {containerid}, {source}")
+    return removed
+
+
+def chain_of(network: str, attachment: "Attachment") -> str:
+    """Return the chain of one attachment; the reference has one for all of a container's."""
+    # With separators, which no name can contain: "a" and "bc" are not "ab" and "c".
+    parts = (network, attachment.containerid, attachment.ifname)
+    return f"CNI-{_digest(' '.join(parts), 24)}"
+
+
+def find(*names: str) -> str:
+    """Return the path of the first of these commands that is installed. Raises CNIError 50."""
+    for name in names:
+        found = shutil.which(name, path=_PATH)
+        if found:
+            return found
+    raise CNIError(
+        Code.PLUGIN_NOT_AVAILABLE,
+        f"'{names[-1]}' is not installed, and the iptables backend needs it; install it or set"
+        ' "ipMasqBackend": "nftables"',
+    )
+
+
+def _reference_instance(network: str, attachment: "Attachment") -> str:
+    owner = _digest(f"{attachment.ifname}:{attachment.containerid}", 16)
+    return f"{_digest(network, 16)}-{owner}"
+
+
+def _delete_reference_rules(netns: "NetNS", is_doomed: "Callable[[nft.Rule], bool]") -> "list[str]":
+    doomed: list[nft.Rule] = []
+
+    def deletions() -> "list[Message]":
+        doomed[:] = filter(is_doomed, _REFERENCE_TABLE.rules(netns, _REFERENCE_CHAIN))
+        return [_REFERENCE_TABLE.delete_rule(_REFERENCE_CHAIN, rule.handle) for rule in doomed]
+
+    nft.apply_deletions(netns, deletions)
+    return [f"nftables rule {rule.comment}" for rule in doomed]
+
+
+def _sources(rule: "nft.Rule") -> "list[Address]":
+    # The family comes first, one byte, then the source address; the destination is negated.
+    return [ip_address(value) for value in rule.compared if len(value) in (4, 16)][:1]
+
+
+def _reference_jumps(netns: "NetNS", network: str) -> "Iterator[tuple[str, str, Address]]":
+    """Yield chain, container and source of each masquerade jump of `network`."""
+    binaries = [b for version in _FAMILIES for b in _binaries(netns, version, _POSTROUTING)]
+    for line in (line for binary in binaries for line in _listed(netns, binary, _POSTROUTING)):
+        pairs = dict(pairwise(_words(line)))
+        chain = pairs.get("-j", "")
+        # name: "<network>" id: "<container>"
+        names = _words(pairs.get("--comment", "")) if chain.startswith("CNI-") else []
+        if names[:2] == ["name:", network] and len(names) == 4 and "-s" in pairs:
+            yield chain, names[3], ip_interface(pairs["-s"]).ip
+
+
+def _words(text: str) -> "list[str]":
+    try:
+        return shlex.split(text)
+    except ValueError:  # somebody else's comment, with a quote of its own
+        return []
+
+
+def _comment(network: str, containerid: str) -> str:
+    # Names consist of letters, digits and "_.-" alone: they cannot break out of the quotes.
+    text = f'name: \\"{network}\\" id: \\"{containerid}'
+    return f'-m comment --comment "{text[:_COMMENT_MAX]}\\""'
+
+
+def _remove_chain(netns: "NetNS", chain: str, addresses: "Collection[Address]") -> None:
+    """Delete the jumps to `chain` (only from `addresses`, if any), then the chain if it is free."""
+    for binary in [b for version in _FAMILIES for b in _binaries(netns, version, chain)]:
+        jumps = _jumps(netns, binary, chain)
+        ours = [
+            line
+            for line in jumps
+            if not addresses or any(_is_from(line, address) for address in addresses)
+        ]
+        # "-A POSTROUTING …" as iptables listed it, quotes and all, is what -D wants.
+        commands = [f"-D{line.removeprefix('-A')}" for line in ours]
+        if len(ours) == len(jumps):
+            commands += [f"-F {chain}", f"-X {chain}"]
+        if commands:
+            _restore(netns, f"{binary}-restore", commands)
+
+
+def _binaries(netns: "NetNS", version: int, chain: str) -> "list[str]":
+    """Return the commands in whose nat tables `chain` exists: none, or one or both flavours."""
+    command, family, _, legacy_tables = _FAMILIES[version]
+    found = []
+    if nft.Table(family, "nat").has_chain(netns, chain):
+        found.append(find(f"{command}-nft", command))
+
+    def read() -> str:
+        with open(f"/proc/thread-self/net/{legacy_tables}", encoding="ascii") as file:
+            return file.read()
+
+    try:
+        has_legacy = "nat" in netns.run(read).split()
+    except FileNotFoundError:
+        has_legacy = False
+    if has_legacy:
+        legacy = find(f"{command}-legacy", command)
+        if _list(netns, legacy, chain).returncode == 0:
+            found.append(legacy)
+    return found
+
+
+def _jumps(netns: "NetNS", binary: str, chain: str) -> "list[str]":
+    return [line for line in _listed(netns, binary, _POSTROUTING) if line.endswith(f"-j {chain}")]
+
+
+def _is_from(line: str, address: "Address") -> bool:
+    return f" -s {address}/{address.max_prefixlen} " in line
+
+
+def _listed(netns: "NetNS", binary: str, chain: str) -> "list[str]":
+    lines = _list(netns, binary, chain).stdout.splitlines()
+    return [line for line in lines if line.startswith("-A ")]
+
+
+def _list(netns: "NetNS", binary: str, chain: str) -> "subprocess.CompletedProcess[str]":
+    # `chain` consists of letters, digits and dashes.
+    return _run(netns, [binary, "-w", _WAIT_SECONDS, "-t", "nat", "-S", chain], "")
+
+
+def _restore(netns: "NetNS", binary: str, commands: "Sequence[str]") -> None:
+    """Carry out commands on table nat, all or none."""
+    text = "\n".join(["*nat", *commands, "COMMIT", ""])
+    done = _run(netns, [binary, "-w", _WAIT_SECONDS, "--noflush"], text)
+    if done.returncode:
+        raise CNIError(Code.INTERNAL, f"{binary} failed: {done.stderr.strip()}")
+
+
+def _run(
+    netns: "NetNS", command: "Sequence[str]", stdin: str
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command inside `netns`. No shell, and a bounded time."""
+
+    def run() -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            command, input=stdin, capture_output=True, text=True, timeout=_RUN_SECONDS, check=False
+        )
+
+    try:
+        return netns.run(run)
+    except subprocess.TimeoutExpired:
+        raise CNIError(
+            Code.TRY_AGAIN_LATER, f"{command[0]} did not end within {_RUN_SECONDS} s"
+        ) from None
+
+
+def _digest(text: str, length: int) -> str:
+    return sha512(text.encode("utf-8", "surrogateescape")).hexdigest()[:length]

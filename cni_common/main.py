@@ -1,0 +1,118 @@
+"""The one-shot edge: one process, one request. The only file that reads the process itself."""
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from cni_common.host import Loader
+
+_ADD, _VERSION = "ADD", "VERSION"
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived; a BaseException so that nothing takes it for a failure of its own."""
+
+
+def main(load: "Loader") -> int:
+    """Serve the request in the environment and on stdin; return the exit status."""
+    has_stdout = _complete_standard_streams()
+    plugin = os.path.basename(sys.argv[0])
+    environ = dict(os.environ)
+    command = environ.get("CNI_COMMAND", "")
+    if not command:
+        return _about(plugin)
+    try:
+        stdin = b"" if command == _VERSION else _read_all()
+    except OSError as error:
+        _write(_failure(5, f"cannot read the configuration from stdin: {error.strerror}"))
+        return 1
+    if command != _VERSION:
+        _raise_on_sigterm()
+    try:
+        return _serve(plugin, environ, stdin, load, has_stdout=has_stdout)
+    except _Terminated:
+        _write(_failure(11, "terminated by a signal; what was begun is undone, try again later"))
+        return 1
+
+
+def _serve(
+    plugin: str, environ: dict[str, str], stdin: bytes, load: "Loader", *, has_stdout: bool
+) -> int:
+    from cni_common.host import Host  # noqa: PLC0415 - `about` needs none of it
+    from cni_common.protocol import respond  # noqa: PLC0415 - as above
+
+    with Host(load, os.path.realpath(sys.argv[0]), _log) as host:
+        reply = respond(plugin, environ, stdin, host)
+        if has_stdout and _write(reply.stdout):
+            return reply.exit_code
+        # A result that nobody got is an attachment that nobody will ever delete.
+        if environ["CNI_COMMAND"] == _ADD and reply.exit_code == 0:
+            _log("the result could not be written to stdout: the attachment is taken back")
+            respond(plugin, {**environ, "CNI_COMMAND": "DEL"}, stdin, host)
+        return 1
+
+
+def _about(plugin: str) -> int:
+    from cni_common.types import SUPPORTED_VERSIONS  # noqa: PLC0415 - only for people
+
+    _log(f"CNI {plugin} plugin of pycni")
+    _log(f"CNI protocol versions supported: {', '.join(SUPPORTED_VERSIONS)}")
+    return 0
+
+
+def _complete_standard_streams() -> bool:
+    """Fill the closed ones of descriptors 0 to 2, or the next file opened would take their place.
+
+    Returns whether there was a stdout.
+    """
+    closed = []
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            closed.append(os.open(os.devnull, os.O_RDWR))
+    return 1 not in closed
+
+
+def _read_all() -> bytes:
+    chunks = []
+    while chunk := os.read(0, 1 << 16):
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _write(data: bytes) -> bool:
+    try:
+        while data:
+            data = data[os.write(1, data) :]
+    except OSError as error:
+        _log(f"cannot write to stdout: {error.strerror}")
+        return False
+    return True
+
+
+def _failure(code: int, msg: str) -> bytes:
+    from cni_common import wire  # noqa: PLC0415 - only when something failed
+    from cni_common.types import CURRENT_VERSION  # noqa: PLC0415 - as above
+
+    return wire.encode({"cniVersion": CURRENT_VERSION, "code": code, "msg": msg}, sort_keys=False)
+
+
+def _log(text: str) -> None:
+    try:
+        os.write(2, f"{text}\n".encode("utf-8", "replace"))
+    except OSError:
+        return  # there is nobody left to tell
+
+
+def _raise_on_sigterm() -> None:
+    import signal  # noqa: PLC0415 - VERSION and `about` need none
+
+    def terminate(_number: int, _frame: object) -> "NoReturn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the undo must not be cut short in turn
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, terminate)

@@ -1,0 +1,348 @@
+"""Source NAT for what leaves a network, by nftables or in the reference's iptables layout.
+
+nftables: `table inet pycni` has one verdict map per family, from a container's address to the
+chain of its network; that chain accepts the network's own subnets and multicast and masquerades
+the rest. An attachment is one map element per address, so neither the packet path nor ADD and
+DEL grow with the number of containers. An element's comment names its owner.
+"""
+
+import errno
+from dataclasses import dataclass
+from hashlib import sha256
+
+from cni_common import nft
+from cni_common.errors import CNIError, Code
+from cni_common.netlink import NetlinkError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Sequence
+
+    from cni_common.netlink import Message
+    from cni_common.netns import NetNS
+    from cni_common.request import Attachment
+    from cni_common.types import Address, Cidr, Subnet
+
+TABLE = nft.Table(nft.INET, "pycni")
+BACKENDS = ("nftables", "iptables")
+_POSTROUTING = "postrouting"
+_SRCNAT = 100  # NF_IP_PRI_NAT_SRC of linux/netfilter_ipv4.h
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """What IPv4 and IPv6 do differently here."""
+
+    protocol: int
+    map: str
+    key: tuple[int, int]
+    source: int  # where the source address stands in the network header, bytes
+    destination: int
+    multicast: tuple[bytes, int]
+
+
+_FAMILIES = {
+    4: _Family(
+        nft.IPV4,
+        "masquerade4",
+        nft.IPV4_KEY,
+        12,
+        16,
+        (bytes([224, 0, 0, 0]), 4),
+    ),
+    6: _Family(
+        nft.IPV6,
+        "masquerade6",
+        nft.IPV6_KEY,
+        8,
+        24,
+        (b"\xff" + bytes(15), 8),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose masquerading it is."""
+
+    plugin: str
+    network: str
+    attachment: "Attachment"
+
+    def __str__(self) -> str:
+        parts = (self.plugin, self.network, self.attachment.containerid, self.attachment.ifname)
+        text = " ".join(parts)
+        if len(text.encode("utf-8", "surrogateescape")) <= nft.COMMENT_MAX_BYTES:
+            return text
+        return f"{self.plugin} sha256:{_digest(text)}"
+
+
+def add(
+    netns: "NetNS",
+    owner: Owner,
+    addresses: "Sequence[Cidr]",
+    *,
+    backend: str,
+    is_alive: "Callable[[str], bool]",
+) -> None:
+    """Masquerade what `addresses` send to outside of their subnets.
+
+    `is_alive` tells whether the owner named in an element's comment still exists: what a dead
+    one left under the same address is taken over. Raises CNIError, NetlinkError.
+    """
+    if backend == "iptables":
+        from cni_common import iptables  # noqa: PLC0415 - subprocess and more, for this alone
+
+        iptables.add(netns, owner.network, owner.attachment, addresses)
+        return
+    chain = _chain(owner.network, {cidr.network for cidr in addresses})
+    elements = [
+        TABLE.add_element(
+            _FAMILIES[cidr.version].map, cidr.ip.packed, goto=chain, comment=str(owner)
+        )
+        for cidr in addresses
+    ]
+    try:
+        nft.apply(netns, elements)
+    except NetlinkError as error:
+        if error.errno not in (errno.ENOENT, errno.EEXIST):
+            raise
+        frame = _base() + _network_chain(chain, {cidr.network for cidr in addresses})
+        _add_with_frame(netns, frame, elements, lambda: _evict(netns, owner, addresses, is_alive))
+
+
+def remove(
+    netns: "NetNS",
+    owner: Owner,
+    addresses: "Iterable[Address]",
+    *,
+    backend: str = BACKENDS[0],
+) -> None:
+    """Take back what `add` made for this owner; nothing of another's under the same address."""
+    if backend == "iptables":
+        from cni_common import iptables  # noqa: PLC0415 - as above
+
+        iptables.remove(netns, owner.network, owner.attachment)
+        return
+    _remove_elements(netns, list(addresses), str(owner))
+
+
+def _remove_elements(netns: "NetNS", addresses: "Sequence[Address]", owner: str) -> None:
+    chains = set()
+
+    def deletions() -> "list[Message]":
+        messages = []
+        for address in addresses:
+            family = _FAMILIES[address.version]
+            element = TABLE.element(netns, family.map, address.packed)
+            if element and element.comment == owner:
+                messages.append(TABLE.delete_element(family.map, address.packed))
+                chains.add(element.chain)
+        return messages
+
+    if not nft.apply_deletions(netns, deletions):
+        return
+    freed = [_try(netns, _without_chain(chain)) for chain in chains]
+    if all(freed):
+        _try(netns, _without_base())
+
+
+def check(netns: "NetNS", owner: Owner, addresses: "Sequence[Cidr]", *, backend: str) -> None:
+    """Raise CNIError naming the address that is no longer masqueraded."""
+    if backend == "iptables":
+        from cni_common import iptables  # noqa: PLC0415 - as above
+
+        drift = iptables.check(netns, owner.network, owner.attachment, addresses)
+        if drift:
+            raise _drift(drift)
+        return
+    chain = _chain(owner.network, {cidr.network for cidr in addresses})
+    for cidr in addresses:
+        element = TABLE.element(netns, _FAMILIES[cidr.version].map, cidr.ip.packed)
+        if element is None or element.chain != chain:
+            where = f"leads to '{element.chain}'" if element else "is missing"
+            raise _drift(
+                f"the masquerade element of {cidr.ip} in 'table inet {TABLE.name}' {where}"
+            )
+    for name in (chain, _POSTROUTING):
+        if not TABLE.rules(netns, name):
+            raise _drift(f"chain '{name}' of 'table inet {TABLE.name}' has lost its rules")
+
+
+def owners(netns: "NetNS") -> "list[tuple[str, Address]]":
+    """Return the owner's text and the address of every element there is."""
+    from ipaddress import ip_address  # noqa: PLC0415 - for GC only
+
+    return [
+        (element.comment, ip_address(element.key))
+        for family in _FAMILIES.values()
+        for element in TABLE.elements(netns, family.map)
+    ]
+
+
+def remove_element(netns: "NetNS", address: "Address", owner: str) -> None:
+    """Remove the element of `address` if it is still that of `owner`, one of `owners`."""
+    _remove_elements(netns, [address], owner)
+
+
+def remove_of_reference(netns: "NetNS", owner: Owner, addresses: "Collection[Address]") -> None:
+    """Remove what was made by the reference plugins, or by us with iptables and no record left."""
+    from cni_common import iptables  # noqa: PLC0415 - as above
+
+    iptables.remove_of_reference(netns, owner.network, owner.attachment, addresses)
+    iptables.remove(netns, owner.network, owner.attachment)
+
+
+def gc_of_reference(
+    netns: "NetNS",
+    network: str,
+    keep: "Callable[[], Collection[Attachment]]",
+    is_used: "Callable[[Address], bool]",
+) -> "list[str]":
+    """Remove the reference plugins' masquerading of what `keep` does not name; return what it was.
+
+    `keep` is asked after a look at what there is.
+    """
+    from cni_common import iptables  # noqa: PLC0415 - as above
+
+    return iptables.gc_of_reference(netns, network, keep, is_used)
+
+
+def probe(netns: "NetNS", backend: str) -> None:
+    """Raise CNIError 50 when `backend` cannot be used here."""
+    if backend == "iptables":
+        from cni_common import iptables  # noqa: PLC0415 - as above
+
+        iptables.find("iptables-restore")
+        return
+    try:
+        TABLE.has_chain(netns, _POSTROUTING)
+    except OSError as error:
+        raise CNIError(
+            Code.PLUGIN_NOT_AVAILABLE,
+            f"nftables cannot be used: {error.strerror}; load nf_tables or set"
+            ' "ipMasqBackend": "iptables"',
+        ) from None
+
+
+# --- nftables ------------------------------------------------------------------------------
+
+
+def _chain(network: str, subnets: "set[Subnet]") -> str:
+    """Return the name of a network's chain; other subnets make another chain."""
+    text = " ".join([network, *sorted(map(str, subnets))])
+    return f"masquerade-{network[:64]}-{_digest(text)}"
+
+
+def _base() -> "list[Message]":
+    messages = [TABLE.add()]
+    for family in _FAMILIES.values():
+        messages.append(TABLE.add_set(family.map, family.key, verdicts=True))
+    messages.append(
+        TABLE.add_base_chain(_POSTROUTING, kind="nat", hook=nft.POSTROUTING, priority=_SRCNAT)
+    )
+    messages.append(TABLE.delete_rule(_POSTROUTING))
+    for family in _FAMILIES.values():
+        source = nft.network_bytes(family.source, family.key[0])
+        look_up = nft.lookup(family.map, verdict=True)
+        messages.append(
+            TABLE.add_rule(_POSTROUTING, *nft.meta_nfproto(family.protocol), source, look_up)
+        )
+    return messages
+
+
+def _without_base() -> "list[Message]":
+    maps = [TABLE.delete_set(family.map) for family in _FAMILIES.values()]
+    return [
+        TABLE.delete_rule(_POSTROUTING),
+        TABLE.delete_chain(_POSTROUTING),
+        *maps,
+        TABLE.delete(),
+    ]
+
+
+def _network_chain(chain: str, subnets: "set[Subnet]") -> "list[Message]":
+    messages = [TABLE.add_chain(chain), TABLE.delete_rule(chain)]
+    for version in sorted({subnet.version for subnet in subnets}):
+        family = _FAMILIES[version]
+        own = [
+            (subnet.network_address.packed, subnet.prefixlen)
+            for subnet in sorted(subnets, key=str)
+            if subnet.version == version
+        ]
+        for network, prefixlen in (*own, family.multicast):
+            messages.append(
+                TABLE.add_rule(
+                    chain,
+                    *nft.meta_nfproto(family.protocol),
+                    nft.network_bytes(family.destination, len(network)),
+                    *nft.in_subnet(network, prefixlen),
+                    nft.verdict(nft.ACCEPT),
+                )
+            )
+    return [*messages, TABLE.add_rule(chain, nft.masquerade())]
+
+
+def _without_chain(chain: str) -> "list[Message]":
+    return [TABLE.delete_rule(chain), TABLE.delete_chain(chain)]
+
+
+def _add_with_frame(
+    netns: "NetNS",
+    frame: "Sequence[Message]",
+    elements: "Sequence[Message]",
+    evict: "Callable[[], Sequence[Message]]",
+) -> None:
+    """Add `elements` and all that they need, by one transaction: nobody can come in between."""
+    for attempt in range(nft.TRIES):
+        try:
+            nft.apply(netns, [*frame, *evict(), *elements])
+        except NetlinkError as error:
+            # What `evict` saw is gone, or there is something new under an address.
+            if error.errno not in (errno.ENOENT, errno.EEXIST) or attempt == nft.TRIES - 1:
+                raise
+        else:
+            return
+
+
+def _evict(
+    netns: "NetNS",
+    owner: Owner,
+    addresses: "Sequence[Cidr]",
+    is_alive: "Callable[[str], bool]",
+) -> "list[Message]":
+    """Return the deletion of elements that dead owners left under `addresses`."""
+    messages = []
+    for cidr in addresses:
+        family = _FAMILIES[cidr.version]
+        element = TABLE.element(netns, family.map, cidr.ip.packed)
+        if element is None:
+            continue
+        if element.comment != str(owner) and is_alive(element.comment):
+            raise CNIError(
+                Code.INTERNAL,
+                f"{cidr.ip} is masqueraded for '{element.comment}' (plugin, network, container,"
+                " interface), which is alive; give the two networks subnets that do not overlap",
+            )
+        messages.append(TABLE.delete_element(family.map, cidr.ip.packed))
+    return messages
+
+
+def _try(netns: "NetNS", messages: "Sequence[Message]") -> bool:
+    """Carry out a deletion; False when it is still in use. What is gone already is as good."""
+    try:
+        nft.apply(netns, messages)
+    except NetlinkError as error:
+        if error.errno == errno.EBUSY:
+            return False
+        if error.errno != errno.ENOENT:
+            raise
+    return True
+
+
+def _digest(text: str) -> str:
+    return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _drift(what: str) -> CNIError:
+    return CNIError(Code.INTERNAL, f"{what}; delete and add the attachment again")

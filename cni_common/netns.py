@@ -1,0 +1,246 @@
+"""Network namespaces as handles. Nobody ever moves the calling thread into another one."""
+
+import _thread
+import fcntl
+import os
+from functools import cached_property
+from sys import byteorder
+
+from cni_common.errors import CNIError, Code
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Mapping
+    from typing import TypeVar
+
+    from cni_common.netlink import Channel
+    from cni_common.rtnetlink import Netlink
+    from cni_common.types import Address
+
+    T = TypeVar("T")
+
+OWN = "/proc/thread-self/ns/net"
+CLONE_NEWNET = 0x40000000  # linux/sched.h
+NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
+SO_NETNS_COOKIE = 71  # asm-generic/socket.h
+NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12  # linux/netlink.h
+
+
+class NetNS:
+    """An open network namespace.
+
+    `path` is what the runtime calls it. Sockets opened inside stay inside; they and the handle
+    are closed together. A handle belongs to the thread that opened it.
+    """
+
+    def __init__(self, path: str, fd: int = -1) -> None:
+        """Open the namespace at `path`, or take over its descriptor `fd`. Raises CNIError 8."""
+        self.path = path
+        self.fd = fd if fd >= 0 else _open(path)
+        self._channels: list[Channel] = []
+
+    def run(self, function: "Callable[[], T]") -> "T":
+        """Return what `function` returns inside the namespace, in a thread that ends with it."""
+        return _run_inside(self.fd, function)
+
+    @cached_property
+    def netlink(self) -> "Netlink":
+        """rtnetlink in this namespace."""
+        from cni_common.rtnetlink import Netlink  # noqa: PLC0415 - most of a cold start
+
+        return Netlink(self.channel(NETLINK_ROUTE))
+
+    @cached_property
+    def netfilter(self) -> "Channel":
+        """A channel to nfnetlink in this namespace."""
+        return self.channel(NETLINK_NETFILTER)
+
+    def channel(self, protocol: int, groups: int = 0) -> "Channel":
+        """Return a new netlink channel inside, closed with the namespace."""
+        from cni_common.netlink import Channel  # noqa: PLC0415 - as above
+
+        channel = Channel(self.run(lambda: _netlink_socket(protocol, groups)))
+        self._channels.append(channel)
+        return channel
+
+    def sysctl(self, name: str, value: str | None = None) -> str:
+        """Return the sysctl `name` (path below /proc/sys); with `value`, change it to that first.
+
+        Nothing is written when it has the value already: /proc/sys may be read-only.
+        Raises OSError.
+        """
+        return self.run(lambda: self.sysctl_here(name, value))
+
+    def sysctls(self, values: "Mapping[str, str]") -> "dict[str, OSError]":
+        """Set several sysctls by one visit, and return what went wrong, by name."""
+
+        def write() -> "dict[str, OSError]":
+            failures = {}
+            for name, value in values.items():
+                try:
+                    self.sysctl_here(name, value)
+                except OSError as error:
+                    failures[name] = error
+            return failures
+
+        return self.run(write)
+
+    def sysctl_here(self, name: str, value: str | None) -> str:
+        """Do what `sysctl` does, for a caller that is inside the namespace."""
+        path = f"/proc/sys/{name}"
+        with open(path, encoding="ascii") as file:
+            current = file.read().strip()
+        if value is None or current == value:
+            return current
+        with open(path, "w", encoding="ascii") as file:
+            file.write(value)
+        return value
+
+    def is_same(self, other: "NetNS") -> bool:
+        """Tell whether both handles are of one namespace."""
+        return os.path.samestat(os.fstat(self.fd), os.fstat(other.fd))
+
+    @property
+    def identity(self) -> str:
+        """What no other namespace of this boot has, or ever had where the kernel has cookies."""
+        return _identity(self.fd)
+
+    def close(self) -> None:
+        """Close the handle and what was opened through it."""
+        for channel in self._channels:
+            channel.close()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def identity(path: str) -> str:
+    """Return the identity of the network namespace at `path`, "" when there is none."""
+    try:
+        fd = _open(path)
+    except CNIError:
+        return ""
+    try:
+        return _identity(fd)
+    finally:
+        os.close(fd)
+
+
+def reachable_namespaces() -> "dict[str, str]":
+    """Return the identity of every namespace that can be found, with one path to each.
+
+    Looks where processes and runtimes keep them: /proc, /run/netns, docker's directory.
+    """
+    paths = [f"/proc/{pid}/ns/net" for pid in os.listdir("/proc") if pid.isdigit()]
+    for directory in ("/run/netns", "/var/run/netns", "/run/docker/netns"):
+        try:
+            paths += [f"{directory}/{name}" for name in os.listdir(directory)]
+        except OSError:
+            continue
+    inodes: dict[tuple[int, int], str] = {}
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError:
+            continue  # it went away
+        inodes.setdefault((status.st_dev, status.st_ino), path)
+    found = {identity(path): path for path in inodes.values()}
+    found.pop("", None)  # what went away since, or never was a namespace
+    return found
+
+
+def addresses_in_use() -> "frozenset[Address]":
+    """Return every address in every reachable namespace. Slow: for GC only."""
+    found: set[Address] = set()
+    for path in reachable_namespaces().values():
+        try:
+            netns = NetNS(path)
+        except CNIError:
+            continue  # it went away, or never was a namespace
+        try:
+            found |= {cidr.ip for cidr, _ in netns.netlink.addresses()}
+        finally:
+            netns.close()
+    return frozenset(found)
+
+
+def _open(path: str) -> int:
+    try:
+        # Not blocking: somebody may have put a FIFO there.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise CNIError(
+            Code.INVALID_NETNS, f"cannot open network namespace '{path}': {reason}"
+        ) from None
+    try:
+        kind = fcntl.ioctl(fd, NS_GET_NSTYPE)
+    except OSError:
+        kind = 0
+    if kind != CLONE_NEWNET:
+        os.close(fd)
+        raise CNIError(Code.INVALID_NETNS, f"'{path}' is not a network namespace")
+    return fd
+
+
+def _identity(fd: int) -> str:
+    status = os.fstat(fd)
+    # The inode's number is given to another namespace as soon as this one is gone.
+    return f"{status.st_dev}:{status.st_ino}:{_run_inside(fd, _cookie)}"
+
+
+def _cookie() -> int:
+    """Return the number of the thread's namespace, 0 where the kernel has none (before 5.14)."""
+    import socket  # noqa: PLC0415 - as in _netlink_socket
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), byteorder)
+        except OSError:
+            return 0
+
+
+def _run_inside(fd: int, function: "Callable[[], T]") -> "T":
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+    done = _thread.allocate_lock()
+    done.acquire()
+
+    def enter() -> None:
+        try:
+            _setns(fd)
+            outcome.append(function())
+        except BaseException as error:  # noqa: BLE001 - raised again below, by the caller
+            failure.append(error)
+        finally:
+            done.release()
+
+    _thread.start_new_thread(enter, ())
+    try:
+        done.acquire()
+    except BaseException:  # a signal's handler raised: let the thread finish with `fd` first
+        done.acquire()
+        raise
+    if failure:
+        raise failure[0]
+    return outcome[0]
+
+
+def _setns(fd: int) -> None:
+    if hasattr(os, "setns"):  # Python 3.12
+        os.setns(fd, CLONE_NEWNET)
+        return
+    import ctypes
+
+    if ctypes.CDLL(None, use_errno=True).setns(fd, CLONE_NEWNET):
+        code = ctypes.get_errno()
+        raise OSError(code, f"cannot enter the network namespace: {os.strerror(code)}")
+
+
+def _netlink_socket(protocol: int, groups: int) -> "socket.socket":
+    import socket  # noqa: PLC0415 - host-local needs none
+
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    sock.bind((0, groups))
+    return sock

@@ -1,0 +1,219 @@
+"""The one path that every invocation takes, whichever edge it came through."""
+
+from dataclasses import dataclass, replace
+
+from cni_common import schema, wire
+from cni_common.errors import CNIError, Code
+from cni_common.netns import OWN
+from cni_common.request import SINCE, Command, Request
+from cni_common.steps import Undo
+from cni_common.types import CURRENT_VERSION, SUPPORTED_VERSIONS, Result, version_tuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, Protocol
+
+    from cni_common.host import Host
+
+    Json = Mapping[str, Any]
+
+    class Plugin(Protocol):
+        """What a plugin's module must have. Each function raises CNIError or OSError."""
+
+        @property
+        def SCHEMA(self) -> Json:  # noqa: N802 - a module constant satisfies it
+            """Every key that the plugin reads, as a JSON Schema."""
+
+        def add(self, req: Request, host: Host, undo: Undo) -> Result:
+            """Attach; push on `undo` what takes each step back."""
+
+        def delete(self, req: Request, host: Host) -> None:
+            """Detach, with whatever is still known; succeed when nothing is left to do."""
+
+        def check(self, req: Request, host: Host) -> None:
+            """Raise CNIError naming what is no longer as ADD made it."""
+
+        def gc(self, req: Request, host: Host) -> None:
+            """Remove what belongs to no attachment of `req.valid_attachments`."""
+
+        def status(self, req: Request, host: Host) -> None:
+            """Raise CNIError 50 or 51 when an ADD would fail now. Never waits."""
+
+
+# A runtime may discard a DEL error that contains one of these, and with it the reason to retry.
+_DISCARDED_IN_DEL = (("not found", "missing"), ("no such file or directory", "absent (ENOENT)"))
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What goes to stdout, and the exit status."""
+
+    stdout: bytes
+    exit_code: int
+
+
+def respond(type: str, environ: "Mapping[str, str]", stdin: bytes, host: "Host") -> Reply:  # noqa: A002 - the spec's word
+    """Serve one invocation of the plugin `type`. Never raises: a failure is a CNI error object."""
+    command = environ.get("CNI_COMMAND", "")
+    try:
+        if command == Command.VERSION:
+            versions = {"cniVersion": CURRENT_VERSION, "supportedVersions": SUPPORTED_VERSIONS}
+            return Reply(wire.encode_line(versions), 0)
+        output = execute(type, Request.parse(environ, stdin), host)
+    except Exception as error:  # noqa: BLE001 - the runtime must get an object, never a traceback
+        if not _is_expected(error):
+            host.log_traceback(error)
+        return Reply(_error_object(error, command, stdin), 1)
+    finally:
+        host.records.close()  # the next call may be for the same attachment, on the same host
+    if output is None:
+        return Reply(b"", 0)
+    sort_keys = output["cniVersion"] in ("1.0.0", "1.1.0")  # as Go prints a generic map
+    return Reply(wire.encode(output, sort_keys=sort_keys), 0)
+
+
+def execute(type: str, req: Request, host: "Host") -> "Json | None":  # noqa: A002 - as above
+    """Run one command of the plugin `type`; return its result as JSON, or None.
+
+    Everything that can be refused without looking at the kernel is refused before the plugin
+    acts. An ADD that fails, even in printing, is taken back.
+    """
+    plugin = host.load(type)
+    if plugin is None:
+        raise CNIError(Code.INVALID_CONFIG, f"'{type}' is not one of this suite's plugins")
+    _check_version(req)
+    config = wire.fold(req.config, plugin.SCHEMA)
+    if req.command in (Command.DEL, Command.GC):
+        config, refused = schema.salvage(config, plugin.SCHEMA)
+        config.setdefault("name", req.network)
+        for text in refused:
+            host.log(f"{req.command} goes on without {text}")
+    else:
+        schema.validate(config, plugin.SCHEMA)
+    req = replace(req, config=config)
+    match req.command:
+        case Command.ADD:
+            _check_not_own_netns(req, host)
+            with Undo() as undo:
+                return plugin.add(req, host, undo).to_json(req.cni_version)
+        case Command.DEL:
+            plugin.delete(_without_own_netns(req, host), host)
+        case Command.CHECK:
+            _check_not_own_netns(req, host)
+            plugin.check(req, host)
+        case Command.GC:
+            plugin.gc(req, host)
+        case Command.STATUS:
+            plugin.status(req, host)
+        case Command.VERSION:  # pragma: no cover - answered by respond()
+            pass
+    return None
+
+
+def _check_version(req: Request) -> None:
+    version, since = req.cni_version, SINCE.get(req.command)
+    if since and version_tuple(version) < version_tuple(since):
+        raise CNIError(
+            Code.INCOMPATIBLE_VERSION,
+            f"config version does not allow {req.command}",
+            f"cniVersion {version} is older than {since}, which introduced {req.command}",
+        )
+    if since and version_tuple(version) > version_tuple(SUPPORTED_VERSIONS[-1]):
+        raise CNIError(
+            Code.INCOMPATIBLE_VERSION,
+            f"plugin version does not allow {req.command}",
+            f"cniVersion {version} is newer than {SUPPORTED_VERSIONS[-1]}",
+        )
+    if version not in SUPPORTED_VERSIONS:
+        raise CNIError(
+            Code.INCOMPATIBLE_VERSION,
+            "incompatible CNI versions",
+            f'config is "{version}", plugin supports {", ".join(SUPPORTED_VERSIONS)}',
+        )
+
+
+def _check_not_own_netns(req: Request, host: "Host") -> None:
+    if _is_own_netns(req, host):
+        raise CNIError(
+            Code.INVALID_NETNS,
+            f"CNI_NETNS '{req.netns}' is the network namespace of the plugin itself; set"
+            " CNI_NETNS_OVERRIDE=TRUE if that is wanted",
+        )
+
+
+def _without_own_netns(req: Request, host: "Host") -> Request:
+    # The id of a dead container's process may belong to one on the host by now.
+    if req.netns and _is_own_netns(req, host):
+        host.log(f"DEL takes '{req.netns}' for gone: it is the plugin's own namespace")
+        return replace(req, netns="")
+    return req
+
+
+def _is_own_netns(req: Request, host: "Host") -> bool:
+    if req.environ.get("CNI_NETNS_OVERRIDE", "").upper() in ("TRUE", "1"):
+        return False
+    if not req.netns or req.netns == OWN:
+        return bool(req.netns)
+    try:
+        return host.open_netns(req.netns).is_same(host.netns)
+    except CNIError:
+        return False  # reported by whoever needs the namespace
+
+
+def _is_expected(error: Exception) -> bool:
+    if isinstance(error, ExceptionGroup):
+        return all(map(_is_expected, error.exceptions))
+    return isinstance(error, CNIError | OSError)
+
+
+def _error_object(error: Exception, command: str, stdin: bytes) -> bytes:
+    code, msg, details = _describe(error)
+    notes = "; ".join(_notes(error))
+    details = "; ".join(text for text in (details, notes) if text)
+    texts = {"msg": _one_line(msg) or "no message", "details": _one_line(details)}
+    if command == Command.DEL:
+        texts = {key: _speakable(text) for key, text in texts.items()}
+    data = {"cniVersion": _version_of(stdin), "code": int(code)}
+    return wire.encode(data | {key: text for key, text in texts.items() if text}, sort_keys=False)
+
+
+def _describe(error: Exception) -> tuple[int, str, str]:
+    if isinstance(error, CNIError):
+        return error.code, error.msg, error.details
+    if isinstance(error, ExceptionGroup):
+        parts = [_describe(part) for part in error.exceptions]
+        what = [
+            f"{'; '.join(_notes(part))}: {msg}"
+            for part, (_, msg, _) in zip(error.exceptions, parts, strict=True)
+        ]
+        details = "; ".join(text for _, _, text in parts if text)
+        return parts[0][0], f"{error.message}: {'; '.join(what)}", details
+    if isinstance(error, OSError):
+        where = f" '{error.filename}'" if error.filename else ""
+        return Code.IO_FAILURE if where else Code.INTERNAL, f"{error.strerror or error}{where}", ""
+    return Code.INTERNAL, f"internal error, see the log: {error.__class__.__name__}: {error}", ""
+
+
+def _notes(error: Exception) -> "list[str]":
+    return [str(note) for note in getattr(error, "__notes__", ())]
+
+
+def _speakable(text: str) -> str:
+    import re  # noqa: PLC0415 - only for errors; json has loaded it
+
+    for phrase, other in _DISCARDED_IN_DEL:
+        text = re.sub(phrase, other, text, flags=re.IGNORECASE)
+    return text
+
+
+def _one_line(text: str) -> str:
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _version_of(stdin: bytes) -> str:
+    try:
+        version = wire.fold(wire.decode(stdin), {"properties": {"cniVersion": {}}})["cniVersion"]
+    except (CNIError, KeyError):
+        return CURRENT_VERSION
+    return version if version in SUPPORTED_VERSIONS else CURRENT_VERSION

@@ -1,0 +1,249 @@
+"""Attachment records: what each plugin is about to make for each attachment.
+
+One small file per (plugin, network, container, interface) under /run, which a reboot empties
+as it empties the kernel. It is written before the kernel is changed and removed last, so DEL,
+GC and an operator can find everything an attachment owns with no namespace, no prevResult and a
+changed configuration. A file is a journal: each line is a JSON object, later lines add to
+earlier ones, and a line that a kill cut short is ignored.
+"""
+
+import fcntl
+import os
+import time
+from hashlib import sha256
+
+from cni_common import wire
+from cni_common.errors import CNIError, Code
+from cni_common.request import Attachment
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
+    Json = Mapping[str, Any]
+
+_TRIES = 100  # at a file that others create and remove meanwhile
+
+
+class Record:
+    """One record, locked against other processes until `close` or `remove`."""
+
+    def __init__(self, path: str, fd: int, facts: "Json") -> None:
+        self.path = path
+        self._fd = fd
+        self._facts = dict(facts)
+
+    @property
+    def facts(self) -> "Json":
+        """Everything noted so far."""
+        return self._facts
+
+    @property
+    def attachment(self) -> Attachment:
+        """Whose record this is."""
+        return Attachment(self._facts.get("containerid", ""), self._facts.get("ifname", ""))
+
+    def identify(self, attachment: Attachment) -> None:
+        """State whose record this is, where the file could not say."""
+        self._facts |= {"containerid": attachment.containerid, "ifname": attachment.ifname}
+
+    def note(self, **facts: object) -> None:
+        """Add `facts` by one write at the end of the file. Raises OSError."""
+        _append(self._fd, wire.encode_line(facts))
+        self._facts |= facts
+
+    def age(self) -> float:
+        """Return the seconds since the last note, negative when the clock was set back."""
+        return time.time() - os.fstat(self._fd).st_mtime
+
+    def remove(self) -> None:
+        """Delete the record; the last step of a DEL."""
+        if _is_at(self._fd, self.path):
+            os.unlink(self.path)
+        self.close()
+
+    def close(self) -> None:
+        """Let others have the record."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Records:
+    """All records of a node, in the directory `root`/attachments (0700)."""
+
+    def __init__(self, root: str) -> None:
+        self.directory = f"{root}/attachments"
+        self._open_records: list[Record] = []
+
+    def close(self) -> None:
+        """Close every record that was opened here."""
+        for record in self._open_records:
+            record.close()
+
+    def probe(self) -> None:
+        """Raise OSError when no record could be written."""
+        os.makedirs(self.directory, mode=0o700, exist_ok=True)
+        path = f"{self.directory}/.probe-{os.getpid()}"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            _append(fd, b"probe\n")
+        finally:
+            os.close(fd)
+            os.unlink(path)
+
+    def begin(self, plugin: str, network: str, attachment: Attachment, facts: "Json") -> Record:
+        """Create the record of an attachment that is about to be made.
+
+        Raises FileExistsError when there is one already, OSError when it cannot be written.
+        """
+        os.makedirs(self.directory, mode=0o700, exist_ok=True)
+        path = self._path(plugin, network, attachment)
+        fd = _create_locked(path)
+        facts = {
+            "plugin": plugin,
+            "network": network,
+            "containerid": attachment.containerid,
+            "ifname": attachment.ifname,
+            **facts,
+        }
+        try:
+            _append(fd, wire.encode_line(facts))
+        except BaseException:  # SIGTERM's too
+            os.unlink(path)
+            os.close(fd)
+            raise
+        return self._opened(path, fd, facts)
+
+    def find(
+        self, plugin: str, network: str, attachment: Attachment, *, wait: bool = True
+    ) -> Record | None:
+        """Return the record of an attachment, or None.
+
+        It is locked: an ADD that is still at work is waited for, or, without `wait`, refused by
+        CNIError 11.
+        """
+        found = self._open(self._path(plugin, network, attachment), wait=wait)
+        if found is None:
+            return None
+        # An ADD killed before its first line leaves an empty file: whose it is, is known.
+        found.identify(attachment)
+        return found
+
+    def peek(self, plugin: str, network: str, attachment: Attachment) -> "Json | None":
+        """Return what a record says, without waiting for whoever works on it; None: no record."""
+        return _peek(self._path(plugin, network, attachment))
+
+    def paths(self, plugin: str, network: str) -> list[str]:
+        """Return the files of all records of `network`."""
+        prefix = f"{plugin}-{_digest(network)}-"
+        try:
+            names = os.listdir(self.directory)
+        except FileNotFoundError:
+            return []
+        return sorted(f"{self.directory}/{name}" for name in names if name.startswith(prefix))
+
+    def survey(self, plugin: str) -> "Iterator[Json]":
+        """Yield what each record of any network says, without waiting for whoever works on it."""
+        try:
+            names = os.listdir(self.directory)
+        except FileNotFoundError:
+            return
+        for name in names:
+            facts = _peek(f"{self.directory}/{name}") if name.startswith(f"{plugin}-") else None
+            if facts:
+                yield facts
+
+    def open(self, path: str) -> Record | None:
+        """Return the record in the file `path`, or None when it is gone or an ADD is at work."""
+        try:
+            return self._open(path, wait=False)
+        except CNIError:
+            return None
+
+    def _open(self, path: str, *, wait: bool) -> Record | None:
+        for _ in range(_TRIES):
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                return None
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(fd)
+                raise _busy() from None
+            if _is_at(fd, path):
+                return self._opened(path, fd, _read(fd))
+            os.close(fd)  # its owner removed it while we waited
+        raise _busy()
+
+    def _opened(self, path: str, fd: int, facts: "Json") -> Record:
+        record = Record(path, fd, facts)
+        self._open_records.append(record)
+        return record
+
+    def _path(self, plugin: str, network: str, attachment: Attachment) -> str:
+        # Digests, since the three names together can be longer than a file name may be.
+        owner = _digest(f"{attachment.containerid} {attachment.ifname}")
+        return f"{self.directory}/{plugin}-{_digest(network)}-{owner}"
+
+
+def _create_locked(path: str) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    for _ in range(_TRIES):
+        fd = os.open(path, flags, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if _is_at(fd, path):
+            return fd
+        os.close(fd)  # a DEL took the empty file for a leftover before it was locked
+    raise _busy()
+
+
+def _busy() -> CNIError:
+    return CNIError(
+        Code.TRY_AGAIN_LATER,
+        "another call for this container and interface is still at work; try again",
+    )
+
+
+def _digest(text: str) -> str:
+    return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def _append(fd: int, line: bytes) -> None:
+    size = os.fstat(fd).st_size
+    if size and os.pread(fd, 1, size - 1) != b"\n":  # a kill cut the last line short
+        line = b"\n" + line
+    # One write, so that no reader meets half a line unless the disk is full.
+    if os.write(fd, line) != len(line):
+        raise OSError(28, "no space left for the attachment record")
+
+
+def _peek(path: str) -> "dict[str, Any] | None":
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        return _read(fd)
+    finally:
+        os.close(fd)
+
+
+def _read(fd: int) -> "dict[str, Any]":
+    facts: dict[str, Any] = {}
+    data = os.pread(fd, os.fstat(fd).st_size, 0)
+    for line in data.splitlines():
+        try:
+            facts |= wire.decode(line)
+        except CNIError:
+            continue
+    return facts
+
+
+def _is_at(fd: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False

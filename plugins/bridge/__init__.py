@@ -1,0 +1,191 @@
+"""bridge: a veth pair between the container and a Linux bridge on the host."""
+
+from dataclasses import replace
+
+from cni_common import interface, masquerade
+from cni_common.errors import CNIError, Code
+from cni_common.link import VethEnd
+from cni_common.netns import NETLINK_ROUTE
+from cni_common.request import Command
+from cni_common.rtnetlink import RTMGRP_LINK
+from cni_common.steps import BestEffort
+from cni_common.types import Interface, Result
+from plugins.bridge import attachment, gateway, macfilter, port
+from plugins.bridge.conf import SCHEMA, Conf, ipam_type
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_common.host import Host
+    from cni_common.link import Link
+    from cni_common.record import Record
+    from cni_common.request import Request
+    from cni_common.steps import Undo
+
+__all__ = ["SCHEMA", "add", "check", "delete", "gc", "status"]
+
+_UP_SECONDS = 2.5  # what the reference waits for the port
+_BRIDGE_SECONDS = 1.0  # until a new bridge passes on what the host sends
+
+
+def add(req: "Request", host: "Host", undo: "Undo") -> Result:
+    """Attach the container to the bridge, and to IP where there is an IPAM plugin."""
+    conf = Conf.of(req)
+    container = host.open_netns(req.netns)
+    interface.refuse_existing(container, req.ifname)
+    record = attachment.begin(req, host, conf, undo)
+    bridge = port.ensure_bridge(host.netns, conf)
+    end = VethEnd(req.ifname, conf.mac or interface.random_mac(), netns=container.fd)
+    ours = interface.create_veth(
+        host.netns,
+        end,
+        undo,
+        mtu=conf.mtu,
+        master=bridge.index,
+        intend=lambda own: record.note(veth=own.name, veth_mac=own.mac, mac=end.mac),
+    )
+    port.configure(host.netns, ours, conf)
+    if conf.mac_filter:
+        record.note(mac_filter=end.mac)
+        undo.push("MAC filter", lambda: macfilter.remove(host.netns, ours.name, end.mac))
+        macfilter.add(host.netns, ours.name, end.mac)
+    result = _interfaces(req, bridge, ours, end)
+    events = host.netns.channel(NETLINK_ROUTE, RTMGRP_LINK)
+    if conf.ipam:
+        _connect_ip(req, host, conf, result, record=record, undo=undo)
+    elif not conf.container_down:
+        container.netlink.set_up(interface.required(container, req.ifname).index)
+    if not conf.container_down:
+        interface.await_operational(host.netns, events, ours.index, _UP_SECONDS)
+        # Not by force: a bridge with STP takes half a minute for its first port.
+        interface.wait_until(
+            lambda: interface.is_operational(host.netns, bridge.index), events, _BRIDGE_SECONDS
+        )
+    # A bridge that somebody made without a MAC takes on that of its lowest port, likewise the MTU.
+    bridge = interface.required(host.netns, conf.bridge)
+    mtu = port.fit_mtu(host.netns, bridge, conf)
+    result.interfaces[0].mac, result.interfaces[0].mtu = bridge.mac, mtu
+    if conf.dns is not None:
+        result.dns = conf.dns
+    return result
+
+
+def delete(req: "Request", host: "Host") -> None:
+    """Detach: from the record of what ADD made, else from prevResult and what is found."""
+    record = host.records.find("bridge", req.network, req.attachment)
+    if record and "stdin" in record.facts:
+        attachment.dissolve(req, host, record)
+        return
+    attachment.dissolve_unrecorded(req, host)
+    if record:  # an ADD died before it had written a line, or the file is damaged
+        record.remove()
+
+
+def check(req: "Request", host: "Host") -> None:
+    """Raise CNIError naming what is no longer as ADD made it."""
+    conf = Conf.of(req)
+    if conf.ipam:
+        host.delegate(conf.ipam, req, Command.CHECK)
+    expected = req.prev_result
+    if expected is None:
+        raise CNIError(
+            Code.INVALID_CONFIG,
+            "Required prevResult missing: the runtime must pass the result of ADD to CHECK",
+        )
+    container = host.open_netns(req.netns)
+    link = (
+        container.netlink.link(req.ifname)
+        if conf.container_down
+        else interface.check(container, req.ifname, expected)
+    )
+    if link is None:
+        raise interface.drift(f"interface '{req.ifname}' is missing in '{req.netns}'")
+    ours = port.check(host.netns, container, conf, link, expected=expected)
+    if conf.mac_filter:
+        macfilter.check(host.netns, ours.name, link.mac)
+    if conf.ipam and conf.is_gateway:
+        gateway.check(host.netns, conf, expected)
+    if conf.ipam and conf.masquerade:
+        masquerade.check(
+            host.netns,
+            attachment.owner(req),
+            [ip.address for ip in expected.ips],
+            backend=conf.masquerade,
+        )
+
+
+def gc(req: "Request", host: "Host") -> None:
+    """Remove what belongs to no valid attachment of this network, then let IPAM do the same."""
+    with BestEffort() as steps:
+        attachment.collect(req, host, steps)
+        if ipam_type(req.config):
+            steps.attempt("IPAM GC", lambda: host.delegate(ipam_type(req.config), req, Command.GC))
+
+
+def status(req: "Request", host: "Host") -> None:
+    """Raise CNIError 50 when an ADD could not work now: state, firewall, IPAM."""
+    conf = Conf.of(replace(req, environ={}))  # CNI_ARGS belong to an attachment
+    try:
+        host.records.probe()
+    except OSError as error:
+        raise CNIError(
+            Code.PLUGIN_NOT_AVAILABLE,
+            f"cannot write to '{host.records.directory}': {error.strerror}; make it writable",
+        ) from None
+    if conf.masquerade:
+        masquerade.probe(host.netns, conf.masquerade)
+    if conf.ipam:
+        host.delegate(conf.ipam, req, Command.STATUS)
+
+
+def _interfaces(req: "Request", bridge: "Link", ours: "Link", end: VethEnd) -> Result:
+    result = Result()
+    result.add_interface(Interface(bridge.name, bridge.mac, bridge.mtu))
+    result.add_interface(Interface(ours.name, ours.mac, ours.mtu))
+    result.add_interface(Interface(req.ifname, end.mac, ours.mtu, req.netns))
+    return result
+
+
+def _connect_ip(
+    req: "Request", host: "Host", conf: Conf, result: Result, *, record: "Record", undo: "Undo"
+) -> None:
+    """Get addresses from IPAM and configure them on both sides."""
+    given = attachment.allocate(req, host, conf.ipam, undo)
+    if not given.ips:
+        raise CNIError(
+            Code.INTERNAL,
+            f"IPAM plugin returned missing IP config: '{conf.ipam}' gave no address",
+        )
+    result.ips, result.routes, result.dns = given.ips, given.routes, given.dns
+    container = host.open_netns(req.netns)
+    for ip in result.ips:
+        ip.interface = len(result.interfaces) - 1
+    if 0 < conf.mtu < port.IPV6_MTU_MIN and any(ip.address.version == 6 for ip in result.ips):
+        raise CNIError(
+            Code.INVALID_CONFIG, f'"mtu" is {conf.mtu}, IPv6 needs 1280 bytes (RFC 8200)'
+        )
+    if conf.is_gateway:
+        gateway.complete(conf, result)
+        record.note(
+            gateway_interface=conf.gateway_interface,
+            gateways=[str(cidr) for cidr in gateway.gateways(result)],
+        )
+        gateway.ensure(
+            host.netns,
+            conf,
+            result,
+            user_of=lambda cidr: attachment.user_of_gateway(req, host, conf, cidr),
+            log=host.log,
+        )
+    link = interface.required(container, req.ifname)
+    interface.configure(container, link, result, dad=conf.dad)
+    if conf.masquerade:
+        addresses = [ip.address for ip in result.ips]
+        record.note(masquerade=conf.masquerade, addresses=[str(cidr) for cidr in addresses])
+        undo.push("masquerading", lambda: attachment.unmasquerade(req, host, record.facts))
+        masquerade.add(
+            host.netns,
+            attachment.owner(req),
+            addresses,
+            backend=conf.masquerade,
+            is_alive=lambda text: attachment.is_alive(host, text),
+        )

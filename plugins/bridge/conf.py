@@ -1,0 +1,256 @@
+"""The bridge plugin's configuration: SCHEMA, and what it means."""
+
+from dataclasses import dataclass
+
+from cni_common.errors import CNIError, Code
+from cni_common.masquerade import BACKENDS
+from cni_common.request import PROTOCOL_PROPERTIES
+from cni_common.types import check_ifname, parse_mac
+from plugins.bridge.vlan import Vlan
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any, Self
+
+    from cni_common.request import Request
+
+    Json = Mapping[str, Any]
+
+VLAN_MAX = 4094
+_MTU_MIN, _MTU_MAX = 68, 65535  # what veth takes (drivers/net/veth.c, RFC 791)
+
+
+def _boolean(description: str) -> "Json":
+    return {"type": "boolean", "description": description}
+
+
+def _integer(description: str) -> "Json":
+    return {"type": "integer", "description": description}
+
+
+def _string(description: str) -> "Json":
+    return {"type": "string", "description": description}
+
+
+_MAC = _string("MAC of the container's interface.")
+
+SCHEMA: "Json" = {
+    "type": "object",
+    "properties": {
+        **PROTOCOL_PROPERTIES,
+        "bridge": _string('Name of the bridge on the host; "cni0" when absent.'),
+        "isGateway": _boolean("Give the bridge the gateway addresses and forward packets."),
+        "isDefaultGateway": _boolean("As isGateway, and route everything over the bridge."),
+        "forceAddress": _boolean("Replace an address on the bridge that stands in the way."),
+        "ipMasq": _boolean("Masquerade what leaves the network."),
+        "ipMasqBackend": {
+            "type": "string",
+            "enum": list(BACKENDS),
+            "description": 'How to masquerade; "nftables" when absent.',
+        },
+        "mtu": _integer("MTU of the veth pair and of a new bridge in bytes; 0: the kernel's."),
+        "hairpinMode": _boolean("Let a container reach itself through the bridge."),
+        "promiscMode": _boolean("Set the bridge promiscuous."),
+        "vlan": _integer("VLAN of the port, untagged, 1 to 4094; 0: none."),
+        "vlanTrunk": {
+            "type": "array",
+            "description": "Tagged VLANs of the port.",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "minID": _integer("First VLAN of a range, 1 to 4094."),
+                    "maxID": _integer("Last VLAN of a range, 1 to 4094."),
+                    "id": _integer("A single VLAN, 1 to 4094."),
+                },
+            },
+        },
+        "preserveDefaultVlan": _boolean("Keep the VLAN that the bridge gives to every port."),
+        "macspoofchk": _boolean("Drop frames from the container with another source MAC."),
+        "enabledad": _boolean("Run IPv6 duplicate address detection in the container."),
+        "disableContainerInterface": _boolean("Leave the container's interface down (L2 only)."),
+        "portIsolation": _boolean("Keep the port from talking to other isolated ports."),
+        "ipam": {
+            "type": "object",
+            "description": "Address management; absent or empty: the network is L2 only.",
+            "properties": {"type": _string("Name of the IPAM plugin.")},
+        },
+        "args": {
+            "type": "object",
+            "description": "Arguments by the conventions.",
+            "properties": {
+                "cni": {
+                    "type": "object",
+                    "description": "Arguments that are the same for all plugins.",
+                    "properties": {"mac": _MAC},
+                }
+            },
+        },
+        "runtimeConfig": {
+            "type": "object",
+            "description": "What the runtime fills in for capabilities.",
+            "properties": {"mac": _string("MAC by the capability `mac`.")},
+        },
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Conf:
+    """A configuration that can be carried out."""
+
+    bridge: str
+    is_gateway: bool
+    is_default_gateway: bool
+    force_address: bool
+    masquerade: str  # the backend, "" = none
+    mtu: int  # bytes, 0 = the kernel's default
+    hairpin: bool
+    promiscuous: bool
+    vlan: int  # 0 = none
+    trunk: "Sequence[int]"
+    vlan_filtering: bool
+    preserve_default_vlan: bool
+    mac_filter: bool
+    dad: bool
+    container_down: bool
+    isolated: bool
+    ipam: str  # type of the IPAM plugin, "" = L2 only
+    mac: str  # of the container's interface, "" = random
+    dns: "Json | None"  # instead of what IPAM says
+
+    @classmethod
+    def of(cls, req: "Request") -> "Self":
+        """Return the configuration in `req`. Raises CNIError 7, or 4 for CNI_ARGS."""
+        config = req.config
+        bridge = config.get("bridge", "cni0")
+        check_ifname(bridge, '"bridge"', Code.INVALID_CONFIG)
+        trunk = config.get("vlanTrunk")
+        default_gateway = config.get("isDefaultGateway", False)
+        conf = cls(
+            bridge=bridge,
+            is_gateway=config.get("isGateway", False) or default_gateway,
+            is_default_gateway=default_gateway,
+            force_address=config.get("forceAddress", False),
+            masquerade=config.get("ipMasqBackend", BACKENDS[0]) if config.get("ipMasq") else "",
+            mtu=_mtu(config.get("mtu", 0)),
+            hairpin=config.get("hairpinMode", False),
+            promiscuous=config.get("promiscMode", False),
+            vlan=_vlan(config.get("vlan", 0)),
+            trunk=_trunk(trunk or ()),
+            vlan_filtering=bool(config.get("vlan")) or trunk is not None,
+            preserve_default_vlan=config.get("preserveDefaultVlan", False),
+            mac_filter=config.get("macspoofchk", False),
+            dad=config.get("enabledad", False),
+            container_down=config.get("disableContainerInterface", False),
+            isolated=config.get("portIsolation", False),
+            ipam=ipam_type(config),
+            mac=_mac(req),
+            dns=_dns(config),
+        )
+        conf._check_combinations()
+        return conf
+
+    @property
+    def vlans(self) -> "list[Vlan]":
+        """The VLANs of the port."""
+        tagged = [Vlan(vid) for vid in self.trunk]
+        if self.vlan:
+            own = Vlan(self.vlan, pvid=True, untagged=True)
+            return [own, *(vlan for vlan in tagged if vlan.vid != self.vlan)]
+        if not tagged:
+            return []
+        # A trunk without a VLAN of its own gets VLAN 1 for what arrives untagged.
+        native = Vlan(1, pvid=True, untagged=True)
+        return [native, *(vlan for vlan in tagged if vlan.vid != 1)]
+
+    @property
+    def gateway_interface(self) -> str:
+        """The interface that carries the gateway addresses."""
+        return f"{self.bridge}.{self.vlan}" if self.vlan else self.bridge
+
+    def _check_combinations(self) -> None:
+        if self.hairpin and self.promiscuous:
+            raise _refuse(
+                "cannot set hairpin mode and promiscuous mode at the same time: choose one of"
+                ' "hairpinMode" and "promiscMode"'
+            )
+        if self.ipam and self.container_down:
+            raise _refuse(
+                "cannot use IPAM when DisableContainerInterface flag is set: remove"
+                ' "ipam" or "disableContainerInterface"'
+            )
+        if self.vlan and self.is_gateway and self.ipam:
+            check_ifname(
+                self.gateway_interface, "the VLAN's gateway interface", Code.INVALID_CONFIG
+            )
+
+
+def ipam_type(config: "Json") -> str:
+    """Return the type of the IPAM plugin, "" for an L2 network."""
+    return str(config.get("ipam", {}).get("type", ""))
+
+
+def _mtu(mtu: int) -> int:
+    if mtu and not _MTU_MIN <= mtu <= _MTU_MAX:
+        raise _refuse(f'"mtu" is {mtu}, it must be {_MTU_MIN} to {_MTU_MAX} bytes, or 0')
+    return mtu
+
+
+def _vlan(vlan: int) -> int:
+    if not 0 <= vlan <= VLAN_MAX:
+        raise _refuse(f"invalid VLAN ID {vlan} (must be between 0 and {VLAN_MAX})")
+    return vlan
+
+
+def _trunk(entries: "Sequence[Json]") -> "list[int]":
+    vids: set[int] = set()
+    for number, entry in enumerate(entries):
+        least, most = entry.get("minID"), entry.get("maxID")
+        where = f"vlanTrunk[{number}]"
+        if (least is None) != (most is None):
+            missing = "minID" if least is None else "maxID"
+            raise _refuse(f"{where}: {missing} is missing, a range needs both minID and maxID")
+        for key in ("minID", "maxID", "id"):
+            if key in entry and not 1 <= entry[key] <= VLAN_MAX:
+                raise _refuse(
+                    f"incorrect trunk {key} parameter: {where} has {entry[key]}, it must be"
+                    f" 1 to {VLAN_MAX}"
+                )
+        if least is not None and most is not None:
+            if least > most:
+                raise _refuse(f"{where}: minID {least} is greater than maxID {most}")
+            vids.update(range(least, most + 1))
+        if "id" in entry:
+            vids.add(entry["id"])
+    return sorted(vids)
+
+
+def _mac(req: "Request") -> str:
+    """Return the container's MAC: the capability beats args.cni.mac, which beats CNI_ARGS."""
+    config = req.config
+    # IP and GATEWAY are for the IPAM plugin, which reads the same variable.
+    by_args = req.cni_args(frozenset({"MAC", "IP", "GATEWAY"})).get("MAC", "")
+    text = (
+        config.get("runtimeConfig", {}).get("mac")
+        or config.get("args", {}).get("cni", {}).get("mac")
+        or by_args
+    )
+    if not text:
+        return ""
+    try:
+        return parse_mac(text)
+    except ValueError as error:
+        raise _refuse(f"the container's MAC is {error}") from None
+
+
+def _dns(config: "Json") -> "Json | None":
+    dns = config.get("dns", {})
+    lists = ("nameservers", "search", "options")
+    if dns.get("domain") or any(key in dns for key in lists):
+        return {key: value for key, value in dns.items() if value}
+    return None
+
+
+def _refuse(text: str) -> CNIError:
+    return CNIError(Code.INVALID_CONFIG, text)

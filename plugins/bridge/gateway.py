@@ -1,0 +1,161 @@
+"""The gateway addresses on the bridge, or on the interface that leads into its VLAN."""
+
+import errno
+
+from cni_common import interface
+from cni_common.errors import CNIError, Code
+from cni_common.link import VethEnd
+from cni_common.netlink import NetlinkError
+from cni_common.steps import Undo
+from cni_common.types import Interface, Route
+from plugins.bridge import vlan
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from cni_common.link import Link
+    from cni_common.netns import NetNS
+    from cni_common.types import Cidr, Result
+    from plugins.bridge.conf import Conf
+
+
+def complete(conf: "Conf", result: "Result") -> None:
+    """Fill in gateways that IPAM left open, and with isDefaultGateway the default routes."""
+    done = {route.dst.version for route in result.routes if not route.dst.prefixlen}
+    for ip in result.ips:
+        if ip.gateway is None:
+            ip.gateway = ip.address.network[1]
+        version = ip.address.version
+        if conf.is_default_gateway and version not in done:
+            done.add(version)
+            any_address = type(ip.address)("0.0.0.0/0" if version == 4 else "::/0").network
+            result.routes.append(Route(any_address, ip.gateway))
+
+
+def ensure(
+    host: "NetNS",
+    conf: "Conf",
+    result: "Result",
+    *,
+    user_of: "Callable[[Cidr], str]",
+    log: "Callable[[str], object]",
+) -> None:
+    """Put the gateways of `result` on the bridge and forward. Shared: never taken back.
+
+    `user_of` tells which other network needs an address on the bridge, "" when none does.
+    """
+    if conf.vlan:
+        link = _ensure_vlan_interface(host, conf)
+        result.add_interface(Interface(link.name, link.mac, link.mtu))
+    else:
+        link = interface.required(host, conf.bridge)
+    wanted = gateways(result)
+    present = [cidr for cidr, _ in host.netlink.addresses(link.index)]
+    for gateway in wanted:
+        if gateway in present:
+            continue
+        for other in _in_the_way(gateway, present, wanted):
+            _refuse_to_replace(conf, link, gateway, other, user=user_of(other))
+            host.netlink.delete_address(link.index, other)
+            present.remove(other)
+            log(f"forceAddress: {other} on '{link.name}' makes room for {gateway}")
+        _add(host, link, gateway)
+    interface.enable_forwarding(host, {gateway.version for gateway in wanted}, log)
+
+
+def check(host: "NetNS", conf: "Conf", expected: "Result") -> None:
+    """Raise CNIError when a gateway address or forwarding is gone."""
+    link = host.netlink.link(conf.gateway_interface)
+    if link is None:
+        raise interface.drift(f"gateway interface '{conf.gateway_interface}' is missing")
+    present = {cidr for cidr, _ in host.netlink.addresses(link.index)}
+    for gateway in gateways(expected):
+        if gateway not in present:
+            raise interface.drift(f"gateway {gateway} is missing on '{link.name}'")
+        if host.sysctl(interface.FORWARDING[gateway.version]) == "0":
+            raise interface.drift(f"the host no longer forwards IPv{gateway.version}")
+
+
+def gateways(result: "Result") -> "list[Cidr]":
+    """Return the bridge's addresses: each gateway with the prefix length of its container's."""
+    found: dict[Cidr, None] = {}
+    for ip in result.ips:
+        if ip.gateway is not None:
+            found[type(ip.address)(f"{ip.gateway}/{ip.address.network.prefixlen}")] = None
+    return list(found)
+
+
+def _refuse_to_replace(
+    conf: "Conf", link: "Link", gateway: "Cidr", other: "Cidr", *, user: str
+) -> None:
+    if not conf.force_address:
+        raise CNIError(
+            Code.INVALID_CONFIG,
+            f"'{link.name}' already has an IP address different from {gateway}: {other};"
+            f" delete it ('ip addr del {other} dev {link.name}') or set"
+            ' "forceAddress": true',
+        )
+    if user:
+        raise CNIError(
+            Code.INVALID_CONFIG,
+            f"{other} on '{link.name}' is the gateway of network '{user}', which has living"
+            f" containers, and leaves no room for {gateway}; give this network another bridge",
+        )
+
+
+def _in_the_way(gateway: "Cidr", present: "Iterable[Cidr]", wanted: "list[Cidr]") -> "list[Cidr]":
+    """Return the addresses that `gateway` cannot stand beside.
+
+    IPv4: any other that this network did not ask for; IPv6: one of an overlapping subnet.
+    """
+    others = [c for c in present if c.version == gateway.version and c not in wanted]
+    if gateway.version == 4:
+        return others
+    return [c for c in others if c.network.overlaps(gateway.network)]
+
+
+def _add(host: "NetNS", link: "Link", gateway: "Cidr") -> None:
+    # A bridge that somebody made without a MAC has that of its lowest port: the next port could
+    # change it, and every container would lose its gateway for a while.
+    host.netlink.set_mac(link.index, link.mac)
+    try:
+        # No duplicate address detection: for its second or so nobody could use the gateway.
+        host.netlink.add_address(link.index, gateway)
+    except NetlinkError as error:
+        if error.errno != errno.EEXIST:  # another ADD was faster
+            raise
+
+
+def _ensure_vlan_interface(host: "NetNS", conf: "Conf") -> "Link":
+    """Return the interface by which the host takes part in the VLAN: a veth into the bridge."""
+    bridge = interface.required(host, conf.bridge)
+    name = conf.gateway_interface
+    if host.netlink.link(name) is None:
+        try:
+            # Shared as soon as it exists, so nothing takes it back: the next ADD completes it.
+            interface.create_veth(
+                host,
+                VethEnd(name, interface.random_mac()),
+                Undo(),
+                mtu=bridge.mtu,
+                master=bridge.index,
+            )
+        except NetlinkError as error:
+            if error.errno != errno.EEXIST:  # another ADD was faster
+                raise
+    link = interface.required(host, name)
+    peer = host.netlink.link_at(link.peer) if link.peer_nsid is None else None
+    if link.kind != "veth" or peer is None or peer.master != bridge.index:
+        raise CNIError(
+            Code.INVALID_CONFIG,
+            f"'{name}' already exists but does not lead into bridge '{conf.bridge}'; rename it",
+        )
+    own = vlan.Vlan(conf.vlan, pvid=True, untagged=True)
+    if own not in vlan.vlans_of(host.netlink, peer.index):
+        keep = conf.preserve_default_vlan
+        vlan.replace_vlans(host.netlink, peer.index, [own], keep=keep)
+    if not link.up:
+        interface.stay_silent(host, name)
+        host.netlink.set_up(link.index)
+    return link

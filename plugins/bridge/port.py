@@ -1,0 +1,151 @@
+"""The bridge itself, and the container's port on it."""
+
+import errno
+
+from cni_common import interface
+from cni_common.errors import CNIError, Code
+from cni_common.link import IFF_PROMISC
+from cni_common.netlink import NetlinkError
+from plugins.bridge.vlan import replace_vlans, vlans_of
+
+IPV6_MTU_MIN = 1280  # bytes, RFC 8200 section 5
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_common.link import Link
+    from cni_common.netns import NetNS
+    from cni_common.types import Result
+    from plugins.bridge.conf import Conf
+
+
+def ensure_bridge(host: "NetNS", conf: "Conf") -> "Link":
+    """Return the bridge, made if need be, up. Shared: never taken back.
+
+    Raises CNIError 7 when what has the name cannot serve this configuration.
+    """
+    link = host.netlink.link(conf.bridge)
+    if link is None:
+        try:
+            host.netlink.add_bridge(
+                conf.bridge,
+                # A MAC of its own, or the kernel would give it that of whichever port is lowest.
+                mac=interface.random_mac(),
+                mtu=conf.mtu,
+                vlan_filtering=conf.vlan_filtering,
+            )
+        except NetlinkError as error:
+            if error.errno == errno.EOPNOTSUPP and conf.vlan_filtering:
+                raise _no_vlans(conf) from None
+            if error.errno != errno.EEXIST:  # another ADD was faster
+                raise
+        link = host.netlink.link(conf.bridge)
+    if link is None or link.kind != "bridge":
+        raise CNIError(
+            Code.INVALID_CONFIG,
+            f"'{conf.bridge}' already exists but is not a bridge; rename one of the two",
+        )
+    if conf.vlan_filtering and not link.vlan_filtering:
+        raise CNIError(
+            Code.INVALID_CONFIG,
+            f"bridge '{conf.bridge}' does not filter VLANs, so its ports would not be separated;"
+            f" run 'ip link set {conf.bridge} type bridge vlan_filtering 1'",
+        )
+    _refuse_to_end_ipv6(host, link, conf)
+    # One that is up may be somebody's way into a real network: DAD stays as it is.
+    interface.stay_silent(host, conf.bridge, dad=link.up)
+    if conf.promiscuous and not link.flags & IFF_PROMISC:
+        host.netlink.set_promiscuous(link.index)
+    if not link.up:
+        host.netlink.set_up(link.index)
+    return link
+
+
+def fit_mtu(host: "NetNS", bridge: "Link", conf: "Conf") -> int:
+    """Lower the bridge's MTU to the port's where somebody has set it, and return what it is.
+
+    Otherwise the kernel has done so by now, and goes on to do so. Only when nothing can refuse
+    the ADD any more: others use the bridge, too.
+    """
+    if not 0 < conf.mtu < bridge.mtu:
+        return bridge.mtu
+    host.netlink.set_mtu(bridge.index, conf.mtu)
+    return conf.mtu
+
+
+def configure(host: "NetNS", port: "Link", conf: "Conf") -> None:
+    """Give the port its flags and VLANs."""
+    if conf.hairpin or conf.isolated:
+        host.netlink.set_port(port.index, hairpin=conf.hairpin, isolated=conf.isolated)
+    if conf.vlans:
+        keep = conf.preserve_default_vlan
+        replace_vlans(host.netlink, port.index, conf.vlans, keep=keep)
+
+
+def check(
+    host: "NetNS", container: "NetNS", conf: "Conf", container_end: "Link", *, expected: "Result"
+) -> "Link":
+    """Return the port of the container; CNIError when bridge or port are not as ADD made them."""
+    bridge = host.netlink.link(conf.bridge)
+    if bridge is None or bridge.kind != "bridge":
+        raise interface.drift(f"bridge '{conf.bridge}' is {'no bridge' if bridge else 'missing'}")
+    if not bridge.up:
+        raise interface.drift(f"bridge '{conf.bridge}' is down")
+    if conf.promiscuous and not bridge.flags & IFF_PROMISC:
+        raise interface.drift(f"bridge '{conf.bridge}' is not promiscuous")
+    if container_end.kind != "veth":
+        raise interface.drift(f"'{container_end.name}' is no veth but '{container_end.kind}'")
+    port = interface.host_end(host, container, container_end)
+    if port is None:
+        raise interface.drift(f"the host's end of '{container_end.name}' is missing")
+    if port.master != bridge.index:
+        raise interface.drift(f"'{port.name}' is not a port of bridge '{conf.bridge}'")
+    _check_port(host, conf, port, expected)
+    return port
+
+
+def _refuse_to_end_ipv6(host: "NetNS", link: "Link", conf: "Conf") -> None:
+    """Raise CNIError 7 when the port would take the bridge's IPv6 addresses from other networks.
+
+    A bridge may have the MTU of its smallest port, and the kernel has no IPv6 below 1280 bytes.
+    """
+    if not 0 < conf.mtu < IPV6_MTU_MIN <= link.mtu:
+        return
+    for cidr, _ in host.netlink.addresses(link.index):
+        if cidr.version == 6 and not cidr.is_link_local:
+            raise CNIError(
+                Code.INVALID_CONFIG,
+                f"\"mtu\" is {conf.mtu}, and bridge '{conf.bridge}' has {cidr}, which needs"
+                f" {IPV6_MTU_MIN} bytes (RFC 8200); give this network another bridge",
+            )
+
+
+def _no_vlans(conf: "Conf") -> CNIError:
+    return CNIError(
+        Code.INVALID_CONFIG,
+        f"cannot make bridge '{conf.bridge}': this kernel has no VLAN filtering"
+        ' (CONFIG_BRIDGE_VLAN_FILTERING); remove "vlan" and "vlanTrunk", or use another kernel',
+    )
+
+
+def _check_port(host: "NetNS", conf: "Conf", port: "Link", expected: "Result") -> None:
+    for entry in expected.interfaces:
+        if entry.name != port.name or entry.sandbox:
+            continue
+        if entry.mac not in ("", port.mac):
+            raise interface.drift(f"MAC of '{port.name}' is {port.mac}, ADD gave {entry.mac}")
+        mtu = entry.mtu or conf.mtu
+        if mtu not in (0, port.mtu):
+            raise interface.drift(f"MTU of '{port.name}' is {port.mtu}, ADD gave {mtu}")
+    for flag, is_set, wanted in (
+        ("hairpin", port.hairpin, conf.hairpin),
+        ("isolated", port.isolated, conf.isolated),
+    ):
+        if is_set != wanted:
+            raise interface.drift(
+                f"port flag {flag} of '{port.name}' is {'on' if is_set else 'off'}"
+            )
+    if conf.vlans:
+        present = set(vlans_of(host.netlink, port.index))
+        for vlan in conf.vlans:
+            if vlan not in present:
+                raise interface.drift(f"VLAN {vlan.vid} of '{port.name}' is missing or altered")

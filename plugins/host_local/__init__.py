@@ -1,0 +1,290 @@
+"""host-local: gives out addresses of the ranges in its configuration, remembered on disk."""
+
+from dataclasses import dataclass
+
+from cni_common import types
+from cni_common.errors import CNIError, Code
+from cni_common.request import PROTOCOL_PROPERTIES
+from cni_common.types import Address, IPConfig, Result, Route
+from plugins.host_local import plan, transaction
+from plugins.host_local.ranges import RangeSet, odd_gateways, parse_sets
+from plugins.host_local.store import PLUGIN, Store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from cni_common.host import Host
+    from cni_common.request import Attachment, Request
+    from cni_common.steps import Undo
+    from plugins.host_local.store import Lease
+
+    Json = Mapping[str, Any]
+
+DEFAULT_DATA_DIR = "/var/lib/cni/networks"
+RECLAIM_SIZE_MAX = 4096  # addresses that STATUS can look at one by one within 100 ms
+# The keys of CNI_ARGS that this suite knows: the interface plugin has the same string, and its
+# keys must not make IPAM fail.
+_CNI_ARGS = frozenset({"IP", "MAC", "GATEWAY"})
+
+
+def _key(kind: str, description: str, **more: object) -> "Json":
+    return {"type": kind, "description": description, **more}
+
+
+_RANGE: "Json" = {
+    "subnet": _key("string", "Subnet of the range, such as 10.0.0.0/24; at most /30 or /126."),
+    "rangeStart": _key("string", "First address to give out; by default the subnet's first."),
+    "rangeEnd": _key(
+        "string",
+        "Last address to give out; by default the subnet's last, less the IPv4 broadcast address.",
+    ),
+    "gateway": _key(
+        "string", "Gateway for the container, never given out; by default the subnet's first."
+    ),
+}
+_RANGE_SETS: "Json" = {
+    "type": "array",
+    "items": {"type": "array", "items": {"type": "object", "properties": _RANGE}},
+}
+_ADDRESSES: "Json" = {"type": "array", "items": {"type": "string"}}
+
+SCHEMA: "Json" = {
+    "type": "object",
+    "properties": {
+        **PROTOCOL_PROPERTIES,
+        "ipam": {
+            "type": "object",
+            "description": "Settings of the IPAM plugin.",
+            "properties": {
+                "type": _key("string", "File name of the IPAM plugin: host-local."),
+                **_RANGE,
+                "ranges": {
+                    **_RANGE_SETS,
+                    "description": "Range sets; an attachment gets one address of each.",
+                },
+                "routes": {
+                    "type": "array",
+                    "description": "Routes for the container, passed on in the result.",
+                    "items": {
+                        "type": "object",
+                        "properties": {
+                            "dst": _key("string", "Destination, such as 0.0.0.0/0."),
+                            "gw": _key("string", "Next hop; by default the address's gateway."),
+                            "mtu": _key("integer", "MTU along the route, bytes."),
+                            "advmss": _key("integer", "TCP segment size to advertise, bytes."),
+                            "priority": _key("integer", "Metric; the lowest wins."),
+                            "table": _key("integer", "Number of the routing table."),
+                            "scope": _key("integer", "Scope of the destination: 0, 253 or 254."),
+                        },
+                    },
+                },
+                "resolvConf": _key("string", "File in resolv.conf format, passed on as dns."),
+                "dataDir": _key(
+                    "string",
+                    "Directory of the leases, one sub-directory per network.",
+                    default=DEFAULT_DATA_DIR,
+                ),
+            },
+        },
+        "runtimeConfig": {
+            "type": "object",
+            "description": "What the runtime fills in for the declared capabilities.",
+            "properties": {
+                "ipRanges": {**_RANGE_SETS, "description": "Range sets, put before all others."},
+                "ips": {**_ADDRESSES, "description": "Requested addresses, at most one per set."},
+            },
+        },
+        "args": {
+            "type": "object",
+            "description": "Arguments of the runtime.",
+            "properties": {
+                "cni": {
+                    "type": "object",
+                    "description": "Arguments of the CNI conventions.",
+                    "properties": {
+                        "ips": {
+                            **_ADDRESSES,
+                            "description": "Requested addresses, at most one per set.",
+                        }
+                    },
+                }
+            },
+        },
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Conf:
+    """The configuration, complete and consistent."""
+
+    directory: str
+    sets: "Sequence[RangeSet]"
+    routes: "list[Route]"
+    resolv_conf: str  # absolute path, or empty
+
+    @classmethod
+    def of(cls, req: "Request") -> "Conf":
+        """Return the configuration of `req`. Raises CNIError 7 naming the key."""
+        ipam = req.config.get("ipam")
+        if ipam is None:
+            raise CNIError(Code.INVALID_CONFIG, "IPAM config missing 'ipam' key")
+        sets = list(req.config.get("runtimeConfig", {}).get("ipRanges", ()))
+        if ipam.get("subnet"):
+            sets.append([{key: ipam[key] for key in _RANGE if key in ipam}])
+        sets += ipam.get("ranges", ())
+        for key in ("dataDir", "resolvConf"):
+            if ipam.get(key) and not _is_absolute(ipam[key]):
+                raise CNIError(
+                    Code.INVALID_CONFIG, f'ipam.{key} "{ipam[key]}" is not an absolute path'
+                )
+        return cls(
+            _directory(req),
+            parse_sets(sets, several_per_family=types.version_tuple(req.cni_version) >= (0, 3, 0)),
+            _parse_routes(ipam.get("routes", ())),
+            ipam.get("resolvConf", ""),
+        )
+
+
+def add(req: "Request", host: "Host", undo: "Undo") -> Result:
+    """Reserve one address of every range set: all of them in one transaction, or none."""
+    conf = Conf.of(req)
+    wanted = plan.assign(conf.sets, _requested(req))
+    dns: Json = {}
+    if conf.resolv_conf:
+        from plugins.host_local import resolv  # noqa: PLC0415 - rarely configured
+
+        dns = resolv.read(conf.resolv_conf)
+    for line in odd_gateways(conf.sets):
+        host.log(f"{PLUGIN}: network {req.network}: {line}; it is used all the same")
+    choices = transaction.reserve(req, host, undo, conf=conf, wanted=wanted)
+    ips = [IPConfig(choice.cidr, choice.range.gateway) for choice in choices]
+    return Result(ips=ips, routes=conf.routes, dns=dns)
+
+
+def delete(req: "Request", host: "Host") -> None:
+    """Free what the attachment holds, where the record says and where the configuration does."""
+    transaction.release(req, host, _directory(req))
+
+
+def check(req: "Request", host: "Host") -> None:
+    """Demand that the attachment holds each address of prevResult that lies in its ranges."""
+    conf = Conf.of(req)
+    previous = req.prev_result
+    expected = [
+        ip.address.ip
+        for ip in (previous.ips if previous else ())
+        if any(one.range_of(ip.address.ip) for one in conf.sets)
+    ]
+    with Store(conf.directory) as store:
+        store.lock()
+        for address in expected:
+            _check_held(address, store.lease(address), req.attachment)
+        if expected or any(lease.is_of(req.attachment) for lease in store.leases()):
+            return
+    raise CNIError(
+        Code.INTERNAL,
+        f"{PLUGIN}: Failed to find address added by container {req.containerid}"
+        f" for {req.ifname} in '{conf.directory}'",
+    )
+
+
+def gc(req: "Request", host: "Host") -> None:
+    """Free the addresses of attachments that are gone."""
+    from plugins.host_local import collect  # noqa: PLC0415 - GC is rare
+
+    collect.collect(req, host, _directory(req))
+
+
+def status(req: "Request", host: "Host") -> None:
+    """Raise CNIError 50 when the next ADD would fail; looks at file names only, never waits."""
+    conf = Conf.of(req)
+    try:
+        host.records.probe()
+        with Store(conf.directory, create=True) as store:
+            store.probe()
+            exhausted = _exhausted(conf.sets, store)
+    except (CNIError, OSError) as error:
+        reason = error.msg if isinstance(error, CNIError) else f"{error.strerror}: {error.filename}"
+        raise CNIError(Code.PLUGIN_NOT_AVAILABLE, f"{PLUGIN}: {reason}") from None
+    if exhausted:
+        raise CNIError(Code.PLUGIN_NOT_AVAILABLE, f"{PLUGIN}: network {req.network}: {exhausted}")
+
+
+def _is_absolute(path: str) -> bool:
+    return path.startswith("/") and "\0" not in path
+
+
+def _directory(req: "Request") -> str:
+    # Used by DEL and GC as well: a configuration that is wrong elsewhere must not stop them.
+    data_dir = req.config.get("ipam", {}).get("dataDir", "")
+    if not _is_absolute(data_dir):
+        data_dir = DEFAULT_DATA_DIR
+    return f"{data_dir.rstrip('/')}/{req.network}"
+
+
+def _parse_routes(routes: "Sequence[Json]") -> "list[Route]":
+    for index, route in enumerate(routes):
+        if not route.get("dst"):
+            raise CNIError(Code.INVALID_CONFIG, f'ipam.routes[{index}]: "dst" is missing')
+    try:
+        return Result.parse({"cniVersion": types.CURRENT_VERSION, "routes": list(routes)}).routes
+    except CNIError as error:
+        reason = error.msg.removeprefix("malformed result: ")
+        raise CNIError(Code.INVALID_CONFIG, f"ipam.{reason}") from None
+
+
+def _requested(req: "Request") -> list[Address]:
+    """Return the addresses that the runtime asks for, in all ways there are, each once."""
+    texts = [("CNI_ARGS: IP", req.cni_args(_CNI_ARGS).get("IP", ""), Code.INVALID_ENVIRONMENT)]
+    if not texts[0][1]:
+        texts.clear()
+    for where, ips in (
+        ("args.cni.ips", req.config.get("args", {}).get("cni", {}).get("ips", ())),
+        ("runtimeConfig.ips", req.config.get("runtimeConfig", {}).get("ips", ())),
+    ):
+        texts += [(where, text, Code.INVALID_CONFIG) for text in ips]
+    addresses: dict[Address, None] = {}
+    for where, text, code in texts:
+        try:
+            address = types.parse_cidr(text).ip if "/" in text else types.parse_address(text)
+        except ValueError:
+            raise CNIError(
+                code, f'{where}: cannot understand ip "{text}", expected such as 10.0.0.5'
+            ) from None
+        addresses[address] = None
+    return list(addresses)
+
+
+def _check_held(address: Address, lease: "Lease | None", owner: "Attachment") -> None:
+    if lease is None or not lease.is_of(owner):
+        instead = f"held by {lease.holder} since {lease.since}" if lease else "reserved by nobody"
+        raise CNIError(
+            Code.INTERNAL,
+            f"{PLUGIN}: {address} should be reserved for {owner.containerid} ({owner.ifname})"
+            f" but is {instead}",
+        )
+
+
+def _exhausted(sets: "Sequence[RangeSet]", store: Store) -> str:
+    """Return which range set has no address left, or an empty string."""
+    for index, range_set in enumerate(sets):
+        taken = store.occupied(range_set.version)
+        if range_set.pick(taken, store.last_reserved(index)) is None and not _can_reclaim(
+            range_set, store
+        ):
+            return f"range set {index}: {plan.exhausted(range_set)}"
+    return ""
+
+
+def _can_reclaim(range_set: RangeSet, store: Store) -> bool:
+    """Tell whether an ADD could take over what a crash left: a full pool gets no more ADDs.
+
+    In a large pool this takes too long, and some address will be freed before long.
+    """
+    if range_set.size > RECLAIM_SIZE_MAX:
+        return False
+    leases = (store.lease(address) for address in range_set.addresses())
+    return any(lease.reclaimable and not lease.is_young() for lease in leases if lease)

@@ -1,0 +1,219 @@
+"""Ranges of addresses: how they are checked and completed, and where the next one is. Pure."""
+
+from dataclasses import dataclass
+
+from cni_common.errors import CNIError, Code
+from cni_common.types import Address, Subnet, parse_address, parse_cidr
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterator, Mapping, Sequence
+    from typing import Any
+
+    Json = Mapping[str, Any]
+
+HOST_BITS_MIN = 2  # a /31 or /127 has no address left beside network, broadcast and gateway
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The addresses `first` to `last`, both inclusive, of one subnet."""
+
+    subnet: Subnet
+    first: Address
+    last: Address
+    gateway: Address  # of the subnet's family, but not necessarily inside it
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+
+@dataclass(frozen=True, slots=True)
+class RangeSet:
+    """Ranges of one family that together are one pool: an attachment gets one address of it."""
+
+    ranges: "Sequence[Range]"
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.ranges))
+
+    @property
+    def version(self) -> int:
+        """4 or 6."""
+        return self.ranges[0].subnet.version
+
+    def range_of(self, address: Address) -> Range | None:
+        """Return the range that contains `address`, gateways included."""
+        if address.version == self.version:
+            number = int(address)
+            for one in self.ranges:
+                if int(one.first) <= number <= int(one.last):
+                    return one
+        return None
+
+    @property
+    def gateways(self) -> frozenset[int]:
+        """The gateways of all ranges, which are never given away."""
+        return frozenset(int(one.gateway) for one in self.ranges)
+
+    @property
+    def size(self) -> int:
+        """How many addresses can be given away."""
+        total = sum(int(one.last) - int(one.first) + 1 for one in self.ranges)
+        return total - sum(1 for number in self.gateways if self._contains(number))
+
+    def pick(self, taken: "Container[int]", after: Address | None) -> Address | None:
+        """Return the first free address behind `after`, cyclically; None when there is none.
+
+        The search begins at the first range when `after` is outside of the set, and looks at
+        `after` itself last.
+        """
+        free = (one for one in self._numbers(after) if one not in taken)
+        number = next(free, None)
+        return None if number is None else self._family(number)
+
+    def addresses(self) -> "Iterator[Address]":
+        """Return every address that can be given away."""
+        return map(self._family, self._numbers(None))
+
+    @property
+    def _family(self) -> type[Address]:
+        return type(self.ranges[0].first)
+
+    def _numbers(self, after: Address | None) -> "Iterator[int]":
+        gateways = self.gateways
+        return (one for piece in self._pieces(after) for one in piece if one not in gateways)
+
+    def _contains(self, number: int) -> bool:
+        return any(int(one.first) <= number <= int(one.last) for one in self.ranges)
+
+    def _pieces(self, after: Address | None) -> "Iterator[range]":
+        here = self.range_of(after) if after is not None else None
+        if after is None or here is None:
+            for one in self.ranges:
+                yield range(int(one.first), int(one.last) + 1)
+            return
+        start = self.ranges.index(here)
+        yield range(int(after) + 1, int(here.last) + 1)
+        for one in (*self.ranges[start + 1 :], *self.ranges[:start]):
+            yield range(int(one.first), int(one.last) + 1)
+        yield range(int(here.first), int(after) + 1)
+
+
+def parse_sets(
+    sets: "Sequence[Sequence[Json]]", *, several_per_family: bool
+) -> tuple[RangeSet, ...]:
+    """Return the range sets of a configuration, completed by the defaults.
+
+    `several_per_family` says whether a result can carry two addresses of one family, which
+    0.3.0 brought. Raises CNIError 7 that names the range set by its index.
+    """
+    if not sets:
+        raise CNIError(
+            Code.INVALID_CONFIG, "no IP ranges specified: give ipam.subnet or ipam.ranges"
+        )
+    parsed = tuple(_parse_set(index, entries) for index, entries in enumerate(sets))
+    if not several_per_family and len({one.version for one in parsed}) < len(parsed):
+        raise CNIError(
+            Code.INVALID_CONFIG,
+            "cniVersion below 0.3.0 does not support more than one range set per address family;"
+            " use cniVersion 0.3.0 or newer",
+        )
+    for index, one in enumerate(parsed):
+        for other, earlier in enumerate(parsed[:index]):
+            if _overlap(one.ranges, earlier.ranges):
+                raise CNIError(
+                    Code.INVALID_CONFIG,
+                    f"range set {other} overlaps with {index}: {earlier} and {one}",
+                )
+    return parsed
+
+
+def odd_gateways(sets: "Sequence[RangeSet]") -> list[str]:
+    """Return one line for each gateway outside of its subnet, which is accepted but unusual."""
+    return [
+        f"range set {index}: gateway {one.gateway} is outside of subnet {one.subnet}"
+        for index, range_set in enumerate(sets)
+        for one in range_set.ranges
+        if one.gateway not in one.subnet
+    ]
+
+
+def _parse_set(index: int, entries: "Sequence[Json]") -> RangeSet:
+    try:
+        if not entries:
+            raise ValueError('empty range set, expected [{"subnet": "10.0.0.0/24"}]')
+        ranges = tuple(map(_parse_range, entries))
+        if len({one.subnet.version for one in ranges}) > 1:
+            raise ValueError(
+                "mixed address families; give IPv4 and IPv6 a range set each: "
+                + ", ".join(str(one.subnet) for one in ranges)
+            )
+        for position, one in enumerate(ranges):
+            for earlier in ranges[:position]:
+                if _overlap((one,), (earlier,)):
+                    raise ValueError(f"subnets {earlier} and {one} overlap")
+    except ValueError as error:
+        raise CNIError(Code.INVALID_CONFIG, f"invalid range set {index}: {error}") from None
+    return RangeSet(ranges)
+
+
+def _parse_range(entry: "Json") -> Range:
+    subnet = _parse_subnet(entry.get("subnet", ""))
+    network = int(subnet.network_address)
+    address_type = type(subnet.network_address)
+    gateway = _parse_member(entry, "gateway") or address_type(network + 1)
+    if gateway.version != subnet.version:
+        raise ValueError(f"gateway {gateway} is not of the address family of subnet {subnet}")
+    first = _parse_member(entry, "rangeStart") or address_type(network + 1)
+    if first not in subnet:
+        raise ValueError(f"rangeStart {first} is not in network {subnet}")
+    last = _parse_member(entry, "rangeEnd")
+    if last is None:
+        # An IPv6 subnet has no broadcast address to be left out.
+        last = address_type(int(subnet.broadcast_address) - (subnet.version == 4))
+    if last not in subnet:
+        raise ValueError(f"rangeEnd {last} is not in network {subnet}")
+    if int(first) > int(last):
+        raise ValueError(f"rangeStart {first} is above rangeEnd {last}")
+    return Range(subnet, first, last, gateway)
+
+
+def _parse_subnet(text: str) -> Subnet:
+    if not text:
+        raise ValueError('a range has no subnet, expected such as "subnet": "10.0.0.0/24"')
+    try:
+        cidr = parse_cidr(text)
+    except ValueError:
+        raise ValueError(f'subnet "{text}" is not a network such as 10.0.0.0/24') from None
+    subnet = cidr.network
+    if subnet.version == 4 and ":" in text:
+        raise ValueError(f'subnet "{text}" is IPv4 in the notation of IPv6, write {subnet}')
+    if subnet.max_prefixlen - subnet.prefixlen < HOST_BITS_MIN:
+        raise ValueError(
+            f"network {cidr} too small to allocate from, the prefix length must be"
+            f" {subnet.max_prefixlen - HOST_BITS_MIN} or less"
+        )
+    if cidr.ip != subnet.network_address:
+        raise ValueError(f'subnet "{text}" has host bits set, the network is {subnet}')
+    return subnet
+
+
+def _parse_member(entry: "Json", key: str) -> Address | None:
+    text = entry.get(key, "")
+    if not text:
+        return None
+    try:
+        return parse_address(text)
+    except ValueError:
+        raise ValueError(f'{key} "{text}" is not an IP address such as 10.0.0.10') from None
+
+
+def _overlap(ours: "Sequence[Range]", theirs: "Sequence[Range]") -> bool:
+    return any(
+        one.subnet.version == other.subnet.version
+        and int(one.first) <= int(other.last)
+        and int(other.first) <= int(one.last)
+        for one in ours
+        for other in theirs
+    )

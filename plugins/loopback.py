@@ -1,0 +1,85 @@
+"""loopback: the container's own lo, up."""
+
+from cni_common.errors import CNIError, Code
+from cni_common.interface import drift
+from cni_common.request import PROTOCOL_SCHEMA
+from cni_common.types import Interface, IPConfig, Result
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_common.host import Host
+    from cni_common.link import Link
+    from cni_common.netns import NetNS
+    from cni_common.request import Request
+    from cni_common.steps import Undo
+
+__all__ = ["SCHEMA", "add", "check", "delete", "gc", "status"]
+
+SCHEMA = PROTOCOL_SCHEMA  # no keys of its own
+_NAME = "lo"  # CNI_IFNAME does not matter: a namespace has one loopback interface
+_MAC = "00:00:00:00:00:00"
+
+
+def add(req: "Request", host: "Host", undo: "Undo") -> Result:
+    """Set lo up; return prevResult, or else the addresses that the kernel gave to lo."""
+    container = host.open_netns(req.netns)
+    previous = req.prev_result
+    link = _lo(container)
+    if not link.up:
+        undo.push("lo", lambda: container.netlink.set_down(link.index))
+        container.netlink.set_up(link.index)
+    addresses = [cidr for cidr, _ in container.netlink.addresses(link.index)]
+    for cidr in addresses:
+        if not cidr.ip.is_loopback:
+            raise CNIError(
+                Code.INTERNAL,
+                f"lo in '{req.netns}' has {cidr}, which is not a loopback address; remove it",
+            )
+    if previous is not None:
+        return previous
+    result = Result()
+    index = result.add_interface(Interface(_NAME, _MAC, link.mtu, req.netns))
+    for version in (4, 6):
+        first = next((cidr for cidr in addresses if cidr.version == version), None)
+        if first is not None:
+            result.ips.append(IPConfig(first, interface=index))
+    return result
+
+
+def delete(req: "Request", host: "Host") -> None:
+    """Set lo down, if its namespace is still there."""
+    if not req.netns:
+        return
+    try:
+        container = host.open_netns(req.netns)
+    except CNIError:
+        return  # lo went with it
+    container.netlink.set_down(_lo(container).index)
+
+
+def check(req: "Request", host: "Host") -> None:
+    """Raise CNIError unless lo is up and has the addresses of prevResult that are lo's."""
+    container = host.open_netns(req.netns)
+    link = _lo(container)
+    if not link.up:
+        raise drift(f"lo in '{req.netns}' is down")
+    present = {cidr for cidr, _ in container.netlink.addresses(link.index)}
+    previous = req.prev_result
+    for ip in previous.ips if previous else ():
+        if ip.address.ip.is_loopback and ip.address not in present:
+            raise drift(f"address {ip.address} of lo in '{req.netns}' is missing")
+
+
+def gc(req: "Request", host: "Host") -> None:
+    """Nothing to do: lo goes with its namespace."""
+
+
+def status(req: "Request", host: "Host") -> None:
+    """Nothing can keep lo from coming up."""
+
+
+def _lo(container: "NetNS") -> "Link":
+    link = container.netlink.link(_NAME)
+    if link is None:
+        raise CNIError(Code.INTERNAL, f"'{container.path}' has no lo")
+    return link

@@ -1,0 +1,296 @@
+"""Configurations for both the Go reference plugins and ours, and what may differ between them.
+
+Each difference has its entry in docs/differences.md, by whose heading it is known here.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tests.machine import Json
+
+NET4, NET6 = "10.81.0.0/24", "fd00:81::/64"
+DEFAULT4, DEFAULT6 = {"dst": "0.0.0.0/0"}, {"dst": "::/0"}
+MAC = "02:00:00:00:81:01"
+
+# Heading in docs/differences.md: what it explains, of lines "what: theirs -> ours".
+EVERYWHERE = {
+    "Attachment records": r"ADD: files in /run/pycni/attachments: absent -> there",
+    "Router advertisements": r"ADD: c1 sysctl net/ipv6/conf/eth0/accept_ra: 1 -> 0",
+    "Length of the transmit queue": r"ADD: host link (<veth>|br0\.\d+) txqlen: None -> 1000",
+    "Chosen MAC addresses": r"\w+: host link (br0|<veth>) addr_assign_type: [01] -> 3",
+    "Mode of the lock file": r"\w+: mode of /var/lib/cni/networks/\S+/lock: 750 -> 600",
+    "MTU in results": r"ADD: reply\.interfaces\[\d\]\.mtu: absent -> \d+",
+    "Unsolicited neighbour advertisements": (
+        r"ADD: c1 sysctl net/ipv6/conf/eth0/ndisc_notify: 0 -> 1"
+    ),
+    "No detection of duplicate addresses": (
+        r"(ADD: c1|\w+: host) address \S+ [0-9a-f:]+/\d+\.nodad: absent -> true"
+    ),
+}
+SOMEWHERE = {
+    "Default backend": (
+        r"ADD: firewall ip6?tables-save: .+ -> absent"
+        r"|ADD: firewall table inet pycni: absent -> there"
+    ),
+    "Layout of masquerading": (
+        r"ADD: firewall table inet cni_plugins_masquerade: there -> absent"
+        r"|ADD: firewall table inet pycni: absent -> there"
+    ),
+    "Layout of the MAC filter": (
+        r"ADD: firewall table bridge nat: there -> absent"
+        r"|ADD: firewall table bridge pycni: absent -> there"
+    ),
+    "Tables that nobody uses": (
+        r"DEL: firewall table (inet cni_plugins_masquerade|bridge nat): there -> absent"
+    ),
+    "Order of iptables rules": (
+        r"ADD: firewall iptables-save: .*-j MASQUERADE \| .*-j ACCEPT"
+        r" -> .*-j ACCEPT \| .*-j ACCEPT \| .*-j MASQUERADE"
+    ),
+    "DEL of two addresses": (
+        r"DEL: exit status: 1 -> 0|DEL: reply.*: (999|absent|\"running .*) -> .*"
+    ),
+    "MTU of routes": r"ADD: c1 route .*\.metrics\[0\]\.(mtu|advmss): absent -> \d+",
+    "CHECK of routes": r"CHECK: exit status: 1 -> 0",
+    "CHECK of L2 networks": r"CHECK: exit status: 1 -> 0",
+    "Layout of loopback's results": r"ADD: (reply\.|order of keys).*",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """An ADD, and the headings of what may differ beyond EVERYWHERE; all of them must."""
+
+    config: Json
+    differs: tuple[str, ...] = ()
+    plugin: str = "bridge"
+    args: str = ""
+    prepare: str = ""  # shell commands for the node
+    ifname: str = "eth0"
+
+
+def bridge(*subnets: str, version: str = "1.1.0", ipam: Json | None = None, **keys: Any) -> Json:
+    """Return a bridge with host-local; without subnets and ipam keys, an L2 one."""
+    config: Json = {"cniVersion": version, "name": "net1", "type": "bridge", "bridge": "br0"}
+    if subnets or ipam:
+        ranges = {"ranges": [[{"subnet": subnet}] for subnet in subnets]} if subnets else {}
+        config["ipam"] = {"type": "host-local", **ranges, **(ipam or {})}
+    return {**config, **keys}
+
+
+def routed(*subnets: str, version: str = "1.1.0", **keys: Any) -> Json:
+    """Return what most networks are: a gateway and default routes."""
+    routes = [
+        d for d in (DEFAULT4, DEFAULT6) if any((":" in d["dst"]) == (":" in s) for s in subnets)
+    ]
+    return bridge(*subnets, version=version, ipam={"routes": routes}, isGateway=True, **keys)
+
+
+def static(*addresses: str, **keys: Any) -> Json:
+    """Return a bridge with the reference's static as IPAM plugin."""
+    listed = [{"address": address} for address in addresses]
+    return bridge(ipam={"type": "static", "addresses": listed}, **keys)
+
+
+def with_routes(*routes: Json, **keys: Any) -> Json:
+    """Return a gateway with these routes."""
+    return bridge(NET4, NET6, ipam={"routes": list(routes)}, isGateway=True, **keys)
+
+
+VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+CASES = {
+    **{f"ipv4-{v}": Case(routed(NET4, version=v)) for v in VERSIONS},
+    **{f"ipv6-{v}": Case(routed(NET6, version=v)) for v in ("0.2.0", "0.4.0", "1.1.0")},
+    **{f"dual-{v}": Case(routed(NET4, NET6, version=v)) for v in VERSIONS},
+    "no-version": Case({k: v for k, v in routed(NET4).items() if k != "cniVersion"}),
+    "no-gateway": Case(bridge(NET4, NET6)),
+    "default-gateway": Case(bridge(NET4, NET6, isDefaultGateway=True)),
+    "default-gateway-0.2.0": Case(bridge(NET4, version="0.2.0", isDefaultGateway=True)),
+    "gateway-chosen": Case(
+        bridge(
+            ipam={"ranges": [[{"subnet": NET4, "gateway": "10.81.0.254"}]], "routes": [DEFAULT4]},
+            isGateway=True,
+        )
+    ),
+    "subnet-of-old-form": Case(
+        bridge(ipam={"subnet": NET4, "rangeStart": "10.81.0.9", "rangeEnd": "10.81.0.19"})
+    ),
+    "route-with-gw": Case(
+        with_routes(
+            {"dst": "192.168.1.0/24", "gw": "10.81.0.7"}, {"dst": "fd99::/64", "gw": "fd00:81::7"}
+        )
+    ),
+    "route-with-metric": Case(with_routes({"dst": "192.168.1.0/24", "priority": 77})),
+    "route-with-table": Case(
+        with_routes({"dst": "192.168.1.0/24", "table": 1000}), differs=("CHECK of routes",)
+    ),
+    "route-on-link": Case(
+        with_routes({"dst": "192.168.1.0/24", "gw": "0.0.0.0", "scope": 253}),
+        differs=("CHECK of routes",),
+    ),
+    "route-with-mtu": Case(
+        with_routes({"dst": "192.168.1.0/24", "mtu": 1300, "advmss": 1200}),
+        differs=("MTU of routes",),
+    ),
+    "dns": Case(
+        bridge(
+            NET4,
+            dns={"nameservers": ["10.0.0.1"], "domain": "a.b", "search": ["x"], "options": ["y"]},
+        )
+    ),
+    "resolv-conf": Case(
+        bridge(NET4, ipam={"resolvConf": "/run/resolv.conf"}),
+        prepare="printf 'nameserver 10.0.0.1\\nsearch a b\\n#c\\noptions d\\n' >/run/resolv.conf",
+    ),
+    "resolv-conf-0.4.0": Case(
+        bridge(NET4, version="0.4.0", ipam={"resolvConf": "/run/resolv.conf"}),
+        prepare="printf 'nameserver 10.0.0.1\\ndomain d\\n' >/run/resolv.conf",
+    ),
+    "dns-empty-list": Case(
+        bridge(NET4, ipam={"resolvConf": "/run/resolv.conf"}, dns={"nameservers": []}),
+        prepare="echo nameserver 10.0.0.1 >/run/resolv.conf",
+    ),
+    "mtu": Case(routed(NET4, mtu=1400)),
+    "mac-by-capability": Case(
+        routed(NET4, runtimeConfig={"mac": MAC}, args={"cni": {"mac": "02:00:00:00:81:02"}})
+    ),
+    "mac-by-args": Case(routed(NET4, args={"cni": {"mac": MAC}})),
+    "mac-by-cni-args": Case(routed(NET4), args=f"IgnoreUnknown=1;MAC={MAC}"),
+    "ip-by-cni-args": Case(routed(NET4), args="IgnoreUnknown=1;IP=10.81.0.99"),
+    "ip-by-capability": Case(
+        routed(NET4, NET6, runtimeConfig={"ips": ["10.81.0.9/24", "fd00:81::9"]})
+    ),
+    "ip-by-args": Case(routed(NET4, args={"cni": {"ips": ["10.81.0.9"]}})),
+    "ranges-by-capability": Case(routed(NET6, runtimeConfig={"ipRanges": [[{"subnet": NET4}]]})),
+    "hairpin": Case(routed(NET4, hairpinMode=True)),
+    "promiscuous": Case(routed(NET4, promiscMode=True)),
+    "port-isolation": Case(routed(NET4, portIsolation=True)),
+    "dad": Case(routed(NET6, enabledad=True)),
+    "spoof-check": Case(
+        routed(NET4, macspoofchk=True),
+        differs=("Layout of the MAC filter", "Tables that nobody uses"),
+    ),
+    "masquerade": Case(routed(NET4, NET6, ipMasq=True), ("Default backend",)),
+    "masquerade-iptables": Case(routed(NET4, NET6, ipMasq=True, ipMasqBackend="iptables")),
+    "masquerade-nftables": Case(
+        routed(NET4, NET6, ipMasq=True, ipMasqBackend="nftables"),
+        differs=("Layout of masquerading", "Tables that nobody uses"),
+    ),
+    "masquerade-iptables-two": Case(
+        bridge(NET4, "10.82.0.0/24", ipMasq=True, ipMasqBackend="iptables"),
+        differs=("Order of iptables rules", "DEL of two addresses"),
+    ),
+    "pool-of-two-ranges": Case(
+        bridge(
+            ipam={
+                "ranges": [[{"subnet": NET4, "rangeEnd": "10.81.0.2"}, {"subnet": "10.82.0.0/24"}]]
+            }
+        )
+    ),
+    "two-subnets": Case(bridge(NET4, "10.82.0.0/24", NET6)),
+    "two-ipv6-gateways": Case(routed(NET6, "fd00:82::/64")),
+    "subnets-of-four": Case(bridge("10.81.0.0/30", "fd00:81::/126", isGateway=True)),
+    "default-route-in-a-table": Case(
+        bridge(
+            NET4,
+            ipam={"routes": [{"dst": "0.0.0.0/0", "gw": "10.81.0.1", "table": 100}]},
+            isDefaultGateway=True,
+        ),
+        ("CHECK of routes",),
+    ),
+    "default-route-in-a-table-without-gateway": Case(
+        bridge(NET4, ipam={"routes": [{"dst": "0.0.0.0/0", "table": 100}]}, isDefaultGateway=True),
+        ("CHECK of routes",),
+    ),
+    "routes-to-hosts": Case(with_routes({"dst": "192.0.2.9/32"}, {"dst": "fd99::1/128"})),
+    "route-in-mapped-notation": Case(with_routes({"dst": "::ffff:192.0.2.0/120"})),
+    "zeros": Case(
+        with_routes({"dst": "192.0.2.9/32", "mtu": 0, "priority": 0, "table": 0}, mtu=0, vlan=0)
+    ),
+    "nulls": Case(bridge(NET4, mtu=None, ipMasqBackend=None, args=None, runtimeConfig=None)),
+    "mac-in-another-notation": Case(bridge(NET4, runtimeConfig={"mac": "02AA.BBCC.DD0F"})),
+    "markup-in-strings": Case(bridge(NET4, dns={"domain": "<&>\u2028\u00e9"})),
+    "unknown-keys": Case(bridge(NET4, capabilities={"x": True}, someKey={"list": [1.5, None]})),
+    "static": Case(static("10.5.0.5/24", "fd05::5/64", isDefaultGateway=True)),
+    "static-of-one-address": Case(static("10.5.0.5/32", "fd05::5/128", isGateway=True), ()),
+    "layer2": Case(bridge(), differs=("CHECK of L2 networks",)),
+    "layer2-0.4.0": Case(bridge(version="0.4.0"), differs=("CHECK of L2 networks",)),
+    "layer2-mtu": Case(bridge(mtu=1300), differs=("CHECK of L2 networks",)),
+    "layer2-down": Case(bridge(disableContainerInterface=True), differs=("CHECK of L2 networks",)),
+    "bridge-exists": Case(
+        routed(NET4, mtu=1400), prepare="ip link add br0 type bridge; ip link set br0 up"
+    ),
+    "address-in-the-way": Case(
+        routed(NET4, forceAddress=True),
+        prepare="ip link add br0 type bridge; ip link set br0 up; ip addr add 10.83.0.1/24 dev br0",
+    ),
+    "keys-in-any-case": Case(
+        {
+            "cniVersion": "1.0.0",
+            "Name": "net1",
+            "BRIDGE": "br0",
+            "isgateway": True,
+            "IPAM": {"Type": "host-local", "SUBNET": NET4},
+        }
+    ),
+    "prev-result-is-ignored": Case(
+        routed(NET4, prevResult={"cniVersion": "1.1.0", "ips": [{"address": "10.1.1.1/24"}]})
+    ),
+    **{
+        f"host-local-{v}": Case(
+            bridge(NET4, NET6, version=v, ipam={"routes": [DEFAULT4, DEFAULT6]}),
+            plugin="host-local",
+        )
+        for v in VERSIONS
+    },
+    "host-local-route-keys": Case(
+        bridge(
+            NET4,
+            ipam={
+                "routes": [
+                    {
+                        "dst": "10.0.0.0/8",
+                        "gw": "10.81.0.9",
+                        "mtu": 1,
+                        "advmss": 2,
+                        "priority": 3,
+                        "table": 4,
+                        "scope": 0,
+                    }
+                ]
+            },
+        ),
+        plugin="host-local",
+    ),
+    **{
+        f"loopback-{v}": Case(
+            {"cniVersion": v, "name": "lo", "type": "loopback"},
+            ("Layout of loopback's results",) if v < "1.0.0" else (),
+            plugin="loopback",
+            ifname="lo",
+        )
+        for v in VERSIONS
+    },
+    "loopback-chained": Case(
+        {
+            "cniVersion": "0.4.0",
+            "name": "lo",
+            "type": "loopback",
+            "prevResult": {
+                "cniVersion": "0.4.0",
+                "ips": [{"version": "4", "address": "10.1.1.1/24"}],
+                "dns": {},
+            },
+        },
+        plugin="loopback",
+        ifname="eth0",
+    ),
+}
+
+# Bugs that are known: the tests of these cases are expected to fail.
+BUGS = {
+    "default-route-in-a-table-without-gateway": (
+        "gateway.complete takes a default route of another table for the main one"
+    ),
+    "static-of-one-address": "gateway.complete fails on a subnet of one address",
+}

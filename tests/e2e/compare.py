@@ -1,0 +1,174 @@
+"""What one ADD has made on a node, as a flat table that two nodes can be compared by."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tests.e2e.node import Done, Node
+
+Table = dict[str, str]
+
+_SEPARATOR = "\x1e"
+_VETH = re.compile(r"veth[0-9a-f]{8}")
+_MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
+_LINK = ("mtu", "txqlen", "qdisc", "linkmode", "group", "promiscuity", "master")
+# What the kernel counts or derives from names and MACs that are random.
+_VOLATILE = re.compile(
+    r"timer|_id$|^id$|^no$|^root_|fdb_n_|designated|topology_change|^config_pend"
+)
+_CHAIN = re.compile(r"CNI-[0-9a-f]{24}")
+_NETWORKS = "/var/lib/cni/networks"
+
+# Every list of one namespace at once: a process each would take longer than the plugins do.
+_LISTS = f"""
+for list in '-d link' '-d addr' '-d -4 route show table all' '-d -6 route show table all'; do
+    ip -j $list
+    printf '{_SEPARATOR}'
+done
+grep -s -r . /proc/sys/net/ipv[46]/conf /proc/sys/net/ipv[46]/neigh
+echo /proc/sys/net/ipv4/ip_forward:$(cat /proc/sys/net/ipv4/ip_forward)
+printf '{_SEPARATOR}'
+grep -H . /sys/class/net/*/addr_assign_type
+true
+"""
+
+
+def state_of(node: Node, *containers: str) -> Table:
+    """Return what there is on the node and in the containers, random names and MACs masked."""
+    table: Table = {}
+    for netns in ("", *containers):
+        where = netns.rpartition("/")[2] or "host"
+        output = node.command("sh", "-c", _LISTS, netns=netns).split(_SEPARATOR)
+        links, addresses, routes4, routes6, sysctls, assigned = output
+        for text, rows in (
+            (links, _link_rows),
+            (addresses, _address_rows),
+            (routes4, _route_rows),
+            (routes6, _route_rows),
+        ):
+            for entry in json.loads(text or "[]"):
+                table |= {f"{where} {path}": value for path, value in rows(entry) if entry}
+        for line in sysctls.splitlines():
+            path, _, value = line.partition(":")
+            if "stable_secret" not in path:
+                table[f"{where} sysctl {path.removeprefix('/proc/sys/')}"] = value
+        for line in [] if netns else assigned.splitlines():  # /sys is the node's everywhere
+            _, _, _, _, name, value = line.split("/")
+            table[f"host link {name} addr_assign_type"] = value.partition(":")[2]
+    table |= _file_rows(node) | _firewall_rows(node)
+    return {mask(path): mask(value) for path, value in table.items()}
+
+
+def table_of(done: Done, node: Node) -> Table:
+    """Return a reply as a table; a MAC that is the interface's own is not told in figures."""
+    reply = json.loads(done.stdout or "{}")
+    for interface in reply.get("interfaces", ()):
+        link = node.link(interface.get("sandbox", ""), interface["name"])
+        if link and link["address"] == interface.get("mac"):
+            interface["mac"] = "that of the interface"
+    plain = json.dumps(json.loads(done.stdout), indent=4) if done.stdout else ""
+    table = {f"reply{path}": value for path, value in _flat(reply)} | {
+        "exit status": str(done.returncode),
+        "reply is indented by 4 and ends without newline": str(done.stdout == plain),
+    }
+    return {mask(path): mask(value) for path, value in table.items()}
+
+
+def differences(reference: Table, ours: Table) -> list[str]:
+    """Return a line for each entry that differs, and one when keys stand in another order."""
+    lines = [
+        f"{path}: {reference.get(path, 'absent')} -> {ours.get(path, 'absent')}"
+        for path in sorted(reference.keys() | ours.keys())
+        if reference.get(path) != ours.get(path)
+    ]
+    orders = [
+        [path for path in one if path.startswith("reply.") and path in other]
+        for one, other in ((reference, ours), (ours, reference))
+    ]
+    if orders[0] != orders[1]:
+        lines.append(f"order of keys: {orders[0]} -> {orders[1]}")
+    return lines
+
+
+def mask(text: str) -> str:
+    """Return `text` without names and MACs that are random."""
+    return _MAC.sub("<mac>", _VETH.sub("<veth>", text))
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every leaf of `value` with its path, in the order of the text."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{path}.{key}")
+    elif isinstance(value, list) and value:
+        for index, item in enumerate(value):
+            yield from _flat(item, f"{path}[{index}]")
+    else:
+        yield path, json.dumps(value)
+
+
+def _link_rows(link: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if not link or link["ifname"] in ("up0", "ext0"):
+        return
+    name = f"link {link['ifname']}"
+    info = link.get("linkinfo", {})
+    for key in _LINK:
+        yield f"{name} {key}", str(link.get(key))
+    yield f"{name} flags", " ".join(sorted(set(link["flags"]) - {"NO-CARRIER", "LOWER_UP"}))
+    if (
+        info.get("info_kind") != "bridge"
+    ):  # which notices some time later that it lost its last port
+        yield f"{name} operstate", link["operstate"]
+    for key in ("info_kind", "info_data", "info_slave_data"):
+        for path, value in _flat(info.get(key, {}), f" {key}"):
+            if not _VOLATILE.search(path.rpartition(".")[2]):
+                yield f"{name}{path}", value
+
+
+def _address_rows(link: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for info in link.get("addr_info", ()):
+        if info["scope"] == "link" or link["ifname"] in ("up0", "ext0"):
+            continue
+        rest = {key: value for key, value in info.items() if key not in ("local", "prefixlen")}
+        name = f"address {link['ifname']} {info['local']}/{info['prefixlen']}"
+        yield name, "there"
+        yield from _flat(rest, name)
+
+
+def _route_rows(route: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    own = route["dst"].startswith(("fe80:", "ff00:"))
+    if own or route.get("dev") in ("up0", "ext0"):
+        return  # comes and goes with carriers, as do the addresses that the kernel makes up
+    key = ("type", "dst", "table", "dev", "gateway", "metric")
+    name = "route " + " ".join(f"{word} {route[word]}" for word in key if word in route)
+    yield name, " ".join(sorted(set(route["flags"]) - {"linkdown"}))
+    yield from _flat({k: v for k, v in route.items() if k not in (*key, "flags")}, name)
+
+
+def _file_rows(node: Node) -> Table:
+    table = {}
+    for name, content in node.files().items():
+        if name.startswith(_NETWORKS):
+            table[f"file {name}"] = repr(content)
+            table[f"mode of {name}"] = f"{node.path(name).stat().st_mode & 0o777:o}"
+        else:
+            table[f"files in {name.rpartition('/')[0]}"] = "there"
+    return table
+
+
+def _firewall_rows(node: Node) -> Table:
+    """Return iptables' rules word for word, and which other tables there are."""
+    table = {}
+    for command in ("iptables-save", "ip6tables-save"):
+        lines = [
+            _CHAIN.sub("CNI-<digest>", line)
+            for line in node.command(command).splitlines()
+            if "CNI-" in line
+        ]
+        if lines:
+            table[f"firewall {command}"] = " | ".join(lines)
+    for line in node.command("nft", "list", "tables").splitlines():
+        if not line.startswith(("table ip ", "table ip6 ")):
+            table[f"firewall {line}"] = "there"
+    return table

@@ -1,0 +1,292 @@
+"""Node: a pretend host as a runtime sees one, with network, files below /run and processes."""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.machine import CNITOOL, ROOT, Json, files_below
+
+# The outside world: one host on the node's only uplink, which has no route to any container.
+NODE4, OUTSIDE4 = "192.0.2.1", "192.0.2.2"
+NODE6, OUTSIDE6 = "2001:db8::1", "2001:db8::2"
+STATES = ("/var/lib/cni", "/run/pycni")  # where runtimes and plugins keep files
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+Done = subprocess.CompletedProcess[str]
+
+
+class Node:
+    """A pretend host made by tests/in-sandbox, which ends with all that was started in it."""
+
+    def __init__(self, bin_dir: Path) -> None:
+        self.bin_dir = bin_dir
+        self._holder = subprocess.Popen(
+            [ROOT / "tests" / "in-sandbox", "bash", "-c", "echo ready; read -r _ || true"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self._holder.stdout is not None
+        assert self._holder.stdout.readline() == b"ready\n"
+        namespaces = f"/proc/{self._holder.pid}/ns"
+        self._enter = [
+            "nsenter",
+            f"--net={namespaces}/net",
+            f"--mount={namespaces}/mnt",
+            f"--pid={namespaces}/pid_for_children",
+            "--",
+        ]
+
+    def close(self) -> None:
+        """End the node."""
+        for stream in (self._holder.stdin, self._holder.stdout):
+            assert stream is not None
+            stream.close()
+        self._holder.wait()
+
+    def path(self, name: str) -> Path:
+        """Return where a file of the node is to be found from here."""
+        return Path(f"/proc/{self._holder.pid}/root{name}")
+
+    # --- commands ---
+
+    def run(
+        self,
+        *words: str | Path,
+        stdin: str = "",
+        env: Mapping[str, str] | None = None,
+        netns: str = "",
+    ) -> Done:
+        """Run a command on the node, or inside one of its containers."""
+        enter = [*self._enter, *(["nsenter", f"--net={netns}", "--"] if netns else [])]
+        return subprocess.run(
+            [*enter, *map(str, words)],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            env={"PATH": _PATH, **(env or {})},
+            timeout=60,
+            check=False,
+        )
+
+    def command(self, *words: str, netns: str = "") -> str:
+        """Return what a command prints; it must succeed."""
+        done = self.run(*words, netns=netns)
+        assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}{done.stdout}"
+        return done.stdout
+
+    # --- containers and the world ---
+
+    def container(self, name: str = "c1") -> str:
+        """Return the path of a new network namespace."""
+        self.command("ip", "netns", "add", name)
+        return f"/run/netns/{name}"
+
+    def process(self) -> int:
+        """Return the process id, on the node, of a container that is nothing but a process."""
+        start = "unshare --net sleep 300 </dev/null >/dev/null 2>&1 & echo $!"
+        pid = int(self.command("sh", "-c", start))
+        own = self.command("readlink", "/proc/self/ns/net")
+        for _ in range(1000):
+            if self.command("readlink", f"/proc/{pid}/ns/net") != own:
+                return pid
+        raise AssertionError("unshare did not make a namespace")
+
+    def kill(self, pid: int) -> None:
+        """End a process of the node, and wait until its namespace cannot be opened any more."""
+        self.command("kill", "-KILL", str(pid))
+        for _ in range(1000):
+            if self.run("test", "-e", f"/proc/{pid}/ns/net").returncode:
+                return
+            time.sleep(0.01)
+        raise AssertionError(f"process {pid} does not end")
+
+    def outside(self) -> str:
+        """Return the namespace of a new host outside, reached over the node's uplink."""
+        script = f"""
+            ip netns add outside
+            ip link add up0 type veth peer name ext0 netns outside
+            ip address add {NODE4}/24 dev up0
+            ip address add {NODE6}/64 dev up0 nodad
+            ip -n outside address add {OUTSIDE4}/24 dev ext0
+            ip -n outside address add {OUTSIDE6}/64 dev ext0 nodad
+            ip link set up0 up
+            ip -n outside link set ext0 up
+            """
+        self.command("sh", "-ec", script)
+        return "/run/netns/outside"
+
+    def reaches(self, netns: str, address: str) -> bool:
+        """Tell whether `address` answers a ping from a container, or, with "", from the node."""
+        done = self.run("ping", "-n", "-c", "1", "-W", "2", address, netns=netns)
+        return done.returncode == 0
+
+    def is_cut_off(self, netns: str, address: str) -> bool:
+        """Tell whether no ping is answered; waits less, since nobody answers within moments."""
+        done = self.run("ping", "-n", "-c", "2", "-i", "0.1", "-W", "0.3", address, netns=netns)
+        return done.returncode != 0
+
+    # --- plugins ---
+
+    def configure(self, *configs: Mapping[str, Any]) -> None:
+        """Make these lists, or single plugins, the node's only networks."""
+        directory = self.path("/etc/cni/net.d")
+        directory.mkdir(parents=True, exist_ok=True)
+        for old in directory.iterdir():
+            old.unlink()
+        for number, config in enumerate(configs):
+            suffix = "conflist" if "plugins" in config else "conf"
+            (directory / f"{number:02}.{suffix}").write_text(json.dumps(config))
+
+    def cnitool(self, command: str, network: str, netns: str, **environ: str) -> Done:
+        """Run cnitool: CAP_ARGS, CNI_ARGS, CNI_IFNAME, NETCONFPATH by keyword."""
+        env = {"CNI_PATH": str(self.bin_dir), "NETCONFPATH": "/etc/cni/net.d", **environ}
+        return self.run(CNITOOL, command, network, netns, env=env)
+
+    def ok(self, command: str, network: str, netns: str, **environ: str) -> Json:
+        """Run cnitool, which must succeed, and return the result, {} where it has none."""
+        done = self.cnitool(command, network, netns, **environ)
+        assert done.returncode == 0, done.stderr
+        result: Json = json.loads(done.stdout or "{}")
+        return result
+
+    def refused(self, command: str, network: str, netns: str, **environ: str) -> str:
+        """Run cnitool, which must fail, and return what it says."""
+        done = self.cnitool(command, network, netns, **environ)
+        assert done.returncode == 1, f"{command} of {network} succeeded: {done.stdout}"
+        return done.stderr
+
+    def execute(
+        self,
+        plugin: str,
+        command: str,
+        config: Mapping[str, Any] | str,
+        netns: str = "",
+        *,
+        env: Mapping[str, str] | None = None,
+        **attachment: str,
+    ) -> Done:
+        """Run a plugin as a runtime does; bin_dir, path, containerid, ifname, args by keyword.
+
+        `env` replaces variables.
+        """
+        bin_dir = attachment.get("bin_dir", str(self.bin_dir))
+        environ = {
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": attachment.get("containerid", "c1"),
+            "CNI_NETNS": netns,
+            "CNI_IFNAME": attachment.get("ifname", "eth0"),
+            "CNI_ARGS": attachment.get("args", ""),
+            "CNI_PATH": attachment.get("path", bin_dir),
+            **(env or {}),
+        }
+        stdin = config if isinstance(config, str) else json.dumps(config)
+        return self.run(f"{bin_dir}/{plugin}", stdin=stdin, env=environ)
+
+    # --- the judges ---
+
+    def ip(self, netns: str, *words: str) -> list[Json]:
+        """Return what `ip -j -d` says on the node ("") or inside a container."""
+        text = self.command("ip", "-j", "-d", *words, netns=netns)
+        return [entry for entry in json.loads(text or "[]") if entry]
+
+    def link(self, netns: str, name: str) -> Json | None:
+        """Return one interface, None when there is none."""
+        return next((link for link in self.ip(netns, "link") if link["ifname"] == name), None)
+
+    def links(self, netns: str) -> list[str]:
+        """Return the names of all interfaces."""
+        return [link["ifname"] for link in self.ip(netns, "link")]
+
+    def addresses(self, netns: str, name: str) -> list[str]:
+        """Return the addresses of an interface with their prefixes, link-local ones left out."""
+        found = self.ip(netns, "addr", "show", "dev", name)
+        infos = [info for link in found for info in link["addr_info"] if info["scope"] != "link"]
+        return [f"{info['local']}/{info['prefixlen']}" for info in infos]
+
+    def files(self) -> dict[str, str]:
+        """Return the files that runtimes and plugins have written, by name."""
+        found = {}
+        for state in STATES:
+            root = str(self.path(state))
+            for name, content in files_below(root).items():
+                found[state + name.removeprefix(root)] = content
+        return found
+
+    def firewall(self) -> list[str]:
+        """Return every rule, set, chain and table, less what iptables makes once and for all."""
+        listing = json.loads(self.command("nft", "-j", "list", "ruleset"))["nftables"]
+        found = []
+        for entry in listing:
+            ((kind, thing),) = entry.items()
+            # `table ip nat` and its POSTROUTING stay, as the kernel's built-in chains did.
+            built_in = thing.get("family") in ("ip", "ip6") and (kind == "table" or "hook" in thing)
+            if kind != "metainfo" and not built_in:
+                found.append(f"{kind} {json.dumps(thing)}")
+        return found
+
+    def traces(self, *bridges: str) -> dict[str, Any]:
+        """Return what attachments have left on the node; `bridges` and cursors may stay."""
+        kept = ("lo", "up0", *bridges)
+        files = [
+            name
+            for name in self.files()
+            if not name.endswith("/lock") and "/last_reserved_ip." not in name
+        ]
+        found = {
+            "links": [name for name in self.links("") if name not in kept],
+            "firewall": self.firewall(),
+            "files": files,
+        }
+        return {what: names for what, names in found.items() if names}
+
+
+@contextmanager
+def node_with(bin_dir: Path) -> Iterator[Node]:
+    """Give a node whose CNI_PATH is `bin_dir`, and end it."""
+    node = Node(bin_dir)
+    try:
+        yield node
+    finally:
+        node.close()
+
+
+def addresses_in(result: Json) -> list[str]:
+    """Return the addresses of a result of any version, without their prefixes."""
+    entries = result.get("ips") or [result[key] for key in ("ip4", "ip6") if key in result]
+    return [(entry.get("address") or entry["ip"]).partition("/")[0] for entry in entries]
+
+
+def network(
+    version: str, subnets: Sequence[str], *, name: str = "net1", **keys: Any
+) -> dict[str, Any]:
+    """Return a list with one bridge, a gateway, masquerading and default routes."""
+    versions = {6 if ":" in subnet else 4 for subnet in subnets}
+    routes = [{"dst": "0.0.0.0/0" if version == 4 else "::/0"} for version in sorted(versions)]
+    bridge: Json = {
+        "type": "bridge",
+        "bridge": "br0",
+        "isGateway": True,
+        "ipMasq": True,
+        "ipam": {
+            "type": "host-local",
+            "ranges": [[{"subnet": subnet}] for subnet in subnets],
+            "routes": routes,
+        },
+        **keys,
+    }
+    return {"cniVersion": version, "name": name, "plugins": [bridge]}
+
+
+def single(config: Json) -> Json:
+    """Return what a runtime gives the only plugin of a list."""
+    return {"cniVersion": config["cniVersion"], "name": config["name"], **config["plugins"][0]}
+
+
+def pid_path(pid: int) -> str:
+    """Return the namespace of a process as docker's users name it."""
+    return os.path.join("/proc", str(pid), "ns", "net")

@@ -1,0 +1,203 @@
+"""A pretend host on which a chosen operation fails, or kills, or is preceded by something else.
+
+Counted are netlink messages (reads included; an nftables transaction is one), visits to a
+namespace, sysctls, attachment records and host-local's disk operations.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from cni_common import record
+from cni_common.errors import CNIError, Code
+from cni_common.netlink import Channel, Message, NetlinkError
+from cni_common.netns import NETLINK_NETFILTER, NetNS
+from cni_common.record import Record, Records
+from plugins.host_local import store, transaction
+from tests.machine import Machine, TestHost
+
+KILLED = 9  # exit status of a process that a Fault ended
+INJECTED = "injected failure"
+_CODES = (errno.ENOMEM, errno.ENOSPC, errno.EPERM, errno.EIO, errno.EBUSY)
+
+
+class Terminated(BaseException):
+    """What the executable makes of SIGTERM."""
+
+
+@dataclass
+class Fault:
+    """What is to happen at operation number `at`, counted from 1; 0: nothing."""
+
+    at: int = 0
+    lasting: bool = False  # every later operation fails too
+    kill: bool = False  # the process ends instead
+    terminate: bool = False  # Terminated is raised instead
+    code: int = 0  # errno; 0: it depends on `at`
+    text: str = INJECTED
+    only: Callable[[str], bool] = lambda _what: True  # which operations are counted
+    act: Callable[[], object] | None = None  # what happens just before, and nothing fails
+    done: list[str] = field(default_factory=list)
+
+    @property
+    def happened(self) -> bool:
+        """Tell whether there was an operation number `at`."""
+        return 0 < self.at <= len(self.done)
+
+    @property
+    def what(self) -> str:
+        """The operation that failed."""
+        return self.done[self.at - 1]
+
+    def is_due(self, what: str) -> bool:
+        """Count an operation; tell whether it is to fail."""
+        if not self.only(what):
+            return False
+        self.done.append(what)
+        due = self.happened and (self.lasting or len(self.done) == self.at)
+        if due and self.act:
+            self.act()
+            return False
+        return due
+
+    def error(self) -> OSError:
+        """Return the failure; does not return where it is another than an OSError."""
+        if self.kill:
+            os._exit(KILLED)
+        if self.terminate:
+            raise Terminated
+        return OSError(self.code or _CODES[self.at % len(_CODES)], self.text)
+
+    def visit(self, what: str) -> None:
+        """Count an operation and fail if it is due."""
+        if self.is_due(what):
+            raise self.error()
+
+
+class FaultyHost(TestHost):
+    """A pretend host with a Fault."""
+
+    fault: Fault
+
+    def make_netns(self, path: str, fd: int) -> NetNS:
+        """Return a namespace whose every use is counted."""
+        if self.fault.is_due("open namespace"):
+            raise CNIError(Code.INVALID_NETNS, str(self.fault.error()))
+        netns = _FaultyNetNS(path, fd)
+        netns.fault = self.fault
+        return netns
+
+
+@contextmanager
+def faulty(machine: Machine, fault: Fault) -> Iterator[FaultyHost]:
+    """Give a Host of `machine` with the fault, which host-local's store has meanwhile too."""
+    host = machine.make_host(FaultyHost)
+    assert isinstance(host, FaultyHost)
+    host.fault = fault
+    host.records = _FaultyRecords(machine.state_dir, fault)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(record, "_append", _faulty_append(fault))
+        patch.setattr(transaction, "Store", _faulty_store(fault))
+        yield host
+
+
+class _FaultyNetNS(NetNS):
+    fault: Fault
+
+    def run(self, function: Callable[[], Any]) -> Any:
+        self.fault.visit(f"run {function.__qualname__}")
+        return super().run(function)
+
+    def sysctl_here(self, name: str, value: str | None) -> str:
+        self.fault.visit(f"sysctl {name}")
+        return super().sysctl_here(name, value)
+
+    def channel(self, protocol: int, groups: int = 0) -> Channel:
+        plain = super().channel(protocol, groups)
+        channel = _FaultyChannel(plain._sock)
+        channel.fault, channel.is_atomic = self.fault, protocol == NETLINK_NETFILTER
+        return channel
+
+
+class _FaultyChannel(Channel):
+    fault: Fault
+    is_atomic: bool
+
+    def exchange(self, messages: Sequence[Message]) -> list[list[Any]]:
+        counted = messages[-2:-1] or messages if self.is_atomic else messages
+        if self.fault.kill or self.fault.terminate:  # before a send or after it, never inside
+            counted = counted[:1]
+        due = [message for message in counted if self.fault.is_due(message.what)]
+        if not due:
+            return super().exchange(messages)
+        failure = self.fault.error()
+        others = [message for message in messages if message not in due]
+        if others and not self.is_atomic:
+            with suppress(NetlinkError):  # a consequence
+                super().exchange(others)
+        raise NetlinkError(failure.errno or 0, f"{due[0].what}: {failure.strerror}")
+
+
+class _FaultyRecords(Records):
+    def __init__(self, root: str, fault: Fault) -> None:
+        super().__init__(root)
+        self._fault = fault
+
+    def begin(self, *args: Any) -> Record:
+        self._fault.visit("create record")
+        return super().begin(*args)
+
+    def find(self, *args: Any, **kwargs: Any) -> Record | None:
+        self._fault.visit("find record")
+        return super().find(*args, **kwargs)
+
+    def _opened(self, path: str, fd: int, facts: Mapping[str, Any]) -> Record:
+        opened = _FaultyRecord(path, fd, facts)
+        opened.fault = self._fault
+        self._open_records.append(opened)
+        return opened
+
+
+class _FaultyRecord(Record):
+    fault: Fault
+
+    def remove(self) -> None:
+        self.fault.visit("remove record")
+        super().remove()
+
+
+def _faulty_append(fault: Fault) -> Callable[[int, bytes], None]:
+    append = record._append
+
+    def faulty_append(fd: int, line: bytes) -> None:
+        if fault.is_due("write record"):
+            os.write(fd, line[: len(line) // 2])  # as a full disk does
+            raise fault.error()
+        append(fd, line)
+
+    return faulty_append
+
+
+def _faulty_store(fault: Fault) -> type[store.Store]:
+    class FaultyStore(store.Store):
+        _opened: dict[int, str]  # what each descriptor leads to
+
+        def _disk(self, call: Any, *args: Any, **kwargs: Any) -> Any:
+            self._opened = getattr(self, "_opened", {})
+            names = [arg for arg in args if isinstance(arg, str)]
+            name = names[-1] if names else self._opened.get(args[0], "directory")
+            if fault.is_due(f"disk {call.__name__} {name}"):
+                if call is os.close and not fault.kill:
+                    os.close(*args)
+                raise fault.error()
+            outcome = call(*args, **kwargs)
+            if call is os.open:
+                self._opened[outcome] = name
+            return outcome
+
+    return FaultyStore

@@ -1,0 +1,533 @@
+"""Random and damaged calls by the thousand: always one answer, never a trace.
+
+Each case comes from its number and a seed alone, so that one that fails can be repeated.
+PYCNI_FUZZ_SEED and PYCNI_FUZZ_CASES in the environment change seed and number of cases.
+"""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from cni_common.netns import NetNS
+from cni_common.protocol import Reply, respond
+from tests.machine import CNI_BIN, Machine, error_of
+
+Json = dict[str, Any]
+
+SEED = os.environ.get("PYCNI_FUZZ_SEED", "1")  # noqa: TID251 - the developer's knob
+CASES = int(os.environ.get("PYCNI_FUZZ_CASES", "20000"))  # noqa: TID251 - as above
+CHUNKS = 8  # that two workers can share
+PROCESSES = 150
+LOOK_EVERY, LOOK_CLOSELY_EVERY = 20, 500  # cases
+
+_ATTACHED = "veth[0-9a-f]{8}|eth0|net1|x+"  # names of interfaces that ADD makes
+COMMANDS = ("ADD",) * 9 + ("DEL",) * 5 + ("CHECK",) * 3 + ("GC", "STATUS") * 2
+PLUGINS = ("bridge",) * 5 + ("host-local",) * 4 + ("loopback",) * 2
+VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+
+# --- what runtimes send ---
+
+RANGES = [[{"subnet": "10.77.0.0/24"}], [{"subnet": "fd00:77::/64"}]]
+IPAM: Json = {"type": "host-local", "ranges": RANGES, "routes": [{"dst": "0.0.0.0/0"}]}
+SINGLE: Json = {"type": "host-local", "subnet": "10.78.0.0/16", "routes": [{"dst": "0.0.0.0/0"}]}
+BRIDGE: Json = {"type": "bridge", "bridge": "cni0", "isGateway": True, "ipMasq": True}
+NETWORKS: tuple[Json, ...] = (
+    # containerd, by ctr and by the kubelet
+    {**BRIDGE, "hairpinMode": True, "ipam": IPAM},
+    {
+        **BRIDGE,
+        "bridge": "cbr0",
+        "promiscMode": True,
+        "capabilities": {"ipRanges": True, "portMappings": True, "dns": True, "mac": True},
+        "ipam": {"type": "host-local", "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]},
+        "runtimeConfig": {
+            "ipRanges": [[{"Subnet": "10.79.0.0/24"}]],
+            "portMappings": [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp"}],
+            "dns": {"Servers": ["10.0.0.1"], "Searches": ["a"], "Options": None},
+        },
+    },
+    # podman
+    {
+        **BRIDGE,
+        "bridge": "cni-podman0",
+        "hairpinMode": True,
+        "capabilities": {"ips": True},
+        "ipam": {
+            **SINGLE,
+            "subnet": "",
+            "ranges": [[{"subnet": "10.80.0.0/16", "gateway": "10.80.0.1"}]],
+        },
+        "runtimeConfig": {"ips": ["10.80.0.77"], "mac": "02:00:00:00:00:77"},
+    },
+    # written by hand, for cnitool
+    {**BRIDGE, "isDefaultGateway": True, "ipMasq": False, "ipam": SINGLE, "mtu": 1400},
+    {"type": "bridge", "bridge": "l2", "portIsolation": True, "macspoofchk": True},
+    {"type": "bridge", "bridge": "l2", "disableContainerInterface": True, "ipam": {}},
+    {**BRIDGE, "bridge": "mac0", "macspoofchk": True, "ipam": SINGLE, "args": {"cni": {"ips": []}}},
+    {**BRIDGE, "bridge": "vlan0", "vlan": 100, "ipam": SINGLE},
+    {**BRIDGE, "bridge": "vlan0", "vlanTrunk": [{"minID": 2, "maxID": 9}, {"id": 40}], "ipam": {}},
+    {"type": "bridge", "bridge": "plain0", "ipam": SINGLE, "dns": {"nameservers": ["10.0.0.1"]}},
+)
+LOOPBACK: Json = {"type": "loopback"}
+PREVIOUS: tuple[Json, ...] = (
+    {
+        "interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:01", "sandbox": "/n"}],
+        "ips": [{"interface": 0, "address": "10.77.0.9/24", "gateway": "10.77.0.1"}],
+        "routes": [{"dst": "0.0.0.0/0", "gw": "10.77.0.1", "mtu": 1400}],
+        "dns": {"nameservers": ["10.0.0.1"]},
+    },
+    {"ip4": {"ip": "10.78.0.9/16", "routes": [{"dst": "0.0.0.0/0"}]}, "dns": {}},
+    {"cniVersion": "1.0.0", "ips": [{"address": "127.0.0.1/8"}]},
+)
+GOOD_ARGS = (
+    *("", "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=a;K8S_POD_UID=9"),
+    *("K8S_POD_NAME=c2;MAC=02:00:00:00:00:42;IgnoreUnknown=true", "MAC=02:00:00:00:00:43"),
+)
+BAD_ARGS = (
+    *("IP=10.77.0.42", "IP=10.78.0.5", "IgnoreUnknown=1;IP=10.80.0.77", "mac=x", "IP=x", "MAC=x"),
+    *("A", ";", "IP=a=b", "\udcff=1", "IgnoreUnknown=x", "IP=;MAC=;GATEWAY=", "x" * 9999),
+)
+
+# --- what is wrong with it ---
+
+TEXTS = (
+    *(
+        "",
+        "a",
+        "x" * 300,
+        "ä",
+        "\u2028<&>",
+        "\0",
+        "a b",
+        "-",
+        "..",
+        "/",
+        "\ud800",
+        "%d",
+        "cni0",
+        "lo",
+    ),
+    *("10.77.0.5", "10.77.0.0/24", "10.77.0.0/31", "::/0", "fd00:77::5", "::ffff:10.0.0.1/120"),
+    *("fe80::1%eth0", "010.0.0.1", "0.0.0.0/0", "02:00:00:00:00:01", "ff:ff:ff:ff:ff:ff", "true"),
+    *("host-local", "bridge", "loopback", "pycni", "none", "nftables", "1.0.0", "9.9.9", "1400"),
+)
+NUMBERS = (0, 1, -1, 2, 68, 1280, 4094, 4095, 65535, 65536, 2**31, 2**32 - 1, 2**32, 2**63, 10**99)
+JUNK: tuple[Any, ...] = (
+    *(None, True, False, 1.5, 1400.0, [], [[]], [None], {}, {"a": None}, [{}], [[{}]], [1, "a"]),
+    *TEXTS,
+    *NUMBERS,
+)
+KEYS = (
+    *("cniVersion", "name", "type", "bridge", "isGateway", "isDefaultGateway", "forceAddress"),
+    *("ipMasq", "mtu", "hairpinMode", "promiscMode", "vlan", "vlanTrunk", "preserveDefaultVlan"),
+    *("macspoofchk", "disableContainerInterface", "portIsolation", "ipam", "args", "runtimeConfig"),
+    *("capabilities", "dns", "prevResult", "subnet", "rangeStart", "rangeEnd", "gateway", "ranges"),
+    *("routes", "resolvConf", "dst", "gw", "priority", "table", "scope", "advmss", "ips", "mac"),
+    *("interfaces", "address", "interface", "nameservers", "search", "id", "minID", "x", "sandbox"),
+    *("cni.dev/valid-attachments", "cni.dev/attachments", "containerID", "ifname", "ipRanges"),
+)
+BAD_NAMES = (
+    *(
+        "",
+        " ",
+        "a b",
+        "-a",
+        "..",
+        "a/b",
+        "ä" * 8,
+        "a" * 5000,
+        "\udcff",
+        "a\n",
+        "\u00a0",
+        "lo",
+        "%d",
+    ),
+    *("all", "default", "x" * 15),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call."""
+
+    plugin: str
+    environ: Mapping[str, str]
+    stdin: bytes
+
+    @property
+    def command(self) -> str:
+        """What is asked for."""
+        return self.environ.get("CNI_COMMAND", "")
+
+
+@dataclass(frozen=True)
+class World:
+    """What there is on the machine for cases to name."""
+
+    data_dir: str
+    containers: tuple[str, ...]
+    other_paths: tuple[str, ...]  # that are no namespaces of containers
+    keeper: str
+    network: str
+
+
+class Generator:
+    """Makes cases."""
+
+    def __init__(self, world: World, *seed: object) -> None:
+        self._world = world
+        self._random = Random(" ".join(map(str, (SEED, *seed))))
+
+    def case(self) -> Case:
+        """Return any case."""
+        plugin = self._random.choice(PLUGINS)
+        command = self._random.choice(COMMANDS)
+        config = self._config(plugin, command)
+        stdin = json.dumps(config).encode()
+        for _ in range(9):  # until it names no directory of others
+            damaged = self._damaged(config)
+            if self._is_safe(damaged):
+                stdin = damaged
+                break
+        # To make and delete a veth pair is what takes the time: not too many of them.
+        reach = 0.3 if (plugin, command) == ("bridge", "ADD") else 0.85
+        return Case(plugin, self._environ(command, reach), stdin)
+
+    def _config(self, plugin: str, command: str) -> Json:
+        network = self._random.choice(NETWORKS)
+        if plugin == "loopback":
+            network = LOOPBACK
+        version = self._random.choice(VERSIONS)
+        config = {"cniVersion": version, "name": self._world.network, **network}
+        ipam = config.get("ipam")
+        if plugin == "host-local" and not (ipam and ipam.get("type")):
+            ipam = IPAM
+        if ipam:
+            config["ipam"] = {**ipam, "dataDir": self._world.data_dir}
+        if command in ("CHECK", "DEL") or self._likely(0.1):
+            config["prevResult"] = self._random.choice(PREVIOUS)
+        if command == "GC":
+            config["cniVersion"] = "1.1.0"
+            config["cni.dev/valid-attachments"] = [
+                {"containerID": f"c{number}", "ifname": "eth0"} for number in range(3)
+            ]
+        if command == "STATUS":
+            config["cniVersion"] = "1.1.0"
+        return config
+
+    def _environ(self, command: str, reach: float) -> dict[str, str]:
+        world, choice = self._world, self._random.choice
+        containers = world.containers
+        if command == "ADD":  # where an attachment lives already
+            containers = (*containers, world.keeper)
+        environ = {
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": choice(("c0", "c1", "c2")),
+            "CNI_NETNS": choice(containers if self._likely(reach) else world.other_paths),
+            "CNI_IFNAME": choice(("eth0", "eth0", "net1")),
+            "CNI_ARGS": choice(GOOD_ARGS if self._likely(0.85) else BAD_ARGS),
+            "CNI_PATH": str(CNI_BIN) if self._likely(0.95) else "/no/such/directory:.:",
+        }
+        if self._likely(0.15):
+            name = choice(("CNI_CONTAINERID", "CNI_IFNAME", "CNI_ARGS", "CNI_NETNS_OVERRIDE"))
+            environ[name] = choice((*BAD_NAMES, "1", "true", *TEXTS[:4]))
+        if self._likely(0.05):
+            del environ[choice(sorted(environ))]
+        if self._likely(0.03):
+            environ["CNI_COMMAND"] = choice(("VERSION", "FOO", "add", "\udcff"))
+        return environ
+
+    def _damaged(self, config: Json) -> bytes:
+        kind = self._random.random()
+        if kind < 0.06:
+            return self._random.randbytes(self._random.randrange(200))
+        if kind < 0.36:
+            return json.dumps(config, ensure_ascii=self._likely(0.5)).encode()
+        value: Any = config
+        for _ in range(self._random.choice((1, 1, 1, 2, 4))):
+            value = self._changed(value)
+        data = json.dumps(value, ensure_ascii=self._likely(0.5)).encode("utf-8", "surrogatepass")
+        return data if kind < 0.88 else self._scrambled(data)
+
+    def _changed(self, value: Any) -> Any:
+        """Return `value` with one place changed."""
+        if isinstance(value, dict) and self._likely(0.85):
+            key = self._random.choice(sorted(value) or ["x"])
+            if self._likely(0.15):
+                key = self._random.choice(KEYS)
+            rest = {name: item for name, item in value.items() if name != key}
+            change = self._random.random()
+            if change < 0.1:
+                return rest
+            if change < 0.2:
+                return {**value, self._respelled(key): self._changed(value.get(key))}
+            if change < 0.3:
+                return {**rest, self._respelled(key): value.get(key)}
+            return {**value, key: self._changed(value.get(key))}
+        if isinstance(value, list) and value and self._likely(0.85):
+            at = self._random.randrange(len(value))
+            if self._likely(0.2):
+                return [*value, value[at]]
+            return [*value[:at], self._changed(value[at]), *value[at + 1 :]]
+        return self._replaced(value)
+
+    def _replaced(self, value: Any) -> Any:
+        match value:
+            case bool() if self._likely(0.7):
+                return not value
+            case int() if self._likely(0.7):
+                return self._random.choice((str(value), float(value), -value, value + 1, *NUMBERS))
+            case str() if self._likely(0.6):
+                return self._random.choice(
+                    (value.upper(), value[:-1], value + "0", [value], *TEXTS)
+                )
+        junk = self._random.choice(JUNK)
+        return [[junk] * 3] * 60 if self._likely(0.01) else junk
+
+    def _respelled(self, key: str) -> str:
+        return self._random.choice(
+            (key.upper(), key.lower(), key.title(), key[:1].upper() + key[1:])
+        )
+
+    def _scrambled(self, data: bytes) -> bytes:
+        """Return `data` with some bytes changed, taken out or put in."""
+        for _ in range(self._random.choice((1, 1, 2, 8))):
+            at = self._random.randrange(len(data) + 1)
+            more = (
+                self._random.randbytes(1)
+                if self._likely(0.5)
+                else self._random.choice(b'{}[]",:0\\').to_bytes()
+            )
+            data = (
+                data[:at]
+                + self._random.choice((more, b"", data[at : at + 20] * 2))
+                + data[at + 1 :]
+            )
+        return data if self._likely(0.8) else data[: self._random.randrange(len(data) + 1)]
+
+    def _is_safe(self, data: bytes) -> bool:
+        """Tell whether no file could be written outside of the machine's directories."""
+        try:
+            return self._names_only_ours(json.loads(data.decode("utf-8", "replace")))
+        except (ValueError, RecursionError):
+            return True
+
+    def _names_only_ours(self, value: Any) -> bool:
+        if isinstance(value, list):
+            return all(map(self._names_only_ours, value))
+        if not isinstance(value, dict):
+            return True
+        for key, item in value.items():
+            is_path = isinstance(item, str) and item.startswith("/")
+            if "dir" in key.casefold() and is_path and item != self._world.data_dir:
+                return False
+        return all(map(self._names_only_ours, value.values()))
+
+    def _likely(self, chance: float) -> bool:
+        return self._random.random() < chance
+
+
+class Fuzzer:
+    """Puts cases to a machine, and looks at what they leave."""
+
+    def __init__(self, machine: Machine, tmp_path: Path) -> None:
+        self._machine = machine
+        (tmp_path / "file").write_text("x")
+        network = machine.network(
+            name="kept",
+            bridge="kept0",
+            ipMasq=True,
+            macspoofchk=True,
+            ipam={**SINGLE, "subnet": "10.99.0.0/24", "dataDir": machine.data_dir},
+        )
+        self.keeper_netns = machine.container()
+        result = machine.ok(
+            "bridge", "ADD", network, self.keeper_netns, containerid="keeper", ifname="eth0"
+        )
+        self.kept = {**network, "prevResult": result}
+        self.world = World(
+            data_dir=machine.data_dir,
+            containers=(machine.container(), machine.container()),
+            other_paths=(
+                *("", "/no/such", "/dev/null", "/proc/self/ns/uts", "relative", "x" * 5000),
+                *(str(tmp_path), str(tmp_path / "file"), "\udcff", machine.host),
+                "/proc/thread-self/ns/net",
+            ),
+            keeper=self.keeper_netns,
+            network=machine.name,
+        )
+        self.attached = 0
+        self._first_files, self._first_interfaces = self._files(), self._interfaces()
+        self._first_inspection = self._inspection()
+
+    def put(self, case: Case) -> Reply:
+        """Put one case and look at the answer; what it attached is detached again."""
+        reply = self._call(case)
+        if case.command == "ADD" and reply.exit_code == 0:
+            self.attached += 1
+            self._detach(case, json.loads(reply.stdout))
+        return reply
+
+    def look(self) -> None:
+        """Demand that nothing is there that was not there at the beginning."""
+        assert self._files() == self._first_files
+        assert self._interfaces() == self._first_interfaces
+
+    def look_closely(self) -> None:
+        """Demand the same of what takes longer to see, and that the living are well."""
+        assert self._inspection() == self._first_inspection
+        self.of_keeper("CHECK")
+
+    def of_keeper(self, command: str) -> None:
+        """Call bridge for the attachment that lives all the time."""
+        netns = self.keeper_netns
+        self._machine.ok("bridge", command, self.kept, netns, containerid="keeper", ifname="eth0")
+
+    def _call(self, case: Case) -> Reply:
+        self._machine.log.clear()
+        with self._machine.make_host() as host:
+            reply = respond(case.plugin, case.environ, case.stdin, host)
+        check_answer(case.command, reply.stdout, reply.exit_code)
+        assert not any("Traceback" in line for line in self._machine.log), self._machine.log
+        return reply
+
+    def _detach(self, case: Case, result: Json) -> None:
+        """DEL what an ADD made, after a CHECK and a second ADD."""
+        config = json.loads(case.stdin.decode("utf-8", "replace"))
+        checked = json.dumps({**config, "prevResult": result}).encode()
+        again = self._call(case)
+        assert again.exit_code == (case.plugin != "loopback"), again.stdout
+        self._call(_as(case, "CHECK", checked))
+
+        done = self._call(_as(case, "DEL", case.stdin))
+
+        assert done.exit_code == 0, done.stdout
+        assert self._files() == self._first_files
+
+    def _files(self) -> list[str]:
+        """Return the leases and the records."""
+        leases = Path(self._machine.data_dir).glob("*/*[0-9a-f]")
+        records = Path(self._machine.state_dir).glob("attachments/*")
+        paths = [
+            *records,
+            *(path for path in leases if not path.name.startswith("last_reserved_ip.")),
+        ]
+        return sorted(map(str, paths))
+
+    def _interfaces(self) -> dict[str, list[str]]:
+        """Return the names of all interfaces but bridges and those that lead into a VLAN."""
+        return {
+            netns: [name for name in _interfaces(netns) if re.fullmatch(_ATTACHED, name)]
+            for netns in (self._machine.host, *self.world.containers, self.keeper_netns)
+        }
+
+    def _inspection(self) -> Json:
+        """Return what `nft` and `ip` say of what belongs to attachments."""
+        links = {
+            netns: sorted(link["ifname"] for link in self._machine.ip(netns, "link"))
+            for netns in (*self.world.containers, self.keeper_netns)
+        }
+        addresses = {netns: self._machine.addresses(netns, "eth0") for netns in links}
+        veths = [
+            link["ifname"]
+            for link in self._machine.ip(self._machine.host, "link", "show", "type", "veth")
+        ]
+        own = sorted(name for name in veths if re.fullmatch(_ATTACHED, name))
+        return {"nft": self._machine.nft(), "links": links, "addresses": addresses, "own": own}
+
+
+def _as(case: Case, command: str, stdin: bytes) -> Case:
+    return replace(case, environ={**case.environ, "CNI_COMMAND": command}, stdin=stdin)
+
+
+def _interfaces(netns: str) -> list[str]:
+    handle = NetNS(netns)
+    try:
+        text = handle.run(lambda: Path("/proc/thread-self/net/dev").read_text())
+    finally:
+        handle.close()
+    return sorted(line.partition(":")[0].strip() for line in text.splitlines()[2:])
+
+
+def check_answer(command: str, stdout: bytes, status: int) -> None:
+    """Demand one valid document that goes with the exit status."""
+    assert status in (0, 1)
+    if status:
+        error = error_of(stdout)
+        assert error["cniVersion"] in VERSIONS
+        assert len(error["msg"].splitlines()) == 1
+        assert len(error.get("details", "x").splitlines()) == 1
+    elif command in ("ADD", "VERSION"):
+        answer = json.loads(stdout.decode(), parse_constant=pytest.fail)
+        assert answer["cniVersion"] in VERSIONS
+    else:
+        assert stdout == b""
+
+
+@pytest.fixture
+def fuzzer(machine: Machine, tmp_path: Path) -> Iterator[Fuzzer]:
+    """A machine with one living attachment, which must outlive every test."""
+    made = Fuzzer(machine, tmp_path)
+    yield made
+    made.look()
+    made.look_closely()
+    made.of_keeper("DEL")
+    assert machine.masqueraded() == {}
+
+
+@contextmanager
+def told(what: str, number: int, case: Case) -> Iterator[None]:
+    """Name the case when something is wrong with it."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"PYCNI_FUZZ_SEED={SEED}, {what} {number}: {case}")
+        raise
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_in_process(fuzzer: Fuzzer, chunk: int) -> None:
+    """Each call gets one answer, without a traceback; what failed has changed nothing."""
+    for count, number in enumerate(range(chunk, CASES, CHUNKS)):
+        case = Generator(fuzzer.world, number).case()
+        with told("case", number, case):
+            fuzzer.put(case)
+        if count % LOOK_EVERY == 0:
+            with told(f"one of the last {LOOK_EVERY} of its chunk up to", number, case):
+                fuzzer.look()
+        if count % LOOK_CLOSELY_EVERY == 0:
+            with told(f"one of the last {LOOK_CLOSELY_EVERY} of its chunk up to", number, case):
+                fuzzer.look_closely()
+
+    assert fuzzer.attached > CASES / CHUNKS / 30, "too few cases get as far as to attach"
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("chunk", range(2))
+def test_executable(machine: Machine, chunk: int) -> None:
+    """The executables give one document on stdout, and no traceback on stderr."""
+    world = World(machine.data_dir, (machine.container(),), ("", "/no/such"), "", machine.name)
+
+    for number in range(chunk, PROCESSES, 2):
+        case = Generator(world, "process", number).case()
+        with told("process", number, case):
+            done = subprocess.run(
+                ["nsenter", f"--net={machine.host}", CNI_BIN / case.plugin],
+                input=case.stdin,
+                env={os.fsencode(key): os.fsencode(value) for key, value in case.environ.items()},
+                capture_output=True,
+                check=False,
+            )
+            if case.command:
+                check_answer(case.command, done.stdout, done.returncode)
+            assert b"Traceback" not in done.stderr, done.stderr.decode()

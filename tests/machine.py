@@ -1,0 +1,399 @@
+"""Machine: a pretend host with containers, driven in this process and judged by `ip`, `nft`."""
+
+import ctypes
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from cni_common.host import Host
+from cni_common.netns import CLONE_NEWNET, OWN, NetNS
+from cni_common.protocol import Reply, respond
+from plugins import load
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = ROOT / ".tools"
+CNI_BIN = TOOLS / "cni"  # our executables
+REFERENCE_BIN = TOOLS / "reference"  # the Go plugins
+CNITOOL = TOOLS / "bin" / "cnitool"
+
+Json = dict[str, Any]
+
+# What changes by itself, or says only in which order things were made.
+_VOLATILE = {
+    "handle",
+    "index",
+    "stats64",
+    "stats",
+    "valid_life_time",
+    "preferred_life_time",
+    "flags",
+    "gc_timer",
+    "hello_timer",
+    "tcn_timer",
+    "topology_change_timer",
+    "forward_delay_timer",
+    "hold_timer",
+    "message_age_timer",
+    "fdb_n_learned",
+    "metainfo",
+}
+
+
+class TestHost(Host):
+    """A Host whose own namespace is the pretend one."""
+
+    __test__ = False
+    home: str
+
+    @cached_property
+    def netns(self) -> NetNS:
+        """The pretend host's namespace."""
+        return self.open_netns(self.home)
+
+
+class Machine:
+    """A host namespace, container namespaces, a state directory and an IPAM directory.
+
+    Namespaces are held by descriptors alone: their paths are /proc/<this process>/fd/<number>.
+    """
+
+    def __init__(self, tmp: Path, name: str) -> None:
+        self.name = name  # unique among the tests; part of network names
+        self.state_dir = str(tmp / "state")
+        self.data_dir = str(tmp / "networks")
+        self.log: list[str] = []
+        self._fds: list[int] = []
+        self.host = self.container()
+        self.command(self.host, "ip", "link", "set", "lo", "up")
+
+    # --- namespaces ---
+
+    def container(self) -> str:
+        """Return the path of a fresh network namespace."""
+        fd = _new_netns()
+        self._fds.append(fd)
+        return f"/proc/{os.getpid()}/fd/{fd}"
+
+    def forget(self, netns: str) -> None:
+        """Close a container's namespace; nothing else holds it, so the kernel removes it."""
+        fd = int(netns.rpartition("/")[2])
+        self._fds.remove(fd)
+        os.close(fd)
+
+    def close(self) -> None:
+        """Let go of every namespace."""
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
+
+    def command(self, netns: str, *words: str, stdin: str = "") -> str:
+        """Return what a command prints inside a namespace; it must succeed."""
+        done = self.try_command(netns, *words, stdin=stdin)
+        assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}{done.stdout}"
+        return done.stdout
+
+    def do(self, netns: str, *lines: str) -> None:
+        """Run commands, split at spaces, inside a namespace; each must succeed."""
+        for line in lines:
+            self.command(netns, *line.split())
+
+    def try_command(
+        self,
+        netns: str,
+        *words: str,
+        stdin: str = "",
+        env: Mapping[str, str] | None = None,
+        seconds: float = 60,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command inside a namespace."""
+        return subprocess.run(
+            ["nsenter", f"--net={netns}", *words],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            env=None if env is None else dict(env),
+            timeout=seconds,
+            check=False,
+        )
+
+    @contextmanager
+    def process_in(self, netns: str) -> Iterator[None]:
+        """Let a process live in a namespace, as a container's does."""
+        process = subprocess.Popen(["nsenter", f"--net={netns}", "sleep", "60"])
+        try:
+            while not os.path.samefile(f"/proc/{process.pid}/ns/net", netns):
+                assert process.poll() is None
+            yield
+        finally:
+            process.kill()
+            process.wait()
+
+    def outside(self) -> str:
+        """Return a namespace behind the host that has a route to the host alone.
+
+        It is 192.0.2.2 and 2001:db8::2, the host's interface "uplink" .1 and ::1.
+        """
+        outside = self.container()
+        pair = f"uplink type veth peer name uplink netns {outside}"
+        self.command(self.host, "ip", "link", "add", *pair.split())
+        for netns, number in ((self.host, 1), (outside, 2)):
+            self.command(netns, "ip", "link", "set", "uplink", "up")
+            for address in (f"192.0.2.{number}/24", f"2001:db8::{number}/64"):
+                nodad = ["nodad"] if ":" in address else []
+                self.command(netns, "ip", "addr", "add", address, "dev", "uplink", *nodad)
+        return outside
+
+    def ping(self, netns: str, address: str, *options: str) -> bool:
+        """Tell whether an address answers one echo request within a second."""
+        words = ("ping", "-c1", "-W1", *options, address)
+        return self.try_command(netns, *words).returncode == 0
+
+    # --- plugins ---
+
+    def network(self, **keys: Any) -> Json:
+        """Return a bridge configuration with host-local; `keys` are added or replace."""
+        config: Json = {
+            "cniVersion": "1.1.0",
+            "name": self.name,
+            "type": "bridge",
+            "bridge": "br0",
+            "isGateway": True,
+            "ipam": {
+                "type": "host-local",
+                "dataDir": self.data_dir,
+                "ranges": [[{"subnet": "10.9.0.0/24"}]],
+                "routes": [{"dst": "0.0.0.0/0"}],
+            },
+        }
+        return {key: value for key, value in {**config, **keys}.items() if value is not None}
+
+    def environ(self, command: str, netns: str = "", **attachment: str) -> dict[str, str]:
+        """Return a plugin's environment: containerid, ifname, args and path by keyword."""
+        return {
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": attachment.get("containerid", "c1"),
+            "CNI_NETNS": netns,
+            "CNI_IFNAME": attachment.get("ifname", "eth0"),
+            "CNI_ARGS": attachment.get("args", ""),
+            "CNI_PATH": attachment.get("path", str(CNI_BIN)),
+        }
+
+    def make_host(self, kind: type[TestHost] = TestHost) -> TestHost:
+        """Return a Host that lives on this machine."""
+        host = kind(load, str(CNI_BIN / "pycni"), self.log.append, state_dir=self.state_dir)
+        host.home = self.host
+        return host
+
+    def invoke(
+        self,
+        plugin: str,
+        command: str,
+        config: Mapping[str, Any],
+        netns: str = "",
+        *,
+        host: TestHost | None = None,
+        **attachment: str,
+    ) -> Reply:
+        """Run one command of a plugin in this process."""
+        with host or self.make_host() as given:
+            environ = self.environ(command, netns, **attachment)
+            return respond(plugin, environ, json.dumps(config).encode(), given)
+
+    def ok(
+        self,
+        plugin: str,
+        command: str,
+        config: Mapping[str, Any],
+        netns: str = "",
+        *,
+        host: TestHost | None = None,
+        **attachment: str,
+    ) -> Json:
+        """Run a command that must succeed and return its result, {} where it has none."""
+        reply = self.invoke(plugin, command, config, netns, host=host, **attachment)
+        assert reply.exit_code == 0, reply.stdout.decode()
+        return json.loads(reply.stdout) if reply.stdout else {}
+
+    def refused(
+        self,
+        plugin: str,
+        command: str,
+        config: Mapping[str, Any],
+        netns: str = "",
+        *,
+        host: TestHost | None = None,
+        **attachment: str,
+    ) -> Json:
+        """Run a command that must fail and return its error object."""
+        reply = self.invoke(plugin, command, config, netns, host=host, **attachment)
+        assert reply.exit_code == 1, reply.stdout.decode()
+        return error_of(reply.stdout)
+
+    def execute(
+        self,
+        program: Path,
+        command: str,
+        config: Mapping[str, Any],
+        netns: str = "",
+        **attachment: str,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run an executable plugin, ours or the reference's, on this machine's host."""
+        environ = self.environ(command, netns, **attachment)
+        environ["CNI_PATH"] = attachment.get("path", str(program.parent))
+        return self.try_command(self.host, str(program), stdin=json.dumps(config), env=environ)
+
+    def reference(
+        self, plugin: str, command: str, config: Json, netns: str = "", **attachment: str
+    ) -> Json:
+        """Run a command of a Go plugin, which must succeed, and return its result."""
+        done = self.execute(REFERENCE_BIN / plugin, command, config, netns, **attachment)
+        assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+        return json.loads(done.stdout) if done.stdout else {}
+
+    # --- the judges ---
+
+    def ip(self, netns: str, *words: str) -> list[Json]:
+        """Return what `ip -j` says inside a namespace."""
+        text = self.command(netns, "ip", "-j", "-d", *words)
+        return [entry for entry in json.loads(text or "[]") if entry]
+
+    def link(self, netns: str, name: str) -> Json | None:
+        """Return one interface as `ip -j -d link` sees it, None when there is none."""
+        links = [link for link in self.ip(netns, "link") if link["ifname"] == name]
+        return links[0] if links else None
+
+    def addresses(self, netns: str, name: str) -> list[str]:
+        """Return the addresses of an interface with their prefixes, link-local ones left out."""
+        found = []
+        for link in self.ip(netns, "addr"):
+            if link["ifname"] == name:
+                found += [
+                    f"{info['local']}/{info['prefixlen']}"
+                    for info in link["addr_info"]
+                    if info["scope"] != "link"
+                ]
+        return found
+
+    def nft(self) -> list[Json]:
+        """Return the host's nftables ruleset, handles left out."""
+        listing = json.loads(self.command(self.host, "nft", "-j", "list", "ruleset"))["nftables"]
+        return [_steady(entry) for entry in listing if "metainfo" not in entry]
+
+    def masqueraded(self) -> dict[str, str]:
+        """Return the address and comment of each element of our masquerade maps."""
+        found = {}
+        for entry in self.nft():
+            if entry.get("map", {}).get("name", "").startswith("masquerade"):
+                for key, _verdict in entry["map"].get("elem", ()):
+                    element = key["elem"]
+                    found[element["val"]] = element["comment"]
+        return found
+
+    def leases(self) -> list[str]:
+        """Return the addresses that host-local has given out on this machine's network."""
+        directory = Path(self.data_dir, self.name)
+        names = os.listdir(directory) if directory.exists() else []
+        return sorted(name for name in names if name[0] in "0123456789abcdef")
+
+    def ports(self) -> list[str]:
+        """Return the host's ends of veth pairs, bridges and the uplink left out."""
+        return [
+            link["ifname"]
+            for link in self.ip(self.host, "link")
+            if link.get("linkinfo", {}).get("info_kind") == "veth" and link["ifname"] != "uplink"
+        ]
+
+    def snapshot(self, *containers: str) -> Json:
+        """Return everything that a plugin can change, comparable."""
+        return {
+            "nft": sorted(json.dumps(entry, sort_keys=True) for entry in self.nft()),
+            "files": files_below(self.data_dir) | files_below(self.state_dir),
+            **{netns: self._namespace(netns) for netns in (self.host, *containers)},
+        }
+
+    def _namespace(self, netns: str) -> Json:
+        # All by one process: a sweep takes hundreds of snapshots. `table all` has both families.
+        kinds = {
+            "links": "link",
+            "addresses": "addr",
+            "routes": "route show table all",
+            "rules": "rule",
+        }
+        batch = "\n".join([*kinds.values(), ""])
+        text = self.command(netns, "ip", "-j", "-d", "-batch", "-", stdin=batch)
+        return {
+            name: sorted(
+                json.dumps(_steady(entry), sort_keys=True) for entry in json.loads(line) if entry
+            )
+            for name, line in zip(kinds, text.splitlines(), strict=True)
+        }
+
+
+@contextmanager
+def machine_at(tmp: Path, name: str) -> Iterator[Machine]:
+    """Give a machine and clean it up."""
+    machine = Machine(tmp, name)
+    try:
+        yield machine
+    finally:
+        machine.close()
+
+
+def error_of(stdout: bytes | str) -> Json:
+    """Return the CNI error object that `stdout` consists of."""
+    error: Json = json.loads(stdout)
+    assert set(error) <= {"cniVersion", "code", "msg", "details"}, error
+    assert isinstance(error["cniVersion"], str)
+    assert type(error["code"]) is int
+    assert error["msg"]
+    assert "\n" not in error["msg"]
+    return error
+
+
+def files_below(directory: str) -> dict[str, str]:
+    """Return the contents of all files below a directory, by path."""
+    root = Path(directory)
+    found: dict[str, str] = {}
+    for path in sorted(root.rglob("*")) if root.exists() else ():
+        if path.is_file():
+            found[str(path)] = path.read_bytes().decode("utf-8", "replace")
+    return found
+
+
+def addresses_of(result: Mapping[str, Any]) -> list[str]:
+    """Return the addresses of a result, without their prefixes."""
+    return [ip["address"].partition("/")[0] for ip in result["ips"]]
+
+
+def unique(words: Sequence[str]) -> bool:
+    """Tell whether no word occurs twice."""
+    return len(set(words)) == len(words)
+
+
+def _steady(entry: Any) -> Any:
+    if isinstance(entry, dict):
+        return {key: _steady(value) for key, value in entry.items() if key not in _VOLATILE}
+    if isinstance(entry, list):
+        return [_steady(item) for item in entry]
+    return entry
+
+
+def _new_netns() -> int:
+    """Return a descriptor of a new namespace, made by a thread that ends with this call."""
+    fds = []
+
+    def make() -> None:
+        if ctypes.CDLL(None).unshare(CLONE_NEWNET) == 0:
+            fds.append(os.open(OWN, os.O_RDONLY | os.O_CLOEXEC))
+
+    thread = Thread(target=make)
+    thread.start()
+    thread.join()
+    return fds[0]

@@ -1,0 +1,436 @@
+"""The rules that hold the suite together, as data: imports, sizes, start-up, SCHEMA and pages."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from cni_common.request import PROTOCOL_PROPERTIES
+from plugins import TYPES, load
+
+Json = dict[str, Any]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# A module imports only from those before it, also inside functions. `if TYPE_CHECKING` does not
+# count. A new module needs an entry in docs/decisions.md.
+ORDER = (
+    *("errors", "steps", "wire", "types", "schema", "request", "record"),
+    *("netlink", "link", "rtnetlink", "netns", "nftmessages", "nft"),
+    *("iptables", "masquerade", "interface"),
+    *("protocol", "host", "main"),
+)
+FOR_PLUGINS = ORDER[: ORDER.index("protocol")]  # a plugin is handed the Host
+# Who may import what only inside functions: each costs a cold start that has no need of it.
+LAZY = {
+    "netns": ("netlink", "rtnetlink"),
+    "masquerade": ("iptables",),
+    "main": ORDER,
+}
+THIRD_PARTIES = {"pyroute2": "cni_common.netlink", "jsonschema": "cni_common.schema"}
+
+FILE_LINES_MAX = 400
+FUNCTION_LINES_MAX = 60
+FUNCTION_LINES_P95 = 30
+
+
+class Import(NamedTuple):
+    """One imported module, and whether a function imports it."""
+
+    name: str
+    lazy: bool
+
+
+def sources(*directories: str) -> list[Path]:
+    """Return the Python files below directories of the repository."""
+    return sorted(path for name in directories for path in (ROOT / name).rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    """Return the name by which a file is imported."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> list[Import]:
+    """Return what a file imports; of `from a import b` both a and a.b, as b may be a module."""
+    return list(_imports(ast.parse(path.read_text()), lazy=False))
+
+
+def _imports(node: ast.AST, *, lazy: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        match child:
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                continue
+            case ast.Import(names=names):
+                yield from (Import(alias.name, lazy) for alias in names)
+            case ast.ImportFrom(module=str(module), names=names):
+                yield Import(module, lazy)
+                yield from (Import(f"{module}.{alias.name}", lazy) for alias in names)
+        yield from _imports(child, lazy=lazy or isinstance(child, ast.FunctionDef | ast.Lambda))
+
+
+def of_common(path: Path) -> list[Import]:
+    """Return the modules of cni_common that a file imports, by their short names."""
+    found = (Import(one.name.removeprefix("cni_common."), one.lazy) for one in imports(path))
+    return [one for one in found if one.name in ORDER]
+
+
+COMMON = [path for path in sources("cni_common") if path.stem != "__init__"]
+PRODUCTION = sources("cni_common", "plugins")
+ENTRANCES = ("plugins", "plugins.__main__")
+PLUGIN_FILES = [
+    path
+    for path in PRODUCTION
+    if path not in sources("cni_common") and name_of(path) not in ENTRANCES
+]
+
+
+class TestImports:
+    """Who may import whom."""
+
+    def test_modules(self) -> None:
+        """cni_common consists of these modules, and its __init__ is empty."""
+        assert sorted(path.stem for path in COMMON) == sorted(ORDER)
+        assert (ROOT / "cni_common" / "__init__.py").read_text() == ""
+
+    def test_page(self) -> None:
+        """docs/architecture.md lists the modules in this order."""
+        rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "architecture.md").read_text(), re.M)
+
+        assert tuple(rows) == ORDER
+
+    @pytest.mark.parametrize("path", COMMON, ids=name_of)
+    def test_order(self, path: Path) -> None:
+        """A module imports only from those before it."""
+        before = ORDER[: ORDER.index(path.stem)]
+
+        assert [one.name for one in of_common(path) if one.name not in before] == []
+
+    @pytest.mark.parametrize("module", LAZY)
+    def test_lazy(self, module: str) -> None:
+        """What is expensive, and not always needed, is imported inside functions."""
+        found = of_common(ROOT / "cni_common" / f"{module}.py")
+
+        assert [one.name for one in found if one.name in LAZY[module] and not one.lazy] == []
+
+    @pytest.mark.parametrize("path", COMMON, ids=name_of)
+    def test_no_plugins(self, path: Path) -> None:
+        """cni_common never imports plugins: the loader is handed in."""
+        assert [one.name for one in imports(path) if one.name.split(".")[0] == "plugins"] == []
+
+    @pytest.mark.parametrize("path", PLUGIN_FILES, ids=name_of)
+    def test_plugin(self, path: Path) -> None:
+        """A plugin imports neither what calls it nor another plugin."""
+        own = ".".join(name_of(path).split(".")[:2])
+
+        others = [
+            one.name
+            for one in imports(path)
+            if one.name.startswith("plugins") and not f"{one.name}.".startswith(f"{own}.")
+        ]
+        upper = [one.name for one in of_common(path) if one.name not in FOR_PLUGINS]
+        assert (others, upper) == ([], [])
+
+    @pytest.mark.parametrize("path", PRODUCTION, ids=name_of)
+    def test_third_parties(self, path: Path) -> None:
+        """Each library is known to one file."""
+        known = {*sys.stdlib_module_names, "cni_common", "plugins"}
+        found = {one.name.split(".")[0] for one in imports(path)} - known
+
+        assert {name for name in found if THIRD_PARTIES.get(name) != name_of(path)} == set()
+
+
+class TestSizes:
+    """How long things may be."""
+
+    @pytest.mark.parametrize("path", PRODUCTION, ids=name_of)
+    def test_file(self, path: Path) -> None:
+        """A file that outgrows this becomes a package."""
+        lines = path.read_text().count("\n")
+
+        assert lines <= FILE_LINES_MAX
+
+    def test_functions(self) -> None:
+        """A function fits on a screen, and most on half of one."""
+        lengths = {
+            f"{name_of(path)}.{node.name}": (node.end_lineno or 0) - node.lineno + 1
+            for path in PRODUCTION
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.FunctionDef)
+        }
+
+        assert {name for name, lines in lengths.items() if lines > FUNCTION_LINES_MAX} == set()
+        assert sorted(lengths.values())[len(lengths) * 95 // 100] <= FUNCTION_LINES_P95
+
+
+# --- start-up ---
+
+# What each entry loads beside the bare interpreter, top-level names, by Python 3.11; names that
+# begin with an underscore left out. dataclasses, enum, ipaddress, json bring in most of _BASE.
+_BASE = frozenset(
+    {
+        *("ast", "collections", "contextlib", "copy", "copyreg", "dataclasses", "dis", "enum"),
+        *("functools", "importlib", "inspect", "ipaddress", "itertools", "json", "keyword"),
+        *("linecache", "opcode", "operator", "re", "reprlib", "token", "tokenize", "types"),
+        *("warnings", "weakref"),
+    }
+)
+_SERVING = _BASE | {"fcntl", "hashlib"}
+# pyroute2's message classes bring in all of these but errno, socket and struct.
+_NETLINK = frozenset(
+    {
+        *("array", "atexit", "errno", "logging", "math", "multiprocessing", "pickle", "pkgutil"),
+        *("platform", "pyroute2", "select", "selectors", "signal", "socket", "string", "struct"),
+        *("textwrap", "threading", "traceback", "typing"),
+    }
+)
+_COMMON_BASE = frozenset({"errors", "main", "types", "wire"})
+_COMMON_SERVING = _COMMON_BASE | frozenset(
+    {"host", "netns", "protocol", "record", "request", "schema", "steps"}
+)
+_INTERFACE = frozenset({"interface", "link", "netlink", "rtnetlink"})
+
+
+class Entry(NamedTuple):
+    """A call that ends before it touches anything, and what it has loaded by then."""
+
+    plugin: str
+    command: str
+    config: Json
+    code: int  # 0: no error
+    libraries: frozenset[str]
+    common: frozenset[str]
+    plugins: frozenset[str]
+
+
+ENTRIES = {
+    "about": Entry("bridge", "", {}, 0, _BASE, _COMMON_BASE, frozenset()),
+    "VERSION": Entry("bridge", "VERSION", {}, 0, _SERVING, _COMMON_SERVING, frozenset()),
+    "host-local refuses an ADD": Entry(
+        "host-local",
+        "ADD",
+        {"ipam": {"type": "host-local"}},
+        7,
+        _SERVING | {"errno", "signal"},
+        _COMMON_SERVING,
+        frozenset(
+            {
+                "host_local",
+                "host_local.plan",
+                "host_local.ranges",
+                "host_local.store",
+                "host_local.transaction",
+            }
+        ),
+    ),
+    "bridge refuses an ADD": Entry(
+        "bridge",
+        "ADD",
+        {"vlan": 5000},
+        7,
+        _SERVING | _NETLINK,
+        _COMMON_SERVING | _INTERFACE | {"masquerade", "nft", "nftmessages"},
+        frozenset(
+            {
+                "bridge",
+                "bridge.attachment",
+                "bridge.conf",
+                "bridge.gateway",
+                "bridge.macfilter",
+                "bridge.port",
+                "bridge.vlan",
+            }
+        ),
+    ),
+    "loopback refuses an ADD": Entry(
+        "loopback",
+        "ADD",
+        {},
+        8,
+        _SERVING | _NETLINK,
+        _COMMON_SERVING | _INTERFACE,
+        frozenset({"loopback"}),
+    ),
+}
+
+# Runs the entry point of the executable and says what was loaded meanwhile, on stderr.
+_SCRIPT = """
+import sys
+before = set(sys.modules)
+root, plugin = sys.argv[1:]
+sys.path.insert(0, root)
+sys.argv[:] = [plugin]
+from plugins.__main__ import run
+status = run()
+print("loaded:", *(set(sys.modules) - before), file=sys.stderr)
+raise SystemExit(status)
+"""
+
+
+def loaded_by(entry: Entry) -> tuple[int, set[str]]:
+    """Return the error code that a call in a fresh interpreter gives, and what it has loaded."""
+    config = {"cniVersion": "1.1.0", "name": "net", **entry.config}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", _SCRIPT, str(ROOT), entry.plugin],
+        input=json.dumps(config).encode(),
+        env={
+            "CNI_COMMAND": entry.command,
+            "CNI_CONTAINERID": "c1",
+            "CNI_NETNS": "/no/such/netns",
+            "CNI_IFNAME": "eth0",
+            "CNI_PATH": "/no/such/directory",
+        },
+        capture_output=True,
+        check=False,
+    )
+    names = done.stderr.decode().partition("loaded: ")[2].split()
+    assert names, done.stderr.decode()
+    return json.loads(done.stdout or b"{}").get("code", 0), set(names)
+
+
+def below(package: str, names: set[str]) -> set[str]:
+    """Return the names inside a package, without its own."""
+    return {name.removeprefix(f"{package}.") for name in names if name.startswith(f"{package}.")}
+
+
+@pytest.mark.starts_process
+class TestStart:
+    """What a fresh interpreter loads: it is what a cold start costs."""
+
+    @pytest.mark.parametrize("name", ENTRIES)
+    def test_loaded(self, name: str) -> None:
+        """Each entry loads what is written here, no more and no less."""
+        entry = ENTRIES[name]
+
+        code, names = loaded_by(entry)
+
+        libraries = {name.partition(".")[0] for name in names} - {"cni_common", "plugins"}
+        assert code == entry.code
+        assert {one for one in libraries if not one.startswith("_")} == entry.libraries
+        assert below("cni_common", names) == entry.common
+        assert below("plugins", names) == entry.plugins | {"__main__"}
+
+    def test_judge(self) -> None:
+        """jsonschema is loaded only to refuse a configuration."""
+        entry = ENTRIES["host-local refuses an ADD"]
+
+        accepted = loaded_by(entry)[1]
+        refused = loaded_by(entry._replace(config={"dns": 1}))[1]
+
+        assert ("jsonschema" in accepted, "jsonschema" in refused) == (False, True)
+
+
+# --- plugins ---
+
+# What the recogniser of cni_common/schema.py understands, in the form that it expects.
+KEYWORDS: dict[str, type | tuple[type, ...]] = {
+    "type": str,
+    "description": str,
+    "default": (str, int, bool),
+    "properties": dict,
+    "additionalProperties": dict,
+    "items": dict,
+    "enum": list,
+    "minimum": int,
+    "maximum": int,
+}
+
+
+def schema_of(plugin: str) -> Json:
+    """Return a plugin's SCHEMA."""
+    module = load(plugin)
+    assert module is not None
+    return dict(module.SCHEMA)
+
+
+def parts_of(schema: Json, path: str = "") -> Iterator[tuple[str, Json]]:
+    """Yield a schema and all within it, by their dotted paths."""
+    yield path, schema
+    for key, value in schema.get("properties", {}).items():
+        yield from parts_of(value, f"{path}.{key}".removeprefix("."))
+    for keyword, mark in (("items", "[]"), ("additionalProperties", ".*")):
+        if keyword in schema:
+            yield from parts_of(schema[keyword], f"{path}{mark}")
+
+
+def keys_of(schema: Json) -> set[str]:
+    """Return the paths at which a configuration has a value; lists of values count as one."""
+    return {
+        path.removesuffix("[]")
+        for path, part in parts_of(schema)
+        if path and part["type"] not in ("object", "array")
+    }
+
+
+def keys_on_page(text: str) -> list[str]:
+    """Return what stands in backticks in the first columns of all tables of keys."""
+    keys: list[str] = []
+    in_table = False
+    for line in text.splitlines():
+        in_table = line.startswith("|") and (in_table or line.startswith("| Key |"))
+        if in_table:
+            keys += re.findall(r"`([^`]+)`", line.split("|")[1])
+    return keys
+
+
+class TestPlugins:
+    """What each plugin must have."""
+
+    def test_listed(self) -> None:
+        """Every module in plugins/ is in TYPES, and the other way round."""
+        paths = [path for path in (ROOT / "plugins").iterdir() if path.stem[0] != "_"]
+
+        assert sorted(path.stem for path in paths) == sorted(t.replace("-", "_") for t in TYPES)
+
+    @pytest.mark.parametrize("plugin", TYPES)
+    def test_loaded(self, plugin: str) -> None:
+        """load() returns the module of that name, which has all that a plugin must have."""
+        module: Any = load(plugin)
+
+        assert module.__name__ == f"plugins.{plugin.replace('-', '_')}"
+        assert all(callable(getattr(module, name)) for name in ("add", "delete", "check"))
+        assert all(callable(getattr(module, name)) for name in ("gc", "status"))
+
+    @pytest.mark.parametrize("name", ["", "Bridge", "host_local", "pycni", "__init__", "no.such"])
+    def test_no_other(self, name: str) -> None:
+        """load() knows nothing else."""
+        assert load(name) is None
+
+    @pytest.mark.parametrize("plugin", TYPES)
+    def test_keywords(self, plugin: str) -> None:
+        """A SCHEMA uses only what the recogniser understands, and demands no key at the top."""
+        for path, part in parts_of(schema_of(plugin)):
+            for keyword, value in part.items():
+                assert isinstance(value, KEYWORDS.get(keyword, ())), f"{path}: {keyword}"
+            assert part["type"] in ("object", "array", "string", "integer", "boolean"), path
+
+    @pytest.mark.parametrize("plugin", TYPES)
+    def test_protocol_keys(self, plugin: str) -> None:
+        """A SCHEMA contains the keys of the protocol as they are."""
+        properties = schema_of(plugin)["properties"]
+
+        assert {key: properties.get(key) for key in PROTOCOL_PROPERTIES} == PROTOCOL_PROPERTIES
+
+    @pytest.mark.parametrize("plugin", TYPES)
+    def test_descriptions(self, plugin: str) -> None:
+        """Every key says what it is for, in a sentence."""
+        parts = [(path, part) for path, part in parts_of(schema_of(plugin)) if path]
+        keys = [(path, part) for path, part in parts if path[-1] not in "]*"]
+
+        assert [path for path, part in keys if not part.get("description", "").endswith(".")] == []
+
+    @pytest.mark.parametrize("plugin", TYPES)
+    def test_page(self, plugin: str) -> None:
+        """The plugin's page lists the keys of its SCHEMA, each once, and no others."""
+        keys = keys_of(schema_of(plugin)) - keys_of({"properties": PROTOCOL_PROPERTIES})
+
+        on_page = keys_on_page((ROOT / "docs" / "plugins" / f"{plugin}.md").read_text())
+
+        assert sorted(on_page) == sorted(keys)

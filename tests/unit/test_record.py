@@ -1,0 +1,308 @@
+"""cni_common/record.py: the files that say what each attachment owns."""
+
+import json
+import os
+import resource
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cni_common.errors import CNIError, Code
+from cni_common.record import Records
+from cni_common.request import Attachment
+
+OWNER = Attachment("c1", "eth0")
+OTHER = Attachment("c1", "eth1")
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Iterator[Records]:
+    """The records of a node that has none."""
+    made = Records(str(tmp_path / "run"))
+    yield made
+    made.close()
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Let no file grow beyond `size` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def only_file(records: Records) -> Path:
+    """Return the one file in the directory of the records."""
+    (path,) = Path(records.directory).iterdir()
+    return path
+
+
+class TestBegin:
+    """Records.begin()."""
+
+    def test_file(self, records: Records) -> None:
+        """A record is one line of JSON in a private file of a private directory."""
+        records.begin("bridge", "net", OWNER, {"netns": "/n"})
+
+        path = only_file(records)
+        assert path.read_bytes().count(b"\n") == 1
+        assert json.loads(path.read_bytes()) == {
+            "plugin": "bridge",
+            "network": "net",
+            "containerid": "c1",
+            "ifname": "eth0",
+            "netns": "/n",
+        }
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+    def test_twice(self, records: Records) -> None:
+        """There is one record of an attachment."""
+        records.begin("bridge", "net", OWNER, {}).close()
+
+        with pytest.raises(FileExistsError):
+            records.begin("bridge", "net", OWNER, {})
+
+    def test_each_its_own(self, records: Records) -> None:
+        """Plugin, network, container and interface each make a record of their own."""
+        for plugin, network, owner in (
+            ("bridge", "net", OWNER),
+            ("host-local", "net", OWNER),
+            ("bridge", "net2", OWNER),
+            ("bridge", "net", OTHER),
+            ("bridge", "net", Attachment("c1-eth0", "")),
+            ("bridge", "net", Attachment("\udcff", "eth0")),
+            ("bridge", "net", Attachment("c" * 5000, "eth0")),
+        ):
+            records.begin(plugin, network, owner, {})
+
+        assert len(os.listdir(records.directory)) == 7
+
+    def test_disk_full(self, records: Records) -> None:
+        """A record that cannot be written whole is none."""
+        with file_size_limit(20), pytest.raises(OSError, match="space"):
+            records.begin("bridge", "net", OWNER, {})
+
+        assert os.listdir(records.directory) == []
+
+
+class TestFacts:
+    """What a record says."""
+
+    def test_notes_add_up(self, records: Records) -> None:
+        """Later notes add to earlier ones, and to what the next one reads."""
+        record = records.begin("bridge", "net", OWNER, {"a": 1, "b": 1})
+        record.note(b=2)
+        record.note(c=["x"], d=None)
+        expected = {**record.facts}
+        record.close()
+
+        found = records.find("bridge", "net", OWNER)
+
+        assert expected["b"] == 2
+        assert found is not None
+        assert found.facts == expected
+        assert found.attachment == OWNER
+
+    def test_torn_line(self, records: Records) -> None:
+        """A line that a kill cut short is ignored, and spoils no later one."""
+        records.begin("bridge", "net", OWNER, {"a": 1}).close()
+        with only_file(records).open("ab") as file:
+            file.write(b'{"b": 2, "c"')
+
+        found = records.find("bridge", "net", OWNER)
+        assert found is not None
+        found.note(d=4)
+
+        facts = records.peek("bridge", "net", OWNER)
+        assert facts is not None
+        assert {key: facts.get(key) for key in "abcd"} == {"a": 1, "b": None, "c": None, "d": 4}
+
+    def test_empty_file(self, records: Records) -> None:
+        """Whose an empty file is, is known from its name."""
+        records.begin("bridge", "net", OWNER, {"a": 1}).close()
+        only_file(records).write_bytes(b"")
+
+        found = records.find("bridge", "net", OWNER)
+
+        assert found is not None
+        assert found.facts == {"containerid": "c1", "ifname": "eth0"}
+
+    def test_nameless(self, records: Records) -> None:
+        """A file that says nothing, found by its path alone, is of nobody."""
+        records.begin("bridge", "net", OWNER, {}).close()
+        only_file(records).write_bytes(b"\0garbage\n[1]\n")
+
+        found = records.open(records.paths("bridge", "net")[0])
+
+        assert found is not None
+        assert found.attachment == Attachment("", "")
+
+    def test_note_on_a_full_disk(self, records: Records) -> None:
+        """A note that cannot be written fails, and what was noted before stays."""
+        record = records.begin("bridge", "net", OWNER, {"a": 1})
+        size = only_file(records).stat().st_size
+
+        with file_size_limit(size + 5), pytest.raises(OSError, match="space"):
+            record.note(b="x" * 100)
+
+        facts = records.peek("bridge", "net", OWNER)
+        assert facts is not None
+        assert "b" not in record.facts
+        assert (facts["a"], "b" in facts) == (1, False)
+
+    def test_age(self, records: Records) -> None:
+        """The age is the time since the last note."""
+        record = records.begin("bridge", "net", OWNER, {})
+        os.utime(only_file(records), (time.time() - 100, time.time() - 100))
+
+        before = record.age()
+        record.note(a=1)
+
+        assert 99 < before < 130
+        assert -1 < record.age() < 30
+
+
+class TestFinding:
+    """find(), open(), peek(), paths(), survey()."""
+
+    def test_nothing(self, records: Records) -> None:
+        """A node without records has none to find."""
+        assert records.find("bridge", "net", OWNER) is None
+        assert records.peek("bridge", "net", OWNER) is None
+        assert records.open(f"{records.directory}/bridge-x") is None
+        assert records.paths("bridge", "net") == []
+        assert list(records.survey("bridge")) == []
+
+    def test_paths(self, records: Records) -> None:
+        """Only the records of that plugin and network are listed."""
+        for plugin, network in (("bridge", "net"), ("bridge", "net2"), ("host-local", "net")):
+            records.begin(plugin, network, OWNER, {}).close()
+            records.begin(plugin, network, OTHER, {}).close()
+
+        found = [records.open(path) for path in records.paths("bridge", "net")]
+
+        assert {(one.attachment, one.facts["network"]) for one in found if one} == {
+            (OWNER, "net"),
+            (OTHER, "net"),
+        }
+
+    def test_survey(self, records: Records) -> None:
+        """All networks of a plugin are surveyed, those at work and torn files included."""
+        records.begin("bridge", "net", OWNER, {})
+        records.begin("bridge", "net2", OTHER, {}).close()
+        records.begin("host-local", "net", OWNER, {}).close()
+        Path(records.directory, "bridge-torn").write_bytes(b'{"a')
+
+        assert sorted(facts["network"] for facts in records.survey("bridge")) == ["net", "net2"]
+
+    def test_symbolic_link(self, records: Records, tmp_path: Path) -> None:
+        """A symbolic link is no record, wherever it leads."""
+        victim = tmp_path / "victim"
+        victim.write_bytes(b"{}\n")
+        records.begin("bridge", "net", OWNER, {}).close()
+        path = only_file(records)
+        path.unlink()
+        path.symlink_to(victim)
+
+        with pytest.raises(OSError, match="symbolic"):
+            records.find("bridge", "net", OWNER)
+        with pytest.raises(FileExistsError):
+            records.begin("bridge", "net", OWNER, {})
+
+        assert victim.read_bytes() == b"{}\n"
+
+
+class TestLocking:
+    """Two calls for one attachment."""
+
+    def test_at_work(self, records: Records) -> None:
+        """A record at work is busy for those who do not wait, and can be peeked into."""
+        records.begin("bridge", "net", OWNER, {"a": 1})
+
+        with pytest.raises(CNIError) as caught:
+            records.find("bridge", "net", OWNER, wait=False)
+
+        facts = records.peek("bridge", "net", OWNER)
+        assert caught.value.code == Code.TRY_AGAIN_LATER
+        assert records.open(str(only_file(records))) is None
+        assert facts is not None
+        assert facts["a"] == 1
+
+    @pytest.mark.parametrize("removed", [False, True])
+    def test_waits(self, records: Records, removed: bool) -> None:
+        """find() waits for whoever is at work, and sees what became of the record."""
+        record = records.begin("bridge", "net", OWNER, {})
+        record.note(a=1)
+        timer = threading.Timer(0.05, record.remove if removed else record.close)
+
+        timer.start()
+        found = records.find("bridge", "net", OWNER)
+        timer.join()
+
+        assert (found is None) == removed
+
+    def test_closed_with_the_node(self, records: Records) -> None:
+        """Closing the records lets others have all of them."""
+        records.begin("bridge", "net", OWNER, {})
+
+        records.close()
+
+        assert records.find("bridge", "net", OWNER, wait=False) is not None
+
+
+class TestRemoving:
+    """Record.remove()."""
+
+    def test_remove(self, records: Records) -> None:
+        """A removed record is gone, and closing it again does no harm."""
+        record = records.begin("bridge", "net", OWNER, {})
+
+        record.remove()
+        record.close()
+
+        assert records.find("bridge", "net", OWNER) is None
+
+    def test_of_another(self, records: Records) -> None:
+        """A record whose file was replaced removes nothing."""
+        record = records.begin("bridge", "net", OWNER, {})
+        only_file(records).unlink()
+        records.begin("bridge", "net", OWNER, {"new": True})
+
+        record.remove()
+
+        facts = records.peek("bridge", "net", OWNER)
+        assert facts is not None
+        assert facts["new"] is True
+
+
+class TestProbe:
+    """Records.probe()."""
+
+    def test_leaves_nothing(self, records: Records) -> None:
+        """Where records can be written the probe leaves none."""
+        records.probe()
+
+        assert os.listdir(records.directory) == []
+
+    def test_no_directory(self, records: Records, tmp_path: Path) -> None:
+        """Where there can be no directory the probe fails."""
+        (tmp_path / "run").write_bytes(b"")
+
+        with pytest.raises(NotADirectoryError):
+            records.probe()
+
+    def test_disk_full(self, records: Records) -> None:
+        """Where nothing can be written the probe fails, and leaves nothing."""
+        with file_size_limit(0), pytest.raises(OSError, match=r"space|large"):
+            records.probe()
+
+        assert os.listdir(records.directory) == []

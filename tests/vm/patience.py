@@ -1,0 +1,11 @@
+"""A pytest plugin for the virtual machine, where all takes some twenty times as long."""
+
+import pytest
+
+SECONDS = 300  # for any test, whatever it says itself
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put a time limit before those that the tests have."""
+    for item in items:
+        item.add_marker(pytest.mark.timeout(SECONDS), append=False)

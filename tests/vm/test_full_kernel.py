@@ -1,0 +1,97 @@
+"""Run the tests marked full_kernel inside a virtual machine, once for each kernel."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BOOT = Path(__file__).with_name("boot.py")
+KERNELS = ["6.1-cloud", "6.12-cloud"]
+LIMIT = 900  # seconds for all tests of one machine; they take a quarter of it
+PROVISIONING = 300  # seconds
+
+# Before any test, make sure that the kernel has what the tests are there for, and loads it when
+# it is asked for.
+GUEST = """
+set -ex
+ip netns add first
+ip -n first link add name bridge type bridge vlan_filtering 1
+ip -n first link add name dummy type dummy
+ip -n first link add link dummy name vlan type vlan id 5
+ip -n first link add link dummy name ipvlan type ipvlan
+ip -n first link add name veth type veth peer name peer
+ip netns exec first nft -f - <<END
+table inet first {
+    chain source { type nat hook postrouting priority srcnat; masquerade; }
+    chain local { type filter hook input priority filter; fib daddr type local accept; }
+}
+END
+ip netns del first
+exec "$@"
+"""
+
+
+def inner_command(report: Path) -> list[str]:
+    """Return the command to run in the machine."""
+    pytest_command = [sys.executable, "-m", "pytest", "-m", "full_kernel", "tests/kernel"]
+    pytest_command += ["-v", "-o", "addopts=", "--import-mode=importlib", f"--junitxml={report}"]
+    pytest_command += ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "tests.vm.patience"]
+    # Not beside the temporary folders of this process, which would be cleared away.
+    pytest_command += ["--basetemp=/run/pytest"]
+    return ["sh", "-c", GUEST, "sh", *pytest_command]
+
+
+def run_inside(kernel: str, folder: Path) -> str:
+    """Run the marked tests under a kernel; the folder gets the report. Return the output."""
+    command = [sys.executable, str(BOOT), "--kernel", kernel, "--timeout", str(LIMIT)]
+    command += ["--writable", str(folder), "--", *inner_command(folder / "report.xml")]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        timeout=LIMIT + PROVISIONING,
+        check=False,
+    )
+    return f"{done.stdout}exit status {done.returncode}\n"
+
+
+def read_report(report: Path) -> tuple[list[str], list[str]]:
+    """Return the names of the tests that passed, and what became of the others."""
+    passed, others = [], []
+    for case in ElementTree.parse(report).iter("testcase"):
+        name = f"{case.get('classname')}::{case.get('name')}"
+        found = [part for part in case if part.tag in ("failure", "error", "skipped")]
+        if not found:
+            passed.append(name)
+        for part in found:
+            text = part.text or part.get("message", "")
+            others.append(f"--- {part.tag} inside: {name}\n{text}")
+    return passed, others
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.timeout(LIMIT + PROVISIONING + 20)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_full_kernel(
+    kernel: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """All marked tests run and pass under the kernel."""
+    output = run_inside(kernel, tmp_path)
+    report = tmp_path / "report.xml"
+    if not report.exists():
+        pytest.fail(f"no report of tests under {kernel}:\n{output[-5000:]}", pytrace=False)
+    passed, others = read_report(report)
+    record_property("passed_inside", passed)
+    if others:
+        pytest.fail("\n".join(others), pytrace=False)
+    if not passed or not output.endswith("exit status 0\n"):
+        pytest.fail(f"{len(passed)} tests passed, but:\n{output[-5000:]}", pytrace=False)
