@@ -46,6 +46,8 @@ def _serve(
 
     with Host(load, os.path.realpath(sys.argv[0]), _log) as host:
         reply = respond(plugin, environ, stdin, host)
+        if environ["CNI_COMMAND"] != _VERSION:
+            _ignore_sigterm()  # what is done must be told, or taken back below
         if has_stdout and _write(reply.stdout):
             return reply.exit_code
         # A result that nobody got is an attachment that nobody will ever delete.
@@ -112,7 +114,13 @@ def _raise_on_sigterm() -> None:
     import signal  # noqa: PLC0415 - VERSION and `about` need none
 
     def terminate(_number: int, _frame: object) -> "NoReturn":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the undo must not be cut short in turn
+        _ignore_sigterm()  # the undo must not be cut short in turn
         raise _Terminated
 
     signal.signal(signal.SIGTERM, terminate)
+
+
+def _ignore_sigterm() -> None:
+    import signal  # noqa: PLC0415 - as above
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

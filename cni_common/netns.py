@@ -1,6 +1,7 @@
 """Network namespaces as handles. Nobody ever moves the calling thread into another one."""
 
 import _thread
+import errno
 import fcntl
 import os
 from functools import cached_property
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 OWN = "/proc/thread-self/ns/net"
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12  # linux/netlink.h
 
@@ -170,6 +172,8 @@ def _open(path: str) -> int:
         # Not blocking: somebody may have put a FIFO there.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+            raise  # which says nothing about the namespace: DEL must not take it for gone
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise CNIError(
             Code.INVALID_NETNS, f"cannot open network namespace '{path}': {reason}"

@@ -33,9 +33,8 @@ SUPPORTED_VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", CURR
 
 IFNAME_MAX_BYTES = 15  # IFNAMSIZ of linux/if.h, less its terminating NUL
 # What Go's unicode.IsSpace accepts; str.isspace would also take U+001C to U+001F.
-_SPACES = frozenset("\t\n\v\f\r \u0085\u00a0\u1680\u2028\u2029\u202f\u205f\u3000") | frozenset(
-    map(chr, range(0x2000, 0x200B))
-)
+_SPACES = "\t\n\v\f\r \u0085\u00a0\u1680\u2028\u2029\u202f\u205f\u3000"
+_NOT_IN_IFNAME = frozenset("/:%" + _SPACES) | frozenset(map(chr, range(0x2000, 0x200B)))
 _ALNUM = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
 _IDENTIFIER = _ALNUM | frozenset("_.-")
 _HEX = frozenset("0123456789abcdefABCDEF")
@@ -65,11 +64,12 @@ def check_ifname(value: str, what: str, code: Code) -> None:
         raise CNIError(
             code, f"{what} is too long", f"{value!r} has more than {IFNAME_MAX_BYTES} bytes"
         )
-    if value in ("", ".", "..") or "/" in value or ":" in value or not _SPACES.isdisjoint(value):
+    # The kernel takes % for a pattern to make a name from; all and default are of its sysctls.
+    if value in ("", ".", "..", "all", "default") or not _NOT_IN_IFNAME.isdisjoint(value):
         raise CNIError(
             code,
-            f"{what} {value!r} is not an interface name: '.', '..', '/', ':', white space"
-            " and the empty string are not allowed",
+            f"{what} {value!r} is not an interface name: '.', '..', 'all', 'default', '/', ':',"
+            " '%', white space and the empty string are not allowed",
         )
 
 

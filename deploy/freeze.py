@@ -38,16 +38,16 @@ INPUTS = ("cni_common", "plugins", "launcher", "deploy/frozen", "deploy/freeze.p
 EXCLUDED = frozenset(
     """
     _hashlib _pydatetime _pydecimal _pyio _strptime _uuid argparse asyncio bdb bz2 calendar cmd
-    code concurrent ctypes curses decimal difflib distutils doctest email ensurepip fractions
-    getopt getpass gettext gzip html http importlib._bootstrap importlib._bootstrap_external
-    importlib.metadata locale lzma mimetypes multiprocessing netrc nturl2path optparse pdb pickle
-    platform pprint py_compile pydoc random readline requests runpy site socketserver sqlite3 ssl
-    statistics tarfile tkinter tracemalloc tty unicodedata unittest urllib.error urllib.request
-    urllib3 webbrowser xml xmlrpc zipfile zlib zoneinfo
+    code concurrent ctypes curses difflib distutils doctest email ensurepip getopt getpass gettext
+    gzip html http importlib._bootstrap importlib._bootstrap_external importlib.metadata lzma
+    mimetypes multiprocessing netrc nturl2path optparse pdb pickle plistlib py_compile pydoc
+    readline requests runpy site socketserver sqlite3 ssl statistics tarfile tkinter tracemalloc
+    tty unittest urllib.error urllib.request urllib3 webbrowser xml xmlrpc zlib zoneinfo
     """.split()  # noqa: SIM905 - a list of seventy strings is no better
 )
-# Imported by the suite all the same: in place of os.setns, which boot.c provides.
-TOLERATED = {"ctypes"}
+# Imported all the same: where os.setns is missing, but boot.c provides it; as other names of
+# what the interpreter starts with.
+TOLERATED = ("ctypes", "importlib._bootstrap")
 # What C code imports, or the import system itself: no import statement shows it.
 HIDDEN = (
     "encodings.aliases",
@@ -65,6 +65,8 @@ HIDDEN = (
     "traceback",
     "warnings",
 )
+# When an import is executed: with the module; so, but it may fail or depend; in a function.
+ALWAYS, PERHAPS, LATER = range(3)
 # Packages that read files of their own.
 WITH_DATA = ("jsonschema_specifications",)
 # pyroute2's own __init__ would import all of it, see cni_common/netlink.py.
@@ -200,12 +202,13 @@ class Collector:
             code = marshal.dumps(compile(tree, f"<{name}>", "exec", dont_inherit=True, optimize=2))
         self._found[name] = Module(name, path, is_package, code)
         package = name if is_package else name.rpartition(".")[0]
-        for imported, is_lazy in _imports(tree, package):
-            if name.startswith(OURS) and _is_excluded(imported) and imported not in TOLERATED:
-                raise BuildError(
-                    f"{name} imports {imported}: take that off EXCLUDED in deploy/freeze.py"
-                )
-            if is_lazy:
+        for imported, when in _imports(tree, package):
+            if _is_excluded(imported):
+                if not imported.startswith(TOLERATED) and (when == ALWAYS or name.startswith(OURS)):
+                    raise BuildError(
+                        f"{name} imports {imported}: take that off EXCLUDED in deploy/freeze.py"
+                    )
+            elif when == LATER:
                 self._later.append(imported)
             else:
                 self._add(imported)
@@ -216,22 +219,25 @@ def _is_excluded(name: str) -> bool:
     return any(".".join(parts[:count]) in EXCLUDED for count in range(1, len(parts) + 1))
 
 
-def _imports(tree: ast.AST, package: str, *, lazy: bool = False) -> Iterator[tuple[str, bool]]:
-    """Give the modules that a tree imports, and whether only when a function is called."""
+def _imports(tree: ast.AST, package: str, when: int = ALWAYS) -> Iterator[tuple[str, int]]:
+    """Give the modules that a tree imports, and when."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield alias.name, lazy
+                yield alias.name, when
         elif isinstance(node, ast.ImportFrom):
             base = package.split(".")[: len(package.split(".")) - node.level + 1]
             prefix = ".".join(base) if node.level else ""
             module = ".".join(part for part in (prefix, node.module) if part)
-            yield module, lazy
+            yield module, when
             for alias in node.names:
-                yield f"{module}.{alias.name}", lazy
+                yield f"{module}.{alias.name}", when
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from _imports(node, package, LATER)
+        elif isinstance(node, ast.Try | ast.If):
+            yield from _imports(node, package, max(when, PERHAPS))
         else:
-            is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-            yield from _imports(node, package, lazy=lazy or is_function)
+            yield from _imports(node, package, when)
 
 
 # --- what lies in the bundle ---
@@ -266,8 +272,8 @@ def _compile_program(modules: Sequence[Module], program: Path, version: str, bui
         *("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-missing-field-initializers"),
         f'-DVERSION="{version}"',
         f'-DBUILD="{build}"',
-        f"-I{sysconfig.get_path('include')}",
-        f"-I{sysconfig.get_path('platinclude')}",
+        f"-isystem{sysconfig.get_path('include')}",
+        f"-isystem{sysconfig.get_path('platinclude')}",
         f"-I{BUILD}",
         str(FROZEN / "boot.c"),
         *("-o", str(program)),
@@ -333,13 +339,16 @@ def _copy_binary(source: Path, target: Path) -> None:
 
 
 def _make_launchers(directory: Path, version: str, build: str) -> None:
-    """One executable, linked under each name: a plain copy of the directory works as well."""
-    first = directory / "pycni"
+    """One executable, linked under each name: a plain copy of the directory works as well.
+
+    deploy/install.sh knows its own files by the one that lies in the bundle.
+    """
+    first = directory / f".pycni/{build}/launcher"
     _run(
         *("make", "--no-print-directory", "-C", str(ROOT / "launcher")),
         *(f"OUTPUT={first}", f"VERSION={version}", f"BUNDLE=.pycni/{build}/pycni"),
     )
-    for name in TYPES:
+    for name in ("pycni", *TYPES):
         os.link(first, directory / name)
 
 

@@ -25,12 +25,16 @@ SPARED = {
         "typing",
     },
     "socket": {"selectors"},
-    "cni_common": {"hashlib"},
+    "cni_common": {"hashlib", "socket"},
     "cni_common.main": {"signal"},
-    "cni_common.netlink": {"importlib.util", "socket"},
-    "cni_common.netns": {"socket"},
-    "cni_common.rtnetlink": {"socket"},
-    "plugins": {"hashlib"},
+    "cni_common.netlink": {"importlib.util"},
+    "plugins": {"hashlib", "socket"},
+}
+# What sockets and the module `socket` have beyond the stand-in. Who uses one of these names gets
+# the real module: the stand-in could give the functions, but not sockets with these methods.
+_REAL_SOCKETS = {
+    *("accept", "create_connection", "create_server", "dup", "fromfd", "makefile"),
+    *("recv_fds", "send_fds", "sendfile", "socketpair"),
 }
 # Stand-ins that never load the real one.
 _WHOLE = {"dataclasses", "importlib.util", "multiprocessing", "platform", "typing"}
@@ -56,8 +60,9 @@ def rewrite(module: str, source: bytes) -> ast.Module:
     if package in OURS:
         _Dataclasses(module).visit(tree)
     spared = SPARED.get(package, set()) | SPARED.get(module, set())
-    if spared:
-        _Imports(spared).visit(tree)
+    if package in OURS and _REAL_SOCKETS & _attributes(tree):
+        spared -= {"socket"}
+    _Imports(spared).visit(tree)
     if package == "pyroute2":
         _Annotations().visit(tree)
     return ast.fix_missing_locations(tree)
@@ -76,6 +81,10 @@ def standins() -> dict[str, str]:
 
 def _standin(module: str) -> str:
     return f"standin_{module.replace('.', '_')}"
+
+
+def _attributes(tree: ast.AST) -> set[str]:
+    return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
 
 
 class _Unreachable(ast.NodeTransformer):

@@ -30,6 +30,8 @@ _BRIDGE_SECONDS = 1.0  # until a new bridge passes on what the host sends
 def add(req: "Request", host: "Host", undo: "Undo") -> Result:
     """Attach the container to the bridge, and to IP where there is an IPAM plugin."""
     conf = Conf.of(req)
+    if conf.ipam:
+        host.is_ours(conf.ipam, req.path)  # raises when there is no such plugin, before any act
     container = host.open_netns(req.netns)
     interface.refuse_existing(container, req.ifname)
     record = attachment.begin(req, host, conf, undo)

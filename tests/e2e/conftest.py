@@ -23,7 +23,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def bin_dir(request: pytest.FixtureRequest) -> Path:
     """A directory for CNI_PATH."""
     directory: Path = request.param
-    assert (directory / "bridge").exists(), f"{directory} has no plugins"
     return directory
 
 

@@ -24,6 +24,7 @@ class Node:
     """A pretend host made by tests/in-sandbox, which ends with all that was started in it."""
 
     def __init__(self, bin_dir: Path) -> None:
+        assert (bin_dir / "bridge").exists(), f"{bin_dir} lacks plugins: deploy/prerequisites.sh"
         self.bin_dir = bin_dir
         self._holder = subprocess.Popen(
             [ROOT / "tests" / "in-sandbox", "bash", "-c", "echo ready; read -r _ || true"],

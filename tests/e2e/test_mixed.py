@@ -4,6 +4,7 @@ A node is upgraded, or downgraded, under running containers.
 """
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -230,8 +231,8 @@ def fetched(node: Node, container: str) -> str:
     )
     script = f"""
         mkfifo /run/ready
-        nsenter --net={container} timeout 10 python3 -c "{serve}" >/run/ready &
+        nsenter --net={container} timeout 10 {sys.executable} -c "{serve}" >/run/ready &
         read -r _ </run/ready
-        nsenter --net=/run/netns/outside timeout 10 python3 -c "{get}"
+        nsenter --net=/run/netns/outside timeout 10 {sys.executable} -c "{get}"
         """
     return node.command("sh", "-c", script)

@@ -92,20 +92,17 @@ def test_p10_taken_name_of_the_host_end_is_retried(
 
 def test_p10_p11_no_name_is_free(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """After ten taken names ADD fails, and what has the name is left as it is."""
-    machine.do(
-        machine.host,
-        "ip link add br0 type bridge",
-        "ip link set br0 up",
-        "ip link add veth00000000 type veth peer name other",
-    )
+    machine.do(machine.host, "ip link add veth00000000 type veth peer name other")
+    before = machine.link(machine.host, "veth00000000")
     container = machine.container()
-    before = machine.snapshot(container)
     monkeypatch.setattr(os, "urandom", names(itertools.repeat(bytes(4))))
 
     error = machine.refused("bridge", "ADD", machine.network(), container)
 
     assert "veth00000000" in error["msg"]
-    assert machine.snapshot(container) == before
+    assert machine.link(machine.host, "veth00000000") == before
+    assert sorted(machine.ports()) == ["other", "veth00000000"]
+    assert machine.link(container, "eth0") is None
 
 
 def test_p10_existing_interface_is_refused(machine: Machine) -> None:

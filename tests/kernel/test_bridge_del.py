@@ -29,6 +29,17 @@ def left(machine: Machine) -> Json:
     }
 
 
+def attachment(machine: Machine, container: str) -> Json:
+    """Return all that an attachment consists of, on the host and in its container."""
+    link, ports = machine.link(container, "eth0"), machine.ports()
+    return {
+        **left(machine),
+        "link": link and (link["ifindex"], link["address"], link["flags"]),
+        "addresses": machine.addresses(container, "eth0"),
+        "masters": [(machine.link(machine.host, name) or {}).get("master") for name in ports],
+    }
+
+
 NOTHING: Json = {"ports": [], "nft": [], "leases": [], "records": []}
 
 
@@ -74,13 +85,13 @@ def test_del_twice_and_for_an_unknown_container(machine: Machine, keys: Json) ->
     """DEL succeeds when there is nothing to do, and does not touch another attachment."""
     config, container = machine.network(**keys), machine.container()
     machine.ok("bridge", "ADD", config, container)
-    before = machine.snapshot(container)
+    before = attachment(machine, container)
 
     machine.ok("bridge", "DEL", config, machine.container(), containerid="unknown")
     machine.ok("bridge", "DEL", config, "", containerid="unknown")
     machine.ok("bridge", "DEL", config, "", ifname="eth9")
 
-    assert machine.snapshot(container) == before
+    assert attachment(machine, container) == before
     for _ in range(2):
         machine.ok("bridge", "DEL", config, container)
         assert left(machine) == NOTHING
@@ -299,13 +310,14 @@ def test_add_of_a_living_attachment_is_refused(machine: Machine) -> None:
     first, second = machine.container(), machine.container()
     config = machine.network(**ALL)
     machine.ok("bridge", "ADD", config, first)
-    before = machine.snapshot(first, second)
+    before = attachment(machine, first)
 
     error = machine.refused("bridge", "ADD", config, second)
 
     assert error["code"] == 4
     assert first in error["msg"]
-    assert machine.snapshot(first, second) == before
+    assert attachment(machine, first) == before
+    assert machine.link(second, "eth0") is None
 
 
 # --- subprocesses --------------------------------------------------------------------------

@@ -233,6 +233,13 @@ def test_one_attachment_from_all_sides(machine: Machine) -> None:
     assert_empty(machine)
 
 
+@pytest.fixture
+def impatient_gc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have GC not spare what is young."""
+    for module in (attachment, collect, store):
+        monkeypatch.setattr(module, "GRACE_SECONDS", -1)
+
+
 def is_in_kernel(what: str) -> bool:
     """Tell whether an operation is a netlink message or a command: locks guard the files."""
     return not what.startswith(("open", "run NetNS", "sysctl", "disk")) and "record" not in what
@@ -255,20 +262,15 @@ def is_in_kernel(what: str) -> bool:
     ],
     ids=lambda value: value if isinstance(value, str) else "+".join(value),
 )
+@pytest.mark.usefixtures("impatient_gc")
 def test_at_any_moment_of_another_call(
-    machine: Machine,
-    monkeypatch: pytest.MonkeyPatch,
-    command: str,
-    intrusion: list[str],
-    backend: str,
+    machine: Machine, command: str, intrusion: list[str], backend: str
 ) -> None:
     """Before whichever step of a call another comes in: both do what they are asked for.
 
-    GC does not know the container, and has no time of grace here: that the ADD is at work, or
-    that the namespace lives, must keep it.
+    GC does not know the container: that the ADD is at work, or that the namespace lives, must
+    keep it.
     """
-    for module in (attachment, collect, store):
-        monkeypatch.setattr(module, "GRACE_SECONDS", -1)
     config = network(machine, ipMasqBackend=backend, **{"cni.dev/valid-attachments": []})
     container, other = machine.container(), machine.container()
 

@@ -1,13 +1,12 @@
 """Masquerading: the nftables and iptables that bridge makes, shares and takes away."""
 
-import json
 import re
 import subprocess
 from collections.abc import Sequence
 
 import pytest
 
-from cni_common import masquerade, nft
+from cni_common import iptables, masquerade, nft
 from cni_common.netlink import Message
 from cni_common.netns import NetNS
 from tests.machine import Json, Machine, machine_at
@@ -220,12 +219,11 @@ def test_del_that_a_gc_outruns(machine: Machine, monkeypatch: pytest.MonkeyPatch
     config = masquerading(machine, V4, V6)
     machine.ok("bridge", "ADD", config, container := machine.container())
     apply = nft.apply
-    machines = [machine]
+    commands = ["nft delete element inet pycni masquerade6 { fd00:9::2 }"]
 
     def outrun(netns: NetNS, messages: Sequence[Message]) -> None:
-        for one in machines[:]:
-            one.command(one.host, "nft", "delete element inet pycni masquerade6 { fd00:9::2 }")
-            machines.clear()
+        while commands:
+            machine.do(machine.host, commands.pop())
         apply(netns, messages)
 
     monkeypatch.setattr(nft, "apply", outrun)
@@ -344,11 +342,9 @@ def test_p12_p20_iptables_is_run_once_per_family(
 
 
 def test_p20_iptables_lock_that_is_not_given(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: object
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An iptables that does not end in time fails the ADD as one to be tried again."""
-    from cni_common import iptables
-
     monkeypatch.setattr(iptables, "_RUN_SECONDS", 0)
 
     error = machine.refused(
@@ -386,4 +382,4 @@ def test_reference_leaves_our_iptables_rules(machine: Machine) -> None:
     machine.ok("bridge", "DEL", config, container)
 
     assert not [line for line in saved(machine, "iptables-save") if "CHAIN" in line]
-    assert json.dumps(machine.leases()) == "[]"
+    assert machine.leases() == []

@@ -110,7 +110,7 @@ def add_identifiers() -> None:
         *("a" * 15, "a" * 16, "ä" * 7, "ä" * 8, ".", "..", "...", "a/b", "a:b", "a\tb", "a\n"),
         *("\x0b", "\x0c", "\r", "a\x1cb", "a\x1fb", "\x7f", "\x85", "\u00a0", "\u1680", "\u180e"),
         *("\u2000", "\u200a", "\u200b", "\u2028", "\u2029", "\u202f", "\u205f", "\u3000", "\ufeff"),
-        *("%d", "-x", "\udcff", "a\udc85", "\udcff" * 16),
+        *("%d", "all", "-x", "\udcff", "a\udc85", "\udcff" * 16),
     ):
         CASES[f"ifname {value!a}"] = Case(config(), {"CNI_IFNAME": value})
 
@@ -255,6 +255,9 @@ OTHER_CODES: dict[str, tuple[int, int]] = {
     # An interface whose name is not UTF-8 could not be named in any result.
     "ifname '\\udcff'": (1, 4),
     "ifname 'a\\udc85'": (1, 4),
+    # The kernel would make up another name, or refuse.
+    "ifname '%d'": (1, 4),
+    "ifname 'all'": (1, 4),
     # Signs in versions: Go's Atoi takes them.
     **{f"{command} with '{sign}1.0.0'": (1, 6) for command in COMMANDS[1::2] for sign in "+-"},
     **{f"STATUS with '{sign}1.0.0'": (1, 6) for sign in "+-"},

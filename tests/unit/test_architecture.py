@@ -182,11 +182,11 @@ _BASE = frozenset(
         *("warnings", "weakref"),
     }
 )
-_SERVING = _BASE | {"fcntl", "hashlib"}
-# pyroute2's message classes bring in all of these but errno, socket and struct.
+_SERVING = _BASE | {"errno", "fcntl", "hashlib"}
+# pyroute2's message classes bring in all of these but socket and struct.
 _NETLINK = frozenset(
     {
-        *("array", "atexit", "errno", "logging", "math", "multiprocessing", "pickle", "pkgutil"),
+        *("array", "atexit", "logging", "math", "multiprocessing", "pickle", "pkgutil"),
         *("platform", "pyroute2", "select", "selectors", "signal", "socket", "string", "struct"),
         *("textwrap", "threading", "traceback", "typing"),
     }
@@ -218,7 +218,7 @@ ENTRIES = {
         "ADD",
         {"ipam": {"type": "host-local"}},
         7,
-        _SERVING | {"errno", "signal"},
+        _SERVING | {"signal"},
         _COMMON_SERVING,
         frozenset(
             {

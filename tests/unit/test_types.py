@@ -72,7 +72,7 @@ def test_bad_identifier(value: str) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        *("e", "eth0", "a" * 15, "ä" * 7, "...", "-x", "%d", "a\x1cb", "a\x1fb", "\x7f", "a,b"),
+        *("e", "eth0", "a" * 15, "ä" * 7, "...", "-x", "All", "a\x1cb", "a\x1fb", "\x7f", "a,b"),
         *("\u200b", "\ufeff", "\u180e", "\U0001f600" * 3),
     ],
     ids=ascii,
@@ -87,7 +87,7 @@ def test_ifname(value: str) -> None:
     [
         *("", ".", "..", "a/b", "/", "a:b", ":", " ", "a b", "a\t", "a\n", "a\x0b", "a\x0c", "a\r"),
         *("\x85", "\u00a0", "\u1680", "\u2000", "\u200a", "\u2028", "\u2029", "\u202f", "\u205f"),
-        *("\u3000", "a" * 16, "ä" * 8, "\udcff", "a\udc85"),
+        *("\u3000", "a" * 16, "ä" * 8, "\udcff", "a\udc85", "%d", "br%d", "a%", "all", "default"),
     ],
     ids=ascii,
 )
