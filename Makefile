@@ -1,7 +1,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .NOTPARALLEL:
-.PHONY: help venv fmt check coverage test test-kernel test-e2e test-vm demo lock clean
+.PHONY: help venv fmt check coverage test test-kernel test-e2e test-launcher test-vm demo schemas lock clean
 
 python := .venv/bin/python
 pytest := $(python) -m pytest
@@ -31,15 +31,18 @@ coverage: venv ## what the unit tests run; the parts without input or output mus
 	$(pytest) tests/unit --cov --cov-report=term
 	$(python) -m coverage report --include=$(pure) --fail-under=100
 
-test: ## all tests, also with failures among the first: check and the three below
+test: ## all tests, also with failures among the first: check and the four below
 	@deploy/prerequisites.sh --reference
-	@$(MAKE) --no-print-directory --keep-going check test-kernel test-e2e test-vm
+	@$(MAKE) --no-print-directory --keep-going check test-kernel test-e2e test-launcher test-vm
 
 test-kernel: venv ## each plugin on network namespaces of its own
 	$(sandboxed) -n 2 tests/kernel
 
-test-e2e: venv ## the executables, driven by cnitool
-	$(sandboxed) tests/e2e
+test-e2e: venv ## the executables, driven by cnitool, beside the Go plugins
+	$(sandboxed) -n 2 tests/e2e
+
+test-launcher: venv ## launcher/launcher.c, also under sanitizers
+	$(sandboxed) -n 2 tests/launcher
 
 test-vm: venv ## what needs a complete kernel, in virtual machines
 	@if ((EUID)) && [[ "$${CI:-}" != true ]]; then \
@@ -51,6 +54,9 @@ test-vm: venv ## what needs a complete kernel, in virtual machines
 
 demo: venv ## two containers on conf/10-mynet.conf, by cnitool, in namespaces made for it
 	@deploy/demo.sh
+
+schemas: venv ## write conf/schema/ anew after a change of a SCHEMA
+	$(python) -m deploy.schemas
 
 lock: ## write requirements.lock anew after a change of versions in pyproject.toml
 	[[ -x .tools/uv/bin/uv ]] || { python3 -m venv .tools/uv && \

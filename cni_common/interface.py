@@ -187,23 +187,15 @@ def drift(what: str) -> CNIError:
     return CNIError(Code.INTERNAL, f"{what}; delete and add the attachment again")
 
 
-def await_operational(host: "NetNS", events: "Channel", index: int, seconds: float) -> "Link":
-    """Wait until the interface's operstate is UP, and return it; CNIError after `seconds`.
+def await_operational(host: "NetNS", events: "Channel", index: int, seconds: float) -> None:
+    """Wait until the interface's operstate is UP; CNIError after `seconds`.
 
     `events` has been subscribed to links before what brings the interface up.
     """
-    deadline = time.monotonic() + seconds
-    while True:
+    if not wait_until(lambda: is_operational(host, index), events, seconds):
         link = host.netlink.link_at(index)
-        if link is None:
-            raise CNIError(Code.INTERNAL, f"interface {index} vanished while it was coming up")
-        if link.operstate == "UP":
-            return link
-        left = deadline - time.monotonic()
-        if left <= 0 or not events.await_event(left):
-            raise CNIError(
-                Code.INTERNAL, f"'{link.name}' did not come up: its state is {link.operstate}"
-            )
+        state = f"the state of '{link.name}' is {link.operstate}" if link else "it is gone"
+        raise CNIError(Code.INTERNAL, f"interface {index} did not come up: {state}")
 
 
 def wait_until(condition: "Callable[[], bool]", events: "Channel", seconds: float) -> bool:
@@ -289,22 +281,20 @@ def _with_next_hop(route: "Route", gateways: "dict[int, Address]") -> "Route":
 
 
 def _await_dad(container: "NetNS", link: "Link", events: "Channel") -> None:
-    deadline = time.monotonic() + _DAD_SECONDS
-    while True:
+    def settled() -> bool:
         states = container.netlink.addresses(link.index)
         for address, flags in states:
             if flags & IFA_F_DADFAILED:
                 raise CNIError(
                     Code.INTERNAL, f"another host on the link uses {address.ip} of '{link.name}'"
                 )
-        if not any(flags & IFA_F_TENTATIVE for _, flags in states):
-            return
-        left = deadline - time.monotonic()
-        if left <= 0 or not events.await_event(left):
-            raise CNIError(
-                Code.INTERNAL,
-                f"duplicate address detection on '{link.name}' took over {_DAD_SECONDS:g} s",
-            )
+        return not any(flags & IFA_F_TENTATIVE for _, flags in states)
+
+    if not wait_until(settled, events, _DAD_SECONDS):
+        raise CNIError(
+            Code.INTERNAL,
+            f"duplicate address detection on '{link.name}' took over {_DAD_SECONDS:g} s",
+        )
 
 
 def _await_delivery(

@@ -114,6 +114,9 @@ def _make(target: Path) -> None:
     if (target / ".pycni" / build / "pycni").exists():
         _say(f"{target} is up to date, build {build}")
         return
+    foreign = {path.name for path in target.glob("*")} - {"pycni", ".pycni", *TYPES}
+    if foreign:
+        raise BuildError(f"'{target}' would be replaced, but it has other files: {foreign}")
     _say(f"freezing build {build}")
     new = BUILD / "bin"
     shutil.rmtree(new, ignore_errors=True)

@@ -6,6 +6,7 @@ from cni_common import interface
 from cni_common.errors import CNIError, Code
 from cni_common.link import VethEnd
 from cni_common.netlink import NetlinkError
+from cni_common.rtnetlink import RT_TABLE_MAIN, RT_TABLE_UNSPEC
 from cni_common.steps import Undo
 from cni_common.types import Interface, Route
 from plugins.bridge import vlan
@@ -22,15 +23,21 @@ if TYPE_CHECKING:
 
 def complete(conf: "Conf", result: "Result") -> None:
     """Fill in gateways that IPAM left open, and with isDefaultGateway the default routes."""
-    done = {route.dst.version for route in result.routes if not route.dst.prefixlen}
+    done = {route.dst.version for route in result.routes if _is_default(route)}
     for ip in result.ips:
         if ip.gateway is None:
-            ip.gateway = ip.address.network[1]
+            ip.gateway = ip.address.network.network_address + 1
         version = ip.address.version
         if conf.is_default_gateway and version not in done:
             done.add(version)
             any_address = type(ip.address)("0.0.0.0/0" if version == 4 else "::/0").network
             result.routes.append(Route(any_address, ip.gateway))
+
+
+def _is_default(route: "Route") -> bool:
+    """Tell whether `route` is the way out for all that has no better one."""
+    in_main = route.table in (None, RT_TABLE_UNSPEC, RT_TABLE_MAIN)
+    return not route.dst.prefixlen and (in_main or route.gw is not None)
 
 
 def ensure(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from cni_common import types
 from cni_common.errors import CNIError, Code
-from cni_common.request import PROTOCOL_PROPERTIES
+from cni_common.request import PROTOCOL_PROPERTIES, Command
 from cni_common.types import Address, IPConfig, Result, Route
 from plugins.host_local import plan, transaction
 from plugins.host_local.ranges import RangeSet, odd_gateways, parse_sets
@@ -140,9 +140,14 @@ class Conf:
                 raise CNIError(
                     Code.INVALID_CONFIG, f'ipam.{key} "{ipam[key]}" is not an absolute path'
                 )
+        several = types.version_tuple(req.cni_version) >= (0, 3, 0)
+        # STATUS comes without runtimeConfig: the ranges may be what the runtime brings to ADD.
+        to_come = req.command is Command.STATUS and req.config.get("capabilities", {}).get(
+            "ipRanges"
+        )
         return cls(
             _directory(req),
-            parse_sets(sets, several_per_family=types.version_tuple(req.cni_version) >= (0, 3, 0)),
+            parse_sets(sets, several_per_family=several) if sets or not to_come else (),
             _parse_routes(ipam.get("routes", ())),
             ipam.get("resolvConf", ""),
         )

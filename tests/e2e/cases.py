@@ -206,7 +206,6 @@ CASES = {
     ),
     "default-route-in-a-table-without-gateway": Case(
         bridge(NET4, ipam={"routes": [{"dst": "0.0.0.0/0", "table": 100}]}, isDefaultGateway=True),
-        ("CHECK of routes",),
     ),
     "routes-to-hosts": Case(with_routes({"dst": "192.0.2.9/32"}, {"dst": "fd99::1/128"})),
     "route-in-mapped-notation": Case(with_routes({"dst": "::ffff:192.0.2.0/120"})),
@@ -218,7 +217,9 @@ CASES = {
     "markup-in-strings": Case(bridge(NET4, dns={"domain": "<&>\u2028\u00e9"})),
     "unknown-keys": Case(bridge(NET4, capabilities={"x": True}, someKey={"list": [1.5, None]})),
     "static": Case(static("10.5.0.5/24", "fd05::5/64", isDefaultGateway=True)),
-    "static-of-one-address": Case(static("10.5.0.5/32", "fd05::5/128", isGateway=True), ()),
+    "static-of-one-address": Case(
+        static("10.5.0.5/32", "fd05::5/128", isGateway=True), ("CHECK of routes",)
+    ),
     "layer2": Case(bridge(), differs=("CHECK of L2 networks",)),
     "layer2-0.4.0": Case(bridge(version="0.4.0"), differs=("CHECK of L2 networks",)),
     "layer2-mtu": Case(bridge(mtu=1300), differs=("CHECK of L2 networks",)),
@@ -291,12 +292,4 @@ CASES = {
         plugin="loopback",
         ifname="eth0",
     ),
-}
-
-# Bugs that are known: the tests of these cases are expected to fail.
-BUGS = {
-    "default-route-in-a-table-without-gateway": (
-        "gateway.complete takes a default route of another table for the main one"
-    ),
-    "static-of-one-address": "gateway.complete fails on a subnet of one address",
 }

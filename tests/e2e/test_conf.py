@@ -256,7 +256,6 @@ def test_example(node: Node, path: Path) -> None:
     assert node.traces(example.plugin.get("bridge", "")) == {}
 
 
-@pytest.mark.xfail(reason="host-local's STATUS asks for ranges that only the runtime will bring")
 def test_status_before_the_runtime_gives_ranges(node: Node) -> None:
     """STATUS brings no runtimeConfig: a network whose ranges come from there is not unhealthy."""
     example = Example(node, CONF / "28-runtime-ranges.conflist")

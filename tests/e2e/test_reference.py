@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import compare
-from tests.e2e.cases import BUGS, CASES, EVERYWHERE, NEWEST_VERSION, SOMEWHERE, Case
+from tests.e2e.cases import CASES, EVERYWHERE, NEWEST_VERSION, SOMEWHERE, Case
 from tests.e2e.node import Done, Node, node_with
 from tests.machine import REFERENCE_BIN, ROOT, Json
 
@@ -64,13 +64,7 @@ def pair(bin_dir: Path) -> Iterator[Pair]:
         yield Pair((theirs, ours))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.xfail(reason=BUGS[name])] if name in BUGS else [])
-        for name in CASES
-    ],
-)
+@pytest.mark.parametrize("name", CASES)
 def test_call(pair: Pair, name: str) -> None:
     """ADD, CHECK and DEL reply and do the same on both nodes, but for what is documented."""
     case = CASES[name]

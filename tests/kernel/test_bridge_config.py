@@ -111,7 +111,7 @@ def test_l2_only(machine: Machine, value: Json | None) -> None:
 
     link = machine.link(container, "eth0")
     assert link is not None
-    assert link["operstate"] == "UP"
+    assert "UP" in link["flags"]
     assert machine.addresses(container, "eth0") == []
     assert machine.addresses(machine.host, "br0") == []
     assert set(result) == {"cniVersion", "interfaces"}

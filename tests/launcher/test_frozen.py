@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import shutil
 import subprocess
 import types
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from deploy import freeze
 from deploy.freeze import BuildError, Collector
 from deploy.frozen.rewrite import SPARED, UnsupportedError, rewrite, standins
 from tests.machine import CNI_BIN, Machine, error_of
@@ -307,9 +307,18 @@ def test_the_build_refuses_an_import_that_it_leaves_out(monkeypatch: pytest.Monk
         Collector().collect()
 
 
-def test_the_bundle_has_no_source_and_no_pyinstaller_hooks(dist: Path) -> None:
-    """Only compiled modules, libraries and data lie in the bundle."""
-    suffixes = {path.suffix for path in dist.rglob("*") if path.is_file()}
+def test_the_build_spares_what_it_did_not_make(tmp_path: Path) -> None:
+    """A directory with other files, as an installation may have, is not replaced."""
+    (tmp_path / "ptp").touch()
 
-    assert ".py" not in suffixes
-    assert os.path.getsize(next(dist.glob(".pycni/*/pycni"))) < 8 << 20
+    assert freeze.main([str(tmp_path)]) == 1
+
+    assert [path.name for path in tmp_path.iterdir()] == ["ptp"]
+
+
+def test_the_bundle_is_small(dist: Path) -> None:
+    """Only compiled modules, libraries and data lie in it, and no more than are needed."""
+    files = [path for path in dist.rglob("*") if path.is_file()]
+
+    assert {".py", ".a", ".h"}.isdisjoint(path.suffix for path in files)
+    assert sum(path.stat().st_size for path in files) < 20 << 20

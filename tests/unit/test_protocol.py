@@ -198,6 +198,8 @@ class TestServing:
     @pytest.mark.parametrize("version", ["1.0.0", "1.1.0"])
     def test_result_with_sorted_keys(self, node: Node, version: str) -> None:
         """From 1.0.0 the keys of every object are sorted."""
+        node.plugin.result = Result([Interface("eth0", "02:00:00:00:00:01", sandbox="/n")])
+
         reply = node.call("ADD", {"name": "net", "cniVersion": version})
 
         result = json.loads(reply.stdout)
