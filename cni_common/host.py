@@ -1,4 +1,4 @@
-"""Host: what a plugin may touch beyond its request, and how it calls other plugins."""
+"""Host: the way from a plugin to the node it runs on: namespaces, records, delegates."""
 
 import os
 from functools import cached_property

@@ -151,7 +151,7 @@ def configure(container: "NetNS", link: "Link", result: "Result", *, dad: bool) 
     With `dad` IPv6 duplicate address detection runs and is waited for. Raises NetlinkError,
     CNIError.
     """
-    ips = [ip for ip in result.ips if _is_for(ip, result, link.name)]
+    ips = ips_of(result, link.name)
     versions = {ip.address.version for ip in ips}
     _prepare(container, link.name, versions, dad=dad)
     gateways = _first_gateways(ips)
@@ -250,6 +250,11 @@ def _prepare(container: "NetNS", ifname: str, versions: "Collection[int]", *, da
     set_sysctls(container, wanted, needed)
 
 
+def ips_of(result: "Result", ifname: str) -> "list[IPConfig]":
+    """Return the addresses of the container's interface `ifname`. Raises CNIError."""
+    return [ip for ip in result.ips if _is_for(ip, result, ifname)]
+
+
 def _is_for(ip: "IPConfig", result: "Result", ifname: str) -> bool:
     if ip.interface is None:
         return True
@@ -316,14 +321,14 @@ def _await_delivery(
 
 def _check_addresses(container: "NetNS", link: "Link", expected: "Result") -> None:
     present = {cidr for cidr, _ in container.netlink.addresses(link.index)}
-    for ip in expected.ips:
-        if _is_for(ip, expected, link.name) and ip.address not in present:
+    for ip in ips_of(expected, link.name):
+        if ip.address not in present:
             have = ", ".join(sorted(map(str, present))) or "none"
             raise drift(f"address {ip.address} of '{link.name}' is missing, it has {have}")
 
 
 def _check_routes(container: "NetNS", link: "Link", expected: "Result") -> None:
-    ips = [ip for ip in expected.ips if _is_for(ip, expected, link.name)]
+    ips = ips_of(expected, link.name)
     gateways = _first_gateways(ips)
     present = container.netlink.routes(link.index)
     for route in expected.routes:

@@ -34,7 +34,7 @@ _POSTROUTING = "POSTROUTING"
 _WAIT_SECONDS = "5"  # for the xtables lock
 _RUN_SECONDS = 30
 _PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"  # the caller's may be empty
-_COMMENT_MAX = 250
+_NAME_MAX = 110  # characters of each of two names, as a comment can have 255
 
 
 def add(
@@ -165,7 +165,10 @@ def _sources(rule: "nft.Rule") -> "list[Address]":
 
 def _reference_jumps(netns: "NetNS", network: str) -> "Iterator[tuple[str, str, Address]]":
     """Yield chain, container and source of each masquerade jump of `network`."""
-    binaries = [b for version in _FAMILIES for b in _binaries(netns, version, _POSTROUTING)]
+    try:
+        binaries = [b for version in _FAMILIES for b in _binaries(netns, version, _POSTROUTING)]
+    except CNIError:
+        return  # the table is nftables' own: without iptables nobody has made rules of its kind
     for line in (line for binary in binaries for line in _listed(netns, binary, _POSTROUTING)):
         pairs = dict(pairwise(_words(line)))
         chain = pairs.get("-j", "")
@@ -184,8 +187,8 @@ def _words(text: str) -> "list[str]":
 
 def _comment(network: str, containerid: str) -> str:
     # Names consist of letters, digits and "_.-" alone: they cannot break out of the quotes.
-    text = f'name: \\"{network}\\" id: \\"{containerid}'
-    return f'-m comment --comment "{text[:_COMMENT_MAX]}\\""'
+    names = f'name: \\"{network[:_NAME_MAX]}\\" id: \\"{containerid[:_NAME_MAX]}\\"'
+    return f'-m comment --comment "{names}"'
 
 
 def _remove_chain(netns: "NetNS", chain: str, addresses: "Collection[Address]") -> None:

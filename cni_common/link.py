@@ -15,6 +15,7 @@ _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 1
 _IFLA_OPERSTATE, _IFLA_LINKINFO, _IFLA_PROMISCUITY, _IFLA_LINK_NETNSID = 16, 18, 30, 37
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND, _IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 _IFLA_BR_VLAN_FILTERING, _IFLA_BRPORT_MODE, _IFLA_BRPORT_ISOLATED = 7, 4, 33
+_HEX = frozenset("0123456789abcdefABCDEF")
 _OPERSTATES = ("UNKNOWN", "NOTPRESENT", "DOWN", "LOWERLAYERDOWN", "TESTING", "DORMANT", "UP")
 
 
@@ -110,3 +111,18 @@ def _number(data: bytes | None) -> int:
 
 def _text(data: bytes | None) -> str:
     return (data or b"").rstrip(bytes(1)).decode("utf-8", "surrogateescape")
+
+
+def parse_mac(text: str) -> str:
+    """Return an Ethernet MAC in colon form; ValueError unless it is a unicast one of 6 bytes."""
+    digits = ""
+    for mark, width, count in ((":", 2, 6), ("-", 2, 6), (".", 4, 3)):
+        groups = text.split(mark)
+        if [len(group) for group in groups] == [width] * count:
+            digits = "".join(groups)
+    if not digits or not _HEX.issuperset(digits):
+        raise ValueError(f"{text!r}, not six bytes such as 02:11:22:33:44:55")
+    octets = bytes.fromhex(digits)
+    if octets[0] & 1 or not any(octets):
+        raise ValueError(f"{text!r}, which no interface can have: it is a group address or zero")
+    return octets.hex(":")

@@ -13,7 +13,7 @@ _ADD, _VERSION = "ADD", "VERSION"
 
 
 class _Terminated(BaseException):
-    """SIGTERM arrived; a BaseException so that nothing takes it for a failure of its own."""
+    """A signal to end arrived. A BaseException: nothing may take it for a failure of its own."""
 
 
 def main(load: "Loader") -> int:
@@ -30,7 +30,7 @@ def main(load: "Loader") -> int:
         _write(_failure(5, f"cannot read the configuration from stdin: {error.strerror}"))
         return 1
     if command != _VERSION:
-        _raise_on_sigterm()
+        _raise_on_signals()
     try:
         return _serve(plugin, environ, stdin, load, has_stdout=has_stdout)
     except _Terminated:
@@ -47,7 +47,7 @@ def _serve(
     with Host(load, os.path.realpath(sys.argv[0]), _log) as host:
         reply = respond(plugin, environ, stdin, host)
         if environ["CNI_COMMAND"] != _VERSION:
-            _ignore_sigterm()  # what is done must be told, or taken back below
+            _ignore_signals()  # what is done must be told, or taken back below
         if has_stdout and _write(reply.stdout):
             return reply.exit_code
         # A result that nobody got is an attachment that nobody will ever delete.
@@ -110,17 +110,19 @@ def _log(text: str) -> None:
         return  # there is nobody left to tell
 
 
-def _raise_on_sigterm() -> None:
+def _raise_on_signals() -> None:
     import signal  # noqa: PLC0415 - VERSION and `about` need none
 
     def terminate(_number: int, _frame: object) -> "NoReturn":
-        _ignore_sigterm()  # the undo must not be cut short in turn
+        _ignore_signals()  # the undo must not be cut short in turn
         raise _Terminated
 
-    signal.signal(signal.SIGTERM, terminate)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, terminate)
 
 
-def _ignore_sigterm() -> None:
+def _ignore_signals() -> None:
     import signal  # noqa: PLC0415 - as above
 
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,9 +1,10 @@
-"""Source NAT for what leaves a network, by nftables or in the reference's iptables layout.
+"""Packets that leave a network get the host's address: by nftables, or iptables as the reference.
 
-nftables: `table inet pycni` has one verdict map per family, from a container's address to the
-chain of its network; that chain accepts the network's own subnets and multicast and masquerades
-the rest. An attachment is one map element per address, so neither the packet path nor ADD and
-DEL grow with the number of containers. An element's comment names its owner.
+In `table inet pycni` a packet's source address is looked up in a verdict map, one for IPv4 and one
+for IPv6. If a container has it, its network's chain decides: to the network's own subnets and to
+multicast the packet goes as it is, else it is masqueraded. Each address of an attachment is an
+element of such a map, with the owner in its comment; a thousand of them cost a packet, an ADD or a
+DEL no more than one.
 """
 
 import errno

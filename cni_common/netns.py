@@ -33,7 +33,7 @@ class NetNS:
     """An open network namespace.
 
     `path` is what the runtime calls it. Sockets opened inside stay inside; they and the handle
-    are closed together. A handle belongs to the thread that opened it.
+    are closed together. Only the thread that opened it may use it.
     """
 
     def __init__(self, path: str, fd: int = -1) -> None:

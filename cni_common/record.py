@@ -156,10 +156,10 @@ class Records:
                 yield facts
 
     def open(self, path: str) -> Record | None:
-        """Return the record in the file `path`, or None when it is gone or an ADD is at work."""
+        """Return the record in the file `path`; None: gone, no file, or an ADD is at work."""
         try:
             return self._open(path, wait=False)
-        except CNIError:
+        except (CNIError, OSError):
             return None
 
     def _open(self, path: str, *, wait: bool) -> Record | None:
@@ -223,7 +223,7 @@ def _append(fd: int, line: bytes) -> None:
 def _peek(path: str) -> "dict[str, Any] | None":
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
+    except OSError:  # it is gone, or no file
         return None
     try:
         return _read(fd)

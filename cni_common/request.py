@@ -7,11 +7,11 @@ from cni_common import schema, wire
 from cni_common.errors import CNIError, Code
 from cni_common.types import (
     DNS_SCHEMA,
+    FAMILIES,
     OLDEST_VERSION,
     Result,
     check_identifier,
     check_ifname,
-    check_same_family,
 )
 
 TYPE_CHECKING = False
@@ -205,6 +205,17 @@ PROTOCOL_PROPERTIES: "Json" = {
     "cni.dev/attachments": _ATTACHMENTS,
 }
 PROTOCOL_SCHEMA: "Json" = {"type": "object", "properties": PROTOCOL_PROPERTIES}
+
+
+def check_same_family(version: str, config_version: str) -> None:
+    """Raise CNIError 7 when a prevResult of `version` cannot go with `config_version`."""
+    for family in FAMILIES:
+        if config_version in family and version not in family:
+            raise CNIError(
+                Code.INVALID_CONFIG,
+                f'cniVersion "{version}" does not go with the configuration\'s {config_version};'
+                f" expected one of {', '.join(family)}",
+            )
 
 
 def _check_variables(environ: "Mapping[str, str]", command: Command | None) -> None:

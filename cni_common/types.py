@@ -37,7 +37,6 @@ _SPACES = "\t\n\v\f\r \u0085\u00a0\u1680\u2028\u2029\u202f\u205f\u3000"
 _NOT_IN_IFNAME = frozenset("/:%" + _SPACES) | frozenset(map(chr, range(0x2000, 0x200B)))
 _ALNUM = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
 _IDENTIFIER = _ALNUM | frozenset("_.-")
-_HEX = frozenset("0123456789abcdefABCDEF")
 
 
 def check_identifier(value: str, what: str, code: Code) -> None:
@@ -94,21 +93,6 @@ def parse_cidr(text: str) -> Cidr:
     return cidr
 
 
-def parse_mac(text: str) -> str:
-    """Return an Ethernet MAC in colon form; ValueError unless it is a unicast one of 6 bytes."""
-    digits = ""
-    for mark, width, count in ((":", 2, 6), ("-", 2, 6), (".", 4, 3)):
-        groups = text.split(mark)
-        if [len(group) for group in groups] == [width] * count:
-            digits = "".join(groups)
-    if not digits or not _HEX.issuperset(digits):
-        raise ValueError(f"{text!r}, not six bytes such as 02:11:22:33:44:55")
-    octets = bytes.fromhex(digits)
-    if octets[0] & 1 or not any(octets):
-        raise ValueError(f"{text!r}, which no interface can have: it is a group address or zero")
-    return octets.hex(":")
-
-
 def version_tuple(version: str) -> tuple[int, int, int]:
     """Return the three numbers of a spec version; missing ones are 0. Raises CNIError 6."""
     parts = (version or OLDEST_VERSION).split(".")
@@ -130,7 +114,8 @@ DNS_SCHEMA: "Json" = {
         "options": {**_STRINGS, "description": "Options for the resolver."},
     },
 }
-_FAMILIES = (("0.1.0", "0.2.0"), ("0.3.0", "0.3.1", "0.4.0"), ("1.0.0", CURRENT_VERSION))
+# Versions of one family differ by their name alone; prevResult and configuration share one.
+FAMILIES = (("0.1.0", "0.2.0"), ("0.3.0", "0.3.1", "0.4.0"), ("1.0.0", CURRENT_VERSION))
 # What the kernel can hold (linux/rtnetlink.h): the scope in a byte, the others in 32 bits.
 _U32 = 2**32 - 1
 _ROUTE_NUMBERS = {"mtu": _U32, "advmss": _U32, "priority": _U32, "table": _U32, "scope": 255}
@@ -204,6 +189,27 @@ class Result:
         self.interfaces.append(interface)
         return len(self.interfaces) - 1
 
+    def refuse_contradictions(self, whose: str) -> None:
+        """Raise CNIError 6 when no interface could be set up as this says: `whose` words are these.
+
+        Each gateway must be of the family of what it serves, and no address may come twice.
+        """
+        addresses = [ip.address for ip in self.ips]
+        wrong = [
+            f"gateway {ip.gateway} for {ip.address}"
+            for ip in self.ips
+            if ip.gateway is not None and ip.gateway.version != ip.address.version
+        ]
+        wrong += [
+            f"a route to {route.dst} via {route.gw}"
+            for route in self.routes
+            if route.gw is not None and route.gw.version != route.dst.version
+        ]
+        wrong += [f"address {a} more than once" for a in addresses if addresses.count(a) > 1]
+        if wrong:
+            text = f"{whose} gives {wrong[0]}, which cannot be; correct it there"
+            raise CNIError(Code.DECODING_FAILURE, text)
+
     @classmethod
     def parse(cls, data: "Json", default_version: str = CURRENT_VERSION) -> "Self":
         """Return the result in `data`, of its own cniVersion or else `default_version`.
@@ -218,7 +224,7 @@ class Result:
                 f'result has cniVersion "{version}", supported are {", ".join(SUPPORTED_VERSIONS)}',
             )
         try:
-            return cls._of_ip4_ip6(data) if version in _FAMILIES[0] else cls._of_lists(data)
+            return cls._of_ip4_ip6(data) if version in FAMILIES[0] else cls._of_lists(data)
         except ValueError as error:
             raise CNIError(Code.DECODING_FAILURE, f"malformed result: {error}") from None
 
@@ -247,9 +253,9 @@ class Result:
         What a layout cannot express is dropped as the reference drops it; CNIError 1 when
         0.1.0 or 0.2.0 would be left without any address.
         """
-        if version in _FAMILIES[0]:
+        if version in FAMILIES[0]:
             return self._to_ip4_ip6(version)
-        old = version in _FAMILIES[1]
+        old = version in FAMILIES[1]
         mtu = version == CURRENT_VERSION
         data: dict[str, Any] = {"cniVersion": version}
         lists = {
@@ -286,17 +292,6 @@ class Result:
 
     def _dns_json(self) -> "dict[str, Any]":
         return {key: self.dns[key] for key in DNS_SCHEMA["properties"] if self.dns.get(key)}
-
-
-def check_same_family(version: str, config_version: str) -> None:
-    """Raise CNIError 7 when a prevResult of `version` cannot go with `config_version`."""
-    for family in _FAMILIES:
-        if config_version in family and version not in family:
-            raise CNIError(
-                Code.INVALID_CONFIG,
-                f'cniVersion "{version}" does not go with the configuration\'s {config_version};'
-                f" expected one of {', '.join(family)}",
-            )
 
 
 def _get(entry: "Json", key: str, default: "T") -> "T":

@@ -1,4 +1,4 @@
-"""Bytes to JSON and back the way Go's encoding/json does it; knows no CNI noun."""
+"""JSON read and written as Go's encoding/json would, whatever it is about."""
 
 import json
 

@@ -372,6 +372,15 @@ def addresses_of(result: Mapping[str, Any]) -> list[str]:
     return [ip["address"].partition("/")[0] for ip in result["ips"]]
 
 
+def vlans_of(listing: str, port: str) -> list[tuple[int, frozenset[str]]]:
+    """Return a port's VLANs and flags from what `bridge -j vlan show` says, ranges written out."""
+    found = []
+    for entry in next((e["vlans"] for e in json.loads(listing) if e["ifname"] == port), []):
+        for vid in range(entry["vlan"], entry.get("vlanEnd", entry["vlan"]) + 1):
+            found.append((vid, frozenset(entry.get("flags", ()))))
+    return found
+
+
 def unique(words: Sequence[str]) -> bool:
     """Tell whether no word occurs twice."""
     return len(set(words)) == len(words)

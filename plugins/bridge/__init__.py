@@ -94,6 +94,8 @@ def check(req: "Request", host: "Host") -> None:
             "Required prevResult missing: the runtime must pass the result of ADD to CHECK",
         )
     container = host.open_netns(req.netns)
+    # Other plugins of the chain may have added addresses of other interfaces.
+    expected = replace(expected, ips=interface.ips_of(expected, req.ifname))
     link = (
         container.netlink.link(req.ifname)
         if conf.container_down
@@ -126,6 +128,7 @@ def gc(req: "Request", host: "Host") -> None:
 def status(req: "Request", host: "Host") -> None:
     """Raise CNIError 50 when an ADD could not work now: state, firewall, IPAM."""
     conf = Conf.of(replace(req, environ={}))  # CNI_ARGS belong to an attachment
+    port.refuse_other_kind(host.netns.netlink.link(conf.bridge), conf)
     try:
         host.records.probe()
     except OSError as error:

@@ -79,6 +79,7 @@ def allocate(req: "Request", host: "Host", type: str, undo: "Undo") -> "Result":
         take_back()
     if given is None:
         raise CNIError(Code.INTERNAL, f"IPAM plugin '{type}' returned no result")
+    given.refuse_contradictions(f"IPAM plugin '{type}'")
     return given
 
 
@@ -132,11 +133,12 @@ def filter_no_more(host: "Host", facts: "Json") -> None:
 
 def is_alive(host: "Host", owner_text: str) -> bool:
     """Tell whether the attachment that a masquerade element names still has its namespace."""
-    parts = owner_text.split(" ")
-    if len(parts) != 4:
-        return True  # not to be told: leave it alone
-    facts = host.records.peek(parts[0], parts[1], Attachment(parts[2], parts[3]))
-    return facts is not None and _lives(facts, reachable_namespaces)
+    plugin = owner_text.partition(" ")[0]
+    for facts in host.records.survey(plugin):
+        whose = Attachment(facts.get("containerid", ""), facts.get("ifname", ""))
+        if str(masquerade.Owner(plugin, facts.get("network", ""), whose)) == owner_text:
+            return _lives(facts, reachable_namespaces)
+    return False
 
 
 def user_of_gateway(req: "Request", host: "Host", conf: "Conf", gateway: "Cidr") -> str:

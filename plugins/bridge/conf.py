@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from cni_common.errors import CNIError, Code
+from cni_common.link import parse_mac
 from cni_common.masquerade import BACKENDS
 from cni_common.request import PROTOCOL_PROPERTIES
-from cni_common.types import check_ifname, parse_mac
+from cni_common.types import check_ifname
 from plugins.bridge.vlan import Vlan
 
 TYPE_CHECKING = False

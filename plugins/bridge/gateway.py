@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from cni_common.link import Link
     from cni_common.netns import NetNS
-    from cni_common.types import Cidr, Result
+    from cni_common.types import Address, Cidr, Result
     from plugins.bridge.conf import Conf
 
 
@@ -26,12 +26,23 @@ def complete(conf: "Conf", result: "Result") -> None:
     done = {route.dst.version for route in result.routes if _is_default(route)}
     for ip in result.ips:
         if ip.gateway is None:
-            ip.gateway = ip.address.network.network_address + 1
+            ip.gateway = _after(ip.address)
         version = ip.address.version
         if conf.is_default_gateway and version not in done:
             done.add(version)
             any_address = type(ip.address)("0.0.0.0/0" if version == 4 else "::/0").network
             result.routes.append(Route(any_address, ip.gateway))
+
+
+def _after(address: "Cidr") -> "Address":
+    """Return the gateway of a subnet that nobody has named one for: its first address."""
+    try:
+        return address.network.network_address + 1
+    except ValueError:
+        raise CNIError(
+            Code.INVALID_CONFIG,
+            f"there is no address after {address} to be its gateway; have IPAM name one",
+        ) from None
 
 
 def _is_default(route: "Route") -> bool:
@@ -88,7 +99,7 @@ def gateways(result: "Result") -> "list[Cidr]":
     """Return the bridge's addresses: each gateway with the prefix length of its container's."""
     found: dict[Cidr, None] = {}
     for ip in result.ips:
-        if ip.gateway is not None:
+        if ip.gateway is not None and ip.gateway.version == ip.address.version:
             found[type(ip.address)(f"{ip.gateway}/{ip.address.network.prefixlen}")] = None
     return list(found)
 

@@ -39,11 +39,9 @@ def ensure_bridge(host: "NetNS", conf: "Conf") -> "Link":
             if error.errno != errno.EEXIST:  # another ADD was faster
                 raise
         link = host.netlink.link(conf.bridge)
-    if link is None or link.kind != "bridge":
-        raise CNIError(
-            Code.INVALID_CONFIG,
-            f"'{conf.bridge}' already exists but is not a bridge; rename one of the two",
-        )
+    if link is None:
+        raise CNIError(Code.INTERNAL, f"bridge '{conf.bridge}' vanished as soon as it was made")
+    refuse_other_kind(link, conf)
     if conf.vlan_filtering and not link.vlan_filtering:
         raise CNIError(
             Code.INVALID_CONFIG,
@@ -58,6 +56,15 @@ def ensure_bridge(host: "NetNS", conf: "Conf") -> "Link":
     if not link.up:
         host.netlink.set_up(link.index)
     return link
+
+
+def refuse_other_kind(link: "Link | None", conf: "Conf") -> None:
+    """Raise CNIError 7 when something that is no bridge has the bridge's name."""
+    if link is not None and link.kind != "bridge":
+        raise CNIError(
+            Code.INVALID_CONFIG,
+            f"'{conf.bridge}' already exists but is not a bridge; rename one of the two",
+        )
 
 
 def fit_mtu(host: "NetNS", bridge: "Link", conf: "Conf") -> int:

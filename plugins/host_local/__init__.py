@@ -235,10 +235,13 @@ def _parse_routes(routes: "Sequence[Json]") -> "list[Route]":
         if not route.get("dst"):
             raise CNIError(Code.INVALID_CONFIG, f'ipam.routes[{index}]: "dst" is missing')
     try:
-        return Result.parse({"cniVersion": types.CURRENT_VERSION, "routes": list(routes)}).routes
+        parsed = Result.parse({"cniVersion": types.CURRENT_VERSION, "routes": list(routes)})
+        parsed.refuse_contradictions("ipam.routes")
     except CNIError as error:
         reason = error.msg.removeprefix("malformed result: ")
-        raise CNIError(Code.INVALID_CONFIG, f"ipam.{reason}") from None
+        where = "" if reason.startswith("ipam.") else "ipam."
+        raise CNIError(Code.INVALID_CONFIG, f"{where}{reason}") from None
+    return parsed.routes
 
 
 def _requested(req: "Request") -> list[Address]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.machine import CNITOOL, ROOT, Json, files_below
+from tests.machine import CNITOOL, ROOT, Json, files_below, vlans_of
 
 # The outside world: one host on the node's only uplink, which has no route to any container.
 NODE4, OUTSIDE4 = "192.0.2.1", "192.0.2.2"
@@ -123,7 +123,8 @@ class Node:
 
     def reaches(self, netns: str, address: str) -> bool:
         """Tell whether `address` answers a ping from a container, or, with "", from the node."""
-        done = self.run("ping", "-n", "-c", "1", "-W", "2", address, netns=netns)
+        # As patient as an emulated machine needs: an answer ends the wait.
+        done = self.run("ping", "-n", "-c", "1", "-W", "20", address, netns=netns)
         return done.returncode == 0
 
     def is_cut_off(self, netns: str, address: str) -> bool:
@@ -208,6 +209,10 @@ class Node:
         found = self.ip(netns, "addr", "show", "dev", name)
         infos = [info for link in found for info in link["addr_info"] if info["scope"] != "link"]
         return [f"{info['local']}/{info['prefixlen']}" for info in infos]
+
+    def vlans(self, port: str) -> list[tuple[int, frozenset[str]]]:
+        """Return the VLANs of a bridge port of the node and their flags."""
+        return vlans_of(self.command("bridge", "-j", "vlan", "show"), port)
 
     def files(self) -> dict[str, str]:
         """Return the files that runtimes and plugins have written, by name."""

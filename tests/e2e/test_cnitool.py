@@ -19,6 +19,11 @@ from tests.machine import Json
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 NET4, NET6 = "10.81.0.0/24", "fd00:81::/64"
 FAMILIES = {"ipv4": [NET4], "ipv6": [NET6], "dual": [NET4, NET6]}
+OTHER = {
+    "ipv4": ["10.82.0.0/24"],
+    "ipv6": ["fd00:82::/64"],
+    "dual": ["10.82.0.0/24", "fd00:82::/64"],
+}
 # Address family: gateway, first address of a container, host outside, default route.
 FACTS = {
     NET4: ("10.81.0.1", "10.81.0.2", OUTSIDE4, "0.0.0.0/0"),
@@ -41,6 +46,12 @@ def records(node: Node) -> list[Json]:
     """Return the attachment records."""
     found = [text for path, text in node.files().items() if path.startswith("/run/pycni/")]
     return [json.loads(text.splitlines()[0]) for text in found]
+
+
+def masqueraded(node: Node, addresses: list[str]) -> list[str]:
+    """Return those of the addresses that the firewall names."""
+    rules = "\n".join(node.firewall())
+    return [address for address in addresses if f'"{address}"' in rules]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -109,10 +120,11 @@ def test_check_notices_and_is_content_again(node: Node, version: str, family: st
 
 
 @pytest.mark.parametrize("version", ["0.1.0", "0.2.0", "0.3.0", "0.3.1"])
-def test_check_is_of_later_versions(node: Node, version: str) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_check_is_of_later_versions(node: Node, version: str, family: str) -> None:
     """cnitool refuses CHECK before 0.4.0, and so does the plugin itself, with code 1."""
     container = node.container()
-    config = network(version, [NET4])
+    config = network(version, FAMILIES[family])
     node.configure(config)
     node.ok("add", "net1", container)
 
@@ -122,11 +134,14 @@ def test_check_is_of_later_versions(node: Node, version: str) -> None:
     assert (done.returncode, json.loads(done.stdout)["code"]) == (1, 1)
 
 
-def test_status(node: Node) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_status(node: Node, family: str) -> None:
     """STATUS is silent while ADD would work, and says what keeps it from working."""
-    good = network("1.1.0", [NET4])
-    full = network("1.1.0", ["10.82.0.0/30"], name="net2", bridge="br2")
-    node.configure(good, full)
+    full = network("1.1.0", OTHER[family], name="net2", bridge="br2")
+    (scarce,) = full["plugins"][0]["ipam"]["ranges"][-1]
+    last = scarce["subnet"].replace("/64", "9").replace("0/24", "9")
+    scarce.update(rangeStart=last, rangeEnd=last)
+    node.configure(network("1.1.0", FAMILIES[family]), full)
     container = node.container()
     node.ok("status", "net2", container)
     node.ok("add", "net2", container)
@@ -135,12 +150,16 @@ def test_status(node: Node) -> None:
     complaint = node.refused("status", "net2", container)
 
     assert "no IP addresses available" in complaint
+    assert last in complaint
+    node.ok("del", "net2", container)
+    node.ok("status", "net2", container)
 
 
-def test_gc_deletes_what_cnitool_knows(node: Node) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gc_deletes_what_cnitool_knows(node: Node, family: str) -> None:
     """cnitool gc takes every attachment of the network for stale, and no other network's."""
-    other = network("1.1.0", ["10.82.0.0/24"], name="net2", bridge="br2")
-    node.configure(network("1.1.0", [NET4]), other)
+    other = network("1.1.0", OTHER[family], name="net2", bridge="br2")
+    node.configure(network("1.1.0", FAMILIES[family]), other)
     first, second = node.container("c1"), node.container("c2")
     for container in (first, second):
         node.ok("add", "net1", container)
@@ -154,14 +173,17 @@ def test_gc_deletes_what_cnitool_knows(node: Node) -> None:
     assert list(leases(node, "net2")) == addresses_in(kept)
     assert [record["network"] for record in records(node)] == ["net2", "net2"]
     node.ok("check", "net2", first, CNI_IFNAME="net2")
+    node.ok("status", "net1", first)
 
 
-def test_gc_without_a_list_removes_the_dead(node: Node) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gc_without_a_list_removes_the_dead(node: Node, family: str) -> None:
     """What cnitool has forgotten goes by GC once its namespace is gone; the living stays."""
-    node.configure(network("1.1.0", [NET4]))
+    node.configure(network("1.1.0", FAMILIES[family]))
     living, dead = node.container("c1"), node.container("c2")
     kept = addresses_in(node.ok("add", "net1", living))
-    node.ok("add", "net1", dead)
+    gone = addresses_in(node.ok("add", "net1", dead))
+    assert masqueraded(node, gone) == gone
     node.command("ip", "netns", "delete", "c2")
     for path in node.path("/var/lib/cni/results").iterdir():
         path.unlink()  # or cnitool would DEL both
@@ -173,8 +195,9 @@ def test_gc_without_a_list_removes_the_dead(node: Node) -> None:
 
     assert list(leases(node)) == kept
     assert len(records(node)) == 2
-    assert [line for line in node.firewall() if "10.81.0.3" in line] == []
-    assert node.reaches(living, "10.81.0.1")
+    assert masqueraded(node, [*kept, *gone]) == kept
+    for subnet in FAMILIES[family]:
+        assert node.reaches(living, FACTS[subnet][0])
 
 
 def test_container_by_process_id_dies_before_del(node: Node) -> None:

@@ -11,11 +11,17 @@ from tests.machine import ROOT, Json
 
 CONF = ROOT / "conf"
 # VLANs need more of a kernel than this one may have: tests/vm executes those.
-EXAMPLES = sorted(
-    path
-    for path in CONF.iterdir()
-    if path.suffix in (".conf", ".conflist") and "vlan" not in path.name
-)
+EXAMPLES = [
+    pytest.param(
+        path,
+        id=path.name,
+        marks=[pytest.mark.full_kernel] if "vlan" in path.name else [],
+    )
+    for path in sorted(CONF.iterdir())
+    if path.suffix in (".conf", ".conflist")
+]
+OWN_VLAN = frozenset({"PVID", "Egress Untagged"})  # of frames without a tag
+TAGGED: frozenset[str] = frozenset()
 CAP_ARGS: dict[str, Json] = {
     "capabilities": {"mac": "02:00:00:00:27:07", "ips": ["10.27.0.7"]},
     "runtime-ranges": {"ipRanges": [[{"subnet": "10.28.0.0/24"}]]},
@@ -63,6 +69,16 @@ class Example:
         """Return what the bridge knows of that port."""
         flags: Json = self.port()["linkinfo"]["info_slave_data"]
         return flags
+
+    def shared(self) -> list[str]:
+        """Return the interfaces that outlive the containers."""
+        bridge = self.plugin.get("bridge", "")
+        gateway = self.node.link("", f"{bridge}.{self.plugin.get('vlan')}")
+        return [bridge, *([gateway["ifname"], gateway["link"]] if gateway else [])]
+
+    def port_vlans(self) -> list[list[tuple[int, frozenset[str]]]]:
+        """Return the VLANs and flags of each container's port."""
+        return [self.node.vlans(result["interfaces"][1]["name"]) for result in self.results]
 
     def routes(self, *words: str) -> list[Json]:
         """Return routes of the first container."""
@@ -204,6 +220,33 @@ def dad(example: Example) -> None:
     assert not info.get("nodad")
 
 
+def vlan(example: Example) -> None:
+    """Both ports are in VLAN 100 and in no other, and so is the gateway."""
+    assert example.port_vlans() == [[(100, OWN_VLAN)]] * 2
+    assert example.node.addresses("", "cni40.100") == ["10.40.0.1/24"]
+    assert example.node.addresses("", "cni40") == []
+    reaches_world(example)
+
+
+def vlan_trunk(example: Example) -> None:
+    """Frames with the tags of the trunk pass between the containers, others do not."""
+    trunk = [(vid, TAGGED) for vid in (101, *range(200, 300))]
+    assert example.port_vlans() == [[(1, OWN_VLAN), *trunk]] * 2
+    for number, netns in enumerate(example.containers, 1):
+        script = f"""
+            for vid in 101 102 250; do
+                ip link add link eth0 name eth0.$vid type vlan id $vid
+                ip address add 10.41.$vid.{number}/24 dev eth0.$vid
+                ip link set eth0.$vid up
+            done
+            """
+        example.node.command("sh", "-ec", script, netns=netns)
+    first = example.containers[0]
+    assert example.node.reaches(first, "10.41.101.2")
+    assert example.node.reaches(first, "10.41.250.2")
+    assert example.node.is_cut_off(first, "10.41.102.2")
+
+
 def loopback(example: Example) -> None:
     """The container reaches itself."""
     assert example.node.reaches(example.containers[0], "127.0.0.1")
@@ -231,11 +274,13 @@ SHOWS: dict[str, Callable[[Example], None]] = {
     "dns": dns,
     "promiscuous": promiscuous,
     "dad": dad,
+    "vlan": vlan,
+    "vlan-trunk": vlan_trunk,
     "loopback": loopback,
 }
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", EXAMPLES)
 def test_example(node: Node, path: Path) -> None:
     """Two containers are added, checked, tried out and deleted, and nothing is left."""
     node.outside()
@@ -247,13 +292,14 @@ def test_example(node: Node, path: Path) -> None:
         example.results.append(example.call("add", netns, number=number))
     SHOWS[example.name](example)
 
+    shared = example.shared()
     assert example.results[0]["cniVersion"] == example.newest
     for number, netns in enumerate(example.containers):
         example.call("check", netns, number=number)
         example.call("del", netns, number=number)
         example.call("del", netns, number=number)
         assert node.links(netns) == ["lo"]
-    assert node.traces(example.plugin.get("bridge", "")) == {}
+    assert node.traces(*shared) == {}
 
 
 def test_status_before_the_runtime_gives_ranges(node: Node) -> None:

@@ -533,8 +533,11 @@ def node(machine: Machine) -> Machine:
     return machine
 
 
-def test_sigterm_while_the_delegate_hangs(node: Machine, fake: Delegate) -> None:
-    """SIGTERM ends the delegate, undoes the ADD, and is reported in one error object."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signal_while_the_delegate_hangs(
+    node: Machine, fake: Delegate, number: signal.Signals
+) -> None:
+    """A signal to end ends the delegate, undoes the ADD, and is reported in one error object."""
     container = node.container()
     fake.write("sleep 50 & echo $! >> $notes/pids; echo $$ >> $notes/pids; sleep 51")
 
@@ -543,10 +546,11 @@ def test_sigterm_while_the_delegate_hangs(node: Machine, fake: Delegate) -> None
         if len(fake.processes()) == 2 or process.poll() is not None:
             break
         time.sleep(0.01)
-    process.terminate()
+    process.send_signal(number)
     stdout, stderr = process.communicate(timeout=10)
 
     assert process.returncode == 1, stderr
+    assert b"Traceback" not in stderr
     error = error_of(stdout)
     assert (error["code"], "terminated" in error["msg"]) == (11, True)
     assert not [pid for pid in fake.processes() if is_alive(pid)]

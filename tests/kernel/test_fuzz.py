@@ -1,6 +1,6 @@
 """Random and damaged calls by the thousand: always one answer, never a trace.
 
-Each case comes from its number and a seed alone, so that one that fails can be repeated.
+Each case comes from a seed and its number alone, so that one that fails can be repeated.
 PYCNI_FUZZ_SEED and PYCNI_FUZZ_CASES in the environment change seed and number of cases.
 """
 
@@ -30,6 +30,7 @@ PROCESSES = 150
 LOOK_EVERY, LOOK_CLOSELY_EVERY = 20, 500  # cases
 
 _ATTACHED = "veth[0-9a-f]{8}|eth0|net1|x+"  # names of interfaces that ADD makes
+DATA_DIR, NETWORK = "/of/the/machine", "of-the-machine"  # stand for names of a machine
 COMMANDS = ("ADD",) * 9 + ("DEL",) * 5 + ("CHECK",) * 3 + ("GC", "STATUS") * 2
 PLUGINS = ("bridge",) * 5 + ("host-local",) * 4 + ("loopback",) * 2
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -38,7 +39,8 @@ VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
 RANGES = [[{"subnet": "10.77.0.0/24"}], [{"subnet": "fd00:77::/64"}]]
 IPAM: Json = {"type": "host-local", "ranges": RANGES, "routes": [{"dst": "0.0.0.0/0"}]}
-SINGLE: Json = {"type": "host-local", "subnet": "10.78.0.0/16", "routes": [{"dst": "0.0.0.0/0"}]}
+ROUTE: Json = {"dst": "10.0.0.0/8", "mtu": 1400, "priority": 100, "table": 100, "scope": 0}
+SINGLE: Json = {"type": "host-local", "subnet": "10.78.0.0/16", "routes": [ROUTE]}
 BRIDGE: Json = {"type": "bridge", "bridge": "cni0", "isGateway": True, "ipMasq": True}
 NETWORKS: tuple[Json, ...] = (
     # containerd, by ctr and by the kubelet
@@ -118,13 +120,13 @@ TEXTS = (
     ),
     *("10.77.0.5", "10.77.0.0/24", "10.77.0.0/31", "::/0", "fd00:77::5", "::ffff:10.0.0.1/120"),
     *("fe80::1%eth0", "010.0.0.1", "0.0.0.0/0", "02:00:00:00:00:01", "ff:ff:ff:ff:ff:ff", "true"),
-    *("host-local", "bridge", "loopback", "none", "nftables", "1.0.0", "9.9.9", "1400"),
+    *("host-local", "loopback", "none", "nftables", "1.0.0", "9.9.9", "1400"),
     *("/etc/resolv.conf", "/no/such", "/dev/null"),
 )
 NUMBERS = (0, 1, -1, 2, 68, 1280, 4094, 4095, 65535, 65536, 2**31, 2**32 - 1, 2**32, 2**63, 10**99)
 DEEP: Any = "bottom"
-for _ in range(150):
-    DEEP = {"x": [DEEP]}
+for _ in range(400):
+    DEEP = {"x": DEEP}
 JUNK: tuple[Any, ...] = (
     *(None, True, False, 1.5, 1400.0, [], [[]], [None], {}, {"a": None}, [{}], [[{}]], [1, "a"]),
     *(DEEP, [None] * 5000, "x\n" * 9999),
@@ -183,12 +185,12 @@ class Generator:
         plugin = self._random.choice(PLUGINS)
         command = self._random.choice(COMMANDS)
         config = self._config(plugin, command)
-        stdin = json.dumps(config).encode()
         for _ in range(9):  # until it names no directory of others
-            damaged = self._damaged(config)
-            if self._is_safe(damaged):
-                stdin = damaged
+            stdin = self._placed(self._damaged(config))
+            if self._is_safe(stdin):
                 break
+        else:
+            stdin = b"{}"
         # To make and delete a veth pair is what takes the time: not too many of them.
         reach = 0.3 if (plugin, command) == ("bridge", "ADD") else 0.85
         return Case(plugin, self._environ(command, reach), stdin)
@@ -198,12 +200,12 @@ class Generator:
         if plugin == "loopback":
             network = LOOPBACK
         version = self._random.choice(VERSIONS)
-        config = {"cniVersion": version, "name": self._world.network, **network}
+        config = {"cniVersion": version, "name": NETWORK, **network}
         ipam = config.get("ipam")
         if plugin == "host-local" and not (ipam and ipam.get("type")):
             ipam = IPAM
         if ipam:
-            config["ipam"] = {**ipam, "dataDir": self._world.data_dir}
+            config["ipam"] = {**ipam, "dataDir": DATA_DIR}
         if command in ("CHECK", "DEL") or self._likely(0.1):
             config["prevResult"] = self._random.choice(PREVIOUS)
         if command == "GC":
@@ -228,8 +230,8 @@ class Generator:
             "CNI_ARGS": choice(GOOD_ARGS if self._likely(0.85) else BAD_ARGS),
             "CNI_PATH": str(CNI_BIN) if self._likely(0.95) else "/no/such/directory:.:",
         }
-        if self._likely(0.15):
-            name = choice(("CNI_CONTAINERID", "CNI_IFNAME", "CNI_ARGS", "CNI_NETNS_OVERRIDE"))
+        if self._likely(0.2):
+            name = choice(("CNI_CONTAINERID", "CNI_IFNAME", "CNI_IFNAME", "CNI_NETNS_OVERRIDE"))
             environ[name] = choice((*BAD_NAMES, "1", "true", *TEXTS[:4]))
         if self._likely(0.05):
             del environ[choice(sorted(environ))]
@@ -250,26 +252,30 @@ class Generator:
         return data if kind < 0.88 else self._scrambled(data)
 
     def _changed(self, value: Any) -> Any:
-        """Return `value` with one place changed."""
-        if isinstance(value, dict) and self._likely(0.85):
-            key = self._random.choice(sorted(value) or ["x"])
-            if self._likely(0.15):
-                key = self._random.choice(KEYS)
-            rest = {name: item for name, item in value.items() if name != key}
-            change = self._random.random()
-            if change < 0.1:
-                return rest
-            if change < 0.2:
-                return {**value, self._respelled(key): self._changed(value.get(key))}
-            if change < 0.3:
-                return {**rest, self._respelled(key): value.get(key)}
-            return {**value, key: self._changed(value.get(key))}
-        if isinstance(value, list) and value and self._likely(0.85):
-            at = self._random.randrange(len(value))
-            if self._likely(0.2):
-                return [*value, value[at]]
-            return [*value[:at], self._changed(value[at]), *value[at + 1 :]]
-        return self._replaced(value)
+        """Return `value` with one place changed, each as likely as any other."""
+        return self._changed_at(value, self._random.choice(list(_places(value))))
+
+    def _changed_at(self, value: Any, place: tuple[Any, ...]) -> Any:
+        if not place:
+            return self._replaced(value)
+        key, rest = place[0], place[1:]
+        if isinstance(value, list):
+            more = [value[key]] if self._likely(0.1) else []
+            changed = self._changed_at(value[key], rest)
+            return [*value[:key], changed, *more, *value[key + 1 :]]
+        if rest or self._likely(0.6):
+            return {**value, key: self._changed_at(value[key], rest)}
+        others = {name: item for name, item in value.items() if name != key}
+        other_key = self._random.choice((*self._respelled(key), self._random.choice(KEYS)))
+        return self._random.choice(
+            (
+                others,
+                {**others, other_key: value[key]},
+                {**value, other_key: value[key]},
+                {**value, other_key: self._replaced(value[key])},
+                {other_key: self._replaced(value[key]), **value},
+            )
+        )
 
     def _replaced(self, value: Any) -> Any:
         match value:
@@ -284,10 +290,8 @@ class Generator:
         junk = self._random.choice(JUNK)
         return [[junk] * 3] * 60 if self._likely(0.01) else junk
 
-    def _respelled(self, key: str) -> str:
-        return self._random.choice(
-            (key.upper(), key.lower(), key.title(), key[:1].upper() + key[1:])
-        )
+    def _respelled(self, key: str) -> tuple[str, ...]:
+        return (key.upper(), key.lower(), key.title(), key[:1].upper() + key[1:])
 
     def _scrambled(self, data: bytes) -> bytes:
         """Return `data` with some bytes changed, taken out or put in."""
@@ -297,6 +301,13 @@ class Generator:
             new = self._random.choice((bytes([byte]), b"", data[at : at + 20] * 2))
             data = data[:at] + new + data[at + 1 :]
         return data if self._likely(0.8) else data[: self._random.randrange(len(data) + 1)]
+
+    def _placed(self, data: bytes) -> bytes:
+        """Return `data` with the names of this machine, which chance must not depend on."""
+        names = ((NETWORK, self._world.network), (DATA_DIR, self._world.data_dir))
+        for word, name in names:
+            data = data.replace(word.encode(), name.encode())
+        return data
 
     def _is_safe(self, data: bytes) -> bool:
         """Tell whether no file could be written outside of the machine's directories."""
@@ -316,6 +327,19 @@ class Generator:
 
     def _likely(self, chance: float) -> bool:
         return self._random.random() < chance
+
+
+def _places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the way to every value inside `value`, and to itself when it has none."""
+    items: Any = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value[:9])
+    if not items or place:
+        yield place
+    for key, item in items:
+        yield from _places(item, (*place, key))
 
 
 class Fuzzer:

@@ -62,7 +62,9 @@ def _shared(node: Node) -> tuple[dict[str, str], list[str]]:
     return node.leases(), node.records()
 
 
-def test_any_failure_of_the_disk_is_taken_back(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_h8_h9_any_failure_of_the_disk_is_taken_back(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whichever disk operation of an ADD fails, nothing is left but what was there before."""
     config = node.config(NET4, NET6)
     failed = 0
@@ -111,7 +113,7 @@ def _add_and_die(root: Path, config: dict[str, Any], number: int) -> None:
     Node(root).call("ADD", config, f"c{number}")
 
 
-def test_killed_at_any_moment(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_h8_killed_at_any_moment(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """After SIGKILL at any disk operation no lease is torn, others get theirs, and DEL frees."""
     config = node.config(NET4, NET6)
     count = _operations(node, monkeypatch)

@@ -50,7 +50,7 @@ def expected(version: str, container: str) -> Json:
 
 
 @pytest.mark.parametrize("version", SUPPORTED_VERSIONS)
-def test_add_and_check(machine: Machine, version: str) -> None:
+def test_o11_add_and_check(machine: Machine, version: str) -> None:
     """lo is up, the result has the layout of its version, and CHECK agrees with it."""
     container = machine.container()
 

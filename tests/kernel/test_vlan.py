@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.machine import CNI_BIN, REFERENCE_BIN, Json, Machine, addresses_of
+from tests.machine import CNI_BIN, REFERENCE_BIN, Json, Machine, addresses_of, vlans_of
 
 pytestmark = pytest.mark.full_kernel
 
@@ -18,13 +18,8 @@ def port_of(machine: Machine, result: Json) -> str:
 
 
 def vlans(machine: Machine, port: str) -> list[tuple[int, frozenset[str]]]:
-    """Return the VLANs of a port and their flags as `bridge` prints them, ranges written out."""
-    listing = json.loads(machine.command(machine.host, "bridge", "-j", "vlan", "show"))
-    found = []
-    for entry in next((e["vlans"] for e in listing if e["ifname"] == port), []):
-        for vid in range(entry["vlan"], entry.get("vlanEnd", entry["vlan"]) + 1):
-            found.append((vid, frozenset(entry.get("flags", ()))))
-    return found
+    """Return the VLANs of a port and their flags."""
+    return vlans_of(machine.command(machine.host, "bridge", "-j", "vlan", "show"), port)
 
 
 OWN = frozenset({"PVID", "Egress Untagged"})

@@ -590,15 +590,18 @@ def test_a_signal_ends_the_launcher_and_tells_the_engine(
 ) -> None:
     """A caller who gives up ends the launcher at once; the engine sees the connection end."""
     received: list[bytes] = []
+    accepted = threading.Event()
 
     def wait(connection: socket.socket) -> None:
         connection.send(HELLO)
         Request.receive(connection).close()
-        process.send_signal(number)
+        accepted.set()
         received.append(connection.recv(1))
 
     with launcher.engine(wait):
         process = launcher.start()
+        assert accepted.wait(15)
+        process.send_signal(number)
         stdout, _ = process.communicate(CONFIG, timeout=15)
 
     assert process.returncode == -number

@@ -115,9 +115,10 @@ def _standard_streams(fds: list[int], closed: int) -> Iterator[None]:
 @pytest.fixture
 def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]:
     """A process that can be run more than once."""
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     yield Process(tmp_path, monkeypatch)
-    signal.signal(signal.SIGTERM, handler)  # noqa: TID251 - puts back what main() has changed
+    for number, handler in handlers.items():
+        signal.signal(number, handler)  # noqa: TID251 - puts back what main() has changed
 
 
 def terminate() -> None:

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from cni_common import wire
 from cni_common.errors import CNIError, Code
+from cni_common.link import parse_mac
+from cni_common.request import check_same_family
 from cni_common.types import (
     SUPPORTED_VERSIONS,
     Address,
@@ -19,10 +21,8 @@ from cni_common.types import (
     Route,
     check_identifier,
     check_ifname,
-    check_same_family,
     parse_address,
     parse_cidr,
-    parse_mac,
     version_tuple,
 )
 

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOT = Path(__file__).with_name("boot.py")
+MARKED = ["tests/kernel", "tests/e2e/test_conf.py"]  # where marked tests are
 KERNELS = ["6.1-cloud", "6.12-cloud"]
 LIMIT = 900  # seconds for all tests of one machine; they take a quarter of it
 PROVISIONING = 300  # seconds
@@ -38,7 +39,7 @@ exec "$@"
 
 def inner_command(report: Path) -> list[str]:
     """Return the command to run in the machine."""
-    pytest_command = [sys.executable, "-m", "pytest", "-m", "full_kernel", "tests/kernel"]
+    pytest_command = [sys.executable, "-m", "pytest", "-m", "full_kernel", *MARKED]
     pytest_command += ["-v", "-o", "addopts=", "--import-mode=importlib", f"--junitxml={report}"]
     pytest_command += ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "tests.vm.patience"]
     # Not beside the temporary folders of this process, which would be cleared away.

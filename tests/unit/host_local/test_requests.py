@@ -1,11 +1,14 @@
 """host-local's operations, as far as they need no namespace and no second process."""
 
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from cni_common.errors import Code
+from plugins.host_local import transaction
+from plugins.host_local.store import Store
 from tests.unit.host_local.node import NETWORK, Node
 
 DUAL = ("10.0.0.0/29", "fd00::/64")
@@ -37,7 +40,7 @@ def test_round_robin(node: Node) -> None:
     assert got == [f"10.0.0.{number}" for number in (2, 3, 4, 5, 6, 2)]
 
 
-def test_add_twice(node: Node) -> None:
+def test_h4_h5_add_twice(node: Node) -> None:
     """The second ADD is refused with all that is to be known, and changes nothing."""
     config = node.config(*DUAL)
     node.add(config)
@@ -66,6 +69,30 @@ def test_add_after_the_go_plugins(node: Node, content: str) -> None:
     assert node.records() == []
 
 
+@pytest.mark.parametrize("command", ["ADD", "DEL"])
+def test_h2_h6_one_lock_and_one_look(
+    node: Node, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """However many range sets: the store is locked once, listed once, and each lease read once."""
+    config = node.config("10.0.0.0/29", "10.1.0.0/29", "fd00::/64")
+    for containerid in ("c2", "c3"):
+        node.add(config, containerid)
+    leases = set(node.leases())
+    calls: Counter[str] = Counter()
+
+    class CountingStore(Store):
+        def _disk(self, call: Any, *args: Any, **kwargs: Any) -> Any:
+            calls[args[0] if args[0] in leases else call.__name__] += 1
+            return call(*args, **kwargs)
+
+    monkeypatch.setattr(transaction, "Store", CountingStore)
+    output = node.call(command, config)
+
+    assert "code" not in output
+    assert {name: calls[name] for name in leases} == dict.fromkeys(leases, 1)
+    assert (calls["flock"], calls["listdir"]) == (1, 1)
+
+
 def test_other_interface_is_another_attachment(node: Node) -> None:
     """A container may have several interfaces on a network; each is deleted by itself."""
     config = node.config("10.0.0.0/29")
@@ -89,7 +116,7 @@ def test_add_takes_over_an_interrupted_add(node: Node) -> None:
 
 
 @pytest.mark.parametrize("sets", [("10.0.0.0/29", "10.1.0.0/30"), ("10.1.0.0/30", "10.0.0.0/29")])
-def test_exhausted(node: Node, sets: tuple[str, ...]) -> None:
+def test_h6_exhausted(node: Node, sets: tuple[str, ...]) -> None:
     """One set without address fails the ADD, names who holds it, and takes nothing elsewhere."""
     node.lease("10.1.0.2", "c9\r\neth0", age=3600)
     index = sets.index("10.1.0.0/30")
@@ -116,7 +143,7 @@ def test_exhausted(node: Node, sets: tuple[str, ...]) -> None:
         (["fd00::6"], "range 1: requested IP address fd00::6 is not available in range set"),
     ],
 )  # fmt: skip
-def test_requested_address_refused(node: Node, ips: list[str], message: str) -> None:
+def test_h7_requested_address_refused(node: Node, ips: list[str], message: str) -> None:
     """A requested address that cannot be had fails the whole ADD, every time alike."""
     node.lease("10.0.0.5", "c9\r\neth0")
     node.lease("fd00::6", "")  # young, so perhaps being written by the Go plugin
@@ -157,7 +184,7 @@ def test_versions(node: Node, version: str) -> None:
     ],
     ids=str,
 )
-def test_delete_with_any_configuration(node: Node, change: dict[str, Any]) -> None:
+def test_h10_delete_with_any_configuration(node: Node, change: dict[str, Any]) -> None:
     """What ADD leased is freed, whatever became of the configuration."""
     node.add(node.config(*DUAL))
 
@@ -224,7 +251,7 @@ def test_delete_tells_what_it_cannot_read(node: Node) -> None:
     assert (node.leases(), node.records()) == ({}, [])
 
 
-def test_delete_stays_in_its_directory(node: Node) -> None:
+def test_h14_delete_stays_in_its_directory(node: Node) -> None:
     """Files that are no leases, and sub-directories, are not touched."""
     node.add(node.config("10.0.0.0/29"))
     for path in (node.store / "sub" / "10.0.0.5", node.store / "notes"):
@@ -250,7 +277,7 @@ def test_delete_stays_in_its_directory(node: Node) -> None:
         (["10.0.0.2/29", "fd00::7/64"], "fd00::7 should be reserved for c1 (eth0) but is reserved"),
     ],
 )
-def test_check_compares_with_prev_result(node: Node, ips: list[str], message: str) -> None:
+def test_h13_check_compares_with_prev_result(node: Node, ips: list[str], message: str) -> None:
     """CHECK demands each address of the result that lies in our ranges, and only those."""
     config = node.config(*DUAL)
     node.add(config)
@@ -271,7 +298,7 @@ def test_check_without_lease(node: Node) -> None:
     assert not node.store.exists()
 
 
-def test_status(node: Node) -> None:
+def test_h12_status(node: Node) -> None:
     """STATUS is quiet while there is an address, also one that a crash left behind."""
     config = node.config("10.0.0.0/24", "10.1.0.0/30")
 

@@ -167,7 +167,7 @@ def test_absent_directory(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_lock_is_no_symlink(tmp_path: Path) -> None:
+def test_h9_lock_is_no_symlink(tmp_path: Path) -> None:
     """A planted link does not make us open another file."""
     (tmp_path / "lock").symlink_to("/etc/passwd")
 
