@@ -4,6 +4,8 @@ import struct
 import sys
 from dataclasses import dataclass
 
+from cni_common.netlink import nla, nlmsg
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -17,6 +19,61 @@ _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND, _IFLA_INFO_SLAVE_DATA =
 _IFLA_BR_VLAN_FILTERING, _IFLA_BRPORT_MODE, _IFLA_BRPORT_ISOLATED = 7, 4, 33
 _HEX = frozenset("0123456789abcdefABCDEF")
 _OPERSTATES = ("UNKNOWN", "NOTPRESENT", "DOWN", "LOWERLAYERDOWN", "TESTING", "DORMANT", "UP")
+
+
+_FIELDS = (
+    *(("family", "B"), ("__align", "x"), ("ifi_type", "H"), ("index", "i"), ("flags", "I")),
+    ("change", "I"),
+)
+_END_ATTRIBUTES = (  # of either end of a veth pair
+    *((1, "IFLA_ADDRESS", "l2addr"), (3, "IFLA_IFNAME", "asciiz"), (4, "IFLA_MTU", "uint32")),
+    (28, "IFLA_NET_NS_FD", "uint32"),
+)
+
+
+class _BridgeSpec(nla):  # type: ignore[misc]  # pyroute2 is not typed, nor are those below
+    """IFLA_AF_SPEC of the family AF_BRIDGE (linux/if_bridge.h)."""
+
+    nla_map = ((0, "IFLA_BRIDGE_FLAGS", "uint16"), (2, "IFLA_BRIDGE_VLAN_INFO", "vlan_info"))
+
+    class vlan_info(nla):  # type: ignore[misc]  # noqa: N801 - the kernel's name, likewise below
+        fields = (("flags", "H"), ("vid", "H"))
+
+
+class _LinkInfo(nla):  # type: ignore[misc]
+    """IFLA_LINKINFO; the one IFLA_INFO_DATA has what bridge and veth need, by other numbers."""
+
+    nla_map = (
+        *((1, "IFLA_INFO_KIND", "asciiz"), (2, "IFLA_INFO_DATA", "data_of_kind")),
+        *((4, "IFLA_INFO_SLAVE_KIND", "asciiz"), (5, "IFLA_INFO_SLAVE_DATA", "bridge_port")),
+    )
+
+    class data_of_kind(nla):  # type: ignore[misc]  # noqa: N801
+        nla_map = ((1, "VETH_INFO_PEER", "peer"), (7, "IFLA_BR_VLAN_FILTERING", "uint8"))
+
+        class peer(nla):  # type: ignore[misc]  # noqa: N801
+            fields = _FIELDS
+            nla_map = _END_ATTRIBUTES
+
+    class bridge_port(nla):  # type: ignore[misc]  # noqa: N801
+        nla_map = ((4, "IFLA_BRPORT_MODE", "uint8"), (33, "IFLA_BRPORT_ISOLATED", "uint8"))
+
+
+class LinkMessage(nlmsg):  # type: ignore[misc]
+    """struct ifinfomsg with the attributes that are sent here.
+
+    pyroute2 has one with all of them; it loads multiprocessing, platform and a module for each
+    kind of link, which is a seventh of a cold start.
+    """
+
+    fields = _FIELDS
+    nla_map = (
+        *_END_ATTRIBUTES,
+        *((10, "IFLA_MASTER", "uint32"), (18, "IFLA_LINKINFO", "linkinfo")),
+        *((26, "IFLA_AF_SPEC", "bridge_spec"), (29, "IFLA_EXT_MASK", "uint32")),
+    )
+    linkinfo = _LinkInfo
+    bridge_spec = _BridgeSpec
 
 
 @dataclass(frozen=True, slots=True)

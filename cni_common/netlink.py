@@ -33,7 +33,6 @@ def _enter_pyroute2_quietly() -> None:
 _enter_pyroute2_quietly()
 from pyroute2.netlink import nla, nlmsg  # noqa: E402, TID253 - after the line above
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg  # noqa: E402, TID253 - as above
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg  # noqa: E402, TID253 - as above
 from pyroute2.netlink.rtnl.rtmsg import rtmsg  # noqa: E402, TID253 - as above
 
 __all__ = [
@@ -41,7 +40,6 @@ __all__ = [
     "Message",
     "NetlinkError",
     "ifaddrmsg",
-    "ifinfmsg",
     "nla",
     "nlmsg",
     "rtmsg",

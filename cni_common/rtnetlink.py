@@ -4,7 +4,7 @@ import errno
 import socket
 from ipaddress import ip_interface, ip_network
 
-from cni_common.link import IFF_PROMISC, IFF_UP, Link, VethEnd, decode_link
+from cni_common.link import IFF_PROMISC, IFF_UP, Link, LinkMessage, VethEnd, decode_link
 from cni_common.netlink import (
     NLM_F_ACK,
     NLM_F_CREATE,
@@ -13,7 +13,6 @@ from cni_common.netlink import (
     Message,
     NetlinkError,
     ifaddrmsg,
-    ifinfmsg,
     nlmsg,
     rtmsg,
 )
@@ -66,7 +65,7 @@ class Netlink:
     def links(self) -> list[Link]:
         """Return all interfaces."""
         attrs = [("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS)]
-        body = body_of(ifinfmsg, attrs=attrs)
+        body = body_of(LinkMessage, attrs=attrs)
         message = Message("list interfaces", RTM_GETLINK, NLM_F_DUMP, body, decode_link)
         return self.channel.dump(message)
 
@@ -93,7 +92,7 @@ class Netlink:
 
         `peer` is born down: the kernel refuses to set it up before the pair exists (ENOTCONN).
         """
-        body = body_of(ifinfmsg, flags=IFF_UP, change=IFF_UP)
+        body = body_of(LinkMessage, flags=IFF_UP, change=IFF_UP)
         peer_data = {"attrs": peer.attributes()}
         body["attrs"] = end.attributes()
         if master:
@@ -216,7 +215,7 @@ class Netlink:
         self, index: int, addresses: "Sequence[Cidr]", routes: "Sequence[Route]", *, dad: bool
     ) -> None:
         """Add `addresses`, set the interface up and add `routes`, all by one send."""
-        up = body_of(ifinfmsg, index=index, flags=IFF_UP, change=IFF_UP)
+        up = body_of(LinkMessage, index=index, flags=IFF_UP, change=IFF_UP)
         self.channel.exchange(
             [
                 *(address_message(index, address, dad=dad) for address in addresses),
@@ -228,11 +227,11 @@ class Netlink:
     # --- how a request is made ---
 
     def _do(self, what: str, kind: int, more_flags: int = 0, **fields: "Any") -> None:
-        body = body_of(ifinfmsg, **fields)
+        body = body_of(LinkMessage, **fields)
         self.channel.exchange([Message(what, kind, NLM_F_ACK | more_flags, body)])
 
     def _get_link(self, fields: "dict[str, Any]", what: str) -> Link | None:
-        body = body_of(ifinfmsg, **fields)
+        body = body_of(LinkMessage, **fields)
         body["attrs"] = [*body["attrs"], ("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS)]
         try:
             message = Message(what, RTM_GETLINK, NLM_F_ACK, body, decode_link)

@@ -47,7 +47,7 @@ find_python() {
 }
 
 check_path() {
-    local first_line="#!$venv/bin/python -I"
+    local first_line="#!$venv/bin/python -IS"
     if [[ $root == *[[:space:]\"\\]* ]] || ((${#first_line} > 127)); then
         die "'$root' cannot stand in a script's first line: use a short path without spaces"
     fi
@@ -129,16 +129,18 @@ go_install() {
 # What runs in place of the installed executables during development: one script, and a link for
 # each plugin type, which it takes from the name it is called by.
 link_plugins() {
-    local type types
+    local type types packages
+    # Without -S each call would first look through site-packages for what to load at start-up.
+    packages=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     types=$("$venv/bin/python" -S -c 'from plugins import TYPES; print(*TYPES)')
     mkdir -p "$tools/cni"
     write_if_changed "$tools/cni/pycni" <<END
-#!$venv/bin/python -I
+#!$venv/bin/python -IS
 """Run the plugin that this file is called as (written by deploy/prerequisites.sh)."""
 
 import sys
 
-sys.path.insert(0, "$root")
+sys.path[:0] = ["$root", "$packages"]
 
 from plugins.__main__ import run
 

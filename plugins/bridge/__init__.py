@@ -126,7 +126,10 @@ def gc(req: "Request", host: "Host") -> None:
 
 
 def status(req: "Request", host: "Host") -> None:
-    """Raise CNIError 50 when an ADD could not work now: state, firewall, IPAM."""
+    """Raise CNIError when an ADD could not work now.
+
+    7: something else has the bridge's name; 50: state, firewall, IPAM.
+    """
     conf = Conf.of(replace(req, environ={}))  # CNI_ARGS belong to an attachment
     port.refuse_other_kind(host.netns.netlink.link(conf.bridge), conf)
     try:

@@ -3,7 +3,8 @@
 import socket
 from dataclasses import dataclass
 
-from cni_common.netlink import NLM_F_ACK, NLM_F_DUMP, Message, ifinfmsg
+from cni_common.link import LinkMessage
+from cni_common.netlink import NLM_F_ACK, NLM_F_DUMP, Message
 from cni_common.rtnetlink import RTM_DELLINK, RTM_GETLINK, RTM_SETLINK, body_of
 
 TYPE_CHECKING = False
@@ -30,7 +31,7 @@ class Vlan:
 def vlans_of(netlink: "Netlink", index: int) -> list[Vlan]:
     """Return the VLANs of the bridge port `index`."""
     attrs = [("IFLA_EXT_MASK", _RTEXT_FILTER_BRVLAN)]
-    body = body_of(ifinfmsg, family=socket.AF_BRIDGE, attrs=attrs)
+    body = body_of(LinkMessage, family=socket.AF_BRIDGE, attrs=attrs)
     message = Message("list bridge VLANs", RTM_GETLINK, NLM_F_DUMP, body)
     vlans = []
     for answer in netlink.channel.dump(message):
@@ -61,7 +62,7 @@ def _send(
     spec: list[tuple[str, Any]] = [("IFLA_BRIDGE_FLAGS", _BRIDGE_FLAGS_MASTER)]
     spec += [("IFLA_BRIDGE_VLAN_INFO", info) for info in infos]
     attrs = [("IFLA_AF_SPEC", {"attrs": spec})]
-    body = body_of(ifinfmsg, family=socket.AF_BRIDGE, index=index, attrs=attrs)
+    body = body_of(LinkMessage, family=socket.AF_BRIDGE, index=index, attrs=attrs)
     netlink.channel.exchange([Message(what, kind, NLM_F_ACK, body)])
 
 

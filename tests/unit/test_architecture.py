@@ -186,9 +186,21 @@ _SERVING = _BASE | {"errno", "fcntl", "hashlib"}
 # pyroute2's message classes bring in all of these but socket and struct.
 _NETLINK = frozenset(
     {
-        *("array", "atexit", "logging", "math", "multiprocessing", "pickle", "pkgutil"),
-        *("platform", "pyroute2", "select", "selectors", "signal", "socket", "string", "struct"),
-        *("textwrap", "threading", "traceback", "typing"),
+        "array",
+        "atexit",
+        "logging",
+        "math",
+        "pyroute2",
+        "select",
+        "selectors",
+        "signal",
+        "socket",
+        "string",
+        "struct",
+        "textwrap",
+        "threading",
+        "traceback",
+        "typing",
     }
 )
 _COMMON_BASE = frozenset({"errors", "main", "types", "wire"})
