@@ -52,6 +52,7 @@ class Host:
         self._executable = executable
         self._given = given or {}
         self._opened: dict[str, NetNS] = {}
+        self._delegates: list[str] = []  # ours that are at work, the innermost last
 
     def __enter__(self) -> "Self":
         return self
@@ -107,12 +108,24 @@ class Host:
         path = find_plugin(type, req.path)
         environ = {**req.environ, "CNI_COMMAND": command}
         if self._is_ours(path, type):
-            output = protocol.execute(type, Request.parse(environ, req.stdin), self)
+            output = self._run_here(type, Request.parse(environ, req.stdin))
         else:
             output = self._run(path, environ, req.stdin, on_start)
         if command != Command.ADD:
             return None
         return Result.parse(output or {}, req.cni_version)
+
+    def _run_here(self, type: str, req: Request) -> "wire.Json | None":  # noqa: A002
+        if type in self._delegates:
+            raise CNIError(
+                Code.INVALID_CONFIG,
+                f"'{type}' delegates to itself: \"ipam\" must name an IPAM plugin",
+            )
+        self._delegates.append(type)
+        try:
+            return protocol.execute(type, req, self)
+        finally:
+            self._delegates.pop()
 
     def is_ours(self, type: str, path: "Sequence[str]") -> bool:  # noqa: A002
         """Tell whether CNI_PATH leads to this suite's own plugin `type`. Raises as `delegate`."""

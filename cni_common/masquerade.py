@@ -9,7 +9,6 @@ DEL no more than one.
 
 import errno
 from dataclasses import dataclass
-from hashlib import sha256
 
 from cni_common import nft
 from cni_common.errors import CNIError, Code
@@ -342,6 +341,8 @@ def _try(netns: "NetNS", messages: "Sequence[Message]") -> bool:
 
 
 def _digest(text: str) -> str:
+    from hashlib import sha256  # noqa: PLC0415 - brings in OpenSSL, which STATUS can do without
+
     return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 

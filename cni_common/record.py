@@ -10,7 +10,6 @@ earlier ones, and a line that a kill cut short is ignored.
 import fcntl
 import os
 import time
-from hashlib import sha256
 
 from cni_common import wire
 from cni_common.errors import CNIError, Code
@@ -208,6 +207,8 @@ def _busy() -> CNIError:
 
 
 def _digest(text: str) -> str:
+    from hashlib import sha256  # noqa: PLC0415 - brings in OpenSSL, which VERSION can do without
+
     return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 

@@ -601,3 +601,16 @@ def test_stderr_of_the_delegate_reaches_ours(node: Machine, fake: Delegate) -> N
     assert process.returncode == 0, stderr
     assert addresses_of(json.loads(stdout)) == ["10.9.0.7"]
     assert b"pool is nearly empty" in stderr
+
+
+@pytest.mark.parametrize("command", ["ADD", "CHECK", "DEL", "GC", "STATUS"])
+def test_bridge_as_its_own_ipam_plugin(machine: Machine, command: str) -> None:
+    """A plugin that is to delegate to itself says so, once, and nothing is left."""
+    container = machine.container()
+    config = machine.network(ipam={"type": "bridge"})
+
+    error = machine.refused("bridge", command, config, container)
+
+    assert error["code"] != 999 or command == "ADD", error
+    assert not [line for line in machine.log if "Traceback" in line]
+    assert machine.link(container, "eth0") is None

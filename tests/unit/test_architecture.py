@@ -182,7 +182,7 @@ _BASE = frozenset(
         *("warnings", "weakref"),
     }
 )
-_SERVING = _BASE | {"errno", "fcntl", "hashlib"}
+_SERVING = _BASE | {"errno", "fcntl"}
 # pyroute2's message classes bring in all of these but socket and struct.
 _NETLINK = frozenset(
     {

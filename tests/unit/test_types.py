@@ -694,6 +694,41 @@ def test_families(config: str, version: str) -> None:
     assert (f'cniVersion "{version}"' in refused) != same
 
 
+class TestContradictions:
+    """Result.refuse_contradictions()."""
+
+    def test_none(self) -> None:
+        """What goes together is not refused."""
+        example().refuse_contradictions("IPAM plugin 'x'")
+        Result().refuse_contradictions("IPAM plugin 'x'")
+
+    @pytest.mark.parametrize(
+        ("data", "what"),
+        [
+            (
+                {"ips": [{"address": "10.0.0.2/8", "gateway": "fd00::1"}]},
+                "gateway fd00::1 for 10.0.0.2/8",
+            ),
+            (
+                {"routes": [{"dst": "::/0"}, {"dst": "fd00::/8", "gw": "10.0.0.1"}]},
+                "a route to fd00::/8 via 10.0.0.1",
+            ),
+            (
+                {"ips": [{"address": "10.0.0.2/8"}, {"address": "10.0.0.2/8"}]},
+                "address 10.0.0.2/8 more than once",
+            ),
+        ],
+        ids=["gateway", "route", "address"],
+    )
+    def test_refused(self, data: Json, what: str) -> None:
+        """What no interface could be given is code 6, and whose answer it was is named."""
+        with pytest.raises(CNIError) as caught:
+            Result.parse(data).refuse_contradictions("IPAM plugin 'x'")
+
+        assert caught.value.code == Code.DECODING_FAILURE
+        assert caught.value.msg.startswith(f"IPAM plugin 'x' gives {what}, ")
+
+
 def test_add_interface() -> None:
     """add_interface() returns the index of what it appended."""
     result = Result()
