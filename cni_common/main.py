@@ -1,5 +1,6 @@
 """The one-shot edge: one process, one request. The only file that reads the process itself."""
 
+import gc
 import os
 import sys
 
@@ -18,6 +19,7 @@ class _Terminated(BaseException):
 
 def main(load: "Loader") -> int:
     """Serve the request in the environment and on stdin; return the exit status."""
+    gc.disable()  # the process ends before there is anything worth collecting
     has_stdout = _complete_standard_streams()
     plugin = os.path.basename(sys.argv[0])
     environ = dict(os.environ)

@@ -44,7 +44,8 @@ class NetNS:
 
     def run(self, function: "Callable[[], T]") -> "T":
         """Return what `function` returns inside the namespace, in a thread that ends with it."""
-        return _run_inside(self.fd, function)
+        # Every thread is in the namespace of its own process already.
+        return _run_inside(-1 if self.path == OWN else self.fd, function)
 
     @cached_property
     def netlink(self) -> "Netlink":
@@ -213,7 +214,8 @@ def _run_inside(fd: int, function: "Callable[[], T]") -> "T":
 
     def enter() -> None:
         try:
-            _setns(fd)
+            if fd >= 0:
+                _setns(fd)
             outcome.append(function())
         except BaseException as error:  # noqa: BLE001 - raised again below, by the caller
             failure.append(error)

@@ -177,7 +177,7 @@ class TestSizes:
 _BASE = frozenset(
     {
         *("ast", "collections", "contextlib", "copy", "copyreg", "dataclasses", "dis", "enum"),
-        *("functools", "importlib", "inspect", "ipaddress", "itertools", "json", "keyword"),
+        *("functools", "gc", "importlib", "inspect", "ipaddress", "itertools", "json", "keyword"),
         *("linecache", "opcode", "operator", "re", "reprlib", "token", "tokenize", "types"),
         *("warnings", "weakref"),
     }

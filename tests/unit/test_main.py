@@ -1,5 +1,6 @@
 """cni_common/main.py: the process of a one-shot call, played by this one."""
 
+import gc
 import json
 import os
 import signal
@@ -117,6 +118,7 @@ def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process
     """A process that can be run more than once."""
     handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     yield Process(tmp_path, monkeypatch)
+    gc.enable()  # as main() has left it off
     for number, handler in handlers.items():
         signal.signal(number, handler)  # noqa: TID251 - puts back what main() has changed
 
