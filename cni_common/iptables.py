@@ -167,7 +167,9 @@ def _reference_jumps(netns: "NetNS", network: str) -> "Iterator[tuple[str, str, 
     """Yield chain, container and source of each masquerade jump of `network`."""
     try:
         binaries = [b for version in _FAMILIES for b in _binaries(netns, version, _POSTROUTING)]
-    except CNIError:
+    except CNIError as error:
+        if error.code != Code.PLUGIN_NOT_AVAILABLE:
+            raise
         return  # the table is nftables' own: without iptables nobody has made rules of its kind
     for line in (line for binary in binaries for line in _listed(netns, binary, _POSTROUTING)):
         pairs = dict(pairwise(_words(line)))

@@ -7,6 +7,7 @@ changed configuration. A file is a journal: each line is a JSON object, later li
 earlier ones, and a line that a kill cut short is ignored.
 """
 
+import errno
 import fcntl
 import os
 import time
@@ -224,7 +225,9 @@ def _append(fd: int, line: bytes) -> None:
 def _peek(path: str) -> "dict[str, Any] | None":
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:  # it is gone, or no file
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):  # it is gone, or no file
+            raise  # whose record it is cannot be told: nobody may be taken for dead by that
         return None
     try:
         return _read(fd)
