@@ -131,10 +131,6 @@ class Records:
         found.identify(attachment)
         return found
 
-    def peek(self, plugin: str, network: str, attachment: Attachment) -> "Json | None":
-        """Return what a record says, without waiting for whoever works on it; None: no record."""
-        return _peek(self._path(plugin, network, attachment))
-
     def paths(self, plugin: str, network: str) -> list[str]:
         """Return the files of all records of `network`."""
         prefix = f"{plugin}-{_digest(network)}-"

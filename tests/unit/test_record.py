@@ -122,7 +122,7 @@ class TestFacts:
         assert found is not None
         found.note(d=4)
 
-        facts = records.peek("bridge", "net", OWNER)
+        facts = next(records.survey("bridge"), None)
         assert facts is not None
         assert {key: facts.get(key) for key in "abcd"} == {"a": 1, "b": None, "c": None, "d": 4}
 
@@ -154,7 +154,7 @@ class TestFacts:
         with file_size_limit(size + 5), pytest.raises(OSError, match="space"):
             record.note(b="x" * 100)
 
-        facts = records.peek("bridge", "net", OWNER)
+        facts = next(records.survey("bridge"), None)
         assert facts is not None
         assert "b" not in record.facts
         assert (facts["a"], "b" in facts) == (1, False)
@@ -172,12 +172,12 @@ class TestFacts:
 
 
 class TestFinding:
-    """find(), open(), peek(), paths(), survey()."""
+    """find(), open(), paths(), survey()."""
 
     def test_nothing(self, records: Records) -> None:
         """A node without records has none to find."""
         assert records.find("bridge", "net", OWNER) is None
-        assert records.peek("bridge", "net", OWNER) is None
+        assert next(records.survey("bridge"), None) is None
         assert records.open(f"{records.directory}/bridge-x") is None
         assert records.paths("bridge", "net") == []
         assert list(records.survey("bridge")) == []
@@ -231,7 +231,7 @@ class TestLocking:
         with pytest.raises(CNIError) as caught:
             records.find("bridge", "net", OWNER, wait=False)
 
-        facts = records.peek("bridge", "net", OWNER)
+        facts = next(records.survey("bridge"), None)
         assert caught.value.code == Code.TRY_AGAIN_LATER
         assert records.open(str(only_file(records))) is None
         assert facts is not None
@@ -279,7 +279,7 @@ class TestRemoving:
 
         record.remove()
 
-        facts = records.peek("bridge", "net", OWNER)
+        facts = next(records.survey("bridge"), None)
         assert facts is not None
         assert facts["new"] is True
 
