@@ -91,8 +91,9 @@ make_venv() {
     say "making .venv with $("$python" --version)"
     rm -rf "$venv"
     quietly "$python" -m venv "$venv"
+    # --no-deps: the lock is complete, and pip would look for the newest of what has extras.
     quietly "$venv/bin/python" -m pip --disable-pip-version-check install \
-        --require-hashes --only-binary=:all: --requirement "$root/requirements.lock"
+        --require-hashes --no-deps --only-binary=:all: --requirement "$root/requirements.lock"
     echo "$lock" >"$venv/lock.sha256"
 }
 
