@@ -70,7 +70,8 @@ class LinkMessage(nlmsg):  # type: ignore[misc]
     nla_map = (
         *_END_ATTRIBUTES,
         *((10, "IFLA_MASTER", "uint32"), (18, "IFLA_LINKINFO", "linkinfo")),
-        *((26, "IFLA_AF_SPEC", "bridge_spec"), (29, "IFLA_EXT_MASK", "uint32")),
+        *((26, "IFLA_AF_SPEC", "bridge_spec"), (27, "IFLA_GROUP", "uint32")),
+        (29, "IFLA_EXT_MASK", "uint32"),
     )
     linkinfo = _LinkInfo
     bridge_spec = _BridgeSpec

@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from cni_common.host import Loader
+    from cni_common.protocol import Reply
 
-_ADD, _VERSION = "ADD", "VERSION"
+_VERSION = "VERSION"
 
 
 class _Terminated(BaseException):
@@ -44,19 +45,15 @@ def _serve(
     plugin: str, environ: dict[str, str], stdin: bytes, load: "Loader", *, has_stdout: bool
 ) -> int:
     from cni_common.host import Host  # noqa: PLC0415 - `about` needs none of it
-    from cni_common.protocol import respond  # noqa: PLC0415 - as above
+    from cni_common.protocol import serve  # noqa: PLC0415 - as above
+
+    def deliver(reply: "Reply") -> bool:
+        if environ["CNI_COMMAND"] != _VERSION:
+            _ignore_signals()  # what is done must be told, or taken back
+        return has_stdout and _write(reply.stdout)
 
     with Host(load, os.path.realpath(sys.argv[0]), _log) as host:
-        reply = respond(plugin, environ, stdin, host)
-        if environ["CNI_COMMAND"] != _VERSION:
-            _ignore_signals()  # what is done must be told, or taken back below
-        if has_stdout and _write(reply.stdout):
-            return reply.exit_code
-        # A result that nobody got is an attachment that nobody will ever delete.
-        if environ["CNI_COMMAND"] == _ADD and reply.exit_code == 0:
-            _log("the result could not be written to stdout: the attachment is taken back")
-            respond(plugin, {**environ, "CNI_COMMAND": "DEL"}, stdin, host)
-        return 1
+        return serve(plugin, environ, stdin, host, deliver=deliver)
 
 
 def _about(plugin: str) -> int:
@@ -99,10 +96,9 @@ def _write(data: bytes) -> bool:
 
 
 def _failure(code: int, msg: str) -> bytes:
-    from cni_common import wire  # noqa: PLC0415 - only when something failed
-    from cni_common.types import CURRENT_VERSION  # noqa: PLC0415 - as above
+    from cni_common.protocol import failure  # noqa: PLC0415 - only when something failed
 
-    return wire.encode({"cniVersion": CURRENT_VERSION, "code": code, "msg": msg}, sort_keys=False)
+    return failure(code, msg).stdout
 
 
 def _log(text: str) -> None:

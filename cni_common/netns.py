@@ -39,7 +39,7 @@ class NetNS:
     def __init__(self, path: str, fd: int = -1) -> None:
         """Open the namespace at `path`, or take over its descriptor `fd`. Raises CNIError 8."""
         self.path = path
-        self.fd = fd if fd >= 0 else _open(path)
+        self.fd = _checked(fd, path) if fd >= 0 else _open(path)
         self._channels: list[Channel] = []
 
     def run(self, function: "Callable[[], T]") -> "T":
@@ -179,6 +179,10 @@ def _open(path: str) -> int:
         raise CNIError(
             Code.INVALID_NETNS, f"cannot open network namespace '{path}': {reason}"
         ) from None
+    return _checked(fd, path)
+
+
+def _checked(fd: int, path: str) -> int:
     try:
         kind = fcntl.ioctl(fd, NS_GET_NSTYPE)
     except OSError:

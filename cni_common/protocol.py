@@ -11,7 +11,7 @@ from cni_common.types import CURRENT_VERSION, SUPPORTED_VERSIONS, Result, versio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any, Protocol
 
     from cni_common.host import Host
@@ -71,6 +71,31 @@ def respond(type: str, environ: "Mapping[str, str]", stdin: bytes, host: "Host")
         return Reply(b"", 0)
     sort_keys = output["cniVersion"] in ("1.0.0", "1.1.0")  # as Go prints a generic map
     return Reply(wire.encode(output, sort_keys=sort_keys), 0)
+
+
+def serve(
+    type: str,  # noqa: A002 - as above
+    environ: "Mapping[str, str]",
+    stdin: bytes,
+    host: "Host",
+    *,
+    deliver: "Callable[[Reply], bool]",
+) -> int:
+    """Respond, and return the exit status once `deliver` has told whether the reply arrived."""
+    reply = respond(type, environ, stdin, host)
+    if deliver(reply):
+        return reply.exit_code
+    # A result that nobody got is an attachment that nobody will ever delete.
+    if environ["CNI_COMMAND"] == Command.ADD and reply.exit_code == 0:
+        host.log("the result could not be written to stdout: the attachment is taken back")
+        respond(type, {**environ, "CNI_COMMAND": Command.DEL}, stdin, host)
+    return 1
+
+
+def failure(code: int, msg: str) -> Reply:
+    """Return the reply for what fails outside of `respond`."""
+    data = {"cniVersion": CURRENT_VERSION, "code": code, "msg": msg}
+    return Reply(wire.encode(data, sort_keys=False), 1)
 
 
 def execute(type: str, req: Request, host: "Host") -> "Json | None":  # noqa: A002 - as above

@@ -84,7 +84,7 @@ class Records:
 
     def probe(self) -> None:
         """Raise OSError when no record could be written."""
-        os.makedirs(self.directory, mode=0o700, exist_ok=True)
+        self._make_directory()
         path = f"{self.directory}/.probe-{os.getpid()}"
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -98,7 +98,7 @@ class Records:
 
         Raises FileExistsError when there is one already, OSError when it cannot be written.
         """
-        os.makedirs(self.directory, mode=0o700, exist_ok=True)
+        self._make_directory()
         path = self._path(plugin, network, attachment)
         fd = _create_locked(path)
         facts = {
@@ -157,6 +157,14 @@ class Records:
             return self._open(path, wait=False)
         except (CNIError, OSError):
             return None
+
+    def _make_directory(self) -> None:
+        try:
+            os.makedirs(self.directory, mode=0o700)
+        except FileExistsError:
+            pass
+        else:  # makedirs gives the mode to the last one only
+            os.chmod(os.path.dirname(self.directory), 0o700)
 
     def _open(self, path: str, *, wait: bool) -> Record | None:
         for _ in range(_TRIES):

@@ -33,12 +33,17 @@ class Undo:
     ) -> None:
         if error is None:
             return
+        interrupted: BaseException | None = None
         for what, step in reversed(self._steps):
             try:
                 step()
-            except Exception as failure:  # noqa: BLE001 - the first error is the one to report
+            except BaseException as failure:  # noqa: BLE001 - the first error is the one to report
                 self.failed = True
                 error.add_note(f"undo of {what} failed: {failure}")
+                if not isinstance(failure, Exception):  # a signal: the other steps still count
+                    interrupted = failure
+        if interrupted:
+            raise interrupted from error
 
 
 class BestEffort:

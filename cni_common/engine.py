@@ -1,0 +1,261 @@
+"""The resident edge: a supervisor and its workers, which have everything imported.
+
+Nothing depends on it. Where there is none, or one that is full, hangs, or is of another build, a
+launcher starts the frozen program instead.
+"""
+
+import fcntl
+import gc
+import os
+import select
+import signal
+import socket
+import time
+from contextlib import contextmanager, suppress
+
+from cni_common import schema
+from cni_common.errors import CNIError
+from cni_common.gather import Asker, Gatherer
+from cni_common.worker import Worker, peer_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import NoReturn
+
+    from cni_common.host import Loader
+    from cni_common.worker import Settings
+
+    Log = Callable[[str], object]
+
+_BACKLOG = 128  # launchers that wait; the next one starts its own program
+_GIVEN_SOCKET = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
+_BURST, _BURST_SECONDS = 10, 10.0  # workers that may be replaced at once
+_RETRY_SECONDS = 1.0  # until others are, likewise after a failed fork
+_CONNECT_TRIES, _CONNECT_PAUSE = 500, 0.01
+_ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# What functions import when they need it: workers shall share it.
+_LAZY = ("cni_common.iptables", "ctypes", "hashlib", "re", "subprocess", "traceback")
+
+
+def serve(
+    settings: "Settings", path: str, *, load: "Loader", types: "Iterable[str]", log: "Log"
+) -> None:
+    """Serve requests until SIGTERM, SIGINT or SIGHUP, on systemd's socket or on one at `path`.
+
+    An engine that has that path is told to end; between the two no request is lost. Raises
+    OSError when the socket cannot be made.
+    """
+    _import_all(load, types)
+    given = _given_socket()
+    if given:
+        # What waits there at the end is for the next engine.
+        worker = Worker(settings, load, given, leave_backlog=True)
+        _Supervisor(worker, settings.workers, log).run()
+        return
+    place = _Place(path)
+    worker = Worker(settings, load, place.listener)
+    _Supervisor(worker, settings.workers, log).run(place.take, place.leave)
+
+
+class _Supervisor:
+    """Keeps the workers alive, and deletes interfaces for them."""
+
+    def __init__(self, worker: Worker, count: int, log: "Log") -> None:
+        self._worker = worker  # as each of `count` processes is to be
+        self._count = count
+        self._log = log
+        self._workers: dict[int, socket.socket] = {}  # our end of the conversation, by process id
+        self._starts: list[float] = []  # when the last workers were started
+        self._lifeline, self._cut = os.pipe2(os.O_CLOEXEC)  # workers end when `_cut` is closed
+        self._signals, self._wakeup = socket.socketpair()
+        self._poller = select.epoll()
+
+    def run(
+        self,
+        on_ready: "Callable[[], object]" = lambda: None,
+        on_end: "Callable[[], object]" = lambda: None,
+    ) -> None:
+        """Serve until a signal, call `on_end`, and wait for the workers to finish their work."""
+        self._heed_signals()
+        gatherer = Gatherer()
+        gc.collect()
+        gc.freeze()  # what is here by now is never garbage, and stays shared with the workers
+        self._fill()
+        on_ready()
+        self._log(f"engine: {len(self._workers)} workers wait for requests")
+        while self._workers or not self._is_ending:
+            is_short = not self._is_ending and len(self._workers) < self._count
+            ready = {fd for fd, _ in self._poller.poll(_RETRY_SECONDS if is_short else None)}
+            if self._signals.fileno() in ready and self._told_to_end():
+                on_end()
+                os.close(self._cut)
+                self._cut = -1
+            for ended in gatherer.serve([s for s in self._workers.values() if s.fileno() in ready]):
+                self._poller.unregister(ended)
+            self._reap()
+            if not self._is_ending:
+                self._fill()
+        self._log("engine: ended")
+
+    @property
+    def _is_ending(self) -> bool:
+        return self._cut < 0
+
+    def _heed_signals(self) -> None:
+        """Have signals wake the poller. Handlers, not SIG_IGN: delegates would inherit that."""
+        for sock in (self._signals, self._wakeup):
+            sock.settimeout(0)
+        self._poller.register(self._signals, select.EPOLLIN)
+        signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+        for number in (*_ENDINGS, signal.SIGCHLD):
+            signal.signal(number, lambda _number, _frame: None)
+
+    def _told_to_end(self) -> bool:
+        numbers = self._signals.recv(4096)
+        return not self._is_ending and any(number in numbers for number in _ENDINGS)
+
+    def _fill(self) -> None:
+        """Start the workers that are missing; slowly, where they keep ending at once."""
+        now = time.monotonic()
+        self._starts = [at for at in self._starts if now - at < _BURST_SECONDS]
+        while len(self._workers) < self._count:
+            if len(self._starts) >= self._count + _BURST:
+                return
+            self._starts.append(now)
+            try:
+                self._start()
+            except OSError as error:
+                self._log(f"engine: cannot start a worker: {error.strerror}")
+                return
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                pid = os.fork()
+            except OSError:
+                ours.close()
+                raise
+            if pid == 0:
+                self._become_worker(ours, theirs)
+        ours.settimeout(0)
+        self._workers[pid] = ours
+        self._poller.register(ours, select.EPOLLIN)
+
+    def _become_worker(self, ours: socket.socket, theirs: socket.socket) -> "NoReturn":
+        status = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            # Each would keep another process from seeing that its partner has ended.
+            os.close(self._cut)
+            self._poller.close()
+            for sock in (ours, *self._workers.values(), self._signals, self._wakeup):
+                sock.close()
+            self._worker.run(self._lifeline, Asker(theirs))
+            status = 0
+        except BaseException as error:  # noqa: BLE001 - the supervisor's code must not go on here
+            from traceback import format_exception
+
+            self._log("".join(format_exception(error)).rstrip())
+        finally:
+            os._exit(status)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            sock = self._workers.pop(pid)
+            with suppress(FileNotFoundError):  # its end was seen before
+                self._poller.unregister(sock)
+            sock.close()
+            if status:
+                code = os.waitstatus_to_exitcode(status)
+                how = f"signal {-code}" if code < 0 else f"exit status {code}"
+                self._log(f"engine: worker {pid} ended by {how}; another one takes its place")
+
+
+class _Place:
+    """The path of the socket, and who has it: whoever was started last."""
+
+    def __init__(self, path: str) -> None:
+        """Make the socket, beside its path. Raises OSError."""
+        self._path = path
+        self._directory = os.path.dirname(path)
+        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        os.chmod(self._directory, 0o700)  # also where an attachment record was there first
+        self._new = f"{path}.{os.getpid()}"
+        with suppress(FileNotFoundError):
+            os.unlink(self._new)  # of a process that had our number, and was killed
+        self.listener = socket.socket(
+            socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        )
+        self.listener.bind(self._new)
+        os.chmod(self._new, 0o600)
+        self.listener.listen(_BACKLOG)
+        self._identity = os.stat(self._new).st_ino
+
+    def take(self) -> None:
+        """Take the path, and tell the engine that had it to end."""
+        with self._locked():
+            old = _listening_process(self._path)
+            os.rename(self._new, self._path)
+        if old:
+            with suppress(ProcessLookupError):
+                os.kill(old, signal.SIGTERM)
+
+    def leave(self) -> None:
+        """Remove the path, unless another engine has taken it."""
+        with self._locked(), suppress(FileNotFoundError):
+            if os.stat(self._path).st_ino == self._identity:
+                os.unlink(self._path)
+
+    @contextmanager
+    def _locked(self) -> "Iterator[None]":
+        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+
+def _listening_process(path: str) -> int:
+    """Return the id of the process that listens at `path`, 0 when there is none of root's."""
+    for _ in range(_CONNECT_TRIES):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as sock:
+            try:
+                sock.connect(path)
+            except BlockingIOError:  # its backlog is full
+                time.sleep(_CONNECT_PAUSE)
+                continue
+            except OSError:  # there is none, or it ended
+                return 0
+            pid, uid = peer_of(sock)
+            return pid if uid == 0 else 0
+    return 0
+
+
+def _given_socket() -> socket.socket | None:
+    """Return the socket that systemd has made, None when it has made none (sd_listen_fds(3))."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
+        return None
+    fcntl.fcntl(_GIVEN_SOCKET, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    listener = socket.socket(fileno=_GIVEN_SOCKET)
+    listener.settimeout(0)
+    return listener
+
+
+def _import_all(load: "Loader", types: "Iterable[str]") -> None:
+    """Import what any request may need, which an upgrade may take off the disk."""
+    for type in types:
+        load(type)
+    for module in _LAZY:
+        __import__(module)
+    with suppress(CNIError):  # a refusal loads jsonschema with all that it has
+        schema.validate({}, {"type": "array"})
