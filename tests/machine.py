@@ -8,13 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 from cni_common.host import Host
 from cni_common.netns import CLONE_NEWNET, OWN, NetNS
 from cni_common.protocol import Reply, respond
+from cni_common.worker import Settings
 from plugins import load
+from tests.engines import BUILD, BUNDLE_STATUS, Engine, launcher_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / ".tools"
@@ -63,11 +65,16 @@ class Machine:
     Namespaces are held by descriptors alone: their paths are /proc/<this process>/fd/<number>.
     """
 
-    def __init__(self, tmp: Path, name: str) -> None:
+    def __init__(self, tmp: Path, name: str, *, by_engine: bool = False) -> None:
+        """`by_engine`: `invoke` has an engine serve the request, through a launcher."""
         self.name = name  # unique among the tests; part of network names
         self.state_dir = str(tmp / "state")
         self.data_dir = str(tmp / "networks")
         self.log: list[str] = []
+        self.engine: Engine | None = None
+        self._by_engine = by_engine
+        self._starting = Lock()
+        self._tmp = tmp
         self._fds: list[int] = []
         self.host = self.container()
         self.command(self.host, "ip", "link", "set", "lo", "up")
@@ -87,7 +94,9 @@ class Machine:
         os.close(fd)
 
     def close(self) -> None:
-        """Let go of every namespace."""
+        """End the engine, and let go of every namespace."""
+        if self.engine:
+            self.engine.end()
         for fd in self._fds:
             os.close(fd)
         self._fds.clear()
@@ -201,10 +210,33 @@ class Machine:
         host: TestHost | None = None,
         **attachment: str,
     ) -> Reply:
-        """Run one command of a plugin in this process."""
+        """Run one command of a plugin, by the engine if there is one and no `host` is given.
+
+        Otherwise in this process.
+        """
+        environ = self.environ(command, netns, **attachment)
+        if self._by_engine and host is None:
+            return self._hand_over(plugin, environ, json.dumps(config))
         with host or self.make_host() as given:
-            environ = self.environ(command, netns, **attachment)
             return respond(plugin, environ, json.dumps(config).encode(), given)
+
+    def start_engine(self, **settings: Any) -> Engine:
+        """Start an engine on this machine's host; workers, add_seconds, … by keyword."""
+        number = len(list(self._tmp.glob("engine-*.log")))
+        chosen = Settings(BUILD, state_dir=self.state_dir, **{"workers": 4, **settings})
+        self.engine = Engine(self.host, chosen, self._tmp / f"engine-{number}.log")
+        return self.engine
+
+    def _hand_over(self, plugin: str, environ: Mapping[str, str], stdin: str) -> Reply:
+        with self._starting:
+            if self.engine is None:
+                self.start_engine()
+        ours = str(launcher_dir())
+        environ = {**environ, "CNI_PATH": environ["CNI_PATH"].replace(str(CNI_BIN), ours)}
+        done = self.try_command(self.host, f"{ours}/{plugin}", stdin=stdin, env=environ)
+        assert done.returncode != BUNDLE_STATUS, "no engine has served the request"
+        self.log += done.stderr.splitlines()
+        return Reply(done.stdout.encode(), done.returncode)
 
     def ok(
         self,
@@ -337,9 +369,9 @@ class Machine:
 
 
 @contextmanager
-def machine_at(tmp: Path, name: str) -> Iterator[Machine]:
+def machine_at(tmp: Path, name: str, *, by_engine: bool = False) -> Iterator[Machine]:
     """Give a machine and clean it up."""
-    machine = Machine(tmp, name)
+    machine = Machine(tmp, name, by_engine=by_engine)
     try:
         yield machine
     finally:

@@ -55,6 +55,7 @@ def test_veth_is_born_complete(machine: Machine) -> None:
     ]
 
 
+@pytest.mark.without_engine(reason="watches this process")
 def test_b18_add_and_del_do_not_sleep(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """What must be waited for, the port and DAD, is waited for by its netlink event."""
 

@@ -334,6 +334,7 @@ def forbid_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "_fork_exec", refuse)
 
 
+@pytest.mark.without_engine(reason="watches this process")
 @pytest.mark.parametrize("keys", [ALL, {"ipam": None}], ids=["l3", "l2"])
 def test_p12_p16_p18_b19_nothing_is_started(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, keys: Json
@@ -350,6 +351,7 @@ def test_p12_p16_p18_b19_nothing_is_started(
     machine.ok("bridge", "DEL", config, container)
 
 
+@pytest.mark.without_engine(reason="watches this process")
 def test_the_guard_against_processes_works(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

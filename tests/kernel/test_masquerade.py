@@ -317,6 +317,7 @@ def test_p19_chains_of_names_that_run_together(machine: Machine) -> None:
     assert len([line for line in saved(machine, "iptables-save") if "MASQUERADE" in line]) == 1
 
 
+@pytest.mark.without_engine(reason="watches this process")
 def test_p12_p20_iptables_is_run_once_per_family(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,141 @@
+"""Engines for tests: the real one, in a process of its own, with a launcher that knows its socket."""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from cni_common.engine import serve
+from cni_common.netns import CLONE_NEWNET
+from cni_common.worker import Settings
+from plugins import TYPES, load
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = "tests"
+BUNDLE_STATUS = 7  # of tests/launcher/bundle.c: no engine has served
+_SECONDS = 15.0
+
+
+@cache
+def launcher_dir() -> Path:
+    """Return a CNI bin directory of launchers, whose socket is `socket_path()`; made once.
+
+    In place of the frozen program they start a stand-in, which says so.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="pycni-launcher-"))
+    variables = {
+        "OUTPUT": directory / "pycni",
+        "VERSION": BUILD,
+        "BUNDLE": ".pycni/pycni",
+        "SOCKET": directory / "run" / "engine.sock",
+    }
+    (directory / ".pycni").mkdir()
+    _run("make", "-C", "launcher", *(f"{name}={value}" for name, value in variables.items()))
+    _run("cc", "-o", str(directory / ".pycni" / "pycni"), "tests/launcher/bundle.c")
+    for name in TYPES:
+        os.link(directory / "pycni", directory / name)
+    return directory
+
+
+def socket_path() -> Path:
+    """Return the path of the engine's socket, one for each process that runs tests."""
+    return launcher_dir() / "run" / "engine.sock"
+
+
+class Engine:
+    """An engine that lives in the network namespace `netns`, forked from this process.
+
+    So it has what a test has patched.
+    """
+
+    def __init__(self, netns: str, settings: Settings, log: Path) -> None:
+        self.log_path = log
+        path = str(socket_path())
+        self.pid = os.fork()
+        if self.pid == 0:
+            _become_engine(netns, settings, path, log)
+        self._await(path)
+
+    def _await(self, path: str) -> None:
+        """Wait until the path is this engine's."""
+        deadline = time.monotonic() + _SECONDS
+        while listening_process(path) != self.pid:
+            assert time.monotonic() < deadline, f"no engine: {self.log_path.read_text()}"
+            assert self.is_running(), f"the engine ended: {self.log_path.read_text()}"
+            time.sleep(0.002)
+
+    def is_running(self) -> bool:
+        """Tell whether its supervisor has not ended."""
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+    def workers(self) -> list[int]:
+        """Return the process ids of its workers."""
+        text = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+        return [int(word) for word in text.split()]
+
+    def tell(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        """Return its exit code once it has ended."""
+        deadline = time.monotonic() + _SECONDS
+        while self.is_running():
+            assert time.monotonic() < deadline, "the engine does not end"
+            time.sleep(0.002)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def end(self) -> None:
+        """Have it end and wait for that."""
+        self.tell(signal.SIGTERM)
+        code = self.wait()
+        assert code == 0, self.log_path.read_text()
+
+
+def listening_process(path: str) -> int:
+    """Return the id of the process that listens at `path`, 0 when there is none."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        try:
+            sock.connect(path)
+        except OSError:
+            return 0
+        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 4), "little")
+
+
+def _become_engine(netns: str, settings: Settings, path: str, log: Path) -> None:
+    status = 1
+    try:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        for fd in (1, 2):
+            os.dup2(output, fd)
+        with open(netns, "rb") as file:
+            assert ctypes.CDLL(None).setns(file.fileno(), CLONE_NEWNET) == 0
+        os.closerange(3, 1 << 16)  # a test may hold locks by some of them
+        serve(
+            settings,
+            path,
+            load=load,
+            types=TYPES,
+            log=lambda text: os.write(2, f"{text}\n".encode()),
+        )
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _run(*words: str | Path) -> None:
+    done: subprocess.CompletedProcess[str] = subprocess.run(
+        words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def children_of(pids: Sequence[int]) -> list[int]:
+    """Return which of these processes still exist."""
+    return [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
