@@ -1,4 +1,4 @@
-"""Engines for tests: the real one, in a process of its own, with a launcher that knows its socket."""
+"""Engines for tests: the real one in a process of its own, and launchers that know its socket."""
 
 import ctypes
 import os
@@ -7,7 +7,6 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -54,18 +53,21 @@ class Engine:
     So it has what a test has patched.
     """
 
-    def __init__(self, netns: str, settings: Settings, log: Path) -> None:
+    def __init__(
+        self, netns: str, settings: Settings, log: Path, listener: socket.socket | None = None
+    ) -> None:
+        """`listener` is what systemd would hand over, None: the engine makes its socket."""
         self.log_path = log
         path = str(socket_path())
         self.pid = os.fork()
         if self.pid == 0:
-            _become_engine(netns, settings, path, log)
-        self._await(path)
+            _become_engine(netns, settings, path, log=log, listener=listener)
+        self._await()
 
-    def _await(self, path: str) -> None:
-        """Wait until the path is this engine's."""
+    def _await(self) -> None:
+        """Wait until it is ready."""
         deadline = time.monotonic() + _SECONDS
-        while listening_process(path) != self.pid:
+        while not self.log_path.exists() or "wait for requests" not in self.log_path.read_text():
             assert time.monotonic() < deadline, f"no engine: {self.log_path.read_text()}"
             assert self.is_running(), f"the engine ended: {self.log_path.read_text()}"
             time.sleep(0.002)
@@ -98,17 +100,9 @@ class Engine:
         assert code == 0, self.log_path.read_text()
 
 
-def listening_process(path: str) -> int:
-    """Return the id of the process that listens at `path`, 0 when there is none."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-        try:
-            sock.connect(path)
-        except OSError:
-            return 0
-        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 4), "little")
-
-
-def _become_engine(netns: str, settings: Settings, path: str, log: Path) -> None:
+def _become_engine(
+    netns: str, settings: Settings, path: str, *, log: Path, listener: socket.socket | None
+) -> None:
     status = 1
     try:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -116,7 +110,10 @@ def _become_engine(netns: str, settings: Settings, path: str, log: Path) -> None
             os.dup2(output, fd)
         with open(netns, "rb") as file:
             assert ctypes.CDLL(None).setns(file.fileno(), CLONE_NEWNET) == 0
-        os.closerange(3, 1 << 16)  # a test may hold locks by some of them
+        if listener:
+            os.dup2(listener.fileno(), 3)
+            os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+        os.closerange(4 if listener else 3, 1 << 16)  # a test may hold locks by some of them
         serve(
             settings,
             path,
@@ -134,8 +131,3 @@ def _run(*words: str | Path) -> None:
         words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-
-
-def children_of(pids: Sequence[int]) -> list[int]:
-    """Return which of these processes still exist."""
-    return [pid for pid in pids if os.path.exists(f"/proc/{pid}")]

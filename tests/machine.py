@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -220,11 +221,14 @@ class Machine:
         with host or self.make_host() as given:
             return respond(plugin, environ, json.dumps(config).encode(), given)
 
-    def start_engine(self, **settings: Any) -> Engine:
-        """Start an engine on this machine's host; workers, add_seconds, … by keyword."""
+    def start_engine(self, listener: socket.socket | None = None, **settings: Any) -> Engine:
+        """Start an engine on this machine's host; workers, add_seconds, … by keyword.
+
+        It serves on `listener`, as if systemd had made that, or on a socket of its own.
+        """
         number = len(list(self._tmp.glob("engine-*.log")))
-        chosen = Settings(BUILD, state_dir=self.state_dir, **{"workers": 4, **settings})
-        self.engine = Engine(self.host, chosen, self._tmp / f"engine-{number}.log")
+        chosen = Settings(**{"build": BUILD, "state_dir": self.state_dir, "workers": 4, **settings})
+        self.engine = Engine(self.host, chosen, self._tmp / f"engine-{number}.log", listener)
         return self.engine
 
     def _hand_over(self, plugin: str, environ: Mapping[str, str], stdin: str) -> Reply:

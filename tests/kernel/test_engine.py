@@ -1,0 +1,658 @@
+"""The engine: whom it serves, and what becomes of requests when something goes wrong."""
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cni_common.netns import NetNS
+from tests.engines import BUNDLE_STATUS, Engine, launcher_dir, socket_path
+from tests.machine import Json, Machine, error_of
+
+pytestmark = [
+    pytest.mark.without_engine(reason="starts engines of its own"),
+    pytest.mark.timeout(60),
+]
+
+
+def start(
+    machine: Machine,
+    command: str,
+    config: Json,
+    netns: str = "",
+    *,
+    plugin: str = "bridge",
+    enter: tuple[str, ...] = (),
+    **keywords: Any,
+) -> "subprocess.Popen[bytes]":
+    """Start a launcher on the machine's host as a runtime does, with `config` on its stdin."""
+    containerid = keywords.pop("containerid", "c1")
+    environ = machine.environ(command, netns, path=str(launcher_dir()), containerid=containerid)
+    environ |= keywords.pop("env", {})
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen(
+        ["nsenter", f"--net={machine.host}", *enter, str(launcher_dir() / plugin)],
+        env=environ,
+        **{**pipes, **keywords},
+    )
+    if process.stdin:
+        process.stdin.write(json.dumps(config).encode())
+        process.stdin.close()
+        process.stdin = None
+    return process
+
+
+def finish(process: "subprocess.Popen[bytes]") -> tuple[int, bytes]:
+    """Return the exit status of a launcher and what it has printed."""
+    stdout, _ = process.communicate(timeout=30)
+    return process.returncode, stdout
+
+
+def run(machine: Machine, command: str, config: Json, netns: str = "", **keywords: Any) -> int:
+    """Run a launcher to its end and return its exit status."""
+    return finish(start(machine, command, config, netns, **keywords))[0]
+
+
+def add_and_delete(machine: Machine, **keywords: Any) -> tuple[int, int]:
+    """Attach a container and detach it by launchers; return their exit statuses."""
+    container, config = machine.container(), machine.network()
+    added = run(machine, "ADD", config, container, **keywords)
+    return added, run(machine, "DEL", config, container, **keywords)
+
+
+def assert_nothing_left(machine: Machine) -> None:
+    """Demand that no attachment is on the machine."""
+    assert machine.ports() == []
+    assert machine.leases() == []
+    assert os.listdir(f"{machine.state_dir}/attachments") == []
+
+
+@contextmanager
+def store_locked(machine: Machine) -> Iterator[Callable[[], None]]:
+    """Hold host-local's lock, so that ADD and DEL of the bridge hang half-way; give its release."""
+    directory = Path(machine.data_dir, machine.name)
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lambda: fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.005)
+
+
+def idle_descriptors(pid: int) -> int:
+    """Return how many files a worker has open that waits for its next request."""
+    wait_until(lambda: "epoll" in Path(f"/proc/{pid}/wchan").read_text(), "it does not wait")
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+# --- whom it serves ---------------------------------------------------------------------------
+
+
+def test_a_socket_for_root_alone(machine: Machine) -> None:
+    """Only root reaches the socket."""
+    machine.start_engine()
+
+    assert socket_path().stat().st_mode & 0o777 == 0o600
+    assert socket_path().parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    "enter",
+    [["unshare", "--net"], ["unshare", "--mount"], ["chroot", "/proc/self/root/proc/1/root"]],
+    ids=["network", "mounts", "root"],
+)
+def test_other_surroundings_are_refused(machine: Machine, enter: list[str]) -> None:
+    """A launcher in another network or mount namespace starts its own program: it sees its own."""
+    machine.start_engine()
+    if enter[0] == "chroot":
+        root = launcher_dir() / "root"
+        root.mkdir(exist_ok=True)
+        enter = ["unshare", "--mount", "sh", "-c", f"mount --rbind / {root}; exec chroot {root} $0"]
+
+    done = run(machine, "ADD", machine.network(), machine.container(), enter=tuple(enter))
+
+    assert done == BUNDLE_STATUS
+    assert_empty(machine)
+
+
+def assert_empty(machine: Machine) -> None:
+    """Demand that nobody has begun anything."""
+    assert machine.ports() == []
+    assert not Path(machine.state_dir, "attachments").exists()
+
+
+def test_other_builds_are_refused(machine: Machine) -> None:
+    """A launcher of another build starts its own program."""
+    machine.start_engine(build="another")
+
+    assert run(machine, "ADD", machine.network(), machine.container()) == BUNDLE_STATUS
+
+
+def test_a_namespace_by_descriptor(machine: Machine) -> None:
+    """CNI_NETNS is opened by the launcher: a path that only it can resolve is no obstacle."""
+    machine.start_engine()
+    container = machine.container()
+    with open(container, "rb") as file:
+        # /proc/self is the launcher here, and would be the worker there.
+        path = f"/proc/self/fd/{file.fileno()}"
+        process = start(machine, "ADD", machine.network(), path, pass_fds=[file.fileno()])
+        status, _ = finish(process)
+
+    assert status == 0
+    assert machine.addresses(container, "eth0") == ["10.9.0.2/24"]
+
+
+def test_what_is_no_namespace(machine: Machine) -> None:
+    """CNI_NETNS that leads to something else is refused by code 8, as without an engine."""
+    machine.start_engine()
+
+    status, printed = finish(start(machine, "ADD", machine.network(), "/etc/passwd"))
+
+    assert (status, error_of(printed)["code"]) == (1, 8)
+
+
+def test_working_directory_and_environment(machine: Machine, tmp_path: Path) -> None:
+    """A delegate is found relative to the runtime's directory, and gets the runtime's variables."""
+    machine.start_engine()
+    record = tmp_path / "plugins" / "record"
+    record.parent.mkdir()
+    record.write_text(
+        '#!/bin/sh\nprintf %s "$MARK" >mark\n'
+        'echo \'{"cniVersion": "1.1.0", "ips": [{"address": "10.9.0.2/24"}]}\'\n'
+    )
+    record.chmod(0o755)
+    config = machine.network(ipam={"type": "record"})
+    env = {"CNI_PATH": "plugins", "MARK": "from the runtime"}
+
+    process = start(machine, "ADD", config, machine.container(), env=env, cwd=tmp_path)
+
+    assert finish(process)[0] == 0
+    assert (tmp_path / "mark").read_text() == "from the runtime"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b"", b"\x06", struct.pack("<I", 6) + b"bridge", struct.pack("<I", 9) + b"bridge", b"x" * 4096],
+    ids=["empty", "short", "no descriptors", "wrong length", "long"],
+)
+def test_what_no_launcher_sends(machine: Machine, message: bytes) -> None:
+    """Whatever comes over the socket, the worker serves the next launcher and keeps no file."""
+    engine = machine.start_engine(workers=1)
+    assert add_and_delete(machine) == (0, 0)
+    (worker,) = engine.workers()
+    before = idle_descriptors(worker)
+
+    send = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET);"
+        "s.connect(sys.argv[1]); s.recv(99);"
+        "socket.send_fds(s, [bytes.fromhex(sys.argv[2])], [0] * int(sys.argv[3]))"
+    )
+    for count in (0, 1, 9):
+        words = ("python3", "-c", send, str(socket_path()), message.hex(), str(count))
+        machine.try_command(machine.host, *words)
+
+    assert add_and_delete(machine) == (0, 0)
+    assert engine.workers() == [worker]
+    assert idle_descriptors(worker) == before
+
+
+def test_no_descriptor_is_kept(machine: Machine) -> None:
+    """Requests of every kind, also those that fail, leave a worker with the files it had."""
+    engine = machine.start_engine(workers=1)
+    config = machine.network(ipMasq=True)
+    machine_calls(machine, config)
+    before = idle_descriptors(engine.workers()[0])
+
+    for _ in range(5):
+        machine_calls(machine, config)
+
+    assert idle_descriptors(engine.workers()[0]) == before
+
+
+def machine_calls(machine: Machine, config: Json) -> None:
+    """Make a call of every kind."""
+    container = machine.container()
+    assert run(machine, "ADD", config, container) == 0
+    assert run(machine, "ADD", config, container) == 1
+    assert run(machine, "CHECK", config, container) == 1
+    assert run(machine, "STATUS", config) == 0
+    assert run(machine, "GC", {**config, "cni.dev/valid-attachments": []}) == 0
+    assert run(machine, "ADD", {**config, "mtu": "x"}, container) == 1
+    assert run(machine, "DEL", config, container) == 0
+    assert run(machine, "DEL", config, "/nowhere") == 0
+    machine.forget(container)
+
+
+# --- requests that cannot end -----------------------------------------------------------------
+
+
+def test_an_overdue_add_is_taken_back(machine: Machine) -> None:
+    """An ADD that hangs ends by the deadline with code 11 and leaves nothing."""
+    machine.start_engine(add_seconds=1)
+
+    with store_locked(machine) as release:
+        process = start(machine, "ADD", machine.network(), machine.container())
+        wait_until(machine.ports, "it does not get as far as the veth pair")
+        status, printed = finish(process)
+        error = error_of(printed)
+        release()
+
+    assert (status, error["code"]) == (1, 11)
+    assert "given up after 1 s" in error["msg"]
+    assert_nothing_left(machine)
+
+
+def test_an_overdue_del_can_be_repeated(machine: Machine) -> None:
+    """A DEL that hangs ends by the deadline with code 11, and the next one finishes the work."""
+    machine.start_engine(other_seconds=1)
+    container, config = machine.container(), machine.network()
+    assert run(machine, "ADD", config, container) == 0
+
+    with store_locked(machine):
+        status, printed = finish(start(machine, "DEL", config, container))
+
+    assert (status, error_of(printed)["code"]) == (1, 11)
+    assert run(machine, "DEL", config, container) == 0
+    assert_nothing_left(machine)
+
+
+def test_a_configuration_that_does_not_come(machine: Machine) -> None:
+    """A runtime that never ends its configuration gets an error by the deadline."""
+    machine.start_engine(add_seconds=1)
+    read, write = os.pipe()
+    try:
+        status, printed = finish(start(machine, "ADD", {}, machine.container(), stdin=read))
+    finally:
+        os.close(read)
+        os.close(write)
+
+    assert (status, error_of(printed)["code"]) == (1, 11)
+
+
+# --- runtimes that go away --------------------------------------------------------------------
+
+
+def hang(machine: Machine, command: str, container: str) -> None:
+    """Start a launcher and kill it while the engine hangs in its request."""
+    process = start(machine, command, machine.network(), container)
+    ports = 1 if command == "ADD" else 0
+    wait_until(lambda: len(machine.ports()) == ports, "it does not get so far")
+    process.kill()
+    process.wait()
+    for stream in (process.stdout, process.stderr):
+        assert stream is not None
+        stream.close()
+
+
+def test_an_add_whose_launcher_is_gone(machine: Machine) -> None:
+    """A runtime that kills its ADD will not delete what it never heard of: it is taken back."""
+    machine.start_engine()
+
+    with store_locked(machine) as release:
+        hang(machine, "ADD", machine.container())
+        release()
+        wait_until(lambda: not machine.ports(), "the attachment is not taken back")
+
+    wait_until(lambda: not os.listdir(f"{machine.state_dir}/attachments"), "the record stays")
+    assert_nothing_left(machine)
+
+
+def test_a_del_whose_launcher_is_gone(machine: Machine) -> None:
+    """A runtime that kills its DEL wants it done all the same."""
+    machine.start_engine()
+    container = machine.container()
+    assert run(machine, "ADD", machine.network(), container) == 0
+
+    with store_locked(machine) as release:
+        hang(machine, "DEL", container)
+        release()
+        wait_until(lambda: not machine.leases(), "the address is not freed")
+
+    wait_until(lambda: not os.listdir(f"{machine.state_dir}/attachments"), "the record stays")
+    assert_nothing_left(machine)
+
+
+@pytest.mark.parametrize("kind", ["full disk", "closed pipe"])
+def test_a_result_that_cannot_be_written(machine: Machine, kind: str) -> None:
+    """An ADD whose result cannot be written to stdout is taken back, and fails."""
+    machine.start_engine()
+    if kind == "full disk":
+        stdout = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, stdout = os.pipe()
+        os.close(reader)
+
+    status = run(machine, "ADD", machine.network(), machine.container(), stdout=stdout)
+
+    os.close(stdout)
+    assert status == 1
+    assert_nothing_left(machine)
+
+
+# --- engines that end -------------------------------------------------------------------------
+
+
+def test_sigterm_drains(machine: Machine) -> None:
+    """What is at work is finished; who comes later starts the frozen program."""
+    engine = machine.start_engine()
+    container = machine.container()
+
+    with store_locked(machine) as release:
+        process = start(machine, "ADD", machine.network(), container)
+        wait_until(machine.ports, "it does not get so far")
+        engine.tell(signal.SIGTERM)
+        wait_until(lambda: not socket_path().exists(), "the socket stays")
+        late = run(machine, "ADD", machine.network(), machine.container(), containerid="c2")
+        release()
+        status, printed = finish(process)
+
+    assert (status, late) == (0, BUNDLE_STATUS)
+    assert json.loads(printed)["ips"]
+    assert engine.wait() == 0
+    machine.engine = None
+
+
+def test_a_worker_that_is_killed(machine: Machine) -> None:
+    """Its request fails with code 11, DEL removes what it has left, another worker takes over."""
+    engine = machine.start_engine(workers=1)
+    (worker,) = engine.workers()
+    container, config = machine.container(), machine.network()
+
+    with store_locked(machine) as release:
+        process = start(machine, "ADD", config, container)
+        wait_until(machine.ports, "it does not get so far")
+        os.kill(worker, signal.SIGKILL)
+        status, printed = finish(process)
+        release()
+
+    assert (status, error_of(printed)["code"]) == (1, 11)
+    assert run(machine, "DEL", config, container) == 0
+    assert_nothing_left(machine)
+    assert engine.workers() != [worker]
+    assert f"worker {worker} ended by signal 9" in engine.log_path.read_text()
+
+
+def test_a_supervisor_that_is_killed(machine: Machine) -> None:
+    """Its workers finish what they are at, deletion of interfaces included, and end."""
+    engine = machine.start_engine()
+    workers = engine.workers()
+    container, config = machine.container(), machine.network()
+    assert run(machine, "ADD", config, container) == 0
+
+    with store_locked(machine) as release:
+        process = start(machine, "ADD", config, machine.container(), containerid="c2")
+        wait_until(lambda: len(machine.ports()) == 2, "it does not get so far")
+        engine.tell(signal.SIGKILL)
+        engine.wait()
+        release()
+        assert finish(process)[0] == 0
+    wait_until(lambda: not any(map(is_running, workers)), "the workers stay")
+    machine.engine = None
+
+    assert run(machine, "DEL", config, container) == BUNDLE_STATUS
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process exists and has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_the_supervisor_dies_within_a_deletion(machine: Machine) -> None:
+    """A worker that waits for the supervisor's deletion does it itself when that is gone."""
+    engine = machine.start_engine(workers=1)
+    container, config = machine.container(), machine.network()
+    assert run(machine, "ADD", config, container) == 0
+
+    engine.tell(signal.SIGSTOP)
+    process = start(machine, "DEL", config, container)
+    time.sleep(0.2)
+    assert process.poll() is None
+    engine.tell(signal.SIGKILL)
+    status, _ = finish(process)
+    engine.wait()
+    machine.engine = None
+
+    assert status == 0
+    assert_nothing_left(machine)
+
+
+def test_workers_are_recycled(machine: Machine) -> None:
+    """After so many requests a new process takes a worker's place, and no request is lost."""
+    engine = machine.start_engine(workers=1, requests=4)
+    seen = set()
+
+    for _ in range(6):
+        seen |= set(engine.workers())
+        assert add_and_delete(machine) == (0, 0)
+
+    assert len(seen) >= 3
+
+
+class Load:
+    """Clients that attach and detach without a pause, and what their launchers ended with."""
+
+    def __init__(self, machine: Machine, clients: int = 6) -> None:
+        self.statuses: list[int] = []
+        self._stop = threading.Event()
+        self._machine = machine
+        self._threads = [threading.Thread(target=self._work, args=(n,)) for n in range(clients)]
+
+    def _work(self, number: int) -> None:
+        machine, name = self._machine, f"client{number}"
+        container = machine.container()
+        while not self._stop.is_set():
+            for command in ("ADD", "DEL"):
+                process = start(machine, command, machine.network(), container, containerid=name)
+                self.statuses.append(finish(process)[0])
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def test_a_new_engine_replaces_the_old_one(machine: Machine) -> None:
+    """Under load, three times: no request fails, and the old engines end."""
+    engines: list[Engine] = []
+
+    with Load(machine) as load:
+        for _ in range(3):
+            engines.append(machine.start_engine())
+            served = len(load.statuses)
+            wait_until(lambda: len(load.statuses) > served + 40, "nothing is served")  # noqa: B023
+        for old in engines[:-1]:
+            assert old.wait() == 0
+
+    statuses = load.statuses[load.statuses.index(0) :]  # before there was the first engine
+    assert set(statuses) <= {0, BUNDLE_STATUS}
+    assert statuses.count(BUNDLE_STATUS) <= len(engines)
+    assert engines[-1].is_running()
+
+
+def test_a_socket_of_systemd(machine: Machine) -> None:
+    """On a socket that systemd keeps, engines follow each other, and launchers only wait."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    socket_path().parent.mkdir(exist_ok=True)
+    socket_path().unlink(missing_ok=True)
+    listener.bind(str(socket_path()))
+    listener.listen(64)
+    engine = machine.start_engine(listener=listener)
+
+    with Load(machine, clients=3) as load:
+        for _ in range(2):
+            served = len(load.statuses)
+            wait_until(lambda: len(load.statuses) > served + 20, "nothing is served")  # noqa: B023
+            engine.end()
+            engine = machine.start_engine(listener=listener)
+
+    listener.close()
+    assert set(load.statuses) == {0}
+    assert socket_path().exists()
+    socket_path().unlink()
+
+
+# --- deletions that are gathered --------------------------------------------------------------
+
+
+def test_deletions_together(machine: Machine) -> None:
+    """Deletions that come while the supervisor is at work go by one message."""
+    engine = machine.start_engine(workers=8)
+    config = machine.network()
+    containers = {f"c{number}": machine.container() for number in range(8)}
+    for name, container in containers.items():
+        assert run(machine, "ADD", config, container, containerid=name) == 0
+    machine.do(machine.host, "ip link add bystander type veth peer name bystander2")
+
+    engine.tell(signal.SIGSTOP)
+    processes = [
+        start(machine, "DEL", config, container, containerid=name)
+        for name, container in containers.items()
+    ]
+    time.sleep(0.5)
+    assert [process.poll() for process in processes] == [None] * 8
+    with Monitor(machine) as monitor:
+        engine.tell(signal.SIGCONT)
+        assert [finish(process)[0] for process in processes] == [0] * 8
+        wait_until(lambda: monitor.deleted() >= 8, "they are not deleted")
+
+    assert machine.ports() == ["bystander2", "bystander"]
+    assert monitor.groups() == 1
+
+
+class Monitor:
+    """What `ip monitor` sees of the host's interfaces."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._lines: list[str] = []
+
+    def __enter__(self) -> "Monitor":
+        words = ["nsenter", f"--net={self._machine.host}", "ip", "-d", "monitor", "link"]
+        self._process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+        time.sleep(0.3)  # until it listens
+        return self
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        self._lines.extend(self._process.stdout)
+
+    def __exit__(self, *_error: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._thread.join()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def deleted(self) -> int:
+        """Return how many of the veth pairs are gone."""
+        return sum(line.startswith("Deleted") and " veth" in line for line in self._lines)
+
+    def groups(self) -> int:
+        """Return how many groups interfaces were put into."""
+        words = [line.split() for line in self._lines]
+        found = {line[line.index("group") + 1] for line in words if "group" in line}
+        return len(found - {"default"})
+
+
+def test_deleting_several_links(machine: Machine) -> None:
+    """Each is told of, whether it was there, and what is in no group stays."""
+    for name in ("a0", "b0", "c0"):
+        machine.do(machine.host, f"ip link add {name} type veth peer name {name}peer")
+    indexes = {link["ifname"]: link["ifindex"] for link in machine.ip(machine.host, "link")}
+    host = NetNS(machine.host)
+
+    found = host.netlink.delete_links([indexes["a0"], 9999, indexes["b0"]])
+    again = host.netlink.delete_links([indexes["a0"], indexes["b0"]])
+
+    host.close()
+    assert found == [True, False, True]
+    assert again == [False, False]
+    assert sorted(machine.ports()) == ["c0", "c0peer"]
+
+
+# --- memory -----------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(300)
+def test_memory_does_not_grow(machine: Machine) -> None:
+    """After 10,000 requests a worker has no more than a tenth more memory than after 100."""
+    engine = machine.start_engine(workers=1, requests=20_000)
+    container, config = machine.container(), machine.network(ipMasq=True)
+    script = Path(machine.data_dir).parent / "load.sh"
+    environ = machine.environ("ADD", container, path=str(launcher_dir()))
+    script.write_text(LOAD_SCRIPT)
+    words = ["nsenter", f"--net={machine.host}", "sh", str(script), str(launcher_dir())]
+
+    def load(rounds: int) -> int:
+        done = subprocess.run(
+            [*words, str(rounds), json.dumps(config)],
+            env=environ, capture_output=True, text=True, timeout=280, check=False,
+        )  # fmt: skip
+        assert done.stdout == "", done.stdout[:500]
+        return private_kib(engine.workers()[0])
+
+    after_100 = load(5)
+    (worker,) = engine.workers()
+    after_10_000 = load(495)
+
+    assert engine.workers() == [worker]
+    assert after_10_000 <= after_100 * 1.1
+
+
+# 20 requests a round: of all commands, some refused; only what is unexpected is printed.
+LOAD_SCRIPT = """
+bin=$1 rounds=$2 config=$3
+call() {  # expected status, command, plugin
+    printf %s "$config" | CNI_COMMAND=$2 "$bin/$3" >/dev/null 2>&1
+    status=$?
+    [ $status = $1 ] || echo "$2 of $3 ended with $status"
+}
+while [ $rounds -gt 0 ]; do
+    rounds=$((rounds - 1))
+    call 0 ADD bridge
+    call 1 ADD bridge
+    call 1 CHECK bridge
+    call 0 DEL bridge
+    call 0 STATUS bridge
+    for again in 1 2 3; do
+        call 0 ADD loopback
+        call 0 STATUS host-local
+        call 0 ADD host-local
+        call 1 ADD host-local
+        call 0 DEL host-local
+    done
+done
+"""
+
+
+def private_kib(pid: int) -> int:
+    """Return the memory that a process shares with no other, KiB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
