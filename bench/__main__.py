@@ -7,7 +7,7 @@ tests/in-sandbox .venv/bin/python -m bench [--rounds N] [--bin-dir DIR] [--outpu
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -22,9 +22,9 @@ _REFERENCE = ROOT / ".tools" / "reference"
 _CNITOOL = ROOT / ".tools" / "bin" / "cnitool"
 
 
-def main() -> int:
+def main(words: Sequence[str]) -> int:
     """Measure or render; return 1 when a bar is missed, 2 when nothing could be measured."""
-    options = _options()
+    options = _options(words)
     if options.render:
         found = Report.from_json((options.output / report.JSON).read_text())
     else:
@@ -44,6 +44,7 @@ def main() -> int:
 def measure(bin_dir: Path, rounds: int, *, quick: bool) -> Report:
     """Return what one run finds; a quick one leaves out what takes long."""
     missing: dict[str, str] = {}
+    machine = description(_REFERENCE)
     with tempfile.TemporaryDirectory() as directory:
         programs = {name: columns.compiled(name, Path(directory)) for name in ("driver", FLOOR)}
         experiments.prepare()
@@ -53,7 +54,7 @@ def measure(bin_dir: Path, rounds: int, *, quick: bool) -> Report:
                 if not (quick and name in experiments.SLOW):
                     run(bench)
             steps = profiles(bench)
-        return Report(description(_REFERENCE), rounds, missing, list(bench.rows.values()), steps)
+        return Report(machine, rounds, missing, list(bench.rows.values()), steps)
 
 
 @contextmanager
@@ -76,7 +77,7 @@ def _columns(bin_dir: Path, driver: Path, missing: dict[str, str]) -> Iterator[l
         yield found
 
 
-def _options() -> argparse.Namespace:
+def _options(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench")
     parser.add_argument("--bin-dir", type=Path, default=columns.default_bin_dir())
     parser.add_argument("--rounds", type=int, default=100, help="how often each call is made")
@@ -84,8 +85,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="leave out what takes long")
     parser.add_argument("--render", action="store_true", help="write the page of the last run anew")
     parser.add_argument("--no-verdict", action="store_true", help="succeed when bars are missed")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -11,6 +11,7 @@ def description(reference: Path) -> dict[str, str]:
     """Return what the figures depend on; `reference` is the Go plugins' directory."""
     return {
         "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "load before the run": f"{os.getloadavg()[0]:.1f}",
         "kernel": platform.release(),
         "Python": platform.python_version(),
         "reference": f"v{_plugins_version(reference)}, built by {_go_version(reference)}",

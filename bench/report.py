@@ -59,14 +59,14 @@ def page(report: Report) -> str:
         ),
         bars=_markdown(_bar_table(report)),
         table=_markdown(_table(report)),
-        profile="\n".join(_profile(report)),
+        profile="\n\n".join(map(_markdown, _profile_tables(report))),
     )
 
 
 def text(report: Report) -> str:
     """Return the tables for a terminal."""
     lines = []
-    for table in (_table(report), _bar_table(report)):
+    for table in (_table(report), *_profile_tables(report), _bar_table(report)):
         widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
         for row in table:
             first, *rest = row
@@ -113,13 +113,11 @@ def _markdown(table: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, marks, *rows))
 
 
-def _profile(report: Report) -> Iterator[str]:
+def _profile_tables(report: Report) -> Iterator[list[list[str]]]:
     for title, steps in report.profile.items():
         whole = sum(steps.values())
-        yield f"\n| {title} | ms | |\n| --- | ---: | ---: |"
-        for step, ms in steps.items():
-            yield f"| {step} | {number(ms)} | {ms / whole:.0%} |"
-        yield f"| **together** | **{number(whole)}** | |"
+        rows = [[step, number(ms), f"{ms / whole:.0%}"] for step, ms in steps.items()]
+        yield [[title, "ms", ""], *rows, ["together", number(whole), ""]]
 
 
 def _bar_chart(report: Report) -> str:
