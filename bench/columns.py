@@ -124,6 +124,9 @@ class Column:
         if must_succeed:
             for call, outcome in zip(calls, outcomes, strict=True):
                 self._refuse_failure(call, outcome)
+            served = any(call.environ.get("CNI_COMMAND") in ("ADD", "DEL") for call in calls)
+            if self._engine and served and engine_ms <= 0:
+                raise BenchError("the engine did not serve the calls: one-shot was measured")
         return Batch(outcomes, wall_ms, engine_ms)
 
     def _refuse_failure(self, call: Call, outcome: Outcome) -> None:

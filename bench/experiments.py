@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 
 from bench import networks
-from bench.columns import Batch, BenchError, Call, Column, Floor, empty, sh
+from bench.columns import Batch, Call, Column, Floor, empty, sh
 from bench.networks import Attachment, Kind, Network
 from bench.samples import ENGINE, FLOOR, Row
 from plugins import TYPES
@@ -74,12 +74,10 @@ def prepare() -> None:
 
 
 def warm_up(column: Column) -> None:
-    """Let the engine serve one request. Raises BenchError when somebody else did."""
+    """Have one ADD and DEL served. Raises BenchError when that fails."""
     attachment = Attachment(Network("warm", column.name, column.bin_dir), "/run/netns/c0", "warm")
     for command in ("ADD", "DEL"):
-        (part,) = attachment.add_calls() if command == "ADD" else attachment.delete_calls()
-        if not column.run([part.call()]).engine_ms:
-            raise BenchError(f"the engine did not serve {command}")
+        run_chain(column, [attachment], command)
     sh(f"ip link delete {attachment.network.bridge}")
 
 

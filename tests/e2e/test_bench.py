@@ -10,7 +10,7 @@ from bench.samples import COLUMNS, ONE_SHOT, REFERENCE, Report
 from tests.machine import ROOT
 
 
-def test_quick_run(bin_dir: Path, tmp_path: Path) -> None:
+def test_quick_run(tmp_path: Path) -> None:
     """Each experiment yields rows in which reference and one-shot have taken some time.
 
     How long is asserted nowhere; the engine's column is there, or the reason why it is not.
@@ -18,7 +18,7 @@ def test_quick_run(bin_dir: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(ROOT / "tests" / "in-sandbox", sys.executable, "-m", "bench", "--quick"),
-            *("--rounds", "1", "--no-verdict", "--bin-dir", bin_dir, "--output", tmp_path),
+            *("--rounds", "1", "--no-verdict", "--output", tmp_path),
         ],
         cwd=ROOT,
         capture_output=True,
