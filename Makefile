@@ -1,7 +1,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .NOTPARALLEL:
-.PHONY: help venv fmt check coverage test test-kernel test-e2e test-launcher test-vm demo schemas lock clean
+.PHONY: help venv fmt check coverage test test-kernel test-e2e test-launcher test-vm demo bench bench-quick schemas lock clean
 
 python := .venv/bin/python
 pytest := $(python) -m pytest
@@ -54,6 +54,14 @@ test-vm: venv ## what needs a complete kernel, in virtual machines
 
 demo: venv ## two containers on conf/10-mynet.conf, by cnitool, in namespaces made for it
 	@deploy/demo.sh
+
+bench: ## measure beside the Go plugins (BENCH_ROUNDS=100), write docs/benchmarks.md; some minutes
+	@deploy/prerequisites.sh --reference
+	tests/in-sandbox $(python) -m bench $(if $(BENCH_ROUNDS),--rounds $(BENCH_ROUNDS))
+
+bench-quick: ## the same in half a minute, to see that it works: writes below build/, judges nothing
+	@deploy/prerequisites.sh --reference
+	tests/in-sandbox $(python) -m bench --quick --rounds 3 --no-verdict --output build/bench
 
 schemas: venv ## write conf/schema/ anew after a change of a SCHEMA
 	$(python) -m deploy.schemas

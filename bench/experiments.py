@@ -1,0 +1,314 @@
+"""What is measured: each experiment fills some rows, the columns interleaved round by round."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+from bench import networks
+from bench.columns import Batch, Call, Column, Floor, empty, sh
+from bench.networks import Attachment, Kind, Network
+from bench.samples import ENGINE, FLOOR, Row
+from plugins import TYPES
+
+AT_ONCE = (1, 8, 32)
+LEASES = (0, 1_000, 10_000, 60_000)
+SLOW = ("at-once-32", "leases-10000", "leases-60000")
+_CIDRS = count(1)
+
+
+@dataclass
+class Bench:
+    """One run: its columns, and the rows so far."""
+
+    columns: Sequence[Column]
+    floor: Path
+    cnitool: Path
+    rounds: int
+    rows: dict[str, Row] = field(default_factory=dict)
+    _ids: Iterator[int] = field(default_factory=count)
+
+    def row(self, key: str, title: str, unit: str = "ms") -> Row:
+        """Return a row, made when it is new."""
+        return self.rows.setdefault(key, Row(key, title, unit))
+
+    def turns(self, what: str, share: float = 1.0) -> Iterator[list[Column]]:
+        """Yield the columns for each round, another first each time; show progress.
+
+        `share` is that of the run's rounds, for what takes long.
+        """
+        rounds = max(1, round(self.rounds * share))
+        for number in range(rounds):
+            progress(f"{what}: round {number + 1} of {rounds}", last=False)
+            first = number % len(self.columns)
+            yield [*self.columns[first:], *self.columns[:first]]
+        progress(f"{what}: done")
+
+    def attachment(self, network: Network, container: int) -> Attachment:
+        """Return an attachment that has not been before, in a container's namespace."""
+        number = next(self._ids)
+        return Attachment(
+            network, f"/run/netns/c{container}", f"{number:064x}", 20000 + 10 * container
+        )
+
+
+def progress(text: str, *, last: bool = True) -> None:
+    """Show how far it is: on a terminal in one line, which `last` leaves standing."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\033[K{text}" + ("\n" if last else ""))
+    elif last:
+        sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def prepare() -> None:
+    """Make the namespaces that all columns share; before the columns are made."""
+    for number in range(max(AT_ONCE)):
+        sh(f"ip netns add c{number}")
+    for resident in ("resident0", "resident1", "resident2", "resident3"):
+        sh(f"ip netns add {resident}")
+
+
+def warm_up(column: Column) -> None:
+    """Have one ADD and DEL served. Raises BenchError when that fails."""
+    attachment = Attachment(Network("warm", column.name, column.bin_dir), "/run/netns/c0", "warm")
+    for command in ("ADD", "DEL"):
+        run_chain(column, [attachment], command)
+    sh(f"ip link delete {attachment.network.bridge}")
+
+
+def experiments(types: Sequence[str] = TYPES) -> dict[str, Callable[[Bench], None]]:
+    """Return every experiment by name, in the order of the table."""
+    found: dict[str, Callable[[Bench], None]] = {
+        "first": first_container,  # while the host is still empty
+        "version": version,
+        "loopback": loopback,
+    }
+    for key, (title, kind) in _kinds(types).items():
+        found[key] = partial(attach, key=key, title=title, kind=kind)
+    found["cnitool"] = by_cnitool
+    for number in AT_ONCE:
+        found[f"at-once-{number}"] = partial(at_once, number=number)
+    for present in LEASES:
+        found[f"leases-{present}"] = partial(leases, present=present)
+    return found
+
+
+def _kinds(types: Sequence[str]) -> dict[str, tuple[str, Kind]]:
+    found = {
+        "plain": ("", Kind()),
+        "dual": (", dual stack", Kind(dual=True)),
+        "masq": (", masquerade", Kind(masquerade="iptables")),
+        "masq-nft": (", masquerade (reference: nftables)", Kind(masquerade="nftables")),
+        "masq-dual": (", masquerade, dual stack", Kind(dual=True, masquerade="iptables")),
+    }
+    for ports in (0, 4) if "portmap" in types else ():
+        kind = Kind(masquerade="iptables", ports=ports)
+        found[f"portmap-{ports}"] = (f", masquerade, portmap with {ports} ports", kind)
+    return found
+
+
+# --- the experiments ---
+
+
+def version(bench: Bench) -> None:
+    """VERSION of bridge."""
+    row = bench.row("version", "VERSION")
+    for turn in bench.turns("VERSION"):
+        for column in turn:
+            attachment = bench.attachment(Network("version", column.name, column.bin_dir), 0)
+            environ = networks.environment("VERSION", attachment, column.bin_dir)
+            call = Call(column.bin_dir / "bridge", environ, '{"cniVersion":"1.0.0"}')
+            row.add(column.name, column.run([call]).outcomes[0].wall_ms)
+
+
+def loopback(bench: Bench) -> None:
+    """ADD of loopback; its DEL is not measured."""
+    row = bench.row("loopback.add", "loopback ADD")
+    conf = json.dumps({"cniVersion": networks.VERSION, "name": "lo", "type": "loopback"})
+    for turn in bench.turns("loopback"):
+        for column in turn:
+            attachment = bench.attachment(Network("lo", column.name, column.bin_dir), 0)
+            for command in ("ADD", "DEL"):
+                environ = networks.environment(command, attachment, column.bin_dir)
+                environ["CNI_IFNAME"] = "lo"
+                call = Call(column.bin_dir / "loopback", environ, conf)
+                batch = column.run([call])
+                if command == "ADD":
+                    row.add(column.name, batch.outcomes[0].wall_ms)
+
+
+def attach(bench: Bench, key: str, title: str, kind: Kind) -> None:
+    """ADD and DEL of one container beside another that stays."""
+    rows = {
+        command: bench.row(f"{key}.{command.lower()}", f"bridge {command}{title}")
+        for command in ("ADD", "DEL")
+    }
+    with _residents(bench, key, kind), _floor(bench, kind) as floor:
+        for turn in bench.turns(f"bridge{title}"):
+            for column in turn:
+                network = Network(key, column.name, column.bin_dir, kind)
+                attachment = bench.attachment(network, 0)
+                for command, row in rows.items():
+                    batches = run_chain(column, [attachment], command)
+                    row.add(column.name, sum(batch.wall_ms for batch in batches))
+                    if command == "ADD":
+                        _add_costs(bench, row, column, batches)
+            if floor and not (kind.masquerade or kind.ports):
+                rows["ADD"].add(FLOOR, _floor_add(floor, kind))
+                rows["DEL"].add(FLOOR, floor.ms("del", "floor"))
+
+
+def first_container(bench: Bench) -> None:
+    """ADD of the first container on an empty host: bridge and base chains have to be made."""
+    row = bench.row("first.add", "bridge ADD, masquerade, first container on an empty node")
+    for turn in bench.turns(row.title, 0.5):
+        for column in turn:
+            network = Network("first", column.name, column.bin_dir, Kind(masquerade="iptables"))
+            attachment = bench.attachment(network, 0)
+            row.add(column.name, run_chain(column, [attachment], "ADD")[0].wall_ms)
+            run_chain(column, [attachment], "DEL")
+            sh(f"ip link delete {network.bridge}")
+            sh("nft flush ruleset")
+            for directory in ("/run/pycni", "/var/lib/cni"):
+                empty(column.path(directory))
+
+
+def at_once(bench: Bench, number: int) -> None:
+    """`number` containers that arrive together, then go together."""
+    key, title = f"at-once-{number}", f"{number} at a time"
+    rows = {
+        command: bench.row(f"{key}.{command.lower()}", f"bridge {command}, {title}", "per second")
+        for command in ("ADD", "DEL")
+    }
+    with _residents(bench, key, Kind()):
+        for turn in bench.turns(title, 1.0 if number == 1 else 0.3):
+            for column in turn:
+                network = Network(key, column.name, column.bin_dir)
+                group = [bench.attachment(network, container) for container in range(number)]
+                for command, row in rows.items():
+                    (batch,) = run_chain(column, group, command)
+                    walls = [outcome.wall_ms for outcome in batch.outcomes]
+                    row.add(column.name, number * 1000 / batch.wall_ms, walls)
+
+
+def by_cnitool(bench: Bench) -> None:
+    """The same ADD and DEL by cnitool, its own start included."""
+    rows = {
+        command: bench.row(f"cnitool.{command}", f"bridge {command.upper()}, by cnitool")
+        for command in ("add", "del")
+    }
+    directory = Path("/etc/cni")
+    with _residents(bench, "cnitool", Kind()):
+        for turn in bench.turns("by cnitool", 0.5):
+            for column in turn:
+                network = Network("cnitool", column.name, column.bin_dir)
+                (directory / "10.conflist").write_text(json.dumps(network.list()))
+                attachment = bench.attachment(network, 0)
+                for command, row in rows.items():
+                    call = networks.cnitool_call(bench.cnitool, command, attachment, directory)
+                    row.add(column.name, column.run([call]).outcomes[0].wall_ms)
+
+
+def leases(bench: Bench, present: int) -> None:
+    """ADD of host-local beside `present` leases of others."""
+    row = bench.row(f"leases-{present}.add", f"host-local ADD, {present:,} leases present")
+    network = f"leases{present}"
+    for column in bench.columns:
+        progress(f"{row.title}: preparing {column.name}", last=False)
+        store = column.path(f"/var/lib/cni/networks/{network}")
+        store.mkdir(parents=True)
+        _write_leases(store, present)
+    share = 0.25 if present > 10_000 else 0.5
+    for turn in bench.turns(row.title, share):
+        for column in turn:
+            for command in ("ADD", "DEL"):
+                call = networks.lease_call(column.name, column.bin_dir, command, network)
+                batch = column.run([call])
+                if command == "ADD":
+                    row.add(column.name, batch.outcomes[0].wall_ms)
+    for column in bench.columns:
+        empty(column.path("/var/lib/cni/networks"))
+
+
+# --- their parts ---
+
+
+def run_chain(column: Column, group: Sequence[Attachment], command: str) -> list[Batch]:
+    """Run ADD or DEL of attachments side by side, plugin after plugin of the chain."""
+    chains = [
+        one.add_calls() if command == "ADD" else one.delete_calls() for one in group
+    ]  # one for each attachment
+    batches = []
+    for step in zip(*chains, strict=True):
+        batch = column.run([part.call() for part in step])
+        batches.append(batch)
+        if command == "ADD":
+            for part, outcome in zip(step, batch.outcomes, strict=True):
+                part.attachment.result = json.loads(outcome.output)
+    return batches
+
+
+def _add_costs(bench: Bench, row: Row, column: Column, batches: Sequence[Batch]) -> None:
+    """Add what the calls of one chain cost beside time."""
+    cpu = sum(batch.engine_ms + sum(one.cpu_ms for one in batch.outcomes) for batch in batches)
+    peak = max(one.peak_mb for batch in batches for one in batch.outcomes)
+    if column.name == ENGINE:
+        peak = max(peak, column.engine_peak_mb())
+    bench.row(f"{row.key}.cpu", row.title, "ms CPU").add(column.name, cpu)
+    bench.row(f"{row.key}.memory", row.title, "MB peak").add(column.name, peak)
+
+
+@contextmanager
+def _residents(bench: Bench, key: str, kind: Kind) -> Iterator[None]:
+    """Have a container on each column's network that stays, and take all away afterwards."""
+    groups = []
+    for number, column in enumerate(bench.columns):
+        network = Network(key, column.name, column.bin_dir, kind)
+        resident = Attachment(network, f"/run/netns/resident{number}", f"resident{number}", 30000)
+        run_chain(column, [resident], "ADD")
+        groups.append((column, resident))
+    yield
+    for column, resident in groups:
+        run_chain(column, [resident], "DEL")
+        sh(f"ip link delete {resident.network.bridge}")
+
+
+@contextmanager
+def _floor(bench: Bench, kind: Kind) -> Iterator[Floor]:
+    """Have the floor's program on a bridge with gateway addresses and a container that stays."""
+    network = Network("floor", FLOOR, Path(), kind)
+    sh(f"ip link add {network.bridge} type bridge")
+    sh(f"ip address add {network.prefix4}.0.1/16 dev {network.bridge}")
+    sh(f"ip address add {network.prefix6}::1/64 dev {network.bridge} nodad")
+    sh(f"ip link set {network.bridge} up")
+    floor = Floor(bench.floor, network.bridge)
+    _floor_add(floor, kind, "resident", "/run/netns/resident3")
+    yield floor
+    floor.ms("del", "resident")
+    floor.close()
+    sh(f"ip link delete {network.bridge}")
+
+
+def _floor_add(
+    floor: Floor, kind: Kind, name: str = "floor", netns: str = "/run/netns/c0"
+) -> float:
+    network = Network("floor", FLOOR, Path(), kind)
+    host = 256 + next(_CIDRS) % 60_000
+    words = [f"{network.prefix4}.{host // 256}.{host % 256}/16", f"{network.prefix4}.0.1"]
+    if kind.dual:
+        words += [f"{network.prefix6}::{host:x}/64", f"{network.prefix6}::1"]
+    return floor.ms("add", name, netns, *words)
+
+
+def _write_leases(store: Path, number: int) -> None:
+    """Write leases as the reference does: 10.40.0.2 and on, each of another container."""
+    last = "10.40.0.1"
+    for host in range(2, number + 2):
+        last = f"10.40.{host // 256}.{host % 256}"
+        (store / last).write_text(f"{host:064x}\r\neth0")
+    (store / "last_reserved_ip.0").write_text(last)

@@ -1,0 +1,290 @@
+/* The floor: what the kernel alone takes for one attachment, asked by one process that stays.
+ *
+ *   floor BRIDGE     reads from stdin, and answers each line with the nanoseconds that it took:
+ *   add HOST_END NETNS ADDRESS/PREFIX GATEWAY [ADDRESS/PREFIX GATEWAY]
+ *   del HOST_END
+ *
+ * An ADD opens the namespace, makes the veth pair by one message (both ends in their namespaces,
+ * the host's up and in the bridge), opens a socket in the container, asks for the index of eth0,
+ * and by one more sendmsg gives it its addresses, sets it up and adds a default route for each
+ * gateway. A DEL is the deletion of the pair. Both end when the kernel has confirmed everything.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/if_link.h>
+#include <linux/rtnetlink.h>
+#include <linux/veth.h>
+#include <net/if.h>
+#include <sched.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#define WORDS_MAX 8
+#define IFNAME "eth0"
+
+struct batch {
+    _Alignas(struct nlmsghdr) char data[4096];
+    size_t length;
+    struct nlmsghdr *last;
+    unsigned count;
+};
+
+__attribute__((noreturn))
+static void die(const char *what)
+{
+    fprintf(stderr, "floor: %s: %s\n", what, strerror(errno));
+    exit(1);
+}
+
+static uint64_t now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
+}
+
+/* Append `length` bytes, padded; `data` may be NULL for zeros. Return where they are. */
+static void *append(struct batch *batch, const void *data, size_t length)
+{
+    char *place = batch->data + batch->length;
+
+    if (batch->length + NLMSG_ALIGN(length) > sizeof batch->data) {
+        errno = EMSGSIZE;
+        die("message");
+    }
+    memset(place, 0, NLMSG_ALIGN(length));
+    if (data)
+        memcpy(place, data, length);
+    batch->length += NLMSG_ALIGN(length);
+    if (batch->last)
+        batch->last->nlmsg_len = (uint32_t)(batch->data + batch->length - (char *)batch->last);
+    return place;
+}
+
+static void message(struct batch *batch, int type, int flags, const void *body, size_t length)
+{
+    batch->last = NULL;
+    batch->last = append(batch, NULL, sizeof *batch->last);
+    batch->last->nlmsg_type = (uint16_t)type;
+    batch->last->nlmsg_flags = (uint16_t)(NLM_F_REQUEST | flags);
+    batch->last->nlmsg_seq = ++batch->count;
+    append(batch, body, length);
+}
+
+static struct rtattr *attribute(struct batch *batch, int type, const void *data, size_t length)
+{
+    struct rtattr header = {.rta_len = (uint16_t)RTA_LENGTH(length), .rta_type = (uint16_t)type};
+    struct rtattr *place = append(batch, &header, sizeof header);
+
+    if (length)
+        append(batch, data, length);
+    return place;
+}
+
+static void end_nest(struct batch *batch, struct rtattr *nest)
+{
+    nest->rta_len = (uint16_t)(batch->data + batch->length - (char *)nest);
+}
+
+static void text(struct batch *batch, int type, const char *value)
+{
+    attribute(batch, type, value, strlen(value) + 1);
+}
+
+/* Send the batch and wait for one answer to each message. Return the index in the last link. */
+static int exchange(int sock, struct batch *batch, const char *what)
+{
+    _Alignas(struct nlmsghdr) char answer[32768];
+    unsigned answered = 0;
+    int index = 0;
+
+    if (send(sock, batch->data, batch->length, 0) < 0)
+        die(what);
+    while (answered < batch->count) {
+        ssize_t got = recv(sock, answer, sizeof answer, 0);
+        size_t offset = 0;
+
+        if (got < 0)
+            die(what);
+        while (offset + sizeof(struct nlmsghdr) <= (size_t)got) {
+            struct nlmsghdr *one = (struct nlmsghdr *)(answer + offset);
+            if (one->nlmsg_type == NLMSG_ERROR && ((struct nlmsgerr *)NLMSG_DATA(one))->error) {
+                errno = -((struct nlmsgerr *)NLMSG_DATA(one))->error;
+                die(what);
+            }
+            if (one->nlmsg_type == RTM_NEWLINK)
+                index = ((struct ifinfomsg *)NLMSG_DATA(one))->ifi_index;
+            offset += NLMSG_ALIGN(one->nlmsg_len);
+            answered++;
+        }
+    }
+    return index;
+}
+
+static int netlink_socket(void)
+{
+    int sock = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+    int on = 1;
+
+    if (sock < 0)
+        die("socket");
+    setsockopt(sock, SOL_NETLINK, NETLINK_CAP_ACK, &on, sizeof on);
+    return sock;
+}
+
+static void make_pair(int sock, const char *name, int netns, int bridge)
+{
+    struct batch batch = {.length = 0};
+    struct ifinfomsg ours = {.ifi_flags = IFF_UP, .ifi_change = IFF_UP};
+    struct ifinfomsg theirs = {.ifi_flags = 0};
+    struct rtattr *info;
+    struct rtattr *data;
+    struct rtattr *peer;
+
+    message(&batch, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK, &ours, sizeof ours);
+    text(&batch, IFLA_IFNAME, name);
+    attribute(&batch, IFLA_MASTER, &bridge, sizeof bridge);
+    info = attribute(&batch, IFLA_LINKINFO, NULL, 0);
+    text(&batch, IFLA_INFO_KIND, "veth");
+    data = attribute(&batch, IFLA_INFO_DATA, NULL, 0);
+    peer = attribute(&batch, VETH_INFO_PEER, NULL, 0);
+    append(&batch, &theirs, sizeof theirs);
+    text(&batch, IFLA_IFNAME, IFNAME);
+    attribute(&batch, IFLA_NET_NS_FD, &netns, sizeof netns);
+    end_nest(&batch, peer);
+    end_nest(&batch, data);
+    end_nest(&batch, info);
+    exchange(sock, &batch, "veth pair");
+}
+
+/* Return the family of `string` and its bytes. */
+static int parse_address(const char *string, unsigned char *bytes)
+{
+    int family = strchr(string, ':') ? AF_INET6 : AF_INET;
+
+    if (inet_pton(family, string, bytes) != 1) {
+        errno = EINVAL;
+        die(string);
+    }
+    return family;
+}
+
+static void add_address(struct batch *batch, int index, char *cidr)
+{
+    unsigned char bytes[16];
+    char *prefix = strchr(cidr, '/');
+    struct ifaddrmsg body = {.ifa_index = (uint32_t)index, .ifa_flags = IFA_F_NODAD};
+    size_t length;
+
+    if (!prefix) {
+        errno = EINVAL;
+        die(cidr);
+    }
+    *prefix = '\0';
+    body.ifa_prefixlen = (uint8_t)atoi(prefix + 1);
+    body.ifa_family = (uint8_t)parse_address(cidr, bytes);
+    length = body.ifa_family == AF_INET ? 4 : 16;
+    message(batch, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK, &body, sizeof body);
+    attribute(batch, IFA_LOCAL, bytes, length);
+    attribute(batch, IFA_ADDRESS, bytes, length);
+}
+
+static void add_default_route(struct batch *batch, int index, const char *gateway)
+{
+    unsigned char bytes[16];
+    struct rtmsg body = {
+        .rtm_table = RT_TABLE_MAIN,
+        .rtm_protocol = RTPROT_BOOT,
+        .rtm_scope = RT_SCOPE_UNIVERSE,
+        .rtm_type = RTN_UNICAST,
+    };
+
+    body.rtm_family = (unsigned char)parse_address(gateway, bytes);
+    message(batch, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK, &body, sizeof body);
+    attribute(batch, RTA_GATEWAY, bytes, body.rtm_family == AF_INET ? 4 : 16);
+    attribute(batch, RTA_OIF, &index, sizeof index);
+}
+
+static void configure(int sock, char **words, unsigned count)
+{
+    struct batch question = {.length = 0};
+    struct batch batch = {.length = 0};
+    struct ifinfomsg body = {.ifi_family = AF_UNSPEC};
+
+    message(&question, RTM_GETLINK, 0, &body, sizeof body);
+    text(&question, IFLA_IFNAME, IFNAME);
+    body.ifi_index = exchange(sock, &question, "index of " IFNAME);
+
+    for (unsigned i = 0; i + 1 < count; i += 2)
+        add_address(&batch, body.ifi_index, words[i]);
+    body.ifi_flags = body.ifi_change = IFF_UP;
+    message(&batch, RTM_NEWLINK, NLM_F_ACK, &body, sizeof body);
+    for (unsigned i = 0; i + 1 < count; i += 2)
+        add_default_route(&batch, body.ifi_index, words[i + 1]);
+    exchange(sock, &batch, "addresses, up, routes");
+}
+
+static void add(int host, int home, int bridge, char **words, unsigned count)
+{
+    int netns = open(words[2], O_RDONLY | O_CLOEXEC);
+    int sock;
+
+    if (netns < 0)
+        die(words[2]);
+    make_pair(host, words[1], netns, bridge);
+    if (setns(netns, CLONE_NEWNET) < 0)
+        die("setns");
+    sock = netlink_socket();
+    if (setns(home, CLONE_NEWNET) < 0)
+        die("setns");
+    configure(sock, words + 3, count - 3);
+    close(sock);
+    close(netns);
+}
+
+static void delete(int host, const char *name)
+{
+    struct batch batch = {.length = 0};
+    struct ifinfomsg body = {.ifi_family = AF_UNSPEC};
+
+    message(&batch, RTM_DELLINK, NLM_F_ACK, &body, sizeof body);
+    text(&batch, IFLA_IFNAME, name);
+    exchange(host, &batch, "deletion");
+}
+
+int main(int argc, char **argv)
+{
+    char line[1024];
+    int host = netlink_socket();
+    int home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+    int bridge = argc == 2 ? (int)if_nametoindex(argv[1]) : 0;
+
+    if (!bridge || home < 0)
+        die("usage: floor BRIDGE");
+    while (fgets(line, sizeof line, stdin)) {
+        char *words[WORDS_MAX] = {NULL};
+        unsigned count = 0;
+        uint64_t start;
+
+        for (char *word = strtok(line, " \n"); word && count < WORDS_MAX; word = strtok(NULL, " \n"))
+            words[count++] = word;
+        start = now();
+        if (count >= 5 && strcmp(words[0], "add") == 0)
+            add(host, home, bridge, words, count);
+        else if (count == 2 && strcmp(words[0], "del") == 0)
+            delete(host, words[1]);
+        else
+            die("a line that is no request");
+        printf("%llu\n", (unsigned long long)(now() - start));
+        fflush(stdout);
+    }
+    return 0;
+}

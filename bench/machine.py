@@ -1,0 +1,40 @@
+"""The machine and the versions, without names or paths."""
+
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+
+def description(reference: Path) -> dict[str, str]:
+    """Return what the figures depend on; `reference` is the Go plugins' directory."""
+    return {
+        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "load before the run": f"{os.getloadavg()[0]:.1f}",
+        "kernel": platform.release(),
+        "Python": platform.python_version(),
+        "reference": f"v{_plugins_version(reference)}, built by {_go_version(reference)}",
+        "iptables": _first_line("iptables", "--version"),
+        "nft": _first_line("nft", "--version"),
+    }
+
+
+def _processor() -> str:
+    names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+    return names[0] if names else platform.machine()
+
+
+def _plugins_version(reference: Path) -> str:
+    found = re.search(r"/plugins/main/bridge@v([\d.]+)", (reference / "packages").read_text())
+    return found[1] if found else "?"
+
+
+def _go_version(reference: Path) -> str:
+    found = re.search(rb"\bgo1\.\d+(\.\d+)?\b", (reference / "bridge").read_bytes())
+    return found[0].decode() if found else "Go"
+
+
+def _first_line(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (done.stdout.splitlines() or ["-"])[0].split(" ", 1)[-1]

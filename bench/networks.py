@@ -1,0 +1,171 @@
+"""The networks that are measured, and calls on them as containerd makes them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.columns import Call
+from bench.samples import COLUMNS, REFERENCE
+
+Json = dict[str, Any]
+
+VERSION = "1.0.0"
+IFNAME = "eth0"
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a network is like, whichever column's."""
+
+    dual: bool = False
+    masquerade: str = ""  # the reference's backend; ours always takes its own default
+    ports: int | None = None  # None: no portmap in the chain
+
+
+@dataclass(frozen=True)
+class Network:
+    """One column's network of a kind: bridge, subnets and data of its own."""
+
+    name: str
+    column: str
+    bin_dir: Path
+    kind: Kind = Kind()
+
+    @property
+    def bridge(self) -> str:
+        """The name of the bridge."""
+        return f"bench{self._number}"
+
+    @property
+    def subnets(self) -> list[str]:
+        """The subnets, IPv4 first."""
+        return [f"{self.prefix4}.0.0/16", *([f"{self.prefix6}::/64"] if self.kind.dual else [])]
+
+    @property
+    def prefix4(self) -> str:
+        """The first half of each IPv4 address."""
+        return f"10.{20 + self._number}"
+
+    @property
+    def prefix6(self) -> str:
+        """The first half of each IPv6 address."""
+        return f"fd00:{20 + self._number}"
+
+    def plugins(self) -> list[Json]:
+        """Return the list's plugins, in the order of ADD."""
+        routes = [{"dst": "0.0.0.0/0"}, *([{"dst": "::/0"}] if self.kind.dual else [])]
+        bridge: Json = {
+            "type": "bridge",
+            "bridge": self.bridge,
+            "isGateway": True,
+            "ipam": {
+                "type": "host-local",
+                "ranges": [[{"subnet": subnet}] for subnet in self.subnets],
+                "routes": routes,
+            },
+        }
+        if self.kind.masquerade:
+            bridge["ipMasq"] = True
+            if self.column == REFERENCE:
+                bridge["ipMasqBackend"] = self.kind.masquerade
+        chain = [bridge]
+        if self.kind.ports is not None:
+            chain.append({"type": "portmap", "capabilities": {"portMappings": True}})
+        return chain
+
+    def list(self) -> Json:
+        """Return the network's configuration as a file has it."""
+        return {"cniVersion": VERSION, "name": self.name, "plugins": self.plugins()}
+
+    @property
+    def _number(self) -> int:
+        return COLUMNS.index(self.column)
+
+
+@dataclass
+class Attachment:
+    """One container on a network, and what the last ADD said."""
+
+    network: Network
+    netns: str
+    containerid: str
+    first_port: int = 20000
+    result: Json = field(default_factory=dict)
+
+    def add_calls(self) -> "list[PluginCall]":
+        """Return the ADDs of the chain."""
+        return [PluginCall(self, conf, "ADD") for conf in self.network.plugins()]
+
+    def delete_calls(self) -> "list[PluginCall]":
+        """Return the DELs of the chain."""
+        return [PluginCall(self, conf, "DEL") for conf in reversed(self.network.plugins())]
+
+
+@dataclass(frozen=True)
+class PluginCall:
+    """One plugin's part in an ADD or DEL; the configuration is complete only when it starts."""
+
+    attachment: Attachment
+    conf: Mapping[str, Any]
+    command: str
+
+    def call(self) -> Call:
+        """Return the call, with the result so far as prevResult."""
+        network = self.attachment.network
+        stdin: Json = {"cniVersion": VERSION, "name": network.name, **self.conf}
+        if "capabilities" in stdin:
+            del stdin["capabilities"]
+            stdin["runtimeConfig"] = {"portMappings": self._mappings()}
+        if self.attachment.result:
+            stdin["prevResult"] = self.attachment.result
+        environ = environment(self.command, self.attachment, network.bin_dir)
+        return Call(network.bin_dir / str(self.conf["type"]), environ, json.dumps(stdin))
+
+    def _mappings(self) -> list[Json]:
+        first = self.attachment.first_port
+        return [
+            {"hostPort": first + number, "containerPort": 80 + number, "protocol": "tcp"}
+            for number in range(self.attachment.network.kind.ports or 0)
+        ]
+
+
+def environment(command: str, attachment: Attachment, bin_dir: Path) -> dict[str, str]:
+    """Return a plugin's environment as containerd gives it."""
+    pod = {
+        "IgnoreUnknown": "1",
+        "K8S_POD_NAMESPACE": "default",
+        "K8S_POD_NAME": attachment.containerid[:20],
+        "K8S_POD_INFRA_CONTAINER_ID": attachment.containerid,
+        "K8S_POD_UID": attachment.containerid[:36],
+    }
+    return {
+        "PATH": _PATH,
+        "CNI_COMMAND": command,
+        "CNI_CONTAINERID": attachment.containerid,
+        "CNI_NETNS": attachment.netns,
+        "CNI_IFNAME": IFNAME,
+        "CNI_ARGS": ";".join(f"{key}={value}" for key, value in pod.items()),
+        "CNI_PATH": str(bin_dir),
+    }
+
+
+def cnitool_call(cnitool: Path, command: str, attachment: Attachment, directory: Path) -> Call:
+    """Return cnitool's `add` or `del`; `directory` holds the network's file."""
+    bin_dir = attachment.network.bin_dir
+    environ = {"PATH": _PATH, "CNI_PATH": str(bin_dir), "NETCONFPATH": str(directory)}
+    return Call(cnitool, environ, "", (command, attachment.network.name, attachment.netns))
+
+
+def lease_call(column: str, bin_dir: Path, command: str, network: str) -> Call:
+    """Return a call of host-local by itself, on a /16."""
+    conf = {
+        "cniVersion": VERSION,
+        "name": network,
+        "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.40.0.0/16"}]]},
+    }
+    attachment = Attachment(Network(network, column, bin_dir), "/run/netns/c0", "b" * 64)
+    environ = environment(command, attachment, bin_dir)
+    return Call(bin_dir / "host-local", environ, json.dumps(conf))

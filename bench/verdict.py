@@ -1,0 +1,88 @@
+"""The bars: ratios of medians that a run must reach."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench.samples import ENGINE, FLOOR, ONE_SHOT, REFERENCE, Report
+from plugins import TYPES
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What the ratio of one column to another must be in one row."""
+
+    row: str
+    column: str
+    limit: float
+    to: str = REFERENCE
+    at_least: bool = False  # else at most
+
+    @property
+    def rule(self) -> str:
+        """The limit in words."""
+        return f"{'≥' if self.at_least else '≤'} {self.limit:g}"
+
+    def holds(self, ratio: float | None) -> bool:
+        """Tell whether `ratio` reaches the bar; what was not measured does not."""
+        if ratio is None:
+            return False
+        return ratio >= self.limit if self.at_least else ratio <= self.limit
+
+
+def _both(row: str, one_shot: float, engine: float, *, at_least: bool = False) -> tuple[Bar, Bar]:
+    return (
+        Bar(row, ONE_SHOT, one_shot, at_least=at_least),
+        Bar(row, ENGINE, engine, at_least=at_least),
+    )
+
+
+def bars(types: Sequence[str] = TYPES) -> tuple[Bar, ...]:
+    """Return the bars for a suite that has the plugins `types`."""
+    return (
+        *_both("version", 0.4, 0.4),
+        *_both("plain.add", 4.0, 0.45),
+        *_both("masq.add", 2.0, 0.22),
+        *_both("masq-dual.add", 1.2, 0.15),
+        *(_both("portmap-4.add", 1.3, 0.15) if "portmap" in types else ()),
+        *_both("plain.del", 2.5, 0.75),
+        *_both("masq.del", 0.9, 0.3),
+        *_both("at-once-32.add", 0.4, 2.0, at_least=True),
+        *_both("at-once-32.del", 0.8, 5.0, at_least=True),
+        Bar("plain.add", ENGINE, 2.0, to=FLOOR),
+    )
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A bar beside what was measured."""
+
+    bar: Bar
+    title: str
+    ratio: float | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the bar is reached."""
+        return self.bar.holds(self.ratio)
+
+    @property
+    def found(self) -> str:
+        """The ratio as text."""
+        return "not measured" if self.ratio is None else f"{self.ratio:.2f}"
+
+    def __str__(self) -> str:
+        """Return one line that names row, columns, ratio and limit."""
+        return (
+            f"{self.title}: {self.bar.column} / {self.bar.to} is {self.found},"
+            f" must be {self.bar.rule}"
+        )
+
+
+def judge(report: Report, types: Sequence[str] = TYPES) -> list[Judgement]:
+    """Return every bar with what was measured."""
+    found = []
+    for bar in bars(types):
+        row = report.row(bar.row)
+        ratio = row.ratio(bar.column, bar.to) if row else None
+        found.append(Judgement(bar, row.title if row else bar.row, ratio))
+    return found
