@@ -75,14 +75,13 @@ def create_veth(
         intend(ours)
         undo.push(f"veth '{ours.name}'", partial(delete_veth, host, ours.name, ours.mac))
         try:
-            host.netlink.add_veth(ours, replace(end, mtu=mtu), master=master)
+            link = host.netlink.add_veth(ours, replace(end, mtu=mtu), master=master)
         except NetlinkError as error:
             # The name was taken a moment ago, on the host or in the container.
             taken = error.errno == errno.EEXIST and host.netlink.link(ours.name) is not None
             if not taken or attempt == _NAME_TRIES - 1:
                 raise
             continue
-        link = required(host, ours.name)
         # Before the other end is up, so before there is a carrier.
         stay_silent(host, ours.name)
         return link

@@ -152,10 +152,10 @@ def _remove_elements(netns: "NetNS", addresses: "Sequence[Address]", owner: str)
 
 def _remove_unused(netns: "NetNS", chains: "set[str]") -> None:
     """Remove those of the networks' `chains` that have no element left, and then the base."""
-    for chain in chains:
-        if TABLE.is_idle(netns, chain):
-            _remove_if_unused(netns, _without_chain(chain))
-    if 0 < TABLE.holds(netns) <= _BASE_SIZE:
+    idle = [chain for chain in chains if TABLE.is_idle(netns, chain)]
+    for chain in idle:
+        _remove_if_unused(netns, _without_chain(chain))
+    if idle and 0 < TABLE.holds(netns) <= _BASE_SIZE:
         _remove_if_unused(netns, _without_base())
 
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 # linux/netlink.h
 SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 270, 10, 11, 12
-SO_NETNS_COOKIE = 71  # asm-generic/socket.h
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST, NLM_F_MULTI, NLM_F_ACK, NLM_F_DUMP_INTR = 0x1, 0x2, 0x4, 0x10
 NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND, NLM_F_DUMP = 0x200, 0x400, 0x800, 0x300
@@ -85,7 +84,12 @@ def each_attribute(data: bytes, offset: int = 0) -> "Iterator[tuple[int, bytes]]
 
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
     """Return the attributes in `data` by their types; of several of one type, the last."""
-    return dict(each_attribute(data, offset))
+    found, end = {}, len(data) - _NLATTR.size
+    while offset <= end:
+        length, kind = _NLATTR.unpack_from(data, offset)
+        found[kind & _NLA_TYPE_MASK] = data[offset + _NLATTR.size : offset + length]
+        offset += max(_NLATTR.size, (length + 3) & ~3)
+    return found
 
 
 def number_of(payload: bytes | None) -> int:
@@ -102,7 +106,7 @@ class Channel:
     """Requests and answers on one netlink socket. A channel belongs to the thread that uses it."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+        self.sock = sock
         self._sequence = 0
         sock.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
         sock.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
@@ -120,14 +124,14 @@ class Channel:
         first = self._sequence + 1
         self._sequence += len(messages)
         numbered = list(enumerate(messages, first))
-        self._sock.send(b"".join(message.encode(number) for number, message in numbered))
+        self.sock.send(b"".join(message.encode(number) for number, message in numbered))
         awaited = {
             number for number, message in numbered if message.flags & (NLM_F_ACK | NLM_F_DUMP)
         }
         answers: dict[int, list[Any]] = {number: [] for number, _ in numbered}
         failure: NetlinkError | None = None
         while awaited:
-            data = self._sock.recv(1 << 17)
+            data = self.sock.recv(1 << 17)
             for number, kind, flags, part in _parts(data):
                 if number not in answers:
                     continue
@@ -160,9 +164,9 @@ class Channel:
 
     def await_event(self, seconds: float) -> bool:
         """Wait for something to arrive on a subscribed channel; False when nothing did."""
-        self._sock.settimeout(max(seconds, 0.001))
+        self.sock.settimeout(max(seconds, 0.001))
         try:
-            self._sock.recv(1 << 17)
+            self.sock.recv(1 << 17)
         except TimeoutError:
             return False
         except OSError as error:
@@ -170,23 +174,9 @@ class Channel:
                 raise
         return True
 
-    @property
-    def cookie(self) -> int:
-        """The number of the socket's namespace, 0 where the kernel has none (before 5.14)."""
-        return netns_cookie(self._sock)
-
     def close(self) -> None:
         """Close the socket."""
-        self._sock.close()
-
-
-def netns_cookie(sock: socket.socket) -> int:
-    """Return the number of the namespace of any socket, 0 where the kernel has none."""
-    try:
-        cookie = sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
-    except OSError:
-        return 0
-    return int.from_bytes(cookie, sys.byteorder)
+        self.sock.close()
 
 
 def _parts(data: bytes) -> "Sequence[tuple[int, int, int, bytes]]":

@@ -236,13 +236,17 @@ class Netlink:
     def configure(
         self, index: int, addresses: "Sequence[Cidr]", routes: "Sequence[Route]", *, dad: bool
     ) -> None:
-        """Add `addresses`, set the interface up and add `routes`, all by one send."""
+        """Add `addresses`, set the interface up and add `routes`, all by one send.
+
+        A look at the interface makes the kernel update its operstate at once (since Linux 6.8).
+        """
         up = encode_link(index=index, flags=IFF_UP, change=IFF_UP)
         self.channel.exchange(
             [
                 *(address_message(index, address, dad=dad) for address in addresses),
                 Message(f"set interface {index} up", RTM_NEWLINK, NLM_F_ACK, up),
                 *(route_message(index, route) for route in routes),
+                _look_up(encode_link(_NO_STATS, index=index), f"look up interface {index}"),
             ]
         )
 

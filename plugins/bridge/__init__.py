@@ -55,7 +55,8 @@ def add(req: "Request", host: "Host", undo: "Undo") -> Result:
     if conf.ipam:
         _connect_ip(req, host, conf, result, record=record, undo=undo)
     elif not conf.container_down:
-        container.netlink.set_up(interface.required(container, req.ifname).index)
+        link = interface.required(container, req.ifname)
+        container.netlink.configure(link.index, (), (), dad=conf.dad)
     if not conf.container_down:
         interface.await_operational(host.netns, events, ours.index, _UP_SECONDS)
         # Not by force: a bridge with STP takes half a minute for its first port.
