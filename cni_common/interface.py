@@ -333,7 +333,7 @@ def _await_delivery(
     """
 
     def delivers() -> bool:
-        return is_operational(container, index) and all(map(container.netlink.is_local, addresses))
+        return all(map(container.netlink.is_local, addresses)) and is_operational(container, index)
 
     wait_until(delivers, events, _DELIVERY_SECONDS)
 

@@ -163,12 +163,18 @@ class Channel:
         raise AssertionError  # pragma: no cover - the loop returns or raises
 
     def await_event(self, seconds: float) -> bool:
-        """Wait for something to arrive on a subscribed channel; False when nothing did."""
+        """Wait for something to arrive on a subscribed channel; False when nothing did.
+
+        All that has arrived is taken, since one look at the state answers it all.
+        """
         self.sock.settimeout(max(seconds, 0.001))
+        arrived = False
         try:
-            self.sock.recv(1 << 17)
-        except TimeoutError:
-            return False
+            while self.sock.recv(1 << 17):
+                arrived = True
+                self.sock.settimeout(0)
+        except (TimeoutError, BlockingIOError):
+            return arrived
         except OSError as error:
             if error.errno != errno.ENOBUFS:  # events were lost: something did happen
                 raise
