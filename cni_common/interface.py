@@ -75,14 +75,13 @@ def create_veth(
         intend(ours)
         undo.push(f"veth '{ours.name}'", partial(delete_veth, host, ours.name, ours.mac))
         try:
-            host.netlink.add_veth(ours, replace(end, mtu=mtu), master=master)
+            link = host.netlink.add_veth(ours, replace(end, mtu=mtu), master=master)
         except NetlinkError as error:
             # The name was taken a moment ago, on the host or in the container.
             taken = error.errno == errno.EEXIST and host.netlink.link(ours.name) is not None
             if not taken or attempt == _NAME_TRIES - 1:
                 raise
             continue
-        link = required(host, ours.name)
         # Before the other end is up, so before there is a carrier.
         stay_silent(host, ours.name)
         return link
@@ -145,23 +144,24 @@ def enable_forwarding(host: "NetNS", versions: "set[int]", log: "Callable[[str],
     set_sysctls(host, {}, {FORWARDING[version]: "1" for version in sorted(versions)})
 
 
-def configure(container: "NetNS", link: "Link", result: "Result", *, dad: bool) -> None:
-    """Give `link` the addresses and routes that `result` has for it, set it up, until it works.
+def configure(container: "NetNS", ifname: str, index: int, result: "Result", *, dad: bool) -> None:
+    """Give an interface what `result` has for it, set it up, and wait until it works.
 
     With `dad` IPv6 duplicate address detection runs and is waited for. Raises NetlinkError,
     CNIError.
     """
-    ips = ips_of(result, link.name)
+    ips = ips_of(result, ifname)
     versions = {ip.address.version for ip in ips}
-    _prepare(container, link.name, versions, dad=dad)
+    _prepare(container, ifname, versions, dad=dad)
     gateways = _first_gateways(ips)
     routes = [_with_next_hop(route, gateways) for route in result.routes]
     events = container.channel(NETLINK_ROUTE, _IPV6_EVENTS) if 6 in versions else None
-    container.netlink.configure(link.index, [ip.address for ip in ips], routes, dad=dad)
+    container.netlink.configure(index, [ip.address for ip in ips], routes, dad=dad)
     if events and dad:
-        _await_dad(container, link, events)
+        _await_dad(container, ifname, index, events)
     if events:
-        _await_delivery(container, link, [ip.address.ip for ip in ips], events)
+        ipv6 = [ip.address.ip for ip in ips if ip.address.version == 6]
+        _await_delivery(container, index, ipv6, events)
 
 
 def check(container: "NetNS", ifname: str, expected: "Result") -> "Link":
@@ -192,10 +192,31 @@ def await_operational(host: "NetNS", events: "Channel", index: int, seconds: flo
 
     `events` has been subscribed to links before what brings the interface up.
     """
-    if not wait_until(lambda: is_operational(host, index), events, seconds):
-        link = host.netlink.link_at(index)
-        state = f"the state of '{link.name}' is {link.operstate}" if link else "it is gone"
-        raise CNIError(Code.INTERNAL, f"interface {index} did not come up: {state}")
+    link = await_link(host, events, index, seconds)
+    if link.operstate != "UP":
+        raise CNIError(
+            Code.INTERNAL,
+            f"interface {index} did not come up: the state of '{link.name}' is {link.operstate}",
+        )
+
+
+def await_link(host: "NetNS", events: "Channel", index: int, seconds: float) -> "Link":
+    """Return an interface as soon as its operstate is UP, else as it is after `seconds`.
+
+    `events` as for `await_operational`. Raises CNIError when it is gone.
+    """
+    found: list[Link | None] = []
+
+    def is_settled() -> bool:
+        found[:] = [host.netlink.link_at(index)]
+        return found[0] is None or found[0].operstate == "UP"
+
+    wait_until(is_settled, events, seconds)
+    if found[0] is None:
+        raise CNIError(
+            Code.INTERNAL, f"interface {index} of '{host.path}' is gone while it was being set up"
+        )
+    return found[0]
 
 
 def wait_until(condition: "Callable[[], bool]", events: "Channel", seconds: float) -> bool:
@@ -285,36 +306,34 @@ def _with_next_hop(route: "Route", gateways: "dict[int, Address]") -> "Route":
     return replace(route, gw=gateways.get(route.dst.version))
 
 
-def _await_dad(container: "NetNS", link: "Link", events: "Channel") -> None:
+def _await_dad(container: "NetNS", ifname: str, index: int, events: "Channel") -> None:
     def settled() -> bool:
-        states = container.netlink.addresses(link.index)
+        states = container.netlink.addresses(index)
         for address, flags in states:
             if flags & IFA_F_DADFAILED:
                 raise CNIError(
-                    Code.INTERNAL, f"another host on the link uses {address.ip} of '{link.name}'"
+                    Code.INTERNAL, f"another host on the link uses {address.ip} of '{ifname}'"
                 )
         return not any(flags & IFA_F_TENTATIVE for _, flags in states)
 
     if not wait_until(settled, events, _DAD_SECONDS):
         raise CNIError(
             Code.INTERNAL,
-            f"duplicate address detection on '{link.name}' took over {_DAD_SECONDS:g} s",
+            f"duplicate address detection on '{ifname}' took over {_DAD_SECONDS:g} s",
         )
 
 
 def _await_delivery(
-    container: "NetNS", link: "Link", addresses: "Sequence[Address]", events: "Channel"
+    container: "NetNS", index: int, addresses: "Sequence[Address]", events: "Channel"
 ) -> None:
-    """Wait until the container takes in what comes for its addresses; a second at most.
+    """Wait until the container takes in what comes for its IPv6 addresses; a second at most.
 
     The kernel puts an IPv6 address to use some time after it was added, in a work item of its
     own. A neighbour's solicitation before that is lost, and costs its first packet a second.
     """
 
     def delivers() -> bool:
-        return is_operational(container, link.index) and all(
-            map(container.netlink.is_local, addresses)
-        )
+        return all(map(container.netlink.is_local, addresses)) and is_operational(container, index)
 
     wait_until(delivers, events, _DELIVERY_SECONDS)
 

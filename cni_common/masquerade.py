@@ -9,8 +9,9 @@ DEL no more than one.
 
 import errno
 from dataclasses import dataclass
+from functools import cache, lru_cache
 
-from cni_common import nft
+from cni_common import nft, nftrules
 from cni_common.errors import CNIError, Code
 from cni_common.netlink import NetlinkError
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 TABLE = nft.Table(nft.INET, "pycni")
 BACKENDS = ("nftables", "iptables")
 _POSTROUTING = "postrouting"
+_BASE_SIZE = 3  # a chain and two maps
 _SRCNAT = 100  # NF_IP_PRI_NAT_SRC of linux/netfilter_ipv4.h
 
 
@@ -95,20 +97,24 @@ def add(
 
         iptables.add(netns, owner.network, owner.attachment, addresses)
         return
-    chain = _chain(owner.network, {cidr.network for cidr in addresses})
+    subnets = frozenset(cidr.network for cidr in addresses)
+    chain = _chain(owner.network, subnets)
     elements = [
         TABLE.add_element(
             _FAMILIES[cidr.version].map, cidr.ip.packed, goto=chain, comment=str(owner)
         )
         for cidr in addresses
     ]
+    # Asked for, since a refused transaction takes tens of milliseconds.
+    if TABLE.has_chain(netns, chain) and _try_to_add(netns, elements):
+        return
+    frame = (*_base(), *_network_chain(chain, subnets))
     try:
-        nft.apply(netns, elements)
-    except NetlinkError as error:
-        if error.errno not in (errno.ENOENT, errno.EEXIST):
-            raise
-        frame = _base() + _network_chain(chain, {cidr.network for cidr in addresses})
         _add_with_frame(netns, frame, elements, lambda: _evict(netns, owner, addresses, is_alive))
+    except (CNIError, NetlinkError):
+        # A DEL may have left to us what it saw us use.
+        _remove_unused(netns, {chain})
+        raise
 
 
 def remove(
@@ -140,11 +146,17 @@ def _remove_elements(netns: "NetNS", addresses: "Sequence[Address]", owner: str)
                 chains.add(element.chain)
         return messages
 
-    if not nft.apply_deletions(netns, deletions):
-        return
-    freed = [_try(netns, _without_chain(chain)) for chain in chains]
-    if all(freed):
-        _try(netns, _without_base())
+    if nft.apply_deletions(netns, deletions):
+        _remove_unused(netns, chains)
+
+
+def _remove_unused(netns: "NetNS", chains: "set[str]") -> None:
+    """Remove those of the networks' `chains` that have no element left, and then the base."""
+    idle = [chain for chain in chains if TABLE.is_idle(netns, chain)]
+    for chain in idle:
+        _remove_if_unused(netns, _without_chain(chain))
+    if idle and 0 < TABLE.holds(netns) <= _BASE_SIZE:
+        _remove_if_unused(netns, _without_base())
 
 
 def check(netns: "NetNS", owner: Owner, addresses: "Sequence[Cidr]", *, backend: str) -> None:
@@ -156,7 +168,7 @@ def check(netns: "NetNS", owner: Owner, addresses: "Sequence[Cidr]", *, backend:
         if drift:
             raise _drift(drift)
         return
-    chain = _chain(owner.network, {cidr.network for cidr in addresses})
+    chain = _chain(owner.network, frozenset(cidr.network for cidr in addresses))
     for cidr in addresses:
         element = TABLE.element(netns, _FAMILIES[cidr.version].map, cidr.ip.packed)
         if element is None or element.chain != chain:
@@ -228,13 +240,14 @@ def probe(netns: "NetNS", backend: str) -> None:
 # --- nftables ------------------------------------------------------------------------------
 
 
-def _chain(network: str, subnets: "set[Subnet]") -> str:
+def _chain(network: str, subnets: "frozenset[Subnet]") -> str:
     """Return the name of a network's chain; other subnets make another chain."""
     text = " ".join([network, *sorted(map(str, subnets))])
     return f"masquerade-{network[:64]}-{_digest(text)}"
 
 
-def _base() -> "list[Message]":
+@cache
+def _base() -> "tuple[Message, ...]":
     messages = [TABLE.add()]
     for family in _FAMILIES.values():
         messages.append(TABLE.add_set(family.map, family.key, verdicts=True))
@@ -243,12 +256,12 @@ def _base() -> "list[Message]":
     )
     messages.append(TABLE.delete_rule(_POSTROUTING))
     for family in _FAMILIES.values():
-        source = nft.network_bytes(family.source, family.key[0])
-        look_up = nft.lookup(family.map, verdict=True)
+        source = nftrules.network_bytes(family.source, family.key[0])
+        look_up = nftrules.lookup(family.map, verdict=True)
         messages.append(
-            TABLE.add_rule(_POSTROUTING, *nft.meta_nfproto(family.protocol), source, look_up)
+            TABLE.add_rule(_POSTROUTING, *nftrules.meta_nfproto(family.protocol), source, look_up)
         )
-    return messages
+    return tuple(messages)
 
 
 def _without_base() -> "list[Message]":
@@ -261,7 +274,8 @@ def _without_base() -> "list[Message]":
     ]
 
 
-def _network_chain(chain: str, subnets: "set[Subnet]") -> "list[Message]":
+@lru_cache(maxsize=64)  # networks
+def _network_chain(chain: str, subnets: "frozenset[Subnet]") -> "tuple[Message, ...]":
     messages = [TABLE.add_chain(chain), TABLE.delete_rule(chain)]
     for version in sorted({subnet.version for subnet in subnets}):
         family = _FAMILIES[version]
@@ -274,13 +288,13 @@ def _network_chain(chain: str, subnets: "set[Subnet]") -> "list[Message]":
             messages.append(
                 TABLE.add_rule(
                     chain,
-                    *nft.meta_nfproto(family.protocol),
-                    nft.network_bytes(family.destination, len(network)),
-                    *nft.in_subnet(network, prefixlen),
-                    nft.verdict(nft.ACCEPT),
+                    *nftrules.meta_nfproto(family.protocol),
+                    nftrules.network_bytes(family.destination, len(network)),
+                    *nftrules.in_subnet(network, prefixlen),
+                    nftrules.verdict(nft.ACCEPT),
                 )
             )
-    return [*messages, TABLE.add_rule(chain, nft.masquerade())]
+    return (*messages, TABLE.add_rule(chain, nftrules.masquerade()))
 
 
 def _without_chain(chain: str) -> "list[Message]":
@@ -328,16 +342,24 @@ def _evict(
     return messages
 
 
-def _try(netns: "NetNS", messages: "Sequence[Message]") -> bool:
-    """Carry out a deletion; False when it is still in use. What is gone already is as good."""
+def _try_to_add(netns: "NetNS", elements: "Sequence[Message]") -> bool:
+    """Add `elements`; False when one is there already, or what they need is gone."""
+    try:
+        nft.apply(netns, elements)
+    except NetlinkError as error:
+        if error.errno not in (errno.ENOENT, errno.EEXIST):
+            raise
+        return False
+    return True
+
+
+def _remove_if_unused(netns: "NetNS", messages: "Sequence[Message]") -> None:
+    """Carry out a deletion unless the kernel says that something is in use or gone already."""
     try:
         nft.apply(netns, messages)
     except NetlinkError as error:
-        if error.errno == errno.EBUSY:
-            return False
-        if error.errno != errno.ENOENT:
+        if error.errno not in (errno.EBUSY, errno.ENOENT):
             raise
-    return True
 
 
 def _digest(text: str) -> str:

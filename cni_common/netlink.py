@@ -1,7 +1,7 @@
-"""Netlink requests and answers. The only file that knows pyroute2.
+"""Netlink: requests and answers on a socket, and the attributes that they consist of.
 
-pyroute2's message classes encode and decode; its sockets stay out, because they start an event
-loop, cost ten times as much per request, and open a socket per thread wherever that thread is.
+What every ADD and DEL sends is packed here by hand, which takes a tenth of the time that
+pyroute2's classes take; what is rare is left to those (codec.py).
 """
 
 import errno
@@ -9,41 +9,13 @@ import os
 import socket
 import struct
 import sys
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
-
-
-def _enter_pyroute2_quietly() -> None:
-    """Make pyroute2's submodules importable without running its __init__ and 370 modules.
-
-    Nothing in this process may import pyroute2 for real afterwards; the version is pinned.
-    """
-    from importlib.util import find_spec, module_from_spec  # noqa: PLC0415 - used once, here
-
-    spec = find_spec("pyroute2")
-    if spec is None:
-        raise ImportError("pyroute2 is not installed")
-    sys.modules.setdefault("pyroute2", module_from_spec(spec))
-
-
-_enter_pyroute2_quietly()
-from pyroute2.netlink import nla, nlmsg  # noqa: E402, TID253 - after the line above
-from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg  # noqa: E402, TID253 - as above
-from pyroute2.netlink.rtnl.rtmsg import rtmsg  # noqa: E402, TID253 - as above
-
-__all__ = [
-    "Channel",
-    "Message",
-    "NetlinkError",
-    "ifaddrmsg",
-    "nla",
-    "nlmsg",
-    "rtmsg",
-]
 
 # linux/netlink.h
 SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 270, 10, 11, 12
@@ -52,7 +24,9 @@ NLM_F_REQUEST, NLM_F_MULTI, NLM_F_ACK, NLM_F_DUMP_INTR = 0x1, 0x2, 0x4, 0x10
 NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND, NLM_F_DUMP = 0x200, 0x400, 0x800, 0x300
 NLM_F_NONREC, NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x100, 0x200
 NLMSGERR_ATTR_MSG = 1
-_HEADER = struct.Struct("=IHHII")
+HEADER_SIZE = 16  # bytes of struct nlmsghdr
+_HEADER, _NLATTR = struct.Struct("=IHHII"), struct.Struct("=HH")
+_NLA_TYPE_MASK = 0x3FFF  # a type less its flags
 _DUMP_TRIES = 5
 _RECEIVE_SECONDS = 30
 
@@ -61,44 +35,83 @@ class NetlinkError(OSError):
     """The kernel refused a request; `errno` says why, the text also what was asked."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Message:
     """One request: what it does (for error texts), its type and flags, its body."""
 
     what: str
     type: int
     flags: int
-    body: nlmsg
-    reader: "Callable[[bytes], Any] | None" = None  # of an answer; None: the body's own class
-    _encoded: bytes = field(default=b"", init=False)
+    body: bytes  # what follows struct nlmsghdr
+    read: "Callable[[bytes], Any]" = bytes  # makes a value of an answer, nlmsghdr included
 
     def encode(self, sequence: int) -> bytes:
         """Return the bytes of the message under the number `sequence`."""
-        if not self._encoded:  # a body can be encoded once only
-            self.body["header"] = {"type": self.type, "flags": self.flags | NLM_F_REQUEST}
-            self.body.encode()
-            self._encoded = bytes(self.body.data)
-        length, kind, flags, _, port = _HEADER.unpack_from(self._encoded)
-        header = _HEADER.pack(length, kind, flags, sequence, port)
-        return header + self._encoded[_HEADER.size :]
+        length, flags = HEADER_SIZE + len(self.body), self.flags | NLM_F_REQUEST
+        return _HEADER.pack(length, self.type, flags, sequence, 0) + self.body
 
-    def read(self, data: bytes) -> "Any":
-        """Return the answer in `data`."""
-        if self.reader:
-            return self.reader(data)
-        answer = type(self.body)(data)
-        answer.decode()
-        return answer
+
+def attribute(kind: int, *payload: bytes) -> bytes:
+    """Return a struct nlattr around `payload`; a nest where that consists of attributes."""
+    data = b"".join(payload)
+    length = _NLATTR.size + len(data)
+    return _NLATTR.pack(length, kind) + data + bytes(-length & 3)
+
+
+def u32(kind: int, value: int) -> bytes:
+    """Return an attribute of 32 bits in the machine's order."""
+    return attribute(kind, value.to_bytes(4, sys.byteorder))
+
+
+def be32(kind: int, value: int) -> bytes:
+    """Return an attribute of 32 bits in network order."""
+    return attribute(kind, value.to_bytes(4, "big"))
+
+
+def string(kind: int, value: str) -> bytes:
+    """Return an attribute that holds a string and its NUL."""
+    return attribute(kind, value.encode("utf-8", "surrogateescape"), bytes(1))
+
+
+def each_attribute(data: bytes, offset: int = 0) -> "Iterator[tuple[int, bytes]]":
+    """Yield type and payload of each attribute in `data` from `offset` on."""
+    end = len(data) - _NLATTR.size
+    while offset <= end:
+        length, kind = _NLATTR.unpack_from(data, offset)
+        yield kind & _NLA_TYPE_MASK, data[offset + _NLATTR.size : offset + length]
+        offset += max(_NLATTR.size, (length + 3) & ~3)
+
+
+def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
+    """Return the attributes in `data` by their types; of several of one type, the last."""
+    found, end = {}, len(data) - _NLATTR.size
+    while offset <= end:
+        length, kind = _NLATTR.unpack_from(data, offset)
+        found[kind & _NLA_TYPE_MASK] = data[offset + _NLATTR.size : offset + length]
+        offset += max(_NLATTR.size, (length + 3) & ~3)
+    return found
+
+
+def number_of(payload: bytes | None) -> int:
+    """Return the number in the machine's order that an attribute holds, 0 without one."""
+    return int.from_bytes(payload or b"", sys.byteorder)
+
+
+def string_of(payload: bytes | None) -> str:
+    """Return the string that an attribute holds, "" without one."""
+    return (payload or b"").rstrip(bytes(1)).decode("utf-8", "surrogateescape")
 
 
 class Channel:
     """Requests and answers on one netlink socket. A channel belongs to the thread that uses it."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+        self.sock = sock
         self._sequence = 0
         sock.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
         sock.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+        with suppress(OSError):  # Linux 4.20: dumps of one interface's addresses, not of all
+            sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
         timeout = struct.pack("@ll", _RECEIVE_SECONDS, 0)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
 
@@ -111,14 +124,14 @@ class Channel:
         first = self._sequence + 1
         self._sequence += len(messages)
         numbered = list(enumerate(messages, first))
-        self._sock.send(b"".join(message.encode(number) for number, message in numbered))
+        self.sock.send(b"".join(message.encode(number) for number, message in numbered))
         awaited = {
             number for number, message in numbered if message.flags & (NLM_F_ACK | NLM_F_DUMP)
         }
         answers: dict[int, list[Any]] = {number: [] for number, _ in numbered}
         failure: NetlinkError | None = None
         while awaited:
-            data = self._sock.recv(1 << 17)
+            data = self.sock.recv(1 << 17)
             for number, kind, flags, part in _parts(data):
                 if number not in answers:
                     continue
@@ -126,9 +139,9 @@ class Channel:
                 if flags & NLM_F_DUMP_INTR:
                     failure = failure or NetlinkError(errno.EINTR, f"{message.what}: interrupted")
                 if kind == NLMSG_ERROR:
-                    code, text = _error(flags, part)
+                    code, words = _error(flags, part)
                     if code and not failure:
-                        failure = NetlinkError(code, f"{message.what}: {text}")
+                        failure = NetlinkError(code, f"{message.what}: {words}")
                     if code and number not in awaited:  # the frame of a batch was refused
                         awaited.clear()
                 if kind in (NLMSG_ERROR, NLMSG_DONE):
@@ -150,12 +163,18 @@ class Channel:
         raise AssertionError  # pragma: no cover - the loop returns or raises
 
     def await_event(self, seconds: float) -> bool:
-        """Wait for something to arrive on a subscribed channel; False when nothing did."""
-        self._sock.settimeout(max(seconds, 0.001))
+        """Wait for something to arrive on a subscribed channel; False when nothing did.
+
+        All that has arrived is taken, since one look at the state answers it all.
+        """
+        self.sock.settimeout(max(seconds, 0.001))
+        arrived = False
         try:
-            self._sock.recv(1 << 17)
-        except TimeoutError:
-            return False
+            while self.sock.recv(1 << 17):
+                arrived = True
+                self.sock.settimeout(0)
+        except (TimeoutError, BlockingIOError):
+            return arrived
         except OSError as error:
             if error.errno != errno.ENOBUFS:  # events were lost: something did happen
                 raise
@@ -163,13 +182,13 @@ class Channel:
 
     def close(self) -> None:
         """Close the socket."""
-        self._sock.close()
+        self.sock.close()
 
 
 def _parts(data: bytes) -> "Sequence[tuple[int, int, int, bytes]]":
     """Return (sequence, type, flags, bytes) of each message in `data`."""
     parts, offset = [], 0
-    while offset + _HEADER.size <= len(data):
+    while offset + HEADER_SIZE <= len(data):
         length, kind, flags, number, _ = _HEADER.unpack_from(data, offset)
         parts.append((number, kind, flags, data[offset : offset + length]))
         offset += (length + 3) & ~3
@@ -178,14 +197,12 @@ def _parts(data: bytes) -> "Sequence[tuple[int, int, int, bytes]]":
 
 def _error(flags: int, part: bytes) -> tuple[int, str]:
     """Return errno and text of an NLMSG_ERROR, with the kernel's own words where it has any."""
-    (code,) = struct.unpack_from("=i", part, _HEADER.size)
-    text = os.strerror(-code)
-    if flags & NLM_F_ACK_TLVS:
-        (request,) = struct.unpack_from("=I", part, _HEADER.size + 4)
-        offset = _HEADER.size + 4 + (_HEADER.size if flags & NLM_F_CAPPED else request)
-        while offset + 4 <= len(part):
-            length, kind = struct.unpack_from("=HH", part, offset)
-            if kind == NLMSGERR_ATTR_MSG:
-                text += f" ({part[offset + 4 : offset + length].rstrip(bytes(1)).decode()})"
-            offset += max(4, (length + 3) & ~3)
-    return -code, text
+    (code,) = struct.unpack_from("=i", part, HEADER_SIZE)
+    words = os.strerror(-code)
+    if code and flags & NLM_F_ACK_TLVS:
+        (request,) = struct.unpack_from("=I", part, HEADER_SIZE + 4)
+        offset = HEADER_SIZE + 4 + (HEADER_SIZE if flags & NLM_F_CAPPED else request)
+        own = attributes(part, offset).get(NLMSGERR_ATTR_MSG)
+        if own:
+            words += f" ({string_of(own)})"
+    return -code, words

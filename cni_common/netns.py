@@ -4,13 +4,14 @@ import _thread
 import errno
 import fcntl
 import os
-from functools import cached_property
+from functools import cache, cached_property
 from sys import byteorder
 
 from cni_common.errors import CNIError, Code
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import ctypes
     import socket
     from collections.abc import Callable, Mapping
     from typing import TypeVar
@@ -25,6 +26,7 @@ OWN = "/proc/thread-self/ns/net"
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_SYSCTL_BYTES_MAX = 4096
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12  # linux/netlink.h
 
@@ -43,9 +45,16 @@ class NetNS:
         self._channels: list[Channel] = []
 
     def run(self, function: "Callable[[], T]") -> "T":
-        """Return what `function` returns inside the namespace, in a thread that ends with it."""
+        """Return what `function` returns inside the namespace, in a thread that ends with it.
+
+        No signal interrupts it.
+        """
         # Every thread is in the namespace of its own process already.
         return _run_inside(-1 if self.path == OWN else self.fd, function)
+
+    def _visit(self, function: "Callable[[], T]") -> "T":
+        """Return what `function` returns inside the namespace; a thread only if need be."""
+        return function() if self.path == OWN else self.run(function)
 
     @cached_property
     def netlink(self) -> "Netlink":
@@ -63,7 +72,7 @@ class NetNS:
         """Return a new netlink channel inside, closed with the namespace."""
         from cni_common.netlink import Channel  # noqa: PLC0415 - as above
 
-        channel = Channel(self.run(lambda: _netlink_socket(protocol, groups)))
+        channel = Channel(self._visit(lambda: _netlink_socket(protocol, groups)))
         self._channels.append(channel)
         return channel
 
@@ -73,7 +82,7 @@ class NetNS:
         Nothing is written when it has the value already: /proc/sys may be read-only.
         Raises OSError.
         """
-        return self.run(lambda: self.sysctl_here(name, value))
+        return self._visit(lambda: self.sysctl_here(name, value))
 
     def sysctls(self, values: "Mapping[str, str]") -> "dict[str, OSError]":
         """Set several sysctls by one visit, and return what went wrong, by name."""
@@ -87,17 +96,23 @@ class NetNS:
                     failures[name] = error
             return failures
 
-        return self.run(write)
+        return self._visit(write)
 
     def sysctl_here(self, name: str, value: str | None) -> str:
         """Do what `sysctl` does, for a caller that is inside the namespace."""
         path = f"/proc/sys/{name}"
-        with open(path, encoding="ascii") as file:
-            current = file.read().strip()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            current = os.read(fd, _SYSCTL_BYTES_MAX).decode().strip()
+        finally:
+            os.close(fd)
         if value is None or current == value:
             return current
-        with open(path, "w", encoding="ascii") as file:
-            file.write(value)
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, value.encode())
+        finally:
+            os.close(fd)
         return value
 
     def is_same(self, other: "NetNS") -> bool:
@@ -107,7 +122,7 @@ class NetNS:
     @property
     def identity(self) -> str:
         """What no other namespace of this boot has, or ever had where the kernel has cookies."""
-        return _identity(self.fd)
+        return _identity(self.fd, _cookie(self.netlink.channel.sock))
 
     def close(self) -> None:
         """Close the handle and what was opened through it."""
@@ -125,7 +140,7 @@ def identity(path: str) -> str:
     except CNIError:
         return ""
     try:
-        return _identity(fd)
+        return _identity(fd, _run_inside(fd, _own_cookie))
     finally:
         os.close(fd)
 
@@ -193,21 +208,27 @@ def _checked(fd: int, path: str) -> int:
     return fd
 
 
-def _identity(fd: int) -> str:
+def _identity(fd: int, cookie: int) -> str:
     status = os.fstat(fd)
     # The inode's number is given to another namespace as soon as this one is gone.
-    return f"{status.st_dev}:{status.st_ino}:{_run_inside(fd, _cookie)}"
+    return f"{status.st_dev}:{status.st_ino}:{cookie}"
 
 
-def _cookie() -> int:
-    """Return the number of the thread's namespace, 0 where the kernel has none (before 5.14)."""
+def _own_cookie() -> int:
     import socket  # noqa: PLC0415 - as in _netlink_socket
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        try:
-            return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), byteorder)
-        except OSError:
-            return 0
+        return _cookie(sock)
+
+
+def _cookie(sock: "socket.socket") -> int:
+    """Return the number of a socket's namespace, 0 where the kernel has none (before 5.14)."""
+    import socket  # noqa: PLC0415 - as above
+
+    try:
+        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), byteorder)
+    except OSError:
+        return 0
 
 
 def _run_inside(fd: int, function: "Callable[[], T]") -> "T":
@@ -243,9 +264,16 @@ def _setns(fd: int) -> None:
         return
     import ctypes
 
-    if ctypes.CDLL(None, use_errno=True).setns(fd, CLONE_NEWNET):
+    if _libc().setns(fd, CLONE_NEWNET):
         code = ctypes.get_errno()
         raise OSError(code, f"cannot enter the network namespace: {os.strerror(code)}")
+
+
+@cache
+def _libc() -> "ctypes.CDLL":
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def _netlink_socket(protocol: int, groups: int) -> "socket.socket":

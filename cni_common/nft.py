@@ -5,10 +5,13 @@ Only tables of our own are written to. What the reference plugins left is read b
 """
 
 import errno
-import sys
+import socket
+import struct
 from dataclasses import dataclass
 
+from cni_common import nftrules
 from cni_common.netlink import (
+    HEADER_SIZE,
     NLM_F_ACK,
     NLM_F_APPEND,
     NLM_F_CREATE,
@@ -17,14 +20,12 @@ from cni_common.netlink import (
     NLM_F_NONREC,
     Message,
     NetlinkError,
-)
-from cni_common.nftmessages import (
-    ChainMessage,
-    ElementsMessage,
-    NfgenMessage,
-    RuleMessage,
-    SetMessage,
-    TableMessage,
+    attribute,
+    attributes,
+    be32,
+    each_attribute,
+    string,
+    string_of,
 )
 
 TYPE_CHECKING = False
@@ -33,8 +34,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cni_common.netns import NetNS
-
-    Expression = tuple[str, list[tuple[str, Any]]]
+    from cni_common.nftrules import Expression
 
 INET, IPV4, BRIDGE, IPV6 = 1, 2, 7, 10  # NFPROTO_* of linux/netfilter.h
 PREROUTING, POSTROUTING = 0, 4  # NF_INET_*, the same numbers as NF_BR_*
@@ -47,13 +47,15 @@ _NEWTABLE, _GETTABLE, _DELTABLE, _NEWCHAIN, _GETCHAIN, _DELCHAIN = range(6)
 _NEWRULE, _GETRULE, _DELRULE, _NEWSET, _GETSET, _DELSET = range(6, 12)
 _NEWSETELEM, _GETSETELEM, _DELSETELEM = range(12, 15)
 TRIES = 10  # of a transaction that is outrun by others
-_SET_MAP, _VERDICTS, _INVERT = 0x8, 0xFFFFFF00, 1
-_REG_VERDICT, _REG_1, _REG_2 = 0, 1, 2  # of 16 bytes each
-_META_IIFNAME, _META_NFPROTO = 6, 15
+_NFGENMSG = struct.Struct("=BBH")  # family, version 0, resource id in network order
+_TABLE_NAME, _TABLE_USE = 1, 3
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_USE = 1, 3, 6
+_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE = 1, 2, 3
+_SET_TABLE, _SET_NAME = 1, 2
+_ELEMENTS_TABLE, _ELEMENTS_SET, _ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
+_ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA = 1, 2, 6
+_DATA_VALUE, _DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 1, 2, 1, 2
 _COMMENT = 0  # NFTNL_UDATA_*_COMMENT of libnftnl: where nft keeps a comment
-
-# NFTNL_UDATA_SET_KEYBYTEORDER of libnftnl, so that `nft list` prints interface names.
-_HOST_ORDER_KEY = bytes([0, 4]) + (1).to_bytes(4, sys.byteorder)
 
 # Key of a set: how many bytes, and nft's own type number, which the kernel keeps for `nft list`.
 IPV4_KEY, IPV6_KEY, IIFNAME_KEY = (4, 7), (16, 8), (IIFNAME_BYTES, 41)
@@ -69,159 +71,178 @@ class Table:
 
     def add(self) -> Message:
         """Return the request that creates the table where there is none."""
-        return self._message(
-            "add table", _NEWTABLE, TableMessage, [("NAME", self.name)], flags=NLM_F_CREATE
-        )
+        body = string(_TABLE_NAME, self.name)
+        return self._message("add table", _NEWTABLE, body, flags=NLM_F_CREATE)
 
     def delete(self) -> Message:
         """Return the request that deletes the table; EBUSY while it holds anything."""
-        flags = NLM_F_NONREC
-        return self._message(
-            "delete table", _DELTABLE, TableMessage, [("NAME", self.name)], flags=flags
-        )
+        body = string(_TABLE_NAME, self.name)
+        return self._message("delete table", _DELTABLE, body, flags=NLM_F_NONREC)
 
     def add_chain(self, name: str) -> Message:
         """Return the request that creates a regular chain where there is none."""
-        attrs = [("TABLE", self.name), ("NAME", name)]
         return self._message(
-            f"add chain '{name}'", _NEWCHAIN, ChainMessage, attrs, flags=NLM_F_CREATE
+            f"add chain '{name}'", _NEWCHAIN, self._chain(name), flags=NLM_F_CREATE
         )
 
     def add_base_chain(self, name: str, *, kind: str, hook: int, priority: int) -> Message:
         """Return the request that creates a chain of type `kind` at a netfilter hook."""
-        where = {"attrs": [("HOOKNUM", hook), ("PRIORITY", priority & 0xFFFFFFFF)]}
-        attrs = [("TABLE", self.name), ("NAME", name), ("HOOK", where), ("TYPE", kind)]
-        return self._message(
-            f"add chain '{name}'", _NEWCHAIN, ChainMessage, attrs, flags=NLM_F_CREATE
-        )
+        from cni_common import nftmessages  # noqa: PLC0415 - no ADD but a node's first
+
+        body = nftmessages.base_chain(self.name, name, kind=kind, hook=hook, priority=priority)
+        return self._message(f"add chain '{name}'", _NEWCHAIN, body, flags=NLM_F_CREATE)
 
     def delete_chain(self, name: str) -> Message:
         """Return the request that deletes a chain; EBUSY while something refers to it."""
-        attrs = [("TABLE", self.name), ("NAME", name)]
-        return self._message(f"delete chain '{name}'", _DELCHAIN, ChainMessage, attrs, flags=0)
+        return self._message(f"delete chain '{name}'", _DELCHAIN, self._chain(name))
 
     def add_rule(self, chain: str, *expressions: "Expression") -> Message:
         """Return the request that appends a rule."""
-        elements = [
-            {"attrs": [("NAME", name), ("DATA", {"attrs": attrs})]} for name, attrs in expressions
-        ]
-        attrs = [("TABLE", self.name), ("CHAIN", chain), ("EXPRESSIONS", elements)]
+        from cni_common import nftmessages  # noqa: PLC0415 - as above
+
+        body = nftmessages.rule(self.name, chain, expressions)
         flags = NLM_F_CREATE | NLM_F_APPEND
-        return self._message(f"add rule to '{chain}'", _NEWRULE, RuleMessage, attrs, flags=flags)
+        return self._message(f"add rule to '{chain}'", _NEWRULE, body, flags=flags)
 
     def delete_rule(self, chain: str, handle: int = 0) -> Message:
         """Return the request that deletes one rule, or with no handle all rules of `chain`."""
-        attrs: list[tuple[str, Any]] = [("TABLE", self.name), ("CHAIN", chain)]
+        body = self._rules(chain)
         if handle:
-            attrs.append(("HANDLE", handle))
-        return self._message(f"delete rules of '{chain}'", _DELRULE, RuleMessage, attrs, flags=0)
+            body += attribute(_RULE_HANDLE, handle.to_bytes(8, "big"))
+        return self._message(f"delete rules of '{chain}'", _DELRULE, body)
 
     def add_set(self, name: str, key: tuple[int, int], *, verdicts: bool = False) -> Message:
         """Return the request that creates a set, or a map from its keys to verdicts."""
-        length, kind = key
-        attrs = [("TABLE", self.name), ("NAME", name), ("KEY_TYPE", kind), ("KEY_LEN", length)]
-        if verdicts:
-            attrs += [("FLAGS", _SET_MAP), ("DATA_TYPE", _VERDICTS), ("DATA_LEN", 16)]
-        attrs += [("ID", 1), ("USERDATA", _HOST_ORDER_KEY if key is IIFNAME_KEY else b"")]
-        return self._message(f"add set '{name}'", _NEWSET, SetMessage, attrs, flags=NLM_F_CREATE)
+        from cni_common import nftmessages  # noqa: PLC0415 - as above
+
+        body = nftmessages.new_set(
+            self.name, name, key, verdicts=verdicts, host_order=key is IIFNAME_KEY
+        )
+        return self._message(f"add set '{name}'", _NEWSET, body, flags=NLM_F_CREATE)
 
     def delete_set(self, name: str) -> Message:
         """Return the request that deletes a set; EBUSY while it has elements or a rule uses it."""
-        attrs = [("TABLE", self.name), ("NAME", name)]
-        return self._message(f"delete set '{name}'", _DELSET, SetMessage, attrs, flags=NLM_F_NONREC)
+        body = string(_SET_TABLE, self.name) + string(_SET_NAME, name)
+        return self._message(f"delete set '{name}'", _DELSET, body, flags=NLM_F_NONREC)
 
     def add_element(
         self, set_name: str, key: bytes, *, goto: str = "", comment: str = ""
     ) -> Message:
         """Return the request that adds an element; EEXIST when the key is there."""
-        attrs: list[tuple[str, Any]] = [("KEY", _value(key))]
+        element = attribute(_ELEM_KEY, _value(key))
         if goto:
-            attrs.append(("DATA", _verdict(GOTO, goto)))
+            verdict = be32(_VERDICT_CODE, GOTO & 0xFFFFFFFF) + string(_VERDICT_CHAIN, goto)
+            element += attribute(_ELEM_DATA, attribute(_DATA_VERDICT, verdict))
         if comment:
-            attrs.append(("USERDATA", _encode_comment(comment)))
-        what = f"add element to '{set_name}'"
-        return self._elements(
-            what, _NEWSETELEM, set_name, flags=NLM_F_CREATE | NLM_F_EXCL, element=attrs
+            element += attribute(_ELEM_USERDATA, _encode_comment(comment))
+        return self._message(
+            f"add element to '{set_name}'",
+            _NEWSETELEM,
+            self._element(set_name, element),
+            flags=NLM_F_CREATE | NLM_F_EXCL,
         )
 
     def delete_element(self, set_name: str, key: bytes) -> Message:
         """Return the request that deletes an element; ENOENT when there is none."""
-        what = f"delete element of '{set_name}'"
-        return self._elements(what, _DELSETELEM, set_name, flags=0, element=[("KEY", _value(key))])
+        body = self._element(set_name, attribute(_ELEM_KEY, _value(key)))
+        return self._message(f"delete element of '{set_name}'", _DELSETELEM, body)
 
     # --- what is there ---
 
     def element(self, netns: "NetNS", set_name: str, key: bytes) -> "Element | None":
         """Return the element with this key."""
-        what = f"look up element of '{set_name}'"
-        query = self._elements(what, _GETSETELEM, set_name, flags=0, element=[("KEY", _value(key))])
-        found = [element for answer in _query(netns, query) for element in _elements_of(answer)]
+        body = self._element(set_name, attribute(_ELEM_KEY, _value(key)))
+        query = self._message(
+            f"look up element of '{set_name}'", _GETSETELEM, body, read=_decode_elements
+        )
+        found = [element for answer in _query(netns, query) for element in answer]
         return found[0] if found else None
 
     def elements(self, netns: "NetNS", set_name: str) -> "list[Element]":
         """Return all elements of a set; none when there is no such set."""
-        attrs = [("TABLE", self.name), ("SET", set_name)]
+        body = string(_ELEMENTS_TABLE, self.name) + string(_ELEMENTS_SET, set_name)
         query = self._message(
-            f"list set '{set_name}'", _GETSETELEM, ElementsMessage, attrs, flags=NLM_F_DUMP
+            f"list set '{set_name}'", _GETSETELEM, body, flags=NLM_F_DUMP, read=_decode_elements
         )
-        return [element for answer in _query(netns, query) for element in _elements_of(answer)]
+        return [element for answer in _query(netns, query) for element in answer]
+
+    def is_empty(self, netns: "NetNS", set_name: str) -> bool:
+        """Tell whether a set has no element, or does not exist."""
+        body = string(_ELEMENTS_TABLE, self.name) + string(_ELEMENTS_SET, set_name)
+        query = self._message(
+            f"list set '{set_name}'", _GETSETELEM, body, flags=NLM_F_DUMP, read=_has_elements
+        )
+        return not any(_query(netns, query))
 
     def rules(self, netns: "NetNS", chain: str) -> "list[Rule]":
         """Return the rules of a chain; none when there is no such chain."""
-        attrs = [("TABLE", self.name), ("CHAIN", chain)]
-        query = self._message(
-            f"list chain '{chain}'", _GETRULE, RuleMessage, attrs, flags=NLM_F_DUMP
-        )
-        # Old kernels send every chain of the table.
-        answers = [a for a in _query(netns, query) if a.get_attr("CHAIN") == chain]
+        from cni_common import nftmessages  # noqa: PLC0415 - for CHECK, and what others left
+
+        answers = self._rules_of(netns, chain, read=nftmessages.decode_rule)
         return [
             Rule(
                 answer.get_attr("HANDLE"),
                 _decode_comment(answer.get_attr("USERDATA")),
-                _target(answer.get_attr("EXPRESSIONS") or ()),
-                _compared(answer.get_attr("EXPRESSIONS") or ()),
+                nftrules.target(answer.get_attr("EXPRESSIONS") or ()),
+                nftrules.compared(answer.get_attr("EXPRESSIONS") or ()),
             )
             for answer in answers
+            if answer.get_attr("CHAIN") == chain  # old kernels send every chain of the table
         ]
 
     def has_chain(self, netns: "NetNS", chain: str) -> bool:
         """Tell whether there is a chain of that name."""
-        attrs = [("TABLE", self.name), ("NAME", chain)]
-        return bool(
-            _query(
-                netns, self._message(f"look up '{chain}'", _GETCHAIN, ChainMessage, attrs, flags=0)
-            )
-        )
+        body = self._chain(chain)
+        return bool(_query(netns, self._message(f"look up '{chain}'", _GETCHAIN, body)))
 
-    def _elements(
-        self, what: str, kind: int, set_name: str, *, flags: int, element: "list[tuple[str, Any]]"
-    ) -> Message:
-        attrs = [("TABLE", self.name), ("SET", set_name), ("ELEMENTS", [{"attrs": element}])]
-        return self._message(what, kind, ElementsMessage, attrs, flags=flags)
+    def is_idle(self, netns: "NetNS", chain: str) -> bool:
+        """Tell whether nothing leads to a chain, nor will when transactions under way succeed.
+
+        The kernel can refuse to delete a chain by EBUSY, but that takes it a grace period of some
+        ten milliseconds; these two questions take a hundredth of it.
+        """
+        query = self._message(
+            f"look up '{chain}'", _GETCHAIN, self._chain(chain), read=_decode_chain_use
+        )
+        uses: list[int] = _query(netns, query)
+        rules = self._rules_of(netns, chain, read=_decode_chain_of_rule)
+        # A chain's own rules count as uses of it.
+        return sum(uses) <= rules.count(chain)
+
+    def holds(self, netns: "NetNS") -> int:
+        """Return how many chains and sets the table holds, 0 when there is no such table."""
+        body = string(_TABLE_NAME, self.name)
+        query = self._message("look up", _GETTABLE, body, read=_decode_table_use)
+        return sum(_query(netns, query))
+
+    def _chain(self, name: str) -> bytes:
+        return string(_CHAIN_TABLE, self.name) + string(_CHAIN_NAME, name)
+
+    def _rules(self, chain: str) -> bytes:
+        return string(_RULE_TABLE, self.name) + string(_RULE_CHAIN, chain)
+
+    def _rules_of(
+        self, netns: "NetNS", chain: str, *, read: "Callable[[bytes], Any]"
+    ) -> "list[Any]":
+        what, body = f"list chain '{chain}'", self._rules(chain)
+        return _query(netns, self._message(what, _GETRULE, body, flags=NLM_F_DUMP, read=read))
+
+    def _element(self, set_name: str, element: bytes) -> bytes:
+        names = string(_ELEMENTS_TABLE, self.name) + string(_ELEMENTS_SET, set_name)
+        return names + attribute(_ELEMENTS, attribute(_LIST_ELEM, element))
 
     def _message(
         self,
         what: str,
         kind: int,
-        body_type: "type[NfgenMessage]",
-        attrs: "list[tuple[str, Any]]",
+        attrs: bytes,
         *,
-        flags: int,
+        flags: int = 0,
+        read: "Callable[[bytes], Any]" = bytes,
     ) -> Message:
-        body = body_type()
-        body["nfgen_family"] = self.family
-        body["attrs"] = attrs
         text = f"nftables: {what} in table '{self.name}'"
-        return Message(text, _NFTABLES << 8 | kind, flags | NLM_F_ACK, body)
-
-
-@dataclass(frozen=True, slots=True)
-class Element:
-    """One element of a set or verdict map."""
-
-    key: bytes
-    chain: str  # where its verdict leads to, "" in a plain set
-    comment: str
+        body = _NFGENMSG.pack(self.family, 0, 0) + attrs
+        return Message(text, _NFTABLES << 8 | kind, flags | NLM_F_ACK, body, read)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +253,15 @@ class Rule:
     comment: str
     target: str  # the chain it jumps or goes to, ""
     compared: tuple[bytes, ...]  # what it compares with, in its order
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """One element of a set or verdict map."""
+
+    key: bytes
+    chain: str  # where its verdict leads to, "" in a plain set
+    comment: str
 
 
 def apply(netns: "NetNS", messages: "Sequence[Message]") -> None:
@@ -258,72 +288,12 @@ def apply_deletions(netns: "NetNS", deletions: "Callable[[], Sequence[Message]]"
     raise AssertionError  # pragma: no cover - the loop returns or raises
 
 
-def meta_nfproto(family: int) -> "list[Expression]":
-    """Return a match on the packet's family."""
-    return [("meta", [("DREG", _REG_1), ("KEY", _META_NFPROTO)]), _compare(bytes([family]))]
-
-
-def iifname(register: int = _REG_1) -> "Expression":
-    """Return a load of the input interface's name."""
-    return ("meta", [("DREG", register), ("KEY", _META_IIFNAME)])
-
-
-def ether_saddr(register: int = _REG_2) -> "Expression":
-    """Return a load of the source MAC."""
-    return ("payload", [("DREG", register), ("BASE", 0), ("OFFSET", 6), ("LEN", 6)])
-
-
-def network_bytes(offset: int, length: int) -> "Expression":
-    """Return a load of bytes of the network header."""
-    return ("payload", [("DREG", _REG_1), ("BASE", 1), ("OFFSET", offset), ("LEN", length)])
-
-
-def in_subnet(network: bytes, prefixlen: int) -> "list[Expression]":
-    """Return a comparison of the loaded address with a network."""
-    bits = len(network) * 8
-    mask = ((1 << bits) - (1 << (bits - prefixlen))).to_bytes(len(network), "big")
-    masked = [("SREG", _REG_1), ("DREG", _REG_1), ("LEN", len(network)), ("MASK", _value(mask))]
-    return [("bitwise", [*masked, ("XOR", _value(bytes(len(network))))]), _compare(network)]
-
-
-def lookup(set_name: str, *, verdict: bool = False, invert: bool = False) -> "Expression":
-    """Return a look-up of the loaded key, in a set or (`verdict`) in a verdict map."""
-    attrs: list[tuple[str, Any]] = [("SET", set_name), ("SREG", _REG_1)]
-    if verdict:
-        attrs.append(("DREG", _REG_VERDICT))
-    if invert:
-        attrs.append(("FLAGS", _INVERT))
-    return ("lookup", attrs)
-
-
-def verdict(code: int, chain: str = "") -> "Expression":
-    """Return the verdict `code`, for JUMP and GOTO with its chain."""
-    return ("immediate", [("DREG", _REG_VERDICT), ("DATA", _verdict(code, chain))])
-
-
-def masquerade() -> "Expression":
-    """Return the masquerade statement."""
-    return ("masq", [])
-
-
-def _compare(value: bytes) -> "Expression":
-    return ("cmp", [("SREG", _REG_1), ("OP", 0), ("DATA", _value(value))])
-
-
-def _value(data: bytes) -> "dict[str, Any]":
-    return {"attrs": [("VALUE", data)]}
-
-
-def _verdict(code: int, chain: str) -> "dict[str, Any]":
-    attrs: list[tuple[str, Any]] = [("CODE", code & 0xFFFFFFFF)]
-    if chain:
-        attrs.append(("CHAIN", chain))
-    return {"attrs": [("VERDICT", {"attrs": attrs})]}
+def _value(data: bytes) -> bytes:
+    return attribute(_DATA_VALUE, data)
 
 
 def _frame(what: str, kind: int) -> Message:
-    body = NfgenMessage()
-    body["res_id"] = _NFTABLES
+    body = _NFGENMSG.pack(0, 0, socket.htons(_NFTABLES))
     return Message(f"nftables: {what} of transaction", kind, 0, body)
 
 
@@ -339,35 +309,39 @@ def _query(netns: "NetNS", message: Message) -> "list[Any]":
         raise
 
 
-def _elements_of(answer: "Any") -> "list[Element]":
+def _attributes(data: bytes) -> dict[int, bytes]:
+    return attributes(data, HEADER_SIZE + _NFGENMSG.size)
+
+
+def _decode_table_use(data: bytes) -> int:
+    return int.from_bytes(_attributes(data)[_TABLE_USE], "big")
+
+
+def _decode_chain_use(data: bytes) -> int:
+    return int.from_bytes(_attributes(data)[_CHAIN_USE], "big")
+
+
+def _decode_chain_of_rule(data: bytes) -> str:
+    return string_of(_attributes(data)[_RULE_CHAIN])
+
+
+def _has_elements(data: bytes) -> bool:
+    return bool(_attributes(data).get(_ELEMENTS))
+
+
+def _decode_elements(data: bytes) -> "list[Element]":
     found = []
-    for item in answer.get_attr("ELEMENTS") or ():
-        data = item.get_attr("DATA")
-        where = data.get_attr("VERDICT") if data else None
+    for _, item in each_attribute(_attributes(data).get(_ELEMENTS, b"")):
+        element = attributes(item)
+        where = attributes(attributes(element.get(_ELEM_DATA, b"")).get(_DATA_VERDICT, b""))
         found.append(
             Element(
-                bytes(item.get_attr("KEY").get_attr("VALUE")),
-                (where.get_attr("CHAIN") if where else "") or "",
-                _decode_comment(item.get_attr("USERDATA")),
+                attributes(element[_ELEM_KEY])[_DATA_VALUE],
+                string_of(where.get(_VERDICT_CHAIN)),
+                _decode_comment(element.get(_ELEM_USERDATA)),
             )
         )
     return found
-
-
-def _target(expressions: "Any") -> str:
-    for expression in expressions:
-        if expression.get_attr("NAME") == "immediate":
-            where = expression.get_attr("DATA").get_attr("DATA").get_attr("VERDICT")
-            return (where.get_attr("CHAIN") if where else "") or ""
-    return ""
-
-
-def _compared(expressions: "Any") -> tuple[bytes, ...]:
-    return tuple(
-        bytes(expression.get_attr("DATA").get_attr("DATA").get_attr("VALUE"))
-        for expression in expressions
-        if expression.get_attr("NAME") == "cmp"
-    )
 
 
 def _encode_comment(comment: str) -> bytes:

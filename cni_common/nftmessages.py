@@ -1,14 +1,22 @@
-"""The messages of nfnetlink's nftables subsystem, described for pyroute2's codecs.
+"""The messages of nftables that are rare, described for pyroute2's codecs: chains, sets, rules.
 
 Attributes stand in the order of linux/netfilter/nf_tables.h, without their NFTA_ prefix.
 pyroute2 has such a module, too, but it loads sockets and asyncio: 41 ms of a cold start.
 """
 
-from cni_common.netlink import nla, nlmsg
+import sys
+
+from cni_common.codec import decoder, encode, nla, nlmsg
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
+
+_NFGENMSG_SIZE = 4
+_SET_MAP, _VERDICTS = 0x8, 0xFFFFFF00
+# NFTNL_UDATA_SET_KEYBYTEORDER of libnftnl, so that `nft list` prints interface names.
+_HOST_ORDER_KEY = bytes([0, 4]) + (1).to_bytes(4, sys.byteorder)
 
 
 class _Verdict(nla):  # type: ignore[misc]  # pyroute2 is not typed, nor are those below
@@ -69,12 +77,6 @@ class NfgenMessage(nlmsg):  # type: ignore[misc]
     fields = (("nfgen_family", "B"), ("version", "B"), ("res_id", "!H"))
 
 
-class TableMessage(NfgenMessage):
-    """NFT_MSG_*TABLE."""
-
-    nla_map = (("UNSPEC", "none"), ("NAME", "asciiz"), ("FLAGS", "be32"))
-
-
 class ChainMessage(NfgenMessage):
     """NFT_MSG_*CHAIN."""
 
@@ -109,17 +111,33 @@ class SetMessage(NfgenMessage):
     )
 
 
-class ElementsMessage(NfgenMessage):
-    """NFT_MSG_*SETELEM."""
+decode_rule = decoder(RuleMessage)
 
-    nla_map = (
-        *(("UNSPEC", "none"), ("TABLE", "asciiz"), ("SET", "asciiz")),
-        ("ELEMENTS", "*element"),
-    )
 
-    class element(_WithData):  # noqa: N801
-        header_type = 1  # NFTA_LIST_ELEM
-        nla_map = (
-            *(("UNSPEC", "none"), ("KEY", "register"), ("DATA", "register"), ("FLAGS", "be32")),
-            *(("TIMEOUT", "be64"), ("EXPIRATION", "be64"), ("USERDATA", "cdata")),
-        )
+def base_chain(table: str, name: str, *, kind: str, hook: int, priority: int) -> bytes:
+    """Return the attributes of a new chain of type `kind` at a netfilter hook."""
+    where = {"attrs": [("HOOKNUM", hook), ("PRIORITY", priority & 0xFFFFFFFF)]}
+    return _encode(ChainMessage, TABLE=table, NAME=name, HOOK=where, TYPE=kind)
+
+
+def rule(table: str, chain: str, expressions: "Sequence[tuple[str, Any]]") -> bytes:
+    """Return the attributes of a new rule."""
+    items = [{"attrs": [("NAME", name), ("DATA", {"attrs": data})]} for name, data in expressions]
+    return _encode(RuleMessage, TABLE=table, CHAIN=chain, EXPRESSIONS=items)
+
+
+def new_set(
+    table: str, name: str, key: tuple[int, int], *, verdicts: bool, host_order: bool
+) -> bytes:
+    """Return the attributes of a new set, or of a map from its keys to verdicts."""
+    length, kind = key
+    what = {"FLAGS": _SET_MAP, "DATA_TYPE": _VERDICTS, "DATA_LEN": 16} if verdicts else {}
+    userdata = _HOST_ORDER_KEY if host_order else b""
+    names = {"TABLE": table, "NAME": name, "KEY_TYPE": kind, "KEY_LEN": length}
+    return _encode(SetMessage, **names, **what, ID=1, USERDATA=userdata)
+
+
+def _encode(kind: "type[NfgenMessage]", **attrs: object) -> bytes:
+    body = kind()
+    body["attrs"] = list(attrs.items())
+    return encode(body)[_NFGENMSG_SIZE:]

@@ -3,19 +3,47 @@
 import errno
 import os
 import socket
+import struct
+import sys
 from ipaddress import ip_interface, ip_network
 
-from cni_common.link import IFF_PROMISC, IFF_UP, Link, LinkMessage, VethEnd, decode_link
+from cni_common.link import (
+    IFF_PROMISC,
+    IFF_UP,
+    IFLA_ADDRESS,
+    IFLA_BR_VLAN_FILTERING,
+    IFLA_BRPORT_ISOLATED,
+    IFLA_BRPORT_MODE,
+    IFLA_EXT_MASK,
+    IFLA_GROUP,
+    IFLA_IFNAME,
+    IFLA_INFO_DATA,
+    IFLA_INFO_KIND,
+    IFLA_INFO_SLAVE_DATA,
+    IFLA_INFO_SLAVE_KIND,
+    IFLA_LINKINFO,
+    IFLA_MASTER,
+    IFLA_MTU,
+    Link,
+    VethEnd,
+    decode_link,
+    encode_link,
+    encode_veth,
+    mac_bytes,
+)
 from cni_common.netlink import (
+    HEADER_SIZE,
     NLM_F_ACK,
     NLM_F_CREATE,
     NLM_F_DUMP,
     NLM_F_EXCL,
     Message,
     NetlinkError,
-    ifaddrmsg,
-    nlmsg,
-    rtmsg,
+    attribute,
+    attributes,
+    number_of,
+    string,
+    u32,
 )
 from cni_common.types import Route
 
@@ -38,13 +66,18 @@ IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_TENTATIVE = 0x02, 0x08, 0x40
 RTPROT_BOOT, RTPROT_RA = 3, 9
 RTN_UNICAST, RTN_LOCAL = 1, 2
 RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RT_TABLE_UNSPEC = 0, 254, 0
-
-
-class _Nsid(nlmsg):  # type: ignore[misc]  # pyroute2 is not typed
-    """struct rtgenmsg with the attributes of RTM_GETNSID."""
-
-    fields = (("rtgen_family", "B"), ("pad", "3x"))
-    nla_map = (("NONE", "none"), ("NSID", "int32"), ("PID", "uint32"), ("FD", "uint32"))
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 6, 8, 15
+_RTAX_MTU, _RTAX_ADVMSS = 2, 8
+_NETNSA_NSID, _NETNSA_FD = 1, 3
+_IFADDRMSG, _RTMSG, _RTGENMSG = (
+    struct.Struct("=BBBBI"),
+    struct.Struct("=8BI"),
+    struct.Struct("=B3x"),
+)
+_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+_NEW = NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK
+_NO_STATS = u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
 
 
 class Netlink:
@@ -57,140 +90,120 @@ class Netlink:
 
     def link(self, name: str) -> Link | None:
         """Return the interface called `name`."""
-        return self._get_link({"attrs": [("IFLA_IFNAME", name)]}, f"look up '{name}'")
+        return self._get_link(_named(name), f"look up '{name}'")
 
     def link_at(self, index: int) -> Link | None:
         """Return the interface with this index."""
-        return self._get_link({"index": index}, f"look up interface {index}")
+        return self._get_link(encode_link(_NO_STATS, index=index), f"look up interface {index}")
 
     def links(self) -> list[Link]:
         """Return all interfaces."""
-        attrs = [("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS)]
-        body = body_of(LinkMessage, attrs=attrs)
-        message = Message("list interfaces", RTM_GETLINK, NLM_F_DUMP, body, decode_link)
-        return self.channel.dump(message)
+        body = encode_link(_NO_STATS)
+        return self.channel.dump(
+            Message("list interfaces", RTM_GETLINK, NLM_F_DUMP, body, decode_link)
+        )
 
     def nsid(self, fd: int) -> int | None:
         """Return the number by which links here name the namespace `fd`, None: none does."""
-        message = Message("look up a namespace", RTM_GETNSID, NLM_F_ACK, body_of(_Nsid))
-        message.body["attrs"] = [("FD", fd)]
-        nsid = self.channel.exchange([message])[0][0].get_attr("NSID")
-        return None if nsid == NSID_NOT_ASSIGNED else int(nsid)
+        body = _RTGENMSG.pack(0) + u32(_NETNSA_FD, fd)
+        message = Message("look up a namespace", RTM_GETNSID, NLM_F_ACK, body, _decode_nsid)
+        nsid: int = self.channel.exchange([message])[0][0]
+        return None if nsid == NSID_NOT_ASSIGNED else nsid
 
     def add_bridge(
         self, name: str, *, mac: str, mtu: int = 0, vlan_filtering: bool = False
     ) -> None:
         """Create a bridge, down, with a MAC that no port will change; EEXIST if there is one."""
-        data = [("IFLA_BR_VLAN_FILTERING", 1)] if vlan_filtering else []
-        attrs: list[Any] = [("IFLA_IFNAME", name), ("IFLA_ADDRESS", mac)]
+        attrs = [string(IFLA_IFNAME, name), attribute(IFLA_ADDRESS, mac_bytes(mac))]
         if mtu:
-            attrs.append(("IFLA_MTU", mtu))
-        attrs.append(_linkinfo("bridge", data))
-        self._do(f"create bridge '{name}'", RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, attrs=attrs)
+            attrs.append(u32(IFLA_MTU, mtu))
+        info = string(IFLA_INFO_KIND, "bridge")
+        if vlan_filtering:
+            info += attribute(IFLA_INFO_DATA, attribute(IFLA_BR_VLAN_FILTERING, bytes([1])))
+        attrs.append(attribute(IFLA_LINKINFO, info))
+        self._do(f"create bridge '{name}'", RTM_NEWLINK, encode_link(*attrs), _NEW)
 
-    def add_veth(self, end: VethEnd, peer: VethEnd, *, master: int = 0) -> None:
-        """Create a veth pair by one message, both ends in their namespaces, `end` up and enslaved.
+    def add_veth(self, end: VethEnd, peer: VethEnd, *, master: int = 0) -> Link:
+        """Create a veth pair, both ends in their namespaces, `end` up and enslaved; return `end`.
 
         `peer` is born down: the kernel refuses to set it up before the pair exists (ENOTCONN).
         """
-        body = body_of(LinkMessage, flags=IFF_UP, change=IFF_UP)
-        peer_data = {"attrs": peer.attributes()}
-        body["attrs"] = end.attributes()
-        if master:
-            body["attrs"].append(("IFLA_MASTER", master))
-        body["attrs"].append(_linkinfo("veth", [("VETH_INFO_PEER", peer_data)]))
         what = f"create veth pair '{end.name}', '{peer.name}'"
-        flags = NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK
-        self.channel.exchange([Message(what, RTM_NEWLINK, flags, body)])
+        body = encode_veth(end, peer, u32(IFLA_MASTER, master) if master else b"")
+        create = Message(what, RTM_NEWLINK, _NEW, body)
+        look_up = _look_up(_named(end.name), f"look up '{end.name}'")
+        link: Link = self.channel.exchange([create, look_up])[1][0]
+        return link
 
     def set_up(self, index: int) -> None:
         """Set the interface up."""
-        self._do(f"set interface {index} up", RTM_NEWLINK, index=index, flags=IFF_UP, change=IFF_UP)
+        body = encode_link(index=index, flags=IFF_UP, change=IFF_UP)
+        self._do(f"set interface {index} up", RTM_NEWLINK, body)
 
     def set_down(self, index: int) -> None:
         """Set the interface down."""
-        self._do(f"set interface {index} down", RTM_NEWLINK, index=index, flags=0, change=IFF_UP)
+        body = encode_link(index=index, flags=0, change=IFF_UP)
+        self._do(f"set interface {index} down", RTM_NEWLINK, body)
 
     def set_promiscuous(self, index: int) -> None:
         """Set IFF_PROMISC."""
-        self._do(
-            f"set interface {index} promiscuous",
-            RTM_SETLINK,
-            index=index,
-            flags=IFF_PROMISC,
-            change=IFF_PROMISC,
-        )
+        body = encode_link(index=index, flags=IFF_PROMISC, change=IFF_PROMISC)
+        self._do(f"set interface {index} promiscuous", RTM_SETLINK, body)
 
     def set_port(self, index: int, *, hairpin: bool, isolated: bool) -> None:
         """Set a bridge port's flags."""
-        data = [("IFLA_BRPORT_MODE", int(hairpin)), ("IFLA_BRPORT_ISOLATED", int(isolated))]
-        info = [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", {"attrs": data})]
-        self._do(
-            f"set port flags of interface {index}",
-            RTM_NEWLINK,
-            index=index,
-            attrs=[("IFLA_LINKINFO", {"attrs": info})],
+        data = attribute(
+            IFLA_INFO_SLAVE_DATA,
+            attribute(IFLA_BRPORT_MODE, bytes([hairpin])),
+            attribute(IFLA_BRPORT_ISOLATED, bytes([isolated])),
         )
+        info = attribute(IFLA_LINKINFO, string(IFLA_INFO_SLAVE_KIND, "bridge"), data)
+        body = encode_link(info, index=index)
+        self._do(f"set port flags of interface {index}", RTM_NEWLINK, body)
 
     def set_mac(self, index: int, mac: str) -> None:
         """Set the MAC, which for a bridge also means: keep it, whatever ports come and go."""
-        what = f"set MAC of interface {index}"
-        self._do(what, RTM_SETLINK, index=index, attrs=[("IFLA_ADDRESS", mac)])
+        body = encode_link(attribute(IFLA_ADDRESS, mac_bytes(mac)), index=index)
+        self._do(f"set MAC of interface {index}", RTM_SETLINK, body)
 
     def set_mtu(self, index: int, mtu: int) -> None:
         """Set the MTU in bytes."""
-        self._do(
-            f"set MTU of interface {index}", RTM_SETLINK, index=index, attrs=[("IFLA_MTU", mtu)]
-        )
+        body = encode_link(u32(IFLA_MTU, mtu), index=index)
+        self._do(f"set MTU of interface {index}", RTM_SETLINK, body)
 
     def delete_link(self, index: int) -> bool:
         """Delete an interface; False when there was none."""
-        try:
-            self._do(f"delete interface {index}", RTM_DELLINK, index=index)
-        except NetlinkError as error:
-            if error.errno == errno.ENODEV:
-                return False
-            raise
-        return True
+        return self._try(f"delete interface {index}", RTM_DELLINK, encode_link(index=index))
 
     def delete_links(self, indexes: "Sequence[int]") -> "list[bool]":
         """Delete several interfaces by one message; tell of each whether it was there."""
         if len(indexes) == 1:
             return [self.delete_link(indexes[0])]
         # A random one: whatever else is in the group would go as well. People use small numbers.
-        group = int.from_bytes(os.urandom(4)) | 1 << 30
-        found = [self._set_group(index, group) for index in indexes]
-        try:
-            self._do("delete interfaces", RTM_DELLINK, attrs=[("IFLA_GROUP", group)])
-        except NetlinkError as error:
-            if error.errno != errno.ENODEV:  # they went with their namespaces meanwhile
-                raise
+        group = u32(IFLA_GROUP, int.from_bytes(os.urandom(4)) | 1 << 30)
+        found = [
+            self._try(
+                f"set group of interface {index}", RTM_SETLINK, encode_link(group, index=index)
+            )
+            for index in indexes
+        ]
+        self._try("delete a group of interfaces", RTM_DELLINK, encode_link(group))
         return found
-
-    def _set_group(self, index: int, group: int) -> bool:
-        """Put an interface into a group (ip-link(8)); False when there is none."""
-        try:
-            what = f"set group of interface {index}"
-            self._do(what, RTM_SETLINK, index=index, attrs=[("IFLA_GROUP", group)])
-        except NetlinkError as error:
-            if error.errno == errno.ENODEV:
-                return False
-            raise
-        return True
 
     # --- addresses and routes ---
 
     def addresses(self, index: int = 0) -> "list[tuple[Cidr, int]]":
         """Return the addresses of an interface (0: of all) with their IFA_F_ flags."""
-        body = body_of(ifaddrmsg, index=index)
-        message = Message("list addresses", RTM_GETADDR, NLM_F_DUMP, body)
-        found = []
-        for answer in self.channel.dump(message):
-            if index in (0, answer["index"]):
-                text = answer.get_attr("IFA_LOCAL") or answer.get_attr("IFA_ADDRESS")
-                cidr = ip_interface(f"{text}/{answer['prefixlen']}")
-                found.append((cidr, answer.get_attr("IFA_FLAGS") or answer["flags"]))
-        return found
+        body = _IFADDRMSG.pack(0, 0, 0, 0, index)
+        message = Message("list addresses", RTM_GETADDR, NLM_F_DUMP, body, _decode_address)
+        try:
+            found = self.channel.dump(message)
+        except NetlinkError as error:
+            if error.errno == errno.ENODEV:  # there is no such interface any more
+                return []
+            raise
+        # Kernels before 4.20 send those of all interfaces.
+        return [(cidr, flags) for where, cidr, flags in found if index in (0, where)]
 
     def add_address(self, index: int, address: "Cidr", *, dad: bool = False) -> None:
         """Add an address; EEXIST when the interface has it. `dad`: IPv6 detects duplicates."""
@@ -198,40 +211,34 @@ class Netlink:
 
     def delete_address(self, index: int, address: "Cidr") -> None:
         """Delete an address."""
-        body = _address_body(index, address)
-        what = f"delete address {address}"
-        self.channel.exchange([Message(what, RTM_DELADDR, NLM_F_ACK, body)])
+        self._do(f"delete address {address}", RTM_DELADDR, _encode_address(index, address))
 
     def routes(self, index: int) -> list[Route]:
         """Return the unicast routes over an interface, in every table."""
-        routes = []
-        for family in (socket.AF_INET, socket.AF_INET6):
-            message = Message(
-                "list routes", RTM_GETROUTE, NLM_F_DUMP, body_of(rtmsg, family=family)
-            )
-            routes += [
-                _route(answer)
-                for answer in self.channel.dump(message)
-                if answer.get_attr("RTA_OIF") == index and answer["type"] == RTN_UNICAST
-            ]
-        return routes
+        return [
+            _route(answer)
+            for family in _FAMILY.values()
+            for answer in self._routes(family)
+            if answer.get_attr("RTA_OIF") == index and answer["type"] == RTN_UNICAST
+        ]
 
     def advertised_defaults(self) -> set[int]:
         """Return the interfaces with an IPv6 default route that a router advertised."""
-        body = body_of(rtmsg, family=socket.AF_INET6)
         return {
             answer.get_attr("RTA_OIF")
-            for answer in self.channel.dump(Message("list routes", RTM_GETROUTE, NLM_F_DUMP, body))
+            for answer in self._routes(socket.AF_INET6)
             if not answer["dst_len"] and answer["proto"] == RTPROT_RA
         }
 
     def is_local(self, address: "Address") -> bool:
         """Tell whether what comes for `address` would be taken in here."""
-        family, bits = (socket.AF_INET, 32) if address.version == 4 else (socket.AF_INET6, 128)
-        body = body_of(rtmsg, family=family, dst_len=bits, attrs=[("RTA_DST", str(address))])
-        message = Message(f"look up route to {address}", RTM_GETROUTE, NLM_F_ACK, body)
+        body = _encode_route(
+            attribute(_RTA_DST, address.packed), version=address.version, bits=address.max_prefixlen
+        )
+        what = f"look up route to {address}"
+        message = Message(what, RTM_GETROUTE, NLM_F_ACK, body, _decode_route_type)
         try:
-            return bool(self.channel.exchange([message])[0][0]["type"] == RTN_LOCAL)
+            return bool(self.channel.exchange([message])[0][0] == RTN_LOCAL)
         except NetlinkError as error:
             if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
                 return False
@@ -240,102 +247,138 @@ class Netlink:
     def configure(
         self, index: int, addresses: "Sequence[Cidr]", routes: "Sequence[Route]", *, dad: bool
     ) -> None:
-        """Add `addresses`, set the interface up and add `routes`, all by one send."""
-        up = body_of(LinkMessage, index=index, flags=IFF_UP, change=IFF_UP)
+        """Add `addresses`, set the interface up and add `routes`, all by one send.
+
+        A look at the interface makes the kernel update its operstate at once (since Linux 6.8).
+        """
+        up = encode_link(index=index, flags=IFF_UP, change=IFF_UP)
         self.channel.exchange(
             [
                 *(address_message(index, address, dad=dad) for address in addresses),
                 Message(f"set interface {index} up", RTM_NEWLINK, NLM_F_ACK, up),
                 *(route_message(index, route) for route in routes),
+                _look_up(encode_link(_NO_STATS, index=index), f"look up interface {index}"),
             ]
         )
 
     # --- how a request is made ---
 
-    def _do(self, what: str, kind: int, more_flags: int = 0, **fields: "Any") -> None:
-        body = body_of(LinkMessage, **fields)
-        self.channel.exchange([Message(what, kind, NLM_F_ACK | more_flags, body)])
+    def _do(self, what: str, kind: int, body: bytes, flags: int = NLM_F_ACK) -> None:
+        self.channel.exchange([Message(what, kind, flags, body)])
 
-    def _get_link(self, fields: "dict[str, Any]", what: str) -> Link | None:
-        body = body_of(LinkMessage, **fields)
-        body["attrs"] = [*body["attrs"], ("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS)]
+    def _try(self, what: str, kind: int, body: bytes) -> bool:
+        """Do it; False when there is no such interface."""
         try:
-            message = Message(what, RTM_GETLINK, NLM_F_ACK, body, decode_link)
-            found: list[Link] = self.channel.exchange([message])[0]
+            self._do(what, kind, body)
+        except NetlinkError as error:
+            if error.errno == errno.ENODEV:
+                return False
+            raise
+        return True
+
+    def _get_link(self, body: bytes, what: str) -> Link | None:
+        try:
+            found: list[Link] = self.channel.exchange([_look_up(body, what)])[0]
         except NetlinkError as error:
             if error.errno == errno.ENODEV:
                 return None
             raise
         return found[0]
 
+    def _routes(self, family: int) -> "list[Any]":
+        from cni_common.codec import decoder, rtmsg  # noqa: PLC0415 - CHECK reads routes, no ADD
+
+        body = _RTMSG.pack(family, *[0] * 8)
+        return self.channel.dump(
+            Message("list routes", RTM_GETROUTE, NLM_F_DUMP, body, decoder(rtmsg))
+        )
+
 
 def address_message(index: int, address: "Cidr", *, dad: bool) -> Message:
     """Return the request that adds `address`."""
-    flags = NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK
-    return Message(f"add address {address}", RTM_NEWADDR, flags, _address_body(index, address, dad))
+    body = _encode_address(index, address, IFA_F_NODAD if address.version == 6 and not dad else 0)
+    return Message(f"add address {address}", RTM_NEWADDR, _NEW, body)
 
 
 def route_message(index: int, route: Route) -> Message:
     """Return the request that adds `route` over the interface `index`."""
-    family = socket.AF_INET if route.dst.version == 4 else socket.AF_INET6
     table = RT_TABLE_MAIN if route.table is None else route.table
-    attrs: list[tuple[str, Any]] = [("RTA_OIF", index), ("RTA_TABLE", table)]
+    attrs = [u32(_RTA_OIF, index), u32(_RTA_TABLE, table)]
     if route.dst.prefixlen:
-        attrs.append(("RTA_DST", str(route.dst.network_address)))
+        attrs.append(attribute(_RTA_DST, route.dst.network_address.packed))
     if route.gw is not None:
-        attrs.append(("RTA_GATEWAY", str(route.gw)))
+        attrs.append(attribute(_RTA_GATEWAY, route.gw.packed))
     if route.priority is not None:
-        attrs.append(("RTA_PRIORITY", route.priority))
-    metrics = [("RTAX_MTU", route.mtu), ("RTAX_ADVMSS", route.advmss)]
-    metrics = [(name, value) for name, value in metrics if value]
-    if metrics:
-        attrs.append(("RTA_METRICS", {"attrs": metrics}))
-    body = body_of(
-        rtmsg,
-        family=family,
-        dst_len=route.dst.prefixlen,
+        attrs.append(u32(_RTA_PRIORITY, route.priority))
+    metrics = ((_RTAX_MTU, route.mtu), (_RTAX_ADVMSS, route.advmss))
+    if route.mtu or route.advmss:
+        attrs.append(
+            attribute(_RTA_METRICS, *(u32(kind, value) for kind, value in metrics if value))
+        )
+    body = _encode_route(
+        *attrs,
+        version=route.dst.version,
+        bits=route.dst.prefixlen,
         table=table if table < 256 else RT_TABLE_UNSPEC,
         proto=RTPROT_BOOT,
         scope=RT_SCOPE_UNIVERSE if route.scope is None else route.scope,
-        type=RTN_UNICAST,
-        attrs=attrs,
+        kind=RTN_UNICAST,
     )
-    flags = NLM_F_CREATE | NLM_F_ACK
     gateway = f" via {route.gw}" if route.gw is not None else ""
+    flags = NLM_F_CREATE | NLM_F_ACK
     return Message(f"add route {route.dst}{gateway}", RTM_NEWROUTE, flags, body)
 
 
-def body_of(kind: "type[nlmsg]", *, attrs: "Sequence[Any]" = (), **fields: object) -> nlmsg:
-    """Return a message body with these fields and attributes."""
-    body = kind()
-    for name, value in fields.items():
-        body[name] = value
-    body["attrs"] = list(attrs)
-    return body
+def _named(name: str) -> bytes:
+    return encode_link(string(IFLA_IFNAME, name), _NO_STATS)
 
 
-def _address_body(index: int, address: "Cidr", dad: bool = True) -> nlmsg:  # noqa: FBT001, FBT002
-    attrs = [("IFA_LOCAL", str(address.ip)), ("IFA_ADDRESS", str(address.ip))]
-    if address.version == 4 and address.network.prefixlen < 31:
-        attrs.append(("IFA_BROADCAST", str(address.network.broadcast_address)))
-    return body_of(
-        ifaddrmsg,
-        family=socket.AF_INET if address.version == 4 else socket.AF_INET6,
-        prefixlen=address.network.prefixlen,
-        flags=IFA_F_NODAD if address.version == 6 and not dad else 0,
-        index=index,
-        attrs=attrs,
-    )
+def _look_up(body: bytes, what: str) -> Message:
+    return Message(what, RTM_GETLINK, NLM_F_ACK, body, decode_link)
 
 
-def _linkinfo(kind: str, data: "list[tuple[str, Any]]") -> "tuple[str, Any]":
-    attrs: list[tuple[str, Any]] = [("IFLA_INFO_KIND", kind)]
-    if data:
-        attrs.append(("IFLA_INFO_DATA", {"attrs": data}))
-    return ("IFLA_LINKINFO", {"attrs": attrs})
+def _decode_nsid(data: bytes) -> int:
+    payload = attributes(data, HEADER_SIZE + _RTGENMSG.size)[_NETNSA_NSID]
+    return int.from_bytes(payload, sys.byteorder, signed=True)
 
 
-def _route(answer: nlmsg) -> Route:
+def _encode_address(index: int, address: "Cidr", flags: int = 0) -> bytes:
+    """Return a struct ifaddrmsg with its attributes."""
+    version, prefixlen, packed = address.version, address.network.prefixlen, address.packed
+    attrs = [attribute(_IFA_LOCAL, packed), attribute(_IFA_ADDRESS, packed)]
+    if version == 4 and prefixlen < 31:
+        attrs.append(attribute(_IFA_BROADCAST, address.network.broadcast_address.packed))
+    return _IFADDRMSG.pack(_FAMILY[version], prefixlen, flags, 0, index) + b"".join(attrs)
+
+
+def _decode_address(data: bytes) -> "tuple[int, Cidr, int]":
+    """Return index, address and IFA_F_ flags of an RTM_NEWADDR."""
+    _, prefixlen, flags, _, index = _IFADDRMSG.unpack_from(data, HEADER_SIZE)
+    attrs = attributes(data, HEADER_SIZE + _IFADDRMSG.size)
+    packed = attrs.get(_IFA_LOCAL) or attrs[_IFA_ADDRESS]
+    return index, ip_interface((packed, prefixlen)), number_of(attrs.get(_IFA_FLAGS)) or flags
+
+
+def _encode_route(
+    *attrs: bytes,
+    version: int,
+    bits: int,
+    table: int = 0,
+    proto: int = 0,
+    scope: int = 0,
+    kind: int = 0,
+) -> bytes:
+    """Return a struct rtmsg with its attributes; `bits`: the destination's prefix length."""
+    header = _RTMSG.pack(_FAMILY[version], bits, 0, 0, table, proto, scope, kind, 0)
+    return header + b"".join(attrs)
+
+
+def _decode_route_type(data: bytes) -> int:
+    kind: int = _RTMSG.unpack_from(data, HEADER_SIZE)[7]
+    return kind
+
+
+def _route(answer: "Any") -> Route:
     any_address = "0.0.0.0" if answer["family"] == socket.AF_INET else "::"
     dst = answer.get_attr("RTA_DST") or any_address
     gw = answer.get_attr("RTA_GATEWAY")

@@ -119,7 +119,7 @@ class _FaultyNetNS(NetNS):
 
     def channel(self, protocol: int, groups: int = 0) -> Channel:
         plain = super().channel(protocol, groups)
-        channel = _FaultyChannel(plain._sock)
+        channel = _FaultyChannel(plain.sock)
         channel.fault, channel.is_atomic = self.fault, protocol == NETLINK_NETFILTER
         return channel
 

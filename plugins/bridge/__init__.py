@@ -37,33 +37,24 @@ def add(req: "Request", host: "Host", undo: "Undo") -> Result:
     record = attachment.begin(req, host, conf, undo)
     bridge = port.ensure_bridge(host.netns, conf)
     end = VethEnd(req.ifname, conf.mac or interface.random_mac(), netns=container.fd)
-    ours = interface.create_veth(
-        host.netns,
-        end,
-        undo,
-        mtu=conf.mtu,
-        master=bridge.index,
-        intend=lambda own: record.note(veth=own.name, veth_mac=own.mac, mac=end.mac),
-    )
-    port.configure(host.netns, ours, conf)
-    if conf.mac_filter:
-        record.note(mac_filter=end.mac)
-        undo.push("MAC filter", lambda: macfilter.remove(host.netns, ours.name, end.mac))
-        macfilter.add(host.netns, ours.name, end.mac)
+    ours = _plug_in(host, conf, end, bridge=bridge, record=record, undo=undo)
     result = _interfaces(req, bridge, ours, end)
     events = host.netns.channel(NETLINK_ROUTE, RTMGRP_LINK)
     if conf.ipam:
-        _connect_ip(req, host, conf, result, record=record, undo=undo)
+        _allocate(req, host, conf, result, undo=undo)
+        if conf.is_gateway:
+            _ensure_gateways(req, host, conf, result, bridge=bridge, record=record)
+        interface.configure(container, req.ifname, ours.peer, result, dad=conf.dad)
+        if conf.masquerade:
+            _masquerade(req, host, conf, result, record=record, undo=undo)
     elif not conf.container_down:
-        container.netlink.set_up(interface.required(container, req.ifname).index)
+        container.netlink.configure(ours.peer, (), (), dad=conf.dad)
     if not conf.container_down:
         interface.await_operational(host.netns, events, ours.index, _UP_SECONDS)
-        # Not by force: a bridge with STP takes half a minute for its first port.
-        interface.wait_until(
-            lambda: interface.is_operational(host.netns, bridge.index), events, _BRIDGE_SECONDS
-        )
-    # A bridge that somebody made without a MAC takes on that of its lowest port, likewise the MTU.
-    bridge = interface.required(host.netns, conf.bridge)
+    # Not by force: a bridge with STP takes half a minute for its first port. And one that somebody
+    # made without a MAC takes on that of its lowest port, likewise the MTU.
+    seconds = 0 if conf.container_down else _BRIDGE_SECONDS
+    bridge = interface.await_link(host.netns, events, bridge.index, seconds)
     mtu = port.fit_mtu(host.netns, bridge, conf)
     result.interfaces[0].mac, result.interfaces[0].mtu = bridge.mac, mtu
     if conf.dns is not None:
@@ -145,6 +136,26 @@ def status(req: "Request", host: "Host") -> None:
         host.delegate(conf.ipam, req, Command.STATUS)
 
 
+def _plug_in(
+    host: "Host", conf: Conf, end: VethEnd, *, bridge: "Link", record: "Record", undo: "Undo"
+) -> "Link":
+    """Make the veth pair; return the host's end, which is the port."""
+    ours = interface.create_veth(
+        host.netns,
+        end,
+        undo,
+        mtu=conf.mtu,
+        master=bridge.index,
+        intend=lambda own: record.note(veth=own.name, veth_mac=own.mac, mac=end.mac),
+    )
+    port.configure(host.netns, ours, conf)
+    if conf.mac_filter:
+        record.note(mac_filter=end.mac)
+        undo.push("MAC filter", lambda: macfilter.remove(host.netns, ours.name, end.mac))
+        macfilter.add(host.netns, ours.name, end.mac)
+    return ours
+
+
 def _interfaces(req: "Request", bridge: "Link", ours: "Link", end: VethEnd) -> Result:
     result = Result()
     result.add_interface(Interface(bridge.name, bridge.mac, bridge.mtu))
@@ -153,10 +164,8 @@ def _interfaces(req: "Request", bridge: "Link", ours: "Link", end: VethEnd) -> R
     return result
 
 
-def _connect_ip(
-    req: "Request", host: "Host", conf: Conf, result: Result, *, record: "Record", undo: "Undo"
-) -> None:
-    """Get addresses from IPAM and configure them on both sides."""
+def _allocate(req: "Request", host: "Host", conf: Conf, result: Result, *, undo: "Undo") -> None:
+    """Complete `result` by what IPAM gives."""
     given = attachment.allocate(req, host, conf.ipam, undo)
     if not given.ips:
         raise CNIError(
@@ -164,36 +173,49 @@ def _connect_ip(
             f"IPAM plugin returned missing IP config: '{conf.ipam}' gave no address",
         )
     result.ips, result.routes, result.dns = given.ips, given.routes, given.dns
-    container = host.open_netns(req.netns)
     for ip in result.ips:
         ip.interface = len(result.interfaces) - 1
     if 0 < conf.mtu < port.IPV6_MTU_MIN and any(ip.address.version == 6 for ip in result.ips):
         raise CNIError(
             Code.INVALID_CONFIG, f'"mtu" is {conf.mtu}, IPv6 needs 1280 bytes (RFC 8200)'
         )
-    if conf.is_gateway:
-        gateway.complete(conf, result)
-        record.note(
-            gateway_interface=conf.gateway_interface,
-            gateways=[str(cidr) for cidr in gateway.gateways(result)],
-        )
-        gateway.ensure(
-            host.netns,
-            conf,
-            result,
-            user_of=lambda cidr: attachment.user_of_gateway(req, host, conf, cidr),
-            log=host.log,
-        )
-    link = interface.required(container, req.ifname)
-    interface.configure(container, link, result, dad=conf.dad)
-    if conf.masquerade:
-        addresses = [ip.address for ip in result.ips]
-        record.note(masquerade=conf.masquerade, addresses=[str(cidr) for cidr in addresses])
-        undo.push("masquerading", lambda: attachment.unmasquerade(req, host, record.facts))
-        masquerade.add(
-            host.netns,
-            attachment.owner(req),
-            addresses,
-            backend=conf.masquerade,
-            is_alive=lambda text: attachment.is_alive(host, text),
-        )
+
+
+def _ensure_gateways(
+    req: "Request",
+    host: "Host",
+    conf: Conf,
+    result: Result,
+    *,
+    bridge: "Link",
+    record: "Record",
+) -> None:
+    """Make the host the gateway of what `result` has."""
+    gateway.complete(conf, result)
+    record.note(
+        gateway_interface=conf.gateway_interface,
+        gateways=[str(cidr) for cidr in gateway.gateways(result)],
+    )
+    gateway.ensure(
+        host.netns,
+        conf,
+        bridge,
+        result,
+        user_of=lambda cidr: attachment.user_of_gateway(req, host, conf, cidr),
+        log=host.log,
+    )
+
+
+def _masquerade(
+    req: "Request", host: "Host", conf: Conf, result: Result, *, record: "Record", undo: "Undo"
+) -> None:
+    addresses = [ip.address for ip in result.ips]
+    record.note(masquerade=conf.masquerade, addresses=[str(cidr) for cidr in addresses])
+    undo.push("masquerading", lambda: attachment.unmasquerade(req, host, record.facts))
+    masquerade.add(
+        host.netns,
+        attachment.owner(req),
+        addresses,
+        backend=conf.masquerade,
+        is_alive=lambda text: attachment.is_alive(host, text),
+    )

@@ -54,6 +54,7 @@ def _is_default(route: "Route") -> bool:
 def ensure(
     host: "NetNS",
     conf: "Conf",
+    bridge: "Link",
     result: "Result",
     *,
     user_of: "Callable[[Cidr], str]",
@@ -63,11 +64,10 @@ def ensure(
 
     `user_of` tells which other network needs an address on the bridge, "" when none does.
     """
+    link = bridge
     if conf.vlan:
         link = _ensure_vlan_interface(host, conf)
         result.add_interface(Interface(link.name, link.mac, link.mtu))
-    else:
-        link = interface.required(host, conf.bridge)
     wanted = gateways(result)
     present = [cidr for cidr, _ in host.netlink.addresses(link.index)]
     for gateway in wanted:
@@ -78,7 +78,7 @@ def ensure(
             host.netlink.delete_address(link.index, other)
             present.remove(other)
             log(f"forceAddress: {other} on '{link.name}' makes room for {gateway}")
-        _add(host, link, gateway)
+        _add(host, link.name, gateway)
     interface.enable_forwarding(host, {gateway.version for gateway in wanted}, log)
 
 
@@ -133,7 +133,8 @@ def _in_the_way(gateway: "Cidr", present: "Iterable[Cidr]", wanted: "list[Cidr]"
     return [c for c in others if c.network.overlaps(gateway.network)]
 
 
-def _add(host: "NetNS", link: "Link", gateway: "Cidr") -> None:
+def _add(host: "NetNS", name: str, gateway: "Cidr") -> None:
+    link = interface.required(host, name)
     # A bridge that somebody made without a MAC has that of its lowest port: the next port could
     # change it, and every container would lose its gateway for a while.
     host.netlink.set_mac(link.index, link.mac)

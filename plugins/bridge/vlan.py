@@ -1,21 +1,22 @@
 """VLANs of a bridge port, as rtnetlink has them (linux/if_bridge.h)."""
 
 import socket
+import struct
 from dataclasses import dataclass
 
-from cni_common.link import LinkMessage
-from cni_common.netlink import NLM_F_ACK, NLM_F_DUMP, Message
-from cni_common.rtnetlink import RTM_DELLINK, RTM_GETLINK, RTM_SETLINK, body_of
+from cni_common.link import IFLA_AF_SPEC, IFLA_EXT_MASK, decode_bridge_spec, encode_link
+from cni_common.netlink import NLM_F_ACK, NLM_F_DUMP, Message, attribute, each_attribute, u32
+from cni_common.rtnetlink import RTM_DELLINK, RTM_GETLINK, RTM_SETLINK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from typing import Any
 
     from cni_common.rtnetlink import Netlink
 
 _RTEXT_FILTER_BRVLAN = 2  # linux/rtnetlink.h
-_BRIDGE_FLAGS_MASTER = 1
+_IFLA_BRIDGE_FLAGS, _IFLA_BRIDGE_VLAN_INFO, _BRIDGE_FLAGS_MASTER = 0, 2, 1
+_VLAN_INFO = struct.Struct("=HH")  # struct bridge_vlan_info: flags, vid
 _PVID, _UNTAGGED, _RANGE_BEGIN, _RANGE_END = 2, 4, 8, 16
 
 
@@ -30,15 +31,14 @@ class Vlan:
 
 def vlans_of(netlink: "Netlink", index: int) -> list[Vlan]:
     """Return the VLANs of the bridge port `index`."""
-    attrs = [("IFLA_EXT_MASK", _RTEXT_FILTER_BRVLAN)]
-    body = body_of(LinkMessage, family=socket.AF_BRIDGE, attrs=attrs)
-    message = Message("list bridge VLANs", RTM_GETLINK, NLM_F_DUMP, body)
+    body = encode_link(u32(IFLA_EXT_MASK, _RTEXT_FILTER_BRVLAN), family=socket.AF_BRIDGE)
+    message = Message("list bridge VLANs", RTM_GETLINK, NLM_F_DUMP, body, decode_bridge_spec)
     vlans = []
-    for answer in netlink.channel.dump(message):
-        spec = answer.get_attr("IFLA_AF_SPEC") if answer["index"] == index else None
-        for info in spec.get_attrs("IFLA_BRIDGE_VLAN_INFO") if spec else ():
-            flags = info["flags"]
-            vlans.append(Vlan(info["vid"], bool(flags & _PVID), bool(flags & _UNTAGGED)))
+    for where, spec in netlink.channel.dump(message):
+        for kind, payload in each_attribute(spec) if where == index else ():
+            if kind == _IFLA_BRIDGE_VLAN_INFO:
+                flags, vid = _VLAN_INFO.unpack(payload)
+                vlans.append(Vlan(vid, bool(flags & _PVID), bool(flags & _UNTAGGED)))
     return vlans
 
 
@@ -59,10 +59,15 @@ def _send(
 ) -> None:
     if not infos:
         return
-    spec: list[tuple[str, Any]] = [("IFLA_BRIDGE_FLAGS", _BRIDGE_FLAGS_MASTER)]
-    spec += [("IFLA_BRIDGE_VLAN_INFO", info) for info in infos]
-    attrs = [("IFLA_AF_SPEC", {"attrs": spec})]
-    body = body_of(LinkMessage, family=socket.AF_BRIDGE, index=index, attrs=attrs)
+    spec = attribute(
+        IFLA_AF_SPEC,
+        attribute(_IFLA_BRIDGE_FLAGS, struct.pack("=H", _BRIDGE_FLAGS_MASTER)),
+        *(
+            attribute(_IFLA_BRIDGE_VLAN_INFO, _VLAN_INFO.pack(info["flags"], info["vid"]))
+            for info in infos
+        ),
+    )
+    body = encode_link(spec, family=socket.AF_BRIDGE, index=index)
     netlink.channel.exchange([Message(what, kind, NLM_F_ACK, body)])
 
 

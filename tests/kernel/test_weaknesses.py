@@ -129,7 +129,8 @@ def test_b1_late_failure_is_taken_back(machine: Machine, backend: str) -> None:
     machine.ok("bridge", "ADD", config, container)
     machine.ok("bridge", "DEL", config, container)
     before = machine.nft()
-    end = Fault(at=1, code=errno.ENOMEM, only=lambda what: what.startswith("look up interface"))
+    # The container's end, the port, the bridge.
+    end = Fault(at=3, code=errno.ENOMEM, only=lambda what: what.startswith("look up interface"))
 
     with faulty(machine, end) as faulty_host:
         machine.refused("bridge", "ADD", config, container, host=faulty_host)

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # count. A new module needs an entry in docs/decisions.md.
 ORDER = (
     *("errors", "steps", "wire", "types", "schema", "request", "record"),
-    *("netlink", "link", "rtnetlink", "netns", "nftmessages", "nft"),
+    *("netlink", "codec", "link", "rtnetlink", "netns", "nftmessages", "nftrules", "nft"),
     *("iptables", "masquerade", "interface"),
     *("protocol", "host", "gather", "worker", "engine", "main"),
 )
@@ -30,10 +30,12 @@ FOR_PLUGINS = ORDER[: ORDER.index("protocol")]  # a plugin is handed the Host
 # Who may import what only inside functions: each costs a cold start that has no need of it.
 LAZY = {
     "netns": ("netlink", "rtnetlink"),
+    "rtnetlink": ("codec",),
+    "nft": ("nftmessages",),
     "masquerade": ("iptables",),
     "main": ORDER,
 }
-THIRD_PARTIES = {"pyroute2": "cni_common.netlink", "jsonschema": "cni_common.schema"}
+THIRD_PARTIES = {"pyroute2": "cni_common.codec", "jsonschema": "cni_common.schema"}
 
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 60
@@ -183,26 +185,7 @@ _BASE = frozenset(
     }
 )
 _SERVING = _BASE | {"errno", "fcntl"}
-# pyroute2's message classes bring in all of these but socket and struct.
-_NETLINK = frozenset(
-    {
-        "array",
-        "atexit",
-        "logging",
-        "math",
-        "pyroute2",
-        "select",
-        "selectors",
-        "signal",
-        "socket",
-        "string",
-        "struct",
-        "textwrap",
-        "threading",
-        "traceback",
-        "typing",
-    }
-)
+_NETLINK = frozenset({"array", "math", "select", "selectors", "signal", "socket", "struct"})
 _COMMON_BASE = frozenset({"errors", "main", "types", "wire"})
 _COMMON_SERVING = _COMMON_BASE | frozenset(
     {"host", "netns", "protocol", "record", "request", "schema", "steps"}
@@ -248,7 +231,7 @@ ENTRIES = {
         {"vlan": 5000},
         7,
         _SERVING | _NETLINK,
-        _COMMON_SERVING | _INTERFACE | {"masquerade", "nft", "nftmessages"},
+        _COMMON_SERVING | _INTERFACE | {"masquerade", "nft", "nftrules"},
         frozenset(
             {
                 "bridge",
