@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from cni_common.host import Loader
 
 _ADD, _VERSION = "ADD", "VERSION"
+_PROGRAM = "pycni"  # the one name that is not a plugin's
 
 
 class _Terminated(BaseException):
@@ -19,13 +20,13 @@ class _Terminated(BaseException):
 
 def main(load: "Loader") -> int:
     """Serve the request in the environment and on stdin; return the exit status."""
-    gc.disable()  # the process ends before there is anything worth collecting
     has_stdout = _complete_standard_streams()
     plugin = os.path.basename(sys.argv[0])
     environ = dict(os.environ)
     command = environ.get("CNI_COMMAND", "")
     if not command:
-        return _about(plugin)
+        return _command_line(load) if plugin == _PROGRAM else _about(plugin)
+    gc.disable()  # the process ends before there is anything worth collecting
     try:
         stdin = b"" if command == _VERSION else _read_all()
     except OSError as error:
@@ -57,6 +58,19 @@ def _serve(
             _log("the result could not be written to stdout: the attachment is taken back")
             respond(plugin, {**environ, "CNI_COMMAND": "DEL"}, stdin, host)
         return 1
+
+
+def _command_line(load: "Loader") -> int:
+    from cni_common import cli  # noqa: PLC0415 - only for people and service managers
+
+    status = cli.run(sys.argv[1:], load)
+    try:
+        if sys.stdout:
+            sys.stdout.flush()  # the frozen program ends without doing so
+    except OSError as error:
+        _log(f"cannot write to stdout: {error.strerror}")
+        return 1
+    return status
 
 
 def _about(plugin: str) -> int:

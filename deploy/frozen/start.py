@@ -1,12 +1,6 @@
 """What the bundle runs first: it prepares the process and runs plugins/__main__.py."""
 
-import gc
 import os
-import sys
-
-if os.path.basename(sys.argv[0]) != "pycni":
-    # One request makes less garbage than looking for it costs. The engine is called pycni.
-    gc.disable()
 
 # What the bootloader put into the environment would steer the programs that are started from here.
 for name in ("_PYI_ARCHIVE_FILE", "_PYI_LINUX_PROCESS_NAME", "_PYI_PARENT_PROCESS_LEVEL"):
@@ -16,10 +10,10 @@ original = os.environ.pop("LD_LIBRARY_PATH_ORIG", None)
 if original is not None:
     os.environ["LD_LIBRARY_PATH"] = original
 
-if not hasattr(os, "setns"):  # new in Python 3.12
-    import _setns
+if not hasattr(os, "setns"):
+    from _setns import setns  # type: ignore[import-not-found] # compiled by deploy/freeze.py
 
-    os.setns = _setns.setns
+    os.setns = setns  # type: ignore[attr-defined] # new in Python 3.12
 
 from plugins.__main__ import run
 

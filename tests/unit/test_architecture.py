@@ -24,7 +24,7 @@ ORDER = (
     *("errors", "steps", "wire", "types", "schema", "request", "record"),
     *("netlink", "link", "rtnetlink", "netns", "nftmessages", "nft"),
     *("iptables", "masquerade", "interface"),
-    *("protocol", "host", "main"),
+    *("protocol", "host", "cli", "main"),
 )
 FOR_PLUGINS = ORDER[: ORDER.index("protocol")]  # a plugin is handed the Host
 # Who may import what only inside functions: each costs a cold start that has no need of it.
