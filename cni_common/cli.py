@@ -32,7 +32,7 @@ class Command:
 
 def run(arguments: "Sequence[str]", load: "Loader") -> int:
     """Do what `arguments` say and return the exit status, 2 when they say nothing sensible."""
-    from argparse import ArgumentParser  # noqa: PLC0415 - no plugin needs it
+    from argparse import ArgumentParser
 
     parser = ArgumentParser(prog="pycni", description=f"pycni {VERSION}, CNI plugins in Python")
     parsers = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -61,7 +61,7 @@ def _version(_options: "Namespace", _load: "Loader") -> int:
         "engine": ENGINE_SOCKET,
         "state": STATE_DIR,
     }
-    print("".join(f"{name:8} {value}\n" for name, value in rows.items()), end="")  # noqa: T201
+    print("".join(f"{name:8} {value}\n" for name, value in rows.items()), end="")
     return 0
 
 

@@ -163,6 +163,8 @@ def _run_pyinstaller() -> Path:
         *(f"--distpath={output}", f"--workpath={BUILD / 'work'}", str(FROZEN / "pycni.spec")),
         environ=environ,
     )
+    for file in (output / "pycni/lib").rglob("*"):
+        file.chmod(0o755 if file.is_dir() else 0o644)
     return output / "pycni"
 
 

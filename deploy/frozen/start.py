@@ -10,11 +10,25 @@ original = os.environ.pop("LD_LIBRARY_PATH_ORIG", None)
 if original is not None:
     os.environ["LD_LIBRARY_PATH"] = original
 
-if not hasattr(os, "setns"):
-    from _setns import setns  # type: ignore[import-not-found] # compiled by deploy/freeze.py
+status = 1
+try:
+    if not hasattr(os, "setns"):
+        from _setns import setns  # type: ignore[import-not-found] # compiled by deploy/freeze.py
 
-    os.setns = setns  # type: ignore[attr-defined] # new in Python 3.12
+        os.setns = setns  # type: ignore[attr-defined] # new in Python 3.12
 
-from plugins.__main__ import run
+    from plugins.__main__ import run
 
-os._exit(run())  # taking every module apart would take milliseconds
+    status = run()
+except Exception:  # noqa: BLE001 - the runtime must get a CNI error object all the same
+    from traceback import format_exc
+
+    os.write(2, format_exc().encode())
+    if os.environ.get("CNI_COMMAND"):
+        os.write(
+            1,
+            b'{"cniVersion":"1.1.0","code":999,'
+            b'"msg":"pycni cannot start, see its stderr; install it again"}\n',
+        )
+finally:
+    os._exit(status)  # taking every module apart would take milliseconds

@@ -1,14 +1,13 @@
 """json by its part in C: the rest of it is regular expressions, and `re` takes milliseconds."""
 
-from _json import encode_basestring, make_encoder, make_scanner
+import _json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from typing import Any
 
 _SPACES = " \t\n\r"
-_CONSTANTS = {None: "null", True: "true", False: "false"}
 
 
 class _Reader:
@@ -18,22 +17,25 @@ class _Reader:
     object_hook = None
     parse_float = float
 
-    def __init__(self, hooks: "dict[str, Any]") -> None:
-        self.object_pairs_hook = hooks["object_pairs_hook"]
-        self.parse_int = hooks["parse_int"]
-        self.parse_constant = hooks["parse_constant"]
+    def __init__(self, **hooks: "Any") -> None:
         self.memo: dict[str, str] = {}
+        self.__dict__ |= hooks
 
 
-def loads(text: str, **hooks: "Callable[..., Any]") -> "Any":
+def loads(text: str, *, object_pairs_hook: "Any", parse_int: "Any", parse_constant: "Any") -> "Any":
     """Return the value in `text`; the real json says what is wrong with it."""
-    start = len(text) - len(text.lstrip(_SPACES))
+    hooks = {
+        "object_pairs_hook": object_pairs_hook,
+        "parse_int": parse_int,
+        "parse_constant": parse_constant,
+    }
+    read: Any = _json.make_scanner
     try:
-        value, end = make_scanner(_Reader(hooks))(text, start)
+        value, end = read(_Reader(**hooks))(text, len(text) - len(text.lstrip(_SPACES)))
     except StopIteration:
         end = -1
     if end < 0 or text[end:].strip(_SPACES):
-        import json
+        import json  # noqa: PLC0415 - to word an error
 
         return json.loads(text, **hooks)
     return value
@@ -49,30 +51,31 @@ def dumps(
 ) -> str:
     """Return `value` as text; its keys are strings."""
     if ensure_ascii:
-        raise ValueError("this json leaves letters as they are")
+        raise NotImplementedError
     if indent:
-        return "".join(_indented(value, indent, "\n", sort_keys=sort_keys))
-    encode = make_encoder(
-        {}, None, encode_basestring, None, separators[1], separators[0], sort_keys, False, True
-    )
+        return "".join(_indented(value, " " * indent, "\n", sort_keys=sort_keys))
+    between, after_key = separators
+    make: Any = _json.make_encoder
+    quote = _json.encode_basestring
+    skip_keys, allow_nan = False, True
+    encode = make({}, None, quote, None, after_key, between, sort_keys, skip_keys, allow_nan)
     return "".join(encode(value, 0))
 
 
-def _indented(value: object, indent: int, line: str, *, sort_keys: bool) -> "Iterator[str]":
+def _indented(value: object, indent: str, line: str, *, sort_keys: bool) -> "Iterator[str]":
     if not isinstance(value, dict | list | tuple) or not value:
         yield dumps(value, ensure_ascii=False)
         return
-    inner = line + " " * indent
-    is_object = isinstance(value, dict)
-    entries = value
+    brackets = "[]"
     if isinstance(value, dict):
+        brackets = "{}"
         entries = sorted(value.items()) if sort_keys else value.items()
-    before = "{" if is_object else "["
-    for entry in entries:
-        yield before + inner
-        before = ","
-        if is_object:
-            yield encode_basestring(entry[0]) + ": "
-            entry = entry[1]
-        yield from _indented(entry, indent, inner, sort_keys=sort_keys)
-    yield line + ("}" if is_object else "]")
+        named = [(f"{_json.encode_basestring(key)}: ", entry) for key, entry in entries]
+    else:
+        named = [("", entry) for entry in value]
+    mark = brackets[0]
+    for name, entry in named:
+        yield f"{mark}{line}{indent}{name}"
+        yield from _indented(entry, indent, line + indent, sort_keys=sort_keys)
+        mark = ","
+    yield line + brackets[1]

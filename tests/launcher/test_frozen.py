@@ -1,0 +1,269 @@
+"""The frozen program: it does what the sources do, whatever surrounds it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cni_common.cli import VERSION
+from deploy import freeze
+from deploy.frozen.rewrite import OURS, imports, rewrite
+from tests.machine import CNI_BIN, ROOT, Machine, error_of
+from tests.unit.test_architecture import ENTRIES, below
+
+pytestmark = pytest.mark.timeout(90)  # the first test may have to wait for the build
+
+
+def _attached(machine: Machine, program: Path, config: dict[str, Any]) -> None:
+    """Go through an attachment's life by an executable."""
+    container = machine.container()
+    added = machine.execute(program, "ADD", config, container)
+    assert added.returncode == 0, added.stdout + added.stderr
+    checked = machine.execute(
+        program, "CHECK", {**config, "prevResult": json.loads(added.stdout)}, container
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    addresses = [ip["address"] for ip in json.loads(added.stdout)["ips"]]
+    assert machine.addresses(container, "eth0") == addresses
+    deleted = machine.execute(program, "DEL", config, container)
+    assert deleted.returncode == 0, deleted.stdout + deleted.stderr
+    assert machine.link(container, "eth0") is None
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"ipMasq": True},
+        {"ipMasq": True, "ipMasqBackend": "iptables"},
+        {"macspoofchk": True},
+        {"hairpinMode": True, "mtu": 1400},
+    ],
+    ids=["plain", "nftables", "iptables", "macspoofchk", "port"],
+)
+def test_a_frozen_plugin_does_its_work(dist: Path, machine: Machine, keys: dict[str, Any]) -> None:
+    """Every way to the kernel is open from the bundle too: none of its modules is missing."""
+    _attached(machine, dist / "bridge", machine.network(**keys))
+
+
+def test_a_plain_copy_works(dist: Path, machine: Machine, tmp_path: Path) -> None:
+    """Without the links between its files, as some tools copy, the directory works the same."""
+    copy = tmp_path / "copy"
+    shutil.copytree(dist, copy)
+
+    _attached(machine, copy / "bridge", machine.network())
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"mtu": "large"}, {"ipam": {"type": "host-local", "ranges": {}}}, {"vlanTrunk": [{"id": []}]}],
+    ids=["mtu", "ranges", "trunk"],
+)
+def test_a_refusal_has_the_same_words(dist: Path, machine: Machine, keys: dict[str, Any]) -> None:
+    """What explains a wrong configuration is in the bundle with all its files."""
+    config = machine.network(**keys)
+    expected = machine.execute(CNI_BIN / "bridge", "ADD", config, machine.container())
+
+    done = machine.execute(dist / "bridge", "ADD", config, machine.container())
+
+    assert error_of(done.stdout)["code"] == 7
+    assert (done.returncode, done.stdout) == (1, expected.stdout)
+
+
+def test_the_environment_does_not_steer_it(dist: Path, machine: Machine, tmp_path: Path) -> None:
+    """No PYTHON variable, no locale and no file in the working directory has an effect."""
+    for name in ("json", "os", "sitecustomize", "usercustomize", "socket", "_socket", "ctypes"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('intruder')\n")
+    environ = {
+        **machine.environ("ADD", machine.container(), path=str(dist)),
+        "HOME": str(tmp_path),
+        "LC_ALL": "C",
+        "PYTHONDEVMODE": "1",
+        "PYTHONHOME": "/nowhere",
+        "PYTHONINSPECT": "1",
+        "PYTHONIOENCODING": "utf-16",
+        "PYTHONMALLOCSTATS": "1",
+        "PYTHONPATH": str(tmp_path),
+        "PYTHONPROFILEIMPORTTIME": "1",
+        "PYTHONSTARTUP": str(tmp_path / "json.py"),
+        "PYTHONVERBOSE": "1",
+        "PYTHONWARNINGS": "error",
+    }
+
+    done = subprocess.run(
+        ["nsenter", f"--net={machine.host}", str(dist / "bridge")],
+        input=json.dumps(machine.network()),
+        env=environ,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=15,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["ips"]
+
+
+def test_a_delegate_gets_the_environment_untouched(
+    dist: Path, machine: Machine, tmp_path: Path
+) -> None:
+    """The bundle adds nothing to the environment: LD_LIBRARY_PATH would steer other programs."""
+    (tmp_path / "record").write_text(
+        f"#!/bin/sh\ncp /proc/self/environ {tmp_path}/environ-$CNI_COMMAND\n"
+        'echo \'{"cniVersion": "1.1.0", "ips": [{"address": "10.9.0.2/24"}]}\'\n'
+    )
+    (tmp_path / "record").chmod(0o755)
+    config = machine.network(ipam={"type": "record"})
+    container = machine.container()
+    path = f"{tmp_path}:{dist}"
+
+    done = machine.execute(dist / "bridge", "ADD", config, container, path=path)
+
+    entries = (tmp_path / "environ-ADD").read_text().rstrip("\0").split("\0")
+    given = dict(entry.split("=", 1) for entry in entries)
+    given.pop("PWD", None)  # the shell's
+    assert done.returncode == 0, done.stdout
+    assert given == machine.environ("ADD", container, path=path)
+
+
+def test_a_broken_bundle_still_answers(dist: Path, machine: Machine, tmp_path: Path) -> None:
+    """When a part of the bundle is gone, the runtime gets a CNI error object all the same."""
+    copy = tmp_path / "copy"
+    shutil.copytree(dist, copy)
+    next(copy.glob(".pycni/*/lib/**/fcntl.*.so")).unlink()
+
+    done = machine.execute(copy / "bridge", "ADD", machine.network(), machine.container())
+
+    assert done.returncode == 1
+    assert error_of(done.stdout)["code"] == 999
+    assert "ModuleNotFoundError" in done.stderr
+
+
+# --- what it loads ---
+
+# Beside libpython's own modules, and those that ENTRIES has.
+_START = frozenset({"_setns", "encodings", "encodings.aliases", "encodings.utf_8"})
+_ABOUT = _START | {
+    *("_json", "collections", "enum", "functools", "ipaddress", "keyword", "operator", "reprlib"),
+    *("standin_json", "types"),
+}
+_SERVING = _ABOUT | {"fcntl", "standin_dataclasses", "standin_signal"}
+_NETLINK = {
+    *("_socket", "_struct", "pyroute2", "pyroute2.common", "pyroute2.netlink"),
+    *("pyroute2.netlink.exceptions", "pyroute2.netlink.rtnl"),
+    *("pyroute2.netlink.rtnl.ifaddrmsg", "pyroute2.netlink.rtnl.rtmsg", "standin_importlib_util"),
+    *("standin_logging", "standin_socket", "standin_threading", "standin_traceback"),
+    *("standin_typing", "standin_weakref", "struct"),
+}
+LIBRARIES = {
+    "about": _ABOUT,
+    "VERSION": frozenset[str](),
+    "host-local refuses an ADD": _SERVING,
+    "bridge refuses an ADD": _SERVING | _NETLINK,
+    "loopback refuses an ADD": _SERVING | _NETLINK,
+}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_each_entry_loads_what_is_written_here(dist: Path, machine: Machine, name: str) -> None:
+    """What a start loads is what it costs; VERSION is answered without any of the bundle."""
+    entry = ENTRIES[name]
+    library = next(dist.glob(".pycni/*/lib"))
+    environ = {**machine.environ("", "/no/such/netns"), "CNI_PATH": "/no/such/directory"}
+
+    read = _read_by(
+        dist / entry.plugin,
+        library,
+        {**environ, "CNI_COMMAND": entry.command},
+        {"cniVersion": "1.1.0", "name": "net", **entry.config},
+    )
+
+    ours = {one for one in read if one.partition(".")[0] in ("cni_common", "plugins")}
+    assert read - ours == LIBRARIES[name]
+    if entry.command != "VERSION":
+        assert below("cni_common", ours) == entry.common
+        assert below("plugins", ours) == entry.plugins | {"__main__"}
+
+
+def _read_by(
+    program: Path, library: Path, environ: dict[str, str], config: dict[str, Any]
+) -> set[str]:
+    """Return the modules in `library` that a call reads: the kernel notes when a file is read."""
+    files = [file for file in library.rglob("*") if file.suffix in (".pyc", ".so")]
+    for file in files:
+        os.utime(file, (0, file.stat().st_mtime))
+    subprocess.run(
+        [str(program)],
+        input=json.dumps(config).encode(),
+        env=environ,
+        capture_output=True,
+        timeout=15,
+        check=False,
+    )
+    read = [file.relative_to(library) for file in files if file.stat().st_atime > 0]
+    return {
+        ".".join(
+            part.partition(".")[0]
+            for part in file.parts
+            if part not in ("python3.11", "lib-dynload", "__init__.pyc")
+        )
+        for file in read
+    }
+
+
+# --- how it is made ---
+
+
+def test_the_build_spares_what_it_did_not_make(tmp_path: Path) -> None:
+    """A directory with other files, as an installation may have, is not replaced."""
+    (tmp_path / "ptp").touch()
+
+    assert freeze.main([str(tmp_path)]) == 1
+
+    assert [path.name for path in tmp_path.iterdir()] == ["ptp"]
+
+
+def test_the_bundle_is_small(dist: Path) -> None:
+    """Only compiled modules, libraries and data lie in it, and no more than are needed."""
+    files = [path for path in dist.rglob("*") if path.is_file()]
+
+    assert {".py", ".a", ".h"}.isdisjoint(path.suffix for path in files)
+    assert sum(path.stat().st_size for path in files if path.parent != dist) < 16 << 20
+
+
+def test_pycni_says_what_it_is(dist: Path) -> None:
+    """`pycni version` names the build and the directories that are in use."""
+    bundle = next((dist / ".pycni").iterdir())
+
+    done = subprocess.run(
+        [str(dist / "pycni"), "version"], capture_output=True, text=True, timeout=15, check=True
+    )
+
+    rows = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert rows["version"] == VERSION
+    assert rows["build"] == bundle.name
+    assert bundle.name.startswith(f"{VERSION}-")
+    assert (rows["plugins"], rows["bundle"]) == (str(dist), str(bundle))
+
+
+def test_whatever_the_suite_imports_is_in_it(dist: Path) -> None:
+    """No import of any function fails because the build left a module out."""
+    library = next(dist.glob(".pycni/*/lib"))
+    there = {path.name.partition(".")[0] for path in library.iterdir()}
+    there |= {path.name.partition(".")[0] for path in library.glob("*/lib-dynload/*")}
+    there |= set(sys.builtin_module_names)
+
+    wanted = set()
+    for package in OURS:
+        for path in (ROOT / package).rglob("*.py"):
+            assert (library / path.relative_to(ROOT)).with_suffix(".pyc").exists()
+            tree = rewrite(package, path.read_bytes())
+            wanted |= {name.partition(".")[0] for name in imports(tree, package)}
+
+    assert wanted - there == {"ctypes"}  # where os.setns is missing, but start.py provides it
