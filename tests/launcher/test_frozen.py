@@ -1,7 +1,7 @@
 """The frozen program: it does what the sources do, whatever surrounds it."""
 
 import json
-import os
+import marshal
 import shutil
 import subprocess
 import sys
@@ -147,13 +147,12 @@ def test_a_broken_bundle_still_answers(dist: Path, machine: Machine, tmp_path: P
 
 # --- what it loads ---
 
-# Beside libpython's own modules, and those that ENTRIES has.
-_START = frozenset({"_setns", "encodings", "encodings.aliases", "encodings.utf_8"})
-_ABOUT = _START | {
-    *("_json", "collections", "enum", "functools", "ipaddress", "keyword", "operator", "reprlib"),
-    *("standin_json", "types"),
+# Beside the modules of the suite, which ENTRIES has, and those that the interpreter begins with.
+_ABOUT = {
+    *("_collections", "_functools", "_json", "_operator", "collections", "enum", "functools", "gc"),
+    *("ipaddress", "itertools", "keyword", "operator", "reprlib", "standin_json", "types"),
 }
-_SERVING = _ABOUT | {"fcntl", "standin_dataclasses", "standin_signal"}
+_SERVING = _ABOUT | {"errno", "fcntl", "standin_dataclasses", "standin_signal"}
 _NETLINK = {
     *("_socket", "_struct", "pyroute2", "pyroute2.common", "pyroute2.netlink"),
     *("pyroute2.netlink.exceptions", "pyroute2.netlink.rtnl"),
@@ -163,58 +162,67 @@ _NETLINK = {
 }
 LIBRARIES = {
     "about": _ABOUT,
-    "VERSION": frozenset[str](),
+    "VERSION": set[str](),
     "host-local refuses an ADD": _SERVING,
     "bridge refuses an ADD": _SERVING | _NETLINK,
     "loopback refuses an ADD": _SERVING | _NETLINK,
 }
+_TELLING = """
+import os, sys
+before = set(sys.modules)
+from cni_common.main import main
+from plugins import load
+
+def run():
+    status = main(load)
+    os.write(2, " ".join(["loaded:", *(set(sys.modules) - before)]).encode())
+    return status
+"""
+
+
+@pytest.fixture(scope="session")
+def telling(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle with another plugins/__main__.py, which says what has been loaded."""
+    copy = tmp_path_factory.mktemp("telling") / "bin"
+    shutil.copytree(dist, copy)
+    file = next(copy.glob(".pycni/*/lib/modules"))
+    index, code = _modules(file)
+    told = marshal.dumps(compile(_TELLING, "telling", "exec"))
+    index["plugins.__main__"] = (len(code), len(told), False)
+    head = marshal.dumps(index)
+    file.write_bytes(len(head).to_bytes(4, "little") + head + code + told)
+    return copy
+
+
+def _modules(file: Path) -> tuple[dict[str, tuple[int, int, bool]], bytes]:
+    """Return index and code of what deploy/frozen/pycni.spec writes."""
+    data = file.read_bytes()
+    size = int.from_bytes(data[:4], "little")
+    return marshal.loads(data[4 : 4 + size]), data[4 + size :]
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_each_entry_loads_what_is_written_here(dist: Path, machine: Machine, name: str) -> None:
+def test_each_entry_loads_what_is_written_here(telling: Path, machine: Machine, name: str) -> None:
     """What a start loads is what it costs; VERSION is answered without any of the bundle."""
     entry = ENTRIES[name]
-    library = next(dist.glob(".pycni/*/lib"))
-    environ = {**machine.environ("", "/no/such/netns"), "CNI_PATH": "/no/such/directory"}
+    environ = {**machine.environ(entry.command, "/no/such/netns"), "CNI_PATH": "/no/such/directory"}
 
-    read = _read_by(
-        dist / entry.plugin,
-        library,
-        {**environ, "CNI_COMMAND": entry.command},
-        {"cniVersion": "1.1.0", "name": "net", **entry.config},
-    )
-
-    ours = {one for one in read if one.partition(".")[0] in ("cni_common", "plugins")}
-    assert read - ours == LIBRARIES[name]
-    if entry.command != "VERSION":
-        assert below("cni_common", ours) == entry.common
-        assert below("plugins", ours) == entry.plugins | {"__main__"}
-
-
-def _read_by(
-    program: Path, library: Path, environ: dict[str, str], config: dict[str, Any]
-) -> set[str]:
-    """Return the modules in `library` that a call reads: the kernel notes when a file is read."""
-    files = [file for file in library.rglob("*") if file.suffix in (".pyc", ".so")]
-    for file in files:
-        os.utime(file, (0, file.stat().st_mtime))
-    subprocess.run(
-        [str(program)],
-        input=json.dumps(config).encode(),
+    done = subprocess.run(
+        [str(telling / entry.plugin)],
+        input=json.dumps({"cniVersion": "1.1.0", "name": "net", **entry.config}),
         env=environ,
         capture_output=True,
+        text=True,
         timeout=15,
         check=False,
     )
-    read = [file.relative_to(library) for file in files if file.stat().st_atime > 0]
-    return {
-        ".".join(
-            part.partition(".")[0]
-            for part in file.parts
-            if part not in ("python3.11", "lib-dynload", "__init__.pyc")
-        )
-        for file in read
-    }
+
+    loaded = set(done.stderr.partition("loaded: ")[2].split())
+    ours = {one for one in loaded if one.partition(".")[0] in ("cni_common", "plugins")}
+    assert loaded - ours == LIBRARIES[name]
+    if name != "VERSION":
+        assert below("cni_common", ours) == entry.common
+        assert below("plugins", ours) == entry.plugins
 
 
 # --- how it is made ---
@@ -255,14 +263,17 @@ def test_pycni_says_what_it_is(dist: Path) -> None:
 def test_whatever_the_suite_imports_is_in_it(dist: Path) -> None:
     """No import of any function fails because the build left a module out."""
     library = next(dist.glob(".pycni/*/lib"))
+    modules = _modules(library / "modules")[0]
     there = {path.name.partition(".")[0] for path in library.iterdir()}
+    there |= {name.partition(".")[0] for name in modules}
     there |= {path.name.partition(".")[0] for path in library.glob("*/lib-dynload/*")}
     there |= set(sys.builtin_module_names)
 
     wanted = set()
     for package in OURS:
         for path in (ROOT / package).rglob("*.py"):
-            assert (library / path.relative_to(ROOT)).with_suffix(".pyc").exists()
+            place = path.relative_to(ROOT).with_suffix("")
+            assert ".".join(place.parts).removesuffix(".__init__") in modules
             tree = rewrite(package, path.read_bytes())
             wanted |= {name.partition(".")[0] for name in imports(tree, package)}
 
