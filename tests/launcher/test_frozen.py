@@ -149,7 +149,7 @@ def test_a_broken_bundle_still_answers(dist: Path, machine: Machine, tmp_path: P
 
 # Beside the modules of the suite, which ENTRIES has, and those that the interpreter begins with.
 _ABOUT = {
-    *("_collections", "_functools", "_json", "_operator", "collections", "enum", "functools", "gc"),
+    *("_collections", "_functools", "_json", "_operator", "collections", "functools", "gc"),
     *("ipaddress", "itertools", "keyword", "operator", "reprlib", "standin_json", "types"),
 }
 _SERVING = _ABOUT | {"errno", "fcntl", "standin_dataclasses", "standin_signal"}
