@@ -9,7 +9,8 @@
  * Until the request is sent, whatever goes wrong means: start the frozen program. From then on
  * the engine may have acted, and a second try could act twice: then the runtime gets an error.
  *
- * There is no allocation here, and no copy but into buffers whose size bounds it.
+ * There is no allocation here but what setenv needs, and no copy but into buffers whose size
+ * bounds it.
  */
 #define _GNU_SOURCE
 #include <endian.h>
@@ -101,6 +102,26 @@ static const char *base_name(const char *path)
     return slash ? slash + 1 : path;
 }
 
+/* PyInstaller's bootloader would set these and start itself once more, to have its libraries found:
+ * a millisecond, and before that it would need a libz of the machine. Where it does not go along it
+ * starts itself all the same. deploy/frozen/start.py takes them out again. */
+static void spare_bootloader(const char *program)
+{
+    const char *original = getenv("LD_LIBRARY_PATH");
+    char library[2 * PATH_MAX];
+    int length = snprintf(library, sizeof library, "%.*slib%s%s",
+                          (int)(base_name(program) - program), program, original ? ":" : "",
+                          original ? original : "");
+
+    if (length < 0 || (size_t)length >= sizeof library
+        || (original ? setenv("LD_LIBRARY_PATH_ORIG", original, 1)
+                     : unsetenv("LD_LIBRARY_PATH_ORIG")) < 0
+        || setenv("LD_LIBRARY_PATH", library, 1) < 0)
+        return;
+    if (setenv("_PYI_ARCHIVE_FILE", program, 1) == 0)
+        setenv("_PYI_PARENT_PROCESS_LEVEL", "-1", 1);
+}
+
 /* Become the frozen program, called as this one is, by the path at which this one lies: by that
  * it knows which plugins are its own. */
 __attribute__((noreturn))
@@ -125,6 +146,7 @@ static void start_bundle(char **argv, const char *type)
         fail(STDOUT_FILENO, IO_FAILURE, "pycni: the path of the plugin '%.100s' is too long", type);
 
     argv[0] = called_as;
+    spare_bootloader(program);
     execv(program, argv);
     fail(STDOUT_FILENO, IO_FAILURE, "pycni: cannot start '%s': %s; install pycni again", program,
          strerror(errno));
