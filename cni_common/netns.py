@@ -92,11 +92,11 @@ class NetNS:
     def sysctl_here(self, name: str, value: str | None) -> str:
         """Do what `sysctl` does, for a caller that is inside the namespace."""
         path = f"/proc/sys/{name}"
-        with open(path, encoding="ascii") as file:
+        with open(path, encoding="utf-8") as file:
             current = file.read().strip()
         if value is None or current == value:
             return current
-        with open(path, "w", encoding="ascii") as file:
+        with open(path, "w", encoding="utf-8") as file:
             file.write(value)
         return value
 

@@ -97,7 +97,7 @@ def _digest() -> str:
 
 
 def _write_modules() -> None:
-    """Write every module that is changed for the bundle: the suite's, and pyroute2's that it uses.
+    """Write every module that is changed for the bundle: ours, and pyroute2's that they use.
 
     pyroute2 itself is left empty: it would import all that it has, see cni_common/netlink.py.
     """
@@ -105,13 +105,14 @@ def _write_modules() -> None:
     _write_module("pyroute2", b"", is_package=True)
     for name, source in standins().items():
         _write_module(name, source)
-    waiting = [
-        path.relative_to(ROOT) for package in OURS for path in (ROOT / package).rglob("*.py")
-    ]
+    waiting = [Path("ipaddress.py")]
+    for package in OURS:
+        waiting += [path.relative_to(ROOT) for path in (ROOT / package).rglob("*.py")]
     seen = {Path("pyroute2/__init__.py")}
     while waiting:
         path = waiting.pop()
-        root = ROOT if path.parts[0] in OURS else Path(sysconfig.get_path("purelib"))
+        roots = {**dict.fromkeys(OURS, ROOT), "pyroute2": Path(sysconfig.get_path("purelib"))}
+        root = roots.get(path.parts[0], Path(sysconfig.get_path("stdlib")))
         if path in seen or not (root / path).exists():
             continue
         seen.add(path)

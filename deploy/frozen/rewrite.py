@@ -12,10 +12,14 @@ OURS = ("cni_common", "plugins")  # whose dataclasses are written out
 # Modules that cost more than what is used of them. They get a stand-in: a file in standins/, or
 # nothing, and the real module as soon as more is asked for. First who imports, then what.
 SPARED = {
-    "cni_common": {"hashlib", "json", "signal", "socket"},
-    "plugins": {"hashlib", "socket"},
+    "cni_common": {"functools", "hashlib", "json", "signal", "socket"},
+    "plugins": {"functools", "hashlib", "socket"},
+    "ipaddress": {"functools"},
     "cni_common.netlink": {"importlib.util"},
-    "pyroute2": {"logging", "socket", "threading", "traceback", "typing", "weakref"},
+    "pyroute2": {
+        *("collections", "functools", "logging", "socket", "threading", "traceback", "typing"),
+        "weakref",
+    },
 }
 # The engine serves many requests: it may take its time to start, and gets the real modules.
 _NEVER_SPARED = ("cni_common.engine",)

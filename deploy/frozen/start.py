@@ -56,7 +56,7 @@ def _restore_environment() -> None:
 
 def _run() -> int:
     if not hasattr(os, "setns"):  # new in Python 3.12
-        from _setns import setns  # type: ignore[import-not-found] # noqa: PLC0415 - compiled at build
+        from _setns import setns  # noqa: PLC0415 - compiled by deploy/freeze.py
 
         os.setns = setns  # type: ignore[attr-defined]
 

@@ -153,17 +153,14 @@ def test_a_broken_bundle_still_answers(dist: Path, machine: Machine, tmp_path: P
 # --- what it loads ---
 
 # Beside the modules of the suite, which ENTRIES has, and those that the interpreter begins with.
-_ABOUT = {
-    *("_collections", "_functools", "_json", "_operator", "collections", "functools", "gc"),
-    *("ipaddress", "itertools", "keyword", "operator", "reprlib", "standin_json", "types"),
-}
+_ABOUT = {"_functools", "_json", "gc", "ipaddress", "standin_functools", "standin_json"}
 _SERVING = _ABOUT | {"errno", "fcntl", "standin_dataclasses", "standin_signal"}
 _NETLINK = {
-    *("_socket", "_struct", "pyroute2", "pyroute2.common", "pyroute2.netlink"),
+    *("_collections", "_socket", "_struct", "pyroute2", "pyroute2.common", "pyroute2.netlink"),
     *("pyroute2.netlink.exceptions", "pyroute2.netlink.rtnl"),
     *("pyroute2.netlink.rtnl.ifaddrmsg", "pyroute2.netlink.rtnl.rtmsg", "standin_importlib_util"),
-    *("standin_logging", "standin_socket", "standin_threading", "standin_traceback"),
-    *("standin_typing", "standin_weakref", "struct"),
+    *("standin_collections", "standin_logging", "standin_socket", "standin_threading"),
+    *("standin_traceback", "standin_typing", "standin_weakref", "struct", "types"),
 }
 LIBRARIES = {
     "about": _ABOUT,

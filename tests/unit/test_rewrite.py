@@ -1,10 +1,14 @@
 """What the frozen build makes of modules: the same, only sooner there."""
 
 import ast
+import functools
+import ipaddress
 import json
+import operator
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -121,6 +125,8 @@ def test_the_build_refuses_what_it_would_change(source: bytes) -> None:
 @pytest.mark.parametrize(
     ("module", "name"),
     [
+        ("collections", "Counter"),
+        ("functools", "wraps"),
         ("hashlib", "md5"),
         ("json", "JSONDecodeError"),
         ("logging", "INFO"),
@@ -160,6 +166,73 @@ def test_every_module_that_is_spared_has_a_standin() -> None:
     names = {name.replace(".", "_") for spared in SPARED.values() for name in spared}
 
     assert {f"standin_{name}" for name in names} <= standins().keys()
+
+
+# --- the stand-in of functools ---
+
+
+class Counted:
+    """Counts how often something is computed."""
+
+    def __init__(self, functools: Any) -> None:
+        self.calls: list[object] = []
+
+        class Holder:
+            value = functools.cached_property(self._compute)
+
+        self.holder = Holder()
+        self.kind = Holder
+        self.kept = functools.cache(self._compute)
+        self.bound = functools.partial(max, 3)
+
+    def _compute(self, given: object) -> int:
+        self.calls.append(given)
+        return len(self.calls)
+
+
+@pytest.mark.parametrize("name", ["functools", "standin_functools"])
+def test_what_is_kept_is_computed_once(name: str) -> None:
+    """A cached property and a cached function are computed once for each object or argument."""
+    module: Any = _load(name, compile(standins()["standin_functools"], name, "exec"))
+    counted = Counted(functools if name == "functools" else module)
+
+    got = [counted.holder.value, counted.holder.value, counted.kind().value]
+    got += [counted.kept(1), counted.kept(1), counted.kept(2), counted.bound(2)]
+
+    assert got == [1, 1, 2, 3, 3, 4, 3]
+    assert len(counted.calls) == 4
+    assert isinstance(counted.kind.value, type(counted.kind.__dict__["value"]))
+
+
+@given(*2 * [st.ip_addresses() | st.ip_addresses().map(ipaddress.ip_network)])
+def test_addresses_compare_as_ever(left: Any, right: Any) -> None:
+    """ipaddress orders addresses and networks the same on either functools."""
+
+    def outcomes(module: Any) -> list[object]:
+        pair = [getattr(module, type(one).__name__)(str(one)) for one in (left, right)]
+        found: list[object] = [one.is_private for one in pair]
+        for compare in (operator.lt, operator.le, operator.gt, operator.ge, operator.eq):
+            try:
+                found.append(compare(*pair))
+            except TypeError as error:
+                found.append(str(error))
+        return found
+
+    assert outcomes(_IPADDRESS) == outcomes(ipaddress)
+
+
+def _rewritten_ipaddress() -> Any:
+    tree = rewrite("ipaddress", Path(ipaddress.__file__).read_bytes())
+    sys.modules["standin_functools"] = _load(
+        "standin_functools", compile(standins()["standin_functools"], "standin", "exec")
+    )
+    try:
+        return _load("ipaddress", compile(tree, "ipaddress", "exec"))
+    finally:
+        del sys.modules["standin_functools"]
+
+
+_IPADDRESS = _rewritten_ipaddress()
 
 
 # --- the stand-in of json ---

@@ -35,7 +35,7 @@ def loads(text: str, *, object_pairs_hook: "Any", parse_int: "Any", parse_consta
     except StopIteration:
         end = -1
     if end < 0 or text[end:].strip(_SPACES):
-        import json  # noqa: PLC0415 - to word an error
+        import json
 
         return json.loads(text, **hooks)
     return value
