@@ -1,7 +1,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .NOTPARALLEL:
-.PHONY: help venv fmt check coverage test test-kernel test-e2e test-launcher test-vm demo bench bench-quick schemas lock clean
+.PHONY: help venv fmt check coverage test test-kernel test-e2e test-launcher test-vm demo dist install uninstall \
+    bench bench-quick schemas lock clean
 
 python := .venv/bin/python
 pytest := $(python) -m pytest
@@ -41,7 +42,7 @@ test-kernel: venv ## each plugin on network namespaces of its own
 test-e2e: venv ## the executables, driven by cnitool, beside the Go plugins
 	$(sandboxed) -n 2 tests/e2e
 
-test-launcher: venv ## launcher/launcher.c, also under sanitizers
+test-launcher: dist ## launcher, also under sanitizers; what dist and install make
 	$(sandboxed) -n 2 tests/launcher
 
 test-vm: venv ## what needs a complete kernel, in virtual machines
@@ -54,6 +55,16 @@ test-vm: venv ## what needs a complete kernel, in virtual machines
 
 demo: venv ## two containers on conf/10-mynet.conf, by cnitool, in namespaces made for it
 	@deploy/demo.sh
+
+dist: ## make dist/bin: plugins that run where there is no Python
+	@deploy/prerequisites.sh --dist
+	@$(python) -m deploy.freeze
+
+install: dist ## put dist/bin into DESTDIR CNI_BIN_DIR (/opt/cni/bin), while containers start
+	@DESTDIR='$(DESTDIR)' CNI_BIN_DIR='$(CNI_BIN_DIR)' deploy/install.sh install
+
+uninstall: ## take away what install has put there
+	@DESTDIR='$(DESTDIR)' CNI_BIN_DIR='$(CNI_BIN_DIR)' deploy/install.sh uninstall
 
 bench: ## measure beside the Go plugins (BENCH_ROUNDS=100), write docs/benchmarks.md; some minutes
 	@deploy/prerequisites.sh --reference

@@ -35,7 +35,7 @@ _RETRY_SECONDS = 1.0  # until others are, likewise after a failed fork
 _CONNECT_TRIES, _CONNECT_PAUSE = 500, 0.01
 _ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # What functions import when they need it: workers shall share it.
-_LAZY = ("cni_common.iptables", "ctypes", "hashlib", "re", "subprocess", "traceback")
+_LAZY = ("cni_common.iptables", "hashlib", "re", "subprocess", "traceback")
 
 
 def serve(

@@ -94,7 +94,7 @@ class Host:
         self,
         type: str,  # noqa: A002 - the spec's word
         req: Request,
-        command: Command,
+        command: str,
         *,
         on_start: "Callable[[], object]" = lambda: None,
     ) -> Result | None:
@@ -147,7 +147,7 @@ class Host:
     ) -> "wire.Json | None":
         import subprocess
 
-        seconds = DELEGATE_SECONDS[Command(environ["CNI_COMMAND"])]
+        seconds = DELEGATE_SECONDS[environ["CNI_COMMAND"]]
         started: list[subprocess.Popen[bytes]] = []
 
         def start() -> None:  # in a thread that no signal interrupts

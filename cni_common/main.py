@@ -6,27 +6,32 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import NoReturn
 
     from cni_common.host import Loader
     from cni_common.protocol import Reply
 
 _VERSION = "VERSION"
+_PROGRAM = "pycni"  # the one name that is not a plugin's
 
 
 class _Terminated(BaseException):
     """A signal to end arrived. A BaseException: nothing may take it for a failure of its own."""
 
 
-def main(load: "Loader") -> int:
-    """Serve the request in the environment and on stdin; return the exit status."""
-    gc.disable()  # the process ends before there is anything worth collecting
+def main(load: "Loader", types: "Sequence[str]" = ()) -> int:
+    """Serve the request in the environment and on stdin; return the exit status.
+
+    `types` are the plugins that `load` knows: the engine has all of them ready.
+    """
     has_stdout = _complete_standard_streams()
     plugin = os.path.basename(sys.argv[0])
     environ = dict(os.environ)
     command = environ.get("CNI_COMMAND", "")
     if not command:
-        return _about(plugin)
+        return _command_line(load, types) if plugin == _PROGRAM else _about(plugin)
+    gc.disable()  # the process ends before there is anything worth collecting
     try:
         stdin = b"" if command == _VERSION else _read_all()
     except OSError as error:
@@ -54,6 +59,19 @@ def _serve(
 
     with Host(load, os.path.realpath(sys.argv[0]), _log) as host:
         return serve(plugin, environ, stdin, host, deliver=deliver)
+
+
+def _command_line(load: "Loader", types: "Sequence[str]") -> int:
+    from cni_common import cli  # noqa: PLC0415 - only for people and service managers
+
+    status = cli.run(sys.argv[1:], load, types)
+    try:
+        if sys.stdout:
+            sys.stdout.flush()  # the frozen program ends without doing so
+    except OSError as error:
+        _log(f"cannot write to stdout: {error.strerror}")
+        return 1
+    return status
 
 
 def _about(plugin: str) -> int:

@@ -131,8 +131,6 @@ def execute(type: str, req: Request, host: "Host") -> "Json | None":  # noqa: A0
             plugin.gc(req, host)
         case Command.STATUS:
             plugin.status(req, host)
-        case Command.VERSION:  # pragma: no cover - answered by respond()
-            pass
     return None
 
 

@@ -1,7 +1,6 @@
 """What a plugin is asked to do: Command and Request."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 from cni_common import schema, wire
 from cni_common.errors import CNIError, Code
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     Json = Mapping[str, Any]
 
 
-class Command(StrEnum):
+class Command:
     """The values of CNI_COMMAND."""
 
     ADD = "ADD"
@@ -33,6 +32,7 @@ class Command(StrEnum):
     VERSION = "VERSION"
 
 
+COMMANDS = frozenset(name for name in vars(Command) if name.isupper())
 SINCE = {Command.CHECK: "0.4.0", Command.GC: "1.1.0", Command.STATUS: "1.1.0"}
 
 
@@ -48,7 +48,7 @@ _ATTACHED = frozenset({Command.ADD, Command.CHECK, Command.DEL})
 
 # Variable, the commands that need it, its syntax check; in the order in which the reference
 # implementation reports them (pkg/skel).
-VARIABLES: "Sequence[tuple[str, frozenset[Command], Callable[[str], None] | None]]" = (
+VARIABLES: "Sequence[tuple[str, frozenset[str], Callable[[str], None] | None]]" = (
     ("CNI_CONTAINERID", _ATTACHED, _check_containerid),
     ("CNI_NETNS", frozenset({Command.ADD, Command.CHECK}), None),
     ("CNI_IFNAME", _ATTACHED, _check_cni_ifname),
@@ -68,7 +68,7 @@ class Attachment:
 class Request:
     """One invocation of a plugin, checked as far as the protocol goes."""
 
-    command: Command
+    command: str  # one of Command
     containerid: str
     netns: str
     ifname: str
@@ -80,15 +80,14 @@ class Request:
     @classmethod
     def parse(cls, environ: "Mapping[str, str]", stdin: bytes) -> "Self":
         """Return the request; CNIError 4 for a variable, 6 or 7 for what came on stdin."""
-        name = environ.get("CNI_COMMAND", "")
-        command = Command(name) if name in Command.__members__ else None
+        command = environ.get("CNI_COMMAND", "")
         _check_variables(environ, command)
         config = wire.fold(wire.decode(stdin), PROTOCOL_SCHEMA)
         _check_name(config)
-        if command is None:
-            raise CNIError(Code.INVALID_ENVIRONMENT, f"unknown CNI_COMMAND: {name}")
+        if command not in COMMANDS:
+            raise CNIError(Code.INVALID_ENVIRONMENT, f"unknown CNI_COMMAND: {command}")
         _string(config, "cniVersion")
-        if command is Command.GC:
+        if command == Command.GC:
             # What is left of a damaged list would let GC take away what is in use.
             lists = {key: config[key] for key in _ATTACHMENT_KEYS if key in config}
             schema.validate(lists, PROTOCOL_SCHEMA)
@@ -218,7 +217,7 @@ def check_same_family(version: str, config_version: str) -> None:
             )
 
 
-def _check_variables(environ: "Mapping[str, str]", command: Command | None) -> None:
+def _check_variables(environ: "Mapping[str, str]", command: str) -> None:
     missing = []
     for name, commands, check in VARIABLES:
         if command not in commands:

@@ -39,7 +39,7 @@ _ALNUM = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234567
 _IDENTIFIER = _ALNUM | frozenset("_.-")
 
 
-def check_identifier(value: str, what: str, code: Code) -> None:
+def check_identifier(value: str, what: str, code: int) -> None:
     """Raise CNIError unless `value` is a container id or network name as SPEC.md allows them."""
     if not value or value[0] not in _ALNUM or not _IDENTIFIER.issuperset(value):
         raise CNIError(
@@ -50,7 +50,7 @@ def check_identifier(value: str, what: str, code: Code) -> None:
         )
 
 
-def check_ifname(value: str, what: str, code: Code) -> None:
+def check_ifname(value: str, what: str, code: int) -> None:
     """Raise CNIError unless `value` can be the name of a network interface (dev_valid_name).
 
     The kernel would take one that is not UTF-8, but no result can name it.

@@ -2,6 +2,7 @@
 # Bring in what `make demo` and `make test` need; what is there already is left alone.
 #   deploy/prerequisites.sh               Debian packages, .venv, .tools/bin/cnitool, .tools/cni
 #   deploy/prerequisites.sh --reference   also the Go reference plugins, in .tools/reference
+#   deploy/prerequisites.sh --dist        also what `make dist` needs: musl, Python's headers
 set -euo pipefail
 
 cnitool=github.com/containernetworking/cni/cnitool@v1.3.0
@@ -65,9 +66,22 @@ missing_packages() {
     command -v make >/dev/null || echo make
     command -v cc >/dev/null || echo gcc
     [[ -e /usr/include/stdio.h ]] || echo libc6-dev
+    [[ $wanted != --dist ]] || missing_for_dist
     [[ -e /etc/ssl/certs/ca-certificates.crt || -d /etc/pki ]] || echo ca-certificates
     venv_is_current || "$python" -c 'import ensurepip' 2>/dev/null ||
         "$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'
+}
+
+missing_for_dist() {
+    command -v strip >/dev/null || echo binutils
+    # Without musl the launcher starts slower, and does all the same.
+    command -v musl-gcc >/dev/null || ((EUID)) || ! command -v apt-get >/dev/null || echo musl-tools
+    # With a distribution's Python come neither its headers nor libpython.
+    "$python" - <<'END'
+import os, sys, sysconfig
+if not os.path.exists(sysconfig.get_path("include") + "/Python.h"):
+    print("python%d.%d-dev" % sys.version_info[:2])
+END
 }
 
 install_packages() {
@@ -162,6 +176,7 @@ write_if_changed() {
 }
 
 main() {
+    wanted=${1:-}
     [[ $(uname -s) == Linux ]] || die "only Linux has the namespaces that all this is about"
     check_path
     mkdir -p "$tools"
@@ -173,10 +188,10 @@ main() {
     install_packages
     make_venv
     go_install "$tools/bin" "$cnitool"
-    case ${1:-} in
+    case $wanted in
         --reference) go_install "$tools/reference" "${reference[@]}" ;;
-        "") ;;
-        *) die "unknown argument '$1'" ;;
+        --dist | "") ;;
+        *) die "unknown argument '$wanted'" ;;
     esac
     link_plugins
 }

@@ -2,14 +2,15 @@
  * and where there is none starts the frozen program in its own place. Same result, only slower.
  *
  * The conversation, on a SOCK_SEQPACKET socket, all numbers little-endian:
- *   engine:    "pycni\0", uint16 protocol number, the suite's version
+ *   engine:    "pycni\0", uint16 protocol number, the build
  *   launcher:  uint32 length of the plugin's type, the type; with it the descriptors of stdin,
  *              stdout, stderr, a file that holds the environment, and of CNI_NETNS if it opens
  *   engine:    int32 exit status
  * Until the request is sent, whatever goes wrong means: start the frozen program. From then on
  * the engine may have acted, and a second try could act twice: then the runtime gets an error.
  *
- * There is no allocation here, and no copy but into buffers whose size bounds it.
+ * There is no allocation here but what setenv needs, and no copy but into buffers whose size
+ * bounds it.
  */
 #define _GNU_SOURCE
 #include <endian.h>
@@ -31,8 +32,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#ifndef VERSION
-#error "VERSION is to be the suite's version"
+#ifndef BUILD
+#error "BUILD is to be the build that launcher, engine and frozen program are of"
 #endif
 #ifndef BUNDLE
 #error "BUNDLE is to be the frozen program's path, as seen from the launcher's directory"
@@ -101,6 +102,26 @@ static const char *base_name(const char *path)
     return slash ? slash + 1 : path;
 }
 
+/* PyInstaller's bootloader would set these and start itself once more, to have its libraries found:
+ * a millisecond, and before that it would need a libz of the machine. Where it does not go along it
+ * starts itself all the same. deploy/frozen/start.py takes them out again. */
+static void spare_bootloader(const char *program)
+{
+    const char *original = getenv("LD_LIBRARY_PATH");
+    char library[2 * PATH_MAX];
+    int length = snprintf(library, sizeof library, "%.*slib%s%s",
+                          (int)(base_name(program) - program), program, original ? ":" : "",
+                          original ? original : "");
+
+    if (length < 0 || (size_t)length >= sizeof library
+        || (original ? setenv("LD_LIBRARY_PATH_ORIG", original, 1)
+                     : unsetenv("LD_LIBRARY_PATH_ORIG")) < 0
+        || setenv("LD_LIBRARY_PATH", library, 1) < 0)
+        return;
+    if (setenv("_PYI_ARCHIVE_FILE", program, 1) == 0)
+        setenv("_PYI_PARENT_PROCESS_LEVEL", "-1", 1);
+}
+
 /* Become the frozen program, called as this one is, by the path at which this one lies: by that
  * it knows which plugins are its own. */
 __attribute__((noreturn))
@@ -125,6 +146,7 @@ static void start_bundle(char **argv, const char *type)
         fail(STDOUT_FILENO, IO_FAILURE, "pycni: the path of the plugin '%.100s' is too long", type);
 
     argv[0] = called_as;
+    spare_bootloader(program);
     execv(program, argv);
     fail(STDOUT_FILENO, IO_FAILURE, "pycni: cannot start '%s': %s; install pycni again", program,
          strerror(errno));
@@ -178,7 +200,7 @@ static bool is_root(int sock)
 
 static bool is_our_engine(int sock)
 {
-    static const char expected[] = "pycni\0" /* a uint16 */ "\1\0" VERSION;
+    static const char expected[] = "pycni\0" /* a uint16 */ "\1\0" BUILD;
     char hello[sizeof expected];
 
     _Static_assert(PROTOCOL == 1, "it stands in `expected`");
@@ -186,7 +208,7 @@ static bool is_our_engine(int sock)
            && memcmp(hello, expected, sizeof expected - 1) == 0;
 }
 
-/* Return a socket on which an engine of this version waits for a request, or -1. */
+/* Return a socket on which an engine of this build waits for a request, or -1. */
 static int connect_to_engine(void)
 {
     static const struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = SOCKET};

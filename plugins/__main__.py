@@ -3,12 +3,12 @@
 import sys
 
 from cni_common.main import main
-from plugins import load
+from plugins import TYPES, load
 
 
 def run() -> int:
     """Serve one request and return the exit status."""
-    return main(load)
+    return main(load, TYPES)
 
 
 if __name__ == "__main__":

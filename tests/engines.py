@@ -30,7 +30,7 @@ def launcher_dir() -> Path:
     directory = Path(tempfile.mkdtemp(prefix="pycni-launcher-"))
     variables = {
         "OUTPUT": directory / "pycni",
-        "VERSION": BUILD,
+        "BUILD": BUILD,
         "BUNDLE": ".pycni/pycni",
         "SOCKET": directory / "run" / "engine.sock",
     }

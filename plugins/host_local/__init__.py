@@ -142,7 +142,7 @@ class Conf:
                 )
         several = types.version_tuple(req.cni_version) >= (0, 3, 0)
         # STATUS comes without runtimeConfig: the ranges may be what the runtime brings to ADD.
-        to_come = req.command is Command.STATUS and req.config.get("capabilities", {}).get(
+        to_come = req.command == Command.STATUS and req.config.get("capabilities", {}).get(
             "ipRanges"
         )
         return cls(

@@ -20,8 +20,8 @@ import pytest
 from cni_common.types import CURRENT_VERSION, SUPPORTED_VERSIONS
 from tests.machine import ROOT
 
-VERSION = "1.2.3"
-HELLO = b"pycni\0" + struct.pack("<H", 1) + VERSION.encode()
+BUILD = "1.2.3"
+HELLO = b"pycni\0" + struct.pack("<H", 1) + BUILD.encode()
 CONFIG = b'{"cniVersion": "1.1.0"}'
 SERVED_BY_BUNDLE = 7
 TRY_AGAIN_LATER = 11
@@ -158,7 +158,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     socket_path = tmp_path_factory.mktemp("run") / "engine.sock"
     variables = {
         "OUTPUT": directory / "bridge",
-        "VERSION": VERSION,
+        "BUILD": BUILD,
         "BUNDLE": ".pycni/pycni",
         "SANITIZE": request.param,
         "SOCKET": socket_path,
@@ -353,7 +353,7 @@ def test_an_engine_that_says_nothing_is_passed_over(launcher: Launcher) -> None:
         HELLO + b"0",
         HELLO[:-1],
         HELLO[:-1] + b"4",
-        b"pycni\0" + struct.pack("<H", 2) + VERSION.encode(),
+        b"pycni\0" + struct.pack("<H", 2) + BUILD.encode(),
         b"pycni\0",
         b"nonsense" * 1000,
         b"",

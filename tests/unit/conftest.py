@@ -16,11 +16,6 @@ _STARTS = frozenset({"subprocess.Popen", "os.fork", "os.exec", "os.posix_spawn",
 _seen: list[str] = []
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Name the marker of the tests that are about a process."""
-    config.addinivalue_line("markers", "starts_process: may start a process, unlike a unit test")
-
-
 def _watch(event: str, args: tuple[object, ...]) -> None:
     if event in _STARTS or (event == "socket.__new__" and args[1] == socket.AF_NETLINK):
         _seen.append(f"{event} {args}")

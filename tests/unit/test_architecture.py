@@ -24,7 +24,7 @@ ORDER = (
     *("errors", "steps", "wire", "types", "schema", "request", "record"),
     *("netlink", "codec", "link", "rtnetlink", "netns", "nftmessages", "nftrules", "nft"),
     *("iptables", "masquerade", "interface"),
-    *("protocol", "host", "gather", "worker", "engine", "main"),
+    *("protocol", "host", "gather", "worker", "engine", "cli", "main"),
 )
 FOR_PLUGINS = ORDER[: ORDER.index("protocol")]  # a plugin is handed the Host
 # Who may import what only inside functions: each costs a cold start that has no need of it.

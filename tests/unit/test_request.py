@@ -137,7 +137,7 @@ class TestParsed:
 
         request = parse(stdin, CNI_PATH="/a::/b:")
 
-        assert request.command is Command.ADD
+        assert request.command == Command.ADD
         assert (request.containerid, request.ifname) == ("c1", "eth0")
         assert request.attachment == Attachment("c1", "eth0")
         assert request.netns == "/run/netns/a"

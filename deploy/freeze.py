@@ -1,0 +1,217 @@
+"""Make dist/bin: the launchers, and the program that they start, with Python and all in it.
+
+    python -m deploy.freeze [DIRECTORY]
+
+PyInstaller freezes (deploy/frozen/pycni.spec) what deploy/frozen/rewrite.py makes of the sources
+of the suite and of what it uses of pyroute2. Nothing is made anew unless an input changed.
+"""
+
+import ast
+import fcntl
+import hashlib
+import marshal
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from collections.abc import Sequence
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.util import MAGIC_NUMBER
+from pathlib import Path
+
+from deploy.frozen.rewrite import OURS, UnsupportedError, imports, rewrite, standins
+from plugins import TYPES
+
+ROOT = Path(__file__).resolve().parents[1]
+FROZEN = ROOT / "deploy/frozen"
+BUILD = ROOT / "build/freeze"
+# What PyInstaller analyses, and the same compiled; pycni.spec knows both places.
+SOURCE, COMPILED = BUILD / "source", BUILD / "compiled"
+# Another build is what has other contents of these, another Python or other packages.
+INPUTS = (
+    *("pyproject.toml", "requirements.lock", "launcher/launcher.c", "launcher/Makefile"),
+    *("cni_common", "plugins", "deploy/frozen", "deploy/freeze.py"),
+)
+
+
+class BuildError(Exception):
+    """The bundle cannot be made; says what to do."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Bring dist/bin up to date."""
+    target = Path(arguments[0]).absolute() if arguments else ROOT / "dist/bin"
+    BUILD.mkdir(parents=True, exist_ok=True)
+    try:
+        with (BUILD / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the build directory is shared
+            _make(target)
+    except (BuildError, OSError, UnsupportedError) as error:
+        _say(f"error: {error}")
+        return 1
+    return 0
+
+
+def _make(target: Path) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    build = f"{version}-{_digest()}"
+    if (target / ".pycni" / build / "pycni").exists():
+        _say(f"{target} is up to date, build {build}")
+        return
+    foreign = {path.name for path in target.glob("*")} - {"pycni", ".pycni", *TYPES}
+    if foreign:
+        raise BuildError(f"'{target}' would be replaced, but it has other files: {foreign}")
+    _say(f"freezing build {build}")
+    for directory in (SOURCE, COMPILED, BUILD / "bin"):
+        shutil.rmtree(directory, ignore_errors=True)
+    SOURCE.mkdir()
+    _write_modules()
+    _compile_extension()
+    new = BUILD / "bin"
+    (new / ".pycni").mkdir(parents=True)
+    shutil.move(_run_pyinstaller(), new / ".pycni" / build)
+    _make_launchers(new, build)
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(new, target)
+    _report(target, build)
+
+
+def _digest() -> str:
+    """Return what differs when anything does that the result is made of."""
+    tools = f"{sys.version} {sysconfig.get_platform()} {shutil.which('musl-gcc')}"
+    digest = hashlib.sha256(tools.encode())
+    for name in INPUTS:
+        path = ROOT / name
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file() and file.suffix != ".pyc":
+                digest.update(f"{file.relative_to(ROOT)}\0".encode())
+                digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+# --- what PyInstaller is given ---
+
+
+def _write_modules() -> None:
+    """Write every module that is changed for the bundle: ours, and pyroute2's that they use.
+
+    pyroute2 itself is left empty: it would import all that it has, see cni_common/netlink.py.
+    """
+    shutil.copy(FROZEN / "start.py", SOURCE)
+    _write_module("pyroute2", b"", is_package=True)
+    for name, source in standins().items():
+        _write_module(name, source)
+    waiting = [Path("ipaddress.py")]
+    for package in OURS:
+        waiting += [path.relative_to(ROOT) for path in (ROOT / package).rglob("*.py")]
+    seen = {Path("pyroute2/__init__.py")}
+    while waiting:
+        path = waiting.pop()
+        roots = {**dict.fromkeys(OURS, ROOT), "pyroute2": Path(sysconfig.get_path("purelib"))}
+        root = roots.get(path.parts[0], Path(sysconfig.get_path("stdlib")))
+        if path in seen or not (root / path).exists():
+            continue
+        seen.add(path)
+        is_package = path.name == "__init__.py"
+        name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+        tree = _write_module(name, (root / path).read_bytes(), is_package=is_package)
+        for found in imports(tree, name if is_package else name.rpartition(".")[0]):
+            if found.startswith("pyroute2."):
+                place = Path(*found.split("."))
+                waiting += [place / "__init__.py", place.with_suffix(".py")]
+                # A package is imported before what is in it.
+                waiting += [parent / "__init__.py" for parent in place.parents]
+
+
+def _write_module(name: str, source: bytes, *, is_package: bool = False) -> ast.Module:
+    file = Path(*name.split("."), "__init__.py" if is_package else "")
+    file = file if is_package else file.with_suffix(".py")
+    tree = rewrite(name, source)
+    for directory in (SOURCE, COMPILED):
+        (directory / file).parent.mkdir(parents=True, exist_ok=True)
+    (SOURCE / file).write_text(ast.unparse(tree))
+    # From the tree, not from that text: tracebacks show the lines of the original.
+    code = compile(tree, str(file), "exec", dont_inherit=True, optimize=2)
+    # Flags, date and size of a source: none of them is looked at where there is none.
+    header = MAGIC_NUMBER + bytes(12)
+    (COMPILED / file).with_suffix(".pyc").write_bytes(header + marshal.dumps(code))
+    return tree
+
+
+def _compile_extension() -> None:
+    include = Path(sysconfig.get_path("include"))
+    if not (include / "Python.h").exists():
+        raise BuildError(f"there is no '{include}/Python.h': run 'deploy/prerequisites.sh --dist'")
+    _run(
+        *("cc", "-shared", "-fPIC", "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror"),
+        *("-Wno-missing-field-initializers", f"-isystem{include}"),
+        *("-o", str(SOURCE / f"_setns{EXTENSION_SUFFIXES[0]}"), str(FROZEN / "setns.c")),
+    )
+
+
+def _run_pyinstaller() -> Path:
+    """Return the directory with what PyInstaller made."""
+    output = BUILD / "output"
+    # Its cache of stripped libraries belongs to this tree, not to the user's home.
+    environ = {**os.environ, "PYINSTALLER_CONFIG_DIR": str(BUILD / "cache")}
+    environ = {name: value for name, value in environ.items() if not name.startswith("PYTHON")}
+    _run(
+        *(sys.executable, "-m", "PyInstaller", "--noconfirm", "--log-level=WARN"),
+        *(f"--distpath={output}", f"--workpath={BUILD / 'work'}", str(FROZEN / "pycni.spec")),
+        environ=environ,
+    )
+    for file in (output / "pycni/lib").rglob("*"):
+        file.chmod(0o755 if file.is_dir() else 0o644)
+    return output / "pycni"
+
+
+def _make_launchers(directory: Path, build: str) -> None:
+    """One executable, linked under each name: a plain copy of the directory works as well.
+
+    deploy/install.sh knows its own files by the one that lies in the bundle.
+    """
+    first = directory / f".pycni/{build}/launcher"
+    _run(
+        *("make", "--no-print-directory", "-C", str(ROOT / "launcher")),
+        *(f"OUTPUT={first}", f"BUILD={build}", f"BUNDLE=.pycni/{build}/pycni"),
+    )
+    for name in ("pycni", *TYPES):
+        os.link(first, directory / name)
+
+
+# --- talk ---
+
+
+def _report(target: Path, build: str) -> None:
+    bundle = target / ".pycni" / build
+    files = [file for file in bundle.rglob("*") if file.is_file()]
+    needed = {
+        tuple(map(int, number.split(b".")))
+        for file in files
+        if file.name in ("pycni", "launcher") or ".so" in file.name
+        for number in re.findall(rb"\0GLIBC_(2\.\d+)", file.read_bytes())
+    }
+    launcher, size = (bundle / "launcher").stat().st_size, sum(f.stat().st_size for f in files)
+    glibc = ".".join(map(str, max(needed)))
+    _say(
+        f"{target}: launcher {launcher / 1024:.0f} KiB, bundle {size / 2**20:.1f} MiB in"
+        f" {len(files)} files; runs with glibc {glibc} or newer"
+    )
+
+
+def _run(*command: str, environ: dict[str, str] | None = None) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
+    if done.returncode:
+        raise BuildError(f"'{' '.join(command)}' failed:\n{done.stdout}{done.stderr}")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"freeze: {text}\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

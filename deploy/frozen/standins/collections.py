@@ -1,0 +1,5 @@
+"""collections, as far as it is C."""
+
+from _collections import OrderedDict
+
+__all__ = ["OrderedDict"]

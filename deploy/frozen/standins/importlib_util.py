@@ -1,0 +1,18 @@
+"""For cni_common/netlink.py: pyroute2 is an empty package in the bundle, so it may be imported."""
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+
+
+def find_spec(name: str) -> str:
+    """Return what module_from_spec takes."""
+    return name
+
+
+def module_from_spec(name: str) -> "ModuleType":
+    """Return the empty package."""
+    __import__(name)
+    return sys.modules[name]

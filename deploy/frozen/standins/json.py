@@ -1,0 +1,81 @@
+"""json by its part in C: the rest of it is regular expressions, and `re` takes milliseconds."""
+
+import _json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+_SPACES = " \t\n\r"
+
+
+class _Reader:
+    """What make_scanner asks for."""
+
+    strict = True
+    object_hook = None
+    parse_float = float
+
+    def __init__(self, **hooks: "Any") -> None:
+        self.memo: dict[str, str] = {}
+        self.__dict__ |= hooks
+
+
+def loads(text: str, *, object_pairs_hook: "Any", parse_int: "Any", parse_constant: "Any") -> "Any":
+    """Return the value in `text`; the real json says what is wrong with it."""
+    hooks = {
+        "object_pairs_hook": object_pairs_hook,
+        "parse_int": parse_int,
+        "parse_constant": parse_constant,
+    }
+    read: Any = _json.make_scanner
+    try:
+        value, end = read(_Reader(**hooks))(text, len(text) - len(text.lstrip(_SPACES)))
+    except StopIteration:
+        end = -1
+    if end < 0 or text[end:].strip(_SPACES):
+        import json
+
+        return json.loads(text, **hooks)
+    return value
+
+
+def dumps(
+    value: object,
+    *,
+    ensure_ascii: bool,
+    indent: int = 0,
+    sort_keys: bool = False,
+    separators: tuple[str, str] = (", ", ": "),
+) -> str:
+    """Return `value` as text; its keys are strings."""
+    if ensure_ascii:
+        raise NotImplementedError
+    if indent:
+        return "".join(_indented(value, " " * indent, "\n", sort_keys=sort_keys))
+    between, after_key = separators
+    make: Any = _json.make_encoder
+    quote = _json.encode_basestring
+    skip_keys, allow_nan = False, True
+    encode = make({}, None, quote, None, after_key, between, sort_keys, skip_keys, allow_nan)
+    return "".join(encode(value, 0))
+
+
+def _indented(value: object, indent: str, line: str, *, sort_keys: bool) -> "Iterator[str]":
+    if not isinstance(value, dict | list | tuple) or not value:
+        yield dumps(value, ensure_ascii=False)
+        return
+    brackets = "[]"
+    if isinstance(value, dict):
+        brackets = "{}"
+        entries = sorted(value.items()) if sort_keys else value.items()
+        named = [(f"{_json.encode_basestring(key)}: ", entry) for key, entry in entries]
+    else:
+        named = [("", entry) for entry in value]
+    mark = brackets[0]
+    for name, entry in named:
+        yield f"{mark}{line}{indent}{name}"
+        yield from _indented(entry, indent, line + indent, sort_keys=sort_keys)
+        mark = ","
+    yield line + brackets[1]

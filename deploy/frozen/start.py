@@ -1,0 +1,82 @@
+"""What the bundle runs first: it prepares the process and runs plugins/__main__.py."""
+
+import marshal
+import os
+import sys
+from _frozen_importlib import ModuleSpec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+
+# What the bootloader put into the environment would steer the programs that are started from here.
+_OF_BOOTLOADER = ("_PYI_ARCHIVE_FILE", "_PYI_LINUX_PROCESS_NAME", "_PYI_PARENT_PROCESS_LEVEL")
+
+
+class Modules:
+    """The file that pycni.spec writes: opening one for each module takes a sixth of a start."""
+
+    def __init__(self, path: str) -> None:
+        low = []  # descriptors of standard streams that are closed: the file must not be one
+        while (fd := os.open(path, os.O_RDONLY | os.O_CLOEXEC)) <= 2:
+            low.append(fd)
+        for closed in low:
+            os.close(closed)
+        self._fd = fd
+        size = int.from_bytes(os.pread(fd, 4, 0), "little")
+        self._start = 4 + size  # of what the index points to
+        # By its name, where a module begins, its size, and whether it is a package.
+        self._index: dict[str, tuple[int, int, bool]] = marshal.loads(os.pread(fd, size, 4))
+
+    def find_spec(
+        self, name: str, _path: object = None, _target: object = None
+    ) -> ModuleSpec | None:
+        """Return how to import the module, None when it is not here."""
+        if name not in self._index:
+            return None
+        return ModuleSpec(name, self, is_package=self._index[name][2])  # type: ignore[arg-type]
+
+    def create_module(self, _spec: ModuleSpec) -> None:
+        """Leave that to the import system."""
+
+    def exec_module(self, module: "ModuleType") -> None:
+        """Run the module."""
+        offset, size, _ = self._index[module.__name__]
+        code = marshal.loads(os.pread(self._fd, size, self._start + offset))
+        exec(code, module.__dict__)
+
+
+def _restore_environment() -> None:
+    for name in (*_OF_BOOTLOADER, "LD_LIBRARY_PATH"):
+        os.environ.pop(name, None)
+    original = os.environ.pop("LD_LIBRARY_PATH_ORIG", None)
+    if original is not None:
+        os.environ["LD_LIBRARY_PATH"] = original
+
+
+def _run() -> int:
+    if not hasattr(os, "setns"):  # new in Python 3.12
+        from _setns import setns  # noqa: PLC0415 - compiled by deploy/freeze.py
+
+        os.setns = setns  # type: ignore[attr-defined]
+
+    from plugins.__main__ import run  # noqa: PLC0415 - it is in `modules`
+
+    return run()
+
+
+status = 1
+try:
+    _restore_environment()
+    sys.meta_path.insert(0, Modules(f"{sys._MEIPASS}/modules"))  # type: ignore[attr-defined]
+    status = _run()
+except Exception as error:  # noqa: BLE001 - the runtime must get a CNI error object all the same
+    sys.excepthook(type(error), error, error.__traceback__)
+    if os.environ.get("CNI_COMMAND"):
+        os.write(
+            1,
+            b'{"cniVersion":"1.1.0","code":999,'
+            b'"msg":"pycni cannot start, see its stderr; install it again"}\n',
+        )
+finally:
+    os._exit(status)  # taking every module apart would take milliseconds

@@ -1,0 +1,175 @@
+#!/usr/bin/env bash
+# Install what `make dist` made, or take it away again, while containers start and stop.
+#   deploy/install.sh install | uninstall
+#   DESTDIR       prepended to every path, for packages
+#   CNI_BIN_DIR   where runtimes look for plugins (default: /opt/cni/bin)
+#   DIST          what to install (default: dist/bin)
+#
+# CNI_BIN_DIR gets one launcher under each plugin's name, and CNI_BIN_DIR/.pycni one directory for
+# each build. A launcher starts the program of its own build only, so it never meets half of
+# another one: the directory is complete before a launcher that uses it gets its name, and stays
+# for a while after the last such launcher lost it.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+dist=${DIST:-$root/dist/bin}
+bin=${DESTDIR:-}${CNI_BIN_DIR:-/opt/cni/bin}
+store=$bin/.pycni
+keep_minutes=10 # no plugin runs longer: runtimes give up on it before
+new=.pycni-new  # how temporary files end
+
+say() { echo "install: $*"; }
+
+die() {
+    echo "install: $*" >&2
+    exit 1
+}
+
+# put FILE PLACE: by a temporary file beside it, so that there is never half a file.
+put() {
+    local mode=644
+    [[ ! -x $1 ]] || mode=755
+    make_directory "${2%/*}"
+    install -m "$mode" "$1" "$2$new"
+    mv -fT "$2$new" "$2"
+}
+
+make_directory() {
+    [[ -d $1 ]] || install -d -m 755 "$1"
+}
+
+# One at a time; the lock is on the directory itself, so it leaves nothing behind.
+lock() {
+    exec 9<"$store"
+    flock 9
+}
+
+# Whether a file is the launcher of one of the builds in the store.
+is_ours() {
+    local launcher
+    [[ -f $1 && ! -L $1 ]] || return
+    for launcher in "$store"/*/launcher; do
+        ! cmp -s "$1" "$launcher" || return 0
+    done
+    return 1
+}
+
+names() {
+    find "$1" -maxdepth 1 -type f ! -name '.*' -printf '%f\n' | sort
+}
+
+put_bundle() {
+    local from=$dist/.pycni/$build to=$store/$build file
+    if [[ ! -e $to ]]; then
+        rm -rf "${store:?}"/*"$new"
+        cp -RT "$from" "$to$new"
+        chmod -R u=rwX,go=rX "$to$new"
+        mv -T "$to$new" "$to"
+    elif diff -rq --exclude=superseded "$from" "$to" >/dev/null; then
+        return
+    else # it is in use: mend what differs, file by file
+        while read -r file; do
+            cmp -s "$from/$file" "$to/$file" || put "$from/$file" "$to/$file"
+        done < <(cd "$from" && find . -type f)
+    fi
+    sync -f "$store" # a launcher must not survive a power failure that its program did not
+}
+
+# A link of the one launcher: by that the plugins know each other. Where links fail, a copy.
+put_launcher() {
+    local launcher=$store/$build/launcher
+    [[ ! $1 -ef $launcher ]] || return 0
+    ln -f "$launcher" "$1$new" 2>/dev/null || install -m 755 "$launcher" "$1$new"
+    mv -fT "$1$new" "$1"
+}
+
+# What another package put under a plugin's name comes back when ours is uninstalled.
+save_foreign() {
+    if [[ -e $1 || -L $1 ]] && ! is_ours "$1"; then
+        make_directory "$store/replaced"
+        cp -aT "$1" "$store/replaced/${1##*/}$new"
+        mv -fT "$store/replaced/${1##*/}$new" "$store/replaced/${1##*/}"
+        say "replacing '$1', which is not one of ours; 'uninstall' brings it back"
+    fi
+}
+
+take_away() {
+    if [[ -e $store/replaced/$1 || -L $store/replaced/$1 ]]; then
+        mv -fT "$store/replaced/$1" "$bin/$1"
+    else
+        rm -f "$bin/$1"
+    fi
+}
+
+# Of the builds that are not used any more, keep the last, and those that may be running still.
+remove_old_builds() {
+    local directory last=
+    rm -f "$store/$build/superseded"
+    for directory in "$store"/*/; do
+        directory=${directory%/}
+        if [[ -e $directory/launcher && $directory != "$store/$build" ]]; then
+            [[ -e $directory/superseded ]] || touch "$directory/superseded"
+            [[ $last && ! $directory/superseded -nt $last/superseded ]] || last=$directory
+        fi
+    done
+    for directory in "$store"/*/; do
+        directory=${directory%/}
+        if [[ $directory != "$last" && -e $directory/superseded ]] &&
+            [[ $(find "$directory/superseded" -mmin "+$keep_minutes") ]]; then
+            rm -rf "$directory"
+        fi
+    done
+}
+
+do_install() {
+    local name
+    build=$(cd "$dist/.pycni" 2>/dev/null && echo *) || die "there is no '$dist': run 'make dist'"
+    [[ -e $dist/.pycni/$build/launcher ]] || die "'$dist' is not what 'make dist' makes"
+    for name in $(names "$dist"); do
+        [[ ! -d $bin/$name ]] || die "'$bin/$name' is a directory"
+    done
+    make_directory "$bin"
+    make_directory "$store"
+    lock
+    find "$bin" -maxdepth 1 -type f -name "*$new" -delete # of one that was killed
+    put_bundle
+    for name in $(names "$dist"); do
+        save_foreign "$bin/$name"
+        put_launcher "$bin/$name"
+    done
+    for name in $(names "$bin"); do
+        if [[ ! -e $dist/$name ]] && is_ours "$bin/$name"; then
+            take_away "$name" # this build has no such plugin
+        fi
+    done
+    remove_old_builds
+    say "build $build is in '$bin': $(names "$dist" | paste -sd' ')"
+}
+
+do_uninstall() {
+    local name directory
+    [[ -d $store ]] || die "there is nothing of ours in '$bin'"
+    lock
+    for name in $(names "$bin"); do
+        if is_ours "$bin/$name"; then
+            take_away "$name"
+        fi
+    done
+    find "$bin" -maxdepth 1 -type f -name "*$new" -delete
+    # What could not go back, because another file took its place, is of no use any more.
+    rm -rf "$store/replaced"
+    for directory in "$store"/*/; do
+        [[ ! -e $directory/launcher ]] || rm -rf "$directory"
+    done
+    rmdir --ignore-fail-on-non-empty "$store"
+    say "removed from '$bin'"
+}
+
+case ${1:-} in
+    install) do_install ;;
+    uninstall) do_uninstall ;;
+    *)
+        sed -n '2,6s/^# \{0,1\}//p' "$0" >&2
+        exit 2
+        ;;
+esac

@@ -1,0 +1,286 @@
+"""The frozen program: it does what the sources do, whatever surrounds it."""
+
+import json
+import marshal
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cni_common.cli import VERSION
+from deploy import freeze
+from deploy.frozen.rewrite import OURS, imports, rewrite
+from tests.machine import CNI_BIN, ROOT, Machine, error_of
+from tests.unit.test_architecture import ENTRIES, below
+
+pytestmark = pytest.mark.timeout(90)  # the first test may have to wait for the build
+
+
+def _attached(machine: Machine, program: Path, config: dict[str, Any]) -> None:
+    """Go through an attachment's life by an executable."""
+    container = machine.container()
+    added = machine.execute(program, "ADD", config, container)
+    assert added.returncode == 0, added.stdout + added.stderr
+    checked = machine.execute(
+        program, "CHECK", {**config, "prevResult": json.loads(added.stdout)}, container
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    addresses = [ip["address"] for ip in json.loads(added.stdout)["ips"]]
+    assert machine.addresses(container, "eth0") == addresses
+    deleted = machine.execute(program, "DEL", config, container)
+    assert deleted.returncode == 0, deleted.stdout + deleted.stderr
+    assert machine.link(container, "eth0") is None
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"ipMasq": True},
+        {"ipMasq": True, "ipMasqBackend": "iptables"},
+        {"macspoofchk": True},
+        {"hairpinMode": True, "mtu": 1400},
+    ],
+    ids=["plain", "nftables", "iptables", "macspoofchk", "port"],
+)
+def test_a_frozen_plugin_does_its_work(dist: Path, machine: Machine, keys: dict[str, Any]) -> None:
+    """Every way to the kernel is open from the bundle too: none of its modules is missing."""
+    _attached(machine, dist / "bridge", machine.network(**keys))
+
+
+def test_a_plain_copy_works(dist: Path, machine: Machine, tmp_path: Path) -> None:
+    """Without the links between its files, as some tools copy, the directory works the same."""
+    copy = tmp_path / "copy"
+    shutil.copytree(dist, copy)
+
+    _attached(machine, copy / "bridge", machine.network())
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"mtu": "large"}, {"ipam": {"type": "host-local", "ranges": {}}}, {"vlanTrunk": [{"id": []}]}],
+    ids=["mtu", "ranges", "trunk"],
+)
+def test_a_refusal_has_the_same_words(dist: Path, machine: Machine, keys: dict[str, Any]) -> None:
+    """What explains a wrong configuration is in the bundle with all its files."""
+    config = machine.network(**keys)
+    expected = machine.execute(CNI_BIN / "bridge", "ADD", config, machine.container())
+
+    done = machine.execute(dist / "bridge", "ADD", config, machine.container())
+
+    assert error_of(done.stdout)["code"] == 7
+    assert (done.returncode, done.stdout) == (1, expected.stdout)
+
+
+def test_the_environment_does_not_steer_it(dist: Path, machine: Machine, tmp_path: Path) -> None:
+    """No PYTHON variable, no locale and no file in the working directory has an effect."""
+    for name in ("json", "os", "sitecustomize", "usercustomize", "socket", "_socket", "ctypes"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('intruder')\n")
+    environ = {
+        **machine.environ("ADD", machine.container(), path=str(dist)),
+        "HOME": str(tmp_path),
+        "LC_ALL": "C",
+        "PYTHONDEVMODE": "1",
+        "PYTHONHOME": "/nowhere",
+        "PYTHONINSPECT": "1",
+        "PYTHONIOENCODING": "utf-16",
+        "PYTHONMALLOCSTATS": "1",
+        "PYTHONPATH": str(tmp_path),
+        "PYTHONPROFILEIMPORTTIME": "1",
+        "PYTHONSTARTUP": str(tmp_path / "json.py"),
+        "PYTHONVERBOSE": "1",
+        "PYTHONWARNINGS": "error",
+    }
+
+    done = subprocess.run(
+        ["nsenter", f"--net={machine.host}", str(dist / "bridge")],
+        input=json.dumps(machine.network()),
+        env=environ,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=15,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["ips"]
+
+
+@pytest.mark.parametrize("extra", [{}, {"LD_LIBRARY_PATH": "/nowhere"}], ids=["none", "set"])
+def test_a_delegate_gets_the_environment_untouched(
+    dist: Path, machine: Machine, tmp_path: Path, extra: dict[str, str]
+) -> None:
+    """The bundle adds nothing to the environment: LD_LIBRARY_PATH would steer other programs."""
+    (tmp_path / "record").write_text(
+        f"#!/bin/sh\ncp /proc/self/environ {tmp_path}/environ-$CNI_COMMAND\n"
+        'echo \'{"cniVersion": "1.1.0", "ips": [{"address": "10.9.0.2/24"}]}\'\n'
+    )
+    (tmp_path / "record").chmod(0o755)
+    path = f"{tmp_path}:{dist}"
+    environ = {**machine.environ("ADD", machine.container(), path=path), **extra}
+
+    done = machine.try_command(
+        machine.host,
+        str(dist / "bridge"),
+        stdin=json.dumps(machine.network(ipam={"type": "record"})),
+        env=environ,
+    )
+
+    entries = (tmp_path / "environ-ADD").read_text().rstrip("\0").split("\0")
+    given = dict(entry.split("=", 1) for entry in entries)
+    given.pop("PWD", None)  # the shell's
+    assert done.returncode == 0, done.stdout
+    assert given == environ
+
+
+def test_a_broken_bundle_still_answers(dist: Path, machine: Machine, tmp_path: Path) -> None:
+    """When a part of the bundle is gone, the runtime gets a CNI error object all the same."""
+    copy = tmp_path / "copy"
+    shutil.copytree(dist, copy)
+    next(copy.glob(".pycni/*/lib/**/fcntl.*.so")).unlink()
+
+    done = machine.execute(copy / "bridge", "ADD", machine.network(), machine.container())
+
+    assert done.returncode == 1
+    assert error_of(done.stdout)["code"] == 999
+    assert "ModuleNotFoundError" in done.stderr
+
+
+# --- what it loads ---
+
+# Beside the modules of the suite, which ENTRIES has, and those that the interpreter begins with.
+_ABOUT = {"_functools", "_json", "gc", "ipaddress", "standin_functools", "standin_json"}
+_SERVING = _ABOUT | {"errno", "fcntl", "standin_dataclasses", "standin_signal"}
+_NETLINK = {
+    *("_collections", "_socket", "_struct", "pyroute2", "pyroute2.common", "pyroute2.netlink"),
+    *("pyroute2.netlink.exceptions", "pyroute2.netlink.rtnl"),
+    *("pyroute2.netlink.rtnl.ifaddrmsg", "pyroute2.netlink.rtnl.rtmsg", "standin_importlib_util"),
+    *("standin_collections", "standin_logging", "standin_socket", "standin_threading"),
+    *("standin_traceback", "standin_typing", "standin_weakref", "struct", "types"),
+}
+LIBRARIES = {
+    "about": _ABOUT,
+    "VERSION": set[str](),
+    "host-local refuses an ADD": _SERVING,
+    "bridge refuses an ADD": _SERVING | _NETLINK,
+    "loopback refuses an ADD": _SERVING | _NETLINK,
+}
+_TELLING = """
+import os, sys
+before = set(sys.modules)
+from cni_common.main import main
+from plugins import load
+
+def run():
+    status = main(load)
+    # The bootloader sets this when it starts itself again; the launcher spares it that.
+    if b"_PYI_LINUX_PROCESS_NAME" in open("/proc/self/environ", "rb").read():
+        os.write(2, b"started twice ")
+    os.write(2, " ".join(["loaded:", *(set(sys.modules) - before)]).encode())
+    return status
+"""
+
+
+@pytest.fixture(scope="session")
+def telling(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle with another plugins/__main__.py, which says what has been loaded."""
+    copy = tmp_path_factory.mktemp("telling") / "bin"
+    shutil.copytree(dist, copy)
+    file = next(copy.glob(".pycni/*/lib/modules"))
+    index, code = _modules(file)
+    told = marshal.dumps(compile(_TELLING, "telling", "exec"))
+    index["plugins.__main__"] = (len(code), len(told), False)
+    head = marshal.dumps(index)
+    file.write_bytes(len(head).to_bytes(4, "little") + head + code + told)
+    return copy
+
+
+def _modules(file: Path) -> tuple[dict[str, tuple[int, int, bool]], bytes]:
+    """Return index and code of what deploy/frozen/pycni.spec writes."""
+    data = file.read_bytes()
+    size = int.from_bytes(data[:4], "little")
+    return marshal.loads(data[4 : 4 + size]), data[4 + size :]
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_each_entry_loads_what_is_written_here(telling: Path, machine: Machine, name: str) -> None:
+    """What a start loads is what it costs; VERSION is answered without any of the bundle."""
+    entry = ENTRIES[name]
+    environ = {**machine.environ(entry.command, "/no/such/netns"), "CNI_PATH": "/no/such/directory"}
+
+    done = subprocess.run(
+        [str(telling / entry.plugin)],
+        input=json.dumps({"cniVersion": "1.1.0", "name": "net", **entry.config}),
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=15,
+        check=False,
+    )
+
+    loaded = set(done.stderr.partition("loaded: ")[2].split())
+    assert "started twice" not in done.stderr
+    ours = {one for one in loaded if one.partition(".")[0] in ("cni_common", "plugins")}
+    assert loaded - ours == LIBRARIES[name]
+    if name != "VERSION":
+        assert below("cni_common", ours) == entry.common
+        assert below("plugins", ours) == entry.plugins
+
+
+# --- how it is made ---
+
+
+def test_the_build_spares_what_it_did_not_make(tmp_path: Path) -> None:
+    """A directory with other files, as an installation may have, is not replaced."""
+    (tmp_path / "ptp").touch()
+
+    assert freeze.main([str(tmp_path)]) == 1
+
+    assert [path.name for path in tmp_path.iterdir()] == ["ptp"]
+
+
+def test_the_bundle_is_small(dist: Path) -> None:
+    """Only compiled modules, libraries and data lie in it, and no more than are needed."""
+    files = [path for path in dist.rglob("*") if path.is_file()]
+
+    assert {".py", ".a", ".h"}.isdisjoint(path.suffix for path in files)
+    assert sum(path.stat().st_size for path in files if path.parent != dist) < 16 << 20
+
+
+def test_pycni_says_what_it_is(dist: Path) -> None:
+    """`pycni version` names the build and the directories that are in use."""
+    bundle = next((dist / ".pycni").iterdir())
+
+    done = subprocess.run(
+        [str(dist / "pycni"), "version"], capture_output=True, text=True, timeout=15, check=True
+    )
+
+    rows = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert rows["version"] == VERSION
+    assert rows["build"] == bundle.name
+    assert bundle.name.startswith(f"{VERSION}-")
+    assert (rows["plugins"], rows["bundle"]) == (str(dist), str(bundle))
+
+
+def test_whatever_the_suite_imports_is_in_it(dist: Path) -> None:
+    """No import of any function fails because the build left a module out."""
+    library = next(dist.glob(".pycni/*/lib"))
+    modules = _modules(library / "modules")[0]
+    there = {path.name.partition(".")[0] for path in library.iterdir()}
+    there |= {name.partition(".")[0] for name in modules}
+    there |= {path.name.partition(".")[0] for path in library.glob("*/lib-dynload/*")}
+    there |= set(sys.builtin_module_names)
+
+    wanted = set()
+    for package in OURS:
+        for path in (ROOT / package).rglob("*.py"):
+            place = path.relative_to(ROOT).with_suffix("")
+            assert ".".join(place.parts).removesuffix(".__init__") in modules
+            tree = rewrite(package, path.read_bytes())
+            wanted |= {name.partition(".")[0] for name in imports(tree, package)}
+
+    assert wanted - there == {"ctypes"}  # where os.setns is missing, but start.py provides it

@@ -1,0 +1,289 @@
+"""deploy/install.sh: what it puts where, what it leaves alone, and that nobody notices."""
+
+import os
+import shutil
+import stat
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from plugins import TYPES
+from tests.machine import ROOT, error_of
+
+pytestmark = pytest.mark.timeout(90)  # the first test may have to wait for the build
+
+NAMES = {*TYPES, "pycni"}
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """An empty directory in memory: the script syncs the file system that it installs to."""
+    directory = Path("/run") / f"install-{uuid.uuid4().hex}"
+    directory.mkdir()
+    yield directory
+    shutil.rmtree(directory)
+
+
+def _script(word: str, dist: Path, place: Path) -> "subprocess.CompletedProcess[str]":
+    path = "/usr/sbin:/usr/bin:/sbin:/bin"
+    environ = {"PATH": path, "DIST": str(dist), "DESTDIR": str(place), "CNI_BIN_DIR": "/bin"}
+    return subprocess.run(
+        [str(ROOT / "deploy/install.sh"), word],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def _install(dist: Path, place: Path) -> Path:
+    done = _script("install", dist, place)
+    assert done.returncode == 0, done.stderr
+    return place / "bin"
+
+
+def _uninstall(dist: Path, place: Path) -> None:
+    done = _script("uninstall", dist, place)
+    assert done.returncode == 0, done.stderr
+
+
+def _build(place: Path) -> str:
+    return next((place / ".pycni").iterdir()).name
+
+
+def _builds(installed: Path) -> set[str]:
+    return {path.name for path in (installed / ".pycni").iterdir()}
+
+
+def _tree(place: Path) -> dict[str, tuple[int, bytes]]:
+    """Return mode and contents of everything below a directory."""
+    found = {}
+    for path in place.rglob("*"):
+        text = path.read_bytes() if path.is_file() else b""
+        found[str(path.relative_to(place))] = (path.lstat().st_mode, text)
+    return found
+
+
+def _call(program: Path, command: str, stdin: str = "{}") -> "subprocess.CompletedProcess[str]":
+    environ = {"CNI_COMMAND": command, "CNI_CONTAINERID": "c", "CNI_IFNAME": "eth0"}
+    environ |= {"CNI_NETNS": "/run/netns/none", "CNI_PATH": str(program.parent)}
+    return subprocess.run(
+        [str(program)],
+        input=stdin,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=15,
+        check=False,
+    )
+
+
+def test_every_plugin_has_a_launcher(dist: Path, place: Path) -> None:
+    """CNI_BIN_DIR below DESTDIR gets a launcher under each name, and nothing else."""
+    installed = _install(dist, place)
+
+    assert {path.name for path in installed.iterdir()} == {*NAMES, ".pycni"}
+    assert {path.name for path in place.iterdir()} == {"bin"}
+
+
+def test_modes_and_owner_are_fixed(dist: Path, place: Path) -> None:
+    """Root owns all of it; what is executed is 0755, what is read 0644, whatever the umask."""
+    previous = os.umask(0o077)  # noqa: TID251 - of this process, and put back
+    try:
+        installed = _install(dist, place)
+    finally:
+        os.umask(previous)  # noqa: TID251 - as above
+
+    for path in (installed, *installed.rglob("*")):
+        status = path.lstat()
+        executable = path.is_dir() or path.name in {*NAMES, "launcher"}
+        assert (status.st_uid, status.st_gid) == (0, 0)
+        assert stat.S_IMODE(status.st_mode) == (0o755 if executable else 0o644), path
+
+
+def test_what_is_installed_works(dist: Path, place: Path) -> None:
+    """An installed plugin answers, by its launcher and by the program behind it."""
+    installed = _install(dist, place)
+
+    version = _call(installed / "bridge", "VERSION")
+    refused = _call(installed / "bridge", "ADD")
+
+    assert (version.returncode, version.stderr) == (0, "")
+    assert (refused.returncode, error_of(refused.stdout)["msg"]) == (1, "missing network name")
+
+
+def test_the_plugins_are_one_file(dist: Path, place: Path) -> None:
+    """The plugins are links of one file: by that a plugin knows a delegate of its own suite."""
+    installed = _install(dist, place)
+
+    assert len({(installed / name).stat().st_ino for name in NAMES}) == 1
+
+
+def test_uninstall_leaves_what_was_there(dist: Path, place: Path) -> None:
+    """After both, everything is as it was, another's plugin of the same name too."""
+    (place / "bin").mkdir()
+    (place / "bin/bridge").write_text("#!/bin/sh\n")
+    (place / "bin/bridge").chmod(0o755)
+    (place / "bin/host-local").symlink_to("/usr/lib/cni/host-local")
+    (place / "bin/other plugin").write_text("other")
+    (place / "bin/.hidden").write_text("hidden")
+    before = _tree(place)
+
+    installed = _install(dist, place)
+    replaced = _call(installed / "bridge", "VERSION")
+    _uninstall(dist, place)
+
+    assert '"1.1.0"' in replaced.stdout
+    assert _tree(place) == before
+
+
+def test_uninstall_leaves_what_came_later(dist: Path, place: Path) -> None:
+    """What another package has put in place of ours, or beside it, is not ours to remove."""
+    installed = _install(dist, place)
+    (installed / "bridge").unlink()
+    (installed / "bridge").write_text("theirs")
+    (installed / "ptp").write_text("theirs")
+
+    _uninstall(dist, place)
+
+    assert {name: text for name, (_, text) in _tree(installed).items()} == {
+        "bridge": b"theirs",
+        "ptp": b"theirs",
+    }
+
+
+def test_uninstall_without_install_is_an_error(dist: Path, place: Path) -> None:
+    """Where nothing was installed nothing is removed."""
+    (place / "bin").mkdir()
+
+    done = _script("uninstall", dist, place)
+
+    assert done.returncode == 1
+    assert "nothing of ours" in done.stderr
+
+
+def test_install_needs_something_to_install(place: Path) -> None:
+    """Without a build the script says what to do, and makes nothing."""
+    done = _script("install", place / "none", place)
+
+    assert done.returncode == 1
+    assert "run 'make dist'" in done.stderr
+    assert list(place.iterdir()) == []
+
+
+def test_install_again_changes_nothing(dist: Path, place: Path) -> None:
+    """The same build once more touches no file."""
+    installed = _install(dist, place)
+    before = {path: path.lstat().st_ino for path in installed.rglob("*")}
+
+    _install(dist, place)
+
+    assert {path: path.lstat().st_ino for path in installed.rglob("*")} == before
+
+
+def test_install_again_mends(dist: Path, place: Path) -> None:
+    """What was damaged, or left behind by an installation that was killed, is put right."""
+    installed = _install(dist, place)
+    before = _tree(installed)
+    library = next(installed.glob(".pycni/*/lib/**/_socket.*"))
+    library.write_bytes(b"damaged")
+    (installed / "bridge").unlink()
+    (installed / "bridge.pycni-new").write_text("half")
+
+    _install(dist, place)
+
+    assert _tree(installed) == before
+
+
+def test_another_build_takes_over(dist: Path, other_dist: Path, place: Path) -> None:
+    """All launchers are of the new build; the one before stays for what is running still."""
+    _install(dist, place)
+
+    installed = _install(other_dist, place)
+
+    assert (installed / "bridge").read_bytes() == (other_dist / "bridge").read_bytes()
+    assert _builds(installed) == {_build(dist), "other"}
+    assert not (installed / "loopback").exists()
+
+
+def test_going_back_takes_over_too(dist: Path, other_dist: Path, place: Path) -> None:
+    """An older build is as good as a newer one."""
+    _install(dist, place)
+    _install(other_dist, place)
+
+    installed = _install(dist, place)
+
+    assert (installed / "bridge").read_bytes() == (dist / "bridge").read_bytes()
+    assert _builds(installed) == {_build(dist), "other"}
+    assert not (installed / ".pycni" / _build(dist) / "superseded").exists()
+
+
+def test_builds_long_out_of_use_are_removed(dist: Path, other_dist: Path, place: Path) -> None:
+    """Of the builds that are not in use the last stays, and one that was in use minutes ago."""
+    installed = _install(other_dist, place)
+    for name, minutes in (("ancient", 30), ("older", 20), ("recent", 1)):
+        directory = installed / ".pycni" / name
+        directory.mkdir()
+        (directory / "launcher").write_text(name)
+        (directory / "superseded").touch()
+        when = time.time() - 60 * minutes
+        os.utime(directory / "superseded", (when, when))
+
+    _install(dist, place)
+
+    assert _builds(installed) == {_build(dist), "other", "recent"}
+
+
+def test_two_installations_at_once_agree(dist: Path, other_dist: Path, place: Path) -> None:
+    """One waits for the other, so that all launchers are of one build."""
+    threads = [
+        threading.Thread(target=_install, args=(which, place))
+        for which in (dist, other_dist, dist, other_dist)
+    ]
+
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    installed = place / "bin"
+    assert len({(installed / name).read_bytes() for name in ("bridge", "host-local", "pycni")}) == 1
+
+
+def test_nobody_notices_an_installation(dist: Path, other_dist: Path, place: Path) -> None:
+    """While builds replace each other twenty times, every start of a plugin succeeds."""
+    installed = _install(dist, place)
+    ended = threading.Event()
+    wrong: list[str] = []
+    starts = {"VERSION": 0, "ADD": 0}
+
+    def start(command: str, expected: str) -> None:
+        while not ended.is_set():
+            done = _call(installed / "bridge", command)
+            starts[command] += 1
+            if expected not in done.stdout or done.stderr:
+                wrong.append(f"{done.returncode}: {done.stdout}{done.stderr}")
+
+    threads = [
+        threading.Thread(target=start, args=("VERSION", '"supportedVersions"')),
+        threading.Thread(target=start, args=("ADD", "missing network name")),
+    ]
+    for thread in threads:
+        thread.start()
+
+    try:
+        for count in range(20):
+            _install((other_dist, dist)[count % 2], place)
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+    assert wrong == []
+    assert min(starts.values()) >= 20

@@ -1,0 +1,61 @@
+"""The command line of `pycni`."""
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from cni_common.cli import COMMANDS, ENGINE_SOCKET, VERSION, run
+from plugins import TYPES, load
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`pycni version` tells what runs, and where it keeps what."""
+    monkeypatch.setattr(sys, "argv", ["/opt/cni/bin/pycni", "version"])
+
+    assert run(["version"], load, TYPES) == 0
+
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert rows == {
+        "version": VERSION,
+        "build": "sources",
+        "plugins": "/opt/cni/bin",
+        "bundle": "none",
+        "engine": "/run/pycni/engine.sock",
+        "state": "/run/pycni",
+    }
+
+
+def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without arguments, and with --help, it lists its commands."""
+    assert (run([], load, TYPES), run(["--help"], load, TYPES)) == (0, 0)
+
+    printed = capsys.readouterr().out
+    for name, command in COMMANDS.items():
+        assert printed.count(f"{name} ") == printed.count(command.summary) == 2
+
+
+def test_unknown(capsys: pytest.CaptureFixture[str]) -> None:
+    """What it does not know is refused on stderr."""
+    assert run(["frobnicate"], load, TYPES) == 2
+
+    printed = capsys.readouterr()
+    assert (printed.out, "frobnicate" in printed.err) == ("", True)
+
+
+def test_one_version() -> None:
+    """The version is the one of the package."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    assert project["version"] == VERSION
+
+
+def test_one_socket() -> None:
+    """The engine's socket is where the launcher looks for it."""
+    source = (ROOT / "launcher/launcher.c").read_text()
+
+    assert re.findall(r'#define SOCKET "(.*)"', source) == [ENGINE_SOCKET]

@@ -1,0 +1,296 @@
+"""What the frozen build makes of modules: the same, only sooner there."""
+
+import ast
+import functools
+import ipaddress
+import json
+import operator
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cni_common import wire
+from deploy.frozen.rewrite import SPARED, UnsupportedError, rewrite, standins
+
+SAMPLE = b'''
+from dataclasses import dataclass, field, replace
+
+@dataclass(frozen=True, slots=True, order=True)
+class Frozen:
+    """With every kind of field that a frozen one has."""
+
+    first: int
+    second: str = "x"
+
+    @property
+    def double(self) -> int:
+        return 2 * self.first
+
+@dataclass(slots=True)
+class Loose:
+    first: int
+    items: list[int] = field(default_factory=list)
+    cache: bytes = field(default=b"", init=False)
+
+@dataclass
+class Open:
+    first: int = 3
+
+def changed(original):
+    return replace(original, first=9)
+'''
+
+
+def _load(name: str, code: types.CodeType) -> Any:
+    module = types.ModuleType(name)
+    exec(code, module.__dict__)
+    return module
+
+
+@pytest.fixture
+def both(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """The sample with dataclasses as they are, and as the build writes them."""
+    for name, source in standins().items():
+        module = _load(name, compile(source, name, "exec"))
+        monkeypatch.setitem(sys.modules, name, module)
+    tree = rewrite("plugins.sample", SAMPLE)
+    return _load("real", compile(SAMPLE, "real", "exec")), _load("ours", compile(tree, "", "exec"))
+
+
+@pytest.mark.parametrize(
+    "observe",
+    [
+        lambda sample: repr([sample.Frozen(1), sample.Loose(1, [2]), sample.Open()]),
+        lambda sample: [sample.Frozen(1) == sample.Frozen(1, "x"), sample.Open() == sample.Open(4)],
+        lambda sample: sample.Frozen(1) == (1, "x"),
+        lambda sample: hash(sample.Frozen(1)) == hash(sample.Frozen(1, "x")),
+        lambda sample: hash(sample.Loose(1)),
+        lambda sample: (
+            sorted([sample.Frozen(2), sample.Frozen(1, "y"), sample.Frozen(1)])[1].second
+        ),
+        lambda sample: sample.Open() < sample.Open(),
+        lambda sample: sample.Frozen(4).double,
+        lambda sample: setattr(sample.Frozen(1), "first", 2),
+        lambda sample: delattr(sample.Frozen(1), "first"),
+        lambda sample: setattr(sample.Loose(1), "third", 2),
+        lambda sample: sample.Frozen(),
+        lambda sample: sample.Loose(1, [], b""),
+        lambda sample: sample.Loose(1).items is sample.Loose(1).items,
+        lambda sample: repr(sample.changed(sample.Frozen(1, "z"))),
+        lambda sample: repr(sample.changed(sample.Loose(1, [5]))),
+        lambda sample: sample.Frozen.__match_args__ + sample.Loose.__match_args__,
+        lambda sample: sample.Frozen.__slots__ + sample.Loose.__slots__,
+    ],
+)
+def test_a_dataclass_is_the_same_when_written_out(
+    both: tuple[Any, Any], observe: Callable[[Any], Any]
+) -> None:
+    """What can be seen of a dataclass does not change, its errors included."""
+
+    def outcome(sample: Any) -> tuple[str, Any]:
+        try:
+            return "result", observe(sample)
+        except (AttributeError, TypeError) as error:
+            return error.__class__.__name__, str(error)
+
+    real, ours = both
+
+    assert outcome(ours) == outcome(real)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        b"from dataclasses import asdict",
+        b"import dataclasses",
+        b"@dataclass(kw_only=True)\nclass A:\n    a: int",
+        b"@dataclass\nclass A(B):\n    a: int",
+        b"@dataclass\nclass A:\n    a: ClassVar[int]",
+        b"@dataclass\nclass A:\n    a: int = field(repr=False)",
+    ],
+    ids=["asdict", "module", "option", "base", "classvar", "field"],
+)
+def test_the_build_refuses_what_it_would_change(source: bytes) -> None:
+    """A dataclass that the build cannot write out fails it, before anybody runs the result."""
+    with pytest.raises(UnsupportedError, match=r"plugins\.sample"):
+        rewrite("plugins.sample", source)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("collections", "Counter"),
+        ("functools", "wraps"),
+        ("hashlib", "md5"),
+        ("json", "JSONDecodeError"),
+        ("logging", "INFO"),
+        ("signal", "Signals"),
+        ("socket", "AddressFamily"),
+        ("threading", "Thread"),
+        ("traceback", "format_exc"),
+        ("weakref", "WeakValueDictionary"),
+    ],
+)
+def test_a_standin_gives_the_real_thing_when_asked(module: str, name: str) -> None:
+    """What a stand-in does not have itself comes from the module that it stands for."""
+    source = standins()[f"standin_{module}"]
+
+    standin = _load("standin", compile(source, module, "exec"))
+
+    assert getattr(standin, name) is getattr(__import__(module), name)
+    with pytest.raises(AttributeError):
+        standin.__path__  # noqa: B018 - what the import system asks for
+
+
+@pytest.mark.parametrize(
+    ("use", "module"),
+    [("socket.AF_NETLINK", "standin_socket"), ("socket.socketpair()[0].accept", "socket")],
+    ids=["netlink", "server"],
+)
+def test_who_serves_gets_real_sockets(use: str, module: str) -> None:
+    """The stand-in of socket is only for modules that can do with it."""
+    source = f"import socket\n{use}".encode()
+
+    assert ast.unparse(rewrite("cni_common.sample", source)).startswith(f"import {module}")
+    assert ast.unparse(rewrite("cni_common.engine", source)).startswith("import socket\n")
+
+
+def test_every_module_that_is_spared_has_a_standin() -> None:
+    """No import is rewritten to something that does not exist."""
+    names = {name.replace(".", "_") for spared in SPARED.values() for name in spared}
+
+    assert {f"standin_{name}" for name in names} <= standins().keys()
+
+
+# --- the stand-in of functools ---
+
+
+class Counted:
+    """Counts how often something is computed."""
+
+    def __init__(self, functools: Any) -> None:
+        self.calls: list[object] = []
+
+        class Holder:
+            value = functools.cached_property(self._compute)
+
+        self.holder = Holder()
+        self.kind = Holder
+        self.kept = functools.cache(self._compute)
+        self.bound = functools.partial(max, 3)
+
+    def _compute(self, given: object) -> int:
+        self.calls.append(given)
+        return len(self.calls)
+
+
+@pytest.mark.parametrize("name", ["functools", "standin_functools"])
+def test_what_is_kept_is_computed_once(name: str) -> None:
+    """A cached property and a cached function are computed once for each object or argument."""
+    module: Any = _load(name, compile(standins()["standin_functools"], name, "exec"))
+    counted = Counted(functools if name == "functools" else module)
+
+    got = [counted.holder.value, counted.holder.value, counted.kind().value]
+    got += [counted.kept(1), counted.kept(1), counted.kept(2), counted.bound(2)]
+
+    assert got == [1, 1, 2, 3, 3, 4, 3]
+    assert len(counted.calls) == 4
+    assert isinstance(counted.kind.value, type(counted.kind.__dict__["value"]))
+
+
+@given(*2 * [st.ip_addresses() | st.ip_addresses().map(ipaddress.ip_network)])
+def test_addresses_compare_as_ever(left: Any, right: Any) -> None:
+    """ipaddress orders addresses and networks the same on either functools."""
+
+    def outcomes(module: Any) -> list[object]:
+        pair = [getattr(module, type(one).__name__)(str(one)) for one in (left, right)]
+        found: list[object] = [one.is_private for one in pair]
+        for compare in (operator.lt, operator.le, operator.gt, operator.ge, operator.eq):
+            try:
+                found.append(compare(*pair))
+            except TypeError as error:
+                found.append(str(error))
+        return found
+
+    assert outcomes(_IPADDRESS) == outcomes(ipaddress)
+
+
+def _rewritten_ipaddress() -> Any:
+    tree = rewrite("ipaddress", Path(ipaddress.__file__).read_bytes())
+    sys.modules["standin_functools"] = _load(
+        "standin_functools", compile(standins()["standin_functools"], "standin", "exec")
+    )
+    try:
+        return _load("ipaddress", compile(tree, "ipaddress", "exec"))
+    finally:
+        del sys.modules["standin_functools"]
+
+
+_IPADDRESS = _rewritten_ipaddress()
+
+
+# --- the stand-in of json ---
+
+_JSON: Any = types.ModuleType("standin_json")
+exec(standins()["standin_json"], _JSON.__dict__)
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(_VALUES, st.booleans())
+def test_json_is_written_as_ever(value: Any, sort_keys: bool) -> None:
+    """The stand-in writes each value as json does, in one line and in many."""
+    for options in ({"indent": 4, "sort_keys": sort_keys}, {"separators": (",", ":")}, {}):
+        expected = json.dumps(value, ensure_ascii=False, **options)
+
+        assert _JSON.dumps(value, ensure_ascii=False, **options) == expected
+
+
+@given(
+    _VALUES.map(json.dumps)
+    | st.text(alphabet='{}[]",:01.eEaNtrufls\\\n \t\ud800', max_size=12)
+    | st.tuples(st.text(alphabet=" \n\t\r\v\xa0x", max_size=2), st.text(" \n,1", max_size=2)).map(
+        lambda around: f"{around[0]}{{}}{around[1]}"
+    )
+)
+def test_json_is_read_as_ever(text: str) -> None:
+    """The stand-in reads each text as json does, and refuses with its words what it refuses."""
+
+    def outcome(module: Any) -> str:
+        try:
+            return repr(
+                module.loads(
+                    text, object_pairs_hook=list, parse_int=str, parse_constant=lambda name: name
+                )
+            )
+        except ValueError as error:
+            return str(error)
+
+    assert outcome(_JSON) == outcome(json)
+
+
+def test_wire_works_with_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The options that wire.py passes are those that the stand-in takes."""
+    value = {"b": [1, {"c": None}], "a": "<é>"}
+
+    def written() -> list[bytes]:
+        return [
+            wire.encode(value, sort_keys=True),
+            wire.encode(value, sort_keys=False),
+            wire.encode_line(value),
+            repr(wire.decode(wire.encode_line(value))).encode(),
+        ]
+
+    expected = written()
+    monkeypatch.setattr(wire, "json", _JSON)
+
+    assert written() == expected
