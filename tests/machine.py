@@ -21,7 +21,8 @@ from tests.engines import BUILD, BUNDLE_STATUS, Engine, launcher_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / ".tools"
-CNI_BIN = TOOLS / "cni"  # our executables
+CNI_BIN = TOOLS / "cni"  # our executables, as they are during development
+DIST = ROOT / "dist" / "bin"  # and as they are installed
 REFERENCE_BIN = TOOLS / "reference"  # the Go plugins
 CNITOOL = TOOLS / "bin" / "cnitool"
 

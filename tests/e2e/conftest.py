@@ -1,15 +1,14 @@
 """How the plugins are run, and the node that they run on."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from deploy import freeze
 from tests.e2e.node import Node, node_with
-from tests.machine import CNI_BIN
-
-# Every directory with our executables; each test runs once with each of them.
-BIN_DIRS = {"scripts": CNI_BIN}
+from tests.machine import DIST
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -19,11 +18,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(90))
 
 
-@pytest.fixture(params=list(BIN_DIRS.values()), ids=list(BIN_DIRS))
-def bin_dir(request: pytest.FixtureRequest) -> Path:
-    """A directory for CNI_PATH."""
-    directory: Path = request.param
+@pytest.fixture(scope="session")
+def launchers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The launchers of dist/bin alone: without an engine they can do nothing."""
+    assert freeze.main([]) == 0
+    directory = tmp_path_factory.mktemp("launchers")
+    for path in DIST.iterdir():
+        if path.is_file():
+            os.link(path, directory / path.name)
     return directory
+
+
+@pytest.fixture(params=["one-shot", "engine"])
+def bin_dir(request: pytest.FixtureRequest, launchers: Path) -> Path:
+    """A directory for CNI_PATH. Each test runs without an engine, and with one."""
+    return launchers if request.param == "engine" else DIST
 
 
 @pytest.fixture

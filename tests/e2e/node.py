@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.machine import CNITOOL, ROOT, Json, files_below, vlans_of
+from tests.machine import CNITOOL, DIST, ROOT, Json, files_below, vlans_of
 
 # The outside world: one host on the node's only uplink, which has no route to any container.
 NODE4, OUTSIDE4 = "192.0.2.1", "192.0.2.2"
@@ -26,6 +26,7 @@ class Node:
     def __init__(self, bin_dir: Path) -> None:
         assert (bin_dir / "bridge").exists(), f"{bin_dir} lacks plugins: deploy/prerequisites.sh"
         self.bin_dir = bin_dir
+        self._engine: subprocess.Popen[bytes] | None = None
         self._holder = subprocess.Popen(
             [ROOT / "tests" / "in-sandbox", "bash", "-c", "echo ready; read -r _ || true"],
             stdin=subprocess.PIPE,
@@ -42,12 +43,27 @@ class Node:
             "--",
         ]
 
+    def start_engine(self) -> None:
+        """Start an engine and wait until it serves; it ends with the node."""
+        log = self.path("/run/engine.log")
+        with log.open("wb") as stderr:
+            self._engine = subprocess.Popen(
+                [*self._enter, DIST / "pycni", "engine"], stderr=stderr, stdin=subprocess.DEVNULL
+            )
+        deadline = time.monotonic() + 20
+        while b"wait for requests" not in log.read_bytes():
+            assert self._engine.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, "the engine does not start"
+            time.sleep(0.005)
+
     def close(self) -> None:
         """End the node."""
         for stream in (self._holder.stdin, self._holder.stdout):
             assert stream is not None
             stream.close()
         self._holder.wait()
+        if self._engine:
+            self._engine.wait()
 
     def path(self, name: str) -> Path:
         """Return where a file of the node is to be found from here."""
@@ -86,6 +102,21 @@ class Node:
         """Return the path of a new network namespace."""
         self.command("ip", "netns", "add", name)
         return f"/run/netns/{name}"
+
+    def delete_container(self, name: str) -> None:
+        """Delete a network namespace, and wait until the kernel has taken its veth pairs away."""
+        ports = {link["ifname"] for link in self.ip("", "link", "show", "type", "veth")}
+        gone = [port for port in ports if self._leads_to(port, name)]
+        self.command("ip", "netns", "delete", name)
+        for _ in range(1000):
+            if not set(gone) & set(self.links("")):
+                return
+            time.sleep(0.01)
+        raise AssertionError(f"the namespace {name} does not go away")
+
+    def _leads_to(self, port: str, container: str) -> bool:
+        link = self.link("", port)
+        return link is not None and link.get("link_netns") == container
 
     def process(self) -> int:
         """Return the process id, on the node, of a container that is nothing but a process."""
@@ -253,9 +284,14 @@ class Node:
 
 @contextmanager
 def node_with(bin_dir: Path) -> Iterator[Node]:
-    """Give a node whose CNI_PATH is `bin_dir`, and end it."""
+    """Give a node whose CNI_PATH is `bin_dir`, and end it.
+
+    It has an engine where `bin_dir` holds our launchers and nothing that they could start.
+    """
     node = Node(bin_dir)
     try:
+        if (bin_dir / "pycni").exists() and not (bin_dir / ".pycni").exists():
+            node.start_engine()
         yield node
     finally:
         node.close()

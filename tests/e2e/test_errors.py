@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.cases import DEFAULT4, NET4, bridge, routed, with_routes
 from tests.e2e.node import Node, node_with
 from tests.e2e.refusals import CASES, CRASH, Case
-from tests.machine import REFERENCE_BIN, ROOT, error_of
+from tests.machine import DIST, REFERENCE_BIN, ROOT, error_of
 
 CONTAINER = "/run/netns/c1"
 
@@ -75,8 +75,10 @@ def state(node: Node) -> list[Any]:
 @pytest.mark.parametrize("plugin", ["bridge", "host-local", "loopback"])
 def test_no_command(nodes: dict[str, Node], plugin: str) -> None:
     """Called by hand, a plugin says what it is and which versions it speaks, and exits with 0."""
+    bin_dirs = {"reference": REFERENCE_BIN, "ours": DIST}  # an engine is not asked for that
     said = {
-        who: node.execute(plugin, "", "", env={"CNI_COMMAND": ""}) for who, node in nodes.items()
+        who: node.execute(plugin, "", "", env={"CNI_COMMAND": ""}, bin_dir=str(bin_dirs[who]))
+        for who, node in nodes.items()
     }
 
     assert {(done.returncode, done.stdout) for done in said.values()} == {(0, "")}

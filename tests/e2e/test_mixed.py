@@ -76,7 +76,7 @@ def test_reference_adds_ours_deletes_when_the_namespace_is_gone(node: Node, kind
     """The same with nothing but prevResult to go by, where the Go plugin leaves its rules."""
     settings = config(**KINDS[kind])
     result = add(node, REFERENCE_BIN, settings)
-    node.command("ip", "netns", "delete", "c1")
+    node.delete_container("c1")
 
     call(node, node.bin_dir, "DEL", {**settings, "prevResult": result})
 
