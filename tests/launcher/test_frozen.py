@@ -75,6 +75,27 @@ def test_a_refusal_has_the_same_words(dist: Path, machine: Machine, keys: dict[s
     assert (done.returncode, done.stdout) == (1, expected.stdout)
 
 
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"a": nope}', '{"a": 1} {}', '{"a": "\\x"}', "[1]", "NaN"]
+)
+def test_what_is_no_json_is_refused_in_the_same_words(
+    dist: Path, machine: Machine, text: str
+) -> None:
+    """The part of json that words an error is loaded when there is one."""
+    done = [
+        machine.try_command(
+            machine.host,
+            str(directory / "host-local"),
+            stdin=text,
+            env=machine.environ("ADD", "/no/such/netns"),
+        )
+        for directory in (dist, CNI_BIN)
+    ]
+
+    assert error_of(done[0].stdout)["code"] in (6, 7)
+    assert (done[0].returncode, done[0].stdout) == (done[1].returncode, done[1].stdout)
+
+
 def test_the_environment_does_not_steer_it(dist: Path, machine: Machine, tmp_path: Path) -> None:
     """No PYTHON variable, no locale and no file in the working directory has an effect."""
     for name in ("json", "os", "sitecustomize", "usercustomize", "socket", "_socket", "ctypes"):
