@@ -2,6 +2,7 @@
 
 import json
 import marshal
+import re
 import shutil
 import subprocess
 import sys
@@ -270,6 +271,19 @@ def test_the_bundle_is_small(dist: Path) -> None:
 
     assert {".py", ".a", ".h"}.isdisjoint(path.suffix for path in files)
     assert sum(path.stat().st_size for path in files if path.parent != dist) < 16 << 20
+
+
+def test_no_library_is_looked_for_outside(dist: Path) -> None:
+    """Nothing of the build machine's directories is left in what is loaded."""
+    libraries = [str(path) for path in dist.glob(".pycni/*/**/*.so*")]
+
+    done = subprocess.run(
+        ["readelf", "-dW", *libraries], capture_output=True, text=True, timeout=15, check=True
+    )
+
+    paths = set(re.findall(r"\(R(?:UN)?PATH\).*\[(.*)\]", done.stdout))
+    assert len(libraries) > 20
+    assert paths <= {"$ORIGIN"}
 
 
 def test_pycni_says_what_it_is(dist: Path) -> None:
