@@ -143,6 +143,8 @@ def _write_module(name: str, source: bytes, *, is_package: bool = False) -> ast.
 
 
 def _compile_extension() -> None:
+    if hasattr(os, "setns"):
+        return
     include = Path(sysconfig.get_path("include"))
     if not (include / "Python.h").exists():
         raise BuildError(f"there is no '{include}/Python.h': run 'deploy/prerequisites.sh --dist'")
@@ -166,7 +168,22 @@ def _run_pyinstaller() -> Path:
     )
     for file in (output / "pycni/lib").rglob("*"):
         file.chmod(0o755 if file.is_dir() else 0o644)
+        if ".so" in file.name:
+            _forget_library_path(file)
     return output / "pycni"
+
+
+def _forget_library_path(file: Path) -> None:
+    """Let a library look for others beside itself instead of where the build machine has them.
+
+    Who can make that directory on a node would have root load what lies in it.
+    """
+    beside = b"$ORIGIN"
+    for path in re.findall(r"\(R(?:UN)?PATH\).*\[(/.*)\]", _run("readelf", "-dW", str(file))):
+        old = path.encode() + b"\0"
+        if len(old) <= len(beside):
+            raise BuildError(f"'{file}' looks for libraries in '{path}': use another Python")
+        file.write_bytes(file.read_bytes().replace(old, beside.ljust(len(old), b"\0")))
 
 
 def _make_launchers(directory: Path, build: str) -> None:
@@ -203,10 +220,11 @@ def _report(target: Path, build: str) -> None:
     )
 
 
-def _run(*command: str, environ: dict[str, str] | None = None) -> None:
+def _run(*command: str, environ: dict[str, str] | None = None) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
     if done.returncode:
         raise BuildError(f"'{' '.join(command)}' failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
 
 
 def _say(text: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import marshal
+import re
 import shutil
 import subprocess
 import sys
@@ -73,6 +74,27 @@ def test_a_refusal_has_the_same_words(dist: Path, machine: Machine, keys: dict[s
 
     assert error_of(done.stdout)["code"] == 7
     assert (done.returncode, done.stdout) == (1, expected.stdout)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"a": nope}', '{"a": 1} {}', '{"a": "\\x"}', "[1]", "NaN"]
+)
+def test_what_is_no_json_is_refused_in_the_same_words(
+    dist: Path, machine: Machine, text: str
+) -> None:
+    """The part of json that words an error is loaded when there is one."""
+    done = [
+        machine.try_command(
+            machine.host,
+            str(directory / "host-local"),
+            stdin=text,
+            env=machine.environ("ADD", "/no/such/netns"),
+        )
+        for directory in (dist, CNI_BIN)
+    ]
+
+    assert error_of(done[0].stdout)["code"] in (6, 7)
+    assert (done[0].returncode, done[0].stdout) == (done[1].returncode, done[1].stdout)
 
 
 def test_the_environment_does_not_steer_it(dist: Path, machine: Machine, tmp_path: Path) -> None:
@@ -249,6 +271,19 @@ def test_the_bundle_is_small(dist: Path) -> None:
 
     assert {".py", ".a", ".h"}.isdisjoint(path.suffix for path in files)
     assert sum(path.stat().st_size for path in files if path.parent != dist) < 16 << 20
+
+
+def test_no_library_is_looked_for_outside(dist: Path) -> None:
+    """Nothing of the build machine's directories is left in what is loaded."""
+    libraries = [str(path) for path in dist.glob(".pycni/*/**/*.so*")]
+
+    done = subprocess.run(
+        ["readelf", "-dW", *libraries], capture_output=True, text=True, timeout=15, check=True
+    )
+
+    paths = set(re.findall(r"\(R(?:UN)?PATH\).*\[(.*)\]", done.stdout))
+    assert len(libraries) > 20
+    assert paths <= {"$ORIGIN"}
 
 
 def test_pycni_says_what_it_is(dist: Path) -> None:

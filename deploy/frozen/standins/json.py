@@ -32,7 +32,7 @@ def loads(text: str, *, object_pairs_hook: "Any", parse_int: "Any", parse_consta
     read: Any = _json.make_scanner
     try:
         value, end = read(_Reader(**hooks))(text, len(text) - len(text.lstrip(_SPACES)))
-    except (StopIteration, SystemError):  # the latter where the C code looks for json's own error
+    except (StopIteration, SystemError):  # SystemError: its error is in json.decoder, not loaded
         end = -1
     if end < 0 or text[end:].strip(_SPACES):
         import json
