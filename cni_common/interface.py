@@ -10,6 +10,7 @@ from cni_common.errors import CNIError, Code
 from cni_common.link import VethEnd
 from cni_common.netlink import NetlinkError
 from cni_common.netns import NETLINK_ROUTE
+from cni_common.removal import delete_link
 from cni_common.rtnetlink import (
     IFA_F_DADFAILED,
     IFA_F_TENTATIVE,
@@ -102,7 +103,7 @@ def delete_veth(host: "NetNS", name: str, mac: str) -> bool:
     link = host.netlink.link(name)
     if link is None or link.kind != "veth" or link.mac != mac:
         return False
-    return host.netlink.delete_link(link.index)
+    return delete_link(host, link.index)
 
 
 def random_mac() -> str:

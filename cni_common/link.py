@@ -112,9 +112,15 @@ def decode_link(data: bytes) -> Link:
     )
 
 
+def decode_identity(data: bytes) -> tuple[int, int]:
+    """Return family and index of the interface that a message is about."""
+    family, _, index, _, _ = _IFINFOMSG.unpack_from(data, HEADER_SIZE)
+    return family, index
+
+
 def decode_bridge_spec(data: bytes) -> tuple[int, bytes]:
     """Return the index and the nested IFLA_AF_SPEC of an RTM_NEWLINK of the family AF_BRIDGE."""
-    index: int = _IFINFOMSG.unpack_from(data, HEADER_SIZE)[2]
+    _, index = decode_identity(data)
     return index, attributes(data, HEADER_SIZE + _IFINFOMSG.size).get(IFLA_AF_SPEC, b"")
 
 

@@ -180,6 +180,16 @@ class Channel:
                 raise
         return True
 
+    def read_events(self) -> "list[tuple[int, bytes]]":
+        """Return type and bytes of what has arrived on a subscribed channel; lost ones are not."""
+        try:
+            data = self.sock.recv(1 << 17, socket.MSG_DONTWAIT)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.ENOBUFS):
+                raise
+            return []
+        return [(kind, part) for _, kind, _, part in _parts(data)]
+
     def close(self) -> None:
         """Close the socket."""
         self.sock.close()

@@ -76,6 +76,10 @@ class NetNS:
         self._channels.append(channel)
         return channel
 
+    def release(self, channel: "Channel") -> None:
+        """Leave it to the caller to close `channel`."""
+        self._channels = [one for one in self._channels if one.sock is not channel.sock]
+
     def sysctl(self, name: str, value: str | None = None) -> str:
         """Return the sysctl `name` (path below /proc/sys); with `value`, change it to that first.
 

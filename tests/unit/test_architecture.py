@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ORDER = (
     *("errors", "steps", "wire", "types", "schema", "request", "record"),
     *("netlink", "codec", "link", "rtnetlink", "netns", "nftmessages", "nftrules", "nft"),
-    *("iptables", "masquerade", "interface"),
+    *("iptables", "masquerade", "removal", "interface"),
     *("protocol", "host", "main"),
 )
 FOR_PLUGINS = ORDER[: ORDER.index("protocol")]  # a plugin is handed the Host
@@ -190,7 +190,7 @@ _COMMON_BASE = frozenset({"errors", "main", "types", "wire"})
 _COMMON_SERVING = _COMMON_BASE | frozenset(
     {"host", "netns", "protocol", "record", "request", "schema", "steps"}
 )
-_INTERFACE = frozenset({"interface", "link", "netlink", "rtnetlink"})
+_INTERFACE = frozenset({"interface", "link", "netlink", "removal", "rtnetlink"})
 
 
 class Entry(NamedTuple):
