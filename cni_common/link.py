@@ -80,6 +80,30 @@ def encode_veth(end: VethEnd, peer: VethEnd, *more: bytes) -> bytes:
     return encode_link(end.encode(), *more, info, flags=IFF_UP, change=IFF_UP)
 
 
+def encode_bridge(name: str, mac: str, mtu: int, *, vlan_filtering: bool) -> bytes:
+    """Return the description of a bridge to be; `mtu` 0 = the kernel's default."""
+    info = string(IFLA_INFO_KIND, "bridge")
+    if vlan_filtering:
+        info += attribute(IFLA_INFO_DATA, attribute(IFLA_BR_VLAN_FILTERING, bytes([1])))
+    return encode_link(
+        string(IFLA_IFNAME, name),
+        attribute(IFLA_ADDRESS, mac_bytes(mac)),
+        u32(IFLA_MTU, mtu) if mtu else b"",
+        attribute(IFLA_LINKINFO, info),
+    )
+
+
+def encode_port(index: int, *, hairpin: bool, isolated: bool) -> bytes:
+    """Return the description of a bridge port's flags."""
+    data = attribute(
+        IFLA_INFO_SLAVE_DATA,
+        attribute(IFLA_BRPORT_MODE, bytes([hairpin])),
+        attribute(IFLA_BRPORT_ISOLATED, bytes([isolated])),
+    )
+    info = attribute(IFLA_LINKINFO, string(IFLA_INFO_SLAVE_KIND, "bridge"), data)
+    return encode_link(info, index=index)
+
+
 def decode_link(data: bytes) -> Link:
     """Return the link that an RTM_NEWLINK describes.
 

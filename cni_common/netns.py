@@ -126,7 +126,9 @@ class NetNS:
     @property
     def identity(self) -> str:
         """What no other namespace of this boot has, or ever had where the kernel has cookies."""
-        return _identity(self.fd, _cookie(self.netlink.channel.sock))
+        # A socket inside knows it, and spares the visit.
+        cookie = _cookie(self._channels[0].sock) if self._channels else self._visit(_own_cookie)
+        return _identity(self.fd, cookie)
 
     def close(self) -> None:
         """Close the handle and what was opened through it."""
