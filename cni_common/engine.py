@@ -7,7 +7,6 @@ launcher starts the frozen program instead.
 import fcntl
 import gc
 import os
-import select
 import signal
 import socket
 import time
@@ -15,7 +14,6 @@ from contextlib import contextmanager, suppress
 
 from cni_common import schema
 from cni_common.errors import CNIError
-from cni_common.gather import Asker, Gatherer
 from cni_common.worker import Worker, peer_of
 
 TYPE_CHECKING = False
@@ -59,17 +57,16 @@ def serve(
 
 
 class _Supervisor:
-    """Keeps the workers alive, and deletes interfaces for them."""
+    """Keeps the workers alive."""
 
     def __init__(self, worker: Worker, count: int, log: "Log") -> None:
         self._worker = worker  # as each of `count` processes is to be
         self._count = count
         self._log = log
-        self._workers: dict[int, socket.socket] = {}  # our end of the conversation, by process id
+        self._workers: set[int] = set()  # process ids
         self._starts: list[float] = []  # when the last workers were started
         self._lifeline, self._cut = os.pipe2(os.O_CLOEXEC)  # workers end when `_cut` is closed
         self._signals, self._wakeup = socket.socketpair()
-        self._poller = select.epoll()
 
     def run(
         self,
@@ -78,21 +75,16 @@ class _Supervisor:
     ) -> None:
         """Serve until a signal, call `on_end`, and wait for the workers to finish their work."""
         self._heed_signals()
-        gatherer = Gatherer()
         gc.collect()
         gc.freeze()  # what is here by now is never garbage, and stays shared with the workers
         self._fill()
         on_ready()
         self._log(f"engine: {len(self._workers)} workers wait for requests")
         while self._workers or not self._is_ending:
-            is_short = not self._is_ending and len(self._workers) < self._count
-            ready = {fd for fd, _ in self._poller.poll(_RETRY_SECONDS if is_short else None)}
-            if self._signals.fileno() in ready and self._told_to_end():
+            if self._told_to_end():
                 on_end()
                 os.close(self._cut)
                 self._cut = -1
-            for ended in gatherer.serve([s for s in self._workers.values() if s.fileno() in ready]):
-                self._poller.unregister(ended)
             self._reap()
             if not self._is_ending:
                 self._fill()
@@ -103,16 +95,20 @@ class _Supervisor:
         return self._cut < 0
 
     def _heed_signals(self) -> None:
-        """Have signals wake the poller. Handlers, not SIG_IGN: delegates would inherit that."""
-        for sock in (self._signals, self._wakeup):
-            sock.settimeout(0)
-        self._poller.register(self._signals, select.EPOLLIN)
+        """Have signals wake us. Handlers, not SIG_IGN: delegates would inherit that."""
+        self._wakeup.settimeout(0)
         signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
         for number in (*_ENDINGS, signal.SIGCHLD):
             signal.signal(number, lambda _number, _frame: None)
 
     def _told_to_end(self) -> bool:
-        numbers = self._signals.recv(4096)
+        """Wait for a signal, a moment only when workers are missing; tell whether to end."""
+        is_short = not self._is_ending and len(self._workers) < self._count
+        self._signals.settimeout(_RETRY_SECONDS if is_short else None)
+        try:
+            numbers = self._signals.recv(4096)
+        except TimeoutError:
+            return False
         return not self._is_ending and any(number in numbers for number in _ENDINGS)
 
     def _fill(self) -> None:
@@ -130,30 +126,20 @@ class _Supervisor:
                 return
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            try:
-                pid = os.fork()
-            except OSError:
-                ours.close()
-                raise
-            if pid == 0:
-                self._become_worker(ours, theirs)
-        ours.settimeout(0)
-        self._workers[pid] = ours
-        self._poller.register(ours, select.EPOLLIN)
+        pid = os.fork()
+        if pid == 0:
+            self._become_worker()
+        self._workers.add(pid)
 
-    def _become_worker(self, ours: socket.socket, theirs: socket.socket) -> "NoReturn":
+    def _become_worker(self) -> "NoReturn":
         status = 1
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            # Each would keep another process from seeing that its partner has ended.
-            os.close(self._cut)
-            self._poller.close()
-            for sock in (ours, *self._workers.values(), self._signals, self._wakeup):
-                sock.close()
-            self._worker.run(self._lifeline, Asker(theirs))
+            os.close(self._cut)  # it would keep the lifeline whole when the supervisor is gone
+            self._signals.close()
+            self._wakeup.close()
+            self._worker.run(self._lifeline)
             status = 0
         except BaseException as error:  # noqa: BLE001 - the supervisor's code must not go on here
             from traceback import format_exception
@@ -170,10 +156,7 @@ class _Supervisor:
                 return
             if pid == 0:
                 return
-            sock = self._workers.pop(pid)
-            with suppress(FileNotFoundError):  # its end was seen before
-                self._poller.unregister(sock)
-            sock.close()
+            self._workers.discard(pid)
             if status:
                 code = os.waitstatus_to_exitcode(status)
                 how = f"signal {-code}" if code < 0 else f"exit status {code}"

@@ -10,6 +10,7 @@ from cni_common.errors import CNIError, Code
 from cni_common.link import VethEnd
 from cni_common.netlink import NetlinkError
 from cni_common.netns import NETLINK_ROUTE
+from cni_common.removal import delete_link
 from cni_common.rtnetlink import (
     IFA_F_DADFAILED,
     IFA_F_TENTATIVE,
@@ -38,7 +39,7 @@ _SCOPE_LINK = 253  # linux/rtnetlink.h: this scope and narrower ones have no nex
 
 def refuse_existing(container: "NetNS", ifname: str) -> None:
     """Raise CNIError 4 when the container has an interface called `ifname`."""
-    if container.netlink.link(ifname) is not None:
+    if container.netlink.identify(ifname) is not None:
         raise CNIError(
             Code.INVALID_ENVIRONMENT,
             f"interface '{ifname}' already exists in '{container.path}'; delete it first or choose"
@@ -99,10 +100,10 @@ def host_end(host: "NetNS", container: "NetNS", link: "Link") -> "Link | None":
 
 def delete_veth(host: "NetNS", name: str, mac: str) -> bool:
     """Delete the host's end `name`, and with it the pair; False when it is gone or another's."""
-    link = host.netlink.link(name)
-    if link is None or link.kind != "veth" or link.mac != mac:
+    found = host.netlink.identify(name)
+    if found is None or found[1] != mac:
         return False
-    return host.netlink.delete_link(link.index)
+    return delete_link(host, found[0])
 
 
 def random_mac() -> str:

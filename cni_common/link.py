@@ -7,7 +7,7 @@ from cni_common.netlink import HEADER_SIZE, attribute, attributes, number_of, st
 
 IFF_UP, IFF_PROMISC = 0x1, 0x100  # linux/if.h
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
-IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD = 16, 18, 26, 27, 28
+IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_NET_NS_FD = 16, 18, 26, 28
 IFLA_EXT_MASK, IFLA_PROMISCUITY, IFLA_LINK_NETNSID = 29, 30, 37
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_BR_VLAN_FILTERING, IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 7, 4, 33
@@ -80,6 +80,30 @@ def encode_veth(end: VethEnd, peer: VethEnd, *more: bytes) -> bytes:
     return encode_link(end.encode(), *more, info, flags=IFF_UP, change=IFF_UP)
 
 
+def encode_bridge(name: str, mac: str, mtu: int, *, vlan_filtering: bool) -> bytes:
+    """Return the description of a bridge to be; `mtu` 0 = the kernel's default."""
+    info = string(IFLA_INFO_KIND, "bridge")
+    if vlan_filtering:
+        info += attribute(IFLA_INFO_DATA, attribute(IFLA_BR_VLAN_FILTERING, bytes([1])))
+    return encode_link(
+        string(IFLA_IFNAME, name),
+        attribute(IFLA_ADDRESS, mac_bytes(mac)),
+        u32(IFLA_MTU, mtu) if mtu else b"",
+        attribute(IFLA_LINKINFO, info),
+    )
+
+
+def encode_port(index: int, *, hairpin: bool, isolated: bool) -> bytes:
+    """Return the description of a bridge port's flags."""
+    data = attribute(
+        IFLA_INFO_SLAVE_DATA,
+        attribute(IFLA_BRPORT_MODE, bytes([hairpin])),
+        attribute(IFLA_BRPORT_ISOLATED, bytes([isolated])),
+    )
+    info = attribute(IFLA_LINKINFO, string(IFLA_INFO_SLAVE_KIND, "bridge"), data)
+    return encode_link(info, index=index)
+
+
 def decode_link(data: bytes) -> Link:
     """Return the link that an RTM_NEWLINK describes.
 
@@ -112,9 +136,15 @@ def decode_link(data: bytes) -> Link:
     )
 
 
+def decode_identity(data: bytes) -> tuple[int, int]:
+    """Return family and index of the interface that a message is about."""
+    family, _, index, _, _ = _IFINFOMSG.unpack_from(data, HEADER_SIZE)
+    return family, index
+
+
 def decode_bridge_spec(data: bytes) -> tuple[int, bytes]:
     """Return the index and the nested IFLA_AF_SPEC of an RTM_NEWLINK of the family AF_BRIDGE."""
-    index: int = _IFINFOMSG.unpack_from(data, HEADER_SIZE)[2]
+    _, index = decode_identity(data)
     return index, attributes(data, HEADER_SIZE + _IFINFOMSG.size).get(IFLA_AF_SPEC, b"")
 
 

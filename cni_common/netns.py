@@ -76,6 +76,10 @@ class NetNS:
         self._channels.append(channel)
         return channel
 
+    def release(self, channel: "Channel") -> None:
+        """Leave it to the caller to close `channel`."""
+        self._channels = [one for one in self._channels if one.sock is not channel.sock]
+
     def sysctl(self, name: str, value: str | None = None) -> str:
         """Return the sysctl `name` (path below /proc/sys); with `value`, change it to that first.
 
@@ -122,7 +126,9 @@ class NetNS:
     @property
     def identity(self) -> str:
         """What no other namespace of this boot has, or ever had where the kernel has cookies."""
-        return _identity(self.fd, _cookie(self.netlink.channel.sock))
+        # A socket inside knows it, and spares the visit.
+        cookie = _cookie(self._channels[0].sock) if self._channels else self._visit(_own_cookie)
+        return _identity(self.fd, cookie)
 
     def close(self) -> None:
         """Close the handle and what was opened through it."""

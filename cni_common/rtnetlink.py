@@ -1,7 +1,7 @@
 """rtnetlink's verbs: links, bridge ports, addresses, routes."""
 
 import errno
-import os
+import fcntl
 import socket
 import struct
 import sys
@@ -11,23 +11,16 @@ from cni_common.link import (
     IFF_PROMISC,
     IFF_UP,
     IFLA_ADDRESS,
-    IFLA_BR_VLAN_FILTERING,
-    IFLA_BRPORT_ISOLATED,
-    IFLA_BRPORT_MODE,
     IFLA_EXT_MASK,
-    IFLA_GROUP,
     IFLA_IFNAME,
-    IFLA_INFO_DATA,
-    IFLA_INFO_KIND,
-    IFLA_INFO_SLAVE_DATA,
-    IFLA_INFO_SLAVE_KIND,
-    IFLA_LINKINFO,
     IFLA_MASTER,
     IFLA_MTU,
     Link,
     VethEnd,
     decode_link,
+    encode_bridge,
     encode_link,
+    encode_port,
     encode_veth,
     mac_bytes,
 )
@@ -36,6 +29,7 @@ from cni_common.netlink import (
     NLM_F_ACK,
     NLM_F_CREATE,
     NLM_F_DUMP,
+    NLM_F_ECHO,
     NLM_F_EXCL,
     Message,
     NetlinkError,
@@ -49,7 +43,7 @@ from cni_common.types import Route
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
     from cni_common.netlink import Channel
@@ -70,6 +64,8 @@ _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 6, 8, 15
 _RTAX_MTU, _RTAX_ADVMSS = 2, 8
 _NETNSA_NSID, _NETNSA_FD = 1, 3
+_SIOCGIFHWADDR, _SIOCGIFINDEX = 0x8927, 0x8933  # linux/sockios.h
+_IFNAMSIZ, _IFREQ_SIZE = 16, 40  # struct ifreq of linux/if.h
 _IFADDRMSG, _RTMSG, _RTGENMSG = (
     struct.Struct("=BBBBI"),
     struct.Struct("=8BI"),
@@ -96,6 +92,23 @@ class Netlink:
         """Return the interface with this index."""
         return self._get_link(encode_link(_NO_STATS, index=index), f"look up interface {index}")
 
+    def identify(self, name: str) -> tuple[int, str] | None:
+        """Return index and MAC of the interface called `name`, without taking the RTNL lock.
+
+        On a busy node each look by netlink queues for it behind every other ADD and DEL.
+        """
+        request = name.encode("utf-8", "surrogateescape").ljust(_IFREQ_SIZE, bytes(1))
+        try:
+            index = fcntl.ioctl(self.channel.sock, _SIOCGIFINDEX, request)
+            mac = fcntl.ioctl(self.channel.sock, _SIOCGIFHWADDR, request)
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise NetlinkError(error.errno or 0, f"look up '{name}': {error.strerror}") from None
+        return number_of(index[_IFNAMSIZ : _IFNAMSIZ + 4]), mac[_IFNAMSIZ + 2 : _IFNAMSIZ + 8].hex(
+            ":"
+        )
+
     def links(self) -> list[Link]:
         """Return all interfaces."""
         body = encode_link(_NO_STATS)
@@ -114,14 +127,8 @@ class Netlink:
         self, name: str, *, mac: str, mtu: int = 0, vlan_filtering: bool = False
     ) -> None:
         """Create a bridge, down, with a MAC that no port will change; EEXIST if there is one."""
-        attrs = [string(IFLA_IFNAME, name), attribute(IFLA_ADDRESS, mac_bytes(mac))]
-        if mtu:
-            attrs.append(u32(IFLA_MTU, mtu))
-        info = string(IFLA_INFO_KIND, "bridge")
-        if vlan_filtering:
-            info += attribute(IFLA_INFO_DATA, attribute(IFLA_BR_VLAN_FILTERING, bytes([1])))
-        attrs.append(attribute(IFLA_LINKINFO, info))
-        self._do(f"create bridge '{name}'", RTM_NEWLINK, encode_link(*attrs), _NEW)
+        body = encode_bridge(name, mac, mtu, vlan_filtering=vlan_filtering)
+        self._do(f"create bridge '{name}'", RTM_NEWLINK, body, _NEW)
 
     def add_veth(self, end: VethEnd, peer: VethEnd, *, master: int = 0) -> Link:
         """Create a veth pair, both ends in their namespaces, `end` up and enslaved; return `end`.
@@ -130,9 +137,12 @@ class Netlink:
         """
         what = f"create veth pair '{end.name}', '{peer.name}'"
         body = encode_veth(end, peer, u32(IFLA_MASTER, master) if master else b"")
-        create = Message(what, RTM_NEWLINK, _NEW, body)
-        look_up = _look_up(_named(end.name), f"look up '{end.name}'")
-        link: Link = self.channel.exchange([create, look_up])[1][0]
+        create = Message(what, RTM_NEWLINK, _NEW | NLM_F_ECHO, body, decode_link)
+        found: list[Link | None] = self.channel.exchange([create])[0]
+        # Linux 6.2 and newer tell what they have made, and spare a wait for the RTNL lock.
+        link = found[0] if found else self.link(end.name)
+        if link is None:
+            raise NetlinkError(errno.ENODEV, f"{what}: it vanished as soon as it was made")
         return link
 
     def set_up(self, index: int) -> None:
@@ -152,13 +162,7 @@ class Netlink:
 
     def set_port(self, index: int, *, hairpin: bool, isolated: bool) -> None:
         """Set a bridge port's flags."""
-        data = attribute(
-            IFLA_INFO_SLAVE_DATA,
-            attribute(IFLA_BRPORT_MODE, bytes([hairpin])),
-            attribute(IFLA_BRPORT_ISOLATED, bytes([isolated])),
-        )
-        info = attribute(IFLA_LINKINFO, string(IFLA_INFO_SLAVE_KIND, "bridge"), data)
-        body = encode_link(info, index=index)
+        body = encode_port(index, hairpin=hairpin, isolated=isolated)
         self._do(f"set port flags of interface {index}", RTM_NEWLINK, body)
 
     def set_mac(self, index: int, mac: str) -> None:
@@ -173,37 +177,40 @@ class Netlink:
 
     def delete_link(self, index: int) -> bool:
         """Delete an interface; False when there was none."""
-        return self._try(f"delete interface {index}", RTM_DELLINK, encode_link(index=index))
-
-    def delete_links(self, indexes: "Sequence[int]") -> "list[bool]":
-        """Delete several interfaces by one message; tell of each whether it was there."""
-        if len(indexes) == 1:
-            return [self.delete_link(indexes[0])]
-        # A random one: whatever else is in the group would go as well. People use small numbers.
-        group = u32(IFLA_GROUP, int.from_bytes(os.urandom(4)) | 1 << 30)
-        found = [
-            self._try(
-                f"set group of interface {index}", RTM_SETLINK, encode_link(group, index=index)
-            )
-            for index in indexes
-        ]
-        self._try("delete a group of interfaces", RTM_DELLINK, encode_link(group))
-        return found
+        try:
+            self._do(f"delete interface {index}", RTM_DELLINK, encode_link(index=index))
+        except NetlinkError as error:
+            if error.errno == errno.ENODEV:
+                return False
+            raise
+        return True
 
     # --- addresses and routes ---
 
-    def addresses(self, index: int = 0) -> "list[tuple[Cidr, int]]":
-        """Return the addresses of an interface (0: of all) with their IFA_F_ flags."""
-        body = _IFADDRMSG.pack(0, 0, 0, 0, index)
-        message = Message("list addresses", RTM_GETADDR, NLM_F_DUMP, body, _decode_address)
-        try:
-            found = self.channel.dump(message)
-        except NetlinkError as error:
-            if error.errno == errno.ENODEV:  # there is no such interface any more
-                return []
-            raise
-        # Kernels before 4.20 send those of all interfaces.
-        return [(cidr, flags) for where, cidr, flags in found if index in (0, where)]
+    def addresses(
+        self, index: int = 0, versions: "Iterable[int]" = (4, 6)
+    ) -> "list[tuple[Cidr, int]]":
+        """Return the addresses of an interface (0: of all) with their IFA_F_ flags.
+
+        By IP version, since Linux 6.9 can answer that without the RTNL lock.
+        """
+        found = []
+        for version in versions:
+            body = _IFADDRMSG.pack(_FAMILY[version], 0, 0, 0, index)
+            message = Message("list addresses", RTM_GETADDR, NLM_F_DUMP, body, _decode_address)
+            try:
+                answers = self.channel.dump(message)
+            except NetlinkError as error:
+                if error.errno != errno.ENODEV:  # there is no such interface any more
+                    raise
+                continue
+            # Kernels before 4.20 send those of all interfaces, ones without IPv6 those of IPv4.
+            found += [
+                (cidr, flags)
+                for where, cidr, flags in answers
+                if index in (0, where) and cidr.version == version
+            ]
+        return found
 
     def add_address(self, index: int, address: "Cidr", *, dad: bool = False) -> None:
         """Add an address; EEXIST when the interface has it. `dad`: IPv6 detects duplicates."""
@@ -265,16 +272,6 @@ class Netlink:
 
     def _do(self, what: str, kind: int, body: bytes, flags: int = NLM_F_ACK) -> None:
         self.channel.exchange([Message(what, kind, flags, body)])
-
-    def _try(self, what: str, kind: int, body: bytes) -> bool:
-        """Do it; False when there is no such interface."""
-        try:
-            self._do(what, kind, body)
-        except NetlinkError as error:
-            if error.errno == errno.ENODEV:
-                return False
-            raise
-        return True
 
     def _get_link(self, body: bytes, what: str) -> Link | None:
         try:

@@ -13,9 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from cni_common.errors import Code
-from cni_common.gather import Asker, GatheredNetNS
 from cni_common.host import STATE_DIR, Host
-from cni_common.netns import OWN, NetNS
 from cni_common.protocol import Reply, failure, serve
 from cni_common.request import Command
 
@@ -55,8 +53,6 @@ class _Overdue(BaseException):
 class Worker:
     """A process that serves what arrives on the shared socket `listener`, which does not block."""
 
-    _asker: Asker
-
     def __init__(
         self,
         settings: Settings,
@@ -74,9 +70,8 @@ class Worker:
         self._surroundings = _surroundings("self")
         self._is_late = False
 
-    def run(self, lifeline: int, asker: Asker) -> None:
+    def run(self, lifeline: int) -> None:
         """Serve until there were enough requests, or the supervisor has closed its `lifeline`."""
-        self._asker = asker
         signal.signal(signal.SIGALRM, self._on_alarm)
         with select.epoll() as poller:
             poller.register(lifeline, select.EPOLLIN)
@@ -161,25 +156,15 @@ class Worker:
 
     def _host(self, call: "Call") -> Host:
         given = {call.environ.get("CNI_NETNS", ""): call.netns} if call.netns >= 0 else {}
-        host = _WorkerHost(
+        return Host(
             self._load, call.executable, call.log, given, state_dir=self._settings.state_dir
         )
-        host.asker = self._asker
-        return host
 
     def _on_alarm(self, _number: int, _frame: object) -> None:
         if self._is_late:
             os._exit(1)  # taking it back hangs as well; the launcher says that there is no answer
         self._is_late = True
         raise _Overdue
-
-
-class _WorkerHost(Host):
-    asker: Asker
-
-    def make_netns(self, path: str, fd: int) -> NetNS:
-        """Return a new handle."""
-        return GatheredNetNS(self.asker) if path == OWN else super().make_netns(path, fd)
 
 
 class Call:

@@ -8,6 +8,7 @@ from ipaddress import ip_address, ip_interface
 from cni_common import interface, masquerade
 from cni_common.errors import CNIError, Code
 from cni_common.netns import addresses_in_use, identity, reachable_namespaces
+from cni_common.removal import delete_link
 from cni_common.request import Attachment, Command
 from cni_common.steps import BestEffort
 from plugins.bridge import macfilter
@@ -299,7 +300,7 @@ def _delete_unrecorded_pair(req: "Request", host: "Host") -> "set[Address]":
             host.log(f"DEL leaves '{req.ifname}' alone: it is of container {claim[2]}")
             return set()
     addresses = {cidr.ip for cidr, _ in container.netlink.addresses(link.index)}
-    host.netns.netlink.delete_link(ours.index)
+    delete_link(host.netns, ours.index)
     return {address for address in addresses if not address.is_link_local}
 
 

@@ -69,7 +69,8 @@ def ensure(
         link = _ensure_vlan_interface(host, conf)
         result.add_interface(Interface(link.name, link.mac, link.mtu))
     wanted = gateways(result)
-    present = [cidr for cidr, _ in host.netlink.addresses(link.index)]
+    versions = sorted({gateway.version for gateway in wanted})
+    present = [cidr for cidr, _ in host.netlink.addresses(link.index, versions)]
     for gateway in wanted:
         if gateway in present:
             continue

@@ -117,8 +117,8 @@ def _refuse_to_end_ipv6(host: "NetNS", link: "Link", conf: "Conf") -> None:
     """
     if not 0 < conf.mtu < IPV6_MTU_MIN <= link.mtu:
         return
-    for cidr, _ in host.netlink.addresses(link.index):
-        if cidr.version == 6 and not cidr.is_link_local:
+    for cidr, _ in host.netlink.addresses(link.index, (6,)):
+        if not cidr.is_link_local:
             raise CNIError(
                 Code.INVALID_CONFIG,
                 f"\"mtu\" is {conf.mtu}, and bridge '{conf.bridge}' has {cidr}, which needs"

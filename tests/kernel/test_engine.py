@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from cni_common.netns import NetNS
 from tests.engines import BUNDLE_STATUS, Engine, launcher_dir, socket_path
 from tests.machine import Json, Machine, error_of
 
@@ -210,7 +209,7 @@ def test_what_no_launcher_sends(machine: Machine, message: bytes) -> None:
 
     assert add_and_delete(machine) == (0, 0)
     assert engine.workers() == [worker]
-    assert idle_descriptors(worker) == before
+    wait_until(lambda: idle_descriptors(worker) == before, "it keeps files")
 
 
 def test_no_descriptor_is_kept(machine: Machine) -> None:
@@ -223,7 +222,8 @@ def test_no_descriptor_is_kept(machine: Machine) -> None:
     for _ in range(5):
         machine_calls(machine, config)
 
-    assert idle_descriptors(engine.workers()[0]) == before
+    # A deletion's thread holds two for the moment that the kernel needs to free the memory.
+    wait_until(lambda: idle_descriptors(engine.workers()[0]) == before, "it keeps files")
 
 
 def machine_calls(machine: Machine, config: Json) -> None:
@@ -390,7 +390,7 @@ def test_a_worker_that_is_killed(machine: Machine) -> None:
 
 
 def test_a_supervisor_that_is_killed(machine: Machine) -> None:
-    """Its workers finish what they are at, deletion of interfaces included, and end."""
+    """Its workers finish what they are at, and end."""
     engine = machine.start_engine()
     workers = engine.workers()
     container, config = machine.container(), machine.network()
@@ -415,25 +415,6 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def test_the_supervisor_dies_within_a_deletion(machine: Machine) -> None:
-    """A worker that waits for the supervisor's deletion does it itself when that is gone."""
-    engine = machine.start_engine(workers=1)
-    container, config = machine.container(), machine.network()
-    assert run(machine, "ADD", config, container) == 0
-
-    engine.tell(signal.SIGSTOP)
-    process = start(machine, "DEL", config, container)
-    time.sleep(0.2)
-    assert process.poll() is None
-    engine.tell(signal.SIGKILL)
-    status, _ = finish(process)
-    engine.wait()
-    machine.engine = None
-
-    assert status == 0
-    assert_nothing_left(machine)
 
 
 def test_workers_are_recycled(machine: Machine) -> None:
@@ -514,87 +495,6 @@ def test_a_socket_of_systemd(machine: Machine) -> None:
     assert set(load.statuses) == {0}
     assert socket_path().exists()
     socket_path().unlink()
-
-
-# --- deletions that are gathered --------------------------------------------------------------
-
-
-def test_deletions_together(machine: Machine) -> None:
-    """Deletions that come while the supervisor is at work go by one message."""
-    engine = machine.start_engine(workers=8)
-    config = machine.network()
-    containers = {f"c{number}": machine.container() for number in range(8)}
-    for name, container in containers.items():
-        assert run(machine, "ADD", config, container, containerid=name) == 0
-    machine.do(machine.host, "ip link add bystander type veth peer name bystander2")
-
-    engine.tell(signal.SIGSTOP)
-    processes = [
-        start(machine, "DEL", config, container, containerid=name)
-        for name, container in containers.items()
-    ]
-    time.sleep(0.5)
-    assert [process.poll() for process in processes] == [None] * 8
-    with Monitor(machine) as monitor:
-        engine.tell(signal.SIGCONT)
-        assert [finish(process)[0] for process in processes] == [0] * 8
-        wait_until(lambda: monitor.deleted() >= 8, "they are not deleted")
-
-    assert machine.ports() == ["bystander2", "bystander"]
-    assert monitor.groups() == 1
-
-
-class Monitor:
-    """What `ip monitor` sees of the host's interfaces."""
-
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-        self._lines: list[str] = []
-
-    def __enter__(self) -> "Monitor":
-        words = ["nsenter", f"--net={self._machine.host}", "ip", "-d", "monitor", "link"]
-        self._process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-        self._thread = threading.Thread(target=self._read)
-        self._thread.start()
-        time.sleep(0.3)  # until it listens
-        return self
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        self._lines.extend(self._process.stdout)
-
-    def __exit__(self, *_error: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._thread.join()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-
-    def deleted(self) -> int:
-        """Return how many of the veth pairs are gone."""
-        return sum(line.startswith("Deleted") and " veth" in line for line in self._lines)
-
-    def groups(self) -> int:
-        """Return how many groups interfaces were put into."""
-        words = [line.split() for line in self._lines]
-        found = {line[line.index("group") + 1] for line in words if "group" in line}
-        return len(found - {"default"})
-
-
-def test_deleting_several_links(machine: Machine) -> None:
-    """Each is told of, whether it was there, and what is in no group stays."""
-    for name in ("a0", "b0", "c0"):
-        machine.do(machine.host, f"ip link add {name} type veth peer name {name}peer")
-    indexes = {link["ifname"]: link["ifindex"] for link in machine.ip(machine.host, "link")}
-    host = NetNS(machine.host)
-
-    found = host.netlink.delete_links([indexes["a0"], 9999, indexes["b0"]])
-    again = host.netlink.delete_links([indexes["a0"], indexes["b0"]])
-
-    host.close()
-    assert found == [True, False, True]
-    assert again == [False, False]
-    assert sorted(machine.ports()) == ["c0", "c0peer"]
 
 
 # --- memory -----------------------------------------------------------------------------------

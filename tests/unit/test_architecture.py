@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ORDER = (
     *("errors", "steps", "wire", "types", "schema", "request", "record"),
     *("netlink", "codec", "link", "rtnetlink", "netns", "nftmessages", "nftrules", "nft"),
-    *("iptables", "masquerade", "interface"),
-    *("protocol", "host", "gather", "worker", "engine", "cli", "main"),
+    *("iptables", "masquerade", "removal", "interface"),
+    *("protocol", "host", "worker", "engine", "cli", "main"),
 )
 FOR_PLUGINS = ORDER[: ORDER.index("protocol")]  # a plugin is handed the Host
 # Who may import what only inside functions: each costs a cold start that has no need of it.
@@ -190,7 +190,7 @@ _COMMON_BASE = frozenset({"errors", "main", "types", "wire"})
 _COMMON_SERVING = _COMMON_BASE | frozenset(
     {"host", "netns", "protocol", "record", "request", "schema", "steps"}
 )
-_INTERFACE = frozenset({"interface", "link", "netlink", "rtnetlink"})
+_INTERFACE = frozenset({"interface", "link", "netlink", "removal", "rtnetlink"})
 
 
 class Entry(NamedTuple):
