@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins.host_local.store import GRACE_SECONDS
+from plugins.host_local.lease import GRACE_SECONDS
 from tests.unit.host_local.node import Node
 
 OLD = GRACE_SECONDS + 10
@@ -197,7 +197,7 @@ def test_address_in_use_is_not_taken(
     assert "1 of 1 in use" in message
     _kill(process)
     assert node.add(config) == ["198.18.66.2"]
-    assert "took over 198.18.66.2" in node.log[-1]
+    assert "reclaimed 198.18.66.2 in" in node.log[-1]
     assert node.call("GC", collect) == {}
     assert list(node.leases()) == ["198.18.66.2"]
 

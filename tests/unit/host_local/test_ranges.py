@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cni_common.errors import CNIError, Code
-from plugins.host_local.ranges import RangeSet, odd_gateways, parse_sets
+from plugins.host_local.ranges import RangeSet, odd_gateways, parse_sets, unused
 
 Entry = dict[str, Any]
 
@@ -150,7 +150,7 @@ def test_other_family_is_outside() -> None:
     (range_set,) = parse([{"subnet": "0.0.0.0/24"}])
 
     assert range_set.range_of(ip_address("::5")) is None
-    assert range_set.pick(frozenset(), ip_address("::5")) == ip_address("0.0.0.2")
+    assert range_set.pick(unused(frozenset()), ip_address("::5")) == ip_address("0.0.0.2")
 
 
 @st.composite
@@ -184,7 +184,7 @@ def test_pick_is_round_robin(range_set: RangeSet, data: st.DataObject) -> None:
     gateways = {int(one.gateway) for one in range_set.ranges}
 
     family = type(range_set.ranges[0].first)
-    picked = range_set.pick(taken, None if after is None else family(after))
+    picked = range_set.pick(unused(taken), None if after is None else family(after))
 
     free = [number for number in walk if number not in taken and number not in gateways]
     assert picked == (family(free[0]) if free else None)
@@ -196,7 +196,7 @@ def test_pick_gives_each_address_once(range_set: RangeSet) -> None:
     """Picking until there is none left gives the whole pool, each address once."""
     taken: list[int] = []
     last = None
-    while (last := range_set.pick(taken, last)) is not None:
+    while (last := range_set.pick(unused(taken), last)) is not None:
         assert range_set.range_of(last) is not None
         taken.append(int(last))
 
@@ -223,4 +223,4 @@ def test_huge_pool_is_searched_at_once() -> None:
     """The size of an IPv6 pool does not matter."""
     (range_set,) = parse([{"subnet": "fd00::/16"}])
 
-    assert range_set.pick({int(ip_address("fd00::2"))}, None) == ip_address("fd00::3")
+    assert range_set.pick(unused({int(ip_address("fd00::2"))}), None) == ip_address("fd00::3")
