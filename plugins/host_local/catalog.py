@@ -209,7 +209,6 @@ class Catalog:
 def _fill(
     index: Index, leases: "Sequence[Lease]", resting: "Sequence[tuple[Address, int]]"
 ) -> None:
-    for lease in leases:
-        index.take(lease.address, text_of(lease.owner) if lease.owner else "")
+    index.fill((lease.address, text_of(lease.owner) if lease.owner else "") for lease in leases)
     for address, until_ns in resting:
         index.rest(address, until_ns)

@@ -16,7 +16,7 @@ from cni_common.types import Address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 BLOCK = 512
 CAPACITY_MIN, CAPACITY_MAX = 256, 1 << 16  # leases for which there is room from the beginning
@@ -99,6 +99,19 @@ class Index:
         for key in _keys(owner, pod):
             if address not in self._addresses(key):
                 self._insert(key, address.version, int(address))
+
+    def fill(self, leases: "Iterable[tuple[Address, str]]") -> None:
+        """Do what `take` does for each address and owner, in an empty index. Raises FullError."""
+        bitmaps: dict[tuple[int, int], bytearray] = {}
+        for address, owner in leases:
+            number = int(address)
+            part, bit = divmod(number, _BITS)
+            bits = bitmaps.setdefault((address.version, part), bytearray(BLOCK))
+            bits[bit // 8] |= 1 << bit % 8
+            if owner:
+                self._insert(_key(b"owner", owner), address.version, number)
+        for (version, part), bits in bitmaps.items():
+            self._put(self._add_bitmap(_TAKEN, version, part), bytes(bits))
 
     def free(self, address: Address, owner: str = "", pod: str = "") -> None:
         """Note that nobody has `address`, `owner` and `pod` the least. Raises FullError."""

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 
 from cni_common.request import Attachment
 from cni_common.types import Address, parse_address
@@ -68,6 +69,14 @@ def address_of(name: str) -> Address | None:
     """Return the address whose lease has the file name `name`, None when it is no such name."""
     if name[-1] not in "0123456789abcdef:":
         return None
+    octets = name.split(".")
+    if len(octets) == 4 and name.isascii() and all(map(str.isdecimal, octets)):
+        # Five times as fast as IPv4Address, which all leases of a directory pass.
+        first, second, third, fourth = map(int, octets)
+        if max(first, second, third, fourth) > 255:
+            return None
+        number = first << 24 | second << 16 | third << 8 | fourth
+        return IPv4Address(number) if f"{first}.{second}.{third}.{fourth}" == name else None
     try:
         address = parse_address(name)
     except ValueError:
@@ -79,6 +88,6 @@ def owner_in(data: bytes) -> Attachment | None:
     """Return whom a lease with the content `data` names, None for nobody."""
     # As the Go plugin compares: white space around the whole does not count.
     parts = os.fsdecode(data.strip()).split("\r\n")
-    if len(parts) > 2 or not all(parts) or any(c < " " for part in parts for c in part):
+    if len(parts) > 2 or not all(parts) or any(min(part) < " " for part in parts):
         return None
     return Attachment(parts[0], parts[1] if len(parts) == 2 else "")

@@ -85,6 +85,7 @@ class Store:
         self._catalog: Catalog | None = None
         self._changed = False  # the directory, by this call
         self._in_step = True  # the index with the directory
+        self._littered = False  # with what only a look at the whole directory will find
 
     def __enter__(self) -> "Self":
         try:
@@ -105,7 +106,8 @@ class Store:
     ) -> None:
         try:
             if self._catalog:
-                self._catalog.close(seal=self._in_step, changed=self._changed)
+                seal = self._in_step and not self._littered
+                self._catalog.close(seal=seal, changed=self._changed)
         finally:
             for fd in (self._lock, self._dir):
                 if fd >= 0:
@@ -381,7 +383,7 @@ class Store:
         try:
             self._remove(_NEW)
         except OSError:
-            return  # the next call removes it; the lease itself is complete, or never was
+            self._littered = True  # the next call removes it; the lease is complete, or never was
 
     def _remove(self, name: str) -> None:
         self._changed = True
