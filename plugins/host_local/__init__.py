@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 DEFAULT_DATA_DIR = "/var/lib/cni/networks"
 RELEASE_COOLDOWN_MAX = 86_400
-RECLAIM_LOOKS_MAX = 1024  # leases that STATUS can look at one by one within 100 ms
+RECLAIM_LOOKS_MAX = 512  # leases that STATUS can look at one by one within 100 ms
 # The keys of CNI_ARGS that this suite knows: the interface plugin has the same string, and its
 # keys must not make IPAM fail.
 _CNI_ARGS = frozenset({"IP", "MAC", "GATEWAY"})

@@ -16,7 +16,7 @@ from cni_common.types import Address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 BLOCK = 512
 CAPACITY_MIN, CAPACITY_MAX = 256, 1 << 16  # leases for which there is room from the beginning
@@ -25,6 +25,9 @@ RESTING_MAX = 1 << 14  # addresses whose rest is remembered; the oldest are drop
 _MAGIC = b"pycni\0\0\1"
 _HEADER = Struct("<8s36sIIQQq")
 _BITS = 8 * BLOCK
+# A bitmap is of 32,768 addresses, half a /16; those of its blocks that are zero are holes.
+_PART_BLOCKS = 8
+_PART_BITS = _PART_BLOCKS * _BITS
 # An entry of the table: key, kind (0: none), value. The first byte of a bucket tells that an
 # entry had to go to the next one.
 _ENTRY = Struct("<16sB16s")
@@ -39,7 +42,7 @@ _TABLE = 1 + _QUEUE_BLOCKS
 _BITMAP = 1  # the kind of an entry whose value is the number of a bitmap; 4 and 6 are addresses
 _TAKEN, _RESTS = b"taken", b"rests"
 _EXPIRED_PER_CALL = 64
-_ZEROS = bytes(BLOCK)
+_ZEROS, _ONES = bytes(BLOCK), b"\xff" * BLOCK
 
 
 class FullError(Exception):
@@ -71,11 +74,6 @@ class Header:
         fields = (self.boot_id, self.buckets, self.bitmaps, self.head, self.tail, self.booted_ns)
         return _HEADER.pack(_MAGIC, *fields).ljust(BLOCK, b"\0")
 
-    @property
-    def blocks(self) -> int:
-        """How many blocks there are at most."""
-        return _TABLE + self.buckets + self.bitmaps
-
 
 def header_for(boot_id: bytes, capacity: int, booted_ns: int = 0) -> Header:
     """Return the header of an empty index with room for `capacity` leases."""
@@ -105,13 +103,17 @@ class Index:
         bitmaps: dict[tuple[int, int], bytearray] = {}
         for address, owner in leases:
             number = int(address)
-            part, bit = divmod(number, _BITS)
-            bits = bitmaps.setdefault((address.version, part), bytearray(BLOCK))
+            part, bit = divmod(number, _PART_BITS)
+            bits = bitmaps.setdefault((address.version, part), bytearray(_PART_BITS // 8))
             bits[bit // 8] |= 1 << bit % 8
             if owner:
                 self._insert(_key(b"owner", owner), address.version, number)
         for (version, part), bits in bitmaps.items():
-            self._put(self._add_bitmap(_TAKEN, version, part), bytes(bits))
+            block = self._add_bitmap(_TAKEN, version, part)
+            for step in range(_PART_BLOCKS):
+                piece = bytes(bits[step * BLOCK : (step + 1) * BLOCK])
+                if piece != _ZEROS:
+                    self._put(block + step, piece)
 
     def free(self, address: Address, owner: str = "", pod: str = "") -> None:
         """Note that nobody has `address`, `owner` and `pod` the least. Raises FullError."""
@@ -132,17 +134,30 @@ class Index:
 
         With `resting` also one whose rest is not over.
         """
-        resting = resting or self.header.head == self.header.tail
+        which = (_TAKEN,) if resting or self.header.head == self.header.tail else (_TAKEN, _RESTS)
         while first <= last:
-            part, low = divmod(first, _BITS)
-            high = min(last - part * _BITS, _BITS - 1)
-            taken = self._bits(_TAKEN, version, part)
-            if not resting:
-                taken |= self._bits(_RESTS, version, part)
-            free = ~taken >> low & (1 << high - low + 1) - 1
-            if free:
-                return first + (free & -free).bit_length() - 1
-            first = (part + 1) * _BITS
+            part = first // _PART_BITS
+            end = min(last, (part + 1) * _PART_BITS - 1)
+            found = [block for one in which if (block := self._bitmap(one, version, part))]
+            number = self._free_in_part(found, first, end)
+            if number is not None:
+                return number
+            first = end + 1
+        return None
+
+    def _free_in_part(self, bitmaps: "Sequence[int]", first: int, last: int) -> int | None:
+        while first <= last:
+            block, low = divmod(first % _PART_BITS, _BITS)
+            pieces = [self._get(bitmap + block) for bitmap in bitmaps]
+            if _ONES not in pieces:
+                taken = 0
+                for piece in pieces:
+                    taken |= int.from_bytes(piece, "little")
+                high = min(last - first + low, _BITS - 1)
+                free = ~taken >> low & (1 << high - low + 1) - 1
+                if free:
+                    return first + (free & -free).bit_length() - 1
+            first += _BITS - low
         return None
 
     def rest(self, address: Address, until_ns: int) -> None:
@@ -185,33 +200,32 @@ class Index:
     # Bitmaps.
 
     def _mark(self, which: bytes, address: Address, *, on: bool) -> None:
-        part, bit = divmod(int(address), _BITS)
-        block = self._bitmap(which, address.version, part)
-        if block is None:
+        part, bit = divmod(int(address), _PART_BITS)
+        bitmap = self._bitmap(which, address.version, part)
+        if bitmap is None:
             if not on:
                 return
-            block = self._add_bitmap(which, address.version, part)
+            bitmap = self._add_bitmap(which, address.version, part)
+        block = bitmap + bit // _BITS
         data = bytearray(self._get(block))
         mask = 1 << bit % 8
-        data[bit // 8] = data[bit // 8] | mask if on else data[bit // 8] & ~mask
+        byte = bit % _BITS // 8
+        data[byte] = data[byte] | mask if on else data[byte] & ~mask
         self._put(block, bytes(data))
 
-    def _bits(self, which: bytes, version: int, part: int) -> int:
-        block = self._bitmap(which, version, part)
-        return 0 if block is None else int.from_bytes(self._get(block), "little")
-
     def _bitmap(self, which: bytes, version: int, part: int) -> int | None:
+        """Return the first block of a bitmap."""
         for kind, value in self._find(_key(which, f"{version} {part}")):
             number = int.from_bytes(value, "big")
             if kind == _BITMAP and number < self.header.bitmaps:
-                return _TABLE + self.header.buckets + number
+                return _TABLE + self.header.buckets + number * _PART_BLOCKS
         return None
 
     def _add_bitmap(self, which: bytes, version: int, part: int) -> int:
         number = self.header.bitmaps
         self._insert(_key(which, f"{version} {part}"), _BITMAP, number)
         self.header.bitmaps += 1
-        return _TABLE + self.header.buckets + number
+        return _TABLE + self.header.buckets + number * _PART_BLOCKS
 
     # The table.
 

@@ -8,6 +8,7 @@ last thing that is done to it. As long as the two fit, nobody has changed either
 other program, and no call of ours that was killed half-way.
 """
 
+import errno
 import os
 import stat
 import time
@@ -27,6 +28,7 @@ _RANDOM_BYTES = 5  # 18 minutes, in nanoseconds
 _COARSE_NS = 3 * 10**9
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _MODE = 0o600
+_BITMAPS_MAX = 8192  # 32 MB of memory at most
 
 
 class IndexFile:
@@ -80,7 +82,7 @@ class IndexFile:
         self._disk(os.utime, self._directory, ns=(time.time_ns(), wanted))
         got = os.fstat(self._directory).st_mtime_ns
         if abs(got - wanted) > _COARSE_NS:
-            raise OSError(95, "the file system keeps no times of ours", self._root)
+            raise OSError(errno.EOPNOTSUPP, "the file system keeps no times of ours", self._root)
         return got
 
     def save(self, index: Index, stamp: int) -> Index:
@@ -131,10 +133,12 @@ class IndexFile:
         return data.ljust(BLOCK, b"\0")
 
     def _write(self, index: Index) -> None:
+        if index.header.bitmaps > _BITMAPS_MAX:
+            raise OSError(errno.EFBIG, "addresses are scattered too widely", self.path)
         blocks = {0: index.header.pack(), **index.written}
         for number, data in blocks.items():
             if self._disk(os.pwrite, self._fd, data, number * BLOCK) != BLOCK:
-                raise OSError(28, "no space left for the index", self.path)
+                raise OSError(errno.ENOSPC, "no space left for the index", self.path)
         index.written.clear()
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     Json = Mapping[str, Any]
     Search = Callable[[int, int], int | None]
 
+_OCTETS = tuple(map(str, range(256)))
 HOST_BITS_MIN = 2  # a /31 or /127 has no address left beside network, broadcast and gateway
 
 
@@ -115,19 +116,25 @@ def unused(taken: "Container[int]") -> "Search":
     return search
 
 
-def unlisted(names: "Container[str]", version: int) -> "Search":
+def unlisted(names: "frozenset[str]", version: int) -> "Search":
     """Return a search for numbers whose addresses are not in `names`."""
 
-    def text(number: int) -> str:
-        if version == 6:
-            return str(IPv6Address(number))
-        # Three times as fast as IPv4Address, and a search may look at 65,000.
-        return f"{number >> 24}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+    def search6(first: int, last: int) -> int | None:
+        numbers = range(first, last + 1)
+        return next((one for one in numbers if str(IPv6Address(one)) not in names), None)
 
-    def search(first: int, last: int) -> int | None:
-        return next((one for one in range(first, last + 1) if text(one) not in names), None)
+    def search4(first: int, last: int) -> int | None:
+        # A /24 at a time, ten times as fast as one by one: there may be 65,000 to look at.
+        while first <= last:
+            end = min(first | 255, last)
+            prefix = f"{first >> 24}.{first >> 16 & 255}.{first >> 8 & 255}."
+            texts = [prefix + octet for octet in _OCTETS[first & 255 : (end & 255) + 1]]
+            if not names.issuperset(texts):
+                return first + next(n for n, text in enumerate(texts) if text not in names)
+            first = end + 1
+        return None
 
-    return search
+    return search4 if version == 4 else search6
 
 
 def parse_sets(

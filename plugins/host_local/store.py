@@ -145,8 +145,9 @@ class Store:
         if self._opened_catalog().seems_free(range_set):
             return True
         names = frozenset(self._names())
-        # Most names are addresses of the range: fewer of them settle it.
-        return len(names) < range_set.size or (
+        # Most names are those of addresses: too few of them settle it.
+        count = sum(name[0] not in "l." for name in names)
+        return count < range_set.size or (
             range_set.pick(unlisted(names, range_set.version), None) is not None
         )
 
