@@ -1,6 +1,6 @@
 """plugins/host_local/ranges.py: what a range is, and which address comes next."""
 
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
 from typing import Any
 
 import pytest
