@@ -48,6 +48,7 @@ class Host:
         """`given` holds descriptors of namespaces that the caller has opened, by their path."""
         self.load = load
         self.log = log
+        self.state_dir = state_dir
         self.records = Records(state_dir)
         self._executable = executable
         self._given = given or {}

@@ -1,14 +1,19 @@
 """host-local: gives out addresses of the ranges in its configuration, remembered on disk."""
 
+import os
+import time
 from dataclasses import dataclass
+from itertools import islice
 
 from cni_common import types
 from cni_common.errors import CNIError, Code
 from cni_common.request import PROTOCOL_PROPERTIES, Command
 from cni_common.types import Address, IPConfig, Result, Route
 from plugins.host_local import plan, transaction
+from plugins.host_local.lease import GRACE_SECONDS as GRACE_SECONDS
+from plugins.host_local.lease import PLUGIN, pod_key
 from plugins.host_local.ranges import RangeSet, odd_gateways, parse_sets
-from plugins.host_local.store import PLUGIN, Store
+from plugins.host_local.store import Store, indexes_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,15 +23,17 @@ if TYPE_CHECKING:
     from cni_common.host import Host
     from cni_common.request import Attachment, Request
     from cni_common.steps import Undo
-    from plugins.host_local.store import Lease
+    from plugins.host_local.lease import Lease
 
     Json = Mapping[str, Any]
 
 DEFAULT_DATA_DIR = "/var/lib/cni/networks"
-RECLAIM_SIZE_MAX = 4096  # addresses that STATUS can look at one by one within 100 ms
+RELEASE_COOLDOWN_MAX = 86_400
+RECLAIM_LOOKS_MAX = 512  # leases that STATUS can look at one by one within 100 ms
 # The keys of CNI_ARGS that this suite knows: the interface plugin has the same string, and its
 # keys must not make IPAM fail.
 _CNI_ARGS = frozenset({"IP", "MAC", "GATEWAY"})
+_POD_ARGS = frozenset({"K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID"})
 
 
 def _key(kind: str, description: str, **more: object) -> "Json":
@@ -86,6 +93,13 @@ SCHEMA: "Json" = {
                     "Directory of the leases, one sub-directory per network.",
                     default=DEFAULT_DATA_DIR,
                 ),
+                "releaseCooldown": _key(
+                    "integer",
+                    "Seconds for which a freed address rests, unless no other is left.",
+                    default=0,
+                    minimum=0,
+                    maximum=RELEASE_COOLDOWN_MAX,
+                ),
             },
         },
         "runtimeConfig": {
@@ -124,6 +138,12 @@ class Conf:
     sets: "Sequence[RangeSet]"
     routes: "list[Route]"
     resolv_conf: str  # absolute path, or empty
+    pod: str  # namespace/name, or empty
+    pod_uid: str  # the same for every try to start the pod, or empty
+
+    def pod_key(self, attachment: "Attachment") -> str:
+        """Return what is the same in every try to attach the pod, or an empty string."""
+        return pod_key(self.pod_uid, attachment)
 
     @classmethod
     def of(cls, req: "Request") -> "Conf":
@@ -145,11 +165,15 @@ class Conf:
         to_come = req.command == Command.STATUS and req.config.get("capabilities", {}).get(
             "ipRanges"
         )
+        args = req.cni_args(_CNI_ARGS | _POD_ARGS) if req.command is Command.ADD else {}
+        names = [args.get(key, "") for key in ("K8S_POD_NAMESPACE", "K8S_POD_NAME")]
         return cls(
             _directory(req),
             parse_sets(sets, several_per_family=several) if sets or not to_come else (),
             _parse_routes(ipam.get("routes", ())),
             ipam.get("resolvConf", ""),
+            "/".join(names) if all(names) else "",
+            args.get("K8S_POD_UID", ""),
         )
 
 
@@ -171,7 +195,7 @@ def add(req: "Request", host: "Host", undo: "Undo") -> Result:
 
 def delete(req: "Request", host: "Host") -> None:
     """Free what the attachment holds, where the record says and where the configuration does."""
-    transaction.release(req, host, _directory(req))
+    transaction.release(req, host, _directory(req), rest_seconds=_release_cooldown(req))
 
 
 def check(req: "Request", host: "Host") -> None:
@@ -183,11 +207,11 @@ def check(req: "Request", host: "Host") -> None:
         for ip in (previous.ips if previous else ())
         if any(one.range_of(ip.address.ip) for one in conf.sets)
     ]
-    with Store(conf.directory) as store:
+    with Store(conf.directory, indexes=indexes_of(host), log=host.log) as store:
         store.lock()
         for address in expected:
             _check_held(address, store.lease(address), req.attachment)
-        if expected or any(lease.is_of(req.attachment) for lease in store.leases()):
+        if expected or store.held_by(req.attachment):
             return
     raise CNIError(
         Code.INTERNAL,
@@ -200,17 +224,17 @@ def gc(req: "Request", host: "Host") -> None:
     """Free the addresses of attachments that are gone."""
     from plugins.host_local import collect  # noqa: PLC0415 - GC is rare
 
-    collect.collect(req, host, _directory(req))
+    collect.collect(req, host, _directory(req), rest_seconds=_release_cooldown(req))
 
 
 def status(req: "Request", host: "Host") -> None:
-    """Raise CNIError 50 when the next ADD would fail; looks at file names only, never waits."""
+    """Raise CNIError 50 when the next ADD would fail; never waits for the lock."""
     conf = Conf.of(req)
     try:
         host.records.probe()
-        with Store(conf.directory, create=True) as store:
+        with Store(conf.directory, create=True, indexes=indexes_of(host)) as store:
             store.probe()
-            exhausted = _exhausted(conf.sets, store)
+            exhausted = _exhausted(req, host, conf.sets, store)
     except (CNIError, OSError) as error:
         reason = error.msg if isinstance(error, CNIError) else f"{error.strerror}: {error.filename}"
         raise CNIError(Code.PLUGIN_NOT_AVAILABLE, f"{PLUGIN}: {reason}") from None
@@ -228,6 +252,11 @@ def _directory(req: "Request") -> str:
     if not _is_absolute(data_dir):
         data_dir = DEFAULT_DATA_DIR
     return f"{data_dir.rstrip('/')}/{req.network}"
+
+
+def _release_cooldown(req: "Request") -> int:
+    # As _directory: DEL and GC leave out what the schema refuses.
+    return int(req.config.get("ipam", {}).get("releaseCooldown", 0))
 
 
 def _parse_routes(routes: "Sequence[Json]") -> "list[Route]":
@@ -276,23 +305,36 @@ def _check_held(address: Address, lease: "Lease | None", owner: "Attachment") ->
         )
 
 
-def _exhausted(sets: "Sequence[RangeSet]", store: Store) -> str:
+def _exhausted(req: "Request", host: "Host", sets: "Sequence[RangeSet]", store: Store) -> str:
     """Return which range set has no address left, or an empty string."""
     for index, range_set in enumerate(sets):
-        taken = store.occupied(range_set.version)
-        if range_set.pick(taken, store.last_reserved(index)) is None and not _can_reclaim(
-            range_set, store
-        ):
+        if not store.has_free(range_set) and not _can_reclaim(req, host, range_set, store):
             return f"range set {index}: {plan.exhausted(range_set)}"
     return ""
 
 
-def _can_reclaim(range_set: RangeSet, store: Store) -> bool:
-    """Tell whether an ADD could take over what a crash left: a full pool gets no more ADDs.
+def _can_reclaim(req: "Request", host: "Host", range_set: RangeSet, store: Store) -> bool:
+    """Tell whether an ADD would find a lease to take back: a full pool gets no more ADDs.
 
-    In a large pool this takes too long, and some address will be freed before long.
+    It looks at so many leases only; after a reboot the first will do.
     """
-    if range_set.size > RECLAIM_SIZE_MAX:
-        return False
-    leases = (store.lease(address) for address in range_set.addresses())
-    return any(lease.reclaimable and not lease.is_young() for lease in leases if lease)
+    from plugins.host_local.fate import is_of_earlier_boot  # noqa: PLC0415 - only when all is full
+
+    booted_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    for address in islice(range_set.addresses(), RECLAIM_LOOKS_MAX):
+        lease = store.lease(address)
+        if lease is None:
+            return True
+        if lease.is_young() or (lease.owner is None and not lease.reclaimable):
+            continue
+        if lease.owner is None:
+            return True
+        try:
+            record = host.records.find(PLUGIN, req.network, lease.owner, wait=False)
+        except CNIError:
+            continue  # a call for it is at work
+        if record is None and is_of_earlier_boot(lease, booted_ns):
+            return True
+        if record and record.facts.get("netns_id") and not os.path.exists(record.facts["netns"]):
+            return True
+    return False

@@ -1,4 +1,4 @@
-"""Which addresses an ADD takes, or why it cannot. Pure: the caller claims them."""
+"""Which addresses an ADD takes, or why it cannot; the caller claims them."""
 
 from dataclasses import dataclass
 from ipaddress import ip_interface
@@ -8,12 +8,12 @@ from cni_common.types import Address, Cidr
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from typing import NoReturn
+    from collections.abc import Sequence
 
     from cni_common.request import Attachment
+    from plugins.host_local.lease import Lease
     from plugins.host_local.ranges import Range, RangeSet
-    from plugins.host_local.store import Lease
+    from plugins.host_local.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Choice:
     index: int
     address: Address
     range: "Range"
-    stale: "Lease | None"  # the lease that a crash left behind there, to be replaced
+    former: "Lease | None" = None  # of the same pod, whose place is taken
 
     @property
     def cidr(self) -> Cidr:
@@ -31,24 +31,34 @@ class Choice:
         return ip_interface((self.address, self.range.subnet.prefixlen))
 
 
-@dataclass(frozen=True, slots=True)
-class Ledger:
-    """What is taken: the leases of the store, and the addresses that are seen in use."""
+class Shortage(CNIError):  # noqa: N818 - the ADD may yet go on
+    """No address: `address` is not free, or, when that is None, none of `range_set` is."""
 
-    leases: "Mapping[Address, Lease]"
-    in_use: "Callable[[], frozenset[Address]]"  # expensive
+    def __init__(
+        self, index: int, reason: str, range_set: "RangeSet", address: Address | None = None
+    ) -> None:
+        super().__init__(Code.INTERNAL, _failure(index, reason))
+        self.range_set = range_set
+        self.address = address
 
-    def is_stale(self, lease: "Lease") -> bool:
-        """Tell whether a crash left `lease` behind, and nobody uses the address."""
-        return lease.reclaimable and not lease.is_young() and lease.address not in self.in_use()
+    def explain(self, held: "Sequence[Lease]", more: str) -> None:
+        """Add to the message what the leases `held` tell, and `more`."""
+        owned = [lease for lease in held if lease.owner is not None]
+        if owned and self.address is None:
+            oldest = min(owned, key=lambda lease: lease.since_ns)
+            self.msg += f"; the oldest lease is {oldest.address} of {oldest.holder}"
+            self.msg += f" since {oldest.since}"
+        self.msg += more
 
 
-def refuse_duplicate(sets: "Sequence[RangeSet]", ledger: Ledger, owner: "Attachment") -> None:
-    """Raise CNIError when `owner` holds an address of `sets` already."""
+def refuse_duplicate(
+    sets: "Sequence[RangeSet]", held: "Sequence[Lease]", owner: "Attachment"
+) -> None:
+    """Raise CNIError when `owner`, who holds the leases `held`, has an address of `sets`."""
     for index, range_set in enumerate(sets):
-        for lease in ledger.leases.values():
-            if lease.is_of(owner) and range_set.range_of(lease.address) is not None:
-                _fail(index, duplicate(lease, owner))
+        for lease in held:
+            if range_set.range_of(lease.address) is not None:
+                raise CNIError(Code.INTERNAL, _failure(index, duplicate(lease, owner)))
 
 
 def duplicate(lease: "Lease", owner: "Attachment") -> str:
@@ -87,40 +97,43 @@ def assign(sets: "Sequence[RangeSet]", wanted: "Sequence[Address]") -> dict[int,
     return assigned
 
 
-def choose_requested(index: int, range_set: "RangeSet", address: Address, ledger: Ledger) -> Choice:
-    """Return the choice of the requested `address`. Raises CNIError when it is not free."""
+def choose_requested(index: int, range_set: "RangeSet", address: Address, store: "Store") -> Choice:
+    """Return the choice of the requested `address`. Raises Shortage when it is not free."""
     where = range_set.range_of(address)
     assert where is not None, "assign() saw to it"
     if int(address) in range_set.gateways:
-        _fail(index, f"requested ip {address} is subnet's gateway")
-    lease = ledger.leases.get(address)
-    if lease is not None and not ledger.is_stale(lease):
-        _fail(
-            index,
-            f"requested IP address {address} is not available in range set {range_set}:"
-            f" held by {lease.holder} since {lease.since}",
+        raise CNIError(
+            Code.INTERNAL, _failure(index, f"requested ip {address} is subnet's gateway")
         )
-    return Choice(index, address, where, lease)
+    lease = store.lease(address)
+    if lease is not None:
+        reason = (
+            f"requested IP address {address} is not available in range set {range_set}:"
+            f" held by {lease.holder} since {lease.since}"
+        )
+        raise Shortage(index, reason, range_set, address)
+    return Choice(index, address, where)
 
 
-def choose_next(index: int, range_set: "RangeSet", after: Address | None, ledger: Ledger) -> Choice:
-    """Return the choice of the next free address behind `after`.
-
-    What a crash left behind is taken only when nothing else is free: to see whether such an
-    address is in use is expensive. Raises CNIError when the set is exhausted.
-    """
-    held = [
-        lease for lease in ledger.leases.values() if range_set.range_of(lease.address) is not None
-    ]
-    address = range_set.pick({int(lease.address) for lease in held}, after)
+def choose_next(index: int, range_set: "RangeSet", store: "Store") -> Choice:
+    """Return the choice of the next free address. Raises Shortage when there is none."""
+    address = store.next_free(range_set, store.last_reserved(index))
     if address is None:
-        firm = {int(lease.address) for lease in held if not ledger.is_stale(lease)}
-        address = range_set.pick(firm, after)
-    if address is None:
-        _fail(index, exhausted(range_set) + _oldest(held))
+        raise Shortage(index, exhausted(range_set), range_set)
     where = range_set.range_of(address)
-    assert where is not None, "pick() stays inside"
-    return Choice(index, address, where, ledger.leases.get(address))
+    assert where is not None, "next_free() stays inside"
+    return Choice(index, address, where)
+
+
+def choose_left(
+    index: int, range_set: "RangeSet", wanted: Address | None, left: "Sequence[Lease]"
+) -> Choice | None:
+    """Return the choice of an address of the leases `left`, the `wanted` one if there is one."""
+    for lease in left:
+        where = range_set.range_of(lease.address)
+        if where is not None and wanted in (None, lease.address):
+            return Choice(index, lease.address, where, lease)
+    return None
 
 
 def exhausted(range_set: "RangeSet") -> str:
@@ -131,13 +144,5 @@ def exhausted(range_set: "RangeSet") -> str:
     )
 
 
-def _oldest(held: "Sequence[Lease]") -> str:
-    owned = [lease for lease in held if lease.owner is not None]
-    if not owned:
-        return ""
-    oldest = min(owned, key=lambda lease: lease.since_ns)
-    return f"; the oldest lease is {oldest.address} of {oldest.holder} since {oldest.since}"
-
-
-def _fail(index: int, reason: str) -> "NoReturn":
-    raise CNIError(Code.INTERNAL, f"failed to allocate for range {index}: {reason}")
+def _failure(index: int, reason: str) -> str:
+    return f"failed to allocate for range {index}: {reason}"

@@ -4,30 +4,37 @@ A directory with one file per address, named after it and holding "containerid C
 `lock`, on which every writer holds an exclusive flock; and `last_reserved_ip.<i>`, the address
 behind which the search in range set i goes on. The Go plugin may be at work in the same
 directory at any time: it reads every file in it, so none of ours may mislead it.
+
+These files are the truth. An index outside of the directory says where to look: what it says of
+an owner or of a free address is verified by a look at that lease, and what others have changed
+makes it be made anew.
 """
 
 import errno
 import fcntl
 import os
 import stat
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 
 from cni_common.errors import CNIError, Code
-from cni_common.request import Attachment
 from cni_common.types import Address, parse_address
+from plugins.host_local.catalog import Catalog
+from plugins.host_local.indexfile import IndexFile
+from plugins.host_local.lease import Lease, address_of, owner_in, text_of
+from plugins.host_local.ranges import unlisted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Callable
     from types import TracebackType
     from typing import ParamSpec, Self, TypeVar
+
+    from cni_common.host import Host
+    from cni_common.request import Attachment
+    from plugins.host_local.ranges import RangeSet
 
     P = ParamSpec("P")
     T = TypeVar("T")
 
-PLUGIN = "host-local"  # as the attachment records name it
-GRACE_SECONDS = 60  # younger leases may belong to an ADD that is still at work
 LEASE_BYTES_MAX = 1 << 18  # more than CNI_CONTAINERID can hold
 
 _LOCK = "lock"
@@ -40,66 +47,45 @@ _MODE = 0o600
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 # What says "this file cannot be a lease", and not "this process cannot read".
+_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
+_TRIES = 3  # at an index that others put out of date meanwhile
 _FOREIGN = frozenset({errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM, errno.EIO})
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """One file named after an address.
-
-    `owner` has an empty ifname when an early release wrote the lease. It is None when the file
-    names nobody: then it is `reclaimable` if it is a file that a crash left empty or torn, and
-    otherwise something that is not ours to touch.
-    """
-
-    address: Address
-    owner: Attachment | None
-    since_ns: int = 0  # modification time, nanoseconds since the epoch
-    inode: int = 0
-    reclaimable: bool = False
-
-    @property
-    def holder(self) -> str:
-        """The owner, for a message."""
-        if self.owner is None:
-            return "a lease file without owner"
-        return f"{self.owner.containerid}/{self.owner.ifname}".removesuffix("/")
-
-    @property
-    def since(self) -> str:
-        """When the lease was made, RFC 3339 in UTC."""
-        import time  # noqa: PLC0415 - for messages only
-
-        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.since_ns // 10**9))
-
-    def is_young(self) -> bool:
-        """Tell whether the lease is within its grace time; one from the future is."""
-        import time  # noqa: PLC0415 - on rare paths only
-
-        return time.time_ns() - self.since_ns < GRACE_SECONDS * 10**9
-
-    def is_of(self, owner: Attachment) -> bool:
-        """Tell whether `owner` holds it; a lease without ifname is of every interface."""
-        return (
-            self.owner is not None
-            and self.owner.containerid == owner.containerid
-            and self.owner.ifname in (owner.ifname, "")
-        )
+def indexes_of(host: "Host") -> str:
+    """Return the directory of the indexes: a reboot empties it, and no plugin walks it."""
+    return f"{host.state_dir}/indexes"
 
 
 class Store:
     """The lease directory of one network, open inside a `with` block.
 
-    Every verb from `leases` on wants the lock, which the end of the block gives back. An
+    Every verb from `held_by` on wants the lock, which the end of the block gives back. An
     OSError that leaves the block becomes a CNIError 5 that names the directory. A directory
     that does not exist has no leases, unless `create` makes it.
     """
 
-    def __init__(self, directory: str, *, create: bool = False) -> None:
+    def __init__(
+        self,
+        directory: str,
+        *,
+        create: bool = False,
+        indexes: str = "",
+        capacity: int = 0,
+        log: "Callable[[str], object]" = lambda _: None,
+    ) -> None:
+        """`indexes` is where indexes are kept; a new one has room for `capacity` leases."""
         self.directory = directory
         self._create = create
+        self._indexes = indexes
+        self._capacity = capacity
+        self._log = log
         self._dir = -1
         self._lock = -1
+        self._catalog: Catalog | None = None
+        self._changed = False  # the directory, by this call
+        self._in_step = True  # the index with the directory
+        self._littered = False  # with what only a look at the whole directory will find
 
     def __enter__(self) -> "Self":
         try:
@@ -118,10 +104,15 @@ class Store:
         error: BaseException | None,
         _trace: "TracebackType | None",
     ) -> None:
-        for fd in (self._lock, self._dir):
-            if fd >= 0:
-                os.close(fd)
-        self._lock = self._dir = -1
+        try:
+            if self._catalog:
+                seal = self._in_step and not self._littered
+                self._catalog.close(seal=seal, changed=self._changed)
+        finally:
+            for fd in (self._lock, self._dir):
+                if fd >= 0:
+                    os.close(fd)
+            self._lock = self._dir = -1
         if isinstance(error, OSError):
             raise self._failure(error) from error
 
@@ -135,27 +126,41 @@ class Store:
 
     def probe(self) -> None:
         """Prove that a lease could be written, or raise OSError. Needs no lock."""
-        fd = self._disk(os.open, _PROBE, _WRITE, _MODE, dir_fd=self._dir)
+        # A file without a name, where that is possible: a name would put the index out of date.
+        flags = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
+        try:
+            fd = self._disk(os.open, ".", flags, _MODE, dir_fd=self._dir)
+        except OSError as error:
+            if error.errno not in _NO_TMPFILE:
+                raise
+            self._probe_by_name()
+            return
         try:
             self._write_all(fd, b"\n")
         finally:
             os.close(fd)
-            self._remove(_PROBE)
 
-    def occupied(self, version: int) -> "Container[int]":
-        """Return which addresses of family `version` have a file, as numbers. Needs no lock."""
-        return _Names(frozenset(self._names()), IPv4Address if version == 4 else IPv6Address)
+    def has_free(self, range_set: "RangeSet") -> bool:
+        """Tell whether an address of `range_set` has no file. Needs no lock."""
+        if self._opened_catalog().seems_free(range_set):
+            return True
+        names = frozenset(self._names())
+        # Most names are those of addresses: too few of them settle it.
+        count = sum(name[0] not in "l." for name in names)
+        return count < range_set.size or (
+            range_set.pick(unlisted(names, range_set.version), None) is not None
+        )
 
     def leases(self) -> list[Lease]:
-        """Return all leases, by one pass; removes what a killed call left behind."""
+        """Return all leases, by one pass; with the lock, remove what a killed call left behind."""
         found = []
         for name in self._names():
-            address = _address_of(name)
+            address = address_of(name)
             if address is not None:
                 lease = self.lease(address)
                 if lease is not None:
                     found.append(lease)
-            elif name.startswith(_OURS):
+            elif name.startswith(_OURS) and self._lock >= 0:
                 self._remove(name)
         return found
 
@@ -176,13 +181,59 @@ class Store:
         finally:
             os.close(fd)
 
-    def claim(self, address: Address, owner: Attachment, *, replace: bool = False) -> None:
+    def held_by(self, owner: "Attachment") -> list[Lease]:
+        """Return the leases of `owner`, those without ifname included."""
+        if self._dir < 0:
+            return []
+        catalog = self._opened_catalog()
+        for _ in range(_TRIES):
+            leases = [self.lease(address) for address in catalog.addresses_of(owner)]
+            held = [lease for lease in leases if lease is not None and lease.is_of(owner)]
+            if len(held) == len(leases):
+                break
+            catalog.rebuild()  # somebody has rewritten a lease in place
+        return held
+
+    def held_by_pod(self, pod: str) -> list[Lease]:
+        """Return leases that may be of attachments of `pod`; their records know."""
+        if self._dir < 0 or not pod:
+            return []
+        leases = [self.lease(address) for address in self._opened_catalog().addresses_of_pod(pod)]
+        return [lease for lease in leases if lease is not None and lease.owner is not None]
+
+    def next_free(self, range_set: "RangeSet", after: Address | None) -> Address | None:
+        """Return the next free address of `range_set` behind `after`, None when there is none.
+
+        One that rests after its release is taken only when there is no other.
+        """
+        address = None
+        catalog = self._opened_catalog()
+        for _ in range(_TRIES):
+            address = catalog.next_free(range_set, after)
+            if address is None or self.lease(address) is None:
+                break
+            catalog.rebuild()
+        return address
+
+    def booted_ns(self) -> int:
+        """Return the earliest time of this boot that the clock has ever told, since the epoch."""
+        return self._opened_catalog().booted_ns()
+
+    def distrust(self) -> None:
+        """Have the index made anew by whoever needs it next: the leases say otherwise."""
+        if self._dir >= 0:
+            self._opened_catalog().forget()
+
+    def claim(
+        self, address: Address, owner: "Attachment", *, pod: str = "", replace: Lease | None = None
+    ) -> None:
         """Give `address` to `owner`: its file appears at once with its content.
 
-        `replace` is for the file of a reclaimable lease. Otherwise an existing file raises
+        `replace` is the lease whose place it takes. Otherwise an existing file raises
         FileExistsError, even when its maker disregards the lock.
         """
-        self._write_new(f"{owner.containerid}\r\n{owner.ifname}")
+        catalog = self._begin()
+        self._write_new(text_of(owner))
         try:
             if replace:
                 self._disk(
@@ -199,11 +250,17 @@ class Store:
                 )
         finally:
             self._discard_new()
+        catalog.taken(address, owner, pod, replace)
+        self._in_step = True
 
-    def release(self, address: Address) -> None:
-        """Free `address`; it may be free already."""
-        if self._dir >= 0:
-            self._remove(str(address))
+    def release(self, lease: Lease, *, pod: str = "", rest_seconds: int = 0) -> None:
+        """Free the address of `lease`; it may be free already. It rests for `rest_seconds`."""
+        if self._dir < 0:
+            return
+        catalog = self._begin()
+        self._remove(str(lease.address))
+        catalog.freed(lease, pod, rest_seconds)
+        self._in_step = True
 
     def last_reserved(self, index: int) -> Address | None:
         """Return where the search in range set `index` ended last time, None if unknown."""
@@ -228,6 +285,29 @@ class Store:
             self._disk(os.replace, _NEW, name, src_dir_fd=self._dir, dst_dir_fd=self._dir)
         finally:
             self._discard_new()
+
+    def _begin(self) -> Catalog:
+        """Return the index, read before a lease is changed, and until then out of step with it."""
+        catalog = self._opened_catalog()
+        catalog.open()
+        self._in_step = False
+        return catalog
+
+    def _opened_catalog(self) -> Catalog:
+        if self._catalog is None:
+            file = None
+            if self._indexes:
+                file = IndexFile(self._dir, self._indexes, self._disk)
+            self._catalog = Catalog(file, self.leases, self._log, self._capacity)
+        return self._catalog
+
+    def _probe_by_name(self) -> None:
+        fd = self._disk(os.open, _PROBE, _WRITE, _MODE, dir_fd=self._dir)
+        try:
+            self._write_all(fd, b"\n")
+        finally:
+            os.close(fd)
+            self._remove(_PROBE)
 
     def _disk(self, call: "Callable[P, T]", *args: "P.args", **kwargs: "P.kwargs") -> "T":
         # Every call that can fail passes here, so that a test can make each of them fail.
@@ -254,11 +334,12 @@ class Store:
             if error.errno in _FOREIGN:
                 return Lease(address, None, since, inode)
             raise
-        owner = _owner_in(data)
+        owner = owner_in(data)
         return Lease(address, owner, since, inode, reclaimable=owner is None)
 
     def _write_new(self, text: str) -> None:
         flags = _WRITE | os.O_EXCL
+        self._changed = True
         try:
             fd = self._disk(os.open, _NEW, flags, _MODE, dir_fd=self._dir)
         except FileExistsError:
@@ -303,39 +384,11 @@ class Store:
         try:
             self._remove(_NEW)
         except OSError:
-            return  # the next call removes it; the lease itself is complete, or never was
+            self._littered = True  # the next call removes it; the lease is complete, or never was
 
     def _remove(self, name: str) -> None:
+        self._changed = True
         try:
             self._disk(os.unlink, name, dir_fd=self._dir)
         except FileNotFoundError:
             return
-
-
-@dataclass(frozen=True, slots=True)
-class _Names:
-    """Addresses by the names of their files; cheaper than to parse every name."""
-
-    names: frozenset[str]
-    family: type[IPv4Address | IPv6Address]
-
-    def __contains__(self, number: object) -> bool:
-        return isinstance(number, int) and str(self.family(number)) in self.names
-
-
-def _address_of(name: str) -> Address | None:
-    if name[-1] not in "0123456789abcdef:":
-        return None
-    try:
-        address = parse_address(name)
-    except ValueError:
-        return None
-    return address if str(address) == name else None
-
-
-def _owner_in(data: bytes) -> Attachment | None:
-    # As the Go plugin compares: white space around the whole does not count.
-    parts = os.fsdecode(data.strip()).split("\r\n")
-    if len(parts) > 2 or not all(parts) or any(c < " " for part in parts for c in part):
-        return None
-    return Attachment(parts[0], parts[1] if len(parts) == 2 else "")

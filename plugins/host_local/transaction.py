@@ -3,12 +3,14 @@
 The record is locked first, the store second, in every call; GC waits for no record.
 """
 
-from functools import cache, partial
+from functools import partial
 
 from cni_common.errors import CNIError, Code
 from cni_common.steps import BestEffort
+from cni_common.types import parse_address
 from plugins.host_local import plan
-from plugins.host_local.store import PLUGIN, Store
+from plugins.host_local.lease import PLUGIN, Lease, pod_key
+from plugins.host_local.store import Store, indexes_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,39 +23,43 @@ if TYPE_CHECKING:
     from cni_common.steps import Undo
     from cni_common.types import Address
     from plugins.host_local import Conf
-    from plugins.host_local.store import Lease
 
     Json = Mapping[str, Any]
+
+_TRIES = 4  # of an ADD: once more for what the pod has left, and each time that room was made
 
 
 def reserve(
     req: "Request", host: "Host", undo: "Undo", *, conf: "Conf", wanted: "Mapping[int, Address]"
 ) -> "Sequence[plan.Choice]":
     """Lease one address of each range set, or raise and leave everything as it was."""
-    facts = _facts(req, conf.directory)
+    facts = _facts(req, conf)
     record, created = _open_record(req, host, facts)
-    taken: list[Address] = []
+    taken: list[Lease] = []
     try:
         # In here, since it waits for the record, which is closed below even if a signal comes.
         undo.push(
             "address reservation",
-            partial(_take_back, req, host, conf.directory, taken=taken, created=created),
+            partial(_take_back, req, host, conf, taken=taken, created=created),
         )
-        _refuse_elsewhere(record, conf.directory, req.attachment)
-        with Store(conf.directory, create=True) as store:
-            choices, others = _choose(store, conf, wanted, req.attachment)
-            held = [lease.address for lease in others] + [choice.address for choice in choices]
-            _note(record, {**facts, "addresses": [str(address) for address in held]})
-            for choice in choices:
-                taken.append(choice.address)
-                store.claim(choice.address, req.attachment, replace=choice.stale is not None)
-            _remember(store, host, choices)
+        _refuse_elsewhere(record, host, conf.directory, req.attachment)
+        attempt = partial(_attempt, req, host, record, conf=conf, wanted=wanted, taken=taken)
+        # Without a pod nothing can have been left by an earlier try to start it.
+        left: Sequence[Lease] | None = None if conf.pod_uid else ()
+        for last in (*[False] * (_TRIES - 1), True):
+            try:
+                return attempt(left=left)
+            except _LeftByPod as error:
+                left = _abandoned(req, host, conf, error.leases)
+            except plan.Shortage as shortage:
+                if last or not _make_room(req, host, conf, shortage):
+                    raise
+        raise _busy(conf.directory)
     finally:
         record.close()
-    return choices
 
 
-def release(req: "Request", host: "Host", configured: str) -> None:
+def release(req: "Request", host: "Host", configured: str, *, rest_seconds: int) -> None:
     """Free what the attachment holds in the directory `configured` and in the recorded one."""
     record = host.records.find(PLUGIN, req.network, req.attachment)
     facts = record.facts if record else {}
@@ -62,7 +68,7 @@ def release(req: "Request", host: "Host", configured: str) -> None:
             for directory in sorted({configured, facts.get("directory") or configured}):
                 steps.attempt(
                     f"releasing addresses in '{directory}'",
-                    partial(_release, directory, req.attachment, facts.get("addresses", ())),
+                    partial(_release, directory, req, host, facts, rest_seconds=rest_seconds),
                 )
         if record:
             record.remove()
@@ -71,14 +77,98 @@ def release(req: "Request", host: "Host", configured: str) -> None:
             record.close()
 
 
-def _facts(req: "Request", directory: str) -> "dict[str, object]":
+class _LeftByPod(Exception):  # noqa: N818 - not an error
+    """The leases that earlier attachments of this pod seem to have left."""
+
+    def __init__(self, leases: "Sequence[Lease]") -> None:
+        super().__init__()
+        self.leases = leases
+
+
+def _attempt(  # noqa: PLR0913 - one transaction
+    req: "Request",
+    host: "Host",
+    record: "Record",
+    *,
+    conf: "Conf",
+    wanted: "Mapping[int, Address]",
+    taken: "list[Lease]",
+    left: "Sequence[Lease] | None",
+) -> "Sequence[plan.Choice]":
+    """Reserve under one lock. Raises Shortage, and _LeftByPod when `left` is not known yet."""
+    pod = conf.pod_key(req.attachment)
+    size = sum(one.size for one in conf.sets)
+    with Store(
+        conf.directory, create=True, indexes=indexes_of(host), capacity=size, log=host.log
+    ) as store:
+        store.lock()
+        if left is None:
+            seen = store.held_by_pod(pod)
+            if seen:
+                raise _LeftByPod(seen)
+        held = store.held_by(req.attachment)
+        plan.refuse_duplicate(conf.sets, held, req.attachment)
+        choices = _choose(store, conf, wanted, left or ())
+        addresses = [lease.address for lease in held] + [choice.address for choice in choices]
+        facts = _facts(req, conf) | {"addresses": [str(address) for address in addresses]}
+        _note(record, facts)
+        for choice in choices:
+            taken.append(Lease(choice.address, req.attachment))
+            store.claim(choice.address, req.attachment, pod=pod, replace=choice.former)
+        _remember(req, host, store, choices)
+    return choices
+
+
+def _choose(
+    store: Store, conf: "Conf", wanted: "Mapping[int, Address]", left: "Sequence[Lease]"
+) -> "list[plan.Choice]":
+    left = [lease for lease in left if store.lease(lease.address) == lease]
+    choices = []
+    for index, range_set in enumerate(conf.sets):
+        address = wanted.get(index)
+        choice = plan.choose_left(index, range_set, address, left)
+        if choice is None and address is not None:
+            choice = plan.choose_requested(index, range_set, address, store)
+        choices.append(choice or plan.choose_next(index, range_set, store))
+    return choices
+
+
+def _make_room(req: "Request", host: "Host", conf: "Conf", shortage: plan.Shortage) -> bool:
+    from plugins.host_local import reclaim  # noqa: PLC0415 - rare, and brings in netlink
+
+    try:
+        return reclaim.make_room(host, req.network, conf.directory, shortage)
+    except (CNIError, OSError, ExceptionGroup) as error:
+        shortage.add_note(f"nothing could be reclaimed: {error}")
+        return False
+
+
+def _abandoned(
+    req: "Request", host: "Host", conf: "Conf", leases: "Sequence[Lease]"
+) -> "Sequence[Lease]":
+    from plugins.host_local import reclaim  # noqa: PLC0415 - rare
+
+    own = [lease for lease in leases if lease.owner and lease.owner.ifname == req.ifname]
+    return reclaim.abandoned(host, req.network, own, conf.pod_uid)
+
+
+def _busy(directory: str) -> CNIError:
+    return CNIError(
+        Code.TRY_AGAIN_LATER, f"others keep changing the leases in '{directory}'; try again"
+    )
+
+
+def _facts(req: "Request", conf: "Conf") -> "dict[str, object]":
     from cni_common import netns  # noqa: PLC0415 - not before the configuration is accepted
 
     return {
         "netns": req.netns,
         "netns_id": netns.identity(req.netns),
-        "directory": directory,
+        "directory": conf.directory,
         "addresses": [],
+        "pod": conf.pod,
+        "pod_uid": conf.pod_uid,
+        "gone_since": None,
     }
 
 
@@ -94,31 +184,15 @@ def _open_record(req: "Request", host: "Host", facts: "Json") -> "tuple[Record, 
         # A DEL has just removed it.
 
 
-def _refuse_elsewhere(record: "Record", directory: str, owner: "Attachment") -> None:
+def _refuse_elsewhere(record: "Record", host: "Host", directory: str, owner: "Attachment") -> None:
     """Raise CNIError when an earlier ADD left a lease in another dataDir: DEL must free it."""
     recorded = record.facts.get("directory") or directory
     if recorded == directory:
         return
-    with Store(recorded) as store:
-        for lease in store.lock().leases():
+    with Store(recorded, indexes=indexes_of(host), log=host.log) as store:
+        for lease in store.lock().held_by(owner):
             if lease.owner == owner:
                 raise CNIError(Code.INTERNAL, f"{plan.duplicate(lease, owner)} ('{recorded}')")
-
-
-def _choose(
-    store: Store, conf: "Conf", wanted: "Mapping[int, Address]", owner: "Attachment"
-) -> "tuple[list[plan.Choice], list[Lease]]":
-    """Return what this ADD takes, and what the attachment holds outside of its range sets."""
-    leases = {lease.address: lease for lease in store.lock().leases()}
-    ledger = plan.Ledger(leases, cache(_in_use))
-    plan.refuse_duplicate(conf.sets, ledger, owner)
-    choices = [
-        plan.choose_requested(index, range_set, wanted[index], ledger)
-        if index in wanted
-        else plan.choose_next(index, range_set, store.last_reserved(index), ledger)
-        for index, range_set in enumerate(conf.sets)
-    ]
-    return choices, [lease for lease in leases.values() if lease.owner == owner]
 
 
 def _note(record: "Record", facts: "Json") -> None:
@@ -130,13 +204,14 @@ def _note(record: "Record", facts: "Json") -> None:
         ) from error
 
 
-def _remember(store: Store, host: "Host", choices: "Sequence[plan.Choice]") -> None:
+def _remember(req: "Request", host: "Host", store: Store, choices: "Sequence[plan.Choice]") -> None:
     """Note what follows from the leases just made; none of it is worth failing the ADD."""
     for choice in choices:
-        if choice.stale:
+        if choice.former:
             host.log(
-                f"{PLUGIN}: took over {choice.address} in '{store.directory}': its lease file"
-                f" of {choice.stale.since} names no owner and nobody uses the address"
+                f"{PLUGIN}: network {req.network}: took over {choice.address} of"
+                f" {choice.former.holder} in '{store.directory}': it is of the same pod, and its"
+                " network namespace is gone"
             )
         try:
             store.set_last_reserved(choice.index, choice.address)
@@ -146,18 +221,18 @@ def _remember(store: Store, host: "Host", choices: "Sequence[plan.Choice]") -> N
 
 
 def _take_back(
-    req: "Request", host: "Host", directory: str, *, taken: "Sequence[Address]", created: bool
+    req: "Request", host: "Host", conf: "Conf", *, taken: "Sequence[Lease]", created: bool
 ) -> None:
     """Free what this ADD took, and nothing else of this attachment's."""
     record = host.records.find(PLUGIN, req.network, req.attachment)
     try:
         if taken:
-            with Store(directory) as store:
+            with Store(conf.directory, indexes=indexes_of(host), log=host.log) as store:
                 store.lock()
-                for address in taken:
-                    lease = store.lease(address)
+                for one in taken:
+                    lease = store.lease(one.address)
                     if lease is not None and lease.owner == req.attachment:
-                        store.release(address)
+                        store.release(lease, pod=conf.pod_key(req.attachment))
         if record and created:
             record.remove()
     finally:
@@ -165,25 +240,34 @@ def _take_back(
             record.close()
 
 
-def _release(directory: str, owner: "Attachment", recorded: "Sequence[str]") -> None:
-    with Store(directory) as store:
-        leases = store.lock().leases()
-        held = [lease for lease in leases if lease.owner == owner]
+def _release(
+    directory: str, req: "Request", host: "Host", facts: "Json", *, rest_seconds: int
+) -> None:
+    owner = req.attachment
+    pod = pod_key(facts.get("pod_uid", ""), owner)
+    with Store(directory, indexes=indexes_of(host), log=host.log) as store:
+        held = store.lock().held_by(owner)
+        recorded = [_recorded(store, text) for text in facts.get("addresses", ())]
+        missed = [lease for lease in recorded if lease and lease.is_of(owner) and lease not in held]
+        if missed:
+            store.distrust()
         # Only an early release of the reference wrote leases without ifname, never beside others.
-        held = held or [lease for lease in leases if lease.is_of(owner)]
+        held = [lease for lease in held + missed if lease.owner == owner] or held
         with BestEffort() as steps:
             for lease in held:
-                steps.attempt(str(lease.address), partial(store.release, lease.address))
-        for lease in leases:
-            if str(lease.address) in recorded and lease.owner is None and not lease.reclaimable:
+                step = partial(store.release, lease, pod=pod, rest_seconds=rest_seconds)
+                steps.attempt(str(lease.address), step)
+        for one in recorded:
+            if one and one.owner is None and not one.reclaimable:
                 raise CNIError(
                     Code.IO_FAILURE,
-                    f"cannot read the lease of {lease.address} in '{directory}', which the"
+                    f"cannot read the lease of {one.address} in '{directory}', which the"
                     " attachment record names; repair or remove the file",
                 )
 
 
-def _in_use() -> "frozenset[Address]":
-    from cni_common import netns  # noqa: PLC0415 - rare, and slow in itself
-
-    return netns.addresses_in_use()
+def _recorded(store: Store, text: str) -> "Lease | None":
+    try:
+        return store.lease(parse_address(text))
+    except ValueError:
+        return None  # a record that somebody else has written into

@@ -4,13 +4,14 @@ import fcntl
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from plugins.host_local.store import GRACE_SECONDS
+from plugins.host_local.lease import GRACE_SECONDS
+from tests.kernel.containers import Container
 from tests.unit.host_local.node import Node
 
 OLD = GRACE_SECONDS + 10
@@ -22,36 +23,6 @@ NET4, NET6 = "198.18.64.0/24", "fd5a:18::/64"
 def node(tmp_path: Path) -> Node:
     """A node without any lease."""
     return Node(tmp_path)
-
-
-@pytest.fixture
-def container() -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
-    """Make processes that live in network namespaces of their own."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start() -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            ["unshare", "--net", "sh", "-c", "echo; exec sleep 60"], stdout=subprocess.PIPE
-        )
-        started.append(process)
-        assert process.stdout is not None
-        process.stdout.readline()
-        return process
-
-    yield start
-    for process in started:
-        _kill(process)
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
-
-
-def _netns(process: subprocess.Popen[bytes]) -> str:
-    return f"/proc/{process.pid}/ns/net"
 
 
 def _make_old(node: Node) -> None:
@@ -132,16 +103,14 @@ def test_h8_gc_removes_what_a_crash_left(node: Node) -> None:
 
 
 @pytest.mark.parametrize("listed", [True, False])
-def test_gc_and_the_namespace(
-    node: Node, container: Callable[[], subprocess.Popen[bytes]], listed: bool
-) -> None:
+def test_gc_and_the_namespace(node: Node, container: Callable[[], Container], listed: bool) -> None:
     """A lease lives as long as its namespace, with or without a list from the runtime."""
     alive, dead = container(), container()
     config = node.config(NET4, NET6)
-    node.add(config, "alive", CNI_NETNS=_netns(alive))
-    node.add(config, "dead", CNI_NETNS=_netns(dead))
+    node.add(config, "alive", CNI_NETNS=alive.netns)
+    node.add(config, "dead", CNI_NETNS=dead.netns)
     node.add(config, "unknown")
-    _kill(dead)
+    dead.end()
     _make_old(node)
 
     if listed:
@@ -151,20 +120,20 @@ def test_gc_and_the_namespace(
 
     assert set(node.leases().values()) == {"alive\r\neth0", "unknown\r\neth0"}
     assert len(node.records()) == 2
-    assert f"its network namespace '{_netns(dead)}' is gone" in node.log[0]
+    assert f"its network namespace '{dead.netns}' is gone" in node.log[0]
 
 
 def test_gc_sees_a_namespace_without_its_path(
-    node: Node, container: Callable[[], subprocess.Popen[bytes]]
+    node: Node, container: Callable[[], Container]
 ) -> None:
     """The path in the record may end before the namespace does."""
     process = container()
-    second = subprocess.Popen(["nsenter", f"--net={_netns(process)}", "sleep", "60"])
+    second = subprocess.Popen(["nsenter", f"--net={process.netns}", "sleep", "60"])
     try:
-        node.add(node.config(NET4, NET6), CNI_NETNS=_netns(process))
+        node.add(node.config(NET4, NET6), CNI_NETNS=process.netns)
         while not Path(f"/proc/{second.pid}/comm").read_text().startswith("sleep"):
             time.sleep(0.01)
-        _kill(process)
+        process.end()
         _make_old(node)
 
         _gc(node)
@@ -177,16 +146,14 @@ def test_gc_sees_a_namespace_without_its_path(
     assert _shared(node) == ({}, [])
 
 
-def test_address_in_use_is_not_taken(
-    node: Node, container: Callable[[], subprocess.Popen[bytes]]
-) -> None:
+def test_address_in_use_is_not_taken(node: Node, container: Callable[[], Container]) -> None:
     """An address that some namespace has is neither collected nor taken over."""
     config = node.config("198.18.66.0/30", ranges=[[{"subnet": "198.18.66.0/30"}]])
     collect = {**config, "cni.dev/valid-attachments": []}
     process = container()
     for address in ("198.18.66.2", "198.18.66.3"):
         command = ["ip", "address", "add", f"{address}/24", "dev", "lo"]
-        subprocess.run(["nsenter", f"--net={_netns(process)}", *command], check=True)
+        subprocess.run(["nsenter", f"--net={process.netns}", *command], check=True)
     node.lease("198.18.66.2", "", age=OLD)
     node.lease("198.18.66.3", "unlisted\r\neth0", age=OLD)
 
@@ -195,9 +162,9 @@ def test_address_in_use_is_not_taken(
 
     assert set(node.leases()) == {"198.18.66.2", "198.18.66.3"}
     assert "1 of 1 in use" in message
-    _kill(process)
+    process.end()
     assert node.add(config) == ["198.18.66.2"]
-    assert "took over 198.18.66.2" in node.log[-1]
+    assert "reclaimed 198.18.66.2 in" in node.log[-1]
     assert node.call("GC", collect) == {}
     assert list(node.leases()) == ["198.18.66.2"]
 

@@ -213,11 +213,15 @@ ENTRIES = {
         "ADD",
         {"ipam": {"type": "host-local"}},
         7,
-        _SERVING | {"signal"},
+        _SERVING | {"signal", "struct"},
         _COMMON_SERVING,
         frozenset(
             {
                 "host_local",
+                "host_local.catalog",
+                "host_local.index",
+                "host_local.indexfile",
+                "host_local.lease",
                 "host_local.plan",
                 "host_local.ranges",
                 "host_local.store",

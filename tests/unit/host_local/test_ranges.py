@@ -1,6 +1,6 @@
 """plugins/host_local/ranges.py: what a range is, and which address comes next."""
 
-from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cni_common.errors import CNIError, Code
-from plugins.host_local.ranges import RangeSet, odd_gateways, parse_sets
+from plugins.host_local.ranges import RangeSet, odd_gateways, parse_sets, unlisted, unused
 
 Entry = dict[str, Any]
 
@@ -150,7 +150,7 @@ def test_other_family_is_outside() -> None:
     (range_set,) = parse([{"subnet": "0.0.0.0/24"}])
 
     assert range_set.range_of(ip_address("::5")) is None
-    assert range_set.pick(frozenset(), ip_address("::5")) == ip_address("0.0.0.2")
+    assert range_set.pick(unused(frozenset()), ip_address("::5")) == ip_address("0.0.0.2")
 
 
 @st.composite
@@ -184,7 +184,7 @@ def test_pick_is_round_robin(range_set: RangeSet, data: st.DataObject) -> None:
     gateways = {int(one.gateway) for one in range_set.ranges}
 
     family = type(range_set.ranges[0].first)
-    picked = range_set.pick(taken, None if after is None else family(after))
+    picked = range_set.pick(unused(taken), None if after is None else family(after))
 
     free = [number for number in walk if number not in taken and number not in gateways]
     assert picked == (family(free[0]) if free else None)
@@ -196,7 +196,7 @@ def test_pick_gives_each_address_once(range_set: RangeSet) -> None:
     """Picking until there is none left gives the whole pool, each address once."""
     taken: list[int] = []
     last = None
-    while (last := range_set.pick(taken, last)) is not None:
+    while (last := range_set.pick(unused(taken), last)) is not None:
         assert range_set.range_of(last) is not None
         taken.append(int(last))
 
@@ -219,8 +219,37 @@ def test_any_subnet(length: int, number: int, bound: int) -> None:
             parse([entry])
 
 
+@given(
+    st.sampled_from([IPv4Address("10.1.0.250"), IPv4Address("0.0.0.0"), IPv6Address("fd00::")]),
+    st.sets(st.integers(0, 600)),
+    st.integers(0, 600),
+    st.integers(0, 600),
+)
+def test_search_by_names(
+    base: IPv4Address | IPv6Address, taken: set[int], first: int, length: int
+) -> None:
+    """A search by the names of leases finds what a search by numbers finds."""
+    names = frozenset(str(base + number) for number in taken)
+    start = int(base) + first
+
+    by_names = unlisted(names, base.version)(start, start + length)
+
+    assert by_names == unused({int(base) + n for n in taken})(start, start + length)
+
+
+@pytest.mark.parametrize("missing", [None, 0, 255, 256, 40_000, 65_535])
+def test_search_by_names_in_a_full_network(missing: int | None) -> None:
+    """In a full /16 the one address without a lease is found, or none."""
+    base = IPv4Address("10.1.0.0")
+    names = frozenset(str(base + n) for n in range(1 << 16) if n != missing)
+
+    found = unlisted(names, 4)(int(base), int(base) + 65_535)
+
+    assert found == (None if missing is None else int(base) + missing)
+
+
 def test_huge_pool_is_searched_at_once() -> None:
     """The size of an IPv6 pool does not matter."""
     (range_set,) = parse([{"subnet": "fd00::/16"}])
 
-    assert range_set.pick({int(ip_address("fd00::2"))}, None) == ip_address("fd00::3")
+    assert range_set.pick(unused({int(ip_address("fd00::2"))}), None) == ip_address("fd00::3")

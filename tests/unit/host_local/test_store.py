@@ -10,7 +10,8 @@ import pytest
 
 from cni_common.errors import CNIError, Code
 from cni_common.request import Attachment
-from plugins.host_local.store import GRACE_SECONDS, Store
+from plugins.host_local.lease import GRACE_SECONDS, Lease
+from plugins.host_local.store import Store
 
 OWNER = Attachment("c1", "eth0")
 ADDRESS = ip_address("10.0.0.2")
@@ -162,7 +163,7 @@ def test_absent_directory(tmp_path: Path) -> None:
     with Store(str(tmp_path / "none")) as store:
         assert store.lock().leases() == []
         assert store.lease(ADDRESS) is None
-        store.release(ADDRESS)
+        store.release(Lease(ADDRESS, OWNER))
 
     assert not (tmp_path / "none").exists()
 

@@ -1,0 +1,314 @@
+"""What a lease directory holds, laid out so that every question takes the same time. Pure.
+
+Blocks of 512 bytes: a header; a queue of addresses that rest after their release; a hash table
+that leads from an owner or a pod to addresses, and from a part of the address space to its
+bitmap; the bitmaps. Blocks that were never written are zero, so a file of them has holes.
+
+Nothing in here is the truth: whoever asks looks at the lease's file before he acts, and throws
+the index away when it was wrong.
+"""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from struct import Struct
+
+from cni_common.types import Address
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+BLOCK = 512
+CAPACITY_MIN, CAPACITY_MAX = 256, 1 << 16  # leases for which there is room from the beginning
+RESTING_MAX = 1 << 14  # addresses whose rest is remembered; the oldest are dropped
+
+_MAGIC = b"pycni\0\0\1"
+_HEADER = Struct("<8s36sIIQQq")
+_BITS = 8 * BLOCK
+# A bitmap is of 32,768 addresses, half a /16; those of its blocks that are zero are holes.
+_PART_BLOCKS = 8
+_PART_BITS = _PART_BLOCKS * _BITS
+# An entry of the table: key, kind (0: none), value. The first byte of a bucket tells that an
+# entry had to go to the next one.
+_ENTRY = Struct("<16sB16s")
+_KEY_SIZE = 16
+_BUCKET_HEAD = 8
+_PER_BUCKET = (BLOCK - _BUCKET_HEAD) // _ENTRY.size
+_BUCKETS_PER_SEARCH = 32
+_RESTING = Struct("<QB16s7x")
+_PER_QUEUE_BLOCK = BLOCK // _RESTING.size
+_QUEUE_BLOCKS = RESTING_MAX // _PER_QUEUE_BLOCK
+_TABLE = 1 + _QUEUE_BLOCKS
+_BITMAP = 1  # the kind of an entry whose value is the number of a bitmap; 4 and 6 are addresses
+_TAKEN, _RESTS = b"taken", b"rests"
+_EXPIRED_PER_CALL = 64
+_ZEROS, _ONES = bytes(BLOCK), b"\xff" * BLOCK
+
+
+class FullError(Exception):
+    """The table has no room left: the index must be made anew, larger."""
+
+
+@dataclass(slots=True)
+class Header:
+    """What the index says of itself."""
+
+    boot_id: bytes  # of the boot during which it was made
+    buckets: int
+    bitmaps: int = 0
+    head: int = 0  # the entries of the queue: count of those that left,
+    tail: int = 0  # and of those that came
+    booted_ns: int = 0  # the earliest time of boot that the clock has ever told, since the epoch
+
+    @classmethod
+    def parse(cls, data: bytes) -> "Header | None":
+        """Return the header in the first block, None when it is none."""
+        if len(data) != BLOCK:
+            return None
+        magic, boot_id, buckets, bitmaps, head, tail, booted_ns = _HEADER.unpack_from(data)
+        sound = magic == _MAGIC and buckets > 0 and 0 <= tail - head <= RESTING_MAX
+        return cls(boot_id, buckets, bitmaps, head, tail, booted_ns) if sound else None
+
+    def pack(self) -> bytes:
+        """Return the first block."""
+        fields = (self.boot_id, self.buckets, self.bitmaps, self.head, self.tail, self.booted_ns)
+        return _HEADER.pack(_MAGIC, *fields).ljust(BLOCK, b"\0")
+
+
+def header_for(boot_id: bytes, capacity: int, booted_ns: int = 0) -> Header:
+    """Return the header of an empty index with room for `capacity` leases."""
+    # Half full when every lease has an owner and a pod.
+    capacity = max(capacity, CAPACITY_MIN)
+    return Header(boot_id, -(-4 * capacity // _PER_BUCKET), booted_ns=booted_ns)
+
+
+class Index:
+    """An index whose blocks come from `read`; what changes is kept in `written`."""
+
+    def __init__(self, header: Header, read: "Callable[[int], bytes]" = lambda _: _ZEROS) -> None:
+        """`read` returns the block of that number, zeros for one that was never written."""
+        self.header = header
+        self.written: dict[int, bytes] = {}
+        self._read = read
+
+    def take(self, address: Address, owner: str = "", pod: str = "") -> None:
+        """Note that `owner`, or somebody unknown, has `address`. Raises FullError."""
+        self._mark(_TAKEN, address, on=True)
+        for key in _keys(owner, pod):
+            if address not in self._addresses(key):
+                self._insert(key, address.version, int(address))
+
+    def fill(self, leases: "Iterable[tuple[Address, str]]") -> None:
+        """Do what `take` does for each address and owner, in an empty index. Raises FullError."""
+        bitmaps: dict[tuple[int, int], bytearray] = {}
+        for address, owner in leases:
+            number = int(address)
+            part, bit = divmod(number, _PART_BITS)
+            bits = bitmaps.setdefault((address.version, part), bytearray(_PART_BITS // 8))
+            bits[bit // 8] |= 1 << bit % 8
+            if owner:
+                self._insert(_key(b"owner", owner), address.version, number)
+        for (version, part), bits in bitmaps.items():
+            block = self._add_bitmap(_TAKEN, version, part)
+            for step in range(_PART_BLOCKS):
+                piece = bytes(bits[step * BLOCK : (step + 1) * BLOCK])
+                if piece != _ZEROS:
+                    self._put(block + step, piece)
+
+    def free(self, address: Address, owner: str = "", pod: str = "") -> None:
+        """Note that nobody has `address`, `owner` and `pod` the least. Raises FullError."""
+        self._mark(_TAKEN, address, on=False)
+        for key in _keys(owner, pod):
+            self._delete(key, address.version, int(address))
+
+    def addresses_of(self, owner: str) -> list[Address]:
+        """Return the addresses that `owner` seems to have."""
+        return self._addresses(_key(b"owner", owner))
+
+    def addresses_of_pod(self, pod: str) -> list[Address]:
+        """Return the addresses that attachments of `pod` seem to have."""
+        return self._addresses(_key(b"pod", pod))
+
+    def first_free(self, version: int, first: int, last: int, *, resting: bool) -> int | None:
+        """Return the lowest number from `first` to `last` that seems to be free, None for none.
+
+        With `resting` also one whose rest is not over.
+        """
+        which = (_TAKEN,) if resting or self.header.head == self.header.tail else (_TAKEN, _RESTS)
+        while first <= last:
+            part = first // _PART_BITS
+            end = min(last, (part + 1) * _PART_BITS - 1)
+            found = [block for one in which if (block := self._bitmap(one, version, part))]
+            number = self._free_in_part(found, first, end)
+            if number is not None:
+                return number
+            first = end + 1
+        return None
+
+    def _free_in_part(self, bitmaps: "Sequence[int]", first: int, last: int) -> int | None:
+        while first <= last:
+            block, low = divmod(first % _PART_BITS, _BITS)
+            pieces = [self._get(bitmap + block) for bitmap in bitmaps]
+            if _ONES not in pieces:
+                taken = 0
+                for piece in pieces:
+                    taken |= int.from_bytes(piece, "little")
+                high = min(last - first + low, _BITS - 1)
+                free = ~taken >> low & (1 << high - low + 1) - 1
+                if free:
+                    return first + (free & -free).bit_length() - 1
+            first += _BITS - low
+        return None
+
+    def rest(self, address: Address, until_ns: int) -> None:
+        """Let `address` rest until CLOCK_BOOTTIME shows `until_ns`. Raises FullError."""
+        if self.header.tail - self.header.head >= RESTING_MAX:
+            self._wake()
+        block, offset = self._place(self.header.tail)
+        data = bytearray(self._get(block))
+        number = int(address).to_bytes(16, "big")
+        _RESTING.pack_into(data, offset, until_ns, address.version, number)
+        self._put(block, bytes(data))
+        self.header.tail += 1
+        self._mark(_RESTS, address, on=True)
+
+    def expire(self, now_ns: int) -> None:
+        """End the rest of addresses whose time has come, as many as one call should."""
+        for _ in range(_EXPIRED_PER_CALL):
+            if self.header.head == self.header.tail or self.resting()[0][1] > now_ns:
+                return
+            self._wake()
+
+    def resting(self, count: int = 1) -> list[tuple[Address, int]]:
+        """Return up to `count` resting addresses and until when they rest, the oldest first."""
+        found = []
+        for position in range(self.header.head, min(self.header.head + count, self.header.tail)):
+            block, offset = self._place(position)
+            until_ns, version, number = _RESTING.unpack_from(self._get(block), offset)
+            found.append((_address(version, number), until_ns))
+        return found
+
+    def _wake(self) -> None:
+        ((address, _),) = self.resting()
+        self.header.head += 1
+        self._mark(_RESTS, address, on=False)
+
+    def _place(self, position: int) -> tuple[int, int]:
+        block, entry = divmod(position % RESTING_MAX, _PER_QUEUE_BLOCK)
+        return 1 + block, entry * _RESTING.size
+
+    # Bitmaps.
+
+    def _mark(self, which: bytes, address: Address, *, on: bool) -> None:
+        part, bit = divmod(int(address), _PART_BITS)
+        bitmap = self._bitmap(which, address.version, part)
+        if bitmap is None:
+            if not on:
+                return
+            bitmap = self._add_bitmap(which, address.version, part)
+        block = bitmap + bit // _BITS
+        data = bytearray(self._get(block))
+        mask = 1 << bit % 8
+        byte = bit % _BITS // 8
+        data[byte] = data[byte] | mask if on else data[byte] & ~mask
+        self._put(block, bytes(data))
+
+    def _bitmap(self, which: bytes, version: int, part: int) -> int | None:
+        """Return the first block of a bitmap."""
+        for kind, value in self._find(_key(which, f"{version} {part}")):
+            number = int.from_bytes(value, "big")
+            if kind == _BITMAP and number < self.header.bitmaps:
+                return _TABLE + self.header.buckets + number * _PART_BLOCKS
+        return None
+
+    def _add_bitmap(self, which: bytes, version: int, part: int) -> int:
+        number = self.header.bitmaps
+        self._insert(_key(which, f"{version} {part}"), _BITMAP, number)
+        self.header.bitmaps += 1
+        return _TABLE + self.header.buckets + number * _PART_BLOCKS
+
+    # The table.
+
+    def _addresses(self, key: bytes) -> list[Address]:
+        return [_address(kind, value) for kind, value in self._find(key) if kind in (4, 6)]
+
+    def _find(self, key: bytes) -> list[tuple[int, bytes]]:
+        found = []
+        for _, data in self._chain(key):
+            for offset in _offsets(data, key):
+                _, kind, value = _ENTRY.unpack_from(data, offset)
+                if kind:
+                    found.append((kind, value))
+        return found
+
+    def _insert(self, key: bytes, kind: int, number: int) -> None:
+        entry = _ENTRY.pack(key, kind, number.to_bytes(16, "big"))
+        start = self._bucket(key)
+        for step in range(min(_BUCKETS_PER_SEARCH, self.header.buckets)):
+            block = _TABLE + (start + step) % self.header.buckets
+            data = bytearray(self._get(block))
+            for offset in range(_BUCKET_HEAD, BLOCK - _ENTRY.size + 1, _ENTRY.size):
+                if not data[offset + _KEY_SIZE]:
+                    data[offset : offset + _ENTRY.size] = entry
+                    self._put(block, bytes(data))
+                    return
+            data[0] = 1
+            self._put(block, bytes(data))
+        raise FullError
+
+    def _delete(self, key: bytes, kind: int, number: int) -> None:
+        entry = _ENTRY.pack(key, kind, number.to_bytes(16, "big"))
+        for block, data in self._chain(key):
+            for offset in _offsets(data, entry):
+                empty = bytes(_ENTRY.size)
+                self._put(block, data[:offset] + empty + data[offset + _ENTRY.size :])
+                return
+
+    def _chain(self, key: bytes) -> list[tuple[int, bytes]]:
+        """Return the blocks in which entries of `key` may be."""
+        found = []
+        start = self._bucket(key)
+        for step in range(min(_BUCKETS_PER_SEARCH, self.header.buckets)):
+            block = _TABLE + (start + step) % self.header.buckets
+            data = self._get(block)
+            found.append((block, data))
+            if not data[0]:
+                break
+        return found
+
+    def _bucket(self, key: bytes) -> int:
+        return int.from_bytes(key[:8], "big") % self.header.buckets
+
+    def _get(self, block: int) -> bytes:
+        data = self.written.get(block)
+        return self._read(block) if data is None else data
+
+    def _put(self, block: int, data: bytes) -> None:
+        self.written[block] = data
+
+
+def _key(kind: bytes, text: str) -> bytes:
+    from hashlib import sha256  # noqa: PLC0415 - brings in OpenSSL, which a refusal can do without
+
+    return sha256(kind + b" " + text.encode("utf-8", "surrogateescape")).digest()[:_KEY_SIZE]
+
+
+def _keys(owner: str, pod: str) -> list[bytes]:
+    named = ((b"owner", owner), (b"pod", pod))
+    return [_key(kind, text) for kind, text in named if text]
+
+
+def _offsets(data: bytes, wanted: bytes) -> list[int]:
+    """Return where entries of a bucket begin with `wanted`."""
+    found = []
+    at = data.find(wanted, _BUCKET_HEAD)
+    while at >= 0:
+        if (at - _BUCKET_HEAD) % _ENTRY.size == 0 and at + _ENTRY.size <= BLOCK:
+            found.append(at)
+        at = data.find(wanted, at + 1)
+    return found
+
+
+def _address(version: int, number: bytes) -> Address:
+    value = int.from_bytes(number, "big")
+    return IPv4Address(value & 0xFFFFFFFF) if version == 4 else IPv6Address(value)

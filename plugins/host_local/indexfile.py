@@ -1,0 +1,170 @@
+"""The index of one lease directory in a file, and how it is known to be up to date.
+
+Whoever creates or removes a name in a directory makes the kernel set its modification time. So
+that two changes within one tick of the kernel's clock differ too, the time is not compared with
+one that the kernel gave: after a change of ours the directory gets a random time of the past,
+which no later change can leave in place. The index gets the same time plus a constant, as the
+last thing that is done to it. As long as the two fit, nobody has changed either of them: no
+other program, and no call of ours that was killed half-way.
+"""
+
+import errno
+import os
+import stat
+import time
+
+from plugins.host_local.index import BLOCK, Header, Index
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from cni_common.types import Address
+
+_APART_NS = 86_400_987_654_321  # the kernel's own times of one call are never that far apart
+_PAST_NS = 10 * 10**9  # more than the coarsest time of any file system
+_RANDOM_BYTES = 5  # 18 minutes, in nanoseconds
+_COARSE_NS = 3 * 10**9
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_MODE = 0o600
+_BITMAPS_MAX = 8192  # 32 MB of memory at most
+
+
+class IndexFile:
+    """The index of the directory open as `directory`, below `root`; `disk` makes the calls.
+
+    All that changes something wants the directory's lock. Everything can raise OSError.
+    """
+
+    def __init__(self, directory: int, root: str, disk: "Callable[..., Any] | None" = None) -> None:
+        self._directory = directory
+        self._disk = disk or _call
+        self._root = root
+        status = os.fstat(directory)
+        self.path = f"{root}/{status.st_dev:x}-{status.st_ino:x}"
+        self._fd = -1
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def load(self) -> Index | None:
+        """Return the index if it is there and fits the directory."""
+        header = self._open()
+        if header is None or not self.is_fresh() or header.boot_id != boot_id():
+            return None
+        return Index(header, self._block)
+
+    def is_fresh(self) -> bool:
+        """Tell whether nobody has changed the directory, nor the index, since `seal`."""
+        if self._fd < 0:
+            return False
+        here, there = os.fstat(self._directory), os.fstat(self._fd)
+        return there.st_mtime_ns == here.st_mtime_ns + _APART_NS
+
+    def remembered(self) -> "tuple[list[tuple[Address, int]], int]":
+        """Return what a new index takes over from an old one, even if that is out of date.
+
+        The addresses that rest with the end of their rest, and the earliest time of boot.
+        """
+        header = self._open()
+        if header is None or header.boot_id != boot_id():
+            return [], 0
+        return Index(header, self._block).resting(header.tail - header.head), header.booted_ns
+
+    def stamp(self) -> int:
+        """Give the directory a time that no change of others leaves in place, and return it."""
+        past = int.from_bytes(os.urandom(_RANDOM_BYTES), "big") + _PAST_NS
+        wanted = time.time_ns() - past
+        self._disk(os.utime, self._directory, ns=(time.time_ns(), wanted))
+        got = os.fstat(self._directory).st_mtime_ns
+        if abs(got - wanted) > _COARSE_NS:
+            raise OSError(errno.EOPNOTSUPP, "the file system keeps no times of ours", self._root)
+        return got
+
+    def save(self, index: Index, stamp: int) -> Index:
+        """Write a new index in place of the old one; it fits the directory as of `stamp`."""
+        self.close()
+        self._disk(os.makedirs, self._root, mode=0o700, exist_ok=True)
+        new = f"{self.path}.new"
+        _unlink(new)  # of a killed call
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._fd = self._disk(os.open, new, flags, _MODE)
+        try:
+            self._write(index)
+            self._disk(os.replace, new, self.path)
+        except BaseException:
+            os.unlink(new)
+            raise
+        self._finish(stamp)
+        return Index(index.header, self._block)
+
+    def seal(self, index: Index) -> None:
+        """Write what changed in `index`, and state that it fits the directory as it is now."""
+        self._write(index)
+        self._finish(self.stamp())
+
+    def forget(self) -> None:
+        """Remove the file: it is wrong, or cannot be written."""
+        self.close()
+        _unlink(self.path)
+
+    def _finish(self, stamp: int) -> None:
+        self._disk(os.utime, self._fd, ns=(time.time_ns(), stamp + _APART_NS))
+
+    def _open(self) -> Header | None:
+        if self._fd < 0:
+            flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            try:
+                self._fd = self._disk(os.open, self.path, flags)
+            except FileNotFoundError:
+                return None
+        status = os.fstat(self._fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            self.close()
+            return None
+        return Header.parse(self._disk(os.pread, self._fd, BLOCK, 0))
+
+    def _block(self, number: int) -> bytes:
+        data: bytes = self._disk(os.pread, self._fd, BLOCK, number * BLOCK)
+        return data.ljust(BLOCK, b"\0")
+
+    def _write(self, index: Index) -> None:
+        if index.header.bitmaps > _BITMAPS_MAX:
+            raise OSError(errno.EFBIG, "addresses are scattered too widely", self.path)
+        blocks = {0: index.header.pack(), **index.written}
+        for number, data in blocks.items():
+            if self._disk(os.pwrite, self._fd, data, number * BLOCK) != BLOCK:
+                raise OSError(errno.ENOSPC, "no space left for the index", self.path)
+        index.written.clear()
+
+
+def boot_id() -> bytes:
+    """Return what no other boot of this node has, zeros where the kernel does not tell."""
+    try:
+        fd = os.open(_BOOT_ID, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return bytes(36)
+    try:
+        return os.read(fd, 36).ljust(36, b"\0")
+    finally:
+        os.close(fd)
+
+
+def booted_ns() -> int:
+    """Return when this boot began, nanoseconds since the epoch, by the clock as it is now."""
+    return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+
+
+def _call(call: "Callable[..., Any]", *args: object, **kwargs: object) -> "Any":
+    return call(*args, **kwargs)

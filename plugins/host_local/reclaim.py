@@ -1,0 +1,122 @@
+"""Takes back the leases of those that are gone: for an ADD that finds no address, and by command.
+
+A lease of an earlier boot goes at once; one of this boot goes when its namespace was found gone
+twice, a grace time apart.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+from cni_common import netns
+from plugins.host_local.fate import Judge
+from plugins.host_local.lease import GRACE_SECONDS, PLUGIN
+from plugins.host_local.ranges import unused
+from plugins.host_local.store import Store, indexes_of
+from plugins.host_local.sweep import Sweep
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
+
+    from cni_common.host import Host
+    from plugins.host_local.lease import Lease
+    from plugins.host_local.plan import Shortage
+
+    Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """One lease, and what is known about its owner."""
+
+    lease: "Lease"
+    pod: str  # namespace/name, "" when the runtime did not say
+    netns: str  # path, "" when no record tells
+    alive: bool | None  # whether its namespace exists; None when nobody knows
+    reason: str  # why `reclaim` would take it, "" when it would not
+
+
+def holdings(host: "Host", network: str, directory: str) -> list[Holding]:
+    """Return every lease in `directory`, ordered by address; changes nothing."""
+    judge = Judge(host, network, patient=True, notes=False)
+    leases, booted_ns = Sweep(host, judge, "").read(directory)
+    living = cache(netns.reachable_namespaces)
+    found = []
+    for lease in sorted(leases, key=lambda one: (one.address.version, int(one.address))):
+        record, _ = judge.find(lease.owner) if lease.owner else (None, False)
+        facts = record.facts if record else {}
+        if record:
+            record.close()
+        pod, path = facts.get("pod", ""), facts.get("netns", "")
+        alive = _is_alive(facts, living)
+        found.append(Holding(lease, pod, path, alive, judge.reason(lease, booted_ns)))
+    return found
+
+
+def reclaim(host: "Host", network: str, directory: str) -> "list[tuple[Lease, str]]":
+    """Take back what belongs to nobody in `directory`; return it with reasons; each is logged.
+
+    What has lost its namespace is noted at first, and taken by a call a grace time later.
+    Raises an ExceptionGroup when something could not be removed.
+    """
+    sweep = _sweep(host, network)
+    return sweep.remove(directory, *sweep.read(directory))
+
+
+def make_room(host: "Host", network: str, directory: str, shortage: "Shortage") -> bool:
+    """Take back what stands in the way of an ADD; False when there is nothing to be had.
+
+    Adds to the message of `shortage` who holds the addresses.
+    """
+    sweep = _sweep(host, network)
+    leases, booted_ns = sweep.read(directory)
+    if shortage.address is not None:
+        leases = [one for one in leases if one.address == shortage.address]
+    else:
+        leases = [one for one in leases if shortage.range_set.range_of(one.address) is not None]
+    taken = {int(one.address) for one in leases}
+    if shortage.address is None and shortage.range_set.pick(unused(taken), None) is not None:
+        with Store(directory, indexes=indexes_of(host), log=host.log) as store:
+            store.lock().distrust()
+        return True
+    if sweep.remove(directory, leases, booted_ns):
+        return True
+    waiting = sweep.judge.waiting
+    shortage.explain(leases, _patience(waiting) if waiting else "")
+    return False
+
+
+def abandoned(host: "Host", network: str, leases: "Sequence[Lease]", pod_uid: str) -> "list[Lease]":
+    """Return those of `leases` whose owner was of the same pod, in a namespace that is gone."""
+    judge = Judge(host, network)
+    found = []
+    for lease in leases:
+        record, _ = judge.find(lease.owner) if lease.owner else (None, False)
+        if record is None:
+            continue
+        facts = record.facts
+        same = facts.get("pod_uid") == pod_uid and facts.get("netns_id")
+        if same and judge.is_gone(facts["netns"], facts["netns_id"]):
+            found.append(lease)
+        record.close()
+    return found
+
+
+def _sweep(host: "Host", network: str) -> Sweep:
+    judge = Judge(host, network, patient=True)
+    return Sweep(host, judge, f"{PLUGIN}: network {network}: reclaimed")
+
+
+def _is_alive(facts: "Json", living: "Callable[[], dict[str, str]]") -> bool | None:
+    identity = facts.get("netns_id")
+    if not identity:
+        return None
+    return netns.identity(facts["netns"]) == identity or identity in living()
+
+
+def _patience(count: int) -> str:
+    return (
+        f"; {count} of them are of containers that are gone, and can be had in {GRACE_SECONDS} s"
+        " at the latest"
+    )

@@ -1,0 +1,98 @@
+"""Removes the leases that nobody needs, without keeping others from the lock for long.
+
+First all leases are read, then what is alive is looked at, both without the lock; then what is
+neither is removed under it, unless it has changed meanwhile: in this order no address of a new
+container is freed.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+from cni_common.steps import BestEffort
+from plugins.host_local.lease import pod_key
+from plugins.host_local.store import Store, indexes_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cni_common.host import Host
+    from plugins.host_local.fate import Judge
+    from plugins.host_local.lease import Lease
+
+BATCH = 16  # leases that are removed while others wait for the lock
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """One sweep through lease directories; `verb` says in the log what is being done."""
+
+    host: "Host"
+    judge: "Judge"
+    verb: str
+    rest_seconds: int = 0
+
+    def read(self, directory: str) -> "tuple[list[Lease], int]":
+        """Return all leases in `directory`, and the earliest time at which this boot can have
+        begun, nanoseconds since the epoch."""
+        with self._store(directory) as store:
+            leases = store.leases()
+            return leases, store.lock().booted_ns() if leases else 0
+
+    def remove(
+        self, directory: str, leases: "Sequence[Lease]", booted_ns: int
+    ) -> "list[tuple[Lease, str]]":
+        """Remove those of `leases` that can go; return them, each with the reason."""
+        doomed = [(one, why) for one in leases if (why := self.judge.reason(one, booted_ns))]
+        removed: list[tuple[Lease, str]] = []
+        with BestEffort() as steps:
+            for start in range(0, len(doomed), BATCH):
+                batch = doomed[start : start + BATCH]
+                step = partial(self._remove_batch, directory, batch, booted_ns, removed)
+                steps.attempt(f"'{directory}'", step)
+        return removed
+
+    def _remove_batch(
+        self,
+        directory: str,
+        batch: "Sequence[tuple[Lease, str]]",
+        booted_ns: int,
+        removed: "list[tuple[Lease, str]]",
+    ) -> None:
+        with self._store(directory) as store, BestEffort() as steps:
+            store.lock()
+            for one in batch:
+                step = partial(self._remove_one, store, one, booted_ns, removed)
+                steps.attempt(str(one[0].address), step)
+
+    def _remove_one(
+        self,
+        store: Store,
+        condemned: "tuple[Lease, str]",
+        booted_ns: int,
+        removed: "list[tuple[Lease, str]]",
+    ) -> None:
+        """Remove a lease unless it, or the fate of its owner, has changed."""
+        lease, why = condemned
+        record = None
+        try:
+            if lease.owner is not None:
+                record, at_work = self.judge.find(lease.owner)
+                if at_work or not self.judge.of(lease.owner, record, lease, booted_ns):
+                    return
+            if store.lease(lease.address) != lease:
+                return
+            uid = record.facts.get("pod_uid", "") if record else ""
+            pod = pod_key(uid, lease.owner) if lease.owner else ""
+            store.release(lease, pod=pod, rest_seconds=self.rest_seconds)
+            whose = f" of {lease.holder}" if lease.owner else ""
+            self.host.log(f"{self.verb} {lease.address}{whose} in '{store.directory}': {why}")
+            if record and lease.owner and not store.held_by(lease.owner):
+                record.remove()
+            removed.append(condemned)
+        finally:
+            if record:
+                record.close()
+
+    def _store(self, directory: str) -> Store:
+        return Store(directory, indexes=indexes_of(self.host), log=self.host.log)
