@@ -121,6 +121,7 @@ def arrange(machine: Machine, config: Json) -> tuple[str, str]:
     calm(machine, machine.host, other, container)
     machine.ok("bridge", "ADD", config, other, containerid="other")
     settle(machine, config["bridge"])
+    settled(machine, other)
     return other, container
 
 
@@ -133,6 +134,18 @@ def state(machine: Machine, *containers: str) -> Json:
         if not os.path.basename(path).startswith(("last_reserved_ip.", "lock"))
     }
     return snapshot
+
+
+def settled(machine: Machine, *containers: str) -> Json:
+    """Return the state once the kernel has ended what a new port starts, such as its IPv6."""
+    last = state(machine, *containers)
+    for _ in range(100):
+        time.sleep(0.05)
+        now = state(machine, *containers)
+        if now == last:
+            return now
+        last = now
+    raise AssertionError("the state goes on changing by itself")
 
 
 def changes(before: Json, after: Json) -> list[str]:
@@ -490,7 +503,7 @@ def test_refused_add_harms_nobody(machine: Machine, refusal: Refusal) -> None:
     other, container = arrange(machine, config)
     fresh = machine.container()
     live = machine.ok("bridge", "ADD", config, container)
-    before = state(machine, other, container, fresh)
+    before = settled(machine, other, container, fresh)
     refused = {**config, **refusal.keys, "ipam": {**config["ipam"], **refusal.ipam}}
     netns = {"": fresh, "c1": container, "host": machine.host}.get(refusal.netns, refusal.netns)
 
@@ -563,7 +576,7 @@ def by_gc(machine: Machine, config: Json, container: str) -> None:
 
 def by_another_add(machine: Machine, config: Json, container: str) -> None:
     """ADD again, which succeeds or says that there is something already."""
-    before = state(machine, container)
+    before = settled(machine, container)
     reply = machine.invoke("bridge", "ADD", config, container)
     if reply.exit_code:
         error = error_of(reply.stdout)
