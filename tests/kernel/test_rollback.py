@@ -138,6 +138,8 @@ def state(machine: Machine, *containers: str) -> Json:
 
 def settled(machine: Machine, *containers: str) -> Json:
     """Return the state once the kernel has ended what a new port starts, such as its IPv6."""
+    for port in machine.ports():  # asked for by name, it gets its operstate now, not in a second
+        machine.command(machine.host, "ip", "link", "show", "dev", port)
     last = state(machine, *containers)
     for _ in range(100):
         time.sleep(0.05)
