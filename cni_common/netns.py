@@ -130,6 +130,16 @@ class NetNS:
         cookie = _cookie(self._channels[0].sock) if self._channels else self._visit(_own_cookie)
         return _identity(self.fd, cookie)
 
+    def tidy(self) -> None:
+        """Close what was opened but the channels of `netlink` and `netfilter`."""
+        opened = self.__dict__
+        kept = [opened["netlink"].channel] if "netlink" in opened else []
+        kept += [opened["netfilter"]] if "netfilter" in opened else []
+        for channel in self._channels:
+            if channel not in kept:
+                channel.close()
+        self._channels = kept
+
     def close(self) -> None:
         """Close the handle and what was opened through it."""
         for channel in self._channels:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from cni_common.errors import Code
 from cni_common.host import STATE_DIR, Host
+from cni_common.netns import OWN, NetNS
 from cni_common.protocol import Reply, failure, serve
 from cni_common.request import Command
 
@@ -53,6 +54,8 @@ class _Overdue(BaseException):
 class Worker:
     """A process that serves what arrives on the shared socket `listener`, which does not block."""
 
+    _own: NetNS
+
     def __init__(
         self,
         settings: Settings,
@@ -72,6 +75,9 @@ class Worker:
 
     def run(self, lifeline: int) -> None:
         """Serve until there were enough requests, or the supervisor has closed its `lifeline`."""
+        # Open for all requests: to close a socket of nfnetlink waits for what nftables has to free,
+        # under a lock that deletions of interfaces need (nft_rcv_nl_event of the kernel).
+        self._own = NetNS(OWN)
         signal.signal(signal.SIGALRM, self._on_alarm)
         with select.epoll() as poller:
             poller.register(lifeline, select.EPOLLIN)
@@ -141,7 +147,10 @@ class Worker:
             os.fchdir(call.directory)
             stdin = call.read_stdin()
             with self._host(call) as host:
-                call.end(serve(call.type, call.environ, stdin, host, deliver=call.deliver))
+                status = serve(call.type, call.environ, stdin, host, deliver=call.deliver)
+            call.end(status)
+            if status:
+                self._renew()
         except OSError as error:  # of read_stdin: serve raises nothing
             msg = f"cannot read the configuration from stdin: {error.strerror}"
             call.deliver(failure(Code.IO_FAILURE, msg))
@@ -149,6 +158,7 @@ class Worker:
             rest = "what was begun is undone" if is_add else "what it has not done is still there"
             msg = f"{command} was given up after {seconds:g} s; {rest}, try again"
             call.deliver(failure(Code.TRY_AGAIN_LATER, msg))
+            self._renew()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             call.end(1)
@@ -157,8 +167,18 @@ class Worker:
     def _host(self, call: "Call") -> Host:
         given = {call.environ.get("CNI_NETNS", ""): call.netns} if call.netns >= 0 else {}
         return Host(
-            self._load, call.executable, call.log, given, state_dir=self._settings.state_dir
+            self._load,
+            call.executable,
+            call.log,
+            given,
+            own=self._own,
+            state_dir=self._settings.state_dir,
         )
+
+    def _renew(self) -> None:
+        """Open new sockets: answers to what has failed may still come on the old ones."""
+        self._own.close()
+        self._own = NetNS(OWN)
 
     def _on_alarm(self, _number: int, _frame: object) -> None:
         if self._is_late:
