@@ -173,6 +173,11 @@ def assert_attached(machine: Machine, config: Json, container: str, result: Json
     assert own is not None
     assert own["master"] == config["bridge"]
     link = machine.link(container, "eth0")
+    for _ in range(50):  # the kernel notes it a moment after the port is up, later under load
+        if link is None or link["operstate"] == "UP":
+            break
+        time.sleep(0.02)
+        link = machine.link(container, "eth0")
     assert link is not None
     assert (link["address"], link["operstate"]) == (result["interfaces"][2]["mac"], "UP")
     assert machine.addresses(container, "eth0") == [ip["address"] for ip in result.get("ips", ())]
