@@ -14,6 +14,7 @@ from functools import cache, lru_cache
 from cni_common import nft, nftrules
 from cni_common.errors import CNIError, Code
 from cni_common.netlink import NetlinkError
+from cni_common.nftmessages import COMMENT_MAX_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ _FAMILIES = {
 }
 
 
+_MAPS = tuple(family.map for family in _FAMILIES.values())
+
+
 @dataclass(frozen=True, slots=True)
 class Owner:
     """Whose masquerading it is."""
@@ -74,7 +78,7 @@ class Owner:
     def __str__(self) -> str:
         parts = (self.plugin, self.network, self.attachment.containerid, self.attachment.ifname)
         text = " ".join(parts)
-        if len(text.encode("utf-8", "surrogateescape")) <= nft.COMMENT_MAX_BYTES:
+        if len(text.encode("utf-8", "surrogateescape")) <= COMMENT_MAX_BYTES:
             return text
         return f"{self.plugin} sha256:{_digest(text)}"
 
@@ -154,9 +158,9 @@ def _remove_unused(netns: "NetNS", chains: "set[str]") -> None:
     """Remove those of the networks' `chains` that have no element left, and then the base."""
     idle = [chain for chain in chains if TABLE.is_idle(netns, chain)]
     for chain in idle:
-        _remove_if_unused(netns, _without_chain(chain))
-    if idle and 0 < TABLE.holds(netns) <= _BASE_SIZE:
-        _remove_if_unused(netns, _without_base())
+        nft.apply_if_unused(netns, _without_chain(chain))
+    if idle:
+        nft.remove_base(netns, TABLE, _without_base(), size=_BASE_SIZE, sets=_MAPS)
 
 
 def check(netns: "NetNS", owner: Owner, addresses: "Sequence[Cidr]", *, backend: str) -> None:
@@ -250,7 +254,7 @@ def _chain(network: str, subnets: "frozenset[Subnet]") -> str:
 def _base() -> "tuple[Message, ...]":
     messages = [TABLE.add()]
     for family in _FAMILIES.values():
-        messages.append(TABLE.add_set(family.map, family.key, verdicts=True))
+        messages.append(TABLE.add_set(family.map, family.key, data=nft.VERDICTS))
     messages.append(
         TABLE.add_base_chain(_POSTROUTING, kind="nat", hook=nft.POSTROUTING, priority=_SRCNAT)
     )
@@ -270,7 +274,6 @@ def _without_base() -> "list[Message]":
         TABLE.delete_rule(_POSTROUTING),
         TABLE.delete_chain(_POSTROUTING),
         *maps,
-        TABLE.delete(),
     ]
 
 
@@ -351,15 +354,6 @@ def _try_to_add(netns: "NetNS", elements: "Sequence[Message]") -> bool:
             raise
         return False
     return True
-
-
-def _remove_if_unused(netns: "NetNS", messages: "Sequence[Message]") -> None:
-    """Carry out a deletion unless the kernel says that something is in use or gone already."""
-    try:
-        nft.apply(netns, messages)
-    except NetlinkError as error:
-        if error.errno not in (errno.EBUSY, errno.ENOENT):
-            raise
 
 
 def _digest(text: str) -> str:

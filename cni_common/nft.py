@@ -1,6 +1,6 @@
 """nftables over netlink: one atomic transaction per call, no subprocess.
 
-Numbers are those of linux/netfilter/nf_tables.h; the messages are in nftmessages.py.
+Numbers are those of linux/netfilter/nf_tables.h; longer messages are in nftmessages.py.
 Only tables of our own are written to. What the reference plugins left is read by name.
 """
 
@@ -9,7 +9,7 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from cni_common import nftrules
+from cni_common import nftmessages
 from cni_common.netlink import (
     HEADER_SIZE,
     NLM_F_ACK,
@@ -22,11 +22,10 @@ from cni_common.netlink import (
     NetlinkError,
     attribute,
     attributes,
-    be32,
-    each_attribute,
     string,
     string_of,
 )
+from cni_common.nftmessages import Element
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,11 +35,10 @@ if TYPE_CHECKING:
     from cni_common.netns import NetNS
     from cni_common.nftrules import Expression
 
-INET, IPV4, BRIDGE, IPV6 = 1, 2, 7, 10  # NFPROTO_* of linux/netfilter.h
-PREROUTING, POSTROUTING = 0, 4  # NF_INET_*, the same numbers as NF_BR_*
 DROP, ACCEPT, JUMP, GOTO = 0, 1, -3, -4  # verdicts
+INET, IPV4, BRIDGE, IPV6 = 1, 2, 7, 10  # NFPROTO_* of linux/netfilter.h
+PREROUTING, OUTPUT, POSTROUTING = 0, 3, 4  # NF_INET_*, the same numbers as NF_BR_*
 IIFNAME_BYTES = 16  # IFNAMSIZ: interface names are compared with their padding
-COMMENT_MAX_BYTES = 253  # NFT_USERDATA_MAXLEN, less type, length and the terminating NUL
 
 _NFTABLES, _BATCH_BEGIN, _BATCH_END = 10, 0x10, 0x11  # linux/netfilter/nfnetlink.h
 _NEWTABLE, _GETTABLE, _DELTABLE, _NEWCHAIN, _GETCHAIN, _DELCHAIN = range(6)
@@ -50,16 +48,19 @@ TRIES = 10  # of a transaction that is outrun by others
 _NFGENMSG = struct.Struct("=BBH")  # family, version 0, resource id in network order
 _TABLE_NAME, _TABLE_USE = 1, 3
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_USE = 1, 3, 6
-_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE = 1, 2, 3
+_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
 _SET_TABLE, _SET_NAME = 1, 2
 _ELEMENTS_TABLE, _ELEMENTS_SET, _ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
-_ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA = 1, 2, 6
-_DATA_VALUE, _DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 1, 2, 1, 2
-_COMMENT = 0  # NFTNL_UDATA_*_COMMENT of libnftnl: where nft keeps a comment
 
 # Key of a set: how many bytes, and nft's own type number, which the kernel keeps for `nft list`.
 IPV4_KEY, IPV6_KEY, IIFNAME_KEY = (4, 7), (16, 8), (IIFNAME_BYTES, 41)
 IIFNAME_ETHER_KEY = (IIFNAME_BYTES + 8, 41 << 6 | 9)  # a part is padded to 4 bytes
+PROTOCOL_PORT_KEY = (8, 12 << 6 | 13)
+IPV4_PROTOCOL_PORT_KEY = (12, 7 << 12 | 12 << 6 | 13)
+IPV6_PROTOCOL_PORT_KEY = (24, 8 << 12 | 12 << 6 | 13)
+# Likewise the data of a map.
+VERDICTS = (16, 0xFFFFFF00)
+IPV4_PORT, IPV6_PORT = (8, 7 << 6 | 13), (20, 8 << 6 | 13)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +88,6 @@ class Table:
 
     def add_base_chain(self, name: str, *, kind: str, hook: int, priority: int) -> Message:
         """Return the request that creates a chain of type `kind` at a netfilter hook."""
-        from cni_common import nftmessages  # noqa: PLC0415 - no ADD but a node's first
-
         body = nftmessages.base_chain(self.name, name, kind=kind, hook=hook, priority=priority)
         return self._message(f"add chain '{name}'", _NEWCHAIN, body, flags=NLM_F_CREATE)
 
@@ -98,9 +97,7 @@ class Table:
 
     def add_rule(self, chain: str, *expressions: "Expression") -> Message:
         """Return the request that appends a rule."""
-        from cni_common import nftmessages  # noqa: PLC0415 - as above
-
-        body = nftmessages.rule(self.name, chain, expressions)
+        body = nftmessages.rule(self.name, chain, *expressions)
         flags = NLM_F_CREATE | NLM_F_APPEND
         return self._message(f"add rule to '{chain}'", _NEWRULE, body, flags=flags)
 
@@ -111,13 +108,11 @@ class Table:
             body += attribute(_RULE_HANDLE, handle.to_bytes(8, "big"))
         return self._message(f"delete rules of '{chain}'", _DELRULE, body)
 
-    def add_set(self, name: str, key: tuple[int, int], *, verdicts: bool = False) -> Message:
-        """Return the request that creates a set, or a map from its keys to verdicts."""
-        from cni_common import nftmessages  # noqa: PLC0415 - as above
-
-        body = nftmessages.new_set(
-            self.name, name, key, verdicts=verdicts, host_order=key is IIFNAME_KEY
-        )
+    def add_set(
+        self, name: str, key: tuple[int, int], *, data: tuple[int, int] | None = None
+    ) -> Message:
+        """Return the request that creates a set, or a map from its keys to `data`."""
+        body = nftmessages.new_set(self.name, name, key, data=data, host_order=key is IIFNAME_KEY)
         return self._message(f"add set '{name}'", _NEWSET, body, flags=NLM_F_CREATE)
 
     def delete_set(self, name: str) -> Message:
@@ -126,15 +121,10 @@ class Table:
         return self._message(f"delete set '{name}'", _DELSET, body, flags=NLM_F_NONREC)
 
     def add_element(
-        self, set_name: str, key: bytes, *, goto: str = "", comment: str = ""
+        self, set_name: str, key: bytes, *, goto: str = "", data: bytes = b"", comment: str = ""
     ) -> Message:
         """Return the request that adds an element; EEXIST when the key is there."""
-        element = attribute(_ELEM_KEY, _value(key))
-        if goto:
-            verdict = be32(_VERDICT_CODE, GOTO & 0xFFFFFFFF) + string(_VERDICT_CHAIN, goto)
-            element += attribute(_ELEM_DATA, attribute(_DATA_VERDICT, verdict))
-        if comment:
-            element += attribute(_ELEM_USERDATA, _encode_comment(comment))
+        element = nftmessages.element(key, goto=goto, data=data, comment=comment)
         return self._message(
             f"add element to '{set_name}'",
             _NEWSETELEM,
@@ -144,18 +134,28 @@ class Table:
 
     def delete_element(self, set_name: str, key: bytes) -> Message:
         """Return the request that deletes an element; ENOENT when there is none."""
-        body = self._element(set_name, attribute(_ELEM_KEY, _value(key)))
+        body = self._element(set_name, nftmessages.element(key))
         return self._message(f"delete element of '{set_name}'", _DELSETELEM, body)
 
     # --- what is there ---
 
+    def present(
+        self, netns: "NetNS", keys: "Sequence[tuple[str, bytes]]"
+    ) -> "list[Element | None]":
+        """Return the element of each (set, key), asked for by one send where all are there."""
+        queries = [self._query_element(*key) for key in keys]
+        try:
+            answers = netns.netfilter.exchange(queries) if queries else []
+        except NetlinkError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return [self.element(netns, *key) for key in keys]
+        return [answer[0][0] for answer in answers]
+
     def element(self, netns: "NetNS", set_name: str, key: bytes) -> "Element | None":
         """Return the element with this key."""
-        body = self._element(set_name, attribute(_ELEM_KEY, _value(key)))
-        query = self._message(
-            f"look up element of '{set_name}'", _GETSETELEM, body, read=_decode_elements
-        )
-        found = [element for answer in _query(netns, query) for element in answer]
+        answers = _query(netns, self._query_element(set_name, key))
+        found = [element for answer in answers for element in answer]
         return found[0] if found else None
 
     def elements(self, netns: "NetNS", set_name: str) -> "list[Element]":
@@ -176,18 +176,17 @@ class Table:
 
     def rules(self, netns: "NetNS", chain: str) -> "list[Rule]":
         """Return the rules of a chain; none when there is no such chain."""
-        from cni_common import nftmessages  # noqa: PLC0415 - for CHECK, and what others left
-
-        answers = self._rules_of(netns, chain, read=nftmessages.decode_rule)
+        answers = self._rules_of(netns, chain, read=_attributes)
         return [
             Rule(
-                answer.get_attr("HANDLE"),
-                _decode_comment(answer.get_attr("USERDATA")),
-                nftrules.target(answer.get_attr("EXPRESSIONS") or ()),
-                nftrules.compared(answer.get_attr("EXPRESSIONS") or ()),
+                int.from_bytes(answer[_RULE_HANDLE], "big"),
+                nftmessages.comment(answer.get(_RULE_USERDATA)),
+                nftmessages.target(answer.get(_RULE_EXPRESSIONS, b"")),
+                nftmessages.compared(answer.get(_RULE_EXPRESSIONS, b"")),
             )
             for answer in answers
-            if answer.get_attr("CHAIN") == chain  # old kernels send every chain of the table
+            # Old kernels send every chain of the table.
+            if string_of(answer[_RULE_CHAIN]) == chain
         ]
 
     def has_chain(self, netns: "NetNS", chain: str) -> bool:
@@ -227,6 +226,11 @@ class Table:
         what, body = f"list chain '{chain}'", self._rules(chain)
         return _query(netns, self._message(what, _GETRULE, body, flags=NLM_F_DUMP, read=read))
 
+    def _query_element(self, set_name: str, key: bytes) -> Message:
+        body = self._element(set_name, nftmessages.element(key))
+        what = f"look up element of '{set_name}'"
+        return self._message(what, _GETSETELEM, body, read=_decode_elements)
+
     def _element(self, set_name: str, element: bytes) -> bytes:
         names = string(_ELEMENTS_TABLE, self.name) + string(_ELEMENTS_SET, set_name)
         return names + attribute(_ELEMENTS, attribute(_LIST_ELEM, element))
@@ -255,15 +259,6 @@ class Rule:
     compared: tuple[bytes, ...]  # what it compares with, in its order
 
 
-@dataclass(frozen=True, slots=True)
-class Element:
-    """One element of a set or verdict map."""
-
-    key: bytes
-    chain: str  # where its verdict leads to, "" in a plain set
-    comment: str
-
-
 def apply(netns: "NetNS", messages: "Sequence[Message]") -> None:
     """Carry out `messages` in one transaction: all or nothing. Raises NetlinkError."""
     frame = [_frame("begin", _BATCH_BEGIN), *messages, _frame("end", _BATCH_END)]
@@ -288,8 +283,34 @@ def apply_deletions(netns: "NetNS", deletions: "Callable[[], Sequence[Message]]"
     raise AssertionError  # pragma: no cover - the loop returns or raises
 
 
-def _value(data: bytes) -> bytes:
-    return attribute(_DATA_VALUE, data)
+def apply_if_unused(netns: "NetNS", deletions: "Sequence[Message]") -> bool:
+    """Carry out `deletions`; False when the kernel says that something is in use, or is gone."""
+    try:
+        apply(netns, deletions)
+    except NetlinkError as error:
+        if error.errno not in (errno.EBUSY, errno.ENOENT):
+            raise
+        return False
+    return True
+
+
+def remove_base(
+    netns: "NetNS",
+    table: Table,
+    deletions: "Sequence[Message]",
+    *,
+    size: int,
+    sets: "Sequence[str]",
+) -> bool:
+    """Remove what one user of a shared table keeps there as long as `sets` have elements.
+
+    That is `size` chains and sets, by `deletions`; the last user removes the table. False when it
+    is used, which is asked for first: a refused transaction takes some ten milliseconds.
+    """
+    held = table.holds(netns)
+    if held < size or (held > size and not all(table.is_empty(netns, name) for name in sets)):
+        return False
+    return apply_if_unused(netns, [*deletions, *([table.delete()] if held == size else [])])
 
 
 def _frame(what: str, kind: int) -> Message:
@@ -330,30 +351,4 @@ def _has_elements(data: bytes) -> bool:
 
 
 def _decode_elements(data: bytes) -> "list[Element]":
-    found = []
-    for _, item in each_attribute(_attributes(data).get(_ELEMENTS, b"")):
-        element = attributes(item)
-        where = attributes(attributes(element.get(_ELEM_DATA, b"")).get(_DATA_VERDICT, b""))
-        found.append(
-            Element(
-                attributes(element[_ELEM_KEY])[_DATA_VALUE],
-                string_of(where.get(_VERDICT_CHAIN)),
-                _decode_comment(element.get(_ELEM_USERDATA)),
-            )
-        )
-    return found
-
-
-def _encode_comment(comment: str) -> bytes:
-    text = comment.encode()[:COMMENT_MAX_BYTES] + bytes(1)
-    return bytes([_COMMENT, len(text)]) + text
-
-
-def _decode_comment(data: bytes | None) -> str:
-    data = bytes(data or b"")
-    while len(data) >= 2:
-        kind, length = data[0], data[1]
-        if kind == _COMMENT:
-            return data[2 : 2 + length].rstrip(bytes(1)).decode("utf-8", "replace")
-        data = data[2 + length :]
-    return ""
+    return nftmessages.elements(_attributes(data).get(_ELEMENTS, b""))

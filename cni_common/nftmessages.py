@@ -1,143 +1,144 @@
-"""The messages of nftables that are rare, described for pyroute2's codecs: chains, sets, rules.
+"""What messages of nftables consist of: chains, rules, sets and their elements, packed by hand.
 
-Attributes stand in the order of linux/netfilter/nf_tables.h, without their NFTA_ prefix.
-pyroute2 has such a module, too, but it loads sockets and asyncio: 41 ms of a cold start.
+Attributes and their numbers are those of linux/netfilter/nf_tables.h, without their NFTA_ prefix.
 """
 
 import sys
+from dataclasses import dataclass
 
-from cni_common.codec import decoder, encode, nla, nlmsg
+from cni_common.netlink import attribute, attributes, be32, each_attribute, string, string_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any
+    from collections.abc import Iterator
 
-_NFGENMSG_SIZE = 4
-_SET_MAP, _VERDICTS = 0x8, 0xFFFFFF00
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_TYPE = 1, 3, 4, 7
+_HOOK_HOOKNUM, _HOOK_PRIORITY = 1, 2
+_RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
+_SET_TABLE, _SET_NAME, _SET_FLAGS, _SET_KEY_TYPE, _SET_KEY_LEN = range(1, 6)
+_SET_DATA_TYPE, _SET_DATA_LEN, _SET_ID, _SET_USERDATA = 6, 7, 10, 13
+_SET_MAP = 0x8
+_LIST_ELEM = 1
+_EXPR_NAME, _EXPR_DATA = 1, 2
+_IMMEDIATE_DATA, _CMP_DATA = 2, 3
+_ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA = 1, 2, 6
+_DATA_VALUE, _DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 1, 2, 1, 2
+_GOTO = -4
+_COMMENT = 0  # NFTNL_UDATA_*_COMMENT of libnftnl: where nft keeps a comment
+COMMENT_MAX_BYTES = 253  # NFT_USERDATA_MAXLEN, less type, length and the terminating NUL
 # NFTNL_UDATA_SET_KEYBYTEORDER of libnftnl, so that `nft list` prints interface names.
 _HOST_ORDER_KEY = bytes([0, 4]) + (1).to_bytes(4, sys.byteorder)
 
 
-class _Verdict(nla):  # type: ignore[misc]  # pyroute2 is not typed, nor are those below
-    nla_map = (("UNSPEC", "none"), ("CODE", "be32"), ("CHAIN", "asciiz"))
+@dataclass(frozen=True, slots=True)
+class Element:
+    """One element of a set or map."""
 
-
-class _Data(nla):  # type: ignore[misc]
-    nla_map = (("UNSPEC", "none"), ("VALUE", "cdata"), ("VERDICT", "verdict"))
-    verdict = _Verdict
-
-
-class _WithData(nla):  # type: ignore[misc]
-    register = _Data  # not "data": every nla has a buffer of that name
-
-
-class _Expression(nla):  # type: ignore[misc]
-    header_type = 1  # NFTA_LIST_ELEM, for each item of the list
-    nla_map = (("UNSPEC", "none"), ("NAME", "asciiz"), ("DATA", "body"))
-
-    @staticmethod
-    def body(expression: "Any", **_: object) -> "Any":
-        """Return the class that fits the expression's name."""
-        return getattr(expression, expression.get_attr("NAME"), expression.hex)
-
-    class meta(nla):  # type: ignore[misc]  # noqa: N801 - the kernel's name, likewise below
-        nla_map = (("UNSPEC", "none"), ("DREG", "be32"), ("KEY", "be32"))
-
-    class payload(nla):  # type: ignore[misc]  # noqa: N801
-        nla_map = tuple(
-            zip(("UNSPEC", "DREG", "BASE", "OFFSET", "LEN"), ("none", *["be32"] * 4), strict=True)
-        )
-
-    class cmp(_WithData):  # noqa: N801
-        nla_map = (("UNSPEC", "none"), ("SREG", "be32"), ("OP", "be32"), ("DATA", "register"))
-
-    class bitwise(_WithData):  # noqa: N801
-        nla_map = (
-            *(("UNSPEC", "none"), ("SREG", "be32"), ("DREG", "be32"), ("LEN", "be32")),
-            *(("MASK", "register"), ("XOR", "register")),
-        )
-
-    class lookup(nla):  # type: ignore[misc]  # noqa: N801
-        nla_map = (
-            *(("UNSPEC", "none"), ("SET", "asciiz"), ("SREG", "be32"), ("DREG", "be32")),
-            *(("SET_ID", "be32"), ("FLAGS", "be32")),
-        )
-
-    class immediate(_WithData):  # noqa: N801
-        nla_map = (("UNSPEC", "none"), ("DREG", "be32"), ("DATA", "register"))
-
-    class masq(nla):  # type: ignore[misc]  # noqa: N801
-        nla_map = (("UNSPEC", "none"), ("FLAGS", "be32"))
-
-
-class NfgenMessage(nlmsg):  # type: ignore[misc]
-    """struct nfgenmsg, which starts every message."""
-
-    fields = (("nfgen_family", "B"), ("version", "B"), ("res_id", "!H"))
-
-
-class ChainMessage(NfgenMessage):
-    """NFT_MSG_*CHAIN."""
-
-    nla_map = (
-        *(("UNSPEC", "none"), ("TABLE", "asciiz"), ("HANDLE", "be64"), ("NAME", "asciiz")),
-        *(("HOOK", "hook"), ("POLICY", "be32"), ("USE", "be32"), ("TYPE", "asciiz")),
-    )
-
-    class hook(nla):  # type: ignore[misc]  # noqa: N801
-        nla_map = (("UNSPEC", "none"), ("HOOKNUM", "be32"), ("PRIORITY", "be32"))
-
-
-class RuleMessage(NfgenMessage):
-    """NFT_MSG_*RULE."""
-
-    nla_map = (
-        *(("UNSPEC", "none"), ("TABLE", "asciiz"), ("CHAIN", "asciiz"), ("HANDLE", "be64")),
-        *(("EXPRESSIONS", "*expression"), ("COMPAT", "hex"), ("POSITION", "be64")),
-        ("USERDATA", "cdata"),
-    )
-    expression = _Expression
-
-
-class SetMessage(NfgenMessage):
-    """NFT_MSG_*SET."""
-
-    nla_map = (
-        *(("UNSPEC", "none"), ("TABLE", "asciiz"), ("NAME", "asciiz"), ("FLAGS", "be32")),
-        *(("KEY_TYPE", "be32"), ("KEY_LEN", "be32"), ("DATA_TYPE", "be32"), ("DATA_LEN", "be32")),
-        *(("POLICY", "be32"), ("DESC", "hex"), ("ID", "be32"), ("TIMEOUT", "be64")),
-        *(("GC_INTERVAL", "be32"), ("USERDATA", "cdata")),
-    )
-
-
-decode_rule = decoder(RuleMessage)
+    key: bytes
+    chain: str  # where its verdict leads to, "" in other than a verdict map
+    comment: str
+    data: bytes  # what a map that is none of verdicts has
 
 
 def base_chain(table: str, name: str, *, kind: str, hook: int, priority: int) -> bytes:
     """Return the attributes of a new chain of type `kind` at a netfilter hook."""
-    where = {"attrs": [("HOOKNUM", hook), ("PRIORITY", priority & 0xFFFFFFFF)]}
-    return _encode(ChainMessage, TABLE=table, NAME=name, HOOK=where, TYPE=kind)
+    where = be32(_HOOK_HOOKNUM, hook) + be32(_HOOK_PRIORITY, priority & 0xFFFFFFFF)
+    names = string(_CHAIN_TABLE, table) + string(_CHAIN_NAME, name)
+    return names + attribute(_CHAIN_HOOK, where) + string(_CHAIN_TYPE, kind)
 
 
-def rule(table: str, chain: str, expressions: "Sequence[tuple[str, Any]]") -> bytes:
-    """Return the attributes of a new rule."""
-    items = [{"attrs": [("NAME", name), ("DATA", {"attrs": data})]} for name, data in expressions]
-    return _encode(RuleMessage, TABLE=table, CHAIN=chain, EXPRESSIONS=items)
+def rule(table: str, chain: str, *expressions: bytes) -> bytes:
+    """Return the attributes of a new rule; `expressions` are those of nftrules."""
+    items = [attribute(_LIST_ELEM, expression) for expression in expressions]
+    names = string(_RULE_TABLE, table) + string(_RULE_CHAIN, chain)
+    return names + attribute(_RULE_EXPRESSIONS, *items)
 
 
 def new_set(
-    table: str, name: str, key: tuple[int, int], *, verdicts: bool, host_order: bool
+    table: str,
+    name: str,
+    key: tuple[int, int],
+    *,
+    data: tuple[int, int] | None = None,
+    host_order: bool = False,
 ) -> bytes:
-    """Return the attributes of a new set, or of a map from its keys to verdicts."""
-    length, kind = key
-    what = {"FLAGS": _SET_MAP, "DATA_TYPE": _VERDICTS, "DATA_LEN": 16} if verdicts else {}
-    userdata = _HOST_ORDER_KEY if host_order else b""
-    names = {"TABLE": table, "NAME": name, "KEY_TYPE": kind, "KEY_LEN": length}
-    return _encode(SetMessage, **names, **what, ID=1, USERDATA=userdata)
+    """Return the attributes of a new set, or of a map from its keys to `data`.
+
+    `key` and `data` are a length and nft's number of the type.
+    """
+    attrs = [string(_SET_TABLE, table), string(_SET_NAME, name)]
+    if data:
+        attrs.append(be32(_SET_FLAGS, _SET_MAP))
+    attrs += [be32(_SET_KEY_TYPE, key[1]), be32(_SET_KEY_LEN, key[0])]
+    if data:
+        attrs += [be32(_SET_DATA_TYPE, data[1]), be32(_SET_DATA_LEN, data[0])]
+    attrs.append(be32(_SET_ID, 1))
+    if host_order:
+        attrs.append(attribute(_SET_USERDATA, _HOST_ORDER_KEY))
+    return b"".join(attrs)
 
 
-def _encode(kind: "type[NfgenMessage]", **attrs: object) -> bytes:
-    body = kind()
-    body["attrs"] = list(attrs.items())
-    return encode(body)[_NFGENMSG_SIZE:]
+def element(key: bytes, *, goto: str = "", data: bytes = b"", comment: str = "") -> bytes:
+    """Return the attributes of an element, in a map with a verdict or with data."""
+    attrs = attribute(_ELEM_KEY, attribute(_DATA_VALUE, key))
+    if goto:
+        verdict = be32(_VERDICT_CODE, _GOTO & 0xFFFFFFFF) + string(_VERDICT_CHAIN, goto)
+        attrs += attribute(_ELEM_DATA, attribute(_DATA_VERDICT, verdict))
+    if data:
+        attrs += attribute(_ELEM_DATA, attribute(_DATA_VALUE, data))
+    if comment:
+        text = comment.encode()[:COMMENT_MAX_BYTES] + bytes(1)
+        attrs += attribute(_ELEM_USERDATA, bytes([_COMMENT, len(text)]) + text)
+    return attrs
+
+
+def elements(items: bytes) -> list[Element]:
+    """Return the elements in a list of them."""
+    found = []
+    for _, item in each_attribute(items):
+        parts = attributes(item)
+        data = attributes(parts.get(_ELEM_DATA, b""))
+        found.append(
+            Element(
+                attributes(parts[_ELEM_KEY])[_DATA_VALUE],
+                string_of(attributes(data.get(_DATA_VERDICT, b"")).get(_VERDICT_CHAIN)),
+                comment(parts.get(_ELEM_USERDATA)),
+                data.get(_DATA_VALUE, b""),
+            )
+        )
+    return found
+
+
+def comment(userdata: bytes | None) -> str:
+    """Return the comment in what user space keeps with an object, "" for none."""
+    data = userdata or b""
+    while len(data) >= 2:
+        kind, length = data[0], data[1]
+        if kind == _COMMENT:
+            return data[2 : 2 + length].rstrip(bytes(1)).decode("utf-8", "replace")
+        data = data[2 + length :]
+    return ""
+
+
+def target(expressions: bytes) -> str:
+    """Return the chain that a rule jumps or goes to, "" for none."""
+    for name, data in _expressions(expressions):
+        if name == "immediate":
+            verdict = attributes(attributes(data)[_IMMEDIATE_DATA]).get(_DATA_VERDICT, b"")
+            return string_of(attributes(verdict).get(_VERDICT_CHAIN))
+    return ""
+
+
+def compared(expressions: bytes) -> tuple[bytes, ...]:
+    """Return what a rule compares with, in its order."""
+    return tuple(
+        attributes(attributes(data)[_CMP_DATA])[_DATA_VALUE]
+        for name, data in _expressions(expressions)
+        if name == "cmp"
+    )
+
+
+def _expressions(data: bytes) -> "Iterator[tuple[str, bytes]]":
+    for _, item in each_attribute(data):
+        parts = attributes(item)
+        yield string_of(parts[_EXPR_NAME]), parts.get(_EXPR_DATA, b"")

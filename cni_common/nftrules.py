@@ -1,93 +1,129 @@
-"""What an nftables rule consists of: expressions, named as in nftmessages.py."""
+"""What an nftables rule consists of: expressions, each packed as the kernel takes it."""
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+import sys
 
-    Expression = tuple[str, list[tuple[str, Any]]]
+from cni_common.netlink import attribute, be32, string
 
 # linux/netfilter/nf_tables.h
 _REG_VERDICT, _REG_1, _REG_2 = 0, 1, 2  # of 16 bytes each
-_META_IIFNAME, _META_NFPROTO = 6, 15
-_INVERT = 1
+REG32_01, REG32_02, REG32_04, REG32_05 = 9, 10, 12, 13  # of 4 bytes: parts of those
+_EXPR_NAME, _EXPR_DATA = 1, 2
+_DATA_VALUE, _DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 1, 2, 1, 2
+_META_IIFNAME, _META_NFPROTO, _META_L4PROTO = 6, 15, 16
+_NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
+_EQUAL, _NOT_EQUAL, _INVERT = 0, 1, 1
+_FIB_DADDR, _FIB_RESULT_ADDRTYPE = 2, 3
+_CT_STATUS, _DST_NAT = 2, 1 << 5  # IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h
+_NAT_DESTINATION = 1
+_RTN_LOCAL = 2  # linux/rtnetlink.h
+
+Expression = bytes
 
 
-def meta_nfproto(family: int) -> "list[Expression]":
+def meta_nfproto(family: int) -> list[Expression]:
     """Return a match on the packet's family."""
-    return [("meta", [("DREG", _REG_1), ("KEY", _META_NFPROTO)]), _compare(bytes([family]))]
+    return [_meta(_META_NFPROTO, _REG_1), _compare(bytes([family]))]
 
 
-def iifname(register: int = _REG_1) -> "Expression":
+def meta_l4proto(register: int = _REG_1) -> Expression:
+    """Return a load of the transport protocol's number."""
+    return _meta(_META_L4PROTO, register)
+
+
+def iifname(register: int = _REG_1) -> Expression:
     """Return a load of the input interface's name."""
-    return ("meta", [("DREG", register), ("KEY", _META_IIFNAME)])
+    return _meta(_META_IIFNAME, register)
 
 
-def ether_saddr(register: int = _REG_2) -> "Expression":
+def ether_saddr(register: int = _REG_2) -> Expression:
     """Return a load of the source MAC."""
-    return ("payload", [("DREG", register), ("BASE", 0), ("OFFSET", 6), ("LEN", 6)])
+    return _payload(0, 6, 6, register)
 
 
-def network_bytes(offset: int, length: int) -> "Expression":
+def network_bytes(offset: int, length: int, register: int = _REG_1) -> Expression:
     """Return a load of bytes of the network header."""
-    return ("payload", [("DREG", _REG_1), ("BASE", 1), ("OFFSET", offset), ("LEN", length)])
+    return _payload(_NETWORK_HEADER, offset, length, register)
 
 
-def in_subnet(network: bytes, prefixlen: int) -> "list[Expression]":
+def destination_port(register: int) -> Expression:
+    """Return a load of the destination port of TCP, UDP or SCTP."""
+    return _payload(_TRANSPORT_HEADER, 2, 2, register)
+
+
+def in_subnet(network: bytes, prefixlen: int) -> list[Expression]:
     """Return a comparison of the loaded address with a network."""
     bits = len(network) * 8
     mask = ((1 << bits) - (1 << (bits - prefixlen))).to_bytes(len(network), "big")
-    masked = [("SREG", _REG_1), ("DREG", _REG_1), ("LEN", len(network)), ("MASK", _register(mask))]
-    return [("bitwise", [*masked, ("XOR", _register(bytes(len(network))))]), _compare(network)]
+    return [_masked(mask), _compare(network)]
 
 
-def lookup(set_name: str, *, verdict: bool = False, invert: bool = False) -> "Expression":
-    """Return a look-up of the loaded key, in a set or (`verdict`) in a verdict map."""
-    attrs: list[tuple[str, Any]] = [("SET", set_name), ("SREG", _REG_1)]
-    if verdict:
-        attrs.append(("DREG", _REG_VERDICT))
+def to_local_address() -> list[Expression]:
+    """Return a match on packets whose destination is an address of this host."""
+    load = be32(1, _REG_1) + be32(2, _FIB_RESULT_ADDRTYPE) + be32(3, _FIB_DADDR)
+    return [_expression("fib", load), _compare(_RTN_LOCAL.to_bytes(4, sys.byteorder))]
+
+
+def destination_changed() -> list[Expression]:
+    """Return a match on packets of connections that a dnat statement has redirected."""
+    load = _expression("ct", be32(1, _REG_1) + be32(2, _CT_STATUS))
+    mask = _DST_NAT.to_bytes(4, sys.byteorder)
+    return [load, _masked(mask), _compare(bytes(4), _NOT_EQUAL)]
+
+
+def lookup(
+    set_name: str, *, verdict: bool = False, invert: bool = False, data: bool = False
+) -> Expression:
+    """Return a look-up of the loaded key: in a set, a verdict map (`verdict`) or a map (`data`)."""
+    attrs = string(1, set_name) + be32(2, _REG_1)
+    if verdict or data:
+        attrs += be32(3, _REG_VERDICT if verdict else _REG_1)
     if invert:
-        attrs.append(("FLAGS", _INVERT))
-    return ("lookup", attrs)
+        attrs += be32(5, _INVERT)
+    return _expression("lookup", attrs)
 
 
-def verdict(code: int, chain: str = "") -> "Expression":
+def verdict(code: int, chain: str = "") -> Expression:
     """Return the verdict `code`, for JUMP and GOTO with its chain."""
-    return ("immediate", [("DREG", _REG_VERDICT), ("DATA", _verdict(code, chain))])
-
-
-def masquerade() -> "Expression":
-    """Return the masquerade statement."""
-    return ("masq", [])
-
-
-def _compare(value: bytes) -> "Expression":
-    return ("cmp", [("SREG", _REG_1), ("OP", 0), ("DATA", _register(value))])
-
-
-def _register(data: bytes) -> "dict[str, Any]":
-    return {"attrs": [("VALUE", data)]}
-
-
-def _verdict(code: int, chain: str) -> "dict[str, Any]":
-    attrs: list[tuple[str, Any]] = [("CODE", code & 0xFFFFFFFF)]
+    where = be32(_VERDICT_CODE, code & 0xFFFFFFFF)
     if chain:
-        attrs.append(("CHAIN", chain))
-    return {"attrs": [("VERDICT", {"attrs": attrs})]}
+        where += string(_VERDICT_CHAIN, chain)
+    data = attribute(2, attribute(_DATA_VERDICT, where))
+    return _expression("immediate", be32(1, _REG_VERDICT) + data)
 
 
-def target(expressions: "Any") -> str:
-    """Return the chain that a rule jumps or goes to, "" for none."""
-    for expression in expressions:
-        if expression.get_attr("NAME") == "immediate":
-            where = expression.get_attr("DATA").get_attr("DATA").get_attr("VERDICT")
-            return (where.get_attr("CHAIN") if where else "") or ""
-    return ""
+def masquerade() -> Expression:
+    """Return the masquerade statement."""
+    return _expression("masq", b"")
 
 
-def compared(expressions: "Any") -> tuple[bytes, ...]:
-    """Return what a rule compares with, in its order."""
-    return tuple(
-        bytes(expression.get_attr("DATA").get_attr("DATA").get_attr("VALUE"))
-        for expression in expressions
-        if expression.get_attr("NAME") == "cmp"
-    )
+def dnat(family: int, port_register: int) -> Expression:
+    """Return the statement that sends packets to the address looked up, and to the port."""
+    where = be32(3, _REG_1) + be32(5, port_register)
+    return _expression("nat", be32(1, _NAT_DESTINATION) + be32(2, family) + where)
+
+
+def _expression(name: str, data: bytes) -> Expression:
+    return string(_EXPR_NAME, name) + attribute(_EXPR_DATA, data)
+
+
+def _meta(key: int, register: int) -> Expression:
+    return _expression("meta", be32(1, register) + be32(2, key))
+
+
+def _payload(base: int, offset: int, length: int, register: int) -> Expression:
+    where = be32(2, base) + be32(3, offset) + be32(4, length)
+    return _expression("payload", be32(1, register) + where)
+
+
+def _masked(mask: bytes) -> Expression:
+    """Return the loaded value less the bits that are not in `mask`."""
+    registers = be32(1, _REG_1) + be32(2, _REG_1) + be32(3, len(mask))
+    return _expression("bitwise", registers + _value(4, mask) + _value(5, bytes(len(mask))))
+
+
+def _compare(value: bytes, operator: int = _EQUAL) -> Expression:
+    return _expression("cmp", be32(1, _REG_1) + be32(2, operator) + _value(3, value))
+
+
+def _value(kind: int, data: bytes) -> bytes:
+    return attribute(kind, attribute(_DATA_VALUE, data))

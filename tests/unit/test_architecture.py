@@ -31,7 +31,6 @@ FOR_PLUGINS = ORDER[: ORDER.index("protocol")]  # a plugin is handed the Host
 LAZY = {
     "netns": ("netlink", "rtnetlink"),
     "rtnetlink": ("codec",),
-    "nft": ("nftmessages",),
     "masquerade": ("iptables",),
     "main": ORDER,
 }
@@ -235,7 +234,7 @@ ENTRIES = {
         {"vlan": 5000},
         7,
         _SERVING | _NETLINK,
-        _COMMON_SERVING | _INTERFACE | {"masquerade", "nft", "nftrules"},
+        _COMMON_SERVING | _INTERFACE | {"masquerade", "nft", "nftmessages", "nftrules"},
         frozenset(
             {
                 "bridge",
