@@ -34,6 +34,7 @@ _POSTROUTING = "POSTROUTING"
 _WAIT_SECONDS = "5"  # for the xtables lock
 _RUN_SECONDS = 30
 _PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"  # the caller's may be empty
+_WHY = 'the iptables backend needs it; install it or set "ipMasqBackend": "nftables"'
 _NAME_MAX = 110  # characters of each of two names, as a comment can have 255
 
 
@@ -42,16 +43,16 @@ def add(
 ) -> None:
     """Masquerade what `addresses` send to outside of their subnets. Raises CNIError."""
     chain = chain_of(network, attachment)
-    comment = _comment(network, attachment.containerid)
+    mark = comment(network, attachment.containerid)
     for version, (command, _, multicast, _) in _FAMILIES.items():
         own = [cidr for cidr in addresses if cidr.version == version]
         if not own:
             continue
         # Every subnet is accepted before anything is masqueraded.
-        rules = [f"-A {chain} -d {cidr.network} {comment} -j ACCEPT" for cidr in own]
-        rules.append(f"-A {chain} ! -d {multicast} {comment} -j MASQUERADE")
-        rules += [f"-A {_POSTROUTING} -s {cidr.ip} {comment} -j {chain}" for cidr in own]
-        _restore(netns, find(f"{command}-restore"), [f":{chain} - [0:0]", *rules])
+        rules = [f"-A {chain} -d {cidr.network} {mark} -j ACCEPT" for cidr in own]
+        rules.append(f"-A {chain} ! -d {multicast} {mark} -j MASQUERADE")
+        rules += [f"-A {_POSTROUTING} -s {cidr.ip} {mark} -j {chain}" for cidr in own]
+        restore(netns, find(f"{command}-restore"), [f":{chain} - [0:0]", *rules])
 
 
 def check(
@@ -61,13 +62,13 @@ def check(
     chain = chain_of(network, attachment)
     for version, (command, *_) in _FAMILIES.items():
         own = [cidr.ip for cidr in addresses if cidr.version == version]
-        binary = next(iter(_binaries(netns, version, chain) if own else ()), "")
+        binary = next(iter(binaries(netns, version, chain) if own else ()), "")
         jumps = _jumps(netns, binary, chain) if binary else []
         for address in own:
             if not any(_is_from(line, address) for line in jumps):
                 return f"{command} rule {_POSTROUTING} -s {address} -j {chain} is missing"
         if binary and not any(
-            line.endswith("-j MASQUERADE") for line in _listed(netns, binary, chain)
+            line.endswith("-j MASQUERADE") for line in listed(netns, binary, chain)
         ):
             return f"{command} chain {chain} no longer masquerades"
     return ""
@@ -129,17 +130,13 @@ def chain_of(network: str, attachment: "Attachment") -> str:
     return f"CNI-{_digest(' '.join(parts), 24)}"
 
 
-def find(*names: str) -> str:
+def find(*names: str, why: str = _WHY) -> str:
     """Return the path of the first of these commands that is installed. Raises CNIError 50."""
     for name in names:
         found = shutil.which(name, path=_PATH)
         if found:
             return found
-    raise CNIError(
-        Code.PLUGIN_NOT_AVAILABLE,
-        f"'{names[-1]}' is not installed, and the iptables backend needs it; install it or set"
-        ' "ipMasqBackend": "nftables"',
-    )
+    raise CNIError(Code.PLUGIN_NOT_AVAILABLE, f"'{names[-1]}' is not installed, and {why}")
 
 
 def _reference_instance(network: str, attachment: "Attachment") -> str:
@@ -166,12 +163,12 @@ def _sources(rule: "nft.Rule") -> "list[Address]":
 def _reference_jumps(netns: "NetNS", network: str) -> "Iterator[tuple[str, str, Address]]":
     """Yield chain, container and source of each masquerade jump of `network`."""
     try:
-        binaries = [b for version in _FAMILIES for b in _binaries(netns, version, _POSTROUTING)]
+        found = [b for version in _FAMILIES for b in binaries(netns, version, _POSTROUTING)]
     except CNIError as error:
         if error.code != Code.PLUGIN_NOT_AVAILABLE:
             raise
         return  # the table is nftables' own: without iptables nobody has made rules of its kind
-    for line in (line for binary in binaries for line in _listed(netns, binary, _POSTROUTING)):
+    for line in (line for binary in found for line in listed(netns, binary, _POSTROUTING)):
         pairs = dict(pairwise(_words(line)))
         chain = pairs.get("-j", "")
         # name: "<network>" id: "<container>"
@@ -187,15 +184,16 @@ def _words(text: str) -> "list[str]":
         return []
 
 
-def _comment(network: str, containerid: str) -> str:
+def comment(network: str, containerid: str, what: str = "") -> str:
+    """Return the match by which the reference marks a rule as an attachment's."""
     # Names consist of letters, digits and "_.-" alone: they cannot break out of the quotes.
-    names = f'name: \\"{network[:_NAME_MAX]}\\" id: \\"{containerid[:_NAME_MAX]}\\"'
+    names = f'{what}name: \\"{network[:_NAME_MAX]}\\" id: \\"{containerid[:_NAME_MAX]}\\"'
     return f'-m comment --comment "{names}"'
 
 
 def _remove_chain(netns: "NetNS", chain: str, addresses: "Collection[Address]") -> None:
     """Delete the jumps to `chain` (only from `addresses`, if any), then the chain if it is free."""
-    for binary in [b for version in _FAMILIES for b in _binaries(netns, version, chain)]:
+    for binary in [b for version in _FAMILIES for b in binaries(netns, version, chain)]:
         jumps = _jumps(netns, binary, chain)
         ours = [
             line
@@ -207,10 +205,10 @@ def _remove_chain(netns: "NetNS", chain: str, addresses: "Collection[Address]") 
         if len(ours) == len(jumps):
             commands += [f"-F {chain}", f"-X {chain}"]
         if commands:
-            _restore(netns, f"{binary}-restore", commands)
+            restore(netns, f"{binary}-restore", commands)
 
 
-def _binaries(netns: "NetNS", version: int, chain: str) -> "list[str]":
+def binaries(netns: "NetNS", version: int, chain: str) -> "list[str]":
     """Return the commands in whose nat tables `chain` exists: none, or one or both flavours."""
     command, family, _, legacy_tables = _FAMILIES[version]
     found = []
@@ -233,43 +231,48 @@ def _binaries(netns: "NetNS", version: int, chain: str) -> "list[str]":
 
 
 def _jumps(netns: "NetNS", binary: str, chain: str) -> "list[str]":
-    return [line for line in _listed(netns, binary, _POSTROUTING) if line.endswith(f"-j {chain}")]
+    return [line for line in listed(netns, binary, _POSTROUTING) if line.endswith(f"-j {chain}")]
 
 
 def _is_from(line: str, address: "Address") -> bool:
     return f" -s {address}/{address.max_prefixlen} " in line
 
 
-def _listed(netns: "NetNS", binary: str, chain: str) -> "list[str]":
+def listing(netns: "NetNS", binary: str) -> "list[str]":
+    """Return the chains and rules of table nat, as commands that would make them."""
+    return _list(netns, binary, "").stdout.splitlines()
+
+
+def listed(netns: "NetNS", binary: str, chain: str) -> "list[str]":
+    """Return the rules of `chain` in table nat; none when there is no such chain."""
     lines = _list(netns, binary, chain).stdout.splitlines()
     return [line for line in lines if line.startswith("-A ")]
 
 
 def _list(netns: "NetNS", binary: str, chain: str) -> "subprocess.CompletedProcess[str]":
     # `chain` consists of letters, digits and dashes.
-    return _run(netns, [binary, "-w", _WAIT_SECONDS, "-t", "nat", "-S", chain], "")
+    what = [chain] if chain else []
+    return run(netns, [binary, "-w", _WAIT_SECONDS, "-t", "nat", "-S", *what], "")
 
 
-def _restore(netns: "NetNS", binary: str, commands: "Sequence[str]") -> None:
+def restore(netns: "NetNS", binary: str, commands: "Sequence[str]") -> None:
     """Carry out commands on table nat, all or none."""
     text = "\n".join(["*nat", *commands, "COMMIT", ""])
-    done = _run(netns, [binary, "-w", _WAIT_SECONDS, "--noflush"], text)
+    done = run(netns, [binary, "-w", _WAIT_SECONDS, "--noflush"], text)
     if done.returncode:
         raise CNIError(Code.INTERNAL, f"{binary} failed: {done.stderr.strip()}")
 
 
-def _run(
-    netns: "NetNS", command: "Sequence[str]", stdin: str
-) -> "subprocess.CompletedProcess[str]":
+def run(netns: "NetNS", command: "Sequence[str]", stdin: str) -> "subprocess.CompletedProcess[str]":
     """Run a command inside `netns`. No shell, and a bounded time."""
 
-    def run() -> "subprocess.CompletedProcess[str]":
+    def start() -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             command, input=stdin, capture_output=True, text=True, timeout=_RUN_SECONDS, check=False
         )
 
     try:
-        return netns.run(run)
+        return netns.run(start)
     except subprocess.TimeoutExpired:
         raise CNIError(
             Code.TRY_AGAIN_LATER, f"{command[0]} did not end within {_RUN_SECONDS} s"

@@ -7,7 +7,6 @@ element of such a map, with the owner in its comment; a thousand of them cost a 
 DEL no more than one.
 """
 
-import errno
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -110,11 +109,13 @@ def add(
         for cidr in addresses
     ]
     # Asked for, since a refused transaction takes tens of milliseconds.
-    if TABLE.has_chain(netns, chain) and _try_to_add(netns, elements):
+    if TABLE.has_chain(netns, chain) and nft.try_to_add(netns, elements):
         return
     frame = (*_base(), *_network_chain(chain, subnets))
     try:
-        _add_with_frame(netns, frame, elements, lambda: _evict(netns, owner, addresses, is_alive))
+        nft.add_with_frame(
+            netns, frame, elements, lambda: _evict(netns, owner, addresses, is_alive)
+        )
     except (CNIError, NetlinkError):
         # A DEL may have left to us what it saw us use.
         _remove_unused(netns, {chain})
@@ -160,7 +161,9 @@ def _remove_unused(netns: "NetNS", chains: "set[str]") -> None:
     for chain in idle:
         nft.apply_if_unused(netns, _without_chain(chain))
     if idle:
-        nft.remove_base(netns, TABLE, _without_base(), size=_BASE_SIZE, sets=_MAPS)
+        base = nft.without_base(netns, TABLE, _without_base(), size=_BASE_SIZE, sets=_MAPS)
+        if base:
+            nft.apply_if_unused(netns, base)
 
 
 def check(netns: "NetNS", owner: Owner, addresses: "Sequence[Cidr]", *, backend: str) -> None:
@@ -304,24 +307,6 @@ def _without_chain(chain: str) -> "list[Message]":
     return [TABLE.delete_rule(chain), TABLE.delete_chain(chain)]
 
 
-def _add_with_frame(
-    netns: "NetNS",
-    frame: "Sequence[Message]",
-    elements: "Sequence[Message]",
-    evict: "Callable[[], Sequence[Message]]",
-) -> None:
-    """Add `elements` and all that they need, by one transaction: nobody can come in between."""
-    for attempt in range(nft.TRIES):
-        try:
-            nft.apply(netns, [*frame, *evict(), *elements])
-        except NetlinkError as error:
-            # What `evict` saw is gone, or there is something new under an address.
-            if error.errno not in (errno.ENOENT, errno.EEXIST) or attempt == nft.TRIES - 1:
-                raise
-        else:
-            return
-
-
 def _evict(
     netns: "NetNS",
     owner: Owner,
@@ -343,17 +328,6 @@ def _evict(
             )
         messages.append(TABLE.delete_element(family.map, cidr.ip.packed))
     return messages
-
-
-def _try_to_add(netns: "NetNS", elements: "Sequence[Message]") -> bool:
-    """Add `elements`; False when one is there already, or what they need is gone."""
-    try:
-        nft.apply(netns, elements)
-    except NetlinkError as error:
-        if error.errno not in (errno.ENOENT, errno.EEXIST):
-            raise
-        return False
-    return True
 
 
 def _digest(text: str) -> str:

@@ -92,8 +92,10 @@ class Table:
         return self._message(f"add chain '{name}'", _NEWCHAIN, body, flags=NLM_F_CREATE)
 
     def delete_chain(self, name: str) -> Message:
-        """Return the request that deletes a chain; EBUSY while something refers to it."""
-        return self._message(f"delete chain '{name}'", _DELCHAIN, self._chain(name))
+        """Return the request that deletes a chain; EBUSY while it has rules, or is referred to."""
+        return self._message(
+            f"delete chain '{name}'", _DELCHAIN, self._chain(name), flags=NLM_F_NONREC
+        )
 
     def add_rule(self, chain: str, *expressions: "Expression") -> Message:
         """Return the request that appends a rule."""
@@ -115,10 +117,14 @@ class Table:
         body = nftmessages.new_set(self.name, name, key, data=data, host_order=key is IIFNAME_KEY)
         return self._message(f"add set '{name}'", _NEWSET, body, flags=NLM_F_CREATE)
 
-    def delete_set(self, name: str) -> Message:
-        """Return the request that deletes a set; EBUSY while it has elements or a rule uses it."""
+    def delete_set(self, name: str, *, filled: bool = False) -> Message:
+        """Return the request that deletes a set; EBUSY while a rule uses it.
+
+        Likewise while it has elements, unless they are to go with it: `filled`.
+        """
         body = string(_SET_TABLE, self.name) + string(_SET_NAME, name)
-        return self._message(f"delete set '{name}'", _DELSET, body, flags=NLM_F_NONREC)
+        flags = 0 if filled else NLM_F_NONREC
+        return self._message(f"delete set '{name}'", _DELSET, body, flags=flags)
 
     def add_element(
         self, set_name: str, key: bytes, *, goto: str = "", data: bytes = b"", comment: str = ""
@@ -189,10 +195,15 @@ class Table:
             if string_of(answer[_RULE_CHAIN]) == chain
         ]
 
-    def has_chain(self, netns: "NetNS", chain: str) -> bool:
-        """Tell whether there is a chain of that name."""
-        body = self._chain(chain)
-        return bool(_query(netns, self._message(f"look up '{chain}'", _GETCHAIN, body)))
+    def has_chain(self, netns: "NetNS", *chains: str) -> bool:
+        """Tell whether there are all of these chains."""
+        queries = [self._message(f"look up '{c}'", _GETCHAIN, self._chain(c)) for c in chains]
+        try:
+            return all(netns.netfilter.exchange(queries))
+        except NetlinkError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return False
 
     def is_idle(self, netns: "NetNS", chain: str) -> bool:
         """Tell whether nothing leads to a chain, nor will when transactions under way succeed.
@@ -294,23 +305,55 @@ def apply_if_unused(netns: "NetNS", deletions: "Sequence[Message]") -> bool:
     return True
 
 
-def remove_base(
+def try_to_add(netns: "NetNS", elements: "Sequence[Message]") -> bool:
+    """Add `elements`; False when one is there already, or what they need is gone."""
+    try:
+        apply(netns, elements)
+    except NetlinkError as error:
+        if error.errno not in (errno.ENOENT, errno.EEXIST):
+            raise
+        return False
+    return True
+
+
+def add_with_frame(
+    netns: "NetNS",
+    frame: "Sequence[Message]",
+    elements: "Sequence[Message]",
+    evict: "Callable[[], Sequence[Message]]",
+) -> None:
+    """Add `elements` and all that they need, by one transaction: nobody can come in between.
+
+    `evict` deletes what stands in the way; it is asked again when that has changed meanwhile.
+    """
+    for attempt in range(TRIES):
+        try:
+            apply(netns, [*frame, *evict(), *elements])
+        except NetlinkError as error:
+            # What `evict` saw is gone, or there is something new under a key.
+            if error.errno not in (errno.ENOENT, errno.EEXIST) or attempt == TRIES - 1:
+                raise
+        else:
+            return
+
+
+def without_base(
     netns: "NetNS",
     table: Table,
     deletions: "Sequence[Message]",
     *,
     size: int,
     sets: "Sequence[str]",
-) -> bool:
-    """Remove what one user of a shared table keeps there as long as `sets` have elements.
+) -> "list[Message]":
+    """Return what removes that which one user of a shared table keeps there while `sets` are used.
 
-    That is `size` chains and sets, by `deletions`; the last user removes the table. False when it
-    is used, which is asked for first: a refused transaction takes some ten milliseconds.
+    That is `size` chains and sets, by `deletions`; the last user's also removes the table. Empty
+    when something is in use: asked for, as a refused transaction takes some ten milliseconds.
     """
     held = table.holds(netns)
     if held < size or (held > size and not all(table.is_empty(netns, name) for name in sets)):
-        return False
-    return apply_if_unused(netns, [*deletions, *([table.delete()] if held == size else [])])
+        return []
+    return [*deletions, *([table.delete()] if held == size else [])]
 
 
 def _frame(what: str, kind: int) -> Message:

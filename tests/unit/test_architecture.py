@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ORDER = (
     *("errors", "steps", "wire", "types", "schema", "request", "record"),
     *("netlink", "codec", "link", "rtnetlink", "netns", "nftmessages", "nftrules", "nft"),
-    *("iptables", "masquerade", "removal", "interface"),
+    *("iptables", "masquerade", "lifetime", "removal", "interface"),
     *("protocol", "host", "worker", "engine", "cli", "main"),
 )
 FOR_PLUGINS = ORDER[: ORDER.index("protocol")]  # a plugin is handed the Host

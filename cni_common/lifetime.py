@@ -1,0 +1,75 @@
+"""Whether an attachment still lives, as its record tells, and what GC may take."""
+
+from dataclasses import replace
+
+from cni_common.masquerade import Owner
+from cni_common.netns import identity, reachable_namespaces
+from cni_common.request import Attachment, Command
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cni_common.record import Json, Record, Records
+    from cni_common.request import Request
+
+GRACE_SECONDS = 60  # GC leaves younger attachments alone: their ADD may not have returned yet
+
+
+def lives(facts: "Json", living: "Callable[[], dict[str, str]]") -> bool:
+    """Tell whether the recorded namespace is where it was, or anywhere else that is looked at."""
+    wanted = facts.get("netns_id")
+    return bool(wanted) and (identity(facts.get("netns", "")) == wanted or wanted in living())
+
+
+def is_alive(records: "Records", owner_text: str) -> bool:
+    """Tell whether the attachment that an element's comment names still has its namespace."""
+    plugin = owner_text.partition(" ")[0]
+    for facts in records.survey(plugin):
+        if owner_of(plugin, facts) == owner_text:
+            return lives(facts, reachable_namespaces)
+    return False
+
+
+def owner_of(plugin: str, facts: "Json") -> str:
+    """Return the recorded attachment as the comments of its elements name it."""
+    whose = Attachment(facts.get("containerid", ""), facts.get("ifname", ""))
+    return str(Owner(plugin, facts.get("network", ""), whose))
+
+
+def reason_to_keep(
+    record: "Record",
+    valid: "frozenset[Attachment] | None",
+    living: "Callable[[], dict[str, str]]",
+) -> str:
+    """Return why GC must leave an attachment alone, "" when it may go.
+
+    Left alone are those that are young, or whose namespace lives: another runtime may know them.
+    """
+    if valid is not None and record.attachment in valid:
+        return "valid"
+    if record.age() < GRACE_SECONDS:
+        return f"younger than {GRACE_SECONDS} s"
+    if lives(record.facts, living):
+        return f"its namespace lives ('{record.facts.get('netns')}')"
+    return ""
+
+
+def as_delete(req: "Request", whose: Attachment) -> "Request":
+    """Return the DEL of `whose` that the runtime did not send."""
+    environ = {
+        **req.environ,
+        "CNI_COMMAND": Command.DEL,
+        "CNI_CONTAINERID": whose.containerid,
+        "CNI_IFNAME": whose.ifname,
+        "CNI_NETNS": "",
+        "CNI_ARGS": "",
+    }
+    return replace(
+        req,
+        command=Command.DEL,
+        containerid=whose.containerid,
+        ifname=whose.ifname,
+        netns="",
+        environ=environ,
+    )

@@ -1,0 +1,140 @@
+"""portmap: ports of the node that lead to a container."""
+
+from cni_common.errors import CNIError, Code
+from cni_common.masquerade import TABLE
+from cni_common.steps import BestEffort
+from plugins.portmap import attachment, conntrack, layout, localnet, nftables
+from plugins.portmap.conf import IPTABLES, SCHEMA, Conf
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_common.host import Host
+    from cni_common.record import Record
+    from cni_common.request import Request
+    from cni_common.steps import Undo
+    from cni_common.types import Result
+
+__all__ = ["SCHEMA", "add", "check", "delete", "gc", "status"]
+
+
+def add(req: "Request", host: "Host", undo: "Undo") -> "Result":
+    """Map the ports that the runtime wishes for; return prevResult as it is."""
+    conf = Conf.of(req)
+    previous = _previous(req)
+    if not any(conf.targets()):
+        return previous
+    if conf.backend == IPTABLES:
+        attachment.refuse_taken_ports(req, host, conf)
+    record = attachment.begin(req, host, conf, undo)
+    undo.push("port mappings", lambda: attachment.unmap(req, host, record.facts))
+    if conf.backend == IPTABLES:
+        from plugins.portmap import iptables  # noqa: PLC0415 - subprocess and more, for this alone
+
+        iptables.add(host, conf, req.network, req.attachment)
+    else:
+        nftables.add(
+            host.netns,
+            conf,
+            attachment.owner(req),
+            is_alive=lambda text: attachment.is_alive(host, text),
+        )
+    if _uses_localhost(conf):
+        _open_localhost(host, conf, record)
+    if any(port.protocol == "udp" for port in conf.ports):
+        _forget_connections(host, conf)
+    return previous
+
+
+def delete(req: "Request", host: "Host") -> None:
+    """Take the mappings back: from the record of what ADD made, else from what can be found."""
+    record = host.records.find(attachment.PLUGIN, req.network, req.attachment)
+    if record and "backend" in record.facts:
+        attachment.dissolve(req, host, record)
+        return
+    attachment.dissolve_unrecorded(req, host)
+    if record:  # an ADD died before it had written a line, or the file is damaged
+        record.remove()
+
+
+def check(req: "Request", host: "Host") -> None:
+    """Raise CNIError naming the port that is no longer mapped as ADD did it."""
+    conf = Conf.of(req)
+    _previous(req)
+    if not any(conf.targets()):
+        return
+    if conf.backend == IPTABLES:
+        from plugins.portmap import iptables  # noqa: PLC0415 - as above
+
+        drift = iptables.check(host.netns, conf, req.network, req.attachment)
+    else:
+        drift = nftables.check(host.netns, conf, attachment.owner(req))
+    if not drift and _uses_localhost(conf):
+        drift = localnet.check(host.netns, conf.addresses[4].ip)
+    if drift:
+        raise CNIError(Code.INTERNAL, f"{drift}; delete and add the attachment again")
+
+
+def gc(req: "Request", host: "Host") -> None:
+    """Remove the mappings of this network that belong to no valid attachment."""
+    with BestEffort() as steps:
+        attachment.collect(req, host, steps)
+
+
+def status(req: "Request", host: "Host") -> None:
+    """Raise CNIError 50 when an ADD could not work now: state, firewall."""
+    conf = Conf.of(req)
+    try:
+        host.records.probe()
+    except OSError as error:
+        raise CNIError(
+            Code.PLUGIN_NOT_AVAILABLE,
+            f"cannot write to '{host.records.directory}': {error.strerror}; make it writable",
+        ) from None
+    if conf.backend == IPTABLES:
+        from plugins.portmap import iptables  # noqa: PLC0415 - as above
+
+        iptables.probe()
+        return
+    try:
+        TABLE.has_chain(host.netns, layout.PORTS)
+    except OSError as error:
+        raise CNIError(
+            Code.PLUGIN_NOT_AVAILABLE,
+            f"nftables cannot be used: {error.strerror}; load nf_tables or set"
+            ' "backend": "iptables"',
+        ) from None
+
+
+def _previous(req: "Request") -> "Result":
+    previous = req.prev_result
+    if previous is None:
+        raise CNIError(
+            Code.INVALID_CONFIG,
+            "must be called as chained plugin: prevResult is missing, put the plugin that makes the"
+            " interface before this one",
+        )
+    return previous
+
+
+def _uses_localhost(conf: Conf) -> bool:
+    return conf.snat and any(cidr.version == 4 for _, cidr in conf.targets())
+
+
+def _open_localhost(host: "Host", conf: Conf, record: "Record") -> None:
+    """Let connections to 127.0.0.1 reach the container."""
+
+    def note(name: str, private: bool) -> None:  # noqa: FBT001 - as the callback is called
+        record.note(localnet=name, **({"localnet_private": name} if private else {}))
+
+    def is_ours(name: str) -> bool:
+        facts = host.records.survey(attachment.PLUGIN)
+        return any(one.get("localnet") == name for one in facts)
+
+    localnet.ensure(host, conf.addresses[4].ip, note=note, is_ours=is_ours)
+
+
+def _forget_connections(host: "Host", conf: Conf) -> None:
+    try:
+        conntrack.forget(host.netns, conf)
+    except OSError as error:  # they end by themselves
+        host.log(f"earlier connections to the ports were not forgotten: {error}")

@@ -1,0 +1,68 @@
+"""Networks with conditions: maps of their own behind what `nft` makes of the conditions' text.
+
+The text is in nft's language, so `nft` reads it; it runs once for a network, not for an attachment.
+"""
+
+from cni_common import iptables, nft
+from cni_common.errors import CNIError, Code
+from cni_common.masquerade import TABLE
+from plugins.portmap import layout
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from cni_common.netns import NetNS
+
+_WORDS = {4: ("ipv4", "ip"), 6: ("ipv6", "ip6")}
+
+
+def ensure(netns: "NetNS", suffix: str, conditions: "Mapping[int, Sequence[str]]") -> None:
+    """Make the chain and the maps of these conditions unless they are there. Raises CNIError 7."""
+    chain = layout.PORTS + suffix
+    if TABLE.has_chain(netns, chain):
+        return
+    binary = iptables.find("nft", why="conditions for nftables need it; install it")
+    # "create" refuses what exists: nobody adds a second jump.
+    text = "".join(f"{line}\n" for line in _lines(chain, suffix, conditions))
+    done = iptables.run(netns, [binary, "-f", "-"], text)
+    if done.returncode and not TABLE.has_chain(netns, chain):
+        raise CNIError(
+            Code.INVALID_CONFIG,
+            f"nft refuses the conditions {dict(conditions)}: {done.stderr.strip()}",
+        )
+
+
+def remove_unused(netns: "NetNS", suffix: str) -> None:
+    """Remove the chain and the maps of conditions that nothing is mapped by any more."""
+    maps = [name + suffix for f in layout.FAMILIES.values() for name in (f.ports, f.at)]
+    if not all(TABLE.is_empty(netns, name) for name in maps):
+        return
+    chain = layout.PORTS + suffix
+    jumps = [
+        TABLE.delete_rule(layout.CONDITIONS, rule.handle)
+        for rule in TABLE.rules(netns, layout.CONDITIONS)
+        if rule.target == chain
+    ]
+    deletions = [TABLE.delete_set(name) for name in maps]
+    nft.apply_if_unused(netns, [*jumps, *layout.without_chain(chain), *deletions])
+
+
+def _lines(chain: str, suffix: str, conditions: "Mapping[int, Sequence[str]]") -> "Iterator[str]":
+    table = f"inet {TABLE.name}"
+    port = "inet_proto . inet_service"
+    yield f"create chain {table} {chain}"
+    for version, family in layout.FAMILIES.items():
+        word, header = _WORDS[version]
+        address = f"{word}_addr"
+        for name, key in ((family.ports, port), (family.at, f"{address} . {port}")):
+            what = f"type {key} : {address} . inet_service;"
+            yield f"create map {table} {name}{suffix} {{ {what} }}"
+        match = f"meta nfproto {word} {' '.join(conditions.get(version, ()))}"
+        for name, what in (
+            (family.at, f"{header} daddr . meta l4proto . th dport"),
+            (family.ports, "meta l4proto . th dport"),
+        ):
+            target = f"dnat {header} to {what} map @{name}{suffix}"
+            yield f"add rule {table} {chain} {match} {target}"
+    yield f"add rule {table} {layout.CONDITIONS} jump {chain}"

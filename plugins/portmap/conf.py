@@ -1,0 +1,255 @@
+"""The portmap plugin's configuration: SCHEMA, and what it means."""
+
+from dataclasses import dataclass, field
+
+from cni_common.errors import CNIError, Code
+from cni_common.masquerade import BACKENDS
+from cni_common.request import PROTOCOL_PROPERTIES
+from cni_common.types import parse_address
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import Any, Self
+
+    from cni_common.request import Request
+    from cni_common.types import Address, Cidr, Result
+
+    Json = Mapping[str, Any]
+
+NFTABLES, IPTABLES = BACKENDS
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}  # IPPROTO_* of linux/in.h
+_PORT_MAX = 65535
+_MARK_BIT_MAX = 31
+
+
+def _strings(description: str) -> "Json":
+    return {"type": "array", "items": {"type": "string"}, "description": description}
+
+
+SCHEMA: "Json" = {
+    "type": "object",
+    "properties": {
+        **PROTOCOL_PROPERTIES,
+        "backend": {
+            "type": "string",
+            "enum": list(BACKENDS),
+            "description": 'How to map; "nftables" unless another key is for iptables only.',
+        },
+        "snat": {
+            "type": "boolean",
+            "description": "Let the container and the node itself use the mapped ports.",
+        },
+        "masqAll": {
+            "type": "boolean",
+            "description": "Let the container see the node as the source of all connections.",
+        },
+        "markMasqBit": {
+            "type": "integer",
+            "description": "Bit of the packet mark that iptables masquerades by, 0 to 31.",
+        },
+        "externalSetMarkChain": {
+            "type": "string",
+            "description": "Chain of iptables that marks what is to be masqueraded elsewhere.",
+        },
+        "conditionsV4": _strings("Matches that IPv4 connections must meet to be mapped."),
+        "conditionsV6": _strings("Matches that IPv6 connections must meet to be mapped."),
+        "runtimeConfig": {
+            "type": "object",
+            "description": "What the runtime fills in for capabilities.",
+            "properties": {
+                "portMappings": {
+                    "type": "array",
+                    "description": "Ports by the capability `portMappings`.",
+                    "items": {
+                        "type": "object",
+                        "properties": {
+                            "hostPort": {
+                                "type": "integer",
+                                "description": "Port of the node, 1 to 65535.",
+                            },
+                            "containerPort": {
+                                "type": "integer",
+                                "description": "Port of the container, 1 to 65535.",
+                            },
+                            "protocol": {
+                                "type": "string",
+                                "description": "tcp, udp or sctp; tcp when absent.",
+                            },
+                            "hostIP": {
+                                "type": "string",
+                                "description": "Address of the node; absent: every address.",
+                            },
+                        },
+                    },
+                },
+            },
+        },
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A port of the node that leads to one of the container."""
+
+    protocol: str
+    host_port: int
+    container_port: int
+    host_ip: "Address | None" = None
+
+    def __str__(self) -> str:
+        if self.host_ip is None:
+            return f"{self.host_port}/{self.protocol}"
+        address = f"[{self.host_ip}]" if self.host_ip.version == 6 else str(self.host_ip)
+        return f"{address}:{self.host_port}/{self.protocol}"
+
+    def serves(self, version: int) -> bool:
+        """Tell whether it is for connections of this IP version."""
+        return self.host_ip is None or self.host_ip.version == version
+
+    @property
+    def only_at(self) -> "Address | None":
+        """The one address of the node that it is for, None: every address."""
+        return None if self.host_ip is None or self.host_ip.is_unspecified else self.host_ip
+
+
+@dataclass(frozen=True, slots=True)
+class Conf:
+    """A configuration that can be carried out."""
+
+    backend: str
+    ports: "Sequence[Port]"
+    addresses: "Mapping[int, Cidr]"  # the container's, by IP version
+    snat: bool = True
+    masquerade_all: bool = False
+    mark_bit: int = 13
+    mark_chain: str = ""  # "" = our own
+    conditions: "Mapping[int, Sequence[str]]" = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, req: "Request") -> "Self":
+        """Return the configuration in `req`. Raises CNIError 7."""
+        config = req.config
+        bit, chain = config.get("markMasqBit"), config.get("externalSetMarkChain")
+        if bit is not None and chain is not None:
+            raise _refuse('choose one of "externalSetMarkChain" and "markMasqBit"')
+        if bit is not None and not 0 <= bit <= _MARK_BIT_MAX:
+            raise _refuse(f'"markMasqBit" is {bit}, it must be 0 to {_MARK_BIT_MAX}')
+        conditions = {
+            version: tuple(config.get(key, ()))
+            for version, key in ((4, "conditionsV4"), (6, "conditionsV6"))
+        }
+        return cls(
+            backend=_backend(config, conditions, chain or ""),
+            ports=_ports(config),
+            addresses=_addresses(req.prev_result, req.ifname),
+            snat=config.get("snat", True),
+            masquerade_all=config.get("masqAll", False),
+            mark_bit=13 if bit is None else bit,
+            mark_chain=_chain(chain or ""),
+            conditions=conditions,
+        )
+
+    @classmethod
+    def of_leftover(cls, req: "Request") -> "Self":
+        """Return as much of `req` as can be understood: DEL must go on."""
+        ports = []
+        for entry in _entries(req.config):
+            try:
+                ports.append(_port(entry, ""))
+            except CNIError:
+                continue
+        try:
+            addresses = _addresses(req.prev_result, req.ifname)
+        except CNIError:
+            addresses = {}
+        return cls(NFTABLES, ports, addresses)
+
+    def targets(self) -> "Iterator[tuple[Port, Cidr]]":
+        """Yield each port with the container's address that it leads to, one for each family."""
+        for port in self.ports:
+            for version, address in self.addresses.items():
+                if port.serves(version):
+                    yield port, address
+
+
+def _entries(config: "Json") -> "Sequence[Json]":
+    entries: Sequence[Json] = config.get("runtimeConfig", {}).get("portMappings", ())
+    return entries
+
+
+def _ports(config: "Json") -> "list[Port]":
+    ports: list[Port] = []
+    seen: dict[tuple[object, ...], Port] = {}
+    for number, entry in enumerate(_entries(config)):
+        port = _port(entry, f"portMappings[{number}]")
+        other = seen.setdefault((port.protocol, port.host_port, port.host_ip), port)
+        if other.container_port != port.container_port:
+            raise _refuse(
+                f"host port {port} is mapped twice, to container ports {other.container_port}"
+                f" and {port.container_port}"
+            )
+        if other is port:
+            ports.append(port)
+    return ports
+
+
+def _port(entry: "Json", where: str) -> Port:
+    numbers: list[int] = []
+    for key in ("hostPort", "containerPort"):
+        number = entry.get(key, 0)
+        if not 1 <= number <= _PORT_MAX:
+            raise _refuse(f"{where}: {key} is {number}, it must be 1 to {_PORT_MAX}")
+        numbers.append(number)
+    protocol = (entry.get("protocol") or "tcp").lower()
+    if protocol not in PROTOCOLS:
+        raise _refuse(f'{where}: protocol is "{protocol}", it must be tcp, udp or sctp')
+    text = entry.get("hostIP", "")
+    try:
+        host_ip = parse_address(text) if text else None
+    except ValueError:
+        raise _refuse(f'{where}: hostIP "{text}" is not an IP address') from None
+    return Port(protocol, numbers[0], numbers[1], host_ip)
+
+
+def _addresses(previous: "Result | None", ifname: str) -> "dict[int, Cidr]":
+    """Return the first address of each family that is not known to be another interface's."""
+    found: dict[int, Cidr] = {}
+    interfaces = previous.interfaces if previous else []
+    for ip in previous.ips if previous else ():
+        if ip.interface is not None and 0 <= ip.interface < len(interfaces):
+            interface = interfaces[ip.interface]
+            if interface.name != ifname or not interface.sandbox:
+                continue
+        found.setdefault(ip.address.version, ip.address)
+    return found
+
+
+def _backend(config: "Json", conditions: "Mapping[int, Sequence[str]]", chain: str) -> str:
+    """Return the backend that was asked for, or the one that can do what is asked for."""
+    given = config.get("backend", "")
+    chosen = given or (IPTABLES if chain else "")
+    for version, tokens in conditions.items():
+        if not tokens:
+            continue
+        key, style = f"conditionsV{version}", NFTABLES
+        if tokens[0].startswith(("-", "!")):
+            style = IPTABLES
+        if chosen and style != chosen:
+            raise _refuse(f'"{key}" is written for {style}, the backend is {chosen}')
+        chosen = style
+        for token in tokens:
+            if not token.isprintable() or (style == NFTABLES and ";" in token):
+                raise _refuse(f'"{key}" has the part {token!r}, which cannot be in a rule')
+    return chosen or NFTABLES
+
+
+def _chain(name: str) -> str:
+    if name and (name[0] in "-!" or not name.isprintable() or " " in name or '"' in name):
+        raise _refuse(f'"externalSetMarkChain" is {name!r}, which cannot be the name of a chain')
+    return name
+
+
+def _refuse(text: str) -> CNIError:
+    return CNIError(Code.INVALID_CONFIG, text)

@@ -1,0 +1,183 @@
+"""Port mappings in the reference's iptables layout, and the removal of what the reference made.
+
+Rules are appended, so that a Service of kube-proxy goes before a host port (CVE-2019-9946). One
+iptables-restore for each family makes all of an attachment, or nothing.
+"""
+
+from hashlib import sha512
+
+from cni_common import iptables, nft
+from plugins.portmap.localnet import DNAT, locked
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from cni_common.host import Host
+    from cni_common.netns import NetNS
+    from cni_common.request import Attachment
+    from cni_common.types import Cidr
+    from plugins.portmap.conf import Conf, Port
+
+SETMARK, MASQUERADE = "CNI-HOSTPORT-SETMARK", "CNI-HOSTPORT-MASQ"
+_COMMANDS = {4: "iptables", 6: "ip6tables"}
+_PORTS_MAX = 15  # of a multiport match
+_WHY = 'the iptables backend needs it; install it or set "backend": "nftables"'
+_REFERENCE = {4: nft.Table(nft.IPV4, "cni_hostport"), 6: nft.Table(nft.IPV6, "cni_hostport")}
+
+
+def chain_of(network: str, attachment: "Attachment") -> str:
+    """Return the chain of one attachment; the reference has one for all of a container's."""
+    # With separators, which no name can contain: "a" and "bc" are not "ab" and "c".
+    return _chain(" ".join((network, attachment.containerid, attachment.ifname)))
+
+
+def add(host: "Host", conf: "Conf", network: str, attachment: "Attachment") -> None:
+    """Map the ports of `conf`. Raises CNIError."""
+    chain = chain_of(network, attachment)
+    mark = iptables.comment(network, attachment.containerid, "dnat ")
+    for version, cidr in sorted(conf.addresses.items()):
+        ports = [port for port in conf.ports if port.serves(version)]
+        if not ports:
+            continue
+        command = _COMMANDS[version]
+        restore = iptables.find(f"{command}-restore", why=_WHY)
+        with locked(host):
+            present = iptables.listing(host.netns, iptables.find(command, why=_WHY))
+            commands = [*_shared(conf, present), f":{chain} - [0:0]"]
+            commands += [f"-D{line[2:]}" for line in present if _leads_to(line, chain)]
+            for port in ports:
+                commands += [f"-A {chain} {rule}" for rule in _rules(conf, port, cidr)]
+            for match in _entries(ports):
+                conditions = "".join(f" {_quoted(token)}" for token in conf.conditions[version])
+                commands.append(f"-A {DNAT} {mark} {match}{conditions} -j {chain}")
+            iptables.restore(host.netns, restore, commands)
+
+
+def remove(host: "Host", chain: str) -> None:
+    """Take back what `add` made."""
+    with locked(host):
+        for version in _COMMANDS:
+            _remove_chain(host.netns, version, chain)
+
+
+def check(netns: "NetNS", conf: "Conf", network: str, attachment: "Attachment") -> str:
+    """Return what is no longer as `add` made it, "" when nothing has changed."""
+    chain = chain_of(network, attachment)
+    for version, cidr in conf.addresses.items():
+        ports = [port for port in conf.ports if port.serves(version)]
+        if not ports:
+            continue
+        binary = next(iter(iptables.binaries(netns, version, chain)), "")
+        rules = iptables.listed(netns, binary, chain) if binary else []
+        for port in ports:
+            wanted = f"--dport {port.host_port} -j DNAT --to-destination {_target(port, cidr)}"
+            if not any(line.endswith(wanted) for line in rules):
+                return f"the {_COMMANDS[version]} rule of host port {port} in {chain} is missing"
+        jumps = iptables.listed(netns, binary, DNAT)
+        if not any(_leads_to(line, chain) for line in jumps):
+            return f"no {_COMMANDS[version]} rule of {DNAT} leads to {chain}"
+    return ""
+
+
+def is_there(netns: "NetNS", chain: str) -> bool:
+    """Tell whether an attachment's chain exists."""
+    return any(iptables.binaries(netns, version, chain) for version in _COMMANDS)
+
+
+def remove_of_reference(host: "Host", conf: "Conf", network: str, containerid: str) -> None:
+    """Remove what the reference's portmap made for this container, with either backend.
+
+    Of its nftables rules, which name the container alone, those for the ports and addresses of
+    `conf`: the others may be another network's.
+    """
+    name = _chain(network + containerid)
+    for chain in (name, name.replace("-DN-", "-SN-")):
+        remove(host, chain)
+    ports = {port.host_port.to_bytes(2, "big") for port in conf.ports}
+    for version, table in _REFERENCE.items():
+        own = conf.addresses.get(version)
+        address = {own.ip.packed} if own else set()
+        for chain, wanted in (("hostports", ports), ("masquerading", address)):
+            doomed = [
+                table.delete_rule(chain, rule.handle)
+                for rule in table.rules(host.netns, chain)
+                if rule.comment == containerid and wanted & set(rule.compared)
+            ]
+            nft.apply_deletions(host.netns, lambda: doomed)  # noqa: B023 - called at once
+
+
+def probe() -> None:
+    """Raise CNIError 50 when iptables is not installed."""
+    iptables.find("iptables-restore", why=_WHY)
+
+
+def _chain(text: str) -> str:
+    return f"CNI-DN-{sha512(text.encode('utf-8', 'surrogateescape')).hexdigest()[:21]}"
+
+
+def _leads_to(line: str, chain: str) -> bool:
+    return line.startswith(f"-A {DNAT} ") and line.endswith(f" -j {chain}")
+
+
+def _shared(conf: "Conf", present: "Sequence[str]") -> "Iterator[str]":
+    """Yield the commands that make what all mappings share and is not there yet."""
+    to_local = f"-m addrtype --dst-type LOCAL -j {DNAT}"
+    wanted = {DNAT: [f"-A PREROUTING {to_local}", f"-A OUTPUT {to_local}"]}
+    if conf.snat and not conf.mark_chain:
+        mark = f"0x{1 << conf.mark_bit:x}/0x{1 << conf.mark_bit:x}"
+        what = '-m comment --comment "CNI portfwd masquerade mark"'
+        wanted[SETMARK] = [f"-A {SETMARK} {what} -j MARK --set-xmark {mark}"]
+        jump = (
+            f'POSTROUTING -m comment --comment "CNI portfwd requiring masquerade" -j {MASQUERADE}'
+        )
+        wanted[MASQUERADE] = [
+            f"-A {MASQUERADE} -m mark --mark {mark} -j MASQUERADE",
+            f"-A {jump}",
+        ]
+    for chain, rules in wanted.items():
+        if f"-N {chain}" not in present:
+            yield f"-N {chain}"
+        for rule in rules:
+            if rule not in present:
+                # This one comes first, as in the reference.
+                yield rule.replace("-A ", "-I ", 1) if "POSTROUTING" in rule else rule
+
+
+def _rules(conf: "Conf", port: "Port", cidr: "Cidr") -> "Iterator[str]":
+    at = f" -d {port.only_at}" if port.only_at else ""
+    match = f"-p {port.protocol} --dport {port.host_port}{at}"
+    if conf.snat:
+        chain = conf.mark_chain or SETMARK
+        anywhere = "0.0.0.0/0" if cidr.version == 4 else "::/0"
+        yield f"{match} -s {anywhere if conf.masquerade_all else cidr.network} -j {chain}"
+        if cidr.version == 4 and not conf.masquerade_all:
+            yield f"{match} -s 127.0.0.1 -j {chain}"
+    yield f"{match} -j DNAT --to-destination {_target(port, cidr)}"
+
+
+def _target(port: "Port", cidr: "Cidr") -> str:
+    address = f"[{cidr.ip}]" if cidr.version == 6 else str(cidr.ip)
+    return f"{address}:{port.container_port}"
+
+
+def _entries(ports: "Sequence[Port]") -> "Iterator[str]":
+    """Yield the matches of all ports, as many in one as it can have."""
+    for protocol in sorted({port.protocol for port in ports}):
+        numbers = [str(port.host_port) for port in ports if port.protocol == protocol]
+        numbers = list(dict.fromkeys(numbers))
+        for start in range(0, len(numbers), _PORTS_MAX):
+            some = ",".join(numbers[start : start + _PORTS_MAX])
+            yield f"-m multiport -p {protocol} --destination-ports {some}"
+
+
+def _quoted(token: str) -> str:
+    escaped = token.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _remove_chain(netns: "NetNS", version: int, chain: str) -> None:
+    for binary in iptables.binaries(netns, version, chain):
+        jumps = [line for line in iptables.listed(netns, binary, DNAT) if _leads_to(line, chain)]
+        commands = [f"-D{line[2:]}" for line in jumps]
+        iptables.restore(netns, f"{binary}-restore", [*commands, f"-F {chain}", f"-X {chain}"])

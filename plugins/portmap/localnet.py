@@ -1,0 +1,234 @@
+"""Connections from 127.0.0.1 to a container: route_localnet, never without its guard.
+
+With that sysctl the kernel takes packets from and to 127.0.0.0/8 on an interface that is not lo,
+also those that a container or a neighbour has made up (CVE-2020-8558). A chain of ours drops what
+comes in like that by the interfaces whose sysctl is set, before anything else sees it.
+"""
+
+import errno
+import fcntl
+import os
+import struct
+from contextlib import contextmanager
+
+from cni_common import nft, nftrules
+from cni_common.errors import CNIError, Code
+from cni_common.masquerade import TABLE
+from cni_common.netlink import (
+    HEADER_SIZE,
+    NLM_F_ACK,
+    Message,
+    NetlinkError,
+    attribute,
+    attributes,
+    number_of,
+)
+from cni_common.netns import NETLINK_ROUTE
+from plugins.portmap import layout
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cni_common.host import Host
+    from cni_common.netlink import Channel
+    from cni_common.netns import NetNS
+    from cni_common.nftmessages import Element
+    from cni_common.types import Address
+
+DNAT = "CNI-HOSTPORT-DNAT"  # the reference's chain of iptables, which leads to all mappings
+_NAT = nft.Table(nft.IPV4, "nat")
+GUARD, INTERFACES = "hostport_guard", "localnet"  # chain and set
+_SIZE = 2
+_RAW = -300  # NF_IP_PRI_RAW of linux/netfilter_ipv4.h: before connection tracking
+_LOOPBACK = bytes([127, 0, 0, 0]), 8
+_OURS, _FOUND = "switched on", "found on"
+_RTM_GETROUTE, _RTA_DST, _RTA_OIF = 26, 1, 4  # linux/rtnetlink.h
+_RTMSG = struct.Struct("=8BI")
+_AF_INET = 2
+_SIOCGIFNAME, _IFNAMSIZ, _IFREQ_SIZE = 0x8910, 16, 40  # linux/sockios.h, linux/if.h
+
+
+def ensure(
+    host: "Host",
+    address: "Address",
+    *,
+    note: "Callable[[str, bool], object]",
+    is_ours: "Callable[[str], bool]",
+) -> None:
+    """Let connections from 127.0.0.1 reach `address`, unless the whole host is open to them.
+
+    `note` is told the interface they leave by and whether nobody else is behind it, before its
+    sysctl is set; `is_ours` tells whether that was noted for another attachment, should the guard
+    have been lost. Without a route nothing is done. Raises CNIError, OSError.
+    """
+    netns = host.netns
+    name = interface_towards(netns, address)
+    if not name or netns.sysctl(_sysctl("all")) == "1":
+        return
+    key = _key(name)
+    try:
+        if TABLE.element(netns, INTERFACES, key) is None:
+            found = netns.sysctl(_sysctl(name)) == "1" and not is_ours(name)
+            link = netns.netlink.link(name)
+            note(name, link is not None and link.kind == "veth")
+            with locked(host):
+                _guard(netns, key, _FOUND if found else _OURS)
+    except NetlinkError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EINVAL):
+            raise CNIError(
+                Code.PLUGIN_NOT_AVAILABLE,
+                f"nftables cannot guard 127.0.0.0/8 on '{name}': {error.strerror}; load nf_tables"
+                ' or set "snat": false',
+            ) from None
+        raise
+    netns.sysctl(_sysctl(name), "1")
+
+
+def check(netns: "NetNS", address: "Address") -> str:
+    """Return what keeps connections from 127.0.0.1 from `address`, "" when nothing does."""
+    name = interface_towards(netns, address)
+    if not name or netns.sysctl(_sysctl("all")) == "1":
+        return ""
+    if netns.sysctl(_sysctl(name)) != "1":
+        return f"sysctl {_sysctl(name)} is no longer 1"
+    if TABLE.element(netns, INTERFACES, _key(name)) is None or not TABLE.rules(netns, GUARD):
+        return f"the guard of 127.0.0.0/8 on '{name}' is missing"
+    return ""
+
+
+def forget(netns: "NetNS", name: str) -> None:
+    """Take back what `ensure` did for an interface that no other container is behind."""
+    _switch_off(netns, name)
+    key = _key(name)
+
+    def deletions() -> "list[Message]":
+        there = TABLE.element(netns, INTERFACES, key)
+        return [TABLE.delete_element(INTERFACES, key)] if there else []
+
+    nft.apply_deletions(netns, deletions)
+
+
+def remove_with_base(host: "Host") -> None:
+    """Remove what all mappings share, once there are none: chains, maps, guard, sysctls."""
+    with locked(host):
+        _remove_with_base(host.netns)
+
+
+def _remove_with_base(netns: "NetNS") -> None:
+    """Remove it; one at a time, as only then a sysctl that must be set again has its guard."""
+    deletions: list[Message] = []
+    size = 0
+    interfaces: list[Element] = []
+    if TABLE.has_chain(netns, layout.PORTS):
+        deletions += layout.without_base()
+        size += layout.SIZE
+    if TABLE.has_chain(netns, GUARD) and not _NAT.rules(netns, DNAT):
+        interfaces = TABLE.elements(netns, INTERFACES)
+        deletions += [*layout.without_chain(GUARD), TABLE.delete_set(INTERFACES, filled=True)]
+        size += _SIZE
+    base = nft.without_base(netns, TABLE, deletions, size=size, sets=layout.MAPS) if size else []
+    if not base:
+        return
+    ours = [_name(one.key) for one in interfaces if one.comment == _OURS]
+    for name in ours:
+        _switch_off(netns, name)
+    if not nft.apply_if_unused(netns, base):  # an ADD came in between
+        there = {one.key for one in TABLE.elements(netns, INTERFACES)}
+        for name in ours:
+            if _key(name) in there:
+                netns.sysctl(_sysctl(name), "1")
+
+
+@contextmanager
+def locked(host: "Host") -> "Iterator[None]":
+    """Keep other processes out of what they lock likewise."""
+    os.makedirs(host.records.directory, mode=0o700, exist_ok=True)
+    fd = os.open(host.records.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def interface_towards(netns: "NetNS", address: "Address") -> str:
+    """Return the interface by which `address` is reached, "" without a route."""
+    channel = netns.channel(NETLINK_ROUTE)
+    try:
+        return _interface_towards(channel, address)
+    except OSError as error:
+        if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.ENXIO):
+            return ""
+        raise
+    finally:
+        netns.release(channel)
+        channel.close()
+
+
+def _interface_towards(channel: "Channel", address: "Address") -> str:
+    header = _RTMSG.pack(_AF_INET, 32, 0, 0, 0, 0, 0, 0, 0)
+    message = Message(
+        f"look up route to {address}",
+        _RTM_GETROUTE,
+        NLM_F_ACK,
+        header + attribute(_RTA_DST, address.packed),
+        _decode_interface,
+    )
+    index = channel.exchange([message])[0][0]
+    # By ioctl: it takes no RTNL lock.
+    request = struct.pack("16xi", index).ljust(_IFREQ_SIZE, bytes(1))
+    name = fcntl.ioctl(channel.sock, _SIOCGIFNAME, request)[:_IFNAMSIZ]
+    return name.partition(bytes(1))[0].decode("utf-8", "surrogateescape")
+
+
+def _decode_interface(data: bytes) -> int:
+    return number_of(attributes(data, HEADER_SIZE + _RTMSG.size).get(_RTA_OIF))
+
+
+def _guard(netns: "NetNS", key: bytes, comment: str) -> None:
+    """Drop from now on what comes in by an interface from or to 127.0.0.0/8."""
+    element = TABLE.add_element(INTERFACES, key, comment=comment)
+    frame = [
+        TABLE.add(),
+        TABLE.add_set(INTERFACES, nft.IIFNAME_KEY),
+        TABLE.add_base_chain(GUARD, kind="filter", hook=nft.PREROUTING, priority=_RAW),
+        TABLE.delete_rule(GUARD),
+    ]
+    family = layout.FAMILIES[4]
+    for offset in (family.source, family.destination):
+        frame.append(
+            TABLE.add_rule(
+                GUARD,
+                nftrules.iifname(),
+                nftrules.lookup(INTERFACES),
+                *nftrules.meta_nfproto(nft.IPV4),
+                nftrules.network_bytes(offset, 4),
+                *nftrules.in_subnet(*_LOOPBACK),
+                nftrules.verdict(nft.DROP),
+            )
+        )
+    try:
+        nft.apply(netns, [*frame, element])
+    except NetlinkError as error:
+        if error.errno != errno.EEXIST:  # another ADD was faster
+            raise
+
+
+def _switch_off(netns: "NetNS", name: str) -> None:
+    try:
+        netns.sysctl(_sysctl(name), "0")
+    except FileNotFoundError:
+        return  # it went with its interface
+
+
+def _name(key: bytes) -> str:
+    return key.rstrip(bytes(1)).decode("utf-8", "surrogateescape")
+
+
+def _sysctl(name: str) -> str:
+    return f"net/ipv4/conf/{name}/route_localnet"
+
+
+def _key(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape").ljust(nft.IIFNAME_BYTES, bytes(1))
