@@ -9,7 +9,6 @@ from plugins.portmap.conf import IPTABLES, SCHEMA, Conf
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_common.host import Host
-    from cni_common.record import Record
     from cni_common.request import Request
     from cni_common.steps import Undo
     from cni_common.types import Result
@@ -25,7 +24,8 @@ def add(req: "Request", host: "Host", undo: "Undo") -> "Result":
         return previous
     if conf.backend == IPTABLES:
         attachment.refuse_taken_ports(req, host, conf)
-    record = attachment.begin(req, host, conf, undo)
+    way = attachment.way_of_localhost(host, conf)
+    record = attachment.begin(req, host, conf, way=way, undo=undo)
     undo.push("port mappings", lambda: attachment.unmap(req, host, record.facts))
     if conf.backend == IPTABLES:
         from plugins.portmap import iptables  # noqa: PLC0415 - subprocess and more, for this alone
@@ -38,8 +38,7 @@ def add(req: "Request", host: "Host", undo: "Undo") -> "Result":
             attachment.owner(req),
             is_alive=lambda text: attachment.is_alive(host, text),
         )
-    if _uses_localhost(conf):
-        _open_localhost(host, conf, record)
+    localnet.ensure(host, way)
     if any(port.protocol == "udp" for port in conf.ports):
         _forget_connections(host, conf)
     return previous
@@ -68,7 +67,7 @@ def check(req: "Request", host: "Host") -> None:
         drift = iptables.check(host.netns, conf, req.network, req.attachment)
     else:
         drift = nftables.check(host.netns, conf, attachment.owner(req))
-    if not drift and _uses_localhost(conf):
+    if not drift and conf.opens_localhost:
         drift = localnet.check(host.netns, conf.addresses[4].ip)
     if drift:
         raise CNIError(Code.INTERNAL, f"{drift}; delete and add the attachment again")
@@ -114,23 +113,6 @@ def _previous(req: "Request") -> "Result":
             " interface before this one",
         )
     return previous
-
-
-def _uses_localhost(conf: Conf) -> bool:
-    return conf.snat and any(cidr.version == 4 for _, cidr in conf.targets())
-
-
-def _open_localhost(host: "Host", conf: Conf, record: "Record") -> None:
-    """Let connections to 127.0.0.1 reach the container."""
-
-    def note(name: str, private: bool) -> None:  # noqa: FBT001 - as the callback is called
-        record.note(localnet=name, **({"localnet_private": name} if private else {}))
-
-    def is_ours(name: str) -> bool:
-        facts = host.records.survey(attachment.PLUGIN)
-        return any(one.get("localnet") == name for one in facts)
-
-    localnet.ensure(host, conf.addresses[4].ip, note=note, is_ours=is_ours)
 
 
 def _forget_connections(host: "Host", conf: Conf) -> None:

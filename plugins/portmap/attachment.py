@@ -32,7 +32,18 @@ def is_alive(host: "Host", owner_text: str) -> bool:
     return lifetime.is_alive(host.records, owner_text)
 
 
-def begin(req: "Request", host: "Host", conf: Conf, undo: "Undo") -> "Record":
+def way_of_localhost(host: "Host", conf: Conf) -> localnet.Way:
+    """Return how connections from 127.0.0.1 would leave for the container."""
+
+    def was_ours(name: str) -> bool:
+        return any(facts.get("localnet") == name for facts in host.records.survey(PLUGIN))
+
+    if not conf.opens_localhost:
+        return localnet.Way()
+    return localnet.find(host.netns, conf.addresses[4].ip, was_ours)
+
+
+def begin(req: "Request", host: "Host", conf: Conf, *, way: localnet.Way, undo: "Undo") -> "Record":
     """Write the record of mappings that are about to be made.
 
     What an interrupted ADD of the same attachment has left is taken apart first; mappings that are
@@ -42,6 +53,8 @@ def begin(req: "Request", host: "Host", conf: Conf, undo: "Undo") -> "Record":
         "netns": req.netns,
         "netns_id": host.open_netns(req.netns).identity,
         "backend": conf.backend,
+        "localnet": way.name if way.ours else "",
+        "localnet_private": way.private,
         "ports": [
             [port.protocol, port.host_port, str(port.only_at or ""), cidr.version]
             for port, cidr in conf.targets()
@@ -77,8 +90,8 @@ def dissolve(req: "Request", host: "Host", record: "Record") -> None:
 def unmap(req: "Request", host: "Host", facts: "Json") -> None:
     """Take back the mappings that `facts` tell of."""
     with BestEffort() as steps:
-        if facts.get("localnet_private"):
-            name = facts["localnet_private"]
+        if facts.get("localnet_private") and facts.get("localnet"):
+            name = facts["localnet"]
             steps.attempt("route_localnet", lambda: localnet.forget(host.netns, name))
         steps.attempt("port mappings", lambda: _unmap(req, host, facts))
         if facts.get("udp"):

@@ -166,6 +166,11 @@ class Conf:
             addresses = {}
         return cls(NFTABLES, ports, addresses)
 
+    @property
+    def opens_localhost(self) -> bool:
+        """Whether 127.0.0.1 is to reach the container."""
+        return self.snat and any(cidr.version == 4 for _, cidr in self.targets())
+
     def targets(self) -> "Iterator[tuple[Port, Cidr]]":
         """Yield each port with the container's address that it leads to, one for each family."""
         for port in self.ports:

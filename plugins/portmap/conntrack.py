@@ -34,7 +34,7 @@ _TUPLE_ORIG, _TUPLE_REPLY, _ID, _FILTER = 1, 2, 12, 25
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _SRC, _DST = {4: 1, 6: 3}, {4: 2, 6: 4}  # CTA_IP_V*_*
 _PROTO_NUM, _PROTO_SRC_PORT, _PROTO_DST_PORT = 1, 2, 3
-_FILTER_ORIG_FLAGS = 1
+_FILTER_ORIG_FLAGS, _NESTED = 1, 0x8000
 _BY_PROTOCOL_AND_PORT = 1 << 3 | 1 << 5  # CTA_FILTER_F_CTA_PROTO_NUM and _DST_PORT
 _UDP = 17
 
@@ -89,7 +89,7 @@ def _connections(netns: "NetNS", version: int, port: int) -> "list[_Connection]"
     )
     wanted = attribute(_TUPLE_ORIG, attribute(_TUPLE_PROTO, proto))
     # Kernels before 5.8 do not know the filter, and tell of all.
-    body = wanted + attribute(_FILTER, u32(_FILTER_ORIG_FLAGS, _BY_PROTOCOL_AND_PORT))
+    body = wanted + attribute(_FILTER | _NESTED, u32(_FILTER_ORIG_FLAGS, _BY_PROTOCOL_AND_PORT))
     found = netns.netfilter.dump(
         Message(
             f"list connections to UDP port {port}",

@@ -10,6 +10,7 @@ import fcntl
 import os
 import struct
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from cni_common import nft, nftrules
 from cni_common.errors import CNIError, Code
@@ -49,40 +50,43 @@ _AF_INET = 2
 _SIOCGIFNAME, _IFNAMSIZ, _IFREQ_SIZE = 0x8910, 16, 40  # linux/sockios.h, linux/if.h
 
 
-def ensure(
-    host: "Host",
-    address: "Address",
-    *,
-    note: "Callable[[str, bool], object]",
-    is_ours: "Callable[[str], bool]",
-) -> None:
-    """Let connections from 127.0.0.1 reach `address`, unless the whole host is open to them.
+@dataclass(frozen=True, slots=True)
+class Way:
+    """The interface by which connections from 127.0.0.1 would leave; "" for none, or none to open.
 
-    `note` is told the interface they leave by and whether nobody else is behind it, before its
-    sysctl is set; `is_ours` tells whether that was noted for another attachment, should the guard
-    have been lost. Without a route nothing is done. Raises CNIError, OSError.
+    `ours`: nobody else has set its sysctl. `private`: no other container is behind it.
     """
-    netns = host.netns
+
+    name: str = ""
+    ours: bool = False
+    private: bool = False
+
+
+def find(netns: "NetNS", address: "Address", was_ours: "Callable[[str], bool]") -> Way:
+    """Return the way to `address`, before anything is changed.
+
+    `was_ours` tells whether the sysctl was set for another attachment, should its guard be lost.
+    """
     name = interface_towards(netns, address)
     if not name or netns.sysctl(_sysctl("all")) == "1":
+        return Way()
+    guard = _look(netns, name)
+    if guard:
+        return Way(name, guard.comment == _OURS)
+    ours = netns.sysctl(_sysctl(name)) != "1" or was_ours(name)
+    link = netns.netlink.link(name)
+    return Way(name, ours, link is not None and link.kind == "veth")
+
+
+def ensure(host: "Host", way: Way) -> None:
+    """Let connections from 127.0.0.1 go that way, guarded. Raises CNIError 50, OSError."""
+    if not way.name:
         return
-    key = _key(name)
-    try:
-        if TABLE.element(netns, INTERFACES, key) is None:
-            found = netns.sysctl(_sysctl(name)) == "1" and not is_ours(name)
-            link = netns.netlink.link(name)
-            note(name, link is not None and link.kind == "veth")
-            with locked(host):
-                _guard(netns, key, _FOUND if found else _OURS)
-    except NetlinkError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EINVAL):
-            raise CNIError(
-                Code.PLUGIN_NOT_AVAILABLE,
-                f"nftables cannot guard 127.0.0.0/8 on '{name}': {error.strerror}; load nf_tables"
-                ' or set "snat": false',
-            ) from None
-        raise
-    netns.sysctl(_sysctl(name), "1")
+    # It may have gone since `find` with the last of others' mappings.
+    if _look(host.netns, way.name) is None:
+        with locked(host):
+            _guard(host.netns, way)
+    host.netns.sysctl(_sysctl(way.name), "1")
 
 
 def check(netns: "NetNS", address: "Address") -> str:
@@ -186,9 +190,23 @@ def _decode_interface(data: bytes) -> int:
     return number_of(attributes(data, HEADER_SIZE + _RTMSG.size).get(_RTA_OIF))
 
 
-def _guard(netns: "NetNS", key: bytes, comment: str) -> None:
-    """Drop from now on what comes in by an interface from or to 127.0.0.0/8."""
-    element = TABLE.add_element(INTERFACES, key, comment=comment)
+def _look(netns: "NetNS", name: str) -> "Element | None":
+    try:
+        return TABLE.element(netns, INTERFACES, _key(name))
+    except NetlinkError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT):
+            raise
+        raise CNIError(
+            Code.PLUGIN_NOT_AVAILABLE,
+            f"nftables cannot guard 127.0.0.0/8 on '{name}': {error.strerror}; load nf_tables, or"
+            ' set "snat": false',
+        ) from None
+
+
+def _guard(netns: "NetNS", way: Way) -> None:
+    """Drop from now on what comes in that way from or to 127.0.0.0/8."""
+    comment = _OURS if way.ours else _FOUND
+    element = TABLE.add_element(INTERFACES, _key(way.name), comment=comment)
     frame = [
         TABLE.add(),
         TABLE.add_set(INTERFACES, nft.IIFNAME_KEY),

@@ -1,0 +1,378 @@
+"""portmap: whose a port is, and what DEL, CHECK, GC and STATUS do with it."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from cni_common import nft
+from cni_common.masquerade import TABLE
+from cni_common.netns import NetNS
+from plugins.portmap import layout
+from tests.faults import Fault, faulty
+from tests.kernel.ports import HOST4, OUTSIDE4, Node, port
+from tests.machine import Json, Machine
+from tests.sockets import asks, serving
+
+BACKENDS = ["nftables", "iptables"]
+
+
+@pytest.fixture
+def node(machine: Machine) -> Node:
+    """Give a node."""
+    return Node(machine)
+
+
+def age(node: Node) -> None:
+    """Make all records older than GC's grace time."""
+    for path in node.records():
+        os.utime(path, (time.time() - 3600,) * 2)
+
+
+def rules(node: Node) -> list[str]:
+    """Return the rules of iptables that lead to containers."""
+    saved = node.machine.command(node.host, "iptables-save", "-t", "nat")
+    return [line for line in saved.splitlines() if "CNI-DN-" in line]
+
+
+def is_mapped(node: Node, backend: str) -> bool:
+    """Tell whether anything is mapped."""
+    return bool(rules(node)) if backend == "iptables" else bool(node.mapped())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_port_of_a_living_container(node: Node, backend: str) -> None:
+    """A port that another has is refused by one clear error, and nothing changes."""
+    first, second = node.attach(), node.attach("c2")
+    node.ok("ADD", node.config(port(8080), backend=backend), first)
+    before = node.machine.snapshot(first, second)
+    config = node.config(port(81), port(8080), containerid="c2", backend=backend)
+
+    error = node.machine.refused("portmap", "ADD", config, second, containerid="c2")
+
+    owner = f"'portmap {node.machine.name} c1 eth0'"
+    assert f"host port 8080/tcp is mapped for {owner}" in error["msg"]
+    assert node.machine.snapshot(first, second) == before
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_port_of_a_dead_container(node: Node, backend: str) -> None:
+    """What a container that is gone has left is taken over, and its late DEL takes nothing back."""
+    first, second = node.attach(), node.attach("c2")
+    node.ok("ADD", node.config(port(8080), backend=backend), first)
+    late = node.config(port(8080), backend=backend)
+    node.machine.forget(first)
+
+    config = node.config(port(8080), containerid="c2", backend=backend)
+    node.ok("ADD", config, second, containerid="c2")
+    node.ok("DEL", late)
+
+    with serving(second, "tcp", 80, ["0.0.0.0"]) as (server,):
+        assert asks(node.outside, server, HOST4, 8080) == OUTSIDE4
+    node.ok("CHECK", config, second, containerid="c2")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_networks_of_a_container(node: Node, backend: str) -> None:
+    """DEL for one network, or for one interface, leaves the ports of the others."""
+    container = node.attach()
+    node.attach(ifname="eth1", netns=container)
+    one = node.config(port(81), backend=backend)
+    two = node.config(port(82), ifname="eth1", backend=backend)
+    other = {**node.config(port(83), backend=backend), "name": f"{node.machine.name}-2"}
+    for config, ifname in ((one, "eth0"), (two, "eth1"), (other, "eth0")):
+        node.ok("ADD", {**config, "snat": False}, container, ifname=ifname)
+
+    node.ok("DEL", one, container)
+
+    node.ok("CHECK", {**two, "snat": False}, container, ifname="eth1")
+    node.ok("CHECK", {**other, "snat": False}, container)
+    node.machine.refused("portmap", "CHECK", {**one, "snat": False}, container)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_second_add(node: Node, backend: str) -> None:
+    """An ADD for what is mapped already is refused; after a DEL it is not."""
+    container = node.attach()
+    node.ok("ADD", node.config(port(80), backend=backend), container)
+
+    error = node.machine.refused(
+        "portmap", "ADD", node.config(port(81), backend=backend), container
+    )
+
+    assert error["code"] == 4
+    assert "DEL it first" in error["msg"]
+    node.ok("CHECK", node.config(port(80), backend=backend), container)
+    node.ok("DEL", node.config(backend=backend), container)
+    node.ok("ADD", node.config(port(81), backend=backend), container)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_add_after_a_flush(node: Node, backend: str) -> None:
+    """A runtime may ADD anew when somebody has flushed the ruleset, as a firewall's reload does."""
+    container = node.attach()
+    node.ok("ADD", node.config(port(80), backend=backend), container)
+    node.machine.do(node.host, "nft flush ruleset")
+
+    node.ok("ADD", node.config(port(81), backend=backend), container)
+
+    node.ok("CHECK", node.config(port(81), backend=backend), container)
+    assert node.route_localnet() == "1"
+    node.ok("DEL", node.config(port(81), backend=backend), container)
+    assert node.route_localnet() == "0"
+
+
+def test_no_ports_no_messages(node: Node) -> None:
+    """Without ports prevResult is passed on, and neither firewall nor record is touched."""
+    container = node.attach()
+    for config in (node.config(), {**node.config(), "runtimeConfig": {}}):
+        for command in ("ADD", "CHECK", "DEL"):
+            fault = Fault()
+            with faulty(node.machine, fault) as host:
+                result = node.ok(command, config, container, host=host)
+            assert result == (config["prevResult"] if command == "ADD" else {})
+            assert set(fault.done) <= {"open namespace", "find record"}
+    assert node.records() == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_del_with_nothing_known(node: Node, backend: str) -> None:
+    """DEL needs neither namespace, prevResult, runtimeConfig nor the backend; nor does a second."""
+    container = node.attach()
+    config = node.config(port(80), port(53, 53, "udp"), backend=backend)
+    node.ok("ADD", config, container)
+    node.machine.forget(container)
+    bare = {"cniVersion": "1.1.0", "name": node.machine.name, "type": "portmap"}
+
+    for _ in range(2):
+        node.ok("DEL", bare)
+
+    assert not is_mapped(node, backend)
+    assert node.records() == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_del_without_a_record(node: Node, backend: str) -> None:
+    """When the record is lost, what runtimeConfig and prevResult tell is enough."""
+    container = node.attach()
+    config = node.config(port(80), backend=backend)
+    node.ok("ADD", config, container)
+    for path in node.records():
+        path.unlink()
+
+    node.ok("DEL", config, container)
+
+    assert not is_mapped(node, backend)
+
+
+def test_del_leaves_what_another_has_by_now(node: Node) -> None:
+    """After a flush the port may have a new owner, which an old one's DEL does not touch."""
+    first, second = node.attach(), node.attach("c2")
+    node.ok("ADD", node.config(port(80)), first)
+    node.machine.do(node.host, "nft flush ruleset")
+    two = node.config(port(80), containerid="c2")
+    node.ok("ADD", two, second, containerid="c2")
+
+    node.ok("DEL", node.config(), first)
+
+    node.ok("CHECK", two, second, containerid="c2")
+
+
+DRIFTS = {
+    "port": ("nft delete element inet pycni hostports4 {{ tcp . 80 }}", "host port 80/tcp"),
+    "hairpin": ("nft delete element inet pycni hairpin6 {{ {v6} }}", "the container's {v6}"),
+    "rules": ("nft flush chain inet pycni hostport_prerouting", "'hostport_prerouting'"),
+    "chain": ("nft flush chain inet pycni hairpin-10.9.0.0-24", "'hairpin-10.9.0.0-24'"),
+    "sysctl": ("sysctl -qw net.ipv4.conf.br0.route_localnet=0", "route_localnet"),
+    "guard": ("nft flush chain inet pycni hostport_guard", "the guard of 127.0.0.0/8"),
+}
+
+
+@pytest.mark.parametrize("name", DRIFTS)
+def test_check(node: Node, name: str) -> None:
+    """CHECK names the first thing that is not as ADD made it."""
+    container = node.attach()
+    config = node.config(port(80))
+    node.ok("ADD", config, container)
+    node.ok("CHECK", config, container)
+    command, expected = (text.format(v6=node.address(6)) for text in DRIFTS[name])
+
+    node.machine.do(node.host, command)
+
+    assert expected in node.machine.refused("portmap", "CHECK", config, container)["msg"]
+
+
+def test_check_compares_targets(node: Node) -> None:
+    """A port that leads elsewhere is not what ADD made."""
+    container = node.attach()
+    node.ok("ADD", node.config(port(80, 81)), container)
+
+    error = node.machine.refused("portmap", "CHECK", node.config(port(80, 82)), container)
+
+    assert "leads elsewhere" in error["msg"]
+
+
+def garbage(config: Json, *keep: str) -> Json:
+    """Return the configuration of a GC that keeps these containers."""
+    valid = [{"containerID": containerid, "ifname": "eth0"} for containerid in keep]
+    return {**config, "cni.dev/valid-attachments": valid}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gc(node: Node, backend: str) -> None:
+    """What is not listed and dead goes; what is listed or lives stays."""
+    netns = {cid: node.attach(cid) for cid in ("dead", "listed", "living")}
+    for number, (cid, path) in enumerate(netns.items(), 80):
+        config = node.config(port(number), containerid=cid, backend=backend)
+        node.ok("ADD", config, path, containerid=cid)
+    age(node)
+    for cid in ("dead", "listed"):
+        node.machine.forget(netns[cid])
+
+    with node.machine.process_in(netns["living"]):
+        node.ok("GC", garbage(node.config(containerid="dead", backend=backend), "listed"))
+
+    facts = "".join(path.read_text() for path in node.records())
+    assert [cid for cid in netns if f'"{cid}"' in facts] == ["listed", "living"]
+    if backend == "nftables":
+        assert len(node.mapped()) == 2
+    else:
+        assert len([line for line in rules(node) if "multiport" in line]) == 2
+
+
+def test_gc_of_lost_records(node: Node) -> None:
+    """Elements of this network that no record tells of go, and those of others stay."""
+    container = node.attach()
+    node.ok("ADD", node.config(port(80)), container)
+    table, host = TABLE, NetNS(node.host)
+    for number, network in ((81, node.machine.name), (82, "other")):
+        key = layout.key_at("tcp", number, None)
+        data = bytes([10, 9, 0, 9, 0, 80, 0, 0])
+        comment = f"portmap {network} lost eth0"
+        nft.apply(host, [table.add_element("hostports4", key, data=data, comment=comment)])
+    host.close()
+
+    node.ok("GC", garbage(node.config(), "c1"))
+
+    assert sorted(node.mapped()) == [
+        f"portmap {node.machine.name} c1 eth0",
+        "portmap other lost eth0",
+    ]
+
+
+def test_status(node: Node) -> None:
+    """STATUS succeeds where an ADD would."""
+    bare = {"cniVersion": "1.1.0", "name": node.machine.name, "type": "portmap"}
+
+    node.ok("STATUS", bare)
+    node.ok("STATUS", {**bare, "backend": "iptables"})
+
+
+@pytest.mark.without_engine(reason="patches this process")
+def test_status_without_iptables(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """STATUS and ADD say what is missing."""
+    monkeypatch.setattr("cni_common.iptables._PATH", "/nonexistent")
+    bare = {"cniVersion": "1.1.0", "name": node.machine.name, "type": "portmap"}
+
+    error = node.machine.refused("portmap", "STATUS", {**bare, "backend": "iptables"})
+
+    assert error["code"] == 50
+    assert '"backend": "nftables"' in error["msg"]
+
+
+def test_status_without_a_place_for_records(node: Node) -> None:
+    """STATUS fails when no record could be written."""
+    Path(node.machine.state_dir).mkdir(exist_ok=True)
+    Path(node.machine.state_dir, "attachments").write_text("")
+    bare = {"cniVersion": "1.1.0", "name": node.machine.name, "type": "portmap"}
+
+    assert node.machine.refused("portmap", "STATUS", bare)["code"] == 50
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_the_reference_has_left(node: Node, backend: str) -> None:
+    """DEL removes what the Go plugin has made for the container, and for no other."""
+    first, second = node.attach(), node.attach("c2")
+    configs = [
+        node.config(port(80), port(90, 90, "udp"), backend=backend, cniVersion="1.0.0"),
+        node.config(port(81), containerid="c2", backend=backend, cniVersion="1.0.0"),
+    ]
+    for config in configs:
+        config["prevResult"] = {**config["prevResult"], "cniVersion": "1.0.0"}
+    node.machine.reference("portmap", "ADD", configs[0], first)
+    node.machine.reference("portmap", "ADD", configs[1], second, containerid="c2")
+
+    node.ok("DEL", configs[0], first)
+
+    ruleset = json.dumps(node.machine.nft())
+    assert node.address(4) not in ruleset
+    assert node.address(6) not in ruleset
+    with serving(second, "tcp", 80, ["0.0.0.0"]) as (server,):
+        assert asks(node.outside, server, HOST4, 81) == OUTSIDE4
+
+
+def test_flushed_ruleset_is_no_failure_of_del(node: Node) -> None:
+    """DEL succeeds when somebody has flushed the ruleset."""
+    container = node.attach()
+    node.ok("ADD", node.config(port(80), port(53, 53, "udp")), container)
+    node.machine.do(node.host, "nft flush ruleset")
+
+    node.ok("DEL", node.config(), container)
+
+    assert node.records() == []
+    assert node.machine.nft() == []
+
+
+def test_conditions(node: Node) -> None:
+    """Conditions narrow the ports of their network alone, and go with its last container."""
+    first, second = node.attach(), node.attach("c2")
+    narrow: Json = {
+        "conditionsV4": ["ip", "saddr", "!=", OUTSIDE4],
+        "conditionsV6": ["ip6", "hoplimit", "1"],
+    }
+    one = node.config(port(8080), **narrow)
+    two = node.config(port(8081), containerid="c2")
+    node.ok("ADD", one, first)
+    node.ok("ADD", two, second, containerid="c2")
+    node.ok("CHECK", one, first)
+
+    with serving(first, "tcp", 80, ["0.0.0.0"]) as (c1,), serving(second, "tcp", 80) as (c2, _):
+        assert asks(node.outside, c1, HOST4, 8080) == ""
+        assert asks(node.host, c1, HOST4, 8080) == HOST4
+        assert asks(node.outside, c2, HOST4, 8081) == OUTSIDE4
+
+    node.ok("DEL", node.config(), first)
+    node.ok("CHECK", two, second, containerid="c2")
+    assert "hoplimit" not in node.machine.command(node.host, "nft", "list", "ruleset")
+    node.ok("DEL", two, containerid="c2")
+    assert node.machine.nft() == []
+
+
+def test_conditions_outlive_the_ports_of_others(node: Node) -> None:
+    """The last port without conditions takes nothing from a network that has some."""
+    first, second = node.attach(), node.attach("c2")
+    one = node.config(port(8080), conditionsV4=["ip", "saddr", OUTSIDE4], snat=False)
+    two = node.config(port(8081), containerid="c2", snat=False)
+    node.ok("ADD", one, first)
+    node.ok("ADD", two, second, containerid="c2")
+
+    node.ok("DEL", two, containerid="c2")
+
+    with serving(first, "tcp", 80, ["0.0.0.0"]) as (c1,):
+        assert asks(node.outside, c1, HOST4, 8080) == OUTSIDE4
+    node.ok("DEL", one, first)
+    assert node.machine.nft() == []
+
+
+def test_conditions_that_nft_refuses(node: Node) -> None:
+    """A condition that is none is refused with nft's words, and nothing is left."""
+    container = node.attach()
+    config = node.config(port(8080), conditionsV4=["ip", "nonsense"])
+
+    error = node.machine.refused("portmap", "ADD", config, container)
+
+    assert error["code"] == 7
+    assert "nonsense" in error["msg"]
+    assert (node.machine.nft(), node.records()) == ([], [])

@@ -1,0 +1,148 @@
+"""portmap beside the Go plugin: the same requests, the same connections, the same iptables rules."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from tests.kernel.ports import HOST4, HOST6, Node, port
+from tests.machine import Json, Machine, machine_at
+from tests.sockets import asks, serving
+
+ADDRESSES = (HOST4, HOST6, "127.0.0.1")
+# From the container's own subnet the reference's nftables rules leave the source as it is, so the
+# answers do not pass the node, and no connection comes about. Its iptables rules masquerade that.
+SAME_SUBNET = {("neighbour", HOST4), ("neighbour", HOST6)}
+SETTINGS: Mapping[str, Json] = {
+    "plain": {},
+    "no snat": {"snat": False},
+    "masqAll": {"masqAll": True},
+    "mark bit": {"markMasqBit": 7},
+}
+PORTS: Mapping[str, Json] = {
+    "tcp": port(8080),
+    "udp": port(8080, 80, "udp"),
+    "hostIP4": port(8080, hostIP=HOST4),
+    "hostIP6": port(8080, hostIP=HOST6),
+    "loopback": port(8080, hostIP="127.0.0.1"),
+    "any4": port(8080, hostIP="0.0.0.0"),
+    "any6": port(8080, hostIP="::"),
+}
+
+
+@pytest.fixture
+def node(machine: Machine) -> Node:
+    """Give a node."""
+    return Node(machine)
+
+
+def old(config: Json) -> Json:
+    """Return a configuration of a version that the Go plugin knows as we do."""
+    previous = {**config["prevResult"], "cniVersion": "1.0.0"}
+    return {**config, "cniVersion": "1.0.0", "prevResult": previous}
+
+
+def reachable(node: Node, containers: Mapping[str, str], protocol: str) -> Json:
+    """Return whom the container sees when each of these asks for port 8080 of each address."""
+    seen = {}
+    with serving(containers["container"], protocol, 80) as (v4, v6):
+        for who, netns in {"outside": node.outside, "host": node.host, **containers}.items():
+            for address in ADDRESSES:
+                if address != "127.0.0.1" or who == "host":
+                    server = v6 if ":" in address else v4
+                    seen[who, address] = asks(netns, server, address, 8080)
+    return seen
+
+
+@pytest.mark.without_engine(reason="compares two programs")
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("backend", ["nftables", "iptables"])
+@pytest.mark.parametrize(
+    ("ports", "settings"),
+    [
+        *((name, "plain") for name in PORTS),
+        *(("tcp", name) for name in SETTINGS if name != "plain"),
+    ],
+)
+def test_reachability(node: Node, backend: str, ports: str, settings: str) -> None:
+    """Who reaches the container, and as whom, does not depend on whose plugin it is."""
+    containers = {"container": node.attach(), "neighbour": node.attach("c2")}
+    config = old(node.config(PORTS[ports], backend=backend, **SETTINGS[settings]))
+    protocol = PORTS[ports]["protocol"]
+
+    node.machine.reference("portmap", "ADD", config, containers["container"])
+    theirs = reachable(node, containers, protocol)
+    node.machine.reference("portmap", "DEL", config, containers["container"])
+    node.machine.do(node.host, "nft flush ruleset")
+    node.ok("ADD", config, containers["container"])
+    ours = reachable(node, containers, protocol)
+
+    assert any(ours.values())
+    different = {key for key in ours if ours[key] != theirs[key]}
+    if backend == "nftables" and settings == "plain":
+        assert different <= SAME_SUBNET
+        assert all(theirs[key] == "" for key in different)
+    else:
+        assert different == set()
+
+
+def saved(node: Node, command: str) -> list[str]:
+    """Return table nat as `command` saves it, with one sign for every container's chain."""
+    text = node.machine.command(node.host, command, "-t", "nat")
+    text = re.sub(r"CNI-DN-[0-9a-f]{21}", "CHAIN", re.sub(r"\[\d+:\d+\]", "", text))
+    return [line for line in text.splitlines() if not line.startswith("#")]
+
+
+LAYOUTS: Mapping[str, tuple[Sequence[Json], Json]] = {
+    "plain": ([port(8080), port(53, 53, "udp"), port(81, 8081, hostIP=HOST4)], {}),
+    "sctp": ([port(8080, 80, "sctp", hostIP="::")], {}),
+    "many": ([port(1000 + number) for number in range(32)], {}),
+    "no snat": ([port(8080)], {"snat": False}),
+    "masqAll": ([port(8080)], {"masqAll": True}),
+    "mark bit": ([port(8080)], {"markMasqBit": 0}),
+    "own chain": ([port(8080)], {"externalSetMarkChain": "KUBE-MARK-MASQ"}),
+    "conditions": (
+        [port(8080)],
+        {"conditionsV4": ["!", "-s", "10.0.0.0/8"], "conditionsV6": ["-s", "2001:db8::/32"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_iptables_layout(node: Node, tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+    """`iptables-save` after our ADDs is, up to hashes, that after the Go plugin's."""
+    ports, settings = LAYOUTS[name]
+    listings = []
+    with machine_at(tmp_path_factory.mktemp("other"), node.machine.name) as machine:
+        for one in (node, Node(machine)):
+            for command in ("iptables", "ip6tables"):
+                one.machine.do(one.host, f"{command} -t nat -N KUBE-MARK-MASQ")
+            for number, cid in enumerate(("c1", "c2")):
+                container = one.attach(cid)
+                mine = [{**entry, "hostPort": entry["hostPort"] + 100 * number} for entry in ports]
+                config = one.config(*mine, containerid=cid, backend="iptables", **settings)
+                if one is node:
+                    one.ok("ADD", config, container, containerid=cid)
+                    one.ok("CHECK", config, container, containerid=cid)
+                else:
+                    machine.reference("portmap", "ADD", old(config), container, containerid=cid)
+            listings.append([saved(one, "iptables-save"), saved(one, "ip6tables-save")])
+
+    assert listings[0] == listings[1]
+    assert any("DNAT" in line for lines in listings[0] for line in lines)
+
+
+def test_rules_of_others_come_first(node: Node) -> None:
+    """CVE-2019-9946: what redirects a port already goes before ours, in iptables, too."""
+    container, service = node.attach(), node.attach("c2")
+    target = node.address(4, "c2")
+    node.machine.do(
+        node.host,
+        f"iptables -t nat -A PREROUTING -d {HOST4} -p tcp --dport 8080"
+        f" -j DNAT --to-destination {target}:80",
+    )
+
+    node.ok("ADD", node.config(port(8080), backend="iptables"), container)
+
+    with serving(service, "tcp", 80, ["0.0.0.0"]) as (server,), serving(container, "tcp", 80):
+        assert asks(node.outside, server, HOST4, 8080)
