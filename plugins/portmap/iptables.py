@@ -48,7 +48,7 @@ def add(host: "Host", conf: "Conf", network: str, attachment: "Attachment") -> N
             commands += [f"-D{line[2:]}" for line in present if _leads_to(line, chain)]
             for port in ports:
                 commands += [f"-A {chain} {rule}" for rule in _rules(conf, port, cidr)]
-            for match in _entries(ports):
+            for match in _entries(conf.ports):
                 conditions = "".join(f" {_quoted(token)}" for token in conf.conditions[version])
                 commands.append(f"-A {DNAT} {mark} {match}{conditions} -j {chain}")
             iptables.restore(host.netns, restore, commands)

@@ -59,6 +59,19 @@ def test_reach(node: Node, protocol: str) -> None:
         assert asks(neighbour, v6, HOST6, 8080) == GATEWAY6
 
 
+def test_bridges_that_keep_their_frames(node: Node) -> None:
+    """A neighbour's answers pass the node also where netfilter does not see what bridges pass on."""
+    for family in ("iptables", "ip6tables"):
+        sysctl = f"net.bridge.bridge-nf-call-{family}=0"
+        node.machine.try_command(node.host, "sysctl", "-qw", sysctl)  # absent without br_netfilter
+    container, neighbour = node.attach(), node.attach("c2")
+    node.ok("ADD", node.config(port(8080)), container)
+
+    with serving(container, "tcp", 80) as (v4, v6):
+        assert asks(neighbour, v4, HOST4, 8080) == GATEWAY4
+        assert asks(neighbour, v6, HOST6, 8080) == GATEWAY6
+
+
 def test_forwarded_packets_are_untouched(node: Node) -> None:
     """CVE-2025-67499: only what is for an address of the node is looked up by its port."""
     container, neighbour = node.attach(), node.attach("c2")

@@ -47,14 +47,14 @@ def test_port_of_a_living_container(node: Node, backend: str) -> None:
     """A port that another has is refused by one clear error, and nothing changes."""
     first, second = node.attach(), node.attach("c2")
     node.ok("ADD", node.config(port(8080), backend=backend), first)
-    before = node.machine.snapshot(first, second)
+    before = node.mapped(), rules(node), node.records()
     config = node.config(port(81), port(8080), containerid="c2", backend=backend)
 
     error = node.machine.refused("portmap", "ADD", config, second, containerid="c2")
 
     owner = f"'portmap {node.machine.name} c1 eth0'"
     assert f"host port 8080/tcp is mapped for {owner}" in error["msg"]
-    assert node.machine.snapshot(first, second) == before
+    assert (node.mapped(), rules(node), node.records()) == before
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,0 +1,225 @@
+"""portmap: whatever fails, is killed or comes at once, nothing is left and nobody is harmed."""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import pytest
+
+from tests.faults import INJECTED, KILLED, Fault, Terminated, faulty
+from tests.kernel.ports import Node, port
+from tests.machine import Json, Machine, error_of
+
+LIMIT = 200  # operations: more than any ADD or DEL here has
+CLIENTS = 12
+PORTS = [port(80), port(81, protocol="udp"), port(82, hostIP="192.0.2.1")]
+CASES: Mapping[str, Json] = {
+    "nftables": {},
+    "no snat": {"snat": False},
+    "conditions": {"conditionsV4": ["ip", "saddr", "192.0.2.2"]},
+    "iptables": {"backend": "iptables"},
+}
+# What ADD and DEL go on without: connections that are not forgotten end by themselves.
+TOLERATED = r"list connections.*|forget a connection|list addresses|open namespace"
+
+
+@pytest.fixture
+def node(machine: Machine) -> Node:
+    """Give a node."""
+    return Node(machine)
+
+
+def state(node: Node) -> Json:
+    """Return all that portmap changes, counters of packets left out."""
+    saved = [
+        re.sub(r"#.*|\[\d+:\d+\]", "", node.machine.command(node.host, f"{command}-save"))
+        for command in ("iptables", "ip6tables")
+    ]
+    own = [entry for entry in node.machine.nft() if "pycni" in str(entry)]
+    return {
+        "nft": own,
+        "iptables": saved,
+        "records": [path.read_text() for path in node.records()],
+        "sysctl": node.route_localnet(),
+    }
+
+
+def arrange(node: Node, settings: Json) -> tuple[str, Json]:
+    """Attach a container with ports, and one that is to get some; return that and its ADD."""
+    other, container = node.attach("other"), node.attach()
+    node.ok(
+        "ADD", node.config(port(9), containerid="other", **settings), other, containerid="other"
+    )
+    return container, node.config(*PORTS, **settings)
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("name", CASES)
+def test_any_failure_of_an_add_is_taken_back(node: Node, name: str) -> None:
+    """Whichever operation fails, ADD says so, all is as it was, and the next ADD succeeds."""
+    container, config = arrange(node, CASES[name])
+    before = state(node)
+    failed = 0
+
+    for number in range(1, LIMIT):
+        fault = Fault(number)
+        with faulty(node.machine, fault) as host:
+            reply = node.machine.invoke("portmap", "ADD", config, container, host=host)
+        if not fault.happened:
+            break
+        if reply.exit_code:
+            failed += 1
+            assert INJECTED in error_of(reply.stdout)["msg"], fault.what
+            assert state(node) == before, fault.what
+        else:
+            assert re.fullmatch(TOLERATED, fault.what), fault.what
+            node.ok("CHECK", config, container)
+            node.ok("DEL", config, container)
+            assert state(node) == before, fault.what
+
+    assert failed > 4
+    assert not fault.happened
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("name", CASES)
+def test_any_failure_of_the_first_add(node: Node, name: str) -> None:
+    """Nor does what all mappings share stay when the node's first ADD fails."""
+    container = node.attach()
+    config = node.config(*PORTS, **CASES[name])
+    before = node.route_localnet()
+
+    for number in range(1, LIMIT):
+        fault = Fault(number, only=lambda what: "nft" in what or "sysctl" in what)
+        with faulty(node.machine, fault) as host:
+            reply = node.machine.invoke("portmap", "ADD", config, container, host=host)
+        if not fault.happened:
+            break
+        assert reply.exit_code, fault.what
+        assert [e for e in node.machine.nft() if "pycni" in str(e)] == [], fault.what
+        assert (node.records(), node.route_localnet()) == ([], before), fault.what
+
+    assert number > 4
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("name", ["nftables", "iptables"])
+def test_host_that_fails_for_good(node: Node, name: str) -> None:
+    """When nothing works any more, not even the way back, a later DEL removes what is left."""
+    container, config = arrange(node, CASES[name])
+    before = state(node)
+
+    for number in range(1, LIMIT):
+        fault = Fault(number, lasting=True)
+        with faulty(node.machine, fault) as host:
+            node.machine.invoke("portmap", "ADD", config, container, host=host)
+        node.ok("DEL", config, container)
+        assert state(node) == before, fault.done[number - 1 :]
+        if not fault.happened:
+            break
+
+    assert not fault.happened
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("name", ["nftables", "iptables"])
+def test_failed_del_is_finished_by_the_next(node: Node, name: str) -> None:
+    """Whichever operation of a DEL fails, it says so unless all is gone, and the next one ends it."""
+    container, config = arrange(node, CASES[name])
+    before = state(node)
+
+    for number in range(1, LIMIT):
+        node.ok("ADD", config, container)
+        fault = Fault(number)
+        with faulty(node.machine, fault) as host:
+            reply = node.machine.invoke("portmap", "DEL", config, container, host=host)
+        if reply.exit_code:
+            assert INJECTED in error_of(reply.stdout)["msg"], fault.what
+        elif fault.happened:
+            assert re.fullmatch(TOLERATED, fault.what), fault.what
+        node.ok("DEL", config, container)
+        assert state(node) == before, fault.what
+        if not fault.happened:
+            break
+
+    assert number > 3
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("command", ["ADD", "DEL"])
+def test_killed_call(node: Node, command: str) -> None:
+    """Wherever a call is killed, DEL removes what is left, and an ADD alone comes up again."""
+    container, config = arrange(node, {})
+    before = state(node)
+
+    for number in range(1, LIMIT):
+        if command == "DEL":
+            node.ok("ADD", config, container)
+        fault = Fault(number, kill=True)
+        pid = os.fork()
+        if pid == 0:
+            with faulty(node.machine, fault) as host:
+                node.machine.invoke("portmap", command, config, container, host=host)
+            os._exit(0)
+        killed = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == KILLED
+        node.ok("DEL", config, container)
+        assert state(node) == before
+        if not killed:
+            break
+
+    assert number > 5
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("name", ["nftables", "iptables"])
+def test_terminated_add_is_taken_back(node: Node, name: str) -> None:
+    """Wherever SIGTERM interrupts an ADD, all is as it was."""
+    container, config = arrange(node, CASES[name])
+    before = state(node)
+
+    for number in range(1, LIMIT):
+        fault = Fault(number, terminate=True, only=lambda what: "open namespace" not in what)
+        with faulty(node.machine, fault) as host, suppress(Terminated):
+            node.ok("ADD", config, container, host=host)
+        if not fault.happened:
+            break
+        assert state(node) == before, fault.what
+
+    assert number > 5
+
+
+def storm(node: Node, call: Callable[[str, Json, str, str], object], settings: Json) -> None:
+    """Add and delete containers from many threads at once, each for its own ports."""
+    netns = {f"c{number}": node.attach(f"c{number}") for number in range(CLIENTS)}
+
+    def live(number: int) -> None:
+        cid = f"c{number}"
+        for turn in range(3):
+            ports = [port(1000 + 10 * number + turn), port(53 + number, 53, "udp")]
+            config = node.config(*ports, containerid=cid, **settings)
+            call("ADD", config, netns[cid], cid)
+            call("CHECK", config, netns[cid], cid)
+            call("DEL", config, netns[cid], cid)
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        list(pool.map(live, range(CLIENTS)))
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", CASES)
+def test_storm(node: Node, name: str) -> None:
+    """ADDs and DELs that meet leave nothing, and make nothing twice."""
+
+    def call(command: str, config: Json, netns: str, cid: str) -> None:
+        node.ok(command, config, netns, containerid=cid)
+
+    storm(node, call, CASES[name])
+
+    assert [e for e in node.machine.nft() if "pycni" in str(e)] == []
+    assert (node.records(), node.route_localnet()) == ([], "0")
+    saved = node.machine.command(node.host, "iptables-save", "-t", "nat")
+    assert "CNI-DN-" not in saved
+    assert saved.count("-A POSTROUTING") == (name == "iptables")
+    assert saved.count("-A CNI-HOSTPORT-SETMARK") == (name == "iptables")
