@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SETMARK, MASQUERADE = "CNI-HOSTPORT-SETMARK", "CNI-HOSTPORT-MASQ"
 _COMMANDS = {4: "iptables", 6: "ip6tables"}
+_HOOKS = ("PREROUTING", "OUTPUT", "POSTROUTING")
 _PORTS_MAX = 15  # of a multiport match
 _WHY = 'the iptables backend needs it; install it or set "backend": "nftables"'
 _REFERENCE = {4: nft.Table(nft.IPV4, "cni_hostport"), 6: nft.Table(nft.IPV6, "cni_hostport")}
@@ -181,3 +182,19 @@ def _remove_chain(netns: "NetNS", version: int, chain: str) -> None:
         jumps = [line for line in iptables.listed(netns, binary, DNAT) if _leads_to(line, chain)]
         commands = [f"-D{line[2:]}" for line in jumps]
         iptables.restore(netns, f"{binary}-restore", [*commands, f"-F {chain}", f"-X {chain}"])
+        _remove_shared(netns, binary)
+
+
+def _remove_shared(netns: "NetNS", binary: str) -> None:
+    """Remove what all mappings share once there are none, the reference's included."""
+    present = iptables.listing(netns, binary)
+    chains = [chain for chain in (DNAT, SETMARK, MASQUERADE) if f"-N {chain}" in present]
+    rules = [line for line in present if line.startswith("-A ")]
+    own = [line for line in rules if line.split()[1] in chains]
+    jumps = [line for line in rules if line.split()[-1] in chains and line not in own]
+    is_used = any(line.split()[1] == DNAT for line in own)
+    if is_used or any(line.split()[1] not in _HOOKS for line in jumps):
+        return
+    commands = [f"-D{line[2:]}" for line in jumps]
+    commands += [f"-F {chain}" for chain in chains] + [f"-X {chain}" for chain in chains]
+    iptables.restore(netns, f"{binary}-restore", commands)

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.node import OUTSIDE4, OUTSIDE6, Node, addresses_in
+from cni_common.netns import OWN
+from tests.e2e.node import NODE4, NODE6, OUTSIDE4, OUTSIDE6, Node, addresses_in
 from tests.machine import ROOT, Json
+from tests.sockets import asks, serving
 
 CONF = ROOT / "conf"
 # VLANs need more of a kernel than this one may have: tests/vm executes those.
@@ -24,6 +26,10 @@ OWN_VLAN = frozenset({"PVID", "Egress Untagged"})  # of frames without a tag
 TAGGED: frozenset[str] = frozenset()
 CAP_ARGS: dict[str, Json] = {
     "capabilities": {"mac": "02:00:00:00:27:07", "ips": ["10.27.0.7"]},
+    **{
+        name: {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
+        for name in ("portmap", "portmap-iptables", "portmap-conditions")
+    },
     "runtime-ranges": {"ipRanges": [[{"subnet": "10.28.0.0/24"}]]},
 }
 
@@ -43,6 +49,8 @@ class Example:
     def call(self, command: str, netns: str, *, number: int = 0) -> Json:
         """Run cnitool on conf/ itself, which must succeed."""
         wishes = dict(CAP_ARGS.get(self.name, {}))
+        if number and "portMappings" in wishes:
+            wishes = {}
         if number and "ips" in wishes:
             wishes = {"mac": "02:00:00:00:27:08", "ips": ["10.27.0.8"]}
         environ = {"NETCONFPATH": str(CONF)} | ({"CAP_ARGS": json.dumps(wishes)} if wishes else {})
@@ -220,6 +228,35 @@ def dad(example: Example) -> None:
     assert not info.get("nodad")
 
 
+def answers(example: Example, netns: str, address: str) -> bool:
+    """Tell whether the first container answers at port 8080 of an address."""
+    with serving(example.containers[0], "tcp", 80) as (v4, v6):
+        server = v6 if ":" in address else v4
+        return bool(asks(netns or OWN, server, address, 8080))
+
+
+def portmap(example: Example) -> None:
+    """The first container is reached from outside, the node, itself and its neighbour."""
+    reaches_world(example)
+    for netns in ("/run/netns/outside", "", *example.containers):
+        assert answers(example, netns, NODE4)
+    assert answers(example, "", "127.0.0.1")
+    if len(example.results[0]["ips"]) > 1:
+        assert answers(example, "/run/netns/outside", NODE6)
+
+
+def portmap_iptables(example: Example) -> None:
+    """The same, and the rules are to be found in iptables."""
+    portmap(example)
+    assert "CNI-HOSTPORT-DNAT" in example.node.command("iptables-save")
+
+
+def portmap_conditions(example: Example) -> None:
+    """The world reaches the container, and keeps its address; the neighbour does not."""
+    assert answers(example, "/run/netns/outside", NODE4)
+    assert not answers(example, example.containers[1], NODE4)
+
+
 def vlan(example: Example) -> None:
     """Both ports are in VLAN 100 and in no other, and so is the gateway."""
     assert example.port_vlans() == [[(100, OWN_VLAN)]] * 2
@@ -279,6 +316,9 @@ SHOWS: dict[str, Callable[[Example], None]] = {
     "dad": dad,
     "vlan": vlan,
     "vlan-trunk": vlan_trunk,
+    "portmap": portmap,
+    "portmap-iptables": portmap_iptables,
+    "portmap-conditions": portmap_conditions,
     "loopback": loopback,
 }
 

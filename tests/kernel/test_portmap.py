@@ -60,7 +60,7 @@ def test_reach(node: Node, protocol: str) -> None:
 
 
 def test_bridges_that_keep_their_frames(node: Node) -> None:
-    """A neighbour's answers pass the node also where netfilter does not see what bridges pass on."""
+    """A neighbour's answers pass the node also where netfilter sees nothing of bridged frames."""
     for family in ("iptables", "ip6tables"):
         sysctl = f"net.bridge.bridge-nf-call-{family}=0"
         node.machine.try_command(node.host, "sysctl", "-qw", sysctl)  # absent without br_netfilter

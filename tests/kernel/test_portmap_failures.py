@@ -126,7 +126,7 @@ def test_host_that_fails_for_good(node: Node, name: str) -> None:
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("name", ["nftables", "iptables"])
 def test_failed_del_is_finished_by_the_next(node: Node, name: str) -> None:
-    """Whichever operation of a DEL fails, it says so unless all is gone, and the next one ends it."""
+    """Whichever operation of a DEL fails, it says so, and the next one removes all."""
     container, config = arrange(node, CASES[name])
     before = state(node)
 
@@ -158,7 +158,7 @@ def test_killed_call(node: Node, command: str) -> None:
         if command == "DEL":
             node.ok("ADD", config, container)
         fault = Fault(number, kill=True)
-        pid = os.fork()
+        pid = os.fork()  # noqa: TID251 - whose process is to be killed
         if pid == 0:
             with faulty(node.machine, fault) as host:
                 node.machine.invoke("portmap", command, config, container, host=host)
@@ -192,7 +192,9 @@ def test_terminated_add_is_taken_back(node: Node, name: str) -> None:
 
 def storm(node: Node, call: Callable[[str, Json, str, str], object], settings: Json) -> None:
     """Add and delete containers from many threads at once, each for its own ports."""
-    netns = {f"c{number}": node.attach(f"c{number}") for number in range(CLIENTS)}
+    # With iptables each waits for the others; an engine would send some to one-shot processes.
+    clients = 4 if settings.get("backend") == "iptables" else CLIENTS
+    netns = {f"c{number}": node.attach(f"c{number}") for number in range(clients)}
 
     def live(number: int) -> None:
         cid = f"c{number}"
@@ -203,8 +205,8 @@ def storm(node: Node, call: Callable[[str, Json, str, str], object], settings: J
             call("CHECK", config, netns[cid], cid)
             call("DEL", config, netns[cid], cid)
 
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        list(pool.map(live, range(CLIENTS)))
+    with ThreadPoolExecutor(clients) as pool:
+        list(pool.map(live, range(clients)))
 
 
 @pytest.mark.timeout(120)
@@ -220,6 +222,4 @@ def test_storm(node: Node, name: str) -> None:
     assert [e for e in node.machine.nft() if "pycni" in str(e)] == []
     assert (node.records(), node.route_localnet()) == ([], "0")
     saved = node.machine.command(node.host, "iptables-save", "-t", "nat")
-    assert "CNI-DN-" not in saved
-    assert saved.count("-A POSTROUTING") == (name == "iptables")
-    assert saved.count("-A CNI-HOSTPORT-SETMARK") == (name == "iptables")
+    assert "CNI-" not in saved

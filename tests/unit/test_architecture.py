@@ -247,6 +247,25 @@ ENTRIES = {
             }
         ),
     ),
+    "portmap refuses an ADD": Entry(
+        "portmap",
+        "ADD",
+        {},
+        7,
+        _SERVING | _NETLINK,
+        _COMMON_SERVING | {"lifetime", "masquerade", "netlink", "nft", "nftmessages", "nftrules"},
+        frozenset(
+            {
+                "portmap",
+                "portmap.attachment",
+                "portmap.conf",
+                "portmap.conntrack",
+                "portmap.layout",
+                "portmap.localnet",
+                "portmap.nftables",
+            }
+        ),
+    ),
     "loopback refuses an ADD": Entry(
         "loopback",
         "ADD",
