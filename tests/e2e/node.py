@@ -71,6 +71,10 @@ class Node:
         """Return where a file of the node is to be found from here."""
         return Path(f"/proc/{self._holder.pid}/root{name}")
 
+    def netns(self, path: str = "") -> str:
+        """Return where a namespace of the node, or its own, is to be found from here."""
+        return str(self.path(path)) if path else f"/proc/{self._holder.pid}/ns/net"
+
     # --- commands ---
 
     def run(

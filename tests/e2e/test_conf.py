@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from cni_common.netns import OWN
 from tests.e2e.node import NODE4, NODE6, OUTSIDE4, OUTSIDE6, Node, addresses_in
 from tests.machine import ROOT, Json
 from tests.sockets import asks, serving
@@ -230,9 +229,10 @@ def dad(example: Example) -> None:
 
 def answers(example: Example, netns: str, address: str) -> bool:
     """Tell whether the first container answers at port 8080 of an address."""
-    with serving(example.containers[0], "tcp", 80) as (v4, v6):
+    node = example.node
+    with serving(node.netns(example.containers[0]), "tcp", 80) as (v4, v6):
         server = v6 if ":" in address else v4
-        return bool(asks(netns or OWN, server, address, 8080))
+        return bool(asks(node.netns(netns), server, address, 8080))
 
 
 def portmap(example: Example) -> None:
