@@ -9,7 +9,6 @@ import errno
 import fcntl
 import os
 import struct
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cni_common import nft, nftrules
@@ -29,7 +28,7 @@ from plugins.portmap import layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from cni_common.host import Host
     from cni_common.netlink import Channel
@@ -84,7 +83,7 @@ def ensure(host: "Host", way: Way) -> None:
         return
     # It may have gone since `find` with the last of others' mappings.
     if _look(host.netns, way.name) is None:
-        with locked(host):
+        with Lock(host):
             _guard(host.netns, way)
     host.netns.sysctl(_sysctl(way.name), "1")
 
@@ -115,7 +114,7 @@ def forget(netns: "NetNS", name: str) -> None:
 
 def remove_with_base(host: "Host") -> None:
     """Remove what all mappings share, once there are none: chains, maps, guard, sysctls."""
-    with locked(host):
+    with Lock(host):
         _remove_with_base(host.netns)
 
 
@@ -144,16 +143,24 @@ def _remove_with_base(netns: "NetNS") -> None:
                 netns.sysctl(_sysctl(name), "1")
 
 
-@contextmanager
-def locked(host: "Host") -> "Iterator[None]":
-    """Keep other processes out of what they lock likewise."""
-    os.makedirs(host.records.directory, mode=0o700, exist_ok=True)
-    fd = os.open(host.records.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
+class Lock:
+    """Keeps other calls out of what they lock likewise, for the length of a `with`."""
+
+    def __init__(self, host: "Host") -> None:
+        self._directory = host.records.directory
+        self._fd = -1
+
+    def __enter__(self) -> None:
+        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        self._fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+        except BaseException:  # SIGTERM's too
+            os.close(self._fd)
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
 
 
 def interface_towards(netns: "NetNS", address: "Address") -> str:

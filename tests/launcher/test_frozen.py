@@ -190,6 +190,7 @@ LIBRARIES = {
     "host-local refuses an ADD": _SERVING,
     "bridge refuses an ADD": _SERVING | _NETLINK,
     "loopback refuses an ADD": _SERVING | _NETLINK,
+    "portmap refuses an ADD": _SERVING | _NETLINK,
 }
 _TELLING = """
 import os, sys
