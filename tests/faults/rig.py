@@ -47,6 +47,10 @@ class Rig:
             self._netns[name] = self.node.container(name)
         return self._netns[name]
 
+    def containers(self) -> list[str]:
+        """Return the names of all containers."""
+        return list(self._netns)
+
     def end(self, name: str) -> None:
         """Have a container's namespace end, as when all of its processes have."""
         if self._netns.pop(name, None):
@@ -171,7 +175,7 @@ def sweep(
     It prepares, calls `rig.inject` once, and judges; each time it leaves the node as it found it.
     A failure tells what was injected, and how to have that one case again.
     """
-    only = os.environ.get(ONLY)  # noqa: TID251 - how a person chooses a case
+    only = os.environ.get(ONLY)
     for number in [int(only)] if only else range(1, _CALLS_MAX):
         injection = Injection(number, error, lasting)
         rig.struck = ""
