@@ -41,7 +41,7 @@ def edge() -> str:
 def rig(edge: str, launchers: Path, tmp_path: Path) -> Iterator[Rig]:
     """A node of the test's own, with an injector."""
     has_engine = edge == "engine"
-    node, injector = Node(launchers if has_engine else DIST), Injector(tmp_path)
+    node, injector = Node(launchers if has_engine else DIST), Injector(tmp_path, spared=has_engine)
     try:
         if has_engine:
             node.start_engine(injector.command)

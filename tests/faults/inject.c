@@ -42,8 +42,9 @@ struct plan {
     uint32_t action;  /* enum action */
     uint32_t error;   /* errno of FAIL */
     uint32_t lasting; /* later calls fail too */
+    uint32_t spared;  /* calls of the command itself do not count, only of what it starts */
     uint32_t count;   /* calls so far */
-    char what[236];   /* call number `at`, for people */
+    char what[232];   /* call number `at`, for people */
 };
 
 enum subject { PATH, FD, NONE };
@@ -174,8 +175,10 @@ static void describe(pid_t pid, const struct user_regs_struct *regs)
     snprintf(plan->what, sizeof plan->what, "%s %.200s", call ? call->name : "?", name);
 }
 
-static void on_call(pid_t pid)
+static void on_call(pid_t pid, pid_t child)
 {
+    if (plan->spared && pid == child)
+        return;
     plan->count++;
     bool due = plan->at && (plan->count == plan->at || (plan->lasting && plan->count > plan->at));
     struct user_regs_struct regs;
@@ -192,11 +195,11 @@ static void on_call(pid_t pid)
     }
 }
 
-static void resume(pid_t pid, int status)
+static void resume(pid_t pid, int status, pid_t child)
 {
     int event = status >> 16, number = WSTOPSIG(status);
     if (event == PTRACE_EVENT_SECCOMP) {
-        on_call(pid);
+        on_call(pid, child);
         number = 0;
     } else if (event == PTRACE_EVENT_STOP && number != SIGTRAP) {
         ptrace(PTRACE_LISTEN, pid, 0, 0); /* SIGSTOP and its like */
@@ -234,7 +237,7 @@ int main(int argc, char **argv)
         if (pid < 0)
             continue;
         if (WIFSTOPPED(status))
-            resume(pid, status);
+            resume(pid, status, child);
         else if (pid == child)
             result = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
     }

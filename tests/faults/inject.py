@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("inject.c")
-_PLAN = struct.Struct("<5I236s")  # struct plan of inject.c
+_PLAN = struct.Struct("<6I232s")  # struct plan of inject.c
 _COUNT, _KILL, _FAIL = range(3)
 
 
@@ -30,9 +30,14 @@ class Injection:
 class Injector:
     """The program inject.c with its plan, which `arm` changes while it runs."""
 
-    def __init__(self, directory: Path) -> None:
-        """The plan becomes a file in `directory`, which the command's side must see too."""
+    def __init__(self, directory: Path, *, spared: bool = False) -> None:
+        """The plan becomes a file in `directory`, which the command's side must see too.
+
+        `spared`: the command itself is left alone, as the engine's supervisor, what it starts
+        is not.
+        """
         self._plan = directory / "plan"
+        self._spared = int(spared)
         self.disarm()
 
     def command(self, *words: str | Path) -> list[str | Path]:
@@ -51,22 +56,22 @@ class Injector:
     @property
     def count(self) -> int:
         """How many calls there were since."""
-        return int(self._read()[4])
+        return int(self._read()[5])
 
     @property
     def what(self) -> str:
         """The call that was chosen: its name and of what file."""
-        return bytes(self._read()[5]).partition(b"\0")[0].decode("utf-8", "replace")
+        return bytes(self._read()[6]).partition(b"\0")[0].decode("utf-8", "replace")
 
-    def _read(self) -> tuple[int, int, int, int, int, bytes]:
-        fields: tuple[int, int, int, int, int, bytes] = _PLAN.unpack(self._plan.read_bytes())
+    def _read(self) -> tuple[int, int, int, int, int, int, bytes]:
+        fields: tuple[int, int, int, int, int, int, bytes] = _PLAN.unpack(self._plan.read_bytes())
         return fields
 
     def _write(self, *fields: int) -> None:
         # In place and at once: the program has the file mapped.
         fd = os.open(self._plan, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.pwrite(fd, _PLAN.pack(*fields, 0, b""), 0)
+            os.pwrite(fd, _PLAN.pack(*fields, self._spared, 0, b""), 0)
         finally:
             os.close(fd)
 

@@ -15,7 +15,7 @@ _PAGE = 4096
 
 
 def reboot(rig: Rig) -> None:
-    """Take from the node what a reboot takes: namespaces, interfaces, rules and /run.
+    """Take from the node what a reboot takes: namespaces, interfaces, rules, files in /run.
 
     Leases stay. Since the kernel goes on, they are made older than its boot instead.
     """
@@ -23,10 +23,15 @@ def reboot(rig: Rig) -> None:
         rig.end(name)
     rig.node.run("ip", "link", "delete", "br0")
     rig.node.command("nft", "flush", "ruleset")
-    rig.node.command("rm", "-rf", STATE_DIR)
+    lose_state(rig)
     change_boot_id(rig)
     before = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) - _HOUR
     set_times(rig, before, DATA_DIR)
+
+
+def lose_state(rig: Rig) -> None:
+    """Empty /run of what plugins keep there."""
+    rig.node.command("rm", "-rf", f"{STATE_DIR}/attachments", f"{STATE_DIR}/indexes")
 
 
 def change_boot_id(rig: Rig) -> None:
@@ -49,18 +54,23 @@ def cut(path: Path, *, to: float) -> None:
 
 
 @contextmanager
-def small_disk(rig: Rig, directory: str, *, inodes: int) -> Iterator[Path]:
-    """Have `directory` on a disk of its own, for so many more files; yield it, empty.
+def small_disk(rig: Rig, directory: str, *, files: int) -> Iterator[Path]:
+    """Have `directory` on a disk of its own, for so many files; yield it, empty.
 
     It is gone at the end, with what is on it.
     """
     rig.node.command("mkdir", "-p", directory)
-    options = f"size=1m,nr_inodes={inodes + 1},mode=700"
+    options = f"size=1m,nr_inodes={files + 1},mode=700"
     rig.node.command("mount", "-t", "tmpfs", "-o", options, "tmpfs", directory)
     try:
         yield rig.node.path(directory)
     finally:
         rig.node.command("umount", directory)
+
+
+def enlarge(rig: Rig, directory: str) -> None:
+    """Have room for some more files on the small disk of `directory`."""
+    rig.node.command("mount", "-o", "remount,nr_inodes=100", directory)
 
 
 def fill(directory: Path, *, spare_pages: int) -> Path:
