@@ -85,13 +85,20 @@ class Records:
     def probe(self) -> None:
         """Raise OSError when no record could be written."""
         self._make_directory()
-        path = f"{self.directory}/.probe-{os.getpid()}"
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        path = ""
+        try:  # without a name: nothing is left by who is killed
+            fd = os.open(self.directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                raise
+            path = f"{self.directory}/.probe-{os.getpid()}"
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             _append(fd, b"probe\n")
         finally:
             os.close(fd)
-            os.unlink(path)
+            if path:
+                os.unlink(path)
 
     def begin(self, plugin: str, network: str, attachment: Attachment, facts: "Json") -> Record:
         """Create the record of an attachment that is about to be made.
