@@ -50,10 +50,11 @@ class Node:
     def start_engine(
         self, wrap: Callable[..., Sequence[str | Path]] = lambda *words: words
     ) -> None:
-        """Start an engine and wait until it serves; it ends with the node.
+        """Start an engine and wait until it serves; it ends with the node, or with the next one.
 
         `wrap` returns the command line that runs one inside of something else.
         """
+        old = self._engine
         log = self.path("/run/engine.log")
         with log.open("wb") as stderr:
             self._engine = subprocess.Popen(
@@ -66,6 +67,8 @@ class Node:
             assert self._engine.poll() is None, log.read_text()
             assert time.monotonic() < deadline, "the engine does not start"
             time.sleep(0.005)
+        if old:
+            old.wait()
 
     def close(self) -> None:
         """End the node."""

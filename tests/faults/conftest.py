@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from deploy import freeze
-from tests.e2e.node import Node
-from tests.faults.inject import Injector
-from tests.faults.rig import Rig
-from tests.machine import DIST
+pytest.register_assert_rewrite("tests.e2e.node", "tests.faults.rig")
+
+from deploy import freeze  # noqa: E402 - what is imported is rewritten
+from tests.e2e.node import Node  # noqa: E402
+from tests.faults.inject import Injector  # noqa: E402
+from tests.faults.rig import Rig  # noqa: E402
+from tests.machine import DIST  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,8 +45,6 @@ def rig(edge: str, launchers: Path, tmp_path: Path) -> Iterator[Rig]:
     has_engine = edge == "engine"
     node, injector = Node(launchers if has_engine else DIST), Injector(tmp_path, spared=has_engine)
     try:
-        if has_engine:
-            node.start_engine(injector.command)
         yield Rig(node, injector, has_engine=has_engine)
     finally:
         node.close()

@@ -20,6 +20,7 @@ NETWORKS: Mapping[str, Sequence[str]] = {
 DATA_DIR = "/var/lib/cni/networks"
 STATE_DIR = "/run/pycni"
 ONLY = "PYCNI_FAULT_AT"  # the number of the one case to run
+_DEATHS_MAX = 10  # of an engine's 16 workers
 _CALLS_MIN, _CALLS_MAX = 3, 400
 
 
@@ -38,6 +39,9 @@ class Rig:
         self._has_engine = has_engine
         self._is_armed = False
         self._netns: dict[str, str] = {}
+        self._deaths = 0
+        if has_engine:
+            node.start_engine(injector.command)
 
     # --- what a runtime does ---
 
@@ -99,6 +103,14 @@ class Rig:
             happened = self.injector.count >= injection.at
             self.struck = self.injector.what if happened else ""
             self.injector.disarm()
+            if self.struck and not injection.error:
+                self._replace_worker()
+
+    def _replace_worker(self) -> None:
+        """See to it that workers remain: an engine takes its time to replace them in numbers."""
+        self._deaths += 1
+        if self._has_engine and self._deaths % _DEATHS_MAX == 0:
+            self.node.start_engine(self.injector.command)
 
     # --- what befalls a node ---
 

@@ -1,5 +1,7 @@
 """Plugins that are killed before each system call in turn that could change something."""
 
+import json
+
 import pytest
 
 from tests.faults.inject import Injection
@@ -58,7 +60,7 @@ def test_add_again(request: pytest.FixtureRequest, rig: Rig, kind: str) -> None:
         rig.container("c1")
         rig.inject(injection, "ADD", "c1")
         again = rig.run("ADD", "c1")
-        assert again.returncode == 0 or "DEL it first" in again.stdout, again.stdout
+        assert again.returncode == 0 or json.loads(again.stdout)["code"] == 4, again.stdout
         rig.assert_unique()
         rig.ok("DEL", "c1")
         rig.add("c1")
@@ -79,6 +81,19 @@ def test_del(request: pytest.FixtureRequest, rig: Rig, kind: str, recovery: str)
         rig.add("c1")
         rig.inject(injection, "DEL", "c1")
         settle(rig, recovery)
+
+    sweep(rig, request, scenario)
+
+
+def test_del_with_mac_filter(request: pytest.FixtureRequest, rig: Rig) -> None:
+    """The same of a MAC filter, which leaves its table to nobody."""
+    rig.config = configuration("ipv4", ipMasq=False, macspoofchk=True)
+
+    def scenario(injection: Injection) -> None:
+        rig.add("c1")
+        rig.inject(injection, "DEL", "c1")
+        rig.ok("DEL", "c1")
+        rig.assert_clean()
 
     sweep(rig, request, scenario)
 
