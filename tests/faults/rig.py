@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from tests.e2e.node import Done, Node, addresses_in, network, single
 from tests.faults.inject import Injection, Injector
-from tests.machine import Json
+from tests.machine import DIST, Json
 
 NETWORKS: Mapping[str, Sequence[str]] = {
     "ipv4": ["10.9.0.0/28"],
@@ -161,6 +162,32 @@ class Rig:
         assert found == {}
         for name, netns in self._netns.items():
             assert self.node.links(netns) == ["lo"], name
+
+
+class Here(Node):
+    """The node that this process is in."""
+
+    def __init__(self) -> None:
+        self.bin_dir = DIST
+        self._engine: subprocess.Popen[bytes] | None = None
+        self._enter: list[str] = []
+
+    def path(self, name: str) -> Path:
+        """Return where a file of the node is to be found."""
+        return Path(name)
+
+    def workers(self) -> list[int]:
+        """Return the process ids of the engine's workers."""
+        if self._engine is None:
+            return []
+        pid = self._engine.pid
+        return [int(w) for w in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def close(self) -> None:
+        """End the engine."""
+        if self._engine:
+            self._engine.terminate()
+            assert self._engine.wait(60) == 0
 
 
 def attachments(*names: str) -> Json:

@@ -23,8 +23,8 @@ from functools import partial
 from pathlib import Path
 
 from cni_common.errors import Code
-from tests.e2e.node import Node, addresses_in
-from tests.faults.rig import DATA_DIR, STATE_DIR, attachments, configuration
+from tests.e2e.node import addresses_in
+from tests.faults.rig import DATA_DIR, STATE_DIR, Here, attachments, configuration
 from tests.machine import CNI_BIN, DIST, REFERENCE_BIN, Json
 
 SEED = "PYCNI_STORM_SEED"
@@ -39,32 +39,6 @@ _CALL_SECONDS = 120
 _QUIET_SECONDS = 30.0
 
 Route = tuple[Path, str]
-
-
-class Here(Node):
-    """The node that this process is in."""
-
-    def __init__(self) -> None:
-        self.bin_dir = DIST
-        self._engine: subprocess.Popen[bytes] | None = None
-        self._enter: list[str] = []
-
-    def path(self, name: str) -> Path:
-        """Return where a file of the node is to be found."""
-        return Path(name)
-
-    def workers(self) -> list[int]:
-        """Return the process ids of the engine's workers."""
-        if self._engine is None:
-            return []
-        pid = self._engine.pid
-        return [int(w) for w in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-    def close(self) -> None:
-        """End the engine."""
-        if self._engine:
-            self._engine.terminate()
-            assert self._engine.wait(60) == 0
 
 
 @dataclass
