@@ -109,12 +109,8 @@ class Worker:
                 return False  # the launcher ended, or it is none of ours
             if call is None:
                 return False
-            try:
+            with suppress(_Overdue):  # in the instant after the end
                 self._serve(call)
-            except _Overdue:
-                pass  # in the instant after the end
-            finally:
-                call.close()
         return True
 
     def _receive(self, connection: socket.socket) -> "Call | None":
@@ -141,6 +137,7 @@ class Worker:
         command = call.environ.get("CNI_COMMAND", "")
         is_add = command == Command.ADD
         seconds = self._settings.add_seconds if is_add else self._settings.other_seconds
+        status = 1
         self._is_late = False
         signal.setitimer(signal.ITIMER_REAL, seconds, _UNDO_SECONDS)
         try:
@@ -148,9 +145,6 @@ class Worker:
             stdin = call.read_stdin()
             with self._host(call) as host:
                 status = serve(call.type, call.environ, stdin, host, deliver=call.deliver)
-            call.end(status)
-            if status:
-                self._renew()
         except OSError as error:  # of read_stdin: serve raises nothing
             msg = f"cannot read the configuration from stdin: {error.strerror}"
             call.deliver(failure(Code.IO_FAILURE, msg))
@@ -158,11 +152,14 @@ class Worker:
             rest = "what was begun is undone" if is_add else "what it has not done is still there"
             msg = f"{command} was given up after {seconds:g} s; {rest}, try again"
             call.deliver(failure(Code.TRY_AGAIN_LATER, msg))
-            self._renew()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            call.end(1)
-            os.chdir("/")  # not to keep a file system busy
+            # Before the runtime hears of the end: it may want to unmount what is open here.
+            os.chdir("/")
+            call.close()
+            call.end(status)
+            if status:
+                self._renew()
 
     def _host(self, call: "Call") -> Host:
         given = {call.environ.get("CNI_NETNS", ""): call.netns} if call.netns >= 0 else {}
@@ -207,7 +204,6 @@ class Call:
         self.environ = _environ(environment)
         self._connection = connection
         self._descriptors = (directory, *descriptors)
-        self._is_answered = False
 
     def read_stdin(self) -> bytes:
         """Return all that comes on stdin. Raises OSError."""
@@ -219,28 +215,24 @@ class Call:
             os.write(self._stderr, f"{text}\n".encode("utf-8", "replace"))
 
     def deliver(self, reply: Reply) -> bool:
-        """Print the reply and have the launcher end; False when it or its reader is gone."""
+        """Print the reply; False when the launcher is gone, or whoever reads what it prints."""
         try:
             if self._is_alone():
                 return False
             data = reply.stdout
             while data:
                 data = data[os.write(self._stdout, data) :]
-            self._connection.send(_STATUS.pack(reply.exit_code))
         except OSError as error:
             self.log(f"cannot write to stdout: {error.strerror}")
             return False
         except _Overdue:
             return False
-        self._is_answered = True
         return True
 
     def end(self, status: int) -> None:
-        """Have the launcher end with `status`, unless it does already."""
-        if not self._is_answered:
-            self._is_answered = True
-            with suppress(OSError):
-                self._connection.send(_STATUS.pack(status))
+        """Have the launcher end with `status`."""
+        with suppress(OSError):  # it is gone
+            self._connection.send(_STATUS.pack(status))
 
     def close(self) -> None:
         """Close the descriptors that came with it."""
