@@ -90,6 +90,13 @@ class Host:
             self._opened[path] = self.make_netns(path, os.dup(given) if given >= 0 else -1)
         return self._opened[path]
 
+    def identity_of(self, path: str) -> str:
+        """Return the identity of the namespace at `path`, "" when there is none."""
+        try:
+            return self.open_netns(path).identity
+        except CNIError:
+            return ""
+
     def make_netns(self, path: str, fd: int) -> NetNS:
         """Return a new handle; tests make kernel calls fail here."""
         return NetNS(path, fd)
