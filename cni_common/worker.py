@@ -4,6 +4,7 @@ The conversation is told at the top of launcher/launcher.c. A worker answers as 
 would: same user, same namespaces, same working directory, same file descriptors.
 """
 
+import gc
 import os
 import select
 import signal
@@ -30,6 +31,7 @@ _LENGTH, _STATUS = struct.Struct("<I"), struct.Struct("<i")
 _TYPE_BYTES_MAX = 255  # NAME_MAX: it is the name of an executable
 _DESCRIPTORS_MAX = 5  # stdin, stdout, stderr, environment, and CNI_NETNS if it could be opened
 _CONVERSATION_SECONDS = 2.0  # the launcher is a program of ours: it does not pause
+_COLLECT_EVERY = 100  # requests
 _UNDO_SECONDS = 30.0  # for taking an overdue request back
 # A launcher whose /proc/PID has others of these sees another network or other files than we do.
 _SURROUNDINGS = ("ns/net", "ns/mnt", "root")
@@ -83,6 +85,7 @@ class Worker:
             poller.register(lifeline, select.EPOLLIN)
             # One request wakes one worker.
             poller.register(self._listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+            gc.disable()  # an answer shall not wait for it
             served = 0
             while served < self._settings.requests:
                 is_ending = lifeline in (fd for fd, _ in poller.poll())
@@ -91,6 +94,8 @@ class Worker:
                 connection = self._accept()
                 if connection:
                     served += self._take(connection)
+                    if served % _COLLECT_EVERY == 0:
+                        gc.collect()
                 elif is_ending:
                     return
 
