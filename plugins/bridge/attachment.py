@@ -119,11 +119,13 @@ def dissolve_unrecorded(req: "Request", host: "Host") -> None:
 
 def unmasquerade(req: "Request", host: "Host", facts: "Json") -> None:
     """Take back the masquerading that `facts` tell of."""
+    addresses = [ip_interface(text) for text in facts.get("addresses", ())]
     masquerade.remove(
         host.netns,
         owner(req),
-        [ip_interface(text).ip for text in facts.get("addresses", ())],
+        [cidr.ip for cidr in addresses],
         backend=facts["masquerade"],
+        subnets={cidr.network for cidr in addresses},
     )
 
 

@@ -118,8 +118,11 @@ def _remove_elements(host: "NetNS", keys: "Sequence[tuple[str, bytes]]") -> None
         present = [key for key in keys if TABLE.element(host, *key)]
         return [TABLE.delete_element(*key) for key in present]
 
-    # Asked for, since a refused transaction takes some ten milliseconds.
-    if nft.apply_deletions(host, deletions) and TABLE.is_empty(host, _GUARDED):
+    # Asked for, since a refused transaction takes some ten milliseconds. And where there was
+    # nothing to delete: whoever deleted it may have been killed right after.
+    if (nft.apply_deletions(host, deletions) or TABLE.holds(host)) and TABLE.is_empty(
+        host, _GUARDED
+    ):
         _remove_base_if_unused(host)
 
 
