@@ -39,7 +39,7 @@ test: ## all tests, also with failures among the first: check and the five below
 test-kernel: venv ## each plugin on network namespaces of its own
 	$(sandboxed) -n 2 tests/kernel
 
-test-e2e: venv ## the executables, driven by cnitool, beside the Go plugins
+test-e2e: dist ## the executables, driven by cnitool, beside the Go plugins
 	$(sandboxed) -n 2 tests/e2e
 
 test-faults: dist ## killed, on a full disk, after a power loss; a short storm: tests/faults/README.md
@@ -73,11 +73,11 @@ install: dist ## put dist/bin into DESTDIR CNI_BIN_DIR (/opt/cni/bin), while con
 uninstall: ## take away what install has put there
 	@DESTDIR='$(DESTDIR)' CNI_BIN_DIR='$(CNI_BIN_DIR)' deploy/install.sh uninstall
 
-bench: ## measure beside the Go plugins (BENCH_ROUNDS=100), write docs/benchmarks.md; some minutes
+bench: dist ## measure beside the Go plugins (BENCH_ROUNDS=100), write docs/benchmarks.md; some minutes
 	@deploy/prerequisites.sh --reference
 	tests/in-sandbox $(python) -m bench $(if $(BENCH_ROUNDS),--rounds $(BENCH_ROUNDS))
 
-bench-quick: ## the same in half a minute, to see that it works: writes below build/, judges nothing
+bench-quick: dist ## the same in half a minute, to see that it works: writes below build/, judges nothing
 	@deploy/prerequisites.sh --reference
 	tests/in-sandbox $(python) -m bench --quick --rounds 3 --no-verdict --output build/bench
 

@@ -43,15 +43,20 @@ class Host:
         log: "Callable[[str], object]",
         given: "Mapping[str, int] | None" = None,
         *,
+        own: NetNS | None = None,
         state_dir: str = STATE_DIR,
     ) -> None:
-        """`given` holds descriptors of namespaces that the caller has opened, by their path."""
+        """`given` holds descriptors of namespaces that the caller has opened, by their path.
+
+        `own` is the process's own namespace where that stays open for the next request.
+        """
         self.load = load
         self.log = log
         self.state_dir = state_dir
         self.records = Records(state_dir)
         self._executable = executable
         self._given = given or {}
+        self._own = own
         self._opened: dict[str, NetNS] = {}
         self._delegates: list[str] = []  # ours that are at work, the innermost last
 
@@ -68,6 +73,8 @@ class Host:
         for netns in self._opened.values():
             netns.close()
         self._opened.clear()
+        if self._own:
+            self._own.tidy()
 
     @cached_property
     def netns(self) -> NetNS:
@@ -76,10 +83,19 @@ class Host:
 
     def open_netns(self, path: str) -> NetNS:
         """Return the namespace at `path`. Raises CNIError 8."""
+        if self._own and path == OWN:
+            return self._own
         if path not in self._opened:
             given = self._given.get(path, -1)
             self._opened[path] = self.make_netns(path, os.dup(given) if given >= 0 else -1)
         return self._opened[path]
+
+    def identity_of(self, path: str) -> str:
+        """Return the identity of the namespace at `path`, "" when there is none."""
+        try:
+            return self.open_netns(path).identity
+        except CNIError:
+            return ""
 
     def make_netns(self, path: str, fd: int) -> NetNS:
         """Return a new handle; tests make kernel calls fail here."""

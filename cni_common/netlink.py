@@ -79,7 +79,7 @@ def each_attribute(data: bytes, offset: int = 0) -> "Iterator[tuple[int, bytes]]
     while offset <= end:
         length, kind = _NLATTR.unpack_from(data, offset)
         yield kind & _NLA_TYPE_MASK, data[offset + _NLATTR.size : offset + length]
-        offset += max(_NLATTR.size, (length + 3) & ~3)
+        offset += (length + 3 & ~3) or _NLATTR.size
 
 
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
@@ -88,7 +88,7 @@ def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
     while offset <= end:
         length, kind = _NLATTR.unpack_from(data, offset)
         found[kind & _NLA_TYPE_MASK] = data[offset + _NLATTR.size : offset + length]
-        offset += max(_NLATTR.size, (length + 3) & ~3)
+        offset += (length + 3 & ~3) or _NLATTR.size
     return found
 
 

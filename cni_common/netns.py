@@ -123,12 +123,22 @@ class NetNS:
         """Tell whether both handles are of one namespace."""
         return os.path.samestat(os.fstat(self.fd), os.fstat(other.fd))
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """What no other namespace of this boot has, or ever had where the kernel has cookies."""
         # A socket inside knows it, and spares the visit.
         cookie = _cookie(self._channels[0].sock) if self._channels else self._visit(_own_cookie)
         return _identity(self.fd, cookie)
+
+    def tidy(self) -> None:
+        """Close what was opened but the channels of `netlink` and `netfilter`."""
+        opened = self.__dict__
+        kept = [opened["netlink"].channel] if "netlink" in opened else []
+        kept += [opened["netfilter"]] if "netfilter" in opened else []
+        for channel in self._channels:
+            if channel not in kept:
+                channel.close()
+        self._channels = kept
 
     def close(self) -> None:
         """Close the handle and what was opened through it."""

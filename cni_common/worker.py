@@ -4,6 +4,7 @@ The conversation is told at the top of launcher/launcher.c. A worker answers as 
 would: same user, same namespaces, same working directory, same file descriptors.
 """
 
+import gc
 import os
 import select
 import signal
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 from cni_common.errors import Code
 from cni_common.host import STATE_DIR, Host
+from cni_common.netns import OWN, NetNS
 from cni_common.protocol import Reply, failure, serve
 from cni_common.request import Command
 
@@ -29,6 +31,7 @@ _LENGTH, _STATUS = struct.Struct("<I"), struct.Struct("<i")
 _TYPE_BYTES_MAX = 255  # NAME_MAX: it is the name of an executable
 _DESCRIPTORS_MAX = 5  # stdin, stdout, stderr, environment, and CNI_NETNS if it could be opened
 _CONVERSATION_SECONDS = 2.0  # the launcher is a program of ours: it does not pause
+_COLLECT_EVERY = 100  # requests
 _UNDO_SECONDS = 30.0  # for taking an overdue request back
 # A launcher whose /proc/PID has others of these sees another network or other files than we do.
 _SURROUNDINGS = ("ns/net", "ns/mnt", "root")
@@ -53,6 +56,8 @@ class _Overdue(BaseException):
 class Worker:
     """A process that serves what arrives on the shared socket `listener`, which does not block."""
 
+    _own: NetNS
+
     def __init__(
         self,
         settings: Settings,
@@ -72,11 +77,15 @@ class Worker:
 
     def run(self, lifeline: int) -> None:
         """Serve until there were enough requests, or the supervisor has closed its `lifeline`."""
+        # Open for all requests: to close a socket of nfnetlink waits for what nftables has to free,
+        # under a lock that deletions of interfaces need (nft_rcv_nl_event of the kernel).
+        self._own = NetNS(OWN)
         signal.signal(signal.SIGALRM, self._on_alarm)
         with select.epoll() as poller:
             poller.register(lifeline, select.EPOLLIN)
             # One request wakes one worker.
             poller.register(self._listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+            gc.disable()  # an answer shall not wait for it
             served = 0
             while served < self._settings.requests:
                 is_ending = lifeline in (fd for fd, _ in poller.poll())
@@ -85,6 +94,8 @@ class Worker:
                 connection = self._accept()
                 if connection:
                     served += self._take(connection)
+                    if served % _COLLECT_EVERY == 0:
+                        gc.collect()
                 elif is_ending:
                     return
 
@@ -103,12 +114,8 @@ class Worker:
                 return False  # the launcher ended, or it is none of ours
             if call is None:
                 return False
-            try:
+            with suppress(_Overdue):  # in the instant after the end
                 self._serve(call)
-            except _Overdue:
-                pass  # in the instant after the end
-            finally:
-                call.close()
         return True
 
     def _receive(self, connection: socket.socket) -> "Call | None":
@@ -135,13 +142,14 @@ class Worker:
         command = call.environ.get("CNI_COMMAND", "")
         is_add = command == Command.ADD
         seconds = self._settings.add_seconds if is_add else self._settings.other_seconds
+        status = 1
         self._is_late = False
         signal.setitimer(signal.ITIMER_REAL, seconds, _UNDO_SECONDS)
         try:
             os.fchdir(call.directory)
             stdin = call.read_stdin()
             with self._host(call) as host:
-                call.end(serve(call.type, call.environ, stdin, host, deliver=call.deliver))
+                status = serve(call.type, call.environ, stdin, host, deliver=call.deliver)
         except OSError as error:  # of read_stdin: serve raises nothing
             msg = f"cannot read the configuration from stdin: {error.strerror}"
             call.deliver(failure(Code.IO_FAILURE, msg))
@@ -151,14 +159,28 @@ class Worker:
             call.deliver(failure(Code.TRY_AGAIN_LATER, msg))
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            call.end(1)
-            os.chdir("/")  # not to keep a file system busy
+            # Before the runtime hears of the end: it may want to unmount what is open here.
+            os.chdir("/")
+            call.close()
+            call.end(status)
+            if status:
+                self._renew()
 
     def _host(self, call: "Call") -> Host:
         given = {call.environ.get("CNI_NETNS", ""): call.netns} if call.netns >= 0 else {}
         return Host(
-            self._load, call.executable, call.log, given, state_dir=self._settings.state_dir
+            self._load,
+            call.executable,
+            call.log,
+            given,
+            own=self._own,
+            state_dir=self._settings.state_dir,
         )
+
+    def _renew(self) -> None:
+        """Open new sockets: answers to what has failed may still come on the old ones."""
+        self._own.close()
+        self._own = NetNS(OWN)
 
     def _on_alarm(self, _number: int, _frame: object) -> None:
         if self._is_late:
@@ -187,7 +209,6 @@ class Call:
         self.environ = _environ(environment)
         self._connection = connection
         self._descriptors = (directory, *descriptors)
-        self._is_answered = False
 
     def read_stdin(self) -> bytes:
         """Return all that comes on stdin. Raises OSError."""
@@ -199,28 +220,24 @@ class Call:
             os.write(self._stderr, f"{text}\n".encode("utf-8", "replace"))
 
     def deliver(self, reply: Reply) -> bool:
-        """Print the reply and have the launcher end; False when it or its reader is gone."""
+        """Print the reply; False when the launcher is gone, or whoever reads what it prints."""
         try:
             if self._is_alone():
                 return False
             data = reply.stdout
             while data:
                 data = data[os.write(self._stdout, data) :]
-            self._connection.send(_STATUS.pack(reply.exit_code))
         except OSError as error:
             self.log(f"cannot write to stdout: {error.strerror}")
             return False
         except _Overdue:
             return False
-        self._is_answered = True
         return True
 
     def end(self, status: int) -> None:
-        """Have the launcher end with `status`, unless it does already."""
-        if not self._is_answered:
-            self._is_answered = True
-            with suppress(OSError):
-                self._connection.send(_STATUS.pack(status))
+        """Have the launcher end with `status`."""
+        with suppress(OSError):  # it is gone
+            self._connection.send(_STATUS.pack(status))
 
     def close(self) -> None:
         """Close the descriptors that came with it."""

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Bring in what `make demo` and `make test` need; what is there already is left alone.
 #   deploy/prerequisites.sh               Debian packages, .venv, .tools/bin/cnitool, .tools/cni
-#   deploy/prerequisites.sh --reference   also the Go reference plugins, in .tools/reference
+#   deploy/prerequisites.sh --reference   also what tests need: the Go plugins, in .tools/reference
 #   deploy/prerequisites.sh --dist        also what `make dist` needs: musl, Python's headers
 set -euo pipefail
 
@@ -67,6 +67,7 @@ missing_packages() {
     command -v cc >/dev/null || echo gcc
     [[ -e /usr/include/stdio.h ]] || echo libc6-dev
     [[ $wanted != --dist ]] || missing_for_dist
+    [[ $wanted != --reference ]] || missing_for_tests
     [[ -e /etc/ssl/certs/ca-certificates.crt || -d /etc/pki ]] || echo ca-certificates
     venv_is_current || "$python" -c 'import ensurepip' 2>/dev/null ||
         "$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'
@@ -82,6 +83,10 @@ import os, sys, sysconfig
 if not os.path.exists(sysconfig.get_path("include") + "/Python.h"):
     print("python%d.%d-dev" % sys.version_info[:2])
 END
+}
+
+missing_for_tests() {
+    command -v systemd-socket-activate >/dev/null || echo systemd
 }
 
 install_packages() {

@@ -395,11 +395,14 @@ def error_of(stdout: bytes | str) -> Json:
 
 
 def files_below(directory: str) -> dict[str, str]:
-    """Return the contents of all files below a directory, by path."""
+    """Return the contents of all files below a directory, by path.
+
+    Without host-local's indexes: caches, which stay as long as the lease directories do.
+    """
     root = Path(directory)
     found: dict[str, str] = {}
     for path in sorted(root.rglob("*")) if root.exists() else ():
-        if path.is_file():
+        if path.is_file() and path.parent.name != "indexes":
             found[str(path)] = path.read_bytes().decode("utf-8", "replace")
     return found
 

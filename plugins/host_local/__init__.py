@@ -10,8 +10,7 @@ from cni_common.errors import CNIError, Code
 from cni_common.request import PROTOCOL_PROPERTIES, Command
 from cni_common.types import Address, IPConfig, Result, Route
 from plugins.host_local import plan, transaction
-from plugins.host_local.lease import GRACE_SECONDS as GRACE_SECONDS
-from plugins.host_local.lease import PLUGIN, pod_key
+from plugins.host_local.lease import PLUGIN, RELEASE_COOLDOWN_MAX, pod_key
 from plugins.host_local.ranges import RangeSet, odd_gateways, parse_sets
 from plugins.host_local.store import Store, indexes_of
 
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     Json = Mapping[str, Any]
 
 DEFAULT_DATA_DIR = "/var/lib/cni/networks"
-RELEASE_COOLDOWN_MAX = 86_400
 RECLAIM_LOOKS_MAX = 512  # leases that STATUS can look at one by one within 100 ms
 # The keys of CNI_ARGS that this suite knows: the interface plugin has the same string, and its
 # keys must not make IPAM fail.

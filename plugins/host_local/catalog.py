@@ -5,7 +5,7 @@ from functools import partial
 
 from plugins.host_local.index import CAPACITY_MAX, FullError, Index, header_for
 from plugins.host_local.indexfile import IndexFile, boot_id, booted_ns
-from plugins.host_local.lease import text_of
+from plugins.host_local.lease import RELEASE_COOLDOWN_MAX, text_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -210,5 +210,8 @@ def _fill(
     index: Index, leases: "Sequence[Lease]", resting: "Sequence[tuple[Address, int]]"
 ) -> None:
     index.fill((lease.address, text_of(lease.owner) if lease.owner else "") for lease in leases)
+    # What is left of a damaged file may say anything; no rest is longer than this.
+    latest_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + RELEASE_COOLDOWN_MAX * 10**9
     for address, until_ns in resting:
-        index.rest(address, until_ns)
+        if until_ns <= latest_ns:
+            index.rest(address, until_ns)

@@ -8,6 +8,7 @@ from cni_common.request import Attachment
 from cni_common.types import Address, parse_address
 
 PLUGIN = "host-local"  # as the attachment records name it
+RELEASE_COOLDOWN_MAX = 86_400  # seconds
 GRACE_SECONDS = 60  # younger leases may belong to an ADD that is still at work
 
 

@@ -48,7 +48,7 @@ class Node:
         ]
 
     def start_engine(
-        self, wrap: Callable[..., Sequence[str | Path]] = lambda *words: words
+        self, *options: str, wrap: Callable[..., Sequence[str | Path]] = lambda *words: words
     ) -> None:
         """Start an engine and wait until it serves; it ends with the node, or with the next one.
 
@@ -58,7 +58,7 @@ class Node:
         log = self.path("/run/engine.log")
         with log.open("wb") as stderr:
             self._engine = subprocess.Popen(
-                [*self._enter, *wrap(DIST / "pycni", "engine")],
+                [*self._enter, *wrap(DIST / "pycni", "engine", *options)],
                 stderr=stderr,
                 stdin=subprocess.DEVNULL,
             )
@@ -91,18 +91,23 @@ class Node:
         stdin: str = "",
         env: Mapping[str, str] | None = None,
         netns: str = "",
+        seconds: float = 60,
     ) -> Done:
         """Run a command on the node, or inside one of its containers."""
-        enter = [*self._enter, *(["nsenter", f"--net={netns}", "--"] if netns else [])]
         return subprocess.run(
-            [*enter, *map(str, words)],
+            self.entered(*words, netns=netns),
             input=stdin,
             capture_output=True,
             text=True,
             env={"PATH": _PATH, **(env or {})},
-            timeout=60,
+            timeout=seconds,
             check=False,
         )
+
+    def entered(self, *words: str | Path, netns: str = "") -> list[str]:
+        """Return the command line that runs a command on the node, or inside a container."""
+        enter = ["nsenter", f"--net={netns}", "--"] if netns else []
+        return [*self._enter, *enter, *map(str, words)]
 
     def command(self, *words: str, netns: str = "") -> str:
         """Return what a command prints; it must succeed."""

@@ -42,7 +42,7 @@ class Rig:
         self._netns: dict[str, str] = {}
         self._deaths = 0
         if has_engine:
-            node.start_engine(injector.command)
+            node.start_engine(wrap=injector.command)
 
     # --- what a runtime does ---
 
@@ -111,7 +111,7 @@ class Rig:
         """See to it that workers remain: an engine takes its time to replace them in numbers."""
         self._deaths += 1
         if self._has_engine and self._deaths % _DEATHS_MAX == 0:
-            self.node.start_engine(self.injector.command)
+            self.node.start_engine(wrap=self.injector.command)
 
     # --- what befalls a node ---
 

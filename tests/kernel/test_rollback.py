@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -21,18 +22,17 @@ from tests.machine import Json, Machine, addresses_of, error_of
 LIMIT = 400  # operations: more than any ADD or DEL here has
 IPV4, IPV6 = "10.9.0.0/24", "fd00:9::/64"
 
-# Whoever needs the namespace opens it again, or has what is in the record; an address whose lease
-# cannot be read counts as taken, here the first container's; the next call removes .pycni-new;
-# only the order of later addresses depends on last_reserved_ip.
-TOLERATED_IN_DEL = {
-    *("open namespace", "disk unlink .pycni-new"),
-    *(f"disk {call} {name}" for call in ("open", "read") for name in ("10.9.0.2", "fd00:9::2")),
-}
-TOLERATED_IN_ADD = TOLERATED_IN_DEL | {
-    f"disk {call} last_reserved_ip.{index}"
-    for call in ("open", "read", "fstat", "write", "close", "replace")
-    for index in (0, 1)
-}
+# Whoever needs the namespace opens it again, or has what is in the record; the next call removes
+# .pycni-new; a lease that cannot be read counts as taken by an ADD, and makes a DEL look for it
+# once more; without its index host-local reads all leases.
+TOLERATED_IN_DEL = (
+    r"open namespace|disk unlink \.pycni-new|disk (open|read|fstat) [0-9a-f.:]+"
+    r"|disk (utime|pread|pwrite) .*|disk \w+ .*/indexes(/.*)?"
+)
+# Only the order of later addresses depends on last_reserved_ip.
+TOLERATED_IN_ADD = (
+    rf"{TOLERATED_IN_DEL}|disk (open|read|fstat|write|close|replace) last_reserved_ip\.[01]"
+)
 # Texts that may make a runtime forget an error of DEL, and with it what is left.
 FORGETTABLE = ("NOT found", "No such file or directory")
 
@@ -138,6 +138,8 @@ def state(machine: Machine, *containers: str) -> Json:
 
 def settled(machine: Machine, *containers: str) -> Json:
     """Return the state once the kernel has ended what a new port starts, such as its IPv6."""
+    for port in machine.ports():  # asked for by name, it gets its operstate now, not in a second
+        machine.command(machine.host, "ip", "link", "show", "dev", port)
     last = state(machine, *containers)
     for _ in range(100):
         time.sleep(0.05)
@@ -171,6 +173,11 @@ def assert_attached(machine: Machine, config: Json, container: str, result: Json
     assert own is not None
     assert own["master"] == config["bridge"]
     link = machine.link(container, "eth0")
+    for _ in range(50):  # the kernel notes it a moment after the port is up, later under load
+        if link is None or link["operstate"] == "UP":
+            break
+        time.sleep(0.02)
+        link = machine.link(container, "eth0")
     assert link is not None
     assert (link["address"], link["operstate"]) == (result["interfaces"][2]["mac"], "UP")
     assert machine.addresses(container, "eth0") == [ip["address"] for ip in result.get("ips", ())]
@@ -224,7 +231,7 @@ def test_any_failure_of_an_add_is_taken_back(
             assert changes(before, state(machine, other, container)) == [], (fault.what, error)
             machine.ok("bridge", "ADD", config, container)
         else:
-            assert fault.what in TOLERATED_IN_ADD
+            assert re.fullmatch(TOLERATED_IN_ADD, fault.what)
             assert_attached(machine, config, container, json.loads(reply.stdout))
         machine.ok("bridge", "DEL", config, container)
 
@@ -417,7 +424,7 @@ def test_failed_delete_is_told_and_can_be_repeated(
             ]
             machine.ok("bridge", "DEL", config, container)
         assert changes(before, state(machine, other, container)) == [], fault.what
-        assert reply.exit_code or fault.what in TOLERATED_IN_DEL
+        assert reply.exit_code or re.fullmatch(TOLERATED_IN_DEL, fault.what)
 
     assert failed > 5
     assert not fault.happened
@@ -440,7 +447,7 @@ def test_failed_delete_without_record(machine: Machine, case: Callable[[Machine]
             reply = machine.invoke("bridge", "DEL", config, container, host=host)
         if not fault.happened:
             break
-        if reply.exit_code or fault.what not in TOLERATED_IN_DEL:
+        if reply.exit_code or not re.fullmatch(TOLERATED_IN_DEL, fault.what):
             assert error_of(reply.stdout), fault.what
             machine.ok("bridge", "DEL", {**config, "prevResult": result}, container)
         assert changes(before, state(machine, other, container)) == [], fault.what
