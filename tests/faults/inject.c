@@ -175,14 +175,30 @@ static void describe(pid_t pid, const struct user_regs_struct *regs)
     snprintf(plan->what, sizeof plan->what, "%s %.200s", call ? call->name : "?", name);
 }
 
+/* Tell whether the kernel does the last call once more by itself: a sysctl of the network that
+ * finds the RTNL lock taken does so until it gets it, hundreds of times (restart_syscall). */
+static bool is_restart(pid_t pid, const struct user_regs_struct *regs)
+{
+    static struct user_regs_struct last;
+    static pid_t last_pid;
+    char link[64], name[16] = "";
+    bool same = pid == last_pid && regs->orig_rax == SYS_write && last.orig_rax == SYS_write &&
+                regs->rip == last.rip && regs->rdi == last.rdi && regs->rsi == last.rsi;
+    last = *regs;
+    last_pid = pid;
+    snprintf(link, sizeof link, "/proc/%d/fd/%d", pid, (int)regs->rdi);
+    return same && readlink(link, name, sizeof name - 1) > 0 && !strncmp(name, "/proc/sys/", 10);
+}
+
 static void on_call(pid_t pid, pid_t child)
 {
-    if (plan->spared && pid == child)
+    struct user_regs_struct regs;
+    if ((plan->spared && pid == child) || ptrace(PTRACE_GETREGS, pid, 0, &regs) ||
+        is_restart(pid, &regs))
         return;
     plan->count++;
     bool due = plan->at && (plan->count == plan->at || (plan->lasting && plan->count > plan->at));
-    struct user_regs_struct regs;
-    if (!due || ptrace(PTRACE_GETREGS, pid, 0, &regs))
+    if (!due)
         return;
     if (plan->count == plan->at)
         describe(pid, &regs);
