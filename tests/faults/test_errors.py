@@ -29,7 +29,8 @@ def test_add(request: pytest.FixtureRequest, rig: Rig, error: int) -> None:
     rig.config = configuration("dual")
 
     def scenario(injection: Injection) -> None:
-        rig.wipe()
+        if error == errno.ENOSPC:  # the node's first, which makes bridge and table
+            rig.wipe()
         rig.container("c1")
         done = rig.inject(injection, "ADD", "c1")
         if done.returncode == 0:
