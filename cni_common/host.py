@@ -50,7 +50,7 @@ class Host:
         self.log = log
         self.state_dir = state_dir
         self.records = Records(state_dir)
-        self._executable = executable
+        self.executable = executable
         self._given = given or {}
         self._opened: dict[str, NetNS] = {}
         self._delegates: list[str] = []  # ours that are at work, the innermost last
@@ -134,7 +134,7 @@ class Host:
 
     def _is_ours(self, path: str, type: str) -> bool:  # noqa: A002
         try:
-            same = os.path.samefile(path, self._executable)
+            same = os.path.samefile(path, self.executable)
         except OSError:
             return False
         return same and self.load(type) is not None
