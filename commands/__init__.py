@@ -31,7 +31,7 @@ exit status:
 examples:
   pycni leases
   pycni leases --network mynet
-  pycni leases --json | jq -r '.leases[] | select(.alive == false) | .address'
+  pycni leases --json
 """
 _AUDIT = f"""\
 exit status:
@@ -40,7 +40,8 @@ exit status:
 
 examples:
   pycni audit
-  pycni audit --json | jq -r '.findings[] | .kind' | sort | uniq -c
+  pycni audit --json
+  pycni audit >/dev/null || echo "something is left on this node"
 """
 _RECLAIM = f"""\
 What has lost its container is noted at first and removed by a call at least 60 s later; nothing
@@ -61,7 +62,7 @@ exit status:
 
 examples:
   pycni explain 3f2c9a
-  pycni explain --json 3f2c9a | jq '.attachments[].addresses'
+  pycni explain --json 3f2c9a
 """
 
 
@@ -109,24 +110,24 @@ def _on_the_node(name: str, run: "Run") -> "Callable[[Namespace, Loader, Sequenc
                 load, os.path.realpath(sys.argv[0]), _log, state_dir=options.state_dir
             ) as host:
                 return run(options, host)
-        except BrokenPipeError:
-            return complain("nobody reads the output")
+        except KeyboardInterrupt:
+            return complain("interrupted")
         except (CNIError, OSError) as error:
             return complain(_words(error))
         except ExceptionGroup as group:
-            for failure in group.exceptions:
-                complain(_words(failure))
-            return FAILED
+            return complain(_words(group))
 
     return command
 
 
 def _words(error: Exception) -> str:
     if isinstance(error, ExceptionGroup):
-        return "; ".join(_words(one) for one in error.exceptions)
+        whose = [": ".join((*getattr(one, "__notes__", ())[:1], "")) for one in error.exceptions]
+        words = [_words(one) for one in error.exceptions]
+        return "; ".join(f"{note}{text}" for note, text in zip(whose, words, strict=True))
     if isinstance(error, OSError):
         return f"{error.strerror or error}{f': {error.filename!r}' if error.filename else ''}"
-    return " ".join(str(error).split())
+    return " ".join(str(error).split())  # one line
 
 
 def _is_hosts_namespace() -> bool:

@@ -1,22 +1,22 @@
 """`pycni audit`: what on this node belongs to no living container, and how it can go."""
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 from cni_common import iptables, masquerade
+from cni_common.request import Attachment
 from commands import DONE, FOUND, leftovers, view
 from commands.node import Known, Node
 from commands.owned import objects_of
 from plugins.bridge import attachment, macfilter
 from plugins.host_local import reclaim
-from plugins.host_local.fate import Judge
 from plugins.host_local.lease import GRACE_SECONDS
 from plugins.host_local.lease import PLUGIN as HOST_LOCAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from cni_common.host import Host
     from cni_common.iptables import Jump
@@ -117,7 +117,7 @@ class Audit:
             if not reason:
                 continue
             if known.plugin == HOST_LOCAL:
-                if not self._holds_lease(known):
+                if (known.network, known.attachment) not in self._lessees:
                     act = partial(leftovers.remove_idle_record, self._host, known.path)
                     yield self._of(known, "record", known.path, reason, when, act)
             elif known.plugin == attachment.PLUGIN:
@@ -136,20 +136,14 @@ class Audit:
             return "", ""  # a call for it is at work
         try:
             reason = self._node.judge.of(record.attachment, record)
-            ripe = self._patient.of(record.attachment, record) and not known.is_young()
+            ripe = self._node.patient_judge.of(record.attachment, record) and not known.is_young()
             return reason, NOW if ripe else LATER
         finally:
             record.close()
 
-    @property
-    def _patient(self) -> Judge:
-        return self._node.patient_judge
-
-    def _holds_lease(self, known: Known) -> bool:
-        return any(
-            one.network == known.network and one.owner == known.attachment
-            for one in self._node.tenancies
-        )
+    @cached_property
+    def _lessees(self) -> frozenset[tuple[str, Attachment]]:
+        return frozenset((one.network, one.owner) for one in self._node.tenancies)
 
     # --- leases ---
 
@@ -222,19 +216,19 @@ class Audit:
             )
 
     def _jumps(self, jumps: "list[Jump]") -> "Iterator[Finding]":
+        recorded = {(one.network, one.attachment.containerid) for one in self._node.records}
+        lessees = {(network, owner.containerid) for network, owner in self._lessees}
         for jump in jumps:
-            if jump.source in self._node.in_use or self._is_recorded(jump):
+            whose = jump.network, jump.containerid
+            # What has a record goes with it, and an address in use is of somebody who lives.
+            if whose in recorded or jump.source in self._node.in_use:
                 continue
-            leased = any(
-                one.owner.containerid == jump.containerid and one.network == jump.network
-                for one in self._node.tenancies
-            )
             yield self._of_reference(
                 "iptables",
                 f"chain {jump.chain} for {jump.source}",
-                (jump.network, jump.containerid),
+                whose,
                 source=jump.source,
-                leased=leased,
+                leased=whose in lessees,
             )
 
     def _rules(self, rules: "list[tuple[str, Address]]") -> "Iterator[Finding]":
@@ -242,25 +236,17 @@ class Audit:
         networks |= {one.network for one in self._node.records}
         leased = {one.lease.address for one in self._node.tenancies}
         for comment, source in rules:
-            if source in self._node.in_use:
-                continue
-            network = next((n for n in networks if iptables.is_of_network(comment, n)), "")
-            yield self._of_reference(
-                "nftables",
-                f"rule '{comment}' for {source}",
-                (network, ""),
-                source=source,
-                leased=source in leased,
-            )
-
-    def _is_recorded(self, jump: "Jump") -> bool:
-        return any(
-            one.network == jump.network and one.attachment.containerid == jump.containerid
-            for one in self._node.records
-        )
+            if source not in self._node.in_use:
+                yield self._of_reference(
+                    "nftables",
+                    f"rule '{comment}' for {source}",
+                    _names_in(comment, networks),
+                    source=source,
+                    leased=source in leased,
+                )
 
     def _of_reference(
-        self, kind: str, what: str, names: tuple[str, str], *, source: "Address", leased: bool
+        self, kind: str, what: str, names: tuple[str, ...], *, source: "Address", leased: bool
     ) -> Finding:
         reason = "masquerading of the reference's kind for an address that is in no namespace"
         if leased or not names[0]:
@@ -311,3 +297,16 @@ class Audit:
         key = key or f"{kind} {what}"
         when = reclaim or (NOW if self._sightings.are_two(key) else LATER)
         return Finding(kind, what, network, containerid, ifname, reason, when, key, act)
+
+
+def _names_in(comment: str, networks: "Iterable[str]") -> tuple[str, ...]:
+    """Return network, container and interface of a rule's comment, as far as they are proven.
+
+    It is "<digest>-<digest>, net: NETWORK, if: INTERFACE, id: CONTAINER", and may be cut short.
+    """
+    instance, *parts = comment.split(", ")
+    given = dict(part.partition(": ")[::2] for part in parts)
+    network, owner = given.get("net", ""), Attachment(given.get("id", ""), given.get("if", ""))
+    if instance == iptables.reference_instance(network, owner):
+        return network, owner.containerid, owner.ifname
+    return (next((one for one in networks if iptables.is_of_network(instance, one)), ""),)

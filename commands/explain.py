@@ -3,6 +3,7 @@
 from commands import DONE, FAILED, FOUND, view
 from commands.node import Known, Node
 from commands.owned import objects_of
+from plugins.host_local.lease import PLUGIN as HOST_LOCAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,6 +83,14 @@ class _Attachment:
         self._alive = True if True in fates else next((f for f in fates if f is not None), None)
         pods = [*(one.pod for one in records), *(one.pod for one in leases)]
         self._pod = next(filter(None, pods), "")
+        held = {str(one.lease.address) for one in leases}
+        self._lost = [  # addresses whose lease is gone: whoever removed it may give them away
+            (address, f"{one.facts.get('directory')}/{address}")
+            for one in records
+            if one.plugin == HOST_LOCAL
+            for address in one.facts.get("addresses", ())
+            if address not in held
+        ]
         self._objects: list[Owned] = [o for one in records for o in objects_of(node.host, one)]
 
     def rows(self) -> list[list[str]]:
@@ -94,6 +103,7 @@ class _Attachment:
             ["lease", f"{o.directory}/{o.lease.address}", f"since {o.lease.since}"]
             for o in self._leases
         ]
+        rows += [["lease", file, "missing"] for _, file in self._lost]
         for one in self._objects:
             rows.append([one.kind, one.what, "present" if one.present else "missing"])
         if facts.get("gateway_interface"):
@@ -117,8 +127,13 @@ class _Attachment:
                     "address": str(o.lease.address),
                     "file": f"{o.directory}/{o.lease.address}",
                     "since": o.lease.since,
+                    "present": True,
                 }
                 for o in self._leases
+            ]
+            + [
+                {"address": address, "file": file, "since": "", "present": False}
+                for address, file in self._lost
             ],
             "objects": [
                 {"kind": o.kind, "what": o.what, "present": o.present} for o in self._objects

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from cni_common.host import Host
     from cni_common.record import Record
+    from cni_common.steps import BestEffort
     from cni_common.types import Address
     from commands.node import Known
 
@@ -73,6 +74,16 @@ def remove_empty_record(host: "Host", path: str) -> None:
         _log(host, f"record '{path}'", "a call that was killed left it empty")
         record.remove()
     record.close()
+
+
+def forgive(host: "Host", steps: "BestEffort") -> None:
+    """Forget that a namespace was seen gone where it is there again."""
+    judge = Judge(host, "", patient=True)
+    for known in Node(host, "").records:
+        record = host.records.open(known.path) if known.facts.get("gone_since") else None
+        if record is not None:
+            steps.attempt(known.path, partial(judge.of, record.attachment, record))
+            record.close()
 
 
 def remove_element(host: "Host", address: "Address", text: str) -> None:

@@ -118,16 +118,6 @@ class Node:
         identity = facts.get("netns_id")
         return not self.judge.is_gone(facts.get("netns", ""), identity) if identity else None
 
-    def records_of(self, network: str, owner: Attachment) -> list[Known]:
-        """Return the records of one attachment; of a container's all when it names no interface."""
-        return [
-            one
-            for one in self.records
-            if one.network == network
-            and one.attachment.containerid == owner.containerid
-            and owner.ifname in (one.attachment.ifname, "")
-        ]
-
     def directories(self, network: str = "") -> list[tuple[str, str]]:
         """Return network and lease directory, of all networks or of one."""
         found = {(one.network, directory) for one in self.records for directory in _stores(one)}

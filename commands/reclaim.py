@@ -1,7 +1,7 @@
 """`pycni reclaim`: removes what `pycni audit` shows, if it was seen twice."""
 
 from cni_common.steps import BestEffort
-from commands import DONE, FOUND, view
+from commands import DONE, FOUND, leftovers, view
 from commands.audit import COLUMNS, LATER, NEVER, NOW, Audit
 from commands.sightings import Sightings
 
@@ -25,6 +25,7 @@ def run(options: "Namespace", host: "Host") -> int:
         if options.dry_run:
             gone, left = [one for one in before if one.reclaim == NOW], before
         else:
+            leftovers.forgive(host, steps)
             _act(before, steps)
             left = Audit(host, options.data_dir, sightings).findings()
             sightings.remember(one.key for one in left if one.reclaim == LATER)

@@ -1,5 +1,6 @@
 """How the answers look: a table in colour on a terminal, plain text elsewhere, or JSON."""
 
+import errno
 import json
 import os
 import re
@@ -95,5 +96,8 @@ def _short(cell: str) -> str:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "stdout is closed")
+    encoding = sys.stdout.encoding
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
     sys.stdout.flush()
