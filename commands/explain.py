@@ -97,8 +97,11 @@ class _Attachment:
         """Return the rows of a table."""
         facts = self._facts
         rows = [["pod", self._pod, ""]] if self._pod else []
-        rows.append(["netns", str(facts.get("netns", "")), view.answer(self._alive)])
-        rows += [[f"record of {o.plugin}", o.path, f"since {o.since}"] for o in self._records]
+        state = {True: "alive", False: "gone", None: "unknown"}[self._alive]
+        rows.append(["netns", str(facts.get("netns", "")), state])
+        rows += [
+            [f"record of {o.plugin}", o.path, f"changed {o.changed_at}"] for o in self._records
+        ]
         rows += [
             ["lease", f"{o.directory}/{o.lease.address}", f"since {o.lease.since}"]
             for o in self._leases
@@ -120,7 +123,7 @@ class _Attachment:
             "pod": self._pod,
             "netns": {"path": facts.get("netns", ""), "alive": self._alive},
             "records": [
-                {"plugin": o.plugin, "file": o.path, "since": o.since} for o in self._records
+                {"plugin": o.plugin, "file": o.path, "changed": o.changed_at} for o in self._records
             ],
             "addresses": [
                 {

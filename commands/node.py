@@ -57,7 +57,7 @@ class Known:
         return str(self.facts.get("pod", "")) or _pod_of(self.facts.get("cni_args", ""))
 
     @property
-    def since(self) -> str:
+    def changed_at(self) -> str:
         """When it was last written to, RFC 3339 in UTC."""
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.changed))
 

@@ -11,10 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _SHORT, _LONG = 12, re.compile(r"[0-9a-f]{32,}")
+_RICH_ROWS_MAX = 2000  # rich takes 2 ms a row, and nobody looks at that many
 _STYLES = {  # of what a cell says, whichever column it is in
     "yes": "green",
+    "alive": "green",
     "present": "green",
     "no": "red",
+    "gone": "red",
     "missing": "red",
     "now": "red",
     "later": "yellow",
@@ -44,7 +47,7 @@ def write_table(
 ) -> None:
     """Print rows below the names of their columns; nothing but `title` when there are none."""
     cells = [[printable(cell) for cell in row] for row in rows]
-    if is_terminal():
+    if is_terminal() and len(rows) <= _RICH_ROWS_MAX:
         _write_rich(columns, cells, title)
         return
     lines = [[column.upper() for column in columns], *([cell or "-" for cell in r] for r in cells)]

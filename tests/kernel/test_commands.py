@@ -463,6 +463,17 @@ def test_colour(machine: Machine) -> None:
 
 
 @alone
+def test_many_leases(machine: Machine) -> None:
+    """What is too long to be looked at is printed plainly, also to a terminal."""
+    for number in range(2001):
+        lease(machine, f"10.77.{number >> 8}.{number & 255}", "c1\r\neth0")
+
+    shown = on_terminal(machine, "leases")
+
+    assert ("\x1b" in shown, shown.count("10.77.")) == (False, 2001)
+
+
+@alone
 def test_nothing_steers_the_terminal(machine: Machine) -> None:
     """What stands in a lease file is shown, not obeyed, and brackets are no style."""
     lease(machine, "10.77.0.9", "[red]\x7f\u009b31mé世\r\neth0")
