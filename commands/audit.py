@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 from cni_common import iptables, masquerade
+from cni_common.record import Record
 from cni_common.request import Attachment
 from commands import DONE, FOUND, leftovers, view
 from commands.node import Known, Node
@@ -44,8 +45,15 @@ class Finding:
 
     def row(self) -> list[str]:
         """Return the cells of a table."""
-        return [self.kind, self.what, self.network, self.containerid, self.ifname, self.reason,
-                self.reclaim]  # fmt: skip
+        return [
+            self.kind,
+            self.what,
+            self.network,
+            self.containerid,
+            self.ifname,
+            self.reason,
+            self.reclaim,
+        ]
 
     def json(self) -> dict[str, object]:
         """Return what programs get."""
@@ -110,8 +118,9 @@ class Audit:
                 if not known.is_young():
                     act = partial(leftovers.remove_empty_record, self._host, known.path)
                     reason = "a call that was killed left it empty"
-                    yield self._finding("record", known.path, reason=reason, key=known.path,
-                                        act=act, reclaim=NOW)  # fmt: skip
+                    yield self._finding(
+                        "record", known.path, reason=reason, key=known.path, act=act, reclaim=NOW
+                    )
                 continue
             reason, when = self._fate(known)
             if not reason:
@@ -131,15 +140,11 @@ class Audit:
 
     def _fate(self, known: Known) -> tuple[str, str]:
         """Return why nobody lives who owns the record, and when that can be taken apart."""
-        record = self._host.records.open(known.path)
-        if record is None:
-            return "", ""  # a call for it is at work
-        try:
-            reason = self._node.judge.of(record.attachment, record)
-            ripe = self._node.patient_judge.of(record.attachment, record) and not known.is_young()
-            return reason, NOW if ripe else LATER
-        finally:
-            record.close()
+        # Not locked: an ADD or DEL that meets the lock would wait, or be refused.
+        record = Record(known.path, -1, known.facts)
+        reason = self._node.judge.of(known.attachment, record)
+        ripe = self._node.patient_judge.of(known.attachment, record) and not known.is_young()
+        return reason, NOW if ripe else LATER
 
     @cached_property
     def _lessees(self) -> frozenset[tuple[str, Attachment]]:
@@ -152,8 +157,11 @@ class Audit:
             reason, when = self._fate_of_lease(one)
             if not reason:
                 continue
-            act = None if when == NEVER else partial(
-                reclaim.reclaim, self._host, one.network, one.directory)  # fmt: skip
+            act = (
+                None
+                if when == NEVER
+                else partial(reclaim.reclaim, self._host, one.network, one.directory)
+            )
             yield Finding(
                 "lease",
                 f"{one.directory}/{one.lease.address}",
@@ -278,8 +286,17 @@ class Audit:
         act: "Callable[[], object] | None",
     ) -> Finding:
         owner = known.attachment
-        return Finding(kind, what, known.network, owner.containerid, owner.ifname, reason, when,
-                       known.path, act)  # fmt: skip
+        return Finding(
+            kind,
+            what,
+            known.network,
+            owner.containerid,
+            owner.ifname,
+            reason,
+            when,
+            known.path,
+            act,
+        )
 
     def _finding(  # noqa: PLR0913 - likewise
         self,

@@ -87,15 +87,20 @@ def lease(machine: Machine, address: str, text: str) -> Path:
     return path
 
 
-def dead(machine: Machine, conf: Json, containerid: str = "dead") -> str:
-    """Attach a container whose namespace then ends, and its veth with it; return its address."""
-    container, ports = machine.container(), machine.ports()
-    added = machine.ok("bridge", "ADD", conf, container, containerid=containerid)
+def end(machine: Machine, container: str, ports: list[str]) -> None:
+    """End a container's namespace, and wait until `ports` are all that is left."""
     machine.forget(container)
     deadline = time.monotonic() + 10
     while machine.ports() != ports:  # the kernel does it in the background
         assert time.monotonic() < deadline, "the kernel keeps the veth"
         time.sleep(0.02)
+
+
+def dead(machine: Machine, conf: Json, containerid: str = "dead") -> str:
+    """Attach a container whose namespace then ends, and its veth with it; return its address."""
+    container, ports = machine.container(), machine.ports()
+    added = machine.ok("bridge", "ADD", conf, container, containerid=containerid)
+    end(machine, container, ports)
     return str(added["ips"][0]["address"].partition("/")[0])
 
 
@@ -105,9 +110,7 @@ class Alive:
     def __init__(self, machine: Machine, stack: ExitStack, conf: Json, containerid: str) -> None:
         self.netns = machine.container()
         stack.enter_context(machine.process_in(self.netns))
-        added = machine.ok(
-            "bridge", "ADD", conf, self.netns, containerid=containerid, args=POD
-        )  # fmt: skip
+        added = machine.ok("bridge", "ADD", conf, self.netns, containerid=containerid, args=POD)
         self.address = str(added["ips"][0]["address"].partition("/")[0])
 
 
@@ -126,8 +129,10 @@ def test_leases(machine: Machine) -> None:
         found = asked(machine, "leases")["leases"]
         table = pycni(machine, "leases", "--network", machine.name).stdout.splitlines()
 
-    rows = [(o["address"], o["network"], o["containerid"], o["ifname"], o["pod"], o["alive"])
-            for o in found]  # fmt: skip
+    rows = [
+        (o["address"], o["network"], o["containerid"], o["ifname"], o["pod"], o["alive"])
+        for o in found
+    ]
     assert sorted(rows) == sorted(
         [
             (alive.address, machine.name, "alive", "eth0", "shop/web-1", True),
@@ -187,20 +192,22 @@ def test_what_is_foreign(machine: Machine) -> None:
         assert (kept(machine), files_below(machine.data_dir)) == before
 
 
-def test_reclaim(machine: Machine) -> None:
+@pytest.mark.parametrize("backend", ["nftables", "iptables"])
+def test_reclaim(machine: Machine, backend: str) -> None:
     """What the dead leave is seen once, noted, seen again and removed; the living are spared."""
     with ExitStack() as stack:
-        conf = config(machine)
+        conf = config(machine, ipMasqBackend=backend)
         Alive(machine, stack, conf, "alive")
         clean = kept(machine)
         address = dead(machine, conf)
         age(machine)
 
         found = asked(machine, "audit", status=FOUND)["findings"]
-        assert kinds(found) == ["lease", "mac-filter", "masquerade", "record"]
+        masquerading = "masquerade" if backend == "nftables" else "iptables"
+        assert kinds(found) == sorted(["lease", "mac-filter", masquerading, "record"])
         assert {one["containerid"] for one in found} == {"dead"}
         assert {one["reclaim"] for one in found} == {"later"}
-        assert any(address in one["what"] for one in found)
+        assert f"{machine.data_dir}/{machine.name}/{address}" in [one["what"] for one in found]
         before = kept(machine), files_below(machine.state_dir)
         assert kinds(asked(machine, "reclaim", "--dry-run", status=FOUND)["later"]) == kinds(found)
         assert (kept(machine), files_below(machine.state_dir)) == before
@@ -222,8 +229,12 @@ def test_reclaim(machine: Machine) -> None:
 def kept(machine: Machine) -> Json:
     """Return what attachments own, without what is in the files."""
     files = [path for path in files_below(machine.state_dir) if "/attachments/" in path]
-    return {"files": files, "leases": machine.leases(), "ports": machine.ports(),
-            "nft": machine.nft()}  # fmt: skip
+    return {
+        "files": files,
+        "leases": machine.leases(),
+        "ports": machine.ports(),
+        "nft": machine.nft(),
+    }
 
 
 @alone
@@ -271,6 +282,10 @@ def test_a_namespace_that_comes_back(machine: Machine, tmp_path: Path) -> None:
     age(machine)
 
     assert asked(machine, "reclaim", status=FOUND)["removed"] == []
+    assert machine.ports() != []
+    age(machine)
+    assert "veth" in kinds(asked(machine, "reclaim")["removed"])
+    assert machine.ports() == []
 
 
 @alone
@@ -328,7 +343,7 @@ def test_of_the_reference(machine: Machine, backend: str) -> None:
         assert done.returncode == 0, done.stdout
         age(machine)
         assert asked(machine, "audit") == {"findings": []}
-    machine.forget(container)
+    end(machine, container, [])
     (address,) = machine.leases()
 
     found = asked(machine, "audit", status=FOUND)["findings"]
@@ -544,8 +559,11 @@ def test_one_failure_does_not_stop_the_rest(machine: Machine) -> None:
     dead(machine, conf, "loose")
     for path in records(machine):
         if '"stuck"' in path.read_text() and path.name.startswith("bridge-"):
-            path.write_text(path.read_text().replace('"ipam": "host-local"', '"ipam": "nosuch"')
-                            .replace('"ipam":"host-local"', '"ipam":"nosuch"'))  # fmt: skip
+            path.write_text(
+                path.read_text()
+                .replace('"ipam": "host-local"', '"ipam": "nosuch"')
+                .replace('"ipam":"host-local"', '"ipam":"nosuch"')
+            )
     age(machine)
     assert pycni(machine, "reclaim").returncode == FOUND
     age(machine)
