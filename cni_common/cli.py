@@ -8,7 +8,7 @@ from cni_common.host import STATE_DIR
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from cni_common.host import Loader
 
@@ -25,21 +25,39 @@ class Command:
         summary: str,
         run: "Callable[[Namespace, Loader, Sequence[str]], int]",
         add_options: "Callable[[ArgumentParser], object]" = lambda _parser: None,
+        more: str = "",
     ) -> None:
+        """`more` follows the options in the help, as it is: exit codes, examples."""
         self.summary = summary
         self.run = run
         self.add_options = add_options
+        self.more = more
 
 
-def run(arguments: "Sequence[str]", load: "Loader", types: "Sequence[str]") -> int:
-    """Do what `arguments` say and return the exit status, 2 when they say nothing sensible."""
-    from argparse import ArgumentParser
+def run(
+    arguments: "Sequence[str]",
+    load: "Loader",
+    types: "Sequence[str]",
+    commands: "Mapping[str, Command] | None" = None,
+) -> int:
+    """Do what `arguments` say and return the exit status, 2 when they say nothing sensible.
+
+    `commands` are those that need the plugins, beside COMMANDS.
+    """
+    from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
     parser = ArgumentParser(prog="pycni", description=f"pycni {VERSION}, CNI plugins in Python")
     parsers = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, command in COMMANDS.items():
+    known = {**COMMANDS, **(commands or {})}
+    for name, command in sorted(known.items()):
         command.add_options(
-            parsers.add_parser(name, help=command.summary, description=command.summary)
+            parsers.add_parser(
+                name,
+                help=command.summary,
+                description=command.summary,
+                epilog=command.more,
+                formatter_class=RawDescriptionHelpFormatter,
+            )
         )
     try:
         options = parser.parse_args(arguments)
@@ -48,7 +66,7 @@ def run(arguments: "Sequence[str]", load: "Loader", types: "Sequence[str]") -> i
     if options.command is None:
         parser.print_help()
         return 0
-    return COMMANDS[options.command].run(options, load, types)
+    return known[options.command].run(options, load, types)
 
 
 def _bundle() -> str:

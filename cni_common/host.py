@@ -54,7 +54,7 @@ class Host:
         self.log = log
         self.state_dir = state_dir
         self.records = Records(state_dir)
-        self._executable = executable
+        self.executable = executable
         self._given = given or {}
         self._own = own
         self._opened: dict[str, NetNS] = {}
@@ -150,7 +150,7 @@ class Host:
 
     def _is_ours(self, path: str, type: str) -> bool:  # noqa: A002
         try:
-            same = os.path.samefile(path, self._executable)
+            same = os.path.samefile(path, self.executable)
         except OSError:
             return False
         return same and self.load(type) is not None

@@ -6,9 +6,10 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import NoReturn
 
+    from cni_common.cli import Command
     from cni_common.host import Loader
     from cni_common.protocol import Reply
 
@@ -20,17 +21,22 @@ class _Terminated(BaseException):
     """A signal to end arrived. A BaseException: nothing may take it for a failure of its own."""
 
 
-def main(load: "Loader", types: "Sequence[str]" = ()) -> int:
+def main(
+    load: "Loader",
+    types: "Sequence[str]" = (),
+    commands: "Callable[[], Mapping[str, Command]]" = dict,
+) -> int:
     """Serve the request in the environment and on stdin; return the exit status.
 
-    `types` are the plugins that `load` knows: the engine has all of them ready.
+    `types` are the plugins that `load` knows: the engine has all of them ready. `commands` gives
+    what `pycni` can do beside what is in cni_common.
     """
     has_stdout = _complete_standard_streams()
     plugin = os.path.basename(sys.argv[0])
     environ = dict(os.environ)
     command = environ.get("CNI_COMMAND", "")
     if not command:
-        return _command_line(load, types) if plugin == _PROGRAM else _about(plugin)
+        return _command_line(load, types, commands) if plugin == _PROGRAM else _about(plugin)
     gc.disable()  # the process ends before there is anything worth collecting
     try:
         stdin = b"" if command == _VERSION else _read_all()
@@ -61,10 +67,12 @@ def _serve(
         return serve(plugin, environ, stdin, host, deliver=deliver)
 
 
-def _command_line(load: "Loader", types: "Sequence[str]") -> int:
+def _command_line(
+    load: "Loader", types: "Sequence[str]", commands: "Callable[[], Mapping[str, Command]]"
+) -> int:
     from cni_common import cli  # noqa: PLC0415 - only for people and service managers
 
-    status = cli.run(sys.argv[1:], load, types)
+    status = cli.run(sys.argv[1:], load, types, commands())
     try:
         if sys.stdout:
             sys.stdout.flush()  # the frozen program ends without doing so

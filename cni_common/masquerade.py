@@ -199,6 +199,12 @@ def owners(netns: "NetNS") -> "list[tuple[str, Address]]":
     ]
 
 
+def holds(netns: "NetNS", owner: Owner, address: "Address") -> bool:
+    """Tell whether `owner` has an element for `address`."""
+    element = TABLE.element(netns, _FAMILIES[address.version].map, address.packed)
+    return element is not None and element.comment == str(owner)
+
+
 def remove_element(netns: "NetNS", address: "Address", owner: str) -> None:
     """Remove the element of `address` if it is still that of `owner`, one of `owners`."""
     _remove_elements(netns, [address], owner)

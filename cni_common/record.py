@@ -157,6 +157,25 @@ class Records:
             if facts:
                 yield facts
 
+    def listing(self) -> "Iterator[tuple[str, Json, float]]":
+        """Yield path, facts and last change (seconds since the epoch) of every file there is.
+
+        Waits for nobody and changes nothing. A file without facts was left by a kill.
+        """
+        try:
+            names = os.listdir(self.directory)
+        except FileNotFoundError:
+            return
+        for name in sorted(names):
+            path = f"{self.directory}/{name}"
+            facts = _peek(path)
+            try:
+                changed = os.stat(path, follow_symlinks=False).st_mtime
+            except FileNotFoundError:
+                continue
+            if facts is not None:
+                yield path, facts, changed
+
     def open(self, path: str) -> Record | None:
         """Return the record in the file `path`; None: gone, no file, or an ADD is at work."""
         try:

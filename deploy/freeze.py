@@ -33,7 +33,7 @@ SOURCE, COMPILED = BUILD / "source", BUILD / "compiled"
 # Another build is what has other contents of these, another Python or other packages.
 INPUTS = (
     *("pyproject.toml", "requirements.lock", "launcher/launcher.c", "launcher/Makefile"),
-    *("cni_common", "plugins", "deploy/frozen", "deploy/freeze.py"),
+    *("cni_common", "commands", "plugins", "deploy/frozen", "deploy/freeze.py"),
 )
 
 

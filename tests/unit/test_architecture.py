@@ -35,7 +35,11 @@ LAZY = {
     "masquerade": ("iptables",),
     "main": ORDER,
 }
-THIRD_PARTIES = {"pyroute2": "cni_common.codec", "jsonschema": "cni_common.schema"}
+THIRD_PARTIES = {
+    "pyroute2": "cni_common.codec",
+    "jsonschema": "cni_common.schema",
+    "rich": "commands.view",
+}
 
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 60
@@ -85,12 +89,13 @@ def of_common(path: Path) -> list[Import]:
 
 
 COMMON = [path for path in sources("cni_common") if path.stem != "__init__"]
-PRODUCTION = sources("cni_common", "plugins")
+COMMANDS = sources("commands")
+PRODUCTION = [*sources("cni_common", "plugins"), *COMMANDS]
 ENTRANCES = ("plugins", "plugins.__main__")
 PLUGIN_FILES = [
     path
     for path in PRODUCTION
-    if path not in sources("cni_common") and name_of(path) not in ENTRANCES
+    if path not in [*sources("cni_common"), *COMMANDS] and name_of(path) not in ENTRANCES
 ]
 
 
@@ -124,8 +129,18 @@ class TestImports:
 
     @pytest.mark.parametrize("path", COMMON, ids=name_of)
     def test_no_plugins(self, path: Path) -> None:
-        """cni_common never imports plugins: the loader is handed in."""
-        assert [one.name for one in imports(path) if one.name.split(".")[0] == "plugins"] == []
+        """cni_common imports neither plugins nor commands: they are handed in."""
+        upper = ("commands", "plugins")
+
+        assert [one.name for one in imports(path) if one.name.split(".")[0] in upper] == []
+
+    @pytest.mark.parametrize("path", sources("plugins"), ids=name_of)
+    def test_commands(self, path: Path) -> None:
+        """Only the entrance knows the operator's commands, and only once they are asked for."""
+        found = [one for one in imports(path) if one.name.split(".")[0] == "commands"]
+
+        assert name_of(path) == "plugins.__main__" or found == []
+        assert [one.name for one in found if not one.lazy] == []
 
     @pytest.mark.parametrize("path", PLUGIN_FILES, ids=name_of)
     def test_plugin(self, path: Path) -> None:
@@ -143,7 +158,7 @@ class TestImports:
     @pytest.mark.parametrize("path", PRODUCTION, ids=name_of)
     def test_third_parties(self, path: Path) -> None:
         """Each library is known to one file."""
-        known = {*sys.stdlib_module_names, "cni_common", "plugins"}
+        known = {*sys.stdlib_module_names, "cni_common", "commands", "plugins"}
         found = {one.name.split(".")[0] for one in imports(path)} - known
 
         assert {name for name in found if THIRD_PARTIES.get(name) != name_of(path)} == set()
