@@ -84,12 +84,7 @@ def each_attribute(data: bytes, offset: int = 0) -> "Iterator[tuple[int, bytes]]
 
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
     """Return the attributes in `data` by their types; of several of one type, the last."""
-    found, end = {}, len(data) - _NLATTR.size
-    while offset <= end:
-        length, kind = _NLATTR.unpack_from(data, offset)
-        found[kind & _NLA_TYPE_MASK] = data[offset + _NLATTR.size : offset + length]
-        offset += (length + 3 & ~3) or _NLATTR.size
-    return found
+    return dict(each_attribute(data, offset))
 
 
 def number_of(payload: bytes | None) -> int:
@@ -131,7 +126,7 @@ class Channel:
         answers: dict[int, list[Any]] = {number: [] for number, _ in numbered}
         failure: NetlinkError | None = None
         while awaited:
-            data = self.sock.recv(1 << 17)
+            data = self._receive()
             for number, kind, flags, part in _parts(data):
                 if number not in answers:
                     continue
@@ -170,7 +165,7 @@ class Channel:
         self.sock.settimeout(max(seconds, 0.001))
         arrived = False
         try:
-            while self.sock.recv(1 << 17):
+            while self._receive():
                 arrived = True
                 self.sock.settimeout(0)
         except (TimeoutError, BlockingIOError):
@@ -183,12 +178,22 @@ class Channel:
     def read_events(self) -> "list[tuple[int, bytes]]":
         """Return type and bytes of what has arrived on a subscribed channel; lost ones are not."""
         try:
-            data = self.sock.recv(1 << 17, socket.MSG_DONTWAIT)
+            data = self._receive(socket.MSG_DONTWAIT)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.ENOBUFS):
                 raise
             return []
         return [(kind, part) for _, kind, _, part in _parts(data)]
+
+    def _receive(self, flags: int = 0) -> bytes:
+        """Return what the kernel has sent next. Raises OSError.
+
+        Who has CAP_NET_ADMIN in the namespace, as a container may, can send to our socket, too.
+        """
+        while True:
+            data, (sender, _groups) = self.sock.recvfrom(1 << 16, flags)
+            if sender == 0:
+                return data
 
     def close(self) -> None:
         """Close the socket."""

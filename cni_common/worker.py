@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from cni_common.errors import Code
 from cni_common.host import STATE_DIR, Host
 from cni_common.netns import OWN, NetNS
-from cni_common.protocol import Reply, failure, serve
+from cni_common.protocol import Reply, failure, respond
 from cni_common.request import Command
+from cni_common.streams import read_all, say, write_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ _TYPE_BYTES_MAX = 255  # NAME_MAX: it is the name of an executable
 _DESCRIPTORS_MAX = 5  # stdin, stdout, stderr, environment, and CNI_NETNS if it could be opened
 _CONVERSATION_SECONDS = 2.0  # the launcher is a program of ours: it does not pause
 _COLLECT_EVERY = 100  # requests
-_UNDO_SECONDS = 30.0  # for taking an overdue request back
 # A launcher whose /proc/PID has others of these sees another network or other files than we do.
 _SURROUNDINGS = ("ns/net", "ns/mnt", "root")
 
@@ -46,6 +46,7 @@ class Settings:
     requests: int = 10_000  # that a worker serves before another takes its place
     add_seconds: float = 90.0  # until an ADD is taken back: less than runtimes wait for it
     other_seconds: float = 45.0  # likewise until any other command is given up
+    undo_seconds: float = 30.0  # for taking back; then the worker ends
     state_dir: str = STATE_DIR
 
 
@@ -133,7 +134,6 @@ class Worker:
         except BaseException:
             os.close(directory)
             raise
-        connection.settimeout(0)
         return Call(
             connection, type, executable=executable, directory=directory, descriptors=descriptors
         )
@@ -144,19 +144,22 @@ class Worker:
         seconds = self._settings.add_seconds if is_add else self._settings.other_seconds
         status = 1
         self._is_late = False
-        signal.setitimer(signal.ITIMER_REAL, seconds, _UNDO_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, seconds, self._settings.undo_seconds)
         try:
             os.fchdir(call.directory)
             stdin = call.read_stdin()
             with self._host(call) as host:
-                status = serve(call.type, call.environ, stdin, host, deliver=call.deliver)
-        except OSError as error:  # of read_stdin: serve raises nothing
+                reply = respond(call.type, call.environ, stdin, host, deliver=call.deliver)
+                status = reply.exit_code
+        except OSError as error:  # of read_stdin: respond raises nothing
             msg = f"cannot read the configuration from stdin: {error.strerror}"
             call.deliver(failure(Code.IO_FAILURE, msg))
-        except _Overdue:
+        except _Overdue as error:
             rest = "what was begun is undone" if is_add else "what it has not done is still there"
+            if hasattr(error, "__notes__"):
+                rest = "what was begun is undone as far as it can be"
             msg = f"{command} was given up after {seconds:g} s; {rest}, try again"
-            call.deliver(failure(Code.TRY_AGAIN_LATER, msg))
+            call.deliver(failure(Code.TRY_AGAIN_LATER, msg, error))
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             # Before the runtime hears of the end: it may want to unmount what is open here.
@@ -201,32 +204,41 @@ class Call:
         directory: int,
         descriptors: "Sequence[int]",
     ) -> None:
+        """Take over the descriptors, or close them. Raises OSError."""
         self.type = type
         self.executable = executable
         self.directory = directory
         self._stdin, self._stdout, self._stderr, environment = descriptors[:4]
         self.netns = descriptors[4] if len(descriptors) > 4 else -1
-        self.environ = _environ(environment)
         self._connection = connection
         self._descriptors = (directory, *descriptors)
+        try:
+            connection.settimeout(0)
+            self.environ = _environ(environment)
+        except OSError:
+            self.close()
+            raise
 
     def read_stdin(self) -> bytes:
         """Return all that comes on stdin. Raises OSError."""
-        return b"".join(iter(lambda: os.read(self._stdin, 1 << 16), b""))
+        return read_all(self._stdin)
 
     def log(self, text: str) -> None:
         """Tell the runtime, on the stderr that it gave."""
-        with suppress(OSError):  # there is nobody left to tell
-            os.write(self._stderr, f"{text}\n".encode("utf-8", "replace"))
+        say(self._stderr, text)
 
     def deliver(self, reply: Reply) -> bool:
-        """Print the reply; False when the launcher is gone, or whoever reads what it prints."""
+        """Print the reply; False when the launcher is gone, or whoever reads what it prints.
+
+        Once it is printed, nothing is given up any more.
+        """
         try:
             if self._is_alone():
                 return False
-            data = reply.stdout
-            while data:
-                data = data[os.write(self._stdout, data) :]
+            write_all(self._stdout, reply.stdout)
+            if self._is_alone():
+                return False
+            signal.setitimer(signal.ITIMER_REAL, 0)
         except OSError as error:
             self.log(f"cannot write to stdout: {error.strerror}")
             return False

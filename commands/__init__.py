@@ -13,7 +13,7 @@ from cni_common.host import STATE_DIR, Host
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from cni_common.host import Loader
 
@@ -90,10 +90,12 @@ def _explain(options: "Namespace", host: Host) -> int:
     return explain.run(options, host)
 
 
-def _on_the_node(name: str, run: "Run") -> "Callable[[Namespace, Loader, Sequence[str]], int]":
+def _on_the_node(
+    name: str, run: "Run"
+) -> "Callable[[Namespace, Loader, Callable[[], object]], int]":
     """Return `run` behind a look at who asks and where; its failures become one line each."""
 
-    def command(options: "Namespace", load: "Loader", _types: "Sequence[str]") -> int:
+    def command(options: "Namespace", load: "Loader", _load_all: "Callable[[], object]") -> int:
         def complain(text: str) -> int:
             _log(f"pycni {name}: {text}")
             return FAILED

@@ -3,7 +3,7 @@
 import sys
 
 from cni_common.main import main
-from plugins import TYPES, load
+from plugins import load, load_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def run() -> int:
     """Serve one request and return the exit status."""
-    return main(load, TYPES, _commands)
+    return main(load, load_all, _commands)
 
 
 def _commands() -> "Mapping[str, Command]":

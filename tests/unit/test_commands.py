@@ -10,7 +10,7 @@ import pytest
 from cni_common import cli
 from commands import COMMANDS, FAILED, view
 from commands.sightings import Sightings
-from plugins import TYPES, load
+from plugins import load, load_all
 from plugins.host_local.lease import GRACE_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The help of each command has its exit statuses and examples; the page has the command."""
-    assert cli.run([name, "--help"], load, TYPES, COMMANDS) == 0
+    assert cli.run([name, "--help"], load, load_all, COMMANDS) == 0
 
     printed = capsys.readouterr().out
     assert COMMANDS[name].more in printed
@@ -40,7 +40,7 @@ def test_not_root(
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     words = [name, *["c1"] * (name == "explain")]
 
-    assert cli.run(words, load, TYPES, COMMANDS) == FAILED
+    assert cli.run(words, load, load_all, COMMANDS) == FAILED
 
     printed = capfd.readouterr()
     assert (printed.out, printed.err.count("\n")) == ("", 1)
