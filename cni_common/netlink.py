@@ -9,7 +9,6 @@ import os
 import socket
 import struct
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 
 TYPE_CHECKING = False
@@ -105,8 +104,7 @@ class Channel:
         self._sequence = 0
         sock.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
         sock.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
-        with suppress(OSError):  # Linux 4.20: dumps of one interface's addresses, not of all
-            sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+        _set_strict(sock)
         timeout = struct.pack("@ll", _RECEIVE_SECONDS, 0)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
 
@@ -198,6 +196,14 @@ class Channel:
     def close(self) -> None:
         """Close the socket."""
         self.sock.close()
+
+
+def _set_strict(sock: socket.socket) -> None:
+    """Have dumps be of one interface's addresses, not of all, where the kernel can (4.20)."""
+    try:
+        sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+    except OSError:
+        return
 
 
 def _parts(data: bytes) -> "Sequence[tuple[int, int, int, bytes]]":

@@ -99,7 +99,7 @@ def _digest() -> str:
 def _write_modules() -> None:
     """Write every module that is changed for the bundle: ours, and pyroute2's that they use.
 
-    pyroute2 itself is left empty: it would import all that it has, see cni_common/netlink.py.
+    pyroute2 itself is left empty: it would import all that it has, see cni_common/codec.py.
     """
     shutil.copy(FROZEN / "start.py", SOURCE)
     _write_module("pyroute2", b"", is_package=True)

@@ -15,7 +15,7 @@ SPARED = {
     "cni_common": {"functools", "hashlib", "json", "signal", "socket"},
     "plugins": {"functools", "hashlib", "socket"},
     "ipaddress": {"functools"},
-    "cni_common.netlink": {"importlib.util"},
+    "cni_common.codec": {"importlib.util"},
     "pyroute2": {
         *("collections", "functools", "logging", "socket", "threading", "traceback", "typing"),
         "weakref",
