@@ -22,6 +22,7 @@ _CFLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", 
 _MOUNTS = """
 mount -t tmpfs -o mode=700 tmpfs /run/pycni
 mount -t tmpfs -o mode=755 tmpfs /var/lib/cni
+echo mounted
 exec "$0"
 """
 
@@ -89,6 +90,9 @@ class Column:
             text=True,
             errors="replace",
         )
+        assert self._driver.stdout is not None
+        if self._driver.stdout.readline() != "mounted\n":  # before an engine looks for its place
+            raise BenchError("cannot mount anything here: run it in tests/in-sandbox")
 
     def close(self) -> None:
         """End the driver, and the engine if there is one."""

@@ -9,7 +9,7 @@ from cni_common import interface, masquerade
 from cni_common.errors import CNIError, Code
 from cni_common.netns import addresses_in_use, identity, reachable_namespaces
 from cni_common.removal import delete_link
-from cni_common.request import Attachment, Command
+from cni_common.request import Attachment, Command, Request
 from cni_common.steps import BestEffort
 from plugins.bridge import macfilter
 from plugins.bridge.conf import ipam_type
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from cni_common.host import Host
     from cni_common.netns import NetNS
     from cni_common.record import Json, Record
-    from cni_common.request import Request
     from cni_common.steps import Undo
     from cni_common.types import Address, Cidr, Result
     from plugins.bridge.conf import Conf
 
 PLUGIN = "bridge"
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # for delegates
 GRACE_SECONDS = 60  # GC leaves younger attachments alone: their ADD may not have returned yet
 
 
@@ -46,6 +46,8 @@ def begin(req: "Request", host: "Host", conf: "Conf", undo: "Undo") -> "Record":
         "netns_id": host.open_netns(req.netns).identity,
         "ipam": conf.ipam,
         "stdin": req.stdin.decode("utf-8", "replace"),
+        "cni_args": req.environ.get("CNI_ARGS", ""),
+        "cni_path": req.environ.get("CNI_PATH", ""),
         "masquerade": "",
         "mac_filter": "",
     }
@@ -98,6 +100,23 @@ def dissolve(req: "Request", host: "Host", record: "Record") -> None:
     record.remove()
 
 
+def as_delete(record: "Record", path: str) -> "Request":
+    """Return the DEL that the runtime never sent for an attachment whose record is at hand.
+
+    It has the recorded configuration and CNI_PATH, or else `path`. Raises CNIError.
+    """
+    facts = record.facts
+    environ = {
+        "PATH": _PATH,
+        "CNI_COMMAND": Command.DEL,
+        "CNI_CONTAINERID": record.attachment.containerid,
+        "CNI_IFNAME": record.attachment.ifname,
+        "CNI_ARGS": facts.get("cni_args", ""),
+        "CNI_PATH": facts.get("cni_path") or path,
+    }
+    return Request.parse(environ, facts.get("stdin", "").encode())
+
+
 def dissolve_unrecorded(req: "Request", host: "Host") -> None:
     """Take apart an attachment without a record: one of the reference's, or one long gone."""
     addresses = _addresses_of_prev_result(req)
@@ -119,11 +138,13 @@ def dissolve_unrecorded(req: "Request", host: "Host") -> None:
 
 def unmasquerade(req: "Request", host: "Host", facts: "Json") -> None:
     """Take back the masquerading that `facts` tell of."""
+    addresses = [ip_interface(text) for text in facts.get("addresses", ())]
     masquerade.remove(
         host.netns,
         owner(req),
-        [ip_interface(text).ip for text in facts.get("addresses", ())],
+        [cidr.ip for cidr in addresses],
         backend=facts["masquerade"],
+        subnets={cidr.network for cidr in addresses},
     )
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from tests.faults import INJECTED, KILLED, Fault, Terminated, faulty
+from tests.faults.inprocess import INJECTED, KILLED, Fault, Terminated, faulty
 from tests.kernel.ports import Node, port
 from tests.machine import Json, Machine, error_of
 

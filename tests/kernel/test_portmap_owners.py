@@ -11,7 +11,7 @@ from cni_common import nft
 from cni_common.masquerade import TABLE
 from cni_common.netns import NetNS
 from plugins.portmap import layout
-from tests.faults import Fault, faulty
+from tests.faults.inprocess import Fault, faulty
 from tests.kernel.ports import HOST4, OUTSIDE4, Node, port
 from tests.machine import Json, Machine
 from tests.sockets import asks, serving
