@@ -408,3 +408,26 @@ def test_addresses_of_other_interfaces(node: Node) -> None:
     assert "10.99.0.9" not in json.dumps(node.machine.nft())
     assert "10.9.0.2" in json.dumps(node.machine.nft())
     assert os.listdir(f"{node.machine.state_dir}/attachments")
+
+
+def test_interfaces_of_one_container(node: Node) -> None:
+    """Behind ptp each container has an interface of its own, whose guard goes with its ports."""
+    ipam = {**node.network()["ipam"], "dataDir": f"{node.machine.data_dir}-ptp"}
+    ptp = {"cniVersion": "1.0.0", "name": node.machine.name, "type": "ptp", "ipam": ipam}
+    veths = []
+    for number, cid in enumerate(("c1", "c2")):
+        netns = node.machine.container()
+        result = node.machine.reference("ptp", "ADD", ptp, netns, containerid=cid)
+        node.results[f"{cid} eth0"] = result
+        veths.append(result["interfaces"][0]["name"])
+        config = node.config(port(8080 + number), containerid=cid, cniVersion="1.0.0")
+        node.ok("ADD", config, netns, containerid=cid)
+        with serving(netns, "tcp", 80, ["0.0.0.0"]) as (server,):
+            assert asks(node.host, server, "127.0.0.1", 8080 + number)
+            assert asks(node.outside, server, HOST4, 8080 + number) == OUTSIDE4
+
+    node.ok("DEL", node.config(cniVersion="1.0.0"))
+
+    listing = node.machine.command(node.host, "nft", "list", "set", "inet", "pycni", "localnet")
+    assert [name for name in veths if name in listing] == veths[1:]
+    assert [node.route_localnet(name) for name in veths] == ["0", "1"]
