@@ -4,7 +4,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_common.protocol import Plugin
 
-TYPES = ("bridge", "host-local", "loopback")
+TYPES = ("bridge", "host-local", "loopback", "static")
 
 
 def load(type: str) -> "Plugin | None":  # noqa: A002 - the spec's word
@@ -25,5 +25,9 @@ def load(type: str) -> "Plugin | None":  # noqa: A002 - the spec's word
             import plugins.loopback  # noqa: PLC0415 - as above
 
             return plugins.loopback
+        case "static":
+            import plugins.static  # noqa: PLC0415 - as above
+
+            return plugins.static
         case _:
             return None

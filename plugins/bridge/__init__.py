@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from cni_common import interface, masquerade
 from cni_common.errors import CNIError, Code
+from cni_common.ipam import ipam_type
 from cni_common.link import VethEnd
 from cni_common.netns import NETLINK_ROUTE
 from cni_common.request import Command
@@ -11,7 +12,7 @@ from cni_common.rtnetlink import RTMGRP_LINK
 from cni_common.steps import BestEffort
 from cni_common.types import Interface, Result
 from plugins.bridge import attachment, gateway, macfilter, port
-from plugins.bridge.conf import SCHEMA, Conf, ipam_type
+from plugins.bridge.conf import SCHEMA, Conf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

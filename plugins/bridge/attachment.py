@@ -7,12 +7,12 @@ from ipaddress import ip_address, ip_interface
 
 from cni_common import interface, masquerade
 from cni_common.errors import CNIError, Code
+from cni_common.ipam import ipam_type
 from cni_common.netns import addresses_in_use, identity, reachable_namespaces
 from cni_common.removal import delete_link
 from cni_common.request import Attachment, Command
 from cni_common.steps import BestEffort
 from plugins.bridge import macfilter
-from plugins.bridge.conf import ipam_type
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from cni_common.errors import CNIError, Code
+from cni_common.ipam import CNI_ARGS, ipam_type, own_dns
 from cni_common.link import parse_mac
 from cni_common.masquerade import BACKENDS
 from cni_common.request import PROTOCOL_PROPERTIES
@@ -147,7 +148,7 @@ class Conf:
             isolated=config.get("portIsolation", False),
             ipam=ipam_type(config),
             mac=_mac(req),
-            dns=_dns(config),
+            dns=own_dns(config),
         )
         conf._check_combinations()
         return conf
@@ -185,11 +186,6 @@ class Conf:
             check_ifname(
                 self.gateway_interface, "the VLAN's gateway interface", Code.INVALID_CONFIG
             )
-
-
-def ipam_type(config: "Json") -> str:
-    """Return the type of the IPAM plugin, "" for an L2 network."""
-    return str(config.get("ipam", {}).get("type", ""))
 
 
 def _mtu(mtu: int) -> int:
@@ -230,8 +226,7 @@ def _trunk(entries: "Sequence[Json]") -> "list[int]":
 def _mac(req: "Request") -> str:
     """Return the container's MAC: the capability beats args.cni.mac, which beats CNI_ARGS."""
     config = req.config
-    # IP and GATEWAY are for the IPAM plugin, which reads the same variable.
-    by_args = req.cni_args(frozenset({"MAC", "IP", "GATEWAY"})).get("MAC", "")
+    by_args = req.cni_args(CNI_ARGS).get("MAC", "")
     text = (
         config.get("runtimeConfig", {}).get("mac")
         or config.get("args", {}).get("cni", {}).get("mac")
@@ -243,14 +238,6 @@ def _mac(req: "Request") -> str:
         return parse_mac(text)
     except ValueError as error:
         raise _refuse(f"the container's MAC is {error}") from None
-
-
-def _dns(config: "Json") -> "Json | None":
-    dns = config.get("dns", {})
-    lists = ("nameservers", "search", "options")
-    if dns.get("domain") or any(key in dns for key in lists):
-        return {key: value for key, value in dns.items() if value}
-    return None
 
 
 def _refuse(text: str) -> CNIError:

@@ -53,6 +53,7 @@ SOMEWHERE = {
     "MTU of routes": r"ADD: c1 route .*\.metrics\[0\]\.(mtu|advmss): absent -> \d+",
     "CHECK of routes": r"CHECK: exit status: 1 -> 0",
     "CHECK of L2 networks": r"CHECK: exit status: 1 -> 0",
+    "GATEWAY of static": r"ADD: reply\.ips\[0\]\.gateway: absent -> \S+|ADD: order of keys.*",
     "Layout of loopback's results": r"ADD: (reply\.|order of keys).*",
 }
 
@@ -96,6 +97,23 @@ def static(*addresses: str, **keys: Any) -> Json:
     """Return a bridge with the reference's static as IPAM plugin."""
     listed = [{"address": address} for address in addresses]
     return bridge(ipam={"type": "static", "addresses": listed}, **keys)
+
+
+STATIC: Json = {
+    "cniVersion": "1.1.0",
+    "name": "net1",
+    "type": "bridge",
+    "ipam": {
+        "type": "static",
+        "addresses": [
+            {"address": "10.5.0.5/24", "gateway": "10.5.0.1"},
+            {"address": "10.5.1.5/24"},
+            {"address": "fd05::5/64", "gateway": "fd05::1"},
+        ],
+        "routes": [DEFAULT4, {"dst": "192.0.2.0/24", "gw": "10.5.0.9", "mtu": 1400, "table": 9}],
+        "dns": {"nameservers": ["10.5.0.53"], "domain": "a", "search": [], "options": ["o"]},
+    },
+}
 
 
 def with_routes(*routes: Json, **keys: Any) -> Json:
@@ -220,6 +238,33 @@ CASES = {
     "static-of-one-address": Case(
         static("10.5.0.5/32", "fd05::5/128", isGateway=True), ("CHECK of routes",)
     ),
+    **{
+        f"static-{v}": Case(
+            static("10.5.0.5/24", "fd05::5/64", version=v), plugin="static", args="IP=;GATEWAY="
+        )
+        for v in VERSIONS
+    },
+    "static-all-keys": Case(STATIC, plugin="static"),
+    "static-cni-args": Case(
+        STATIC, plugin="static", args="IP=10.6.0.6/24, fd06::6/64;GATEWAY=10.6.0.1,fd06::1"
+    ),
+    "static-gateway-of-configured": Case(
+        static("10.5.0.5/24"), ("GATEWAY of static",), plugin="static", args="GATEWAY=10.5.0.1"
+    ),
+    "static-args": Case(
+        {**STATIC, "args": {"cni": {"ips": ["10.7.0.7/24"]}}},
+        plugin="static",
+        args="IP=10.6.0.6/24",
+    ),
+    "static-runtime": Case(
+        {
+            **STATIC,
+            "args": {"cni": {"ips": ["10.7.0.7/24"]}},
+            "runtimeConfig": {"ips": ["10.8.0.8/24", "fd08::8/64"]},
+        },
+        plugin="static",
+    ),
+    "static-nothing": Case(static(), plugin="static"),
     "layer2": Case(bridge(), differs=("CHECK of L2 networks",)),
     "layer2-0.4.0": Case(bridge(version="0.4.0"), differs=("CHECK of L2 networks",)),
     "layer2-mtu": Case(bridge(mtu=1300), differs=("CHECK of L2 networks",)),

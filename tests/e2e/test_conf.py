@@ -24,7 +24,13 @@ OWN_VLAN = frozenset({"PVID", "Egress Untagged"})  # of frames without a tag
 TAGGED: frozenset[str] = frozenset()
 CAP_ARGS: dict[str, Json] = {
     "capabilities": {"mac": "02:00:00:00:27:07", "ips": ["10.27.0.7"]},
+    "static": {"ips": ["10.29.0.7/24"]},
     "runtime-ranges": {"ipRanges": [[{"subnet": "10.28.0.0/24"}]]},
+}
+
+SECOND_CAP_ARGS: dict[str, Json] = {
+    "capabilities": {"mac": "02:00:00:00:27:08", "ips": ["10.27.0.8"]},
+    "static": {"ips": ["10.29.0.8/24"]},
 }
 
 
@@ -44,7 +50,7 @@ class Example:
         """Run cnitool on conf/ itself, which must succeed."""
         wishes = dict(CAP_ARGS.get(self.name, {}))
         if number and "ips" in wishes:
-            wishes = {"mac": "02:00:00:00:27:08", "ips": ["10.27.0.8"]}
+            wishes = SECOND_CAP_ARGS[self.name]
         environ = {"NETCONFPATH": str(CONF)} | ({"CAP_ARGS": json.dumps(wishes)} if wishes else {})
         return self.node.ok(command, self.name, netns, **environ)
 
@@ -141,6 +147,12 @@ def runtime_ranges(example: Example) -> None:
     """The addresses are of the range that the runtime gave."""
     reaches_world(example)
     assert example.addresses == [["10.28.0.2"], ["10.28.0.3"]]
+
+
+def static(example: Example) -> None:
+    """Each container has the address that was named."""
+    reaches_world(example)
+    assert example.addresses == [["10.29.0.7"], ["10.29.0.8"]]
 
 
 def hairpin(example: Example) -> None:
@@ -268,6 +280,7 @@ SHOWS: dict[str, Callable[[Example], None]] = {
     "layer2": layer2,
     "capabilities": capabilities,
     "runtime-ranges": runtime_ranges,
+    "static": static,
     "hairpin": hairpin,
     "port-isolation": port_isolation,
     "macspoofchk": macspoofchk,

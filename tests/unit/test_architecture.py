@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # A module imports only from those before it, also inside functions. `if TYPE_CHECKING` does not
 # count. A new module needs an entry in docs/decisions.md.
 ORDER = (
-    *("errors", "steps", "wire", "types", "schema", "request", "record"),
+    *("errors", "steps", "wire", "types", "schema", "request", "ipam", "record"),
     *("netlink", "codec", "link", "rtnetlink", "netns", "nftmessages", "nftrules", "nft"),
     *("iptables", "masquerade", "removal", "interface"),
     *("protocol", "host", "worker", "engine", "cli", "main"),
@@ -214,7 +214,7 @@ ENTRIES = {
         {"ipam": {"type": "host-local"}},
         7,
         _SERVING | {"signal", "struct"},
-        _COMMON_SERVING,
+        _COMMON_SERVING | {"ipam"},
         frozenset(
             {
                 "host_local",
@@ -235,7 +235,7 @@ ENTRIES = {
         {"vlan": 5000},
         7,
         _SERVING | _NETLINK,
-        _COMMON_SERVING | _INTERFACE | {"masquerade", "nft", "nftrules"},
+        _COMMON_SERVING | _INTERFACE | {"ipam", "masquerade", "nft", "nftrules"},
         frozenset(
             {
                 "bridge",
@@ -256,6 +256,15 @@ ENTRIES = {
         _SERVING | _NETLINK,
         _COMMON_SERVING | _INTERFACE,
         frozenset({"loopback"}),
+    ),
+    "static refuses an ADD": Entry(
+        "static",
+        "ADD",
+        {},
+        7,
+        _SERVING | {"signal"},
+        _COMMON_SERVING | {"ipam"},
+        frozenset({"static"}),
     ),
 }
 
