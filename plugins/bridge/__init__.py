@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from cni_common import interface, masquerade
+from cni_common import attachment, interface, masquerade
 from cni_common.errors import CNIError, Code
 from cni_common.ipam import ipam_type
 from cni_common.link import VethEnd
@@ -11,8 +11,9 @@ from cni_common.request import Command
 from cni_common.rtnetlink import RTMGRP_LINK
 from cni_common.steps import BestEffort
 from cni_common.types import Interface, Result
-from plugins.bridge import attachment, gateway, macfilter, port
+from plugins.bridge import gateway, macfilter, port
 from plugins.bridge.conf import SCHEMA, Conf
+from plugins.bridge.kind import KIND, user_of_gateway
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def add(req: "Request", host: "Host", undo: "Undo") -> Result:
         host.is_ours(conf.ipam, req.path)  # raises when there is no such plugin, before any act
     container = host.open_netns(req.netns)
     interface.refuse_existing(container, req.ifname)
-    record = attachment.begin(req, host, conf, undo)
+    record = attachment.begin(KIND, req, host, undo)
     bridge = port.ensure_bridge(host.netns, conf)
     end = VethEnd(req.ifname, conf.mac or interface.random_mac(), netns=container.fd)
     ours = _plug_in(host, conf, end, bridge=bridge, record=record, undo=undo)
@@ -65,13 +66,7 @@ def add(req: "Request", host: "Host", undo: "Undo") -> Result:
 
 def delete(req: "Request", host: "Host") -> None:
     """Detach: from the record of what ADD made, else from prevResult and what is found."""
-    record = host.records.find("bridge", req.network, req.attachment)
-    if record and "stdin" in record.facts:
-        attachment.dissolve(req, host, record)
-        return
-    attachment.dissolve_unrecorded(req, host)
-    if record:  # an ADD died before it had written a line, or the file is damaged
-        record.remove()
+    attachment.delete(KIND, req, host)
 
 
 def check(req: "Request", host: "Host") -> None:
@@ -103,7 +98,7 @@ def check(req: "Request", host: "Host") -> None:
     if conf.ipam and conf.masquerade:
         masquerade.check(
             host.netns,
-            attachment.owner(req),
+            KIND.owner(req),
             [ip.address for ip in expected.ips],
             backend=conf.masquerade,
         )
@@ -112,7 +107,7 @@ def check(req: "Request", host: "Host") -> None:
 def gc(req: "Request", host: "Host") -> None:
     """Remove what belongs to no valid attachment of this network, then let IPAM do the same."""
     with BestEffort() as steps:
-        attachment.collect(req, host, steps)
+        attachment.collect(KIND, req, host, steps)
         if ipam_type(req.config):
             steps.attempt("IPAM GC", lambda: host.delegate(ipam_type(req.config), req, Command.GC))
 
@@ -202,7 +197,7 @@ def _ensure_gateways(
         conf,
         bridge,
         result,
-        user_of=lambda cidr: attachment.user_of_gateway(req, host, conf, cidr),
+        user_of=lambda cidr: user_of_gateway(req, host, conf, cidr),
         log=host.log,
     )
 
@@ -211,12 +206,5 @@ def _masquerade(
     req: "Request", host: "Host", conf: Conf, result: Result, *, record: "Record", undo: "Undo"
 ) -> None:
     addresses = [ip.address for ip in result.ips]
-    record.note(masquerade=conf.masquerade, addresses=[str(cidr) for cidr in addresses])
-    undo.push("masquerading", lambda: attachment.unmasquerade(req, host, record.facts))
-    masquerade.add(
-        host.netns,
-        attachment.owner(req),
-        addresses,
-        backend=conf.masquerade,
-        is_alive=lambda text: attachment.is_alive(host, text),
-    )
+    undo.push("masquerading", lambda: attachment.unmask(KIND, req, host, record.facts))
+    attachment.mask(KIND, req, host, addresses, backend=conf.masquerade, record=record)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from cni_common import attachment
 from cni_common.host import STATE_DIR
-from plugins.bridge import attachment
 from plugins.host_local import collect, fate, lease
 from tests.faults import Fault, faulty
 from tests.machine import (

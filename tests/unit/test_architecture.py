@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ORDER = (
     *("errors", "steps", "wire", "types", "schema", "request", "ipam", "record"),
     *("netlink", "codec", "link", "rtnetlink", "netns", "nftmessages", "nftrules", "nft"),
-    *("iptables", "masquerade", "removal", "interface"),
+    *("iptables", "masquerade", "removal", "interface", "attachment"),
     *("protocol", "host", "worker", "engine", "cli", "main"),
 )
 FOR_PLUGINS = ORDER[: ORDER.index("protocol")]  # a plugin is handed the Host
@@ -235,13 +235,13 @@ ENTRIES = {
         {"vlan": 5000},
         7,
         _SERVING | _NETLINK,
-        _COMMON_SERVING | _INTERFACE | {"ipam", "masquerade", "nft", "nftrules"},
+        _COMMON_SERVING | _INTERFACE | {"attachment", "ipam", "masquerade", "nft", "nftrules"},
         frozenset(
             {
                 "bridge",
-                "bridge.attachment",
                 "bridge.conf",
                 "bridge.gateway",
+                "bridge.kind",
                 "bridge.macfilter",
                 "bridge.port",
                 "bridge.vlan",

@@ -1,7 +1,10 @@
-"""The life of one attachment: its record, its address, and how it is taken apart."""
+"""The life of one attachment: its record, its address, and how it is taken apart.
+
+For plugins that give the container an interface by a veth pair.
+"""
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from ipaddress import ip_address, ip_interface
 
@@ -12,30 +15,46 @@ from cni_common.netns import addresses_in_use, identity, reachable_namespaces
 from cni_common.removal import delete_link
 from cni_common.request import Attachment, Command
 from cni_common.steps import BestEffort
-from plugins.bridge import macfilter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cni_common.host import Host
+    from cni_common.link import Link
     from cni_common.netns import NetNS
     from cni_common.record import Json, Record
     from cni_common.request import Request
     from cni_common.steps import Undo
     from cni_common.types import Address, Cidr, Result
-    from plugins.bridge.conf import Conf
 
-PLUGIN = "bridge"
 GRACE_SECONDS = 60  # GC leaves younger attachments alone: their ADD may not have returned yet
 
 
-def owner(req: "Request") -> masquerade.Owner:
-    """Return the attachment as the owner of its masquerading."""
-    return masquerade.Owner(PLUGIN, req.network, req.attachment)
+def _nothing(*_: object) -> None:
+    """Do nothing."""
 
 
-def begin(req: "Request", host: "Host", conf: "Conf", undo: "Undo") -> "Record":
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What tells the attachments of one plugin from those of others.
+
+    The last three take part in the steps of the functions here of the same names.
+    """
+
+    plugin: str
+    # Whether a veth that no record knows, by its end on the host, belongs to the network.
+    is_in_network: "Callable[[Request, Host, Link], bool]"
+    dissolve: "Callable[[Host, Json, BestEffort], object]" = _nothing
+    dissolve_unrecorded: "Callable[[Request, Host, BestEffort], object]" = _nothing
+    collect: "Callable[[Host, BestEffort], object]" = _nothing
+
+    def owner(self, req: "Request") -> masquerade.Owner:
+        """Return the attachment as the owner of its masquerading."""
+        return masquerade.Owner(self.plugin, req.network, req.attachment)
+
+
+def begin(kind: Kind, req: "Request", host: "Host", undo: "Undo") -> "Record":
     """Write the record of an attachment that is about to be made.
 
     What an interrupted ADD of the same attachment has left is taken apart first; one that lives,
@@ -44,20 +63,19 @@ def begin(req: "Request", host: "Host", conf: "Conf", undo: "Undo") -> "Record":
     facts = {
         "netns": req.netns,
         "netns_id": host.open_netns(req.netns).identity,
-        "ipam": conf.ipam,
+        "ipam": ipam_type(req.config),
         "stdin": req.stdin.decode("utf-8", "replace"),
         "masquerade": "",
-        "mac_filter": "",
     }
     try:
-        record = host.records.begin(PLUGIN, req.network, req.attachment, facts)
+        record = host.records.begin(kind.plugin, req.network, req.attachment, facts)
     except FileExistsError:
-        old = host.records.find(PLUGIN, req.network, req.attachment, wait=False)
+        old = host.records.find(kind.plugin, req.network, req.attachment, wait=False)
         if old:
             _refuse_living(req, host, old)
             host.log(f"taking apart what an interrupted ADD of {req.containerid} has left")
-            dissolve(req, host, old)
-        record = host.records.begin(PLUGIN, req.network, req.attachment, facts)
+            dissolve(kind, req, host, old)
+        record = host.records.begin(kind.plugin, req.network, req.attachment, facts)
     # The last to go, and only when nothing is left that it could be needed for.
     undo.push("record", lambda: None if undo.failed else record.remove())
     return record
@@ -84,52 +102,80 @@ def allocate(req: "Request", host: "Host", type: str, undo: "Undo") -> "Result":
     return given
 
 
-def dissolve(req: "Request", host: "Host", record: "Record") -> None:
+def delete(kind: Kind, req: "Request", host: "Host") -> None:
+    """Detach: from the record of what ADD made, else from prevResult and what is found."""
+    record = host.records.find(kind.plugin, req.network, req.attachment)
+    if record and "stdin" in record.facts:
+        dissolve(kind, req, host, record)
+        return
+    dissolve_unrecorded(kind, req, host)
+    if record:  # an ADD died before it had written a line, or the file is damaged
+        record.remove()
+
+
+def dissolve(kind: Kind, req: "Request", host: "Host", record: "Record") -> None:
     """Take apart what `record` names, then remove it; it stays when a step fails."""
     facts = record.facts
     with BestEffort() as steps:
         steps.attempt("interface", lambda: _delete_pair(req, host, facts))
-        if facts.get("masquerade"):
-            steps.attempt("masquerading", lambda: unmasquerade(req, host, facts))
-        if facts.get("mac_filter"):
-            steps.attempt("MAC filter", lambda: filter_no_more(host, facts))
+        steps.attempt("masquerading", lambda: unmask(kind, req, host, facts))
+        kind.dissolve(host, facts, steps)
         if facts.get("ipam"):
             steps.attempt("IPAM DEL", lambda: _release(req, host, facts))
     record.remove()
 
 
-def dissolve_unrecorded(req: "Request", host: "Host") -> None:
+def dissolve_unrecorded(kind: Kind, req: "Request", host: "Host") -> None:
     """Take apart an attachment without a record: one of the reference's, or one long gone."""
     addresses = _addresses_of_prev_result(req)
     with BestEffort() as steps:
-        steps.attempt("interface", lambda: addresses.update(_delete_unrecorded_pair(req, host)))
-        steps.attempt("masquerading", lambda: masquerade.remove(host.netns, owner(req), addresses))
+        steps.attempt(
+            "interface", lambda: addresses.update(_delete_unrecorded_pair(kind, req, host))
+        )
+        steps.attempt(
+            "masquerading", lambda: masquerade.remove(host.netns, kind.owner(req), addresses)
+        )
         steps.attempt(
             "masquerading of the reference",
-            lambda: masquerade.remove_of_reference(host.netns, owner(req), addresses),
+            lambda: masquerade.remove_of_reference(host.netns, kind.owner(req), addresses),
         )
-        steps.attempt(
-            "MAC filter", lambda: macfilter.remove_of_reference(host.netns, req.attachment)
-        )
+        kind.dissolve_unrecorded(req, host, steps)
         if ipam_type(req.config):
             steps.attempt(
                 "IPAM DEL", lambda: host.delegate(ipam_type(req.config), req, Command.DEL)
             )
 
 
-def unmasquerade(req: "Request", host: "Host", facts: "Json") -> None:
-    """Take back the masquerading that `facts` tell of."""
-    masquerade.remove(
+def mask(
+    kind: Kind,
+    req: "Request",
+    host: "Host",
+    addresses: "list[Cidr]",
+    *,
+    backend: str,
+    record: "Record",
+) -> None:
+    """Masquerade what `addresses` send to outside of their subnets; `unmask` takes it back."""
+    record.note(masquerade=backend, addresses=[str(cidr) for cidr in addresses])
+    masquerade.add(
         host.netns,
-        owner(req),
-        [ip_interface(text).ip for text in facts.get("addresses", ())],
-        backend=facts["masquerade"],
+        kind.owner(req),
+        addresses,
+        backend=backend,
+        is_alive=lambda text: is_alive(host, text),
     )
 
 
-def filter_no_more(host: "Host", facts: "Json") -> None:
-    """Take back the MAC filter that `facts` tell of."""
-    macfilter.remove(host.netns, facts["veth"], facts["mac_filter"])
+def unmask(kind: Kind, req: "Request", host: "Host", facts: "Json") -> None:
+    """Take back the masquerading that `facts` tell of, if any."""
+    if not facts.get("masquerade"):
+        return
+    masquerade.remove(
+        host.netns,
+        kind.owner(req),
+        [ip_interface(text).ip for text in facts.get("addresses", ())],
+        backend=facts["masquerade"],
+    )
 
 
 def is_alive(host: "Host", owner_text: str) -> bool:
@@ -138,25 +184,17 @@ def is_alive(host: "Host", owner_text: str) -> bool:
     for facts in host.records.survey(plugin):
         whose = Attachment(facts.get("containerid", ""), facts.get("ifname", ""))
         if str(masquerade.Owner(plugin, facts.get("network", ""), whose)) == owner_text:
-            return _lives(facts, reachable_namespaces)
+            return lives(facts, reachable_namespaces)
     return False
 
 
-def user_of_gateway(req: "Request", host: "Host", conf: "Conf", gateway: "Cidr") -> str:
-    """Return another network that has living containers behind `gateway`, "" when none has."""
-    living = cache(reachable_namespaces)
-    for facts in host.records.survey(PLUGIN):
-        if (
-            facts.get("network") != req.network
-            and facts.get("gateway_interface") == conf.gateway_interface
-            and str(gateway) in facts.get("gateways", ())
-            and _lives(facts, living)
-        ):
-            return str(facts["network"])
-    return ""
+def lives(facts: "Json", living: "Callable[[], dict[str, str]]") -> bool:
+    """Tell whether the recorded namespace is where it was, or anywhere else that is looked at."""
+    wanted = facts.get("netns_id")
+    return bool(wanted) and (identity(facts.get("netns", "")) == wanted or wanted in living())
 
 
-def collect(req: "Request", host: "Host", steps: "BestEffort") -> None:
+def collect(kind: Kind, req: "Request", host: "Host", steps: "BestEffort") -> None:
     """Take apart every attachment of this network that the runtime does not name.
 
     Left alone are those that are young, are being worked on, or whose namespace lives: another
@@ -164,7 +202,7 @@ def collect(req: "Request", host: "Host", steps: "BestEffort") -> None:
     """
     valid = req.valid_attachments
     living = cache(reachable_namespaces)
-    for path in host.records.paths(PLUGIN, req.network):
+    for path in host.records.paths(kind.plugin, req.network):
         record = host.records.open(path)
         if record is None:
             continue
@@ -176,13 +214,16 @@ def collect(req: "Request", host: "Host", steps: "BestEffort") -> None:
             continue
         host.log(f"GC removes {whose.containerid} {whose.ifname}: not valid, namespace gone")
         gone = _as_delete(req, whose)
-        steps.attempt(f"{whose.containerid} {whose.ifname}", lambda: dissolve(gone, host, record))  # noqa: B023 - called at once
+        steps.attempt(
+            f"{whose.containerid} {whose.ifname}",
+            lambda: dissolve(kind, gone, host, record),  # noqa: B023 - called at once
+        )
     if valid is not None:
-        _collect_unrecorded(req, host, steps, valid)
+        _collect_unrecorded(kind, req, host, steps, valid=valid)
 
 
 def _collect_unrecorded(
-    req: "Request", host: "Host", steps: "BestEffort", valid: frozenset[Attachment]
+    kind: Kind, req: "Request", host: "Host", steps: "BestEffort", *, valid: frozenset[Attachment]
 ) -> None:
     in_use = cache(addresses_in_use)
 
@@ -191,7 +232,7 @@ def _collect_unrecorded(
 
     def keep() -> "frozenset[Attachment]":
         # To be asked for after a look at what there is: a record is there before all the rest.
-        recorded = [f for f in host.records.survey(PLUGIN) if f.get("network") == req.network]
+        recorded = [f for f in host.records.survey(kind.plugin) if f.get("network") == req.network]
         return valid | {Attachment(f["containerid"], f["ifname"]) for f in recorded}
 
     def sweep() -> None:
@@ -199,17 +240,14 @@ def _collect_unrecorded(
         kept = keep()
         for text, address in present:
             parts = text.split(" ")
-            if parts[:2] != [PLUGIN, req.network] or len(parts) != 4:
+            if parts[:2] != [kind.plugin, req.network] or len(parts) != 4:
                 continue
             if Attachment(parts[2], parts[3]) not in kept and not is_used(address):
                 masquerade.remove_element(host.netns, address, text)
                 host.log(f"GC removes the masquerade element of {address}: no record of {text}")
 
     steps.attempt("masquerade elements", sweep)
-    steps.attempt(
-        "MAC filters",
-        lambda: [host.log(f"GC removes {what}") for what in macfilter.gc(host.netns)],
-    )
+    kind.collect(host, steps)
     steps.attempt(
         "masquerading of the reference",
         lambda: [
@@ -228,15 +266,9 @@ def _reason_to_keep(
         return "valid"
     if record.age() < GRACE_SECONDS:
         return f"younger than {GRACE_SECONDS} s"
-    if _lives(record.facts, living):
+    if lives(record.facts, living):
         return f"its namespace lives ('{record.facts.get('netns')}')"
     return ""
-
-
-def _lives(facts: "Json", living: "Callable[[], dict[str, str]]") -> bool:
-    """Tell whether the recorded namespace is where it was, or anywhere else that is looked at."""
-    wanted = facts.get("netns_id")
-    return bool(wanted) and (identity(facts.get("netns", "")) == wanted or wanted in living())
 
 
 def _as_delete(req: "Request", whose: Attachment) -> "Request":
@@ -280,7 +312,7 @@ def _delete_pair(req: "Request", host: "Host", facts: "Json") -> None:
         interface.delete_veth(container, req.ifname, facts["mac"])
 
 
-def _delete_unrecorded_pair(req: "Request", host: "Host") -> "set[Address]":
+def _delete_unrecorded_pair(kind: Kind, req: "Request", host: "Host") -> "set[Address]":
     """Delete the container's interface if it leads to our bridge; return its addresses."""
     container = _netns_or_none(req, host)
     link = container.netlink.link(req.ifname) if container else None
@@ -289,11 +321,10 @@ def _delete_unrecorded_pair(req: "Request", host: "Host") -> "set[Address]":
     ours = interface.host_end(host.netns, container, link)
     if ours is None:
         return set()
-    bridge = host.netns.netlink.link(req.config.get("bridge", "cni0"))
-    if ours.master != (bridge.index if bridge else 0):
-        host.log(f"DEL leaves '{req.ifname}' alone: '{ours.name}' is not in this network's bridge")
+    if not kind.is_in_network(req, host, ours):
+        host.log(f"DEL leaves '{req.ifname}' alone: '{ours.name}' is not of this network")
         return set()
-    for facts in host.records.survey(PLUGIN):
+    for facts in host.records.survey(kind.plugin):
         claim = facts.get("veth"), facts.get("veth_mac"), facts.get("containerid", "")
         if claim[:2] == (ours.name, ours.mac) and claim[2]:
             # The path was that of a namespace which died, and by now is that of another.
