@@ -37,10 +37,7 @@ def _nothing(*_: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What tells the attachments of one plugin from those of others.
-
-    The last three take part in the steps of the functions here of the same names.
-    """
+    """What one plugin's attachments have of their own; the last three are steps of DEL and GC."""
 
     plugin: str
     # Whether a veth that no record knows, by its end on the host, belongs to the network.
@@ -81,8 +78,19 @@ def begin(kind: Kind, req: "Request", host: "Host", undo: "Undo") -> "Record":
     return record
 
 
-def allocate(req: "Request", host: "Host", type: str, undo: "Undo") -> "Result":  # noqa: A002
-    """Return what the IPAM plugin gives, and have it taken back should the ADD fail."""
+def allocate(
+    req: "Request",
+    host: "Host",
+    type: str,  # noqa: A002 - the spec's word
+    undo: "Undo",
+    *,
+    mtu: int,
+) -> "Result":
+    """Return what the IPAM plugin gives, and have it taken back should the ADD fail.
+
+    That is one address at least. Raises CNIError, also when `mtu` (0: the kernel's) is too small
+    for the addresses.
+    """
 
     def release() -> object:
         return host.delegate(type, req, Command.DEL)
@@ -99,6 +107,15 @@ def allocate(req: "Request", host: "Host", type: str, undo: "Undo") -> "Result":
     if given is None:
         raise CNIError(Code.INTERNAL, f"IPAM plugin '{type}' returned no result")
     given.refuse_contradictions(f"IPAM plugin '{type}'")
+    if not given.ips:
+        raise CNIError(
+            Code.INTERNAL, f"IPAM plugin returned missing IP config: '{type}' gave no address"
+        )
+    if 0 < mtu < interface.IPV6_MTU_MIN and any(ip.address.version == 6 for ip in given.ips):
+        raise CNIError(
+            Code.INVALID_CONFIG,
+            f'"mtu" is {mtu}, IPv6 needs {interface.IPV6_MTU_MIN} bytes (RFC 8200)',
+        )
     return given
 
 
@@ -194,7 +211,28 @@ def lives(facts: "Json", living: "Callable[[], dict[str, str]]") -> bool:
     return bool(wanted) and (identity(facts.get("netns", "")) == wanted or wanted in living())
 
 
-def collect(kind: Kind, req: "Request", host: "Host", steps: "BestEffort") -> None:
+def probe(host: "Host", backend: str) -> None:
+    """Raise CNIError 50 when no record could be written, or nothing masqueraded by `backend`."""
+    try:
+        host.records.probe()
+    except OSError as error:
+        raise CNIError(
+            Code.PLUGIN_NOT_AVAILABLE,
+            f"cannot write to '{host.records.directory}': {error.strerror}; make it writable",
+        ) from None
+    if backend:
+        masquerade.probe(host.netns, backend)
+
+
+def gc(kind: Kind, req: "Request", host: "Host") -> None:
+    """Remove what belongs to no valid attachment of this network, then let IPAM do the same."""
+    with BestEffort() as steps:
+        _collect(kind, req, host, steps)
+        if ipam_type(req.config):
+            steps.attempt("IPAM GC", lambda: host.delegate(ipam_type(req.config), req, Command.GC))
+
+
+def _collect(kind: Kind, req: "Request", host: "Host", steps: "BestEffort") -> None:
     """Take apart every attachment of this network that the runtime does not name.
 
     Left alone are those that are young, are being worked on, or whose namespace lives: another

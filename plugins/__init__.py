@@ -4,7 +4,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_common.protocol import Plugin
 
-TYPES = ("bridge", "host-local", "loopback", "static")
+TYPES = ("bridge", "host-local", "loopback", "ptp", "static")
 
 
 def load(type: str) -> "Plugin | None":  # noqa: A002 - the spec's word
@@ -25,6 +25,10 @@ def load(type: str) -> "Plugin | None":  # noqa: A002 - the spec's word
             import plugins.loopback  # noqa: PLC0415 - as above
 
             return plugins.loopback
+        case "ptp":
+            import plugins.ptp  # noqa: PLC0415 - as above
+
+            return plugins.ptp
         case "static":
             import plugins.static  # noqa: PLC0415 - as above
 

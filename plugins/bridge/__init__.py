@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cni_common.request import Request
     from cni_common.steps import Undo
 
-__all__ = ["SCHEMA", "add", "check", "delete", "gc", "status"]
+__all__ = ["SCHEMA", "BestEffort", "add", "check", "delete", "gc", "ipam_type", "status"]
 
 _UP_SECONDS = 2.5  # what the reference waits for the port
 _BRIDGE_SECONDS = 1.0  # until a new bridge passes on what the host sends
@@ -106,10 +106,7 @@ def check(req: "Request", host: "Host") -> None:
 
 def gc(req: "Request", host: "Host") -> None:
     """Remove what belongs to no valid attachment of this network, then let IPAM do the same."""
-    with BestEffort() as steps:
-        attachment.collect(KIND, req, host, steps)
-        if ipam_type(req.config):
-            steps.attempt("IPAM GC", lambda: host.delegate(ipam_type(req.config), req, Command.GC))
+    attachment.gc(KIND, req, host)
 
 
 def status(req: "Request", host: "Host") -> None:
@@ -119,15 +116,7 @@ def status(req: "Request", host: "Host") -> None:
     """
     conf = Conf.of(replace(req, environ={}))  # CNI_ARGS belong to an attachment
     port.refuse_other_kind(host.netns.netlink.link(conf.bridge), conf)
-    try:
-        host.records.probe()
-    except OSError as error:
-        raise CNIError(
-            Code.PLUGIN_NOT_AVAILABLE,
-            f"cannot write to '{host.records.directory}': {error.strerror}; make it writable",
-        ) from None
-    if conf.masquerade:
-        masquerade.probe(host.netns, conf.masquerade)
+    attachment.probe(host, conf.masquerade)
     if conf.ipam:
         host.delegate(conf.ipam, req, Command.STATUS)
 
@@ -162,19 +151,10 @@ def _interfaces(req: "Request", bridge: "Link", ours: "Link", end: VethEnd) -> R
 
 def _allocate(req: "Request", host: "Host", conf: Conf, result: Result, *, undo: "Undo") -> None:
     """Complete `result` by what IPAM gives."""
-    given = attachment.allocate(req, host, conf.ipam, undo)
-    if not given.ips:
-        raise CNIError(
-            Code.INTERNAL,
-            f"IPAM plugin returned missing IP config: '{conf.ipam}' gave no address",
-        )
+    given = attachment.allocate(req, host, conf.ipam, undo, mtu=conf.mtu)
     result.ips, result.routes, result.dns = given.ips, given.routes, given.dns
     for ip in result.ips:
         ip.interface = len(result.interfaces) - 1
-    if 0 < conf.mtu < port.IPV6_MTU_MIN and any(ip.address.version == 6 for ip in result.ips):
-        raise CNIError(
-            Code.INVALID_CONFIG, f'"mtu" is {conf.mtu}, IPv6 needs 1280 bytes (RFC 8200)'
-        )
 
 
 def _ensure_gateways(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from cni_common.errors import CNIError, Code
+from cni_common.interface import veth_mtu
 from cni_common.ipam import CNI_ARGS, ipam_type, own_dns
 from cni_common.link import parse_mac
 from cni_common.masquerade import BACKENDS
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     Json = Mapping[str, Any]
 
 VLAN_MAX = 4094
-_MTU_MIN, _MTU_MAX = 68, 65535  # what veth takes (drivers/net/veth.c, RFC 791)
 
 
 def _boolean(description: str) -> "Json":
@@ -135,7 +135,7 @@ class Conf:
             is_default_gateway=default_gateway,
             force_address=config.get("forceAddress", False),
             masquerade=config.get("ipMasqBackend", BACKENDS[0]) if config.get("ipMasq") else "",
-            mtu=_mtu(config.get("mtu", 0)),
+            mtu=veth_mtu(config.get("mtu", 0)),
             hairpin=config.get("hairpinMode", False),
             promiscuous=config.get("promiscMode", False),
             vlan=_vlan(config.get("vlan", 0)),
@@ -186,12 +186,6 @@ class Conf:
             check_ifname(
                 self.gateway_interface, "the VLAN's gateway interface", Code.INVALID_CONFIG
             )
-
-
-def _mtu(mtu: int) -> int:
-    if mtu and not _MTU_MIN <= mtu <= _MTU_MAX:
-        raise _refuse(f'"mtu" is {mtu}, it must be {_MTU_MIN} to {_MTU_MAX} bytes, or 0')
-    return mtu
 
 
 def _vlan(vlan: int) -> int:

@@ -54,6 +54,12 @@ SOMEWHERE = {
     "CHECK of routes": r"CHECK: exit status: 1 -> 0",
     "CHECK of L2 networks": r"CHECK: exit status: 1 -> 0",
     "GATEWAY of static": r"ADD: reply\.ips\[0\]\.gateway: absent -> \S+|ADD: order of keys.*",
+    "Routes of ptp": r"ADD: c1 address eth0 \S+\.noprefixroute: absent -> true",
+    "Start of ptp": (
+        r"ADD: c1 sysctl net/ipv6/conf/eth0/accept_dad: 1 -> 0"
+        r"|ADD: c1 sysctl net/ipv4/conf/eth0/arp_notify: 0 -> 1"
+        r"|ADD: c1 link eth0 operstate: DOWN -> UP"
+    ),
     "Layout of loopback's results": r"ADD: (reply\.|order of keys).*",
 }
 
@@ -116,11 +122,20 @@ STATIC: Json = {
 }
 
 
+def ptp(*subnets: str, version: str = "1.1.0", routes: tuple[Json, ...] = (), **keys: Any) -> Json:
+    """Return a point-to-point network with host-local, and default routes unless told others."""
+    config = routed(*subnets, version=version, type="ptp", **keys)
+    del config["bridge"], config["isGateway"]
+    config["ipam"]["routes"] = list(routes) or config["ipam"]["routes"]
+    return config
+
+
 def with_routes(*routes: Json, **keys: Any) -> Json:
     """Return a gateway with these routes."""
     return bridge(NET4, NET6, ipam={"routes": list(routes)}, isGateway=True, **keys)
 
 
+POINT = ("Routes of ptp", "Start of ptp")
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 CASES = {
     **{f"ipv4-{v}": Case(routed(NET4, version=v)) for v in VERSIONS},
@@ -265,6 +280,41 @@ CASES = {
         plugin="static",
     ),
     "static-nothing": Case(static(), plugin="static"),
+    **{f"ptp-ipv4-{v}": Case(ptp(NET4, version=v), POINT, plugin="ptp") for v in VERSIONS},
+    **{f"ptp-dual-{v}": Case(ptp(NET4, NET6, version=v), POINT, plugin="ptp") for v in VERSIONS},
+    "ptp-ipv6": Case(ptp(NET6), POINT, plugin="ptp"),
+    "ptp-mtu-dns": Case(
+        ptp(NET4, mtu=1400, dns={"nameservers": ["10.0.0.1"]}), POINT, plugin="ptp"
+    ),
+    "ptp-route-with-gw": Case(
+        ptp(NET4, routes=({"dst": "192.168.1.0/24", "gw": "10.81.0.1", "priority": 7},)),
+        POINT,
+        plugin="ptp",
+    ),
+    "ptp-masquerade": Case(
+        ptp(NET4, NET6, ipMasq=True, ipMasqBackend="nftables"),
+        (*POINT, "Layout of masquerading", "Tables that nobody uses"),
+        plugin="ptp",
+    ),
+    "ptp-masquerade-iptables": Case(
+        ptp(NET4, NET6, ipMasq=True, ipMasqBackend="iptables"), POINT, plugin="ptp"
+    ),
+    "ptp-masquerade-by-default": Case(
+        ptp(NET4, ipMasq=True), (*POINT, "Default backend"), plugin="ptp"
+    ),
+    "ptp-static": Case(
+        {
+            "cniVersion": "1.0.0",
+            "name": "net1",
+            "type": "ptp",
+            "ipam": {
+                "type": "static",
+                "addresses": [{"address": "10.5.0.5/24", "gateway": "10.5.0.1"}],
+            },
+        },
+        POINT,
+        plugin="ptp",
+    ),
     "layer2": Case(bridge(), differs=("CHECK of L2 networks",)),
     "layer2-0.4.0": Case(bridge(version="0.4.0"), differs=("CHECK of L2 networks",)),
     "layer2-mtu": Case(bridge(mtu=1300), differs=("CHECK of L2 networks",)),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.node import OUTSIDE4, OUTSIDE6, Node, addresses_in
+from tests.e2e.node import NODE4, OUTSIDE4, OUTSIDE6, Node, addresses_in
 from tests.machine import ROOT, Json
 
 CONF = ROOT / "conf"
@@ -262,6 +262,24 @@ def vlan_trunk(example: Example) -> None:
     assert example.node.is_cut_off(first, "10.41.102.2")
 
 
+def ptp(example: Example) -> None:
+    """The pair has 1400 bytes, and all, the neighbour too, is reached over the gateway."""
+    reaches_world(example)
+    assert example.eth0()["mtu"] == 1400
+    assert {r.get("gateway") for r in example.routes("10.50.0.0/24")} == {"10.50.0.1"}
+    assert example.node.reaches("", example.addresses[0][0])
+
+
+def ptp_routed(example: Example) -> None:
+    """The world sees the containers' own addresses, and needs routes to them."""
+    first, outside = example.containers[0], "/run/netns/outside"
+    assert example.node.reaches(first, example.addresses[1][0])
+    assert example.node.is_cut_off(first, OUTSIDE4)
+    example.node.command("ip", "route", "add", "10.51.0.0/24", "via", NODE4, netns=outside)
+    assert example.node.reaches(first, OUTSIDE4)
+    assert example.node.reaches(outside, example.addresses[0][0])
+
+
 def loopback(example: Example) -> None:
     """The container reaches itself."""
     assert example.node.reaches(example.containers[0], "127.0.0.1")
@@ -292,6 +310,8 @@ SHOWS: dict[str, Callable[[Example], None]] = {
     "dad": dad,
     "vlan": vlan,
     "vlan-trunk": vlan_trunk,
+    "ptp": ptp,
+    "ptp-routed": ptp_routed,
     "loopback": loopback,
 }
 

@@ -190,6 +190,7 @@ LIBRARIES = {
     "host-local refuses an ADD": _SERVING | {"_struct", "itertools", "struct"},
     "bridge refuses an ADD": _SERVING | _NETLINK,
     "loopback refuses an ADD": _SERVING | _NETLINK,
+    "ptp refuses an ADD": _SERVING | _NETLINK,
     "static refuses an ADD": _SERVING,
 }
 _TELLING = """

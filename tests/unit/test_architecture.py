@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # count. A new module needs an entry in docs/decisions.md.
 ORDER = (
     *("errors", "steps", "wire", "types", "schema", "request", "ipam", "record"),
-    *("netlink", "codec", "link", "rtnetlink", "netns", "nftmessages", "nftrules", "nft"),
+    *("netlink", "codec", "link", "route", "rtnetlink", "netns", "nftmessages", "nftrules", "nft"),
     *("iptables", "masquerade", "removal", "interface", "attachment"),
     *("protocol", "host", "worker", "engine", "cli", "main"),
 )
@@ -190,7 +190,7 @@ _COMMON_BASE = frozenset({"errors", "main", "types", "wire"})
 _COMMON_SERVING = _COMMON_BASE | frozenset(
     {"host", "netns", "protocol", "record", "request", "schema", "steps"}
 )
-_INTERFACE = frozenset({"interface", "link", "netlink", "removal", "rtnetlink"})
+_INTERFACE = frozenset({"interface", "link", "netlink", "removal", "route", "rtnetlink"})
 
 
 class Entry(NamedTuple):
@@ -256,6 +256,15 @@ ENTRIES = {
         _SERVING | _NETLINK,
         _COMMON_SERVING | _INTERFACE,
         frozenset({"loopback"}),
+    ),
+    "ptp refuses an ADD": Entry(
+        "ptp",
+        "ADD",
+        {},
+        7,
+        _SERVING | _NETLINK,
+        _COMMON_SERVING | _INTERFACE | {"attachment", "ipam", "masquerade", "nft", "nftrules"},
+        frozenset({"ptp", "ptp.conf", "ptp.way"}),
     ),
     "static refuses an ADD": Entry(
         "static",
