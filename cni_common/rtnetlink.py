@@ -75,6 +75,8 @@ _NETNSA_NSID, _NETNSA_FD = 1, 3
 _SIOCGIFHWADDR, _SIOCGIFINDEX = 0x8927, 0x8933  # linux/sockios.h
 _IFNAMSIZ, _IFREQ_SIZE = 16, 40  # struct ifreq of linux/if.h
 _RTGENMSG = struct.Struct("=B3x")
+# No route, or one of the kinds unreachable, blackhole and prohibit.
+_NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES)
 _NEW = NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK
 _NO_STATS = u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
 
@@ -255,7 +257,7 @@ class Netlink:
         try:
             way: tuple[int, int] = self.channel.exchange([message])[0][0]
         except NetlinkError as error:
-            if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+            if error.errno in _NO_WAY:
                 return 0, 0
             raise
         return way
