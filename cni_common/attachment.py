@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 from ipaddress import ip_address, ip_interface
 
-from cni_common import interface, masquerade
+from cni_common import collect, interface, masquerade
 from cni_common.errors import CNIError, Code
 from cni_common.ipam import ipam_type
-from cni_common.netns import addresses_in_use, identity, reachable_namespaces
+from cni_common.netns import addresses_in_use, reachable_namespaces
 from cni_common.removal import delete_link
 from cni_common.request import Attachment, Command
 from cni_common.steps import BestEffort
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from cni_common.request import Request
     from cni_common.steps import Undo
     from cni_common.types import Address, Cidr, Result
-
-GRACE_SECONDS = 60  # GC leaves younger attachments alone: their ADD may not have returned yet
 
 
 def _nothing(*_: object) -> None:
@@ -201,14 +199,8 @@ def is_alive(host: "Host", owner_text: str) -> bool:
     for facts in host.records.survey(plugin):
         whose = Attachment(facts.get("containerid", ""), facts.get("ifname", ""))
         if str(masquerade.Owner(plugin, facts.get("network", ""), whose)) == owner_text:
-            return lives(facts, reachable_namespaces)
+            return collect.lives(facts, reachable_namespaces)
     return False
-
-
-def lives(facts: "Json", living: "Callable[[], dict[str, str]]") -> bool:
-    """Tell whether the recorded namespace is where it was, or anywhere else that is looked at."""
-    wanted = facts.get("netns_id")
-    return bool(wanted) and (identity(facts.get("netns", "")) == wanted or wanted in living())
 
 
 def probe(host: "Host", backend: str) -> None:
@@ -227,37 +219,17 @@ def probe(host: "Host", backend: str) -> None:
 def gc(kind: Kind, req: "Request", host: "Host") -> None:
     """Remove what belongs to no valid attachment of this network, then let IPAM do the same."""
     with BestEffort() as steps:
-        _collect(kind, req, host, steps)
+        collect.collect(
+            kind.plugin,
+            req,
+            host,
+            steps,
+            dissolve=lambda gone, record: dissolve(kind, gone, host, record),
+        )
+        if req.valid_attachments is not None:
+            _collect_unrecorded(kind, req, host, steps, valid=req.valid_attachments)
         if ipam_type(req.config):
             steps.attempt("IPAM GC", lambda: host.delegate(ipam_type(req.config), req, Command.GC))
-
-
-def _collect(kind: Kind, req: "Request", host: "Host", steps: "BestEffort") -> None:
-    """Take apart every attachment of this network that the runtime does not name.
-
-    Left alone are those that are young, are being worked on, or whose namespace lives: another
-    runtime may know them. Without a list only those are taken that are known to be dead.
-    """
-    valid = req.valid_attachments
-    living = cache(reachable_namespaces)
-    for path in host.records.paths(kind.plugin, req.network):
-        record = host.records.open(path)
-        if record is None:
-            continue
-        whose = record.attachment
-        reason = _reason_to_keep(record, valid, living)
-        if reason:
-            host.log(f"GC keeps {whose.containerid} {whose.ifname}: {reason}")
-            record.close()
-            continue
-        host.log(f"GC removes {whose.containerid} {whose.ifname}: not valid, namespace gone")
-        gone = _as_delete(req, whose)
-        steps.attempt(
-            f"{whose.containerid} {whose.ifname}",
-            lambda: dissolve(kind, gone, host, record),  # noqa: B023 - called at once
-        )
-    if valid is not None:
-        _collect_unrecorded(kind, req, host, steps, valid=valid)
 
 
 def _collect_unrecorded(
@@ -292,40 +264,6 @@ def _collect_unrecorded(
             host.log(f"GC removes {what}")
             for what in masquerade.gc_of_reference(host.netns, req.network, keep, is_used)
         ],
-    )
-
-
-def _reason_to_keep(
-    record: "Record",
-    valid: "frozenset[Attachment] | None",
-    living: "Callable[[], dict[str, str]]",
-) -> str:
-    if valid is not None and record.attachment in valid:
-        return "valid"
-    if record.age() < GRACE_SECONDS:
-        return f"younger than {GRACE_SECONDS} s"
-    if lives(record.facts, living):
-        return f"its namespace lives ('{record.facts.get('netns')}')"
-    return ""
-
-
-def _as_delete(req: "Request", whose: Attachment) -> "Request":
-    """Return the DEL of `whose` that the runtime did not send."""
-    environ = {
-        **req.environ,
-        "CNI_COMMAND": Command.DEL,
-        "CNI_CONTAINERID": whose.containerid,
-        "CNI_IFNAME": whose.ifname,
-        "CNI_NETNS": "",
-        "CNI_ARGS": "",
-    }
-    return replace(
-        req,
-        command=Command.DEL,
-        containerid=whose.containerid,
-        ifname=whose.ifname,
-        netns="",
-        environ=environ,
     )
 
 

@@ -14,6 +14,7 @@ from cni_common.link import (
     IFLA_IFNAME,
     IFLA_MASTER,
     IFLA_MTU,
+    IFLA_TXQLEN,
     Link,
     VethEnd,
     decode_link,
@@ -162,8 +163,18 @@ class Netlink:
 
     def set_promiscuous(self, index: int) -> None:
         """Set IFF_PROMISC."""
-        body = encode_link(index=index, flags=IFF_PROMISC, change=IFF_PROMISC)
-        self._do(f"set interface {index} promiscuous", RTM_SETLINK, body)
+        self.set_flag(index, IFF_PROMISC, on=True)
+
+    def set_flag(self, index: int, flag: int, *, on: bool) -> None:
+        """Set or clear one of IFF_PROMISC and IFF_ALLMULTI."""
+        body = encode_link(index=index, flags=flag if on else 0, change=flag)
+        what = "promiscuous" if flag == IFF_PROMISC else "to all multicast"
+        self._do(f"set interface {index} {what}{'' if on else ' no more'}", RTM_SETLINK, body)
+
+    def set_tx_queue(self, index: int, packets: int) -> None:
+        """Set the length of the transmit queue."""
+        body = encode_link(u32(IFLA_TXQLEN, packets), index=index)
+        self._do(f"set transmit queue of interface {index}", RTM_SETLINK, body)
 
     def set_port(self, index: int, *, hairpin: bool, isolated: bool) -> None:
         """Set a bridge port's flags."""

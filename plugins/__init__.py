@@ -4,7 +4,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_common.protocol import Plugin
 
-TYPES = ("bridge", "host-local", "loopback", "ptp", "static")
+TYPES = ("bridge", "host-local", "loopback", "ptp", "static", "tuning")
 
 
 def load(type: str) -> "Plugin | None":  # noqa: A002 - the spec's word
@@ -33,5 +33,9 @@ def load(type: str) -> "Plugin | None":  # noqa: A002 - the spec's word
             import plugins.static  # noqa: PLC0415 - as above
 
             return plugins.static
+        case "tuning":
+            import plugins.tuning  # noqa: PLC0415 - as above
+
+            return plugins.tuning
         case _:
             return None

@@ -3,6 +3,7 @@
 from functools import cache
 
 from cni_common import attachment
+from cni_common.collect import lives
 from cni_common.netns import reachable_namespaces
 from plugins.bridge import macfilter
 
@@ -25,7 +26,7 @@ def user_of_gateway(req: "Request", host: "Host", conf: "Conf", gateway: "Cidr")
             facts.get("network") != req.network
             and facts.get("gateway_interface") == conf.gateway_interface
             and str(gateway) in facts.get("gateways", ())
-            and attachment.lives(facts, living)
+            and lives(facts, living)
         ):
             return str(facts["network"])
     return ""

@@ -54,6 +54,7 @@ SOMEWHERE = {
     "CHECK of routes": r"CHECK: exit status: 1 -> 0",
     "CHECK of L2 networks": r"CHECK: exit status: 1 -> 0",
     "GATEWAY of static": r"ADD: reply\.ips\[0\]\.gateway: absent -> \S+|ADD: order of keys.*",
+    "Sysctls after DEL": r"DEL: c1 sysctl net/ipv4/conf/eth0/forwarding: 0 -> 1",
     "Routes of ptp": r"ADD: c1 address eth0 \S+\.noprefixroute: absent -> true",
     "Start of ptp": (
         r"ADD: c1 sysctl net/ipv6/conf/eth0/accept_dad: 1 -> 0"
@@ -128,6 +129,28 @@ def ptp(*subnets: str, version: str = "1.1.0", routes: tuple[Json, ...] = (), **
     del config["bridge"], config["isGateway"]
     config["ipam"]["routes"] = list(routes) or config["ipam"]["routes"]
     return config
+
+
+ETH0 = "ip -n c1 link add eth0 type veth peer name peer0"
+
+
+def tuning(version: str = "1.1.0", **keys: Any) -> Json:
+    """Return tuning, behind a plugin that has made eth0."""
+    layouts = {"0.1.0": 1, "0.2.0": 1, "0.3.0": 2, "0.3.1": 2, "0.4.0": 2}
+    ip = {"address": "10.5.0.5/24"} | ({"version": "4"} if version in layouts else {})
+    previous: Json = {"cniVersion": version, "dns": {}}
+    if layouts.get(version) == 1:
+        previous["ip4"] = {"ip": "10.5.0.5/24"}
+    else:
+        own = {"name": "eth0", "mac": "02:00:00:00:00:01", "sandbox": "/run/netns/c1"}
+        previous |= {"interfaces": [own], "ips": [{**ip, "interface": 0}]}
+    return {
+        "cniVersion": version,
+        "name": "net1",
+        "type": "tuning",
+        "prevResult": previous,
+        **keys,
+    }
 
 
 def with_routes(*routes: Json, **keys: Any) -> Json:
@@ -315,6 +338,28 @@ CASES = {
         POINT,
         plugin="ptp",
     ),
+    **{
+        f"tuning-{v}": Case(tuning(v, mac=MAC, mtu=1400), (), plugin="tuning", prepare=ETH0)
+        for v in VERSIONS
+    },
+    "tuning-all-keys": Case(
+        tuning(promisc=True, allmulti=True, txQLen=77, sysctl={"net.core.somaxconn": "77"}),
+        plugin="tuning",
+        prepare=ETH0,
+    ),
+    "tuning-sysctl": Case(
+        tuning(sysctl={"net.ipv4.conf.IFNAME.forwarding": "0"}),
+        ("Sysctls after DEL",),
+        plugin="tuning",
+        prepare=f"{ETH0}; ip netns exec c1 sysctl -qw net.ipv4.conf.eth0.forwarding=1",
+    ),
+    "tuning-args": Case(
+        tuning(mac=MAC, mtu=1400, args={"cni": {"mac": "02:00:00:00:81:02", "mtu": 1300}}),
+        plugin="tuning",
+        prepare=ETH0,
+        args="MAC=02:00:00:00:81:03",
+    ),
+    "tuning-nothing": Case(tuning("0.4.0"), plugin="tuning", prepare=ETH0),
     "layer2": Case(bridge(), differs=("CHECK of L2 networks",)),
     "layer2-0.4.0": Case(bridge(version="0.4.0"), differs=("CHECK of L2 networks",)),
     "layer2-mtu": Case(bridge(mtu=1300), differs=("CHECK of L2 networks",)),

@@ -41,6 +41,7 @@ class Example:
         config = json.loads(path.read_text())
         self.node = node
         self.name: str = config["name"]
+        self.sysctls: Json = config.get("plugins", [{}])[-1].get("sysctl", {})
         self.plugin: Json = config["plugins"][0] if "plugins" in config else config
         self.newest: str = max([config["cniVersion"], *config.get("cniVersions", ())])
         self.containers = [node.container("c1"), node.container("c2")]
@@ -280,6 +281,20 @@ def ptp_routed(example: Example) -> None:
     assert example.node.reaches(outside, example.addresses[0][0])
 
 
+def tuned(example: Example) -> None:
+    """Inside the container every sysctl is what the profile says, and on the node as it was."""
+    reaches_world(example)
+    assert len(example.sysctls) > 3
+    for key, value in example.sysctls.items():
+        path = f"/proc/sys/{key.replace('.', '/')}"
+        inside = example.node.command("cat", path, netns=example.containers[0])
+        assert inside.split() == value.split(), key
+    words = [f"/proc/sys/{key.replace('.', '/')}" for key in example.sysctls]
+    assert example.node.command("cat", *words) != example.node.command(
+        "cat", *words, netns=example.containers[0]
+    )
+
+
 def loopback(example: Example) -> None:
     """The container reaches itself."""
     assert example.node.reaches(example.containers[0], "127.0.0.1")
@@ -312,6 +327,9 @@ SHOWS: dict[str, Callable[[Example], None]] = {
     "vlan-trunk": vlan_trunk,
     "ptp": ptp,
     "ptp-routed": ptp_routed,
+    "tuning-throughput": tuned,
+    "tuning-latency": tuned,
+    "tuning-connections": tuned,
     "loopback": loopback,
 }
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from cni_common.attachment import GRACE_SECONDS
+from cni_common.collect import GRACE_SECONDS
 from cni_common.record import Records
 from cni_common.request import Attachment
 from tests.faults import Fault, faulty

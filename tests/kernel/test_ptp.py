@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cni_common.attachment import GRACE_SECONDS
+from cni_common.collect import GRACE_SECONDS
 from tests.kernel.points import IPV4, IPV6, NOTHING, STATIC, left, network
 from tests.machine import REFERENCE_BIN, Json, Machine, addresses_of, files_below
 

@@ -192,6 +192,7 @@ LIBRARIES = {
     "loopback refuses an ADD": _SERVING | _NETLINK,
     "ptp refuses an ADD": _SERVING | _NETLINK,
     "static refuses an ADD": _SERVING,
+    "tuning refuses an ADD": _SERVING | _NETLINK,
 }
 _TELLING = """
 import os, sys

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ORDER = (
     *("errors", "steps", "wire", "types", "schema", "request", "ipam", "record"),
     *("netlink", "codec", "link", "route", "rtnetlink", "netns", "nftmessages", "nftrules", "nft"),
-    *("iptables", "masquerade", "removal", "interface", "attachment"),
+    *("iptables", "masquerade", "collect", "removal", "interface", "attachment"),
     *("protocol", "host", "worker", "engine", "cli", "main"),
 )
 FOR_PLUGINS = ORDER[: ORDER.index("protocol")]  # a plugin is handed the Host
@@ -235,7 +235,9 @@ ENTRIES = {
         {"vlan": 5000},
         7,
         _SERVING | _NETLINK,
-        _COMMON_SERVING | _INTERFACE | {"attachment", "ipam", "masquerade", "nft", "nftrules"},
+        _COMMON_SERVING
+        | _INTERFACE
+        | {"attachment", "collect", "ipam", "masquerade", "nft", "nftrules"},
         frozenset(
             {
                 "bridge",
@@ -263,8 +265,19 @@ ENTRIES = {
         {},
         7,
         _SERVING | _NETLINK,
-        _COMMON_SERVING | _INTERFACE | {"attachment", "ipam", "masquerade", "nft", "nftrules"},
+        _COMMON_SERVING
+        | _INTERFACE
+        | {"attachment", "collect", "ipam", "masquerade", "nft", "nftrules"},
         frozenset({"ptp", "ptp.conf", "ptp.way"}),
+    ),
+    "tuning refuses an ADD": Entry(
+        "tuning",
+        "ADD",
+        {},
+        7,
+        _SERVING | _NETLINK,
+        _COMMON_SERVING | {"ipam", "link", "netlink"},
+        frozenset({"tuning", "tuning.conf", "tuning.device", "tuning.sysctl"}),
     ),
     "static refuses an ADD": Entry(
         "static",

@@ -1,0 +1,89 @@
+"""GC of recorded attachments: which of them are gone."""
+
+from dataclasses import replace
+from functools import cache
+
+from cni_common.netns import identity, reachable_namespaces
+from cni_common.request import Attachment, Command
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cni_common.host import Host
+    from cni_common.record import Json, Record
+    from cni_common.request import Request
+    from cni_common.steps import BestEffort
+
+GRACE_SECONDS = 60  # GC leaves younger attachments alone: their ADD may not have returned yet
+
+
+def collect(
+    plugin: str,
+    req: "Request",
+    host: "Host",
+    steps: "BestEffort",
+    *,
+    dissolve: "Callable[[Request, Record], object]",
+) -> None:
+    """Have every recorded attachment of this network dissolved that the runtime does not name.
+
+    `dissolve` gets the DEL that the runtime did not send, and the record. Left alone are those that
+    are young, are being worked on, or whose namespace lives: another runtime may know them.
+    Without a list only those are taken that are known to be dead.
+    """
+    valid = req.valid_attachments
+    living = cache(reachable_namespaces)
+    for path in host.records.paths(plugin, req.network):
+        record = host.records.open(path)
+        if record is None:
+            continue
+        whose = record.attachment
+        reason = _reason_to_keep(record, valid, living)
+        if reason:
+            host.log(f"GC keeps {whose.containerid} {whose.ifname}: {reason}")
+            record.close()
+            continue
+        host.log(f"GC removes {whose.containerid} {whose.ifname}: not valid, namespace gone")
+        gone = _as_delete(req, whose)
+        steps.attempt(f"{whose.containerid} {whose.ifname}", lambda: dissolve(gone, record))  # noqa: B023 - called at once
+
+
+def lives(facts: "Json", living: "Callable[[], dict[str, str]]") -> bool:
+    """Tell whether the recorded namespace is where it was, or anywhere else that is looked at."""
+    wanted = facts.get("netns_id")
+    return bool(wanted) and (identity(facts.get("netns", "")) == wanted or wanted in living())
+
+
+def _reason_to_keep(
+    record: "Record",
+    valid: "frozenset[Attachment] | None",
+    living: "Callable[[], dict[str, str]]",
+) -> str:
+    if valid is not None and record.attachment in valid:
+        return "valid"
+    if record.age() < GRACE_SECONDS:
+        return f"younger than {GRACE_SECONDS} s"
+    if lives(record.facts, living):
+        return f"its namespace lives ('{record.facts.get('netns')}')"
+    return ""
+
+
+def _as_delete(req: "Request", whose: Attachment) -> "Request":
+    """Return the DEL of `whose` that the runtime did not send."""
+    environ = {
+        **req.environ,
+        "CNI_COMMAND": Command.DEL,
+        "CNI_CONTAINERID": whose.containerid,
+        "CNI_IFNAME": whose.ifname,
+        "CNI_NETNS": "",
+        "CNI_ARGS": "",
+    }
+    return replace(
+        req,
+        command=Command.DEL,
+        containerid=whose.containerid,
+        ifname=whose.ifname,
+        netns="",
+        environ=environ,
+    )
