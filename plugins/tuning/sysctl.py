@@ -157,7 +157,7 @@ def _read_here(container: "NetNS", path: str) -> str | None:
 
 
 def _is_unreadable(path: str) -> bool:
-    """Tell whether a sysctl can only be written, or, stable_secret, not be read before it is set."""
+    """Tell whether a sysctl can only be written, or not be read before it is set."""
     return path.endswith("/stable_secret") or not os.stat(f"/proc/sys/{path}").st_mode & 0o400
 
 
