@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -447,6 +448,26 @@ def test_gc(machine: Machine) -> None:
     names = sorted(Path(path).name for path in files_below(f"{machine.data_dir}/tuning"))
     assert names == ["listed_eth0.json", "living_eth0.json"]
     assert len(files_below(machine.state_dir)) == 2
+
+
+def test_storm(machine: Machine) -> None:
+    """Many containers at once, each of whose settings are its own, and nothing is left."""
+
+    def rounds(number: int) -> None:
+        netns = container(machine)
+        conf = full(machine, mtu=1300 + number)
+        before = state(machine, netns)
+        for _ in range(3):
+            machine.ok("tuning", "ADD", conf, netns, containerid=f"c{number}")
+            machine.ok("tuning", "CHECK", conf, netns, containerid=f"c{number}")
+            assert state(machine, netns)["mtu"] == 1300 + number
+            machine.ok("tuning", "DEL", conf, netns, containerid=f"c{number}")
+            assert state(machine, netns) == before
+
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(rounds, range(12)))
+
+    assert files(machine) == []
 
 
 # --- failures ------------------------------------------------------------------------------------
