@@ -1,8 +1,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .NOTPARALLEL:
-.PHONY: help venv fmt check coverage test test-kernel test-e2e test-launcher test-vm demo dist install uninstall \
-    bench bench-quick schemas lock clean
+.PHONY: help venv fmt check coverage test test-kernel test-e2e test-faults test-launcher test-vm storm demo dist \
+    install uninstall bench bench-quick schemas lock clean
 
 python := .venv/bin/python
 pytest := $(python) -m pytest
@@ -32,15 +32,18 @@ coverage: venv ## what the unit tests run; the parts without input or output mus
 	$(pytest) tests/unit --cov --cov-report=term
 	$(python) -m coverage report --include=$(pure) --fail-under=100
 
-test: ## all tests, also with failures among the first: check and the four below
+test: ## all tests, also with failures among the first: check and the five below
 	@deploy/prerequisites.sh --reference
-	@$(MAKE) --no-print-directory --keep-going check test-kernel test-e2e test-launcher test-vm
+	@$(MAKE) --no-print-directory --keep-going check test-kernel test-e2e test-faults test-launcher test-vm
 
 test-kernel: venv ## each plugin on network namespaces of its own
 	$(sandboxed) -n 2 tests/kernel
 
 test-e2e: dist ## the executables, driven by cnitool, beside the Go plugins
 	$(sandboxed) -n 2 tests/e2e
+
+test-faults: dist ## killed, on a full disk, after a power loss; a short storm: tests/faults/README.md
+	$(sandboxed) -n 2 tests/faults
 
 test-launcher: dist ## launcher, also under sanitizers; what dist and install make
 	$(sandboxed) -n 2 tests/launcher
@@ -52,6 +55,10 @@ test-vm: venv ## what needs a complete kernel, in virtual machines
 	    set -x; for kernel in $(kernels); do $(python) tests/vm/boot.py --kernel $$kernel; done; \
 	    $(pytest) -n 2 tests/vm; \
 	fi
+
+storm: dist ## 64 clients, STORM_OPERATIONS=10000 at random, killed at random; some minutes
+	@deploy/prerequisites.sh --reference
+	tests/in-sandbox $(python) -m tests.faults.storm --operations $(or $(STORM_OPERATIONS),10000)
 
 demo: venv ## two containers on conf/10-mynet.conf, by cnitool, in namespaces made for it
 	@deploy/demo.sh

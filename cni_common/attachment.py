@@ -13,7 +13,7 @@ from cni_common.errors import CNIError, Code
 from cni_common.ipam import ipam_type
 from cni_common.netns import addresses_in_use, reachable_namespaces
 from cni_common.removal import delete_link
-from cni_common.request import Attachment, Command
+from cni_common.request import Attachment, Command, Request
 from cni_common.steps import BestEffort
 
 TYPE_CHECKING = False
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from cni_common.link import Link
     from cni_common.netns import NetNS
     from cni_common.record import Json, Record
-    from cni_common.request import Request
     from cni_common.steps import Undo
     from cni_common.types import Address, Cidr, Result
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # for delegates
 
 
 def _nothing(*_: object) -> None:
@@ -60,6 +61,8 @@ def begin(kind: Kind, req: "Request", host: "Host", undo: "Undo") -> "Record":
         "netns_id": host.open_netns(req.netns).identity,
         "ipam": ipam_type(req.config),
         "stdin": req.stdin.decode("utf-8", "replace"),
+        "cni_args": req.environ.get("CNI_ARGS", ""),
+        "cni_path": req.environ.get("CNI_PATH", ""),
         "masquerade": "",
     }
     try:
@@ -140,6 +143,23 @@ def dissolve(kind: Kind, req: "Request", host: "Host", record: "Record") -> None
     record.remove()
 
 
+def as_delete(record: "Record", path: str) -> "Request":
+    """Return the DEL that the runtime never sent for an attachment whose record is at hand.
+
+    It has the recorded configuration and CNI_PATH, or else `path`. Raises CNIError.
+    """
+    facts = record.facts
+    environ = {
+        "PATH": _PATH,
+        "CNI_COMMAND": Command.DEL,
+        "CNI_CONTAINERID": record.attachment.containerid,
+        "CNI_IFNAME": record.attachment.ifname,
+        "CNI_ARGS": facts.get("cni_args", ""),
+        "CNI_PATH": facts.get("cni_path") or path,
+    }
+    return Request.parse(environ, facts.get("stdin", "").encode())
+
+
 def dissolve_unrecorded(kind: Kind, req: "Request", host: "Host") -> None:
     """Take apart an attachment without a record: one of the reference's, or one long gone."""
     addresses = _addresses_of_prev_result(req)
@@ -185,11 +205,13 @@ def unmask(kind: Kind, req: "Request", host: "Host", facts: "Json") -> None:
     """Take back the masquerading that `facts` tell of, if any."""
     if not facts.get("masquerade"):
         return
+    addresses = [ip_interface(text) for text in facts.get("addresses", ())]
     masquerade.remove(
         host.netns,
         kind.owner(req),
-        [ip_interface(text).ip for text in facts.get("addresses", ())],
+        [cidr.ip for cidr in addresses],
         backend=facts["masquerade"],
+        subnets={cidr.network for cidr in addresses},
     )
 
 

@@ -4,11 +4,12 @@ import os
 import sys
 
 from cni_common.host import STATE_DIR
+from cni_common.streams import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from cni_common.host import Loader
 
@@ -23,23 +24,41 @@ class Command:
     def __init__(
         self,
         summary: str,
-        run: "Callable[[Namespace, Loader, Sequence[str]], int]",
+        run: "Callable[[Namespace, Loader, Callable[[], object]], int]",
         add_options: "Callable[[ArgumentParser], object]" = lambda _parser: None,
+        more: str = "",
     ) -> None:
+        """`more` follows the options in the help, as it is: exit codes, examples."""
         self.summary = summary
         self.run = run
         self.add_options = add_options
+        self.more = more
 
 
-def run(arguments: "Sequence[str]", load: "Loader", types: "Sequence[str]") -> int:
-    """Do what `arguments` say and return the exit status, 2 when they say nothing sensible."""
-    from argparse import ArgumentParser
+def run(
+    arguments: "Sequence[str]",
+    load: "Loader",
+    load_all: "Callable[[], object]",
+    commands: "Mapping[str, Command] | None" = None,
+) -> int:
+    """Do what `arguments` say and return the exit status, 2 when they say nothing sensible.
+
+    `commands` are those that need the plugins, beside COMMANDS.
+    """
+    from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
     parser = ArgumentParser(prog="pycni", description=f"pycni {VERSION}, CNI plugins in Python")
     parsers = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, command in COMMANDS.items():
+    known = {**COMMANDS, **(commands or {})}
+    for name, command in sorted(known.items()):
         command.add_options(
-            parsers.add_parser(name, help=command.summary, description=command.summary)
+            parsers.add_parser(
+                name,
+                help=command.summary,
+                description=command.summary,
+                epilog=command.more,
+                formatter_class=RawDescriptionHelpFormatter,
+            )
         )
     try:
         options = parser.parse_args(arguments)
@@ -48,7 +67,7 @@ def run(arguments: "Sequence[str]", load: "Loader", types: "Sequence[str]") -> i
     if options.command is None:
         parser.print_help()
         return 0
-    return COMMANDS[options.command].run(options, load, types)
+    return known[options.command].run(options, load, load_all)
 
 
 def _bundle() -> str:
@@ -61,7 +80,7 @@ def _build() -> str:
     return os.path.basename(_bundle()) or "sources"
 
 
-def _version(_options: "Namespace", _load: "Loader", _types: "Sequence[str]") -> int:
+def _version(_options: "Namespace", _load: "Loader", _load_all: "Callable[[], object]") -> int:
     rows = {
         "version": VERSION,
         "build": _build(),
@@ -100,7 +119,7 @@ def _positive(kind: "type[int] | type[float]") -> "Callable[[str], float]":
     return parse
 
 
-def _engine(options: "Namespace", load: "Loader", types: "Sequence[str]") -> int:
+def _engine(options: "Namespace", load: "Loader", load_all: "Callable[[], object]") -> int:
     from cni_common import engine  # noqa: PLC0415 - as above
     from cni_common.worker import Settings  # noqa: PLC0415 - as above
 
@@ -110,7 +129,11 @@ def _engine(options: "Namespace", load: "Loader", types: "Sequence[str]") -> int
     chosen = {name: value for name, value in vars(options).items() if name != "command"}
     try:
         engine.serve(
-            Settings(build=_build(), **chosen), ENGINE_SOCKET, load=load, types=types, log=_log
+            Settings(build=_build(), **chosen),
+            ENGINE_SOCKET,
+            load=load,
+            load_all=load_all,
+            log=_log,
         )
     except OSError as error:
         where = f" '{error.filename}'" if error.filename else ""
@@ -120,7 +143,7 @@ def _engine(options: "Namespace", load: "Loader", types: "Sequence[str]") -> int
 
 
 def _log(text: str) -> None:
-    os.write(2, f"{text}\n".encode("utf-8", "replace"))
+    say(2, text)
 
 
 COMMANDS = {

@@ -4,21 +4,23 @@ Nothing depends on it. Where there is none, or one that is full, hangs, or is of
 launcher starts the frozen program instead.
 """
 
+import errno
 import fcntl
 import gc
 import os
 import signal
 import socket
+import struct
 import time
 from contextlib import contextmanager, suppress
 
 from cni_common import schema
 from cni_common.errors import CNIError
-from cni_common.worker import Worker, peer_of
+from cni_common.worker import Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from typing import NoReturn
 
     from cni_common.host import Loader
@@ -27,24 +29,28 @@ if TYPE_CHECKING:
     Log = Callable[[str], object]
 
 _BACKLOG = 128  # launchers that wait; the next one starts its own program
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2), 64 bits: type, whence, start, …
 _GIVEN_SOCKET = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
 _BURST, _BURST_SECONDS = 10, 10.0  # workers that may be replaced at once
 _RETRY_SECONDS = 1.0  # until others are, likewise after a failed fork
-_CONNECT_TRIES, _CONNECT_PAUSE = 500, 0.01
 _ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # What functions import when they need it: workers shall share it.
-_LAZY = ("cni_common.iptables", "hashlib", "re", "subprocess", "traceback")
+_LAZY = (
+    *("cni_common.codec", "cni_common.iptables", "cni_common.nftmessages"),
+    *("copy", "hashlib", "re", "subprocess", "traceback"),
+)
 
 
 def serve(
-    settings: "Settings", path: str, *, load: "Loader", types: "Iterable[str]", log: "Log"
+    settings: "Settings", path: str, *, load: "Loader", load_all: "Callable[[], object]", log: "Log"
 ) -> None:
     """Serve requests until SIGTERM, SIGINT or SIGHUP, on systemd's socket or on one at `path`.
 
     An engine that has that path is told to end; between the two no request is lost. Raises
     OSError when the socket cannot be made.
     """
-    _import_all(load, types)
+    load_all()
+    _import_the_rest()
     given = _given_socket()
     if given:
         # What waits there at the end is for the next engine.
@@ -164,17 +170,26 @@ class _Supervisor:
 
 
 class _Place:
-    """The path of the socket, and who has it: whoever was started last."""
+    """The path of the socket, and who has it: whoever was started last.
+
+    Beside it lies `engine.lock`, on which that process has a record lock (fcntl(2)): these belong
+    to a process alone, not to its children, and the kernel tells whose they are.
+    """
 
     def __init__(self, path: str) -> None:
-        """Make the socket, beside its path. Raises OSError."""
+        """Make socket and lock, beside their paths. Raises OSError."""
         self._path = path
         self._directory = os.path.dirname(path)
+        self._lock_path = f"{self._directory}/engine.lock"
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
         os.chmod(self._directory, 0o700)  # also where an attachment record was there first
-        self._new = f"{path}.{os.getpid()}"
-        with suppress(FileNotFoundError):
-            os.unlink(self._new)  # of a process that had our number, and was killed
+        self._new, self._new_lock = f"{path}.{os.getpid()}", f"{self._lock_path}.{os.getpid()}"
+        for old in (self._new, self._new_lock):
+            with suppress(FileNotFoundError):
+                os.unlink(old)  # of a process that had our number, and was killed
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._lock = os.open(self._new_lock, flags, 0o600)
+        fcntl.lockf(self._lock, fcntl.LOCK_EX)
         self.listener = socket.socket(
             socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         )
@@ -184,19 +199,61 @@ class _Place:
         self._identity = os.stat(self._new).st_ino
 
     def take(self) -> None:
-        """Take the path, and tell the engine that had it to end."""
+        """Take the path, and tell the engine that had it to end.
+
+        Raises FileExistsError when somebody serves there that is no engine of this kind.
+        """
         with self._locked():
-            old = _listening_process(self._path)
+            old = self._holder()
+            if old < 0 and self._is_served():
+                self._discard()
+                raise FileExistsError(
+                    errno.EEXIST,
+                    "another program serves there, systemd perhaps: use systemctl restart",
+                    self._path,
+                )
+            os.rename(self._new_lock, self._lock_path)
             os.rename(self._new, self._path)
-        if old:
-            with suppress(ProcessLookupError):
-                os.kill(old, signal.SIGTERM)
+            if old >= 0:
+                signal.pidfd_send_signal(old, signal.SIGTERM)
+                os.close(old)
 
     def leave(self) -> None:
         """Remove the path, unless another engine has taken it."""
         with self._locked(), suppress(FileNotFoundError):
             if os.stat(self._path).st_ino == self._identity:
                 os.unlink(self._path)
+                os.unlink(self._lock_path)
+
+    def _holder(self) -> int:
+        """Return a pidfd of the engine that has the path, -1 when there is none."""
+        try:
+            fd = os.open(self._lock_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return -1
+        try:
+            question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, question))
+        finally:
+            os.close(fd)
+        with suppress(ProcessLookupError):
+            return -1 if kind == fcntl.F_UNLCK else os.pidfd_open(pid)
+        return -1  # it ended a moment ago
+
+    def _is_served(self) -> bool:
+        """Tell whether somebody listens at the path."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as sock:
+            try:
+                sock.connect(self._path)
+            except BlockingIOError:  # who does not keep up with it
+                return True
+            except OSError:
+                return False
+            return True
+
+    def _discard(self) -> None:
+        os.unlink(self._new)
+        os.unlink(self._new_lock)
 
     @contextmanager
     def _locked(self) -> "Iterator[None]":
@@ -206,22 +263,6 @@ class _Place:
             yield
         finally:
             os.close(fd)
-
-
-def _listening_process(path: str) -> int:
-    """Return the id of the process that listens at `path`, 0 when there is none of root's."""
-    for _ in range(_CONNECT_TRIES):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as sock:
-            try:
-                sock.connect(path)
-            except BlockingIOError:  # its backlog is full
-                time.sleep(_CONNECT_PAUSE)
-                continue
-            except OSError:  # there is none, or it ended
-                return 0
-            pid, uid = peer_of(sock)
-            return pid if uid == 0 else 0
-    return 0
 
 
 def _given_socket() -> socket.socket | None:
@@ -234,10 +275,8 @@ def _given_socket() -> socket.socket | None:
     return listener
 
 
-def _import_all(load: "Loader", types: "Iterable[str]") -> None:
-    """Import what any request may need, which an upgrade may take off the disk."""
-    for type in types:
-        load(type)
+def _import_the_rest() -> None:
+    """Import what functions import when it is needed: an upgrade may take the files away."""
     for module in _LAZY:
         __import__(module)
     with suppress(CNIError):  # a refusal loads jsonschema with all that it has

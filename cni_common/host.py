@@ -54,7 +54,7 @@ class Host:
         self.log = log
         self.state_dir = state_dir
         self.records = Records(state_dir)
-        self._executable = executable
+        self.executable = executable
         self._given = given or {}
         self._own = own
         self._opened: dict[str, NetNS] = {}
@@ -89,6 +89,13 @@ class Host:
             given = self._given.get(path, -1)
             self._opened[path] = self.make_netns(path, os.dup(given) if given >= 0 else -1)
         return self._opened[path]
+
+    def identity_of(self, path: str) -> str:
+        """Return the identity of the namespace at `path`, "" when there is none."""
+        try:
+            return self.open_netns(path).identity
+        except CNIError:
+            return ""
 
     def make_netns(self, path: str, fd: int) -> NetNS:
         """Return a new handle; tests make kernel calls fail here."""
@@ -143,7 +150,7 @@ class Host:
 
     def _is_ours(self, path: str, type: str) -> bool:  # noqa: A002
         try:
-            same = os.path.samefile(path, self._executable)
+            same = os.path.samefile(path, self.executable)
         except OSError:
             return False
         return same and self.load(type) is not None

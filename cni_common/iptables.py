@@ -7,6 +7,7 @@ nothing there, starts no process.
 import shlex
 import shutil
 import subprocess  # noqa: TID253 - this module is loaded only to run iptables
+from dataclasses import dataclass
 from hashlib import sha512
 from ipaddress import ip_address, ip_interface
 from itertools import pairwise
@@ -35,6 +36,16 @@ _WAIT_SECONDS = "5"  # for the xtables lock
 _RUN_SECONDS = 30
 _PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"  # the caller's may be empty
 _NAME_MAX = 110  # characters of each of two names, as a comment can have 255
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """A rule of POSTROUTING that leads packets from one address to a masquerading chain."""
+
+    chain: str
+    network: str
+    containerid: str
+    source: "Address"
 
 
 def add(
@@ -86,7 +97,7 @@ def remove_of_reference(
     Given `addresses`, only the jumps from these go: the reference shares one chain among all
     interfaces of a container on a network.
     """
-    instance = _reference_instance(network, attachment)
+    instance = reference_instance(network, attachment)
     _delete_reference_rules(netns, lambda rule: rule.comment.startswith(instance))
     shared = f"CNI-{_digest(network + attachment.containerid, 24)}"
     _remove_chain(netns, shared, addresses)
@@ -102,24 +113,62 @@ def gc_of_reference(
 
     What comes from an address that `is_used` stays. `keep` is asked after a look at the rules.
     """
-    prefix = f"{_digest(network, 16)}-"
-    jumps = list(_reference_jumps(netns, network))
+    jumps = [jump for jump in reference_jumps(netns) if jump.network == network]
     kept = keep()
-    instances = {_reference_instance(network, attachment) for attachment in kept}
+    instances = {reference_instance(network, attachment) for attachment in kept}
     removed = _delete_reference_rules(
         netns,
         lambda rule: (
-            rule.comment.startswith(prefix)
+            is_of_network(rule.comment, network)
             and rule.comment.partition(",")[0] not in instances
             and not any(is_used(address) for address in _sources(rule))
         ),
     )
     containers = {attachment.containerid for attachment in kept}
-    for chain, containerid, source in jumps:
-        if containerid not in containers and not is_used(source):
-            _remove_chain(netns, chain, ())
-            removed.append(f"iptables chain {chain} of {containerid}, {source}")
+    for jump in jumps:
+        if jump.containerid not in containers and not is_used(jump.source):
+            _remove_chain(netns, jump.chain, ())
+            removed.append(f"iptables chain {jump.chain} of {jump.containerid}, {jump.source}")
     return removed
+
+
+def reference_jumps(netns: "NetNS") -> "Iterator[Jump]":
+    """Yield each masquerade jump in the reference's layout, of any network."""
+    try:
+        binaries = [b for version in _FAMILIES for b in _binaries(netns, version, _POSTROUTING)]
+    except CNIError as error:
+        if error.code != Code.PLUGIN_NOT_AVAILABLE:
+            raise
+        return  # the table is nftables' own: without iptables nobody has made rules of its kind
+    for line in (line for binary in binaries for line in _listed(netns, binary, _POSTROUTING)):
+        pairs = dict(pairwise(_words(line)))
+        chain = pairs.get("-j", "")
+        # name: "<network>" id: "<container>"
+        names = _words(pairs.get("--comment", "")) if chain.startswith("CNI-") else []
+        if names[:1] == ["name:"] and names[2:3] == ["id:"] and len(names) == 4 and "-s" in pairs:
+            yield Jump(chain, names[1], names[3], ip_interface(pairs["-s"]).ip)
+
+
+def reference_instance(network: str, attachment: "Attachment") -> str:
+    """Return how the comment of an attachment's rules begins in the reference's nftables layout."""
+    owner = _digest(f"{attachment.ifname}:{attachment.containerid}", 16)
+    return f"{_digest(network, 16)}-{owner}"
+
+
+def is_of_network(instance: str, network: str) -> bool:
+    """Tell whether a rule with that comment is of `network`."""
+    return instance.startswith(f"{_digest(network, 16)}-")
+
+
+def reference_rules(netns: "NetNS") -> "list[tuple[str, Address]]":
+    """Return comment and source of each rule of the reference's nftables masquerading."""
+    rules = _REFERENCE_TABLE.rules(netns, _REFERENCE_CHAIN)
+    return [(rule.comment, source) for rule in rules for source in _sources(rule)]
+
+
+def has_chain(netns: "NetNS", chain: str) -> bool:
+    """Tell whether `chain` is in a nat table of either flavour of iptables."""
+    return any(_binaries(netns, version, chain) for version in _FAMILIES)
 
 
 def chain_of(network: str, attachment: "Attachment") -> str:
@@ -142,11 +191,6 @@ def find(*names: str) -> str:
     )
 
 
-def _reference_instance(network: str, attachment: "Attachment") -> str:
-    owner = _digest(f"{attachment.ifname}:{attachment.containerid}", 16)
-    return f"{_digest(network, 16)}-{owner}"
-
-
 def _delete_reference_rules(netns: "NetNS", is_doomed: "Callable[[nft.Rule], bool]") -> "list[str]":
     doomed: list[nft.Rule] = []
 
@@ -161,23 +205,6 @@ def _delete_reference_rules(netns: "NetNS", is_doomed: "Callable[[nft.Rule], boo
 def _sources(rule: "nft.Rule") -> "list[Address]":
     # The family comes first, one byte, then the source address; the destination is negated.
     return [ip_address(value) for value in rule.compared if len(value) in (4, 16)][:1]
-
-
-def _reference_jumps(netns: "NetNS", network: str) -> "Iterator[tuple[str, str, Address]]":
-    """Yield chain, container and source of each masquerade jump of `network`."""
-    try:
-        binaries = [b for version in _FAMILIES for b in _binaries(netns, version, _POSTROUTING)]
-    except CNIError as error:
-        if error.code != Code.PLUGIN_NOT_AVAILABLE:
-            raise
-        return  # the table is nftables' own: without iptables nobody has made rules of its kind
-    for line in (line for binary in binaries for line in _listed(netns, binary, _POSTROUTING)):
-        pairs = dict(pairwise(_words(line)))
-        chain = pairs.get("-j", "")
-        # name: "<network>" id: "<container>"
-        names = _words(pairs.get("--comment", "")) if chain.startswith("CNI-") else []
-        if names[:2] == ["name:", network] and len(names) == 4 and "-s" in pairs:
-            yield chain, names[3], ip_interface(pairs["-s"]).ip
 
 
 def _words(text: str) -> "list[str]":

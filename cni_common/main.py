@@ -4,11 +4,14 @@ import gc
 import os
 import sys
 
+from cni_common.streams import read_all, say, write_all
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping
     from typing import NoReturn
 
+    from cni_common.cli import Command
     from cni_common.host import Loader
     from cni_common.protocol import Reply
 
@@ -20,20 +23,25 @@ class _Terminated(BaseException):
     """A signal to end arrived. A BaseException: nothing may take it for a failure of its own."""
 
 
-def main(load: "Loader", types: "Sequence[str]" = ()) -> int:
+def main(
+    load: "Loader",
+    load_all: "Callable[[], object]" = lambda: None,
+    commands: "Callable[[], Mapping[str, Command]]" = dict,
+) -> int:
     """Serve the request in the environment and on stdin; return the exit status.
 
-    `types` are the plugins that `load` knows: the engine has all of them ready.
+    `load_all` imports what `load` knows, for the engine to have it ready. `commands` gives
+    what `pycni` can do beside what is in cni_common.
     """
     has_stdout = _complete_standard_streams()
     plugin = os.path.basename(sys.argv[0])
     environ = dict(os.environ)
     command = environ.get("CNI_COMMAND", "")
     if not command:
-        return _command_line(load, types) if plugin == _PROGRAM else _about(plugin)
+        return _command_line(load, load_all, commands) if plugin == _PROGRAM else _about(plugin)
     gc.disable()  # the process ends before there is anything worth collecting
     try:
-        stdin = b"" if command == _VERSION else _read_all()
+        stdin = b"" if command == _VERSION else read_all(0)
     except OSError as error:
         _write(_failure(5, f"cannot read the configuration from stdin: {error.strerror}"))
         return 1
@@ -41,8 +49,10 @@ def main(load: "Loader", types: "Sequence[str]" = ()) -> int:
         _raise_on_signals()
     try:
         return _serve(plugin, environ, stdin, load, has_stdout=has_stdout)
-    except _Terminated:
-        _write(_failure(11, "terminated by a signal; what was begun is undone, try again later"))
+    except _Terminated as error:
+        done = "is undone as far as it can be" if hasattr(error, "__notes__") else "is undone"
+        msg = f"terminated by a signal; what was begun {done}, try again later"
+        _write(_failure(11, msg, error))
         return 1
 
 
@@ -50,7 +60,7 @@ def _serve(
     plugin: str, environ: dict[str, str], stdin: bytes, load: "Loader", *, has_stdout: bool
 ) -> int:
     from cni_common.host import Host  # noqa: PLC0415 - `about` needs none of it
-    from cni_common.protocol import serve  # noqa: PLC0415 - as above
+    from cni_common.protocol import respond  # noqa: PLC0415 - as above
 
     def deliver(reply: "Reply") -> bool:
         if environ["CNI_COMMAND"] != _VERSION:
@@ -58,13 +68,17 @@ def _serve(
         return has_stdout and _write(reply.stdout)
 
     with Host(load, os.path.realpath(sys.argv[0]), _log) as host:
-        return serve(plugin, environ, stdin, host, deliver=deliver)
+        return respond(plugin, environ, stdin, host, deliver=deliver).exit_code
 
 
-def _command_line(load: "Loader", types: "Sequence[str]") -> int:
+def _command_line(
+    load: "Loader",
+    load_all: "Callable[[], object]",
+    commands: "Callable[[], Mapping[str, Command]]",
+) -> int:
     from cni_common import cli  # noqa: PLC0415 - only for people and service managers
 
-    status = cli.run(sys.argv[1:], load, types)
+    status = cli.run(sys.argv[1:], load, load_all, commands())
     try:
         if sys.stdout:
             sys.stdout.flush()  # the frozen program ends without doing so
@@ -96,34 +110,23 @@ def _complete_standard_streams() -> bool:
     return 1 not in closed
 
 
-def _read_all() -> bytes:
-    chunks = []
-    while chunk := os.read(0, 1 << 16):
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
 def _write(data: bytes) -> bool:
     try:
-        while data:
-            data = data[os.write(1, data) :]
+        write_all(1, data)
     except OSError as error:
         _log(f"cannot write to stdout: {error.strerror}")
         return False
     return True
 
 
-def _failure(code: int, msg: str) -> bytes:
+def _failure(code: int, msg: str, error: BaseException | None = None) -> bytes:
     from cni_common.protocol import failure  # noqa: PLC0415 - only when something failed
 
-    return failure(code, msg).stdout
+    return failure(code, msg, error).stdout
 
 
 def _log(text: str) -> None:
-    try:
-        os.write(2, f"{text}\n".encode("utf-8", "replace"))
-    except OSError:
-        return  # there is nobody left to tell
+    say(2, text)
 
 
 def _raise_on_signals() -> None:

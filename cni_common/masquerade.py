@@ -123,18 +123,25 @@ def remove(
     addresses: "Iterable[Address]",
     *,
     backend: str = BACKENDS[0],
+    subnets: "Collection[Subnet]" = (),
 ) -> None:
-    """Take back what `add` made for this owner; nothing of another's under the same address."""
+    """Take back what `add` made for this owner; nothing of another's under the same address.
+
+    With the `subnets` of the addresses also the chain that a DEL has emptied before it was killed.
+    """
     if backend == "iptables":
         from cni_common import iptables  # noqa: PLC0415 - as above
 
         iptables.remove(netns, owner.network, owner.attachment)
         return
-    _remove_elements(netns, list(addresses), str(owner))
+    emptied = [_chain(owner.network, frozenset(subnets))] if subnets else []
+    _remove_elements(netns, list(addresses), str(owner), emptied)
 
 
-def _remove_elements(netns: "NetNS", addresses: "Sequence[Address]", owner: str) -> None:
-    chains = set()
+def _remove_elements(
+    netns: "NetNS", addresses: "Sequence[Address]", owner: str, emptied: "Iterable[str]" = ()
+) -> None:
+    chains = set(emptied)
 
     def deletions() -> "list[Message]":
         messages = []
@@ -146,8 +153,8 @@ def _remove_elements(netns: "NetNS", addresses: "Sequence[Address]", owner: str)
                 chains.add(element.chain)
         return messages
 
-    if nft.apply_deletions(netns, deletions):
-        _remove_unused(netns, chains)
+    nft.apply_deletions(netns, deletions)
+    _remove_unused(netns, chains)
 
 
 def _remove_unused(netns: "NetNS", chains: "set[str]") -> None:
@@ -190,6 +197,12 @@ def owners(netns: "NetNS") -> "list[tuple[str, Address]]":
         for family in _FAMILIES.values()
         for element in TABLE.elements(netns, family.map)
     ]
+
+
+def holds(netns: "NetNS", owner: Owner, address: "Address") -> bool:
+    """Tell whether `owner` has an element for `address`."""
+    element = TABLE.element(netns, _FAMILIES[address.version].map, address.packed)
+    return element is not None and element.comment == str(owner)
 
 
 def remove_element(netns: "NetNS", address: "Address", owner: str) -> None:

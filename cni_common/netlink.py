@@ -9,7 +9,6 @@ import os
 import socket
 import struct
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 
 TYPE_CHECKING = False
@@ -79,17 +78,12 @@ def each_attribute(data: bytes, offset: int = 0) -> "Iterator[tuple[int, bytes]]
     while offset <= end:
         length, kind = _NLATTR.unpack_from(data, offset)
         yield kind & _NLA_TYPE_MASK, data[offset + _NLATTR.size : offset + length]
-        offset += max(_NLATTR.size, (length + 3) & ~3)
+        offset += (length + 3 & ~3) or _NLATTR.size
 
 
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
     """Return the attributes in `data` by their types; of several of one type, the last."""
-    found, end = {}, len(data) - _NLATTR.size
-    while offset <= end:
-        length, kind = _NLATTR.unpack_from(data, offset)
-        found[kind & _NLA_TYPE_MASK] = data[offset + _NLATTR.size : offset + length]
-        offset += max(_NLATTR.size, (length + 3) & ~3)
-    return found
+    return dict(each_attribute(data, offset))
 
 
 def number_of(payload: bytes | None) -> int:
@@ -110,8 +104,7 @@ class Channel:
         self._sequence = 0
         sock.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
         sock.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
-        with suppress(OSError):  # Linux 4.20: dumps of one interface's addresses, not of all
-            sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+        _set_strict(sock)
         timeout = struct.pack("@ll", _RECEIVE_SECONDS, 0)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
 
@@ -131,7 +124,7 @@ class Channel:
         answers: dict[int, list[Any]] = {number: [] for number, _ in numbered}
         failure: NetlinkError | None = None
         while awaited:
-            data = self.sock.recv(1 << 17)
+            data = self._receive()
             for number, kind, flags, part in _parts(data):
                 if number not in answers:
                     continue
@@ -170,7 +163,7 @@ class Channel:
         self.sock.settimeout(max(seconds, 0.001))
         arrived = False
         try:
-            while self.sock.recv(1 << 17):
+            while self._receive():
                 arrived = True
                 self.sock.settimeout(0)
         except (TimeoutError, BlockingIOError):
@@ -183,16 +176,34 @@ class Channel:
     def read_events(self) -> "list[tuple[int, bytes]]":
         """Return type and bytes of what has arrived on a subscribed channel; lost ones are not."""
         try:
-            data = self.sock.recv(1 << 17, socket.MSG_DONTWAIT)
+            data = self._receive(socket.MSG_DONTWAIT)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.ENOBUFS):
                 raise
             return []
         return [(kind, part) for _, kind, _, part in _parts(data)]
 
+    def _receive(self, flags: int = 0) -> bytes:
+        """Return what the kernel has sent next. Raises OSError.
+
+        Who has CAP_NET_ADMIN in the namespace, as a container may, can send to our socket, too.
+        """
+        while True:
+            data, (sender, _groups) = self.sock.recvfrom(1 << 16, flags)
+            if sender == 0:
+                return data
+
     def close(self) -> None:
         """Close the socket."""
         self.sock.close()
+
+
+def _set_strict(sock: socket.socket) -> None:
+    """Have dumps be of one interface's addresses, not of all, where the kernel can (4.20)."""
+    try:
+        sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+    except OSError:
+        return
 
 
 def _parts(data: bytes) -> "Sequence[tuple[int, int, int, bytes]]":

@@ -123,7 +123,7 @@ class NetNS:
         """Tell whether both handles are of one namespace."""
         return os.path.samestat(os.fstat(self.fd), os.fstat(other.fd))
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """What no other namespace of this boot has, or ever had where the kernel has cookies."""
         # A socket inside knows it, and spares the visit.

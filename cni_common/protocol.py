@@ -53,56 +53,80 @@ class Reply:
     exit_code: int
 
 
-def respond(type: str, environ: "Mapping[str, str]", stdin: bytes, host: "Host") -> Reply:  # noqa: A002 - the spec's word
-    """Serve one invocation of the plugin `type`. Never raises: a failure is a CNI error object."""
+class _NotDeliveredError(Exception):
+    """The runtime did not get the reply."""
+
+
+def respond(
+    type: str,  # noqa: A002 - the spec's word
+    environ: "Mapping[str, str]",
+    stdin: bytes,
+    host: "Host",
+    *,
+    deliver: "Callable[[Reply], bool]" = lambda _reply: True,
+) -> Reply:
+    """Serve one invocation of the plugin `type`, and return what `deliver` was given.
+
+    Never raises: a failure is a CNI error object. `deliver` tells whether the runtime has the
+    reply. An ADD of which it has none is taken back, for nobody would ever delete it; then the
+    exit status is 1.
+    """
     command = environ.get("CNI_COMMAND", "")
+    reply = Reply(b"", 1)
+
+    def hand_over(output: "Json | None") -> None:
+        nonlocal reply
+        reply = _reply_of(output)
+        if not deliver(reply):
+            raise _NotDeliveredError
+
     try:
         if command == Command.VERSION:
             versions = {"cniVersion": CURRENT_VERSION, "supportedVersions": SUPPORTED_VERSIONS}
-            return Reply(wire.encode_line(versions), 0)
-        output = execute(type, Request.parse(environ, stdin), host)
+            reply = Reply(wire.encode_line(versions), 0)
+            return reply if deliver(reply) else Reply(b"", 1)
+        execute(type, Request.parse(environ, stdin), host, deliver=hand_over)
+    except _NotDeliveredError as error:
+        if command == Command.ADD:
+            what = "the result could not be written to stdout: the attachment is taken back"
+            host.log("; ".join([what, *_notes(error)]))
+        return Reply(b"", 1)
     except Exception as error:  # noqa: BLE001 - the runtime must get an object, never a traceback
         if not _is_expected(error):
             host.log_traceback(error)
-        return Reply(_error_object(error, command, stdin), 1)
+        reply = Reply(_error_object(error, command, stdin), 1)
+        deliver(reply)
     finally:
         host.records.close()  # the next call may be for the same attachment, on the same host
+    return reply
+
+
+def _reply_of(output: "Json | None") -> Reply:
     if output is None:
         return Reply(b"", 0)
     sort_keys = output["cniVersion"] in ("1.0.0", "1.1.0")  # as Go prints a generic map
     return Reply(wire.encode(output, sort_keys=sort_keys), 0)
 
 
-def serve(
-    type: str,  # noqa: A002 - as above
-    environ: "Mapping[str, str]",
-    stdin: bytes,
-    host: "Host",
-    *,
-    deliver: "Callable[[Reply], bool]",
-) -> int:
-    """Respond, and return the exit status once `deliver` has told whether the reply arrived."""
-    reply = respond(type, environ, stdin, host)
-    if deliver(reply):
-        return reply.exit_code
-    # A result that nobody got is an attachment that nobody will ever delete.
-    if environ["CNI_COMMAND"] == Command.ADD and reply.exit_code == 0:
-        host.log("the result could not be written to stdout: the attachment is taken back")
-        respond(type, {**environ, "CNI_COMMAND": Command.DEL}, stdin, host)
-    return 1
-
-
-def failure(code: int, msg: str) -> Reply:
-    """Return the reply for what fails outside of `respond`."""
-    data = {"cniVersion": CURRENT_VERSION, "code": code, "msg": msg}
+def failure(code: int, msg: str, error: BaseException | None = None) -> Reply:
+    """Return the reply for what fails outside of `respond`; with what the undo of `error` left."""
+    data: dict[str, object] = {"cniVersion": CURRENT_VERSION, "code": code, "msg": msg}
+    if error and _notes(error):
+        data["details"] = "; ".join(_notes(error))
     return Reply(wire.encode(data, sort_keys=False), 1)
 
 
-def execute(type: str, req: Request, host: "Host") -> "Json | None":  # noqa: A002 - as above
-    """Run one command of the plugin `type`; return its result as JSON, or None.
+def execute(
+    type: str,  # noqa: A002 - as above
+    req: Request,
+    host: "Host",
+    *,
+    deliver: "Callable[[Json | None], object]" = lambda _output: None,
+) -> "Json | None":
+    """Run one command of the plugin `type`; give its result, or None, to `deliver` and return it.
 
     Everything that can be refused without looking at the kernel is refused before the plugin
-    acts. An ADD that fails, even in printing, is taken back.
+    acts. An ADD that fails, even in `deliver`, is taken back.
     """
     plugin = host.load(type)
     if plugin is None:
@@ -121,7 +145,9 @@ def execute(type: str, req: Request, host: "Host") -> "Json | None":  # noqa: A0
         case Command.ADD:
             _check_not_own_netns(req, host)
             with Undo() as undo:
-                return plugin.add(req, host, undo).to_json(req.cni_version)
+                output = plugin.add(req, host, undo).to_json(req.cni_version)
+                deliver(output)
+                return output
         case Command.DEL:
             plugin.delete(_without_own_netns(req, host), host)
         case Command.CHECK:
@@ -131,6 +157,7 @@ def execute(type: str, req: Request, host: "Host") -> "Json | None":  # noqa: A0
             plugin.gc(req, host)
         case Command.STATUS:
             plugin.status(req, host)
+    deliver(None)
     return None
 
 
@@ -218,7 +245,7 @@ def _describe(error: Exception) -> tuple[int, str, str]:
     return Code.INTERNAL, f"internal error, see the log: {error.__class__.__name__}: {error}", ""
 
 
-def _notes(error: Exception) -> "list[str]":
+def _notes(error: BaseException) -> "list[str]":
     return [str(note) for note in getattr(error, "__notes__", ())]
 
 

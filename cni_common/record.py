@@ -85,13 +85,20 @@ class Records:
     def probe(self) -> None:
         """Raise OSError when no record could be written."""
         self._make_directory()
-        path = f"{self.directory}/.probe-{os.getpid()}"
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        path = ""
+        try:  # without a name: nothing is left by who is killed
+            fd = os.open(self.directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                raise
+            path = f"{self.directory}/.probe-{os.getpid()}"
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             _append(fd, b"probe\n")
         finally:
             os.close(fd)
-            os.unlink(path)
+            if path:
+                os.unlink(path)
 
     def begin(self, plugin: str, network: str, attachment: Attachment, facts: "Json") -> Record:
         """Create the record of an attachment that is about to be made.
@@ -111,8 +118,7 @@ class Records:
         try:
             _append(fd, wire.encode_line(facts))
         except BaseException:  # SIGTERM's too
-            os.unlink(path)
-            os.close(fd)
+            _give_up(path, fd)
             raise
         return self._opened(path, fd, facts)
 
@@ -151,6 +157,25 @@ class Records:
             if facts:
                 yield facts
 
+    def listing(self) -> "Iterator[tuple[str, Json, float]]":
+        """Yield path, facts and last change (seconds since the epoch) of every file there is.
+
+        Waits for nobody and changes nothing. A file without facts was left by a kill.
+        """
+        try:
+            names = os.listdir(self.directory)
+        except FileNotFoundError:
+            return
+        for name in sorted(names):
+            path = f"{self.directory}/{name}"
+            facts = _peek(path)
+            try:
+                changed = os.stat(path, follow_symlinks=False).st_mtime
+            except FileNotFoundError:
+                continue
+            if facts is not None:
+                yield path, facts, changed
+
     def open(self, path: str) -> Record | None:
         """Return the record in the file `path`; None: gone, no file, or an ADD is at work."""
         try:
@@ -174,11 +199,14 @@ class Records:
                 return None
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(fd, path):
+                    return self._opened(path, fd, _read(fd))
             except BlockingIOError:
                 os.close(fd)
                 raise _busy() from None
-            if _is_at(fd, path):
-                return self._opened(path, fd, _read(fd))
+            except BaseException:
+                os.close(fd)
+                raise
             os.close(fd)  # its owner removed it while we waited
         raise _busy()
 
@@ -197,11 +225,24 @@ def _create_locked(path: str) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
     for _ in range(_TRIES):
         fd = os.open(path, flags, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        if _is_at(fd, path):
-            return fd
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if _is_at(fd, path):
+                return fd
+        except BaseException:
+            _give_up(path, fd)
+            raise
         os.close(fd)  # a DEL took the empty file for a leftover before it was locked
     raise _busy()
+
+
+def _give_up(path: str, fd: int) -> None:
+    """Remove a record that could not be written, and its lock in any case: we may live on."""
+    try:
+        if _is_at(fd, path):
+            os.unlink(path)
+    finally:
+        os.close(fd)
 
 
 def _busy() -> CNIError:

@@ -6,8 +6,9 @@ netdev_run_todo of net/core/dev.c), which is nine tenths of the whole.
 """
 
 import _thread
+import os
 import select
-import socket
+from socket import AF_UNSPEC
 
 from cni_common.link import decode_identity
 from cni_common.netns import NETLINK_ROUTE
@@ -29,7 +30,7 @@ def delete_link(netns: "NetNS", index: int) -> bool:
     channel = netns.channel(NETLINK_ROUTE)
     netns.release(channel)
     outcome: list[bool | BaseException] = []
-    ours, theirs = socket.socketpair()
+    waiting, working = os.pipe2(os.O_CLOEXEC)
 
     def work() -> None:
         try:
@@ -38,22 +39,25 @@ def delete_link(netns: "NetNS", index: int) -> bool:
             outcome.append(error)
         finally:
             channel.close()
-            theirs.close()  # which wakes the caller
+            os.close(working)  # which wakes the caller
 
     try:
-        _thread.start_new_thread(work, ())
-    except RuntimeError:  # there can be no more threads
-        work()
-    with ours:
-        is_gone = _await_deletion(events, index, ours)
-    if is_gone or not outcome:
-        return True
+        try:
+            _thread.start_new_thread(work, ())
+        except RuntimeError:  # there can be no more threads
+            work()
+        if _await_deletion(events, index, waiting):
+            return True
+    finally:
+        os.close(waiting)
+        netns.release(events)
+        events.close()
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
     return outcome[0]
 
 
-def _await_deletion(events: "Channel", index: int, end: socket.socket) -> bool:
+def _await_deletion(events: "Channel", index: int, end: int) -> bool:
     """Tell whether the kernel says that the interface is gone before the other end is closed."""
     poll = select.poll()
     poll.register(events.sock, select.POLLIN)
@@ -61,9 +65,9 @@ def _await_deletion(events: "Channel", index: int, end: socket.socket) -> bool:
     while True:
         ready = {fd for fd, _ in poll.poll()}
         if events.sock.fileno() in ready and any(
-            kind == RTM_DELLINK and decode_identity(data) == (socket.AF_UNSPEC, index)
+            kind == RTM_DELLINK and decode_identity(data) == (AF_UNSPEC, index)
             for kind, data in events.read_events()
         ):
             return True
-        if end.fileno() in ready:
+        if end in ready:
             return False

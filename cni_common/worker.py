@@ -4,6 +4,7 @@ The conversation is told at the top of launcher/launcher.c. A worker answers as 
 would: same user, same namespaces, same working directory, same file descriptors.
 """
 
+import gc
 import os
 import select
 import signal
@@ -15,8 +16,9 @@ from dataclasses import dataclass
 from cni_common.errors import Code
 from cni_common.host import STATE_DIR, Host
 from cni_common.netns import OWN, NetNS
-from cni_common.protocol import Reply, failure, serve
+from cni_common.protocol import Reply, failure, respond
 from cni_common.request import Command
+from cni_common.streams import read_all, say, write_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ _LENGTH, _STATUS = struct.Struct("<I"), struct.Struct("<i")
 _TYPE_BYTES_MAX = 255  # NAME_MAX: it is the name of an executable
 _DESCRIPTORS_MAX = 5  # stdin, stdout, stderr, environment, and CNI_NETNS if it could be opened
 _CONVERSATION_SECONDS = 2.0  # the launcher is a program of ours: it does not pause
-_UNDO_SECONDS = 30.0  # for taking an overdue request back
+_COLLECT_EVERY = 100  # requests
 # A launcher whose /proc/PID has others of these sees another network or other files than we do.
 _SURROUNDINGS = ("ns/net", "ns/mnt", "root")
 
@@ -44,6 +46,7 @@ class Settings:
     requests: int = 10_000  # that a worker serves before another takes its place
     add_seconds: float = 90.0  # until an ADD is taken back: less than runtimes wait for it
     other_seconds: float = 45.0  # likewise until any other command is given up
+    undo_seconds: float = 30.0  # for taking back; then the worker ends
     state_dir: str = STATE_DIR
 
 
@@ -83,6 +86,7 @@ class Worker:
             poller.register(lifeline, select.EPOLLIN)
             # One request wakes one worker.
             poller.register(self._listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+            gc.disable()  # an answer shall not wait for it
             served = 0
             while served < self._settings.requests:
                 is_ending = lifeline in (fd for fd, _ in poller.poll())
@@ -91,6 +95,8 @@ class Worker:
                 connection = self._accept()
                 if connection:
                     served += self._take(connection)
+                    if served % _COLLECT_EVERY == 0:
+                        gc.collect()
                 elif is_ending:
                     return
 
@@ -109,12 +115,8 @@ class Worker:
                 return False  # the launcher ended, or it is none of ours
             if call is None:
                 return False
-            try:
+            with suppress(_Overdue):  # in the instant after the end
                 self._serve(call)
-            except _Overdue:
-                pass  # in the instant after the end
-            finally:
-                call.close()
         return True
 
     def _receive(self, connection: socket.socket) -> "Call | None":
@@ -132,7 +134,6 @@ class Worker:
         except BaseException:
             os.close(directory)
             raise
-        connection.settimeout(0)
         return Call(
             connection, type, executable=executable, directory=directory, descriptors=descriptors
         )
@@ -141,28 +142,32 @@ class Worker:
         command = call.environ.get("CNI_COMMAND", "")
         is_add = command == Command.ADD
         seconds = self._settings.add_seconds if is_add else self._settings.other_seconds
+        status = 1
         self._is_late = False
-        signal.setitimer(signal.ITIMER_REAL, seconds, _UNDO_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, seconds, self._settings.undo_seconds)
         try:
             os.fchdir(call.directory)
             stdin = call.read_stdin()
             with self._host(call) as host:
-                status = serve(call.type, call.environ, stdin, host, deliver=call.deliver)
+                reply = respond(call.type, call.environ, stdin, host, deliver=call.deliver)
+                status = reply.exit_code
+        except OSError as error:  # of read_stdin: respond raises nothing
+            msg = f"cannot read the configuration from stdin: {error.strerror}"
+            call.deliver(failure(Code.IO_FAILURE, msg))
+        except _Overdue as error:
+            rest = "what was begun is undone" if is_add else "what it has not done is still there"
+            if hasattr(error, "__notes__"):
+                rest = "what was begun is undone as far as it can be"
+            msg = f"{command} was given up after {seconds:g} s; {rest}, try again"
+            call.deliver(failure(Code.TRY_AGAIN_LATER, msg, error))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            # Before the runtime hears of the end: it may want to unmount what is open here.
+            os.chdir("/")
+            call.close()
             call.end(status)
             if status:
                 self._renew()
-        except OSError as error:  # of read_stdin: serve raises nothing
-            msg = f"cannot read the configuration from stdin: {error.strerror}"
-            call.deliver(failure(Code.IO_FAILURE, msg))
-        except _Overdue:
-            rest = "what was begun is undone" if is_add else "what it has not done is still there"
-            msg = f"{command} was given up after {seconds:g} s; {rest}, try again"
-            call.deliver(failure(Code.TRY_AGAIN_LATER, msg))
-            self._renew()
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            call.end(1)
-            os.chdir("/")  # not to keep a file system busy
 
     def _host(self, call: "Call") -> Host:
         given = {call.environ.get("CNI_NETNS", ""): call.netns} if call.netns >= 0 else {}
@@ -199,48 +204,52 @@ class Call:
         directory: int,
         descriptors: "Sequence[int]",
     ) -> None:
+        """Take over the descriptors, or close them. Raises OSError."""
         self.type = type
         self.executable = executable
         self.directory = directory
         self._stdin, self._stdout, self._stderr, environment = descriptors[:4]
         self.netns = descriptors[4] if len(descriptors) > 4 else -1
-        self.environ = _environ(environment)
         self._connection = connection
         self._descriptors = (directory, *descriptors)
-        self._is_answered = False
+        try:
+            connection.settimeout(0)
+            self.environ = _environ(environment)
+        except OSError:
+            self.close()
+            raise
 
     def read_stdin(self) -> bytes:
         """Return all that comes on stdin. Raises OSError."""
-        return b"".join(iter(lambda: os.read(self._stdin, 1 << 16), b""))
+        return read_all(self._stdin)
 
     def log(self, text: str) -> None:
         """Tell the runtime, on the stderr that it gave."""
-        with suppress(OSError):  # there is nobody left to tell
-            os.write(self._stderr, f"{text}\n".encode("utf-8", "replace"))
+        say(self._stderr, text)
 
     def deliver(self, reply: Reply) -> bool:
-        """Print the reply and have the launcher end; False when it or its reader is gone."""
+        """Print the reply; False when the launcher is gone, or whoever reads what it prints.
+
+        Once it is printed, nothing is given up any more.
+        """
         try:
             if self._is_alone():
                 return False
-            data = reply.stdout
-            while data:
-                data = data[os.write(self._stdout, data) :]
-            self._connection.send(_STATUS.pack(reply.exit_code))
+            write_all(self._stdout, reply.stdout)
+            if self._is_alone():
+                return False
+            signal.setitimer(signal.ITIMER_REAL, 0)
         except OSError as error:
             self.log(f"cannot write to stdout: {error.strerror}")
             return False
         except _Overdue:
             return False
-        self._is_answered = True
         return True
 
     def end(self, status: int) -> None:
-        """Have the launcher end with `status`, unless it does already."""
-        if not self._is_answered:
-            self._is_answered = True
-            with suppress(OSError):
-                self._connection.send(_STATUS.pack(status))
+        """Have the launcher end with `status`."""
+        with suppress(OSError):  # it is gone
+            self._connection.send(_STATUS.pack(status))
 
     def close(self) -> None:
         """Close the descriptors that came with it."""

@@ -33,7 +33,7 @@ SOURCE, COMPILED = BUILD / "source", BUILD / "compiled"
 # Another build is what has other contents of these, another Python or other packages.
 INPUTS = (
     *("pyproject.toml", "requirements.lock", "launcher/launcher.c", "launcher/Makefile"),
-    *("cni_common", "plugins", "deploy/frozen", "deploy/freeze.py"),
+    *("cni_common", "commands", "plugins", "deploy/frozen", "deploy/freeze.py"),
 )
 
 
@@ -99,7 +99,7 @@ def _digest() -> str:
 def _write_modules() -> None:
     """Write every module that is changed for the bundle: ours, and pyroute2's that they use.
 
-    pyroute2 itself is left empty: it would import all that it has, see cni_common/netlink.py.
+    pyroute2 itself is left empty: it would import all that it has, see cni_common/codec.py.
     """
     shutil.copy(FROZEN / "start.py", SOURCE)
     _write_module("pyroute2", b"", is_package=True)

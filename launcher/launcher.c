@@ -108,10 +108,12 @@ static const char *base_name(const char *path)
 static void spare_bootloader(const char *program)
 {
     const char *original = getenv("LD_LIBRARY_PATH");
+    /* An empty entry would be the working directory. */
+    bool has_entries = original && *original;
     char library[2 * PATH_MAX];
     int length = snprintf(library, sizeof library, "%.*slib%s%s",
-                          (int)(base_name(program) - program), program, original ? ":" : "",
-                          original ? original : "");
+                          (int)(base_name(program) - program), program, has_entries ? ":" : "",
+                          has_entries ? original : "");
 
     if (length < 0 || (size_t)length >= sizeof library
         || (original ? setenv("LD_LIBRARY_PATH_ORIG", original, 1)

@@ -1,7 +1,9 @@
 """Engines for tests: the real one in a process of its own, and launchers that know its socket."""
 
+import atexit
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +15,7 @@ from pathlib import Path
 from cni_common.engine import serve
 from cni_common.netns import CLONE_NEWNET
 from cni_common.worker import Settings
-from plugins import TYPES, load
+from plugins import TYPES, load, load_all
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = "tests"
@@ -28,6 +30,7 @@ def launcher_dir() -> Path:
     In place of the frozen program they start a stand-in, which says so.
     """
     directory = Path(tempfile.mkdtemp(prefix="pycni-launcher-"))
+    atexit.register(_remove, os.getpid(), directory)
     variables = {
         "OUTPUT": directory / "pycni",
         "BUILD": BUILD,
@@ -36,10 +39,15 @@ def launcher_dir() -> Path:
     }
     (directory / ".pycni").mkdir()
     _run("make", "-C", "launcher", *(f"{name}={value}" for name, value in variables.items()))
-    _run("cc", "-o", str(directory / ".pycni" / "pycni"), "tests/launcher/bundle.c")
+    _run("cc", "-static", "-o", str(directory / ".pycni" / "pycni"), "tests/launcher/bundle.c")
     for name in TYPES:
         os.link(directory / "pycni", directory / name)
     return directory
+
+
+def _remove(pid: int, directory: Path) -> None:
+    if os.getpid() == pid:  # not where a test has forked
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def socket_path() -> Path:
@@ -118,7 +126,7 @@ def _become_engine(
             settings,
             path,
             load=load,
-            types=TYPES,
+            load_all=load_all,
             log=lambda text: os.write(2, f"{text}\n".encode()),
         )
         status = 0

@@ -7,7 +7,7 @@ import ast
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-OURS = ("cni_common", "plugins")  # whose dataclasses are written out
+OURS = ("cni_common", "commands", "plugins")  # whose dataclasses are written out
 
 # Modules that cost more than what is used of them. They get a stand-in: a file in standins/, or
 # nothing, and the real module as soon as more is asked for. First who imports, then what.
@@ -15,7 +15,7 @@ SPARED = {
     "cni_common": {"functools", "hashlib", "json", "signal", "socket"},
     "plugins": {"functools", "hashlib", "socket"},
     "ipaddress": {"functools"},
-    "cni_common.netlink": {"importlib.util"},
+    "cni_common.codec": {"importlib.util"},
     "pyroute2": {
         *("collections", "functools", "logging", "socket", "threading", "traceback", "typing"),
         "weakref",

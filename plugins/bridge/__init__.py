@@ -4,12 +4,10 @@ from dataclasses import replace
 
 from cni_common import attachment, interface, masquerade
 from cni_common.errors import CNIError, Code
-from cni_common.ipam import ipam_type
 from cni_common.link import VethEnd
 from cni_common.netns import NETLINK_ROUTE
 from cni_common.request import Command
 from cni_common.rtnetlink import RTMGRP_LINK
-from cni_common.steps import BestEffort
 from cni_common.types import Interface, Result
 from plugins.bridge import gateway, macfilter, port
 from plugins.bridge.conf import SCHEMA, Conf
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
     from cni_common.request import Request
     from cni_common.steps import Undo
 
-__all__ = ["SCHEMA", "BestEffort", "add", "check", "delete", "gc", "ipam_type", "status"]
+__all__ = ["SCHEMA", "add", "check", "delete", "gc", "status"]
 
 _UP_SECONDS = 2.5  # what the reference waits for the port
 _BRIDGE_SECONDS = 1.0  # until a new bridge passes on what the host sends

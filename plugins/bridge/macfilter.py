@@ -53,34 +53,55 @@ def check(host: "NetNS", port: str, mac: str) -> None:
         raise drift(f"chain '{_CHAIN}' of 'table bridge {TABLE.name}' has lost its rules")
 
 
-def gc(host: "NetNS") -> "list[str]":
-    """Remove what is left of ports that are gone, whoever made it; return what that was."""
-    removed = []
-    names = [element.key for element in TABLE.elements(host, _GUARDED)]
-    for name in (name for name in names if host.netlink.link(_text(name)) is None):
-        pairs = [e.key for e in TABLE.elements(host, _ALLOWED) if e.key.startswith(name)]
-        _remove_elements(host, [(_GUARDED, name), *((_ALLOWED, pair) for pair in pairs)])
-        removed.append(f"MAC filter of port '{_text(name)}', which is gone")
-    return [*removed, *_gc_of_reference(host)]
+def holds(host: "NetNS", port: str, mac: str) -> bool:
+    """Tell whether anything of what `add` makes is there."""
+    elements = ((_ALLOWED, _pair(port, mac)), (_GUARDED, _name(port)))
+    return any(TABLE.element(host, *element) is not None for element in elements)
 
 
-def remove_of_reference(host: "NetNS", attachment: "Attachment") -> None:
-    """Remove what the reference's macspoofchk made for this attachment."""
-    _remove_of_reference(host, f"{attachment.containerid}-{attachment.ifname}")
+def orphans(host: "NetNS") -> "list[str]":
+    """Return the guarded ports that are gone."""
+    names = [_text(element.key) for element in TABLE.elements(host, _GUARDED)]
+    return [name for name in names if host.netlink.link(name) is None]
 
 
-def _gc_of_reference(host: "NetNS") -> "list[str]":
-    removed = []
+def orphans_of_reference(host: "NetNS") -> "list[tuple[str, str]]":
+    """Return port, and container with interface, of the reference's filters of ports gone."""
+    found = []
     for rule in _REFERENCE.rules(host, _REFERENCE_CHAIN):
         prefix, _, name = rule.comment.partition("-")
         port = _text(b"".join(rule.compared[:1]))
         if prefix == "macspoofchk" and port and host.netlink.link(port) is None:
-            _remove_of_reference(host, name)
-            removed.append(f"MAC filter of {name}, whose port '{port}' is gone")
+            found.append((port, name))
+    return found
+
+
+def gc(host: "NetNS") -> "list[str]":
+    """Remove what is left of ports that are gone, whoever made it; return what that was."""
+    removed = []
+    for port in orphans(host):
+        remove_port(host, port)
+        removed.append(f"MAC filter of port '{port}', which is gone")
+    for port, whose in orphans_of_reference(host):
+        remove_named_of_reference(host, whose)
+        removed.append(f"MAC filter of {whose}, whose port '{port}' is gone")
     return removed
 
 
-def _remove_of_reference(host: "NetNS", name: str) -> None:
+def remove_port(host: "NetNS", port: str) -> None:
+    """Remove everything that is about `port`."""
+    name = _name(port)
+    pairs = [e.key for e in TABLE.elements(host, _ALLOWED) if e.key.startswith(name)]
+    _remove_elements(host, [(_GUARDED, name), *((_ALLOWED, pair) for pair in pairs)])
+
+
+def remove_of_reference(host: "NetNS", attachment: "Attachment") -> None:
+    """Remove what the reference's macspoofchk made for this attachment."""
+    remove_named_of_reference(host, f"{attachment.containerid}-{attachment.ifname}")
+
+
+def remove_named_of_reference(host: "NetNS", name: str) -> None:
+    """Remove what the reference's macspoofchk made for `name`: container and interface."""
     chains = (f"cni-br-iface-{name}", f"cni-br-iface-{name}-mac")
     doomed = [
         _REFERENCE.delete_rule(_REFERENCE_CHAIN, rule.handle)
@@ -118,8 +139,11 @@ def _remove_elements(host: "NetNS", keys: "Sequence[tuple[str, bytes]]") -> None
         present = [key for key in keys if TABLE.element(host, *key)]
         return [TABLE.delete_element(*key) for key in present]
 
-    # Asked for, since a refused transaction takes some ten milliseconds.
-    if nft.apply_deletions(host, deletions) and TABLE.is_empty(host, _GUARDED):
+    # Asked for, since a refused transaction takes some ten milliseconds. And where there was
+    # nothing to delete: whoever deleted it may have been killed right after.
+    if (nft.apply_deletions(host, deletions) or TABLE.holds(host)) and TABLE.is_empty(
+        host, _GUARDED
+    ):
         _remove_base_if_unused(host)
 
 

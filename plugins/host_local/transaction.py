@@ -33,7 +33,7 @@ def reserve(
     req: "Request", host: "Host", undo: "Undo", *, conf: "Conf", wanted: "Mapping[int, Address]"
 ) -> "Sequence[plan.Choice]":
     """Lease one address of each range set, or raise and leave everything as it was."""
-    facts = _facts(req, conf)
+    facts = _facts(req, host, conf)
     record, created = _open_record(req, host, facts)
     taken: list[Lease] = []
     try:
@@ -110,7 +110,7 @@ def _attempt(  # noqa: PLR0913 - one transaction
         plan.refuse_duplicate(conf.sets, held, req.attachment)
         choices = _choose(store, conf, wanted, left or ())
         addresses = [lease.address for lease in held] + [choice.address for choice in choices]
-        facts = _facts(req, conf) | {"addresses": [str(address) for address in addresses]}
+        facts = _facts(req, host, conf) | {"addresses": [str(address) for address in addresses]}
         _note(record, facts)
         for choice in choices:
             taken.append(Lease(choice.address, req.attachment))
@@ -158,12 +158,10 @@ def _busy(directory: str) -> CNIError:
     )
 
 
-def _facts(req: "Request", conf: "Conf") -> "dict[str, object]":
-    from cni_common import netns  # noqa: PLC0415 - not before the configuration is accepted
-
+def _facts(req: "Request", host: "Host", conf: "Conf") -> "dict[str, object]":
     return {
         "netns": req.netns,
-        "netns_id": netns.identity(req.netns),
+        "netns_id": host.identity_of(req.netns),
         "directory": conf.directory,
         "addresses": [],
         "pod": conf.pod,

@@ -51,7 +51,7 @@ def delete(req: "Request", host: "Host") -> None:
     """Give back what ADD changed, as far as it is still there."""
     record = host.records.find(PLUGIN, req.network, req.attachment)
     if record:
-        _dissolve(req, host, record)
+        dissolve(req, host, record)
         return
     path = backup_path(req)
     before = device.load(path)  # of the reference
@@ -59,6 +59,24 @@ def delete(req: "Request", host: "Host") -> None:
     if container:
         _restore_device(req, container, before)
     device.forget(path)
+
+
+def dissolve(req: "Request", host: "Host", record: "Record") -> None:
+    """Give back what `record` names, then remove it; it stays when a step fails."""
+    facts = record.facts
+    container = _netns_or_none(req, host)
+    with BestEffort() as steps:
+        if container and container.identity == facts.get("netns_id"):
+            before = device.of_json(facts.get("device", {}))
+            steps.attempt("interface", lambda: _restore_device(req, container, before))
+            steps.attempt(
+                "sysctls",
+                lambda: sysctl.restore(
+                    container, facts.get("sysctls", {}), facts.get("sysctls_after", {})
+                ),
+            )
+        steps.attempt("backup", lambda: device.forget(facts.get("backup") or backup_path(req)))
+    record.remove()
 
 
 def check(req: "Request", host: "Host") -> None:
@@ -92,7 +110,7 @@ def gc(req: "Request", host: "Host") -> None:
     from cni_common.collect import collect  # noqa: PLC0415 - GC is rare
 
     with BestEffort() as steps:
-        collect(PLUGIN, req, host, steps, dissolve=lambda gone, one: _dissolve(gone, host, one))
+        collect(PLUGIN, req, host, steps, dissolve=lambda gone, one: dissolve(gone, host, one))
 
 
 def status(req: "Request", host: "Host") -> None:
@@ -133,13 +151,19 @@ def _refuse_to_end_ipv6(req: "Request", conf: Conf, result: "Result") -> None:
 
 def _begin(req: "Request", host: "Host", container: "NetNS", undo: "Undo") -> "Record":
     """Write the record; what an earlier ADD of the attachment has changed is given back first."""
-    facts = {"netns": req.netns, "netns_id": container.identity, "backup": backup_path(req)}
+    facts = {
+        "netns": req.netns,
+        "netns_id": container.identity,
+        "backup": backup_path(req),
+        "stdin": req.stdin.decode("utf-8", "replace"),
+        "cni_path": req.environ.get("CNI_PATH", ""),
+    }
     try:
         record = host.records.begin(PLUGIN, req.network, req.attachment, facts)
     except FileExistsError:
         old = host.records.find(PLUGIN, req.network, req.attachment, wait=False)
         if old:
-            _dissolve(req, host, old)
+            dissolve(req, host, old)
         record = host.records.begin(PLUGIN, req.network, req.attachment, facts)
     # The last to go, and only when nothing is left that it could be needed for.
     undo.push("record", lambda: None if undo.failed else record.remove())
@@ -165,24 +189,6 @@ def _restore_device(req: "Request", container: "NetNS", before: Device) -> None:
         return
     with BestEffort() as steps:
         device.apply(container, link.index, before, steps)
-
-
-def _dissolve(req: "Request", host: "Host", record: "Record") -> None:
-    """Give back what `record` names, then remove it; it stays when a step fails."""
-    facts = record.facts
-    container = _netns_or_none(req, host)
-    with BestEffort() as steps:
-        if container and container.identity == facts.get("netns_id"):
-            before = device.of_json(facts.get("device", {}))
-            steps.attempt("interface", lambda: _restore_device(req, container, before))
-            steps.attempt(
-                "sysctls",
-                lambda: sysctl.restore(
-                    container, facts.get("sysctls", {}), facts.get("sysctls_after", {})
-                ),
-            )
-        steps.attempt("backup", lambda: device.forget(facts.get("backup") or backup_path(req)))
-    record.remove()
 
 
 def _netns_or_none(req: "Request", host: "Host") -> "NetNS | None":

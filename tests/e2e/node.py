@@ -2,9 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ NODE4, OUTSIDE4 = "192.0.2.1", "192.0.2.2"
 NODE6, OUTSIDE6 = "2001:db8::1", "2001:db8::2"
 STATES = ("/var/lib/cni", "/run/pycni")  # where runtimes and plugins keep files
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+# What host-local keeps for a network, not for an attachment: lock, cursors, index.
+_STAYS = re.compile(r".*/lock|.*/last_reserved_ip\.\d+|/run/pycni/indexes/[0-9a-f]+-[0-9a-f]+")
 
 Done = subprocess.CompletedProcess[str]
 
@@ -43,12 +47,18 @@ class Node:
             "--",
         ]
 
-    def start_engine(self, *options: str) -> None:
-        """Start an engine and wait until it serves; it ends with the node."""
+    def start_engine(
+        self, *options: str, wrap: Callable[..., Sequence[str | Path]] = lambda *words: words
+    ) -> None:
+        """Start an engine and wait until it serves; it ends with the node, or with the next one.
+
+        `wrap` returns the command line that runs one inside of something else.
+        """
+        old = self._engine
         log = self.path("/run/engine.log")
         with log.open("wb") as stderr:
             self._engine = subprocess.Popen(
-                self.entered(DIST / "pycni", "engine", *options),
+                [*self._enter, *wrap(DIST / "pycni", "engine", *options)],
                 stderr=stderr,
                 stdin=subprocess.DEVNULL,
             )
@@ -57,6 +67,8 @@ class Node:
             assert self._engine.poll() is None, log.read_text()
             assert time.monotonic() < deadline, "the engine does not start"
             time.sleep(0.005)
+        if old:
+            old.wait()
 
     def close(self) -> None:
         """End the node."""
@@ -274,13 +286,9 @@ class Node:
         return found
 
     def traces(self, *bridges: str) -> dict[str, Any]:
-        """Return what attachments have left on the node; `bridges` and cursors may stay."""
+        """Return what attachments have left on the node; `bridges`, cursors, indexes may stay."""
         kept = ("lo", "up0", *bridges)
-        files = [
-            name
-            for name in self.files()
-            if not name.endswith("/lock") and "/last_reserved_ip." not in name
-        ]
+        files = [name for name in self.files() if not _STAYS.fullmatch(name)]
         found = {
             "links": [name for name in self.links("") if name not in kept],
             "firewall": self.firewall(),

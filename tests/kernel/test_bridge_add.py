@@ -10,7 +10,7 @@ import pytest
 
 from cni_common import interface
 from cni_common.netns import NetNS
-from tests.faults import Fault, faulty
+from tests.faults.inprocess import Fault, faulty
 from tests.machine import Json, Machine
 
 V4, V6 = {"subnet": "10.9.0.0/24"}, {"subnet": "fd00:9::/64"}

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from tests.faults import Fault, faulty
+from tests.faults.inprocess import Fault, faulty
 from tests.machine import Json, Machine
 
 MAC = "02:11:22:33:44:55"

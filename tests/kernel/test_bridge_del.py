@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import Fault, faulty
+from tests.faults.inprocess import Fault, faulty
 from tests.machine import CNI_BIN, ROOT, Json, Machine, files_below
 
 ALL = {"ipMasq": True, "macspoofchk": True}  # what an attachment can leave on the host

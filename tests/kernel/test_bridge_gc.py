@@ -12,7 +12,7 @@ import pytest
 from cni_common.collect import GRACE_SECONDS
 from cni_common.record import Records
 from cni_common.request import Attachment
-from tests.faults import Fault, faulty
+from tests.faults.inprocess import Fault, faulty
 from tests.machine import Json, Machine, files_below
 
 KEY, OLD_KEY = "cni.dev/valid-attachments", "cni.dev/attachments"

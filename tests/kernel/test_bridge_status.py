@@ -13,7 +13,7 @@ import pytest
 from cni_common import iptables
 from cni_common.record import Records
 from cni_common.request import Attachment
-from tests.faults import Fault, faulty
+from tests.faults.inprocess import Fault, faulty
 from tests.machine import Json, Machine, files_below
 
 

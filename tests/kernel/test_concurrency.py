@@ -14,7 +14,7 @@ import pytest
 from cni_common import collect as recorded
 from cni_common.host import STATE_DIR
 from plugins.host_local import collect, fate, lease
-from tests.faults import Fault, faulty
+from tests.faults.inprocess import Fault, faulty
 from tests.machine import (
     CNI_BIN,
     REFERENCE_BIN,

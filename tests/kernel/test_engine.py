@@ -112,20 +112,32 @@ def test_a_socket_for_root_alone(machine: Machine) -> None:
     assert socket_path().parent.stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.parametrize(
-    "enter",
-    [["unshare", "--net"], ["unshare", "--mount"], ["chroot", "/proc/self/root/proc/1/root"]],
-    ids=["network", "mounts", "root"],
-)
-def test_other_surroundings_are_refused(machine: Machine, enter: list[str]) -> None:
+@pytest.mark.parametrize("kind", ["net", "mount"])
+def test_other_namespaces_are_refused(machine: Machine, kind: str) -> None:
     """A launcher in another network or mount namespace starts its own program: it sees its own."""
     machine.start_engine()
-    if enter[0] == "chroot":
-        root = launcher_dir() / "root"
-        root.mkdir(exist_ok=True)
-        enter = ["unshare", "--mount", "sh", "-c", f"mount --rbind / {root}; exec chroot {root} $0"]
 
-    done = run(machine, "ADD", machine.network(), machine.container(), enter=tuple(enter))
+    enter = ("unshare", f"--{kind}")
+    done = run(machine, "ADD", machine.network(), machine.container(), enter=enter)
+
+    assert done == BUNDLE_STATUS
+    assert_empty(machine)
+
+
+def test_another_root_is_refused(machine: Machine, tmp_path: Path) -> None:
+    """So does one whose root is another directory."""
+    machine.start_engine()
+    mounts = [tmp_path / str(path)[1:] for path in (Path("/proc"), launcher_dir())]
+    for mount in mounts:
+        mount.mkdir(parents=True)
+        source = Path("/") / mount.relative_to(tmp_path)
+        subprocess.run(["mount", "--rbind", source, mount], check=True, timeout=10)
+    try:
+        enter = ("chroot", str(tmp_path))
+        done = run(machine, "ADD", machine.network(), machine.container(), enter=enter)
+    finally:
+        for mount in mounts:
+            subprocess.run(["umount", "--lazy", mount], check=True, timeout=10)
 
     assert done == BUNDLE_STATUS
     assert_empty(machine)
@@ -196,14 +208,16 @@ def test_what_no_launcher_sends(machine: Machine, message: bytes) -> None:
     engine = machine.start_engine(workers=1)
     assert add_and_delete(machine) == (0, 0)
     (worker,) = engine.workers()
+    time.sleep(0.5)  # as below
     before = idle_descriptors(worker)
 
     send = (
         "import socket, sys; s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET);"
         "s.connect(sys.argv[1]); s.recv(99);"
-        "socket.send_fds(s, [bytes.fromhex(sys.argv[2])], [0] * int(sys.argv[3]))"
+        "import os; fds = [os.pipe()[0]] * int(sys.argv[3]);"
+        "socket.send_fds(s, [bytes.fromhex(sys.argv[2])], fds)"
     )
-    for count in (0, 1, 9):
+    for count in (0, 1, 4, 5, 9):
         words = ("python3", "-c", send, str(socket_path()), message.hex(), str(count))
         machine.try_command(machine.host, *words)
 
@@ -217,12 +231,12 @@ def test_no_descriptor_is_kept(machine: Machine) -> None:
     engine = machine.start_engine(workers=1)
     config = machine.network(ipMasq=True)
     machine_calls(machine, config)
+    time.sleep(0.5)  # a deletion's thread holds two for the moment that the kernel needs to end
     before = idle_descriptors(engine.workers()[0])
 
     for _ in range(5):
         machine_calls(machine, config)
 
-    # A deletion's thread holds two for the moment that the kernel needs to free the memory.
     wait_until(lambda: idle_descriptors(engine.workers()[0]) == before, "it keeps files")
 
 
@@ -257,6 +271,42 @@ def test_an_overdue_add_is_taken_back(machine: Machine) -> None:
     assert (status, error["code"]) == (1, 11)
     assert "given up after 1 s" in error["msg"]
     assert_nothing_left(machine)
+
+
+def test_an_undo_that_hangs_as_well(machine: Machine, tmp_path: Path) -> None:
+    """When taking back takes too long, too, the worker ends and the runtime hears of that."""
+    engine = machine.start_engine(workers=1, add_seconds=1, undo_seconds=1)
+    (worker,) = engine.workers()
+    (tmp_path / "stuck").write_text("#!/bin/sh\nexec sleep 30\n")
+    (tmp_path / "stuck").chmod(0o755)
+    config = machine.network(ipam={"type": "stuck"})
+    container = machine.container()
+    env = {"CNI_PATH": str(tmp_path)}
+
+    status, printed = finish(start(machine, "ADD", config, container, env=env))
+
+    assert (status, error_of(printed)["code"]) == (1, 11)
+    assert "gave no answer" in error_of(printed)["msg"]
+    wait_until(lambda: engine.workers() not in ([], [worker]), "no other worker starts")
+    (tmp_path / "stuck").write_text("#!/bin/sh\n")
+    assert run(machine, "DEL", config, container, env=env) == 0
+    assert machine.ports() == []
+
+
+def test_what_an_overdue_undo_leaves_is_told(machine: Machine, tmp_path: Path) -> None:
+    """The error names the steps that could not be taken back."""
+    machine.start_engine(add_seconds=1)
+    (tmp_path / "odd").write_text("#!/bin/sh\n[ $CNI_COMMAND = ADD ] && exec sleep 30\nexit 1\n")
+    (tmp_path / "odd").chmod(0o755)
+    config = machine.network(ipam={"type": "odd"})
+    env = {"CNI_PATH": str(tmp_path)}
+
+    status, printed = finish(start(machine, "ADD", config, machine.container(), env=env))
+
+    error = error_of(printed)
+    assert (status, error["code"]) == (1, 11)
+    assert "as far as it can be" in error["msg"]
+    assert "undo of IPAM ADD failed" in error["details"]
 
 
 def test_an_overdue_del_can_be_repeated(machine: Machine) -> None:
@@ -473,6 +523,42 @@ def test_a_new_engine_replaces_the_old_one(machine: Machine) -> None:
     assert set(statuses) <= {0, BUNDLE_STATUS}
     assert statuses.count(BUNDLE_STATUS) <= len(engines)
     assert engines[-1].is_running()
+
+
+def test_an_engine_that_hangs_is_told_to_end(machine: Machine) -> None:
+    """An engine that no longer accepts loses its path, and ends once it can."""
+    old = machine.start_engine(workers=1)
+    for pid in (old.pid, *old.workers()):
+        os.kill(pid, signal.SIGSTOP)
+    workers = old.workers()
+    new = machine.start_engine()
+
+    assert add_and_delete(machine) == (0, 0)
+    for pid in (old.pid, *workers):
+        os.kill(pid, signal.SIGCONT)
+    assert old.wait() == 0
+    assert new.is_running()
+
+
+def test_a_socket_of_somebody_else_is_left_alone(machine: Machine) -> None:
+    """Where another program listens, systemd for example, no engine takes its place or ends it."""
+    socket_path().parent.mkdir(exist_ok=True)
+    socket_path().unlink(missing_ok=True)
+    listen = "import socket, sys, time; s = socket.socket(1, 5); s.bind(sys.argv[1]); s.listen()"
+    words = ["python3", "-c", f"{listen}; print(flush=True); time.sleep(60)", str(socket_path())]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        before = socket_path().stat().st_ino
+
+        with pytest.raises(AssertionError, match="the engine ended"):
+            machine.start_engine()
+
+        assert other.poll() is None
+        assert socket_path().stat().st_ino == before
+        assert os.listdir(socket_path().parent) == ["engine.sock"]
+        other.kill()
+    socket_path().unlink()
 
 
 def test_a_socket_of_systemd(machine: Machine) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import INJECTED, KILLED, Fault, Terminated, faulty
+from tests.faults.inprocess import INJECTED, KILLED, Fault, Terminated, faulty
 from tests.kernel.points import IPV4, network
 from tests.kernel.test_rollback import (
     LIMIT,

@@ -25,9 +25,12 @@ class SlowNetNS(NetNS):
 
     def channel(self, protocol: int, groups: int = 0) -> Channel:
         """Return a new channel."""
-        channel = _SlowChannel(super().channel(protocol, 0 if self.deaf else groups).sock)
-        channel.netns = self
-        return channel
+        channel = super().channel(protocol, 0 if self.deaf else groups)
+        if groups:
+            return channel
+        slow = _SlowChannel(channel.sock)
+        slow.netns = self
+        return slow
 
 
 class _SlowChannel(Channel):

@@ -16,7 +16,7 @@ import pytest
 
 from cni_common.record import Records
 from cni_common.request import Attachment
-from tests.faults import INJECTED, KILLED, Fault, Terminated, faulty
+from tests.faults.inprocess import INJECTED, KILLED, Fault, Terminated, faulty
 from tests.machine import Json, Machine, addresses_of, error_of
 
 LIMIT = 400  # operations: more than any ADD or DEL here has

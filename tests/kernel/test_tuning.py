@@ -12,7 +12,7 @@ import pytest
 
 from cni_common.collect import GRACE_SECONDS
 from plugins.tuning import sysctl
-from tests.faults import INJECTED, KILLED, Fault, Terminated, faulty
+from tests.faults.inprocess import INJECTED, KILLED, Fault, Terminated, faulty
 from tests.machine import REFERENCE_BIN, ROOT, Json, Machine, error_of, files_below
 
 MAC = "02:00:00:00:12:34"

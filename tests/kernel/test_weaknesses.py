@@ -15,7 +15,7 @@ import pytest
 
 from cni_common import host, iptables
 from cni_common.request import Command
-from tests.faults import Fault, faulty
+from tests.faults.inprocess import Fault, faulty
 from tests.machine import Json, Machine, error_of, files_below
 
 

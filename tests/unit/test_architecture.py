@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # A module imports only from those before it, also inside functions. `if TYPE_CHECKING` does not
 # count. A new module needs an entry in docs/decisions.md.
 ORDER = (
-    *("errors", "steps", "wire", "types", "schema", "request", "ipam", "record"),
+    *("streams", "errors", "steps", "wire", "types", "schema", "request", "ipam", "record"),
     *("netlink", "codec", "link", "route", "rtnetlink", "netns", "nftmessages", "nftrules", "nft"),
     *("iptables", "masquerade", "collect", "removal", "interface", "attachment"),
     *("protocol", "host", "worker", "engine", "cli", "main"),
@@ -33,9 +33,13 @@ LAZY = {
     "rtnetlink": ("codec",),
     "nft": ("nftmessages",),
     "masquerade": ("iptables",),
-    "main": ORDER,
+    "main": ORDER[1:],  # all but streams
 }
-THIRD_PARTIES = {"pyroute2": "cni_common.codec", "jsonschema": "cni_common.schema"}
+THIRD_PARTIES = {
+    "pyroute2": "cni_common.codec",
+    "jsonschema": "cni_common.schema",
+    "rich": "commands.view",
+}
 
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 60
@@ -85,12 +89,13 @@ def of_common(path: Path) -> list[Import]:
 
 
 COMMON = [path for path in sources("cni_common") if path.stem != "__init__"]
-PRODUCTION = sources("cni_common", "plugins")
+COMMANDS = sources("commands")
+PRODUCTION = [*sources("cni_common", "plugins"), *COMMANDS]
 ENTRANCES = ("plugins", "plugins.__main__")
 PLUGIN_FILES = [
     path
     for path in PRODUCTION
-    if path not in sources("cni_common") and name_of(path) not in ENTRANCES
+    if path not in [*sources("cni_common"), *COMMANDS] and name_of(path) not in ENTRANCES
 ]
 
 
@@ -124,8 +129,18 @@ class TestImports:
 
     @pytest.mark.parametrize("path", COMMON, ids=name_of)
     def test_no_plugins(self, path: Path) -> None:
-        """cni_common never imports plugins: the loader is handed in."""
-        assert [one.name for one in imports(path) if one.name.split(".")[0] == "plugins"] == []
+        """cni_common imports neither plugins nor commands: they are handed in."""
+        upper = ("commands", "plugins")
+
+        assert [one.name for one in imports(path) if one.name.split(".")[0] in upper] == []
+
+    @pytest.mark.parametrize("path", sources("plugins"), ids=name_of)
+    def test_commands(self, path: Path) -> None:
+        """Only the entrance knows the operator's commands, and only once they are asked for."""
+        found = [one for one in imports(path) if one.name.split(".")[0] == "commands"]
+
+        assert name_of(path) == "plugins.__main__" or found == []
+        assert [one.name for one in found if not one.lazy] == []
 
     @pytest.mark.parametrize("path", PLUGIN_FILES, ids=name_of)
     def test_plugin(self, path: Path) -> None:
@@ -143,7 +158,7 @@ class TestImports:
     @pytest.mark.parametrize("path", PRODUCTION, ids=name_of)
     def test_third_parties(self, path: Path) -> None:
         """Each library is known to one file."""
-        known = {*sys.stdlib_module_names, "cni_common", "plugins"}
+        known = {*sys.stdlib_module_names, "cni_common", "commands", "plugins"}
         found = {one.name.split(".")[0] for one in imports(path)} - known
 
         assert {name for name in found if THIRD_PARTIES.get(name) != name_of(path)} == set()
@@ -186,7 +201,7 @@ _BASE = frozenset(
 )
 _SERVING = _BASE | {"errno", "fcntl"}
 _NETLINK = frozenset({"array", "math", "select", "selectors", "signal", "socket", "struct"})
-_COMMON_BASE = frozenset({"errors", "main", "types", "wire"})
+_COMMON_BASE = frozenset({"errors", "main", "streams", "types", "wire"})
 _COMMON_SERVING = _COMMON_BASE | frozenset(
     {"host", "netns", "protocol", "record", "request", "schema", "steps"}
 )
@@ -355,6 +370,20 @@ class TestStart:
         refused = loaded_by(entry._replace(config={"dns": 1}))[1]
 
         assert ("jsonschema" in accepted, "jsonschema" in refused) == (False, True)
+
+    def test_resident(self) -> None:
+        """An engine has everything imported before it forks: an upgrade may take the files away."""
+        script = (
+            "import sys; sys.path.insert(0, sys.argv[1]); from cni_common import engine, worker;"
+            "from plugins import load_all; load_all(); engine._import_the_rest();"
+            "print(*sys.modules)"
+        )
+        words = [sys.executable, "-I", "-c", script, str(ROOT)]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+
+        edges = {"cni_common.main", "cni_common.cli", "plugins.__main__"}
+        wanted = {name_of(path) for path in PRODUCTION if "commands" not in path.parts}
+        assert wanted - edges - set(done.stdout.split()) == set()
 
 
 # --- plugins ---

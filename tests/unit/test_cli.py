@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cni_common.cli import COMMANDS, ENGINE_SOCKET, VERSION, run
-from plugins import TYPES, load
+from plugins import load, load_all
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -17,7 +17,7 @@ def test_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     """`pycni version` tells what runs, and where it keeps what."""
     monkeypatch.setattr(sys, "argv", ["/opt/cni/bin/pycni", "version"])
 
-    assert run(["version"], load, TYPES) == 0
+    assert run(["version"], load, load_all) == 0
 
     rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert rows == {
@@ -32,7 +32,7 @@ def test_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
 
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     """Without arguments, and with --help, it lists its commands."""
-    assert (run([], load, TYPES), run(["--help"], load, TYPES)) == (0, 0)
+    assert (run([], load, load_all), run(["--help"], load, load_all)) == (0, 0)
 
     printed = capsys.readouterr().out
     for name, command in COMMANDS.items():
@@ -41,7 +41,7 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_unknown(capsys: pytest.CaptureFixture[str]) -> None:
     """What it does not know is refused on stderr."""
-    assert run(["frobnicate"], load, TYPES) == 2
+    assert run(["frobnicate"], load, load_all) == 2
 
     printed = capsys.readouterr()
     assert (printed.out, "frobnicate" in printed.err) == ("", True)

@@ -1,0 +1,207 @@
+"""What an operator asks of a node: `pycni leases`, `audit`, `reclaim`, `explain`.
+
+These commands know the plugins, which cni_common does not: plugins/__main__.py hands them in.
+"""
+
+import os
+import sys
+
+from cni_common.cli import Command
+from cni_common.errors import CNIError
+from cni_common.host import STATE_DIR, Host
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from collections.abc import Callable
+
+    from cni_common.host import Loader
+
+    Run = Callable[[Namespace, Host], int]
+
+DATA_DIR = "/var/lib/cni/networks"  # host-local's default
+DONE, FOUND, FAILED = 0, 1, 3  # exit statuses; argparse has 2
+_FAILURES = f"""
+  2  the command line says nothing sensible
+  {FAILED}  it could not be done, see stderr"""
+_LEASES = f"""\
+exit status:
+  {DONE}  done, whether there are leases or not{_FAILURES}
+
+examples:
+  pycni leases
+  pycni leases --network mynet
+  pycni leases --json
+"""
+_AUDIT = f"""\
+exit status:
+  {DONE}  nothing was found
+  {FOUND}  something belongs to no living container{_FAILURES}
+
+examples:
+  pycni audit
+  pycni audit --json
+  pycni audit >/dev/null || echo "something is left on this node"
+"""
+_RECLAIM = f"""\
+What has lost its container is noted at first and removed by a call at least 60 s later; nothing
+is removed that is younger, or whose network namespace is alive.
+
+exit status:
+  {DONE}  nothing is left that this command would ever remove
+  {FOUND}  something waits for a later call (with --dry-run: or would be removed now){_FAILURES}
+
+examples:
+  pycni reclaim --dry-run
+  pycni reclaim || {{ sleep 60; pycni reclaim; }}
+"""
+_EXPLAIN = f"""\
+exit status:
+  {DONE}  done
+  {FOUND}  nothing is known of this container{_FAILURES}
+
+examples:
+  pycni explain 3f2c9a
+  pycni explain --json 3f2c9a
+"""
+
+
+def _leases(options: "Namespace", host: Host) -> int:
+    from commands import leases  # noqa: PLC0415 - one command at a time
+
+    return leases.run(options, host)
+
+
+def _audit(options: "Namespace", host: Host) -> int:
+    from commands import audit  # noqa: PLC0415 - as above
+
+    return audit.run(options, host)
+
+
+def _reclaim(options: "Namespace", host: Host) -> int:
+    from commands import reclaim  # noqa: PLC0415 - as above
+
+    return reclaim.run(options, host)
+
+
+def _explain(options: "Namespace", host: Host) -> int:
+    from commands import explain  # noqa: PLC0415 - as above
+
+    return explain.run(options, host)
+
+
+def _on_the_node(
+    name: str, run: "Run"
+) -> "Callable[[Namespace, Loader, Callable[[], object]], int]":
+    """Return `run` behind a look at who asks and where; its failures become one line each."""
+
+    def command(options: "Namespace", load: "Loader", _load_all: "Callable[[], object]") -> int:
+        def complain(text: str) -> int:
+            _log(f"pycni {name}: {text}")
+            return FAILED
+
+        if os.geteuid():
+            return complain("needs root: leases and records are root's")
+        if not options.any_netns and not _is_hosts_namespace():
+            return complain(
+                "this is not the network namespace of process 1: call it on the host, in a pod"
+                " with hostNetwork and hostPID, or add --any-netns"
+            )
+        try:
+            with Host(
+                load, os.path.realpath(sys.argv[0]), _log, state_dir=options.state_dir
+            ) as host:
+                return run(options, host)
+        except KeyboardInterrupt:
+            return complain("interrupted")
+        except (CNIError, OSError) as error:
+            return complain(_words(error))
+        except ExceptionGroup as group:
+            return complain(_words(group))
+
+    return command
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, ExceptionGroup):
+        whose = [": ".join((*getattr(one, "__notes__", ())[:1], "")) for one in error.exceptions]
+        words = [_words(one) for one in error.exceptions]
+        return "; ".join(f"{note}{text}" for note, text in zip(whose, words, strict=True))
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}{f': {error.filename!r}' if error.filename else ''}"
+    return " ".join(str(error).split())  # one line
+
+
+def _is_hosts_namespace() -> bool:
+    try:
+        return os.path.samefile("/proc/1/ns/net", "/proc/self/ns/net")
+    except OSError:
+        return False
+
+
+def _log(text: str) -> None:
+    os.write(2, f"{text}\n".encode("utf-8", "backslashreplace"))
+
+
+def _add_options(parser: "ArgumentParser") -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    parser.add_argument(
+        "--data-dir",
+        default=DATA_DIR,
+        metavar="DIR",
+        help="host-local's dataDir, beside those that records name (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--state-dir",
+        default=STATE_DIR,
+        metavar="DIR",
+        help="where the attachment records are (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--any-netns",
+        action="store_true",
+        help="work although this is not the network namespace of process 1",
+    )
+
+
+def _add_leases_options(parser: "ArgumentParser") -> None:
+    parser.add_argument("--network", default="", metavar="NAME", help="of this network only")
+    _add_options(parser)
+
+
+def _add_reclaim_options(parser: "ArgumentParser") -> None:
+    parser.add_argument("--dry-run", action="store_true", help="change nothing, say what would go")
+    _add_options(parser)
+
+
+def _add_explain_options(parser: "ArgumentParser") -> None:
+    parser.add_argument("containerid", metavar="CONTAINERID", help="its id, or how that begins")
+    _add_options(parser)
+
+
+COMMANDS = {
+    "leases": Command(
+        "list the addresses that are given out",
+        _on_the_node("leases", _leases),
+        _add_leases_options,
+        _LEASES,
+    ),
+    "audit": Command(
+        "list what belongs to no living container",
+        _on_the_node("audit", _audit),
+        _add_options,
+        _AUDIT,
+    ),
+    "reclaim": Command(
+        "remove what belongs to no living container",
+        _on_the_node("reclaim", _reclaim),
+        _add_reclaim_options,
+        _RECLAIM,
+    ),
+    "explain": Command(
+        "list everything that a container's attachments own",
+        _on_the_node("explain", _explain),
+        _add_explain_options,
+        _EXPLAIN,
+    ),
+}

@@ -1,0 +1,148 @@
+"""`pycni explain`: everything that the attachments of one container own."""
+
+from commands import DONE, FAILED, FOUND, view
+from commands.node import Known, Node
+from commands.owned import objects_of
+from plugins.host_local.lease import PLUGIN as HOST_LOCAL
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from cni_common.host import Host
+    from cni_common.request import Attachment
+    from commands.node import Tenancy
+    from commands.owned import Owned
+
+    Json = dict[str, object]
+
+_NAMED_MAX = 5  # ids that a message quotes
+
+
+def run(options: "Namespace", host: "Host") -> int:
+    """Print what is known; FOUND when that is nothing, FAILED for an ambiguous prefix."""
+    node = Node(host, options.data_dir)
+    known = {one.attachment.containerid for one in node.records}
+    known |= {one.owner.containerid for one in node.tenancies}
+    wanted = options.containerid
+    matches = [wanted] if wanted in known else sorted(i for i in known if i.startswith(wanted))
+    if len(matches) > 1:
+        some = ", ".join(matches[:_NAMED_MAX]) + (", …" if len(matches) > _NAMED_MAX else "")
+        host.log(f"pycni explain: '{wanted}' is the beginning of several ids: {some}")
+        return FAILED
+    if not matches or not wanted:
+        host.log(f"pycni explain: nothing is known of container '{wanted}'")
+        return FOUND
+    _explain(options, node, matches[0])
+    return DONE
+
+
+def _explain(options: "Namespace", node: Node, containerid: str) -> None:
+    records = [one for one in node.records if one.attachment.containerid == containerid]
+    leases = [one for one in node.tenancies if one.owner.containerid == containerid]
+    whose = {(one.network, one.attachment) for one in records}
+    whose |= {(one.network, one.owner) for one in leases}
+    attachments = [
+        _Attachment(
+            network,
+            owner,
+            [one for one in records if (one.network, one.attachment) == (network, owner)],
+            [one for one in leases if (one.network, one.owner) == (network, owner)],
+            node,
+        )
+        for network, owner in sorted(whose)
+    ]
+    if options.json:
+        found = [one.json() for one in attachments]
+        view.write_json({"containerid": containerid, "attachments": found})
+        return
+    view.write_line(f"container {containerid}")
+    for one in attachments:
+        view.write_line()
+        title = f"{one.owner.ifname or 'any interface'} on network {one.network}"
+        view.write_table(("what", "which", "state"), one.rows(), title=title)
+
+
+class _Attachment:
+    """One interface on one network, and what is its own."""
+
+    def __init__(  # noqa: PLR0917 - what is known
+        self,
+        network: str,
+        owner: "Attachment",
+        records: list[Known],
+        leases: "list[Tenancy]",
+        node: Node,
+    ) -> None:
+        self.network = network
+        self.owner = owner
+        self._records = records
+        self._leases = leases
+        self._facts = {k: v for one in records for k, v in one.facts.items() if v}
+        fates = [node.alive(one.facts) for one in records]
+        self._alive = True if True in fates else next((f for f in fates if f is not None), None)
+        pods = [*(one.pod for one in records), *(one.pod for one in leases)]
+        self._pod = next(filter(None, pods), "")
+        held = {str(one.lease.address) for one in leases}
+        self._lost = [  # addresses whose lease is gone: whoever removed it may give them away
+            (address, f"{one.facts.get('directory')}/{address}")
+            for one in records
+            if one.plugin == HOST_LOCAL
+            for address in one.facts.get("addresses", ())
+            if address not in held
+        ]
+        self._objects: list[Owned] = [o for one in records for o in objects_of(node.host, one)]
+
+    def rows(self) -> list[list[str]]:
+        """Return the rows of a table."""
+        facts = self._facts
+        rows = [["pod", self._pod, ""]] if self._pod else []
+        state = {True: "alive", False: "gone", None: "unknown"}[self._alive]
+        rows.append(["netns", str(facts.get("netns", "")), state])
+        rows += [
+            [f"record of {o.plugin}", o.path, f"changed {o.changed_at}"] for o in self._records
+        ]
+        rows += [
+            ["lease", f"{o.directory}/{o.lease.address}", f"since {o.lease.since}"]
+            for o in self._leases
+        ]
+        rows += [["lease", file, "missing"] for _, file in self._lost]
+        for one in self._objects:
+            rows.append([one.kind, one.what, "present" if one.present else "missing"])
+        if facts.get("gateway_interface"):
+            gateways = " ".join(facts.get("gateways", ()))
+            rows.append(["gateway (shared)", f"'{facts['gateway_interface']}' {gateways}", ""])
+        return rows
+
+    def json(self) -> "Json":
+        """Return what programs get."""
+        facts = self._facts
+        return {
+            "network": self.network,
+            "ifname": self.owner.ifname,
+            "pod": self._pod,
+            "netns": {"path": facts.get("netns", ""), "alive": self._alive},
+            "records": [
+                {"plugin": o.plugin, "file": o.path, "changed": o.changed_at} for o in self._records
+            ],
+            "addresses": [
+                {
+                    "address": str(o.lease.address),
+                    "file": f"{o.directory}/{o.lease.address}",
+                    "since": o.lease.since,
+                    "present": True,
+                }
+                for o in self._leases
+            ]
+            + [
+                {"address": address, "file": file, "since": "", "present": False}
+                for address, file in self._lost
+            ],
+            "objects": [
+                {"kind": o.kind, "what": o.what, "present": o.present} for o in self._objects
+            ],
+            "gateway": {
+                "interface": facts.get("gateway_interface", ""),
+                "addresses": list(facts.get("gateways", ())),
+            },
+        }

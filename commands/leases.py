@@ -1,0 +1,49 @@
+"""`pycni leases`: the addresses that are given out, and to whom."""
+
+from commands import DONE, view
+from commands.node import Node
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from cni_common.host import Host
+    from commands.node import Tenancy
+
+_COLUMNS = ("address", "network", "container", "interface", "pod", "since", "alive")
+
+
+def run(options: "Namespace", host: "Host") -> int:
+    """Print the leases, by network and address."""
+    leases = list(Node(host, options.data_dir).leases(options.network))
+    if options.json:
+        view.write_json({"leases": [_json(one) for one in leases]})
+        return DONE
+    rows = [
+        [
+            str(one.lease.address),
+            one.network,
+            one.owner.containerid,
+            one.owner.ifname,
+            one.pod,
+            one.lease.since,
+            view.answer(one.alive),
+        ]
+        for one in leases
+    ]
+    view.write_table(_COLUMNS, rows, title="" if rows else "no leases")
+    return DONE
+
+
+def _json(one: "Tenancy") -> dict[str, object]:
+    return {
+        "address": str(one.lease.address),
+        "network": one.network,
+        "containerid": one.owner.containerid,
+        "ifname": one.owner.ifname,
+        "pod": one.pod,
+        "since": one.lease.since,
+        "netns": one.netns,
+        "alive": one.alive,
+        "file": f"{one.directory}/{one.lease.address}",
+    }

@@ -1,0 +1,54 @@
+"""What an attachment owns in the kernel, by bridge's record, and whether it is there."""
+
+from dataclasses import dataclass
+from ipaddress import ip_interface
+
+from cni_common import iptables, masquerade
+from plugins.bridge import macfilter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cni_common.host import Host
+    from commands.node import Known
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """One object in the kernel."""
+
+    kind: str  # veth, masquerade, iptables, mac-filter
+    what: str
+    present: bool
+
+
+def objects_of(host: "Host", known: "Known") -> "Iterator[Owned]":
+    """Yield what `known` says was made, and whether it is there."""
+    facts = known.facts
+    if facts.get("veth"):
+        link = host.netns.netlink.link(facts["veth"])
+        mine = link is not None and link.mac == facts.get("veth_mac")
+        port = host.netns.netlink.link_at(link.master) if link and mine and link.master else None
+        where = f", port of '{port.name}'" if port else ""
+        yield Owned("veth", f"'{facts['veth']}' ({facts.get('veth_mac')}){where}", mine)
+    yield from _masquerading(host, known)
+    if facts.get("mac_filter"):
+        port_name, mac = facts.get("veth", ""), facts["mac_filter"]
+        what = f"port '{port_name}', MAC {mac} in table bridge {macfilter.TABLE.name}"
+        yield Owned("mac-filter", what, macfilter.holds(host.netns, port_name, mac))
+
+
+def _masquerading(host: "Host", known: "Known") -> "Iterator[Owned]":
+    facts = known.facts
+    if facts.get("masquerade") == "iptables":
+        chain = iptables.chain_of(known.network, known.attachment)
+        yield Owned(
+            "iptables", f"chain {chain} of table nat", iptables.has_chain(host.netns, chain)
+        )
+    elif facts.get("masquerade"):
+        owner = masquerade.Owner(known.plugin, known.network, known.attachment)
+        for text in facts.get("addresses", ()):
+            address = ip_interface(text).ip
+            what = f"element {address} of table inet {masquerade.TABLE.name}"
+            yield Owned("masquerade", what, masquerade.holds(host.netns, owner, address))

@@ -1,0 +1,106 @@
+"""How the answers look: a table in colour on a terminal, plain text elsewhere, or JSON."""
+
+import errno
+import json
+import os
+import re
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_SHORT, _LONG = 12, re.compile(r"[0-9a-f]{32,}")
+_RICH_ROWS_MAX = 2000  # rich takes 2 ms a row, and nobody looks at that many
+_STYLES = {  # of what a cell says, whichever column it is in
+    "yes": "green",
+    "alive": "green",
+    "present": "green",
+    "no": "red",
+    "gone": "red",
+    "missing": "red",
+    "now": "red",
+    "later": "yellow",
+    "unknown": "yellow",
+}
+
+
+def is_terminal() -> bool:
+    """Tell whether the output is for somebody who sees colours; see no-color.org."""
+    environ = os.environ
+    plain = environ.get("NO_COLOR") or environ.get("TERM") == "dumb"
+    return os.isatty(1) and not plain
+
+
+def write_json(value: "Mapping[str, object]") -> None:
+    """Print a JSON object."""
+    _write(f"{json.dumps(value, indent=2)}\n")
+
+
+def write_line(text: str = "") -> None:
+    """Print one line."""
+    _write(f"{printable(text)}\n")
+
+
+def write_table(
+    columns: "Sequence[str]", rows: "Sequence[Sequence[str]]", *, title: str = ""
+) -> None:
+    """Print rows below the names of their columns; nothing but `title` when there are none."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    if is_terminal() and len(rows) <= _RICH_ROWS_MAX:
+        _write_rich(columns, cells, title)
+        return
+    lines = [[column.upper() for column in columns], *([cell or "-" for cell in r] for r in cells)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in (lines if rows else ())
+    ]
+    _write("".join(f"{line}\n" for line in (*([title] if title else ()), *text)))
+
+
+def printable(text: str) -> str:
+    """Return `text` with what could steer a terminal written out."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )
+
+
+def answer(alive: bool | None) -> str:  # noqa: FBT001 - the answer to one question
+    """Return yes, no or unknown."""
+    return {True: "yes", False: "no", None: "unknown"}[alive]
+
+
+def _write_rich(columns: "Sequence[str]", rows: "Sequence[Sequence[str]]", title: str) -> None:
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - nobody else needs it
+    from rich.console import Console  # noqa: PLC0415 - as above
+    from rich.table import Table  # noqa: PLC0415 - as above
+    from rich.text import Text  # noqa: PLC0415 - as above
+
+    console = Console(file=sys.stdout, force_terminal=True, highlight=False)
+    if title:
+        console.print(Text(title, style="bold"))
+    if not rows:
+        return
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold cyan")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        # Text, not markup: a name in brackets is no style.
+        table.add_row(*(Text(_short(cell), style=_STYLES.get(cell, "")) for cell in row))
+    console.print(table)
+
+
+def _short(cell: str) -> str:
+    """Return the beginning of a container's id: `explain` takes that too."""
+    return cell[:_SHORT] if _LONG.fullmatch(cell) else cell
+
+
+def _write(text: str) -> None:
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "stdout is closed")
+    encoding = sys.stdout.encoding
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    sys.stdout.flush()

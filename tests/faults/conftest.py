@@ -1,0 +1,50 @@
+"""Rigs for the tests below."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.register_assert_rewrite("tests.e2e.node", "tests.faults.rig")
+
+from deploy import freeze  # noqa: E402 - what is imported is rewritten
+from tests.e2e.node import Node  # noqa: E402
+from tests.faults.inject import Injector  # noqa: E402
+from tests.faults.rig import Rig  # noqa: E402
+from tests.machine import DIST  # noqa: E402
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Allow each test here more time: it starts hundreds of processes, beside other tests."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(240))
+
+
+@pytest.fixture(scope="session")
+def launchers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The launchers of dist/bin alone: without an engine they can do nothing."""
+    assert freeze.main([]) == 0
+    directory = tmp_path_factory.mktemp("launchers")
+    for path in DIST.iterdir():
+        if path.is_file():
+            os.link(path, directory / path.name)
+    return directory
+
+
+@pytest.fixture
+def edge() -> str:
+    """How plugins run: one-shot, each under the injector, or served by an engine under it."""
+    return "one-shot"
+
+
+@pytest.fixture
+def rig(edge: str, launchers: Path, tmp_path: Path) -> Iterator[Rig]:
+    """A node of the test's own, with an injector."""
+    has_engine = edge == "engine"
+    node, injector = Node(launchers if has_engine else DIST), Injector(tmp_path, spared=has_engine)
+    try:
+        yield Rig(node, injector, has_engine=has_engine)
+    finally:
+        node.close()

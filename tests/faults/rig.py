@@ -1,0 +1,237 @@
+"""A rig: a node whose plugins can be made to fail, its containers, and the judgement after it."""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.node import Done, Node, addresses_in, network, single
+from tests.faults.inject import Injection, Injector
+from tests.machine import DIST, Json
+
+NETWORKS: Mapping[str, Sequence[str]] = {
+    "ipv4": ["10.9.0.0/28"],
+    "dual": ["10.9.0.0/28", "fd00:9::/64"],
+}
+DATA_DIR = "/var/lib/cni/networks"
+STATE_DIR = "/run/pycni"
+ONLY = "PYCNI_FAULT_AT"  # the number of the one case to run
+_DEATHS_MAX = 10  # of an engine's 16 workers
+_CALLS_MIN, _CALLS_MAX = 3, 400
+
+
+class Rig:
+    """A node with one network, on which the plugin under test runs below an injector.
+
+    Containers are network namespaces c1, c2 and so on; each is attached as eth0 at most.
+    """
+
+    def __init__(self, node: Node, injector: Injector, *, has_engine: bool = False) -> None:
+        """`has_engine`: the node's engine runs below the injector, instead of each plugin."""
+        self.node = node
+        self.injector = injector
+        self.config: Json = {}
+        self.struck = ""  # the call that the last injection has met, "" when there was none
+        self._has_engine = has_engine
+        self._is_armed = False
+        self._netns: dict[str, str] = {}
+        self._deaths = 0
+        if has_engine:
+            node.start_engine(wrap=injector.command)
+
+    # --- what a runtime does ---
+
+    def container(self, name: str) -> str:
+        """Return the namespace of a container, made if there is none."""
+        if name not in self._netns:
+            self._netns[name] = self.node.container(name)
+        return self._netns[name]
+
+    def containers(self) -> list[str]:
+        """Return the names of all containers."""
+        return list(self._netns)
+
+    def end(self, name: str) -> None:
+        """Have a container's namespace end, as when all of its processes have."""
+        if self._netns.pop(name, None):
+            self.node.delete_container(name)
+
+    def run(self, command: str, name: str = "", *, plugin: str = "bridge", **keys: Any) -> Done:
+        """Run a command for a container, or GC and STATUS for none; `keys` are configuration."""
+        words: Sequence[str | Path] = [self.node.bin_dir / plugin]
+        if self._is_armed and not self._has_engine:
+            words = self.injector.command(*words)
+        env = {"CNI_COMMAND": command, "CNI_PATH": str(self.node.bin_dir)}
+        if name:
+            netns = self._netns.get(name, f"/run/netns/{name}")
+            env |= {"CNI_CONTAINERID": name, "CNI_IFNAME": "eth0", "CNI_NETNS": netns}
+        return self.node.run(*words, stdin=json.dumps({**self.config, **keys}), env=env)
+
+    def ok(self, command: str, name: str = "", *, plugin: str = "bridge", **keys: Any) -> Json:
+        """Run a command that must succeed; return its result, {} where there is none."""
+        done = self.run(command, name, plugin=plugin, **keys)
+        assert done.returncode == 0, f"{command} {name}: {done.stdout}{done.stderr}"
+        result: Json = json.loads(done.stdout or "{}")
+        return result
+
+    def add(self, name: str) -> Json:
+        """Attach a container, which must succeed; return the result."""
+        self.container(name)
+        return self.ok("ADD", name)
+
+    def check(self, name: str, result: Json) -> None:
+        """Have CHECK find everything in its place, and the addresses too."""
+        self.ok("CHECK", name, prevResult=result)
+        assert set(self.addresses(name)) == set(addresses_in(result))
+
+    def collect(self, *valid: str) -> None:
+        """Run GC, with a list of the containers that are valid."""
+        self.ok("GC", **attachments(*valid))
+
+    def inject(self, injection: Injection, command: str, name: str = "", **keys: Any) -> Done:
+        """Run a command as `run` does, with an injection."""
+        self.injector.arm(injection)
+        self._is_armed = True
+        try:
+            return self.run(command, name, **keys)
+        finally:
+            self._is_armed = False
+            happened = self.injector.count >= injection.at
+            self.struck = self.injector.what if happened else ""
+            self.injector.disarm()
+            if self.struck and not injection.error:
+                self._replace_worker()
+
+    def _replace_worker(self) -> None:
+        """See to it that workers remain: an engine takes its time to replace them in numbers."""
+        self._deaths += 1
+        if self._has_engine and self._deaths % _DEATHS_MAX == 0:
+            self.node.start_engine(wrap=self.injector.command)
+
+    # --- what befalls a node ---
+
+    def age(self) -> None:
+        """Make records and leases older than any time of grace."""
+        for root in (DATA_DIR, f"{STATE_DIR}/attachments"):
+            for name in self.files(root):
+                os.utime(self.node.path(name), (0, 0))
+
+    def files(self, root: str) -> list[str]:
+        """Return the files below a directory of the node."""
+        top = str(self.node.path(""))
+        return [str(path).removeprefix(top) for path in _files(self.node.path(root))]
+
+    def wipe(self) -> None:
+        """Make the node one on which nothing has run yet, containers excepted."""
+        self.node.run("ip", "link", "delete", "br0")
+        self.node.command("nft", "flush", "ruleset")
+        for root in (f"{STATE_DIR}/attachments", f"{STATE_DIR}/indexes", DATA_DIR):
+            self.node.command("rm", "-rf", root)
+
+    # --- the judges ---
+
+    def addresses(self, name: str) -> list[str]:
+        """Return the addresses of a container, "" standing for none of its interfaces."""
+        netns = self.container(name)
+        if "eth0" not in self.node.links(netns):
+            return []
+        return [text.partition("/")[0] for text in self.node.addresses(netns, "eth0")]
+
+    def assert_unique(self) -> None:
+        """Demand that no two containers have one address, and that each has its lease."""
+        holders: dict[str, str] = {}
+        leases = {Path(name).name for name in self.files(DATA_DIR)}
+        for name in self._netns:
+            for address in self.addresses(name):
+                assert address not in holders, f"{address}: {name} and {holders[address]}"
+                holders[address] = name
+                assert address in leases, f"{address} of {name} is free for others"
+
+    def assert_clean(self) -> None:
+        """Demand that nothing is left of any attachment."""
+        for _ in range(200):  # the kernel may still be at it
+            found = self.node.traces("br0")
+            if "links" not in found:
+                break
+            time.sleep(0.01)
+        assert found == {}
+        for name, netns in self._netns.items():
+            assert self.node.links(netns) == ["lo"], name
+
+
+class Here(Node):
+    """The node that this process is in."""
+
+    def __init__(self) -> None:
+        self.bin_dir = DIST
+        self._engine: subprocess.Popen[bytes] | None = None
+        self._enter: list[str] = []
+
+    def path(self, name: str) -> Path:
+        """Return where a file of the node is to be found."""
+        return Path(name)
+
+    def workers(self) -> list[int]:
+        """Return the process ids of the engine's workers."""
+        if self._engine is None:
+            return []
+        pid = self._engine.pid
+        return [int(w) for w in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def close(self) -> None:
+        """End the engine."""
+        if self._engine:
+            self._engine.terminate()
+            assert self._engine.wait(60) == 0
+
+
+def attachments(*names: str) -> Json:
+    """Return the key that tells GC which containers are valid."""
+    valid = [{"containerID": name, "ifname": "eth0"} for name in names]
+    return {"cni.dev/valid-attachments": valid}
+
+
+def configuration(kind: str, **keys: Any) -> Json:
+    """Return a bridge with masquerading and host-local on the subnets of NETWORKS[kind]."""
+    return single(network("1.1.0", NETWORKS[kind], **keys))
+
+
+def sweep(
+    rig: Rig,
+    request: pytest.FixtureRequest,
+    scenario: Callable[[Injection], None],
+    *,
+    error: int = 0,
+    lasting: bool = False,
+) -> None:
+    """Run `scenario` with an injection at the first call, then at the second, until all had it.
+
+    It prepares, calls `rig.inject` once, and judges; each time it leaves the node as it found it.
+    A failure tells what was injected, and how to have that one case again.
+    """
+    only = os.environ.get(ONLY)
+    for number in [int(only)] if only else range(1, _CALLS_MAX):
+        injection = Injection(number, error, lasting)
+        rig.struck = ""
+        try:
+            scenario(injection)
+        except BaseException as failure:
+            failure.add_note(f"{injection}: {rig.struck or 'there was none'}")
+            failure.add_note(
+                f"replay: {ONLY}={number} tests/in-sandbox .venv/bin/python -m pytest"
+                f" '{request.node.nodeid}'"
+            )
+            raise
+        if not rig.struck:
+            assert number > _CALLS_MIN or only, "the injector sees nothing"
+            return
+    assert only, f"more than {_CALLS_MAX} calls"
+
+
+def _files(directory: Path) -> list[Path]:
+    return [path for path in sorted(directory.rglob("*")) if path.is_file()]

@@ -1,0 +1,100 @@
+"""The operators' commands, as far as they need neither root nor a node."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from cni_common import cli
+from commands import COMMANDS, FAILED, view
+from commands.sightings import Sightings
+from plugins import load, load_all
+from plugins.host_local.lease import GRACE_SECONDS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The help of each command has its exit statuses and examples; the page has the command."""
+    assert cli.run([name, "--help"], load, load_all, COMMANDS) == 0
+
+    printed = capsys.readouterr().out
+    assert COMMANDS[name].more in printed
+    assert all(f"\n  {status}  " in printed for status in (0, 2, FAILED))
+    assert f"\n## pycni {name}" in (ROOT / "docs" / "operators.md").read_text()
+
+
+def test_no_name_twice() -> None:
+    """No command hides another."""
+    assert COMMANDS.keys().isdisjoint(cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_not_root(
+    name: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is not root is told so in one line."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    words = [name, *["c1"] * (name == "explain")]
+
+    assert cli.run(words, load, load_all, COMMANDS) == FAILED
+
+    printed = capfd.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert "needs root" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("c1", "c1"),
+        ("é世 [red]", "é世 [red]"),
+        ("\x1b[31m\n\x9b\u202e", "\\x1b[31m\\n\\x9b\\u202e"),
+        (os.fsdecode(b"\xff"), "\\udcff"),
+    ],
+)
+def test_printable(text: str, shown: str) -> None:
+    """Nothing that could steer a terminal gets to it."""
+    assert view.printable(text) == shown
+
+
+class TestSightings:
+    """Two sightings, a grace time apart, with nothing in between."""
+
+    def test_first(self, tmp_path: Path) -> None:
+        """The first sighting is none of two, nor is one just after it."""
+        for _ in range(2):
+            seen = Sightings(str(tmp_path / "run"))
+            assert not seen.are_two("a")
+            seen.remember(["a"])
+
+    def test_second(self, tmp_path: Path) -> None:
+        """What was seen a grace time ago has been seen twice, unless it was gone meanwhile."""
+        ago = time.clock_gettime(time.CLOCK_BOOTTIME) - GRACE_SECONDS
+        (tmp_path / "reclaim.json").write_text(json.dumps({"a": ago, "b": ago, "c": ago + 5}))
+
+        seen = Sightings(str(tmp_path))
+
+        assert [seen.are_two(key) for key in "abcd"] == [True, True, False, False]
+        seen.remember(["a"])
+        again = Sightings(str(tmp_path))
+        assert [again.are_two(key) for key in "ab"] == [True, False]
+        assert (tmp_path / "reclaim.json").stat().st_mode & 0o777 == 0o600
+
+    @pytest.mark.parametrize(
+        "text", ["", "{", "[]", '{"a": "x"}', '{"a": 1e300}', '{"a": null}', "é"]
+    )
+    def test_damaged(self, tmp_path: Path, text: str) -> None:
+        """A damaged file, or one of the future, counts as none."""
+        (tmp_path / "reclaim.json").write_text(text)
+
+        assert not Sightings(str(tmp_path)).are_two("a")
+
+    def test_nothing_to_remember(self, tmp_path: Path) -> None:
+        """No file is made for nothing."""
+        Sightings(str(tmp_path)).remember([])
+
+        assert list(tmp_path.iterdir()) == []
