@@ -1,6 +1,5 @@
 """The tuning plugin's configuration: SCHEMA, and what it means."""
 
-import json
 from dataclasses import dataclass
 
 from cni_common.errors import CNIError, Code
@@ -106,7 +105,8 @@ class Conf:
         """Return the configuration in `req`. Raises CNIError 7, or 4 for CNI_ARGS."""
         config = req.config
         by_args = config.get("args", {}).get("cni", {})
-        _refuse_duplicates(req.stdin)
+        if any(req.stdin.count(f'"{key}"'.encode()) > 1 for key in config.get("sysctl", {})):
+            _refuse_duplicates(req.stdin)
         if not _is_absolute(config.get("dataDir", DEFAULT_DATA_DIR)):
             raise _refuse(f'"dataDir" is {config["dataDir"]!r}, it must be an absolute path')
         sysctls, keys = _sysctls(config.get("sysctl", {}), req.ifname)
@@ -152,6 +152,8 @@ def _sysctls(given: "Json", ifname: str) -> "tuple[dict[str, str], dict[str, str
 
 def _refuse_duplicates(stdin: bytes) -> None:
     """Raise CNIError 7 when one sysctl is there twice, of which JSON keeps the last alone."""
+    import json  # noqa: PLC0415 - hardly ever needed
+
     twice: list[str] = []
 
     def pairs(items: "list[tuple[str, Any]]") -> "dict[str, Any]":

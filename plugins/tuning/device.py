@@ -1,9 +1,8 @@
 """The interface: what it is like, how it is changed, and the file of what it was like."""
 
-import json
 import os
-from contextlib import suppress
 
+from cni_common import wire
 from cni_common.errors import CNIError, Code
 from cni_common.link import IFF_ALLMULTI, IFF_PROMISC, parse_mac
 from cni_common.steps import BestEffort
@@ -93,8 +92,10 @@ def of_json(data: "Json") -> Device:
         value = data.get(_KEYS[key])
         if type(value) is kind and not (key == "mtu" and value <= 0):
             found[key] = value
-    with suppress(ValueError):
+    try:
         found["mac"] = parse_mac(str(data["mac"])) if data.get("mac") else None
+    except ValueError:
+        found["mac"] = None
     return Device(**found)
 
 
@@ -105,7 +106,7 @@ def save(path: str, device: Device) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(path, flags, 0o600)
     try:
-        data = json.dumps(as_json(device), indent=1).encode()
+        data = wire.encode(as_json(device), sort_keys=False)
         if os.write(fd, data) != len(data):
             raise OSError(28, f"no space left for '{path}'")
     finally:
@@ -119,15 +120,16 @@ def load(path: str) -> Device:
     except OSError:
         return Device()
     try:
-        data = json.loads(os.read(fd, _BACKUP_BYTES_MAX))
-    except (OSError, ValueError):
+        return of_json(wire.decode(os.read(fd, _BACKUP_BYTES_MAX)))
+    except (OSError, CNIError):
         return Device()
     finally:
         os.close(fd)
-    return of_json(data) if isinstance(data, dict) else Device()
 
 
 def forget(path: str) -> None:
     """Remove the reference's file if it is there."""
-    with suppress(FileNotFoundError, NotADirectoryError):
+    try:
         os.unlink(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return

@@ -188,7 +188,7 @@ LIBRARIES = {
     "loopback refuses an ADD": _SERVING | _NETLINK,
     "ptp refuses an ADD": _SERVING | _NETLINK,
     "static refuses an ADD": _SERVING,
-    "tuning refuses an ADD": _SERVING | _NETLINK,
+    "tuning refuses an ADD": _SERVING | _NETLINK - {"select"},
 }
 _TELLING = """
 import os, sys
