@@ -26,10 +26,10 @@ from plugins import load
 # Functions of one ADD or DEL that do not call each other.
 STEPS: Mapping[str, Mapping[str, str]] = {
     "ADD": {
-        "plugins.bridge.attachment.begin": "record begun",
+        "cni_common.attachment.begin": "record begun",
         "plugins.bridge.port.ensure_bridge": "bridge looked at",
         "cni_common.interface.create_veth": "veth pair made, in both namespaces and the bridge",
-        "plugins.bridge.attachment.allocate": "address leased by host-local",
+        "cni_common.attachment.allocate": "address leased by host-local",
         "plugins.bridge.gateway.ensure": "gateway addresses and forwarding looked at",
         "cni_common.interface.configure": "sysctls, addresses, link up, routes",
         "cni_common.masquerade.add": "masquerading, one nftables transaction",
@@ -37,8 +37,8 @@ STEPS: Mapping[str, Mapping[str, str]] = {
     },
     "DEL": {
         "cni_common.interface.delete_veth": "veth pair deleted",
-        "plugins.bridge.attachment.unmasquerade": "masquerading taken back",
-        "plugins.bridge.attachment._release": "address given back by host-local",
+        "cni_common.attachment.unmask": "masquerading taken back",
+        "cni_common.attachment._release": "address given back by host-local",
         "cni_common.record.Record.remove": "record removed",
     },
 }

@@ -11,20 +11,15 @@ from cni_common.link import VethEnd
 from cni_common.netlink import NetlinkError
 from cni_common.netns import NETLINK_ROUTE
 from cni_common.removal import delete_link
-from cni_common.rtnetlink import (
-    IFA_F_DADFAILED,
-    IFA_F_TENTATIVE,
-    RTMGRP_IPV6_IFADDR,
-    RTMGRP_IPV6_ROUTE,
-    RTMGRP_LINK,
-)
+from cni_common.route import IFA_F_DADFAILED, IFA_F_TENTATIVE, RT_SCOPE_LINK
+from cni_common.rtnetlink import RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, RTMGRP_LINK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from cni_common.link import Link
-    from cni_common.netlink import Channel
+    from cni_common.netlink import Channel, Message
     from cni_common.netns import NetNS
     from cni_common.steps import Undo
     from cni_common.types import Address, IPConfig, Result, Route
@@ -32,9 +27,10 @@ if TYPE_CHECKING:
 _NAME_TRIES = 10
 _DAD_SECONDS = 5.0
 _DELIVERY_SECONDS = 1.0
+_MTU_MIN, _MTU_MAX = 68, 65535  # what veth takes (drivers/net/veth.c, RFC 791)
+IPV6_MTU_MIN = 1280  # bytes, RFC 8200 section 5
 _IPV6_EVENTS = RTMGRP_LINK | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE
 FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
-_SCOPE_LINK = 253  # linux/rtnetlink.h: this scope and narrower ones have no next hop
 
 
 def refuse_existing(container: "NetNS", ifname: str) -> None:
@@ -113,6 +109,15 @@ def random_mac() -> str:
     return octets.hex(":")
 
 
+def veth_mtu(mtu: int) -> int:
+    """Return `mtu` if a veth can have it, 0 meaning the kernel's choice; else CNIError 7."""
+    if mtu and not _MTU_MIN <= mtu <= _MTU_MAX:
+        raise CNIError(
+            Code.INVALID_CONFIG, f'"mtu" is {mtu}, it must be {_MTU_MIN} to {_MTU_MAX} bytes, or 0'
+        )
+    return mtu
+
+
 def set_sysctls(netns: "NetNS", wanted: "dict[str, str]", needed: "dict[str, str]") -> None:
     """Set sysctls: `wanted` ones may be absent or read-only, a failure of `needed` is CNIError."""
     failures = netns.sysctls({**wanted, **needed})
@@ -145,19 +150,28 @@ def enable_forwarding(host: "NetNS", versions: "set[int]", log: "Callable[[str],
     set_sysctls(host, {}, {FORWARDING[version]: "1" for version in sorted(versions)})
 
 
-def configure(container: "NetNS", ifname: str, index: int, result: "Result", *, dad: bool) -> None:
+def configure(
+    container: "NetNS",
+    ifname: str,
+    index: int,
+    result: "Result",
+    *,
+    dad: bool = False,
+    on_way: "Sequence[Message] | None" = None,
+) -> None:
     """Give an interface what `result` has for it, set it up, and wait until it works.
 
-    With `dad` IPv6 duplicate address detection runs and is waited for. Raises NetlinkError,
-    CNIError.
+    With `dad` IPv6 duplicate address detection runs and is waited for. `on_way`: the routes to the
+    addresses' subnets, in place of the kernel's own. Raises NetlinkError, CNIError.
     """
     ips = ips_of(result, ifname)
     versions = {ip.address.version for ip in ips}
     _prepare(container, ifname, versions, dad=dad)
     gateways = _first_gateways(ips)
     routes = [_with_next_hop(route, gateways) for route in result.routes]
+    addresses = [ip.address for ip in ips]
     events = container.channel(NETLINK_ROUTE, _IPV6_EVENTS) if 6 in versions else None
-    container.netlink.configure(index, [ip.address for ip in ips], routes, dad=dad)
+    container.netlink.configure(index, addresses, routes, dad=dad, on_way=on_way)
     if events and dad:
         _await_dad(container, ifname, index, events)
     if events:
@@ -302,7 +316,7 @@ def _with_next_hop(route: "Route", gateways: "dict[int, Address]") -> "Route":
     """Return `route` as the kernel is to have it: 0.0.0.0 and :: as `gw` mean on-link."""
     if route.gw is not None:
         return replace(route, gw=None) if route.gw.is_unspecified else route
-    if route.scope is not None and route.scope >= _SCOPE_LINK:
+    if route.scope is not None and route.scope >= RT_SCOPE_LINK:  # these have no next hop
         return route
     return replace(route, gw=gateways.get(route.dst.version))
 

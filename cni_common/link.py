@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from cni_common.netlink import HEADER_SIZE, attribute, attributes, number_of, string, string_of, u32
 
-IFF_UP, IFF_PROMISC = 0x1, 0x100  # linux/if.h
+IFF_UP, IFF_PROMISC, IFF_ALLMULTI = 0x1, 0x100, 0x200  # linux/if.h
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
-IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_NET_NS_FD = 16, 18, 26, 28
+IFLA_TXQLEN, IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_NET_NS_FD = 13, 16, 18, 26, 28
 IFLA_EXT_MASK, IFLA_PROMISCUITY, IFLA_LINK_NETNSID = 29, 30, 37
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_BR_VLAN_FILTERING, IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 7, 4, 33
@@ -32,6 +32,7 @@ class Link:
     peer: int  # index of a veth's other end, in the namespace `peer_nsid`
     peer_nsid: int | None
     promiscuity: int
+    tx_queue: int  # packets
     vlan_filtering: bool
     hairpin: bool
     isolated: bool
@@ -107,7 +108,7 @@ def encode_port(index: int, *, hairpin: bool, isolated: bool) -> bytes:
 def decode_link(data: bytes) -> Link:
     """Return the link that an RTM_NEWLINK describes.
 
-    Taken apart by hand: of its 60 attributes 12 matter, and this is on the path of every ADD.
+    Taken apart by hand: of its 60 attributes 13 matter, and this is on the path of every ADD.
     """
     _, _, index, flags, _ = _IFINFOMSG.unpack_from(data, HEADER_SIZE)
     attrs = attributes(data, HEADER_SIZE + _IFINFOMSG.size)
@@ -130,6 +131,7 @@ def decode_link(data: bytes) -> Link:
         peer=number_of(attrs.get(IFLA_LINK)),
         peer_nsid=None if nsid is None else _NSID.unpack(nsid)[0],
         promiscuity=number_of(attrs.get(IFLA_PROMISCUITY)),
+        tx_queue=number_of(attrs.get(IFLA_TXQLEN)),
         vlan_filtering=bool(number_of(own.get(IFLA_BR_VLAN_FILTERING))),
         hairpin=bool(number_of(port.get(IFLA_BRPORT_MODE))),
         isolated=bool(number_of(port.get(IFLA_BRPORT_ISOLATED))),

@@ -5,7 +5,6 @@ import fcntl
 import socket
 import struct
 import sys
-from ipaddress import ip_interface, ip_network
 
 from cni_common.link import (
     IFF_PROMISC,
@@ -15,6 +14,7 @@ from cni_common.link import (
     IFLA_IFNAME,
     IFLA_MASTER,
     IFLA_MTU,
+    IFLA_TXQLEN,
     Link,
     VethEnd,
     decode_link,
@@ -39,7 +39,25 @@ from cni_common.netlink import (
     string,
     u32,
 )
-from cni_common.types import Route
+from cni_common.route import (
+    FAMILY,
+    IFA_F_NOPREFIXROUTE,
+    RTM_DELADDR,
+    RTM_GETADDR,
+    RTM_GETROUTE,
+    RTN_LOCAL,
+    RTN_UNICAST,
+    RTPROT_RA,
+    address_message,
+    decode_address,
+    decode_way,
+    encode_address,
+    encode_address_query,
+    encode_route_lookup,
+    encode_route_query,
+    route_message,
+    route_of,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,31 +65,19 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cni_common.netlink import Channel
-    from cni_common.types import Address, Cidr
+    from cni_common.types import Address, Cidr, Route
 
 # linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/if_bridge.h
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
-RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
-RTM_NEWROUTE, RTM_GETROUTE = 24, 26
 RTM_GETNSID, NSID_NOT_ASSIGNED = 90, -1  # linux/net_namespace.h
 RTMGRP_LINK, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE = 0x1, 0x100, 0x400
 RTEXT_FILTER_SKIP_STATS = 8
-IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_TENTATIVE = 0x02, 0x08, 0x40
-RTPROT_BOOT, RTPROT_RA = 3, 9
-RTN_UNICAST, RTN_LOCAL = 1, 2
-RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RT_TABLE_UNSPEC = 0, 254, 0
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 6, 8, 15
-_RTAX_MTU, _RTAX_ADVMSS = 2, 8
 _NETNSA_NSID, _NETNSA_FD = 1, 3
 _SIOCGIFHWADDR, _SIOCGIFINDEX = 0x8927, 0x8933  # linux/sockios.h
 _IFNAMSIZ, _IFREQ_SIZE = 16, 40  # struct ifreq of linux/if.h
-_IFADDRMSG, _RTMSG, _RTGENMSG = (
-    struct.Struct("=BBBBI"),
-    struct.Struct("=8BI"),
-    struct.Struct("=B3x"),
-)
-_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+_RTGENMSG = struct.Struct("=B3x")
+# No route, or one of the kinds unreachable, blackhole and prohibit.
+_NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES)
 _NEW = NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK
 _NO_STATS = u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
 
@@ -157,8 +163,18 @@ class Netlink:
 
     def set_promiscuous(self, index: int) -> None:
         """Set IFF_PROMISC."""
-        body = encode_link(index=index, flags=IFF_PROMISC, change=IFF_PROMISC)
-        self._do(f"set interface {index} promiscuous", RTM_SETLINK, body)
+        self.set_flag(index, IFF_PROMISC, on=True)
+
+    def set_flag(self, index: int, flag: int, *, on: bool) -> None:
+        """Set or clear one of IFF_PROMISC and IFF_ALLMULTI."""
+        body = encode_link(index=index, flags=flag if on else 0, change=flag)
+        what = "promiscuous" if flag == IFF_PROMISC else "to all multicast"
+        self._do(f"set interface {index} {what}{'' if on else ' no more'}", RTM_SETLINK, body)
+
+    def set_tx_queue(self, index: int, packets: int) -> None:
+        """Set the length of the transmit queue."""
+        body = encode_link(u32(IFLA_TXQLEN, packets), index=index)
+        self._do(f"set transmit queue of interface {index}", RTM_SETLINK, body)
 
     def set_port(self, index: int, *, hairpin: bool, isolated: bool) -> None:
         """Set a bridge port's flags."""
@@ -196,8 +212,8 @@ class Netlink:
         """
         found = []
         for version in versions:
-            body = _IFADDRMSG.pack(_FAMILY[version], 0, 0, 0, index)
-            message = Message("list addresses", RTM_GETADDR, NLM_F_DUMP, body, _decode_address)
+            body = encode_address_query(index, version)
+            message = Message("list addresses", RTM_GETADDR, NLM_F_DUMP, body, decode_address)
             try:
                 answers = self.channel.dump(message)
             except NetlinkError as error:
@@ -218,13 +234,13 @@ class Netlink:
 
     def delete_address(self, index: int, address: "Cidr") -> None:
         """Delete an address."""
-        self._do(f"delete address {address}", RTM_DELADDR, _encode_address(index, address))
+        self._do(f"delete address {address}", RTM_DELADDR, encode_address(index, address))
 
-    def routes(self, index: int) -> list[Route]:
+    def routes(self, index: int) -> "list[Route]":
         """Return the unicast routes over an interface, in every table."""
         return [
-            _route(answer)
-            for family in _FAMILY.values()
+            route_of(answer)
+            for family in FAMILY.values()
             for answer in self._routes(family)
             if answer.get_attr("RTA_OIF") == index and answer["type"] == RTN_UNICAST
         ]
@@ -239,30 +255,45 @@ class Netlink:
 
     def is_local(self, address: "Address") -> bool:
         """Tell whether what comes for `address` would be taken in here."""
-        body = _encode_route(
-            attribute(_RTA_DST, address.packed), version=address.version, bits=address.max_prefixlen
-        )
+        return self.way_to(address)[0] == RTN_LOCAL
+
+    def way_to(self, address: "Address") -> tuple[int, int]:
+        """Return the kind (RTN_*) of the route that a packet to `address` takes, and its interface.
+
+        (0, 0) where there is no route.
+        """
+        body = encode_route_lookup(address)
         what = f"look up route to {address}"
-        message = Message(what, RTM_GETROUTE, NLM_F_ACK, body, _decode_route_type)
+        message = Message(what, RTM_GETROUTE, NLM_F_ACK, body, decode_way)
         try:
-            return bool(self.channel.exchange([message])[0][0] == RTN_LOCAL)
+            way: tuple[int, int] = self.channel.exchange([message])[0][0]
         except NetlinkError as error:
-            if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
-                return False
+            if error.errno in _NO_WAY:
+                return 0, 0
             raise
+        return way
 
     def configure(
-        self, index: int, addresses: "Sequence[Cidr]", routes: "Sequence[Route]", *, dad: bool
+        self,
+        index: int,
+        addresses: "Sequence[Cidr]",
+        routes: "Sequence[Route]",
+        *,
+        dad: bool,
+        on_way: "Sequence[Message] | None" = None,
     ) -> None:
         """Add `addresses`, set the interface up and add `routes`, all by one send.
 
+        `on_way` has the routes to the addresses' subnets, in place of those that the kernel makes.
         A look at the interface makes the kernel update its operstate at once (since Linux 6.8).
         """
         up = encode_link(index=index, flags=IFF_UP, change=IFF_UP)
+        flags = 0 if on_way is None else IFA_F_NOPREFIXROUTE
         self.channel.exchange(
             [
-                *(address_message(index, address, dad=dad) for address in addresses),
+                *(address_message(index, one, dad=dad, flags=flags) for one in addresses),
                 Message(f"set interface {index} up", RTM_NEWLINK, NLM_F_ACK, up),
+                *(on_way or ()),
                 *(route_message(index, route) for route in routes),
                 _look_up(encode_link(_NO_STATS, index=index), f"look up interface {index}"),
             ]
@@ -285,45 +316,10 @@ class Netlink:
     def _routes(self, family: int) -> "list[Any]":
         from cni_common.codec import decoder, rtmsg  # noqa: PLC0415 - CHECK reads routes, no ADD
 
-        body = _RTMSG.pack(family, *[0] * 8)
+        body = encode_route_query(family)
         return self.channel.dump(
             Message("list routes", RTM_GETROUTE, NLM_F_DUMP, body, decoder(rtmsg))
         )
-
-
-def address_message(index: int, address: "Cidr", *, dad: bool) -> Message:
-    """Return the request that adds `address`."""
-    body = _encode_address(index, address, IFA_F_NODAD if address.version == 6 and not dad else 0)
-    return Message(f"add address {address}", RTM_NEWADDR, _NEW, body)
-
-
-def route_message(index: int, route: Route) -> Message:
-    """Return the request that adds `route` over the interface `index`."""
-    table = RT_TABLE_MAIN if route.table is None else route.table
-    attrs = [u32(_RTA_OIF, index), u32(_RTA_TABLE, table)]
-    if route.dst.prefixlen:
-        attrs.append(attribute(_RTA_DST, route.dst.network_address.packed))
-    if route.gw is not None:
-        attrs.append(attribute(_RTA_GATEWAY, route.gw.packed))
-    if route.priority is not None:
-        attrs.append(u32(_RTA_PRIORITY, route.priority))
-    metrics = ((_RTAX_MTU, route.mtu), (_RTAX_ADVMSS, route.advmss))
-    if route.mtu or route.advmss:
-        attrs.append(
-            attribute(_RTA_METRICS, *(u32(kind, value) for kind, value in metrics if value))
-        )
-    body = _encode_route(
-        *attrs,
-        version=route.dst.version,
-        bits=route.dst.prefixlen,
-        table=table if table < 256 else RT_TABLE_UNSPEC,
-        proto=RTPROT_BOOT,
-        scope=RT_SCOPE_UNIVERSE if route.scope is None else route.scope,
-        kind=RTN_UNICAST,
-    )
-    gateway = f" via {route.gw}" if route.gw is not None else ""
-    flags = NLM_F_CREATE | NLM_F_ACK
-    return Message(f"add route {route.dst}{gateway}", RTM_NEWROUTE, flags, body)
 
 
 def _named(name: str) -> bytes:
@@ -337,55 +333,3 @@ def _look_up(body: bytes, what: str) -> Message:
 def _decode_nsid(data: bytes) -> int:
     payload = attributes(data, HEADER_SIZE + _RTGENMSG.size)[_NETNSA_NSID]
     return int.from_bytes(payload, sys.byteorder, signed=True)
-
-
-def _encode_address(index: int, address: "Cidr", flags: int = 0) -> bytes:
-    """Return a struct ifaddrmsg with its attributes."""
-    version, prefixlen, packed = address.version, address.network.prefixlen, address.packed
-    attrs = [attribute(_IFA_LOCAL, packed), attribute(_IFA_ADDRESS, packed)]
-    if version == 4 and prefixlen < 31:
-        attrs.append(attribute(_IFA_BROADCAST, address.network.broadcast_address.packed))
-    return _IFADDRMSG.pack(_FAMILY[version], prefixlen, flags, 0, index) + b"".join(attrs)
-
-
-def _decode_address(data: bytes) -> "tuple[int, Cidr, int]":
-    """Return index, address and IFA_F_ flags of an RTM_NEWADDR."""
-    _, prefixlen, flags, _, index = _IFADDRMSG.unpack_from(data, HEADER_SIZE)
-    attrs = attributes(data, HEADER_SIZE + _IFADDRMSG.size)
-    packed = attrs.get(_IFA_LOCAL) or attrs[_IFA_ADDRESS]
-    return index, ip_interface((packed, prefixlen)), number_of(attrs.get(_IFA_FLAGS)) or flags
-
-
-def _encode_route(
-    *attrs: bytes,
-    version: int,
-    bits: int,
-    table: int = 0,
-    proto: int = 0,
-    scope: int = 0,
-    kind: int = 0,
-) -> bytes:
-    """Return a struct rtmsg with its attributes; `bits`: the destination's prefix length."""
-    header = _RTMSG.pack(_FAMILY[version], bits, 0, 0, table, proto, scope, kind, 0)
-    return header + b"".join(attrs)
-
-
-def _decode_route_type(data: bytes) -> int:
-    kind: int = _RTMSG.unpack_from(data, HEADER_SIZE)[7]
-    return kind
-
-
-def _route(answer: "Any") -> Route:
-    any_address = "0.0.0.0" if answer["family"] == socket.AF_INET else "::"
-    dst = answer.get_attr("RTA_DST") or any_address
-    gw = answer.get_attr("RTA_GATEWAY")
-    metrics = answer.get_attr("RTA_METRICS")
-    return Route(
-        dst=ip_network(f"{dst}/{answer['dst_len']}"),
-        gw=ip_interface(gw).ip if gw else None,
-        mtu=metrics.get_attr("RTAX_MTU") if metrics else None,
-        advmss=metrics.get_attr("RTAX_ADVMSS") if metrics else None,
-        priority=answer.get_attr("RTA_PRIORITY"),
-        table=answer.get_attr("RTA_TABLE"),
-        scope=answer["scope"],
-    )

@@ -9,7 +9,7 @@ from cni_common.request import Attachment
 from commands import DONE, FOUND, leftovers, view
 from commands.node import Known, Node
 from commands.owned import objects_of
-from plugins.bridge import attachment, macfilter
+from plugins.bridge import macfilter
 from plugins.host_local import reclaim
 from plugins.host_local.lease import GRACE_SECONDS
 from plugins.host_local.lease import PLUGIN as HOST_LOCAL
@@ -129,7 +129,7 @@ class Audit:
                 if (known.network, known.attachment) not in self._lessees:
                     act = partial(leftovers.remove_idle_record, self._host, known.path)
                     yield self._of(known, "record", known.path, reason, when, act)
-            elif known.plugin == attachment.PLUGIN:
+            elif known.plugin in leftovers.DISSOLVE:
                 act = partial(leftovers.dissolve, self._host, known.path)
                 yield self._of(known, "record", known.path, reason, when, act)
                 for one in objects_of(self._host, known):

@@ -4,24 +4,33 @@ import os
 import time
 from functools import partial
 
-from cni_common import masquerade, netns
+from cni_common import attachment, masquerade, netns
 from cni_common.request import Attachment
 from commands.node import PROBE, Node
-from plugins.bridge import attachment, macfilter
+from plugins import ptp, tuning
+from plugins.bridge import macfilter
+from plugins.bridge.kind import KIND as BRIDGE
 from plugins.host_local.fate import Judge
 from plugins.host_local.lease import GRACE_SECONDS
 from plugins.host_local.store import Store, indexes_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from cni_common.host import Host
     from cni_common.record import Record
+    from cni_common.request import Request
     from cni_common.steps import BestEffort
     from cni_common.types import Address
     from commands.node import Known
 
+# What takes an attachment apart, by the plugin that has made it.
+DISSOLVE: "Mapping[str, Callable[[Request, Host, Record], object]]" = {
+    "bridge": partial(attachment.dissolve, BRIDGE),
+    "ptp": partial(attachment.dissolve, ptp.KIND),
+    "tuning": tuning.dissolve,
+}
 _STORES_OWN = ".pycni-"  # how the names of files begin that host-local makes beside its leases
 
 
@@ -31,7 +40,7 @@ def owner_text(known: "Known") -> str:
 
 
 def dissolve(host: "Host", path: str) -> None:
-    """Take apart bridge's attachment whose record is `path`, if its namespace was gone twice."""
+    """Take apart the attachment whose record is `path`, if its namespace was gone twice."""
     record = host.records.open(path)
     if record is None:
         return
@@ -42,7 +51,7 @@ def dissolve(host: "Host", path: str) -> None:
         whose, network = record.attachment, record.facts.get("network")
         _log(host, f"{whose.containerid} {whose.ifname} of network {network}", reason)
         gone = attachment.as_delete(record, os.path.dirname(host.executable))
-        attachment.dissolve(gone, host, record)
+        DISSOLVE[record.facts["plugin"]](gone, host, record)
     finally:
         record.close()
 

@@ -14,6 +14,7 @@ Json = Mapping[str, Any]
 
 DIRECTORY = Path(__file__).resolve().parents[1] / "conf" / "schema"
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_IPAM_TYPES = ("host-local", "static")
 _FLAG: Json = {"enum": [True, False, "true", "false"]}
 
 
@@ -59,7 +60,7 @@ def _of_list() -> Json:
                 "items": {
                     "type": "object",
                     "required": ["type"],
-                    "allOf": [_with_type(type) for type in TYPES] + [_with_ipam("host-local")],
+                    "allOf": [*map(_with_type, TYPES), *map(_with_ipam, _IPAM_TYPES)],
                 },
             },
         },

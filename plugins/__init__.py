@@ -4,7 +4,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_common.protocol import Plugin
 
-TYPES = ("bridge", "host-local", "loopback", "portmap")
+TYPES = ("bridge", "host-local", "loopback", "portmap", "ptp", "static", "tuning")
 
 
 def load(type: str) -> "Plugin | None":  # noqa: A002 - the spec's word
@@ -29,6 +29,18 @@ def load(type: str) -> "Plugin | None":  # noqa: A002 - the spec's word
             import plugins.portmap  # noqa: PLC0415 - as above
 
             return plugins.portmap
+        case "ptp":
+            import plugins.ptp  # noqa: PLC0415 - as above
+
+            return plugins.ptp
+        case "static":
+            import plugins.static  # noqa: PLC0415 - as above
+
+            return plugins.static
+        case "tuning":
+            import plugins.tuning  # noqa: PLC0415 - as above
+
+            return plugins.tuning
         case _:
             return None
 
@@ -38,7 +50,15 @@ def load_all() -> None:
 
     For a process that stays: an upgrade may take the files away.
     """
-    from plugins import bridge, loopback, portmap  # noqa: F401, PLC0415 - as above
+    from cni_common import collect as _  # noqa: F401, PLC0415 - as above
+    from plugins import (  # noqa: F401, PLC0415 - as above
+        bridge,
+        loopback,
+        portmap,
+        ptp,
+        static,
+        tuning,
+    )
     from plugins.host_local import (  # noqa: F401, PLC0415 - as above
         collect,
         fate,

@@ -2,16 +2,16 @@
 
 from dataclasses import replace
 
-from cni_common import interface, masquerade
+from cni_common import attachment, interface, masquerade
 from cni_common.errors import CNIError, Code
 from cni_common.link import VethEnd
 from cni_common.netns import NETLINK_ROUTE
 from cni_common.request import Command
 from cni_common.rtnetlink import RTMGRP_LINK
-from cni_common.steps import BestEffort
 from cni_common.types import Interface, Result
-from plugins.bridge import attachment, gateway, macfilter, port
-from plugins.bridge.conf import SCHEMA, Conf, ipam_type
+from plugins.bridge import gateway, macfilter, port
+from plugins.bridge.conf import SCHEMA, Conf
+from plugins.bridge.kind import KIND, user_of_gateway
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def add(req: "Request", host: "Host", undo: "Undo") -> Result:
         host.is_ours(conf.ipam, req.path)  # raises when there is no such plugin, before any act
     container = host.open_netns(req.netns)
     interface.refuse_existing(container, req.ifname)
-    record = attachment.begin(req, host, conf, undo)
+    record = attachment.begin(KIND, req, host, undo)
     bridge = port.ensure_bridge(host.netns, conf)
     end = VethEnd(req.ifname, conf.mac or interface.random_mac(), netns=container.fd)
     ours = _plug_in(host, conf, end, bridge=bridge, record=record, undo=undo)
@@ -64,13 +64,7 @@ def add(req: "Request", host: "Host", undo: "Undo") -> Result:
 
 def delete(req: "Request", host: "Host") -> None:
     """Detach: from the record of what ADD made, else from prevResult and what is found."""
-    record = host.records.find("bridge", req.network, req.attachment)
-    if record and "stdin" in record.facts:
-        attachment.dissolve(req, host, record)
-        return
-    attachment.dissolve_unrecorded(req, host)
-    if record:  # an ADD died before it had written a line, or the file is damaged
-        record.remove()
+    attachment.delete(KIND, req, host)
 
 
 def check(req: "Request", host: "Host") -> None:
@@ -102,7 +96,7 @@ def check(req: "Request", host: "Host") -> None:
     if conf.ipam and conf.masquerade:
         masquerade.check(
             host.netns,
-            attachment.owner(req),
+            KIND.owner(req),
             [ip.address for ip in expected.ips],
             backend=conf.masquerade,
         )
@@ -110,10 +104,7 @@ def check(req: "Request", host: "Host") -> None:
 
 def gc(req: "Request", host: "Host") -> None:
     """Remove what belongs to no valid attachment of this network, then let IPAM do the same."""
-    with BestEffort() as steps:
-        attachment.collect(req, host, steps)
-        if ipam_type(req.config):
-            steps.attempt("IPAM GC", lambda: host.delegate(ipam_type(req.config), req, Command.GC))
+    attachment.gc(KIND, req, host)
 
 
 def status(req: "Request", host: "Host") -> None:
@@ -123,15 +114,7 @@ def status(req: "Request", host: "Host") -> None:
     """
     conf = Conf.of(replace(req, environ={}))  # CNI_ARGS belong to an attachment
     port.refuse_other_kind(host.netns.netlink.link(conf.bridge), conf)
-    try:
-        host.records.probe()
-    except OSError as error:
-        raise CNIError(
-            Code.PLUGIN_NOT_AVAILABLE,
-            f"cannot write to '{host.records.directory}': {error.strerror}; make it writable",
-        ) from None
-    if conf.masquerade:
-        masquerade.probe(host.netns, conf.masquerade)
+    attachment.probe(host, conf.masquerade)
     if conf.ipam:
         host.delegate(conf.ipam, req, Command.STATUS)
 
@@ -166,19 +149,10 @@ def _interfaces(req: "Request", bridge: "Link", ours: "Link", end: VethEnd) -> R
 
 def _allocate(req: "Request", host: "Host", conf: Conf, result: Result, *, undo: "Undo") -> None:
     """Complete `result` by what IPAM gives."""
-    given = attachment.allocate(req, host, conf.ipam, undo)
-    if not given.ips:
-        raise CNIError(
-            Code.INTERNAL,
-            f"IPAM plugin returned missing IP config: '{conf.ipam}' gave no address",
-        )
+    given = attachment.allocate(req, host, conf.ipam, undo, mtu=conf.mtu)
     result.ips, result.routes, result.dns = given.ips, given.routes, given.dns
     for ip in result.ips:
         ip.interface = len(result.interfaces) - 1
-    if 0 < conf.mtu < port.IPV6_MTU_MIN and any(ip.address.version == 6 for ip in result.ips):
-        raise CNIError(
-            Code.INVALID_CONFIG, f'"mtu" is {conf.mtu}, IPv6 needs 1280 bytes (RFC 8200)'
-        )
 
 
 def _ensure_gateways(
@@ -201,7 +175,7 @@ def _ensure_gateways(
         conf,
         bridge,
         result,
-        user_of=lambda cidr: attachment.user_of_gateway(req, host, conf, cidr),
+        user_of=lambda cidr: user_of_gateway(req, host, conf, cidr),
         log=host.log,
     )
 
@@ -210,12 +184,5 @@ def _masquerade(
     req: "Request", host: "Host", conf: Conf, result: Result, *, record: "Record", undo: "Undo"
 ) -> None:
     addresses = [ip.address for ip in result.ips]
-    record.note(masquerade=conf.masquerade, addresses=[str(cidr) for cidr in addresses])
-    undo.push("masquerading", lambda: attachment.unmasquerade(req, host, record.facts))
-    masquerade.add(
-        host.netns,
-        attachment.owner(req),
-        addresses,
-        backend=conf.masquerade,
-        is_alive=lambda text: attachment.is_alive(host, text),
-    )
+    undo.push("masquerading", lambda: attachment.unmask(KIND, req, host, record.facts))
+    attachment.mask(KIND, req, host, addresses, backend=conf.masquerade, record=record)

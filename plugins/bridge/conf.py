@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from cni_common.errors import CNIError, Code
+from cni_common.interface import veth_mtu
+from cni_common.ipam import CNI_ARGS, ipam_type, own_dns
 from cni_common.link import parse_mac
 from cni_common.masquerade import BACKENDS
 from cni_common.request import PROTOCOL_PROPERTIES
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     Json = Mapping[str, Any]
 
 VLAN_MAX = 4094
-_MTU_MIN, _MTU_MAX = 68, 65535  # what veth takes (drivers/net/veth.c, RFC 791)
 
 
 def _boolean(description: str) -> "Json":
@@ -134,7 +135,7 @@ class Conf:
             is_default_gateway=default_gateway,
             force_address=config.get("forceAddress", False),
             masquerade=config.get("ipMasqBackend", BACKENDS[0]) if config.get("ipMasq") else "",
-            mtu=_mtu(config.get("mtu", 0)),
+            mtu=veth_mtu(config.get("mtu", 0)),
             hairpin=config.get("hairpinMode", False),
             promiscuous=config.get("promiscMode", False),
             vlan=_vlan(config.get("vlan", 0)),
@@ -147,7 +148,7 @@ class Conf:
             isolated=config.get("portIsolation", False),
             ipam=ipam_type(config),
             mac=_mac(req),
-            dns=_dns(config),
+            dns=own_dns(config),
         )
         conf._check_combinations()
         return conf
@@ -187,17 +188,6 @@ class Conf:
             )
 
 
-def ipam_type(config: "Json") -> str:
-    """Return the type of the IPAM plugin, "" for an L2 network."""
-    return str(config.get("ipam", {}).get("type", ""))
-
-
-def _mtu(mtu: int) -> int:
-    if mtu and not _MTU_MIN <= mtu <= _MTU_MAX:
-        raise _refuse(f'"mtu" is {mtu}, it must be {_MTU_MIN} to {_MTU_MAX} bytes, or 0')
-    return mtu
-
-
 def _vlan(vlan: int) -> int:
     if not 0 <= vlan <= VLAN_MAX:
         raise _refuse(f"invalid VLAN ID {vlan} (must be between 0 and {VLAN_MAX})")
@@ -230,8 +220,7 @@ def _trunk(entries: "Sequence[Json]") -> "list[int]":
 def _mac(req: "Request") -> str:
     """Return the container's MAC: the capability beats args.cni.mac, which beats CNI_ARGS."""
     config = req.config
-    # IP and GATEWAY are for the IPAM plugin, which reads the same variable.
-    by_args = req.cni_args(frozenset({"MAC", "IP", "GATEWAY"})).get("MAC", "")
+    by_args = req.cni_args(CNI_ARGS).get("MAC", "")
     text = (
         config.get("runtimeConfig", {}).get("mac")
         or config.get("args", {}).get("cni", {}).get("mac")
@@ -243,14 +232,6 @@ def _mac(req: "Request") -> str:
         return parse_mac(text)
     except ValueError as error:
         raise _refuse(f"the container's MAC is {error}") from None
-
-
-def _dns(config: "Json") -> "Json | None":
-    dns = config.get("dns", {})
-    lists = ("nameservers", "search", "options")
-    if dns.get("domain") or any(key in dns for key in lists):
-        return {key: value for key, value in dns.items() if value}
-    return None
 
 
 def _refuse(text: str) -> CNIError:

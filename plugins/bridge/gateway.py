@@ -6,7 +6,7 @@ from cni_common import interface
 from cni_common.errors import CNIError, Code
 from cni_common.link import VethEnd
 from cni_common.netlink import NetlinkError
-from cni_common.rtnetlink import RT_TABLE_MAIN, RT_TABLE_UNSPEC
+from cni_common.route import RT_TABLE_MAIN, RT_TABLE_UNSPEC
 from cni_common.steps import Undo
 from cni_common.types import Interface, Route
 from plugins.bridge import vlan

@@ -8,8 +8,6 @@ from cni_common.link import IFF_PROMISC
 from cni_common.netlink import NetlinkError
 from plugins.bridge.vlan import replace_vlans, vlans_of
 
-IPV6_MTU_MIN = 1280  # bytes, RFC 8200 section 5
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_common.link import Link
@@ -115,14 +113,14 @@ def _refuse_to_end_ipv6(host: "NetNS", link: "Link", conf: "Conf") -> None:
 
     A bridge may have the MTU of its smallest port, and the kernel has no IPv6 below 1280 bytes.
     """
-    if not 0 < conf.mtu < IPV6_MTU_MIN <= link.mtu:
+    if not 0 < conf.mtu < interface.IPV6_MTU_MIN <= link.mtu:
         return
     for cidr, _ in host.netlink.addresses(link.index, (6,)):
         if not cidr.is_link_local:
             raise CNIError(
                 Code.INVALID_CONFIG,
                 f"\"mtu\" is {conf.mtu}, and bridge '{conf.bridge}' has {cidr}, which needs"
-                f" {IPV6_MTU_MIN} bytes (RFC 8200); give this network another bridge",
+                f" {interface.IPV6_MTU_MIN} bytes (RFC 8200); give this network another bridge",
             )
 
 

@@ -7,6 +7,7 @@ from itertools import islice
 
 from cni_common import types
 from cni_common.errors import CNIError, Code
+from cni_common.ipam import CNI_ARGS, ROUTES_SCHEMA, parse_routes
 from cni_common.request import PROTOCOL_PROPERTIES, Command
 from cni_common.types import Address, IPConfig, Result, Route
 from plugins.host_local import plan, transaction
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
 DEFAULT_DATA_DIR = "/var/lib/cni/networks"
 RECLAIM_LOOKS_MAX = 512  # leases that STATUS can look at one by one within 100 ms
-# The keys of CNI_ARGS that this suite knows: the interface plugin has the same string, and its
-# keys must not make IPAM fail.
-_CNI_ARGS = frozenset({"IP", "MAC", "GATEWAY"})
 _POD_ARGS = frozenset({"K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID"})
 
 
@@ -69,22 +67,7 @@ SCHEMA: "Json" = {
                     **_RANGE_SETS,
                     "description": "Range sets; an attachment gets one address of each.",
                 },
-                "routes": {
-                    "type": "array",
-                    "description": "Routes for the container, passed on in the result.",
-                    "items": {
-                        "type": "object",
-                        "properties": {
-                            "dst": _key("string", "Destination, such as 0.0.0.0/0."),
-                            "gw": _key("string", "Next hop; by default the address's gateway."),
-                            "mtu": _key("integer", "MTU along the route, bytes."),
-                            "advmss": _key("integer", "TCP segment size to advertise, bytes."),
-                            "priority": _key("integer", "Metric; the lowest wins."),
-                            "table": _key("integer", "Number of the routing table."),
-                            "scope": _key("integer", "Scope of the destination: 0, 253 or 254."),
-                        },
-                    },
-                },
+                "routes": ROUTES_SCHEMA,
                 "resolvConf": _key("string", "File in resolv.conf format, passed on as dns."),
                 "dataDir": _key(
                     "string",
@@ -163,12 +146,12 @@ class Conf:
         to_come = req.command == Command.STATUS and req.config.get("capabilities", {}).get(
             "ipRanges"
         )
-        args = req.cni_args(_CNI_ARGS | _POD_ARGS) if req.command is Command.ADD else {}
+        args = req.cni_args(CNI_ARGS | _POD_ARGS) if req.command is Command.ADD else {}
         names = [args.get(key, "") for key in ("K8S_POD_NAMESPACE", "K8S_POD_NAME")]
         return cls(
             _directory(req),
             parse_sets(sets, several_per_family=several) if sets or not to_come else (),
-            _parse_routes(ipam.get("routes", ())),
+            parse_routes(ipam.get("routes", ())),
             ipam.get("resolvConf", ""),
             "/".join(names) if all(names) else "",
             args.get("K8S_POD_UID", ""),
@@ -257,23 +240,9 @@ def _release_cooldown(req: "Request") -> int:
     return int(req.config.get("ipam", {}).get("releaseCooldown", 0))
 
 
-def _parse_routes(routes: "Sequence[Json]") -> "list[Route]":
-    for index, route in enumerate(routes):
-        if not route.get("dst"):
-            raise CNIError(Code.INVALID_CONFIG, f'ipam.routes[{index}]: "dst" is missing')
-    try:
-        parsed = Result.parse({"cniVersion": types.CURRENT_VERSION, "routes": list(routes)})
-        parsed.refuse_contradictions("ipam.routes")
-    except CNIError as error:
-        reason = error.msg.removeprefix("malformed result: ")
-        where = "" if reason.startswith("ipam.") else "ipam."
-        raise CNIError(Code.INVALID_CONFIG, f"{where}{reason}") from None
-    return parsed.routes
-
-
 def _requested(req: "Request") -> list[Address]:
     """Return the addresses that the runtime asks for, in all ways there are, each once."""
-    texts = [("CNI_ARGS: IP", req.cni_args(_CNI_ARGS).get("IP", ""), Code.INVALID_ENVIRONMENT)]
+    texts = [("CNI_ARGS: IP", req.cni_args(CNI_ARGS).get("IP", ""), Code.INVALID_ENVIRONMENT)]
     if not texts[0][1]:
         texts.clear()
     for where, ips in (

@@ -3,7 +3,9 @@
 import time
 from functools import cache
 
-from cni_common import lifetime
+from cni_common.collect import collect as collect_recorded
+from cni_common.collect import is_alive as is_owner_alive
+from cni_common.collect import lives, owner_of
 from cni_common.errors import CNIError, Code
 from cni_common.masquerade import Owner
 from cni_common.netns import reachable_namespaces
@@ -29,7 +31,7 @@ def owner(req: "Request") -> str:
 
 def is_alive(host: "Host", owner_text: str) -> bool:
     """Tell whether the attachment that an element's comment names still has its namespace."""
-    return lifetime.is_alive(host.records, owner_text)
+    return is_owner_alive(host.records, owner_text)
 
 
 def way_of_localhost(host: "Host", conf: Conf) -> localnet.Way:
@@ -124,9 +126,9 @@ def refuse_taken_ports(req: "Request", host: "Host", conf: Conf) -> None:
     }
     living = cache(reachable_namespaces)
     for facts in host.records.survey(PLUGIN):
-        whose = lifetime.owner_of(PLUGIN, facts)
+        whose = owner_of(PLUGIN, facts)
         taken = [wanted[key] for key in map(tuple, facts.get("ports", ())) if key in wanted]
-        if taken and whose != owner(req) and lifetime.lives(facts, living):
+        if taken and whose != owner(req) and lives(facts, living):
             raise nftables.taken(f"host port {taken[0]}", whose)
 
 
@@ -136,21 +138,10 @@ def collect(req: "Request", host: "Host", steps: "BestEffort") -> None:
     Left alone are those that are young, are being worked on, or whose namespace lives. Without a
     list only those are taken that are known to be dead.
     """
+    collect_recorded(
+        PLUGIN, req, host, steps, dissolve=lambda gone, record: dissolve(gone, host, record)
+    )
     valid = req.valid_attachments
-    living = cache(reachable_namespaces)
-    for path in host.records.paths(PLUGIN, req.network):
-        record = host.records.open(path)
-        if record is None:
-            continue
-        whose = record.attachment
-        reason = lifetime.reason_to_keep(record, valid, living)
-        if reason:
-            host.log(f"GC keeps {whose.containerid} {whose.ifname}: {reason}")
-            record.close()
-            continue
-        host.log(f"GC removes {whose.containerid} {whose.ifname}: not valid, namespace gone")
-        gone = lifetime.as_delete(req, whose)
-        steps.attempt(f"{whose.containerid} {whose.ifname}", lambda: dissolve(gone, host, record))  # noqa: B023 - called at once
     if valid is not None:
         steps.attempt("elements", lambda: _collect_unrecorded(req, host, valid))
 
@@ -158,7 +149,7 @@ def collect(req: "Request", host: "Host", steps: "BestEffort") -> None:
 def _collect_unrecorded(req: "Request", host: "Host", valid: frozenset[Attachment]) -> None:
     present = nftables.owners(host.netns)
     # A record is there before all the rest, so it is looked for after that.
-    recorded = {lifetime.owner_of(PLUGIN, facts) for facts in host.records.survey(PLUGIN)}
+    recorded = {owner_of(PLUGIN, facts) for facts in host.records.survey(PLUGIN)}
     gone = False
     for text, keys in present.items():
         parts = text.split(" ")
@@ -197,7 +188,7 @@ def _refuse_living(req: "Request", host: "Host", record: "Record") -> None:
         present = iptables.is_there(host.netns, iptables.chain_of(req.network, req.attachment))
     else:
         present = nftables.is_there(host.netns, facts, owner(req))
-    if present and lifetime.lives(facts, reachable_namespaces):
+    if present and lives(facts, reachable_namespaces):
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - record.age()))
         raise CNIError(
             Code.INVALID_ENVIRONMENT,

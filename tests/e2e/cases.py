@@ -53,6 +53,14 @@ SOMEWHERE = {
     "MTU of routes": r"ADD: c1 route .*\.metrics\[0\]\.(mtu|advmss): absent -> \d+",
     "CHECK of routes": r"CHECK: exit status: 1 -> 0",
     "CHECK of L2 networks": r"CHECK: exit status: 1 -> 0",
+    "GATEWAY of static": r"ADD: reply\.ips\[0\]\.gateway: absent -> \S+|ADD: order of keys.*",
+    "Sysctls after DEL": r"DEL: c1 sysctl net/ipv4/conf/eth0/forwarding: 0 -> 1",
+    "Routes of ptp": r"ADD: c1 address eth0 \S+\.noprefixroute: absent -> true",
+    "Start of ptp": (
+        r"ADD: c1 sysctl net/ipv6/conf/eth0/accept_dad: 1 -> 0"
+        r"|ADD: c1 sysctl net/ipv4/conf/eth0/arp_notify: 0 -> 1"
+        r"|ADD: c1 link eth0 operstate: DOWN -> UP"
+    ),
     "Layout of loopback's results": r"ADD: (reply\.|order of keys).*",
 }
 
@@ -98,11 +106,59 @@ def static(*addresses: str, **keys: Any) -> Json:
     return bridge(ipam={"type": "static", "addresses": listed}, **keys)
 
 
+STATIC: Json = {
+    "cniVersion": "1.1.0",
+    "name": "net1",
+    "type": "bridge",
+    "ipam": {
+        "type": "static",
+        "addresses": [
+            {"address": "10.5.0.5/24", "gateway": "10.5.0.1"},
+            {"address": "10.5.1.5/24"},
+            {"address": "fd05::5/64", "gateway": "fd05::1"},
+        ],
+        "routes": [DEFAULT4, {"dst": "192.0.2.0/24", "gw": "10.5.0.9", "mtu": 1400, "table": 9}],
+        "dns": {"nameservers": ["10.5.0.53"], "domain": "a", "search": [], "options": ["o"]},
+    },
+}
+
+
+def ptp(*subnets: str, version: str = "1.1.0", routes: tuple[Json, ...] = (), **keys: Any) -> Json:
+    """Return a point-to-point network with host-local, and default routes unless told others."""
+    config = routed(*subnets, version=version, type="ptp", **keys)
+    del config["bridge"], config["isGateway"]
+    config["ipam"]["routes"] = list(routes) or config["ipam"]["routes"]
+    return config
+
+
+ETH0 = "ip -n c1 link add eth0 type veth peer name peer0"
+
+
+def tuning(version: str = "1.1.0", **keys: Any) -> Json:
+    """Return tuning, behind a plugin that has made eth0."""
+    layouts = {"0.1.0": 1, "0.2.0": 1, "0.3.0": 2, "0.3.1": 2, "0.4.0": 2}
+    ip = {"address": "10.5.0.5/24"} | ({"version": "4"} if version in layouts else {})
+    previous: Json = {"cniVersion": version, "dns": {}}
+    if layouts.get(version) == 1:
+        previous["ip4"] = {"ip": "10.5.0.5/24"}
+    else:
+        own = {"name": "eth0", "mac": "02:00:00:00:00:01", "sandbox": "/run/netns/c1"}
+        previous |= {"interfaces": [own], "ips": [{**ip, "interface": 0}]}
+    return {
+        "cniVersion": version,
+        "name": "net1",
+        "type": "tuning",
+        "prevResult": previous,
+        **keys,
+    }
+
+
 def with_routes(*routes: Json, **keys: Any) -> Json:
     """Return a gateway with these routes."""
     return bridge(NET4, NET6, ipam={"routes": list(routes)}, isGateway=True, **keys)
 
 
+POINT = ("Routes of ptp", "Start of ptp")
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 CASES = {
     **{f"ipv4-{v}": Case(routed(NET4, version=v)) for v in VERSIONS},
@@ -220,6 +276,90 @@ CASES = {
     "static-of-one-address": Case(
         static("10.5.0.5/32", "fd05::5/128", isGateway=True), ("CHECK of routes",)
     ),
+    **{
+        f"static-{v}": Case(
+            static("10.5.0.5/24", "fd05::5/64", version=v), plugin="static", args="IP=;GATEWAY="
+        )
+        for v in VERSIONS
+    },
+    "static-all-keys": Case(STATIC, plugin="static"),
+    "static-cni-args": Case(
+        STATIC, plugin="static", args="IP=10.6.0.6/24, fd06::6/64;GATEWAY=10.6.0.1,fd06::1"
+    ),
+    "static-gateway-of-configured": Case(
+        static("10.5.0.5/24"), ("GATEWAY of static",), plugin="static", args="GATEWAY=10.5.0.1"
+    ),
+    "static-args": Case(
+        {**STATIC, "args": {"cni": {"ips": ["10.7.0.7/24"]}}},
+        plugin="static",
+        args="IP=10.6.0.6/24",
+    ),
+    "static-runtime": Case(
+        {
+            **STATIC,
+            "args": {"cni": {"ips": ["10.7.0.7/24"]}},
+            "runtimeConfig": {"ips": ["10.8.0.8/24", "fd08::8/64"]},
+        },
+        plugin="static",
+    ),
+    "static-nothing": Case(static(), plugin="static"),
+    **{f"ptp-ipv4-{v}": Case(ptp(NET4, version=v), POINT, plugin="ptp") for v in VERSIONS},
+    **{f"ptp-dual-{v}": Case(ptp(NET4, NET6, version=v), POINT, plugin="ptp") for v in VERSIONS},
+    "ptp-ipv6": Case(ptp(NET6), POINT, plugin="ptp"),
+    "ptp-mtu-dns": Case(
+        ptp(NET4, mtu=1400, dns={"nameservers": ["10.0.0.1"]}), POINT, plugin="ptp"
+    ),
+    "ptp-route-with-gw": Case(
+        ptp(NET4, routes=({"dst": "192.168.1.0/24", "gw": "10.81.0.1", "priority": 7},)),
+        POINT,
+        plugin="ptp",
+    ),
+    "ptp-masquerade": Case(
+        ptp(NET4, NET6, ipMasq=True, ipMasqBackend="nftables"),
+        (*POINT, "Layout of masquerading", "Tables that nobody uses"),
+        plugin="ptp",
+    ),
+    "ptp-masquerade-iptables": Case(
+        ptp(NET4, NET6, ipMasq=True, ipMasqBackend="iptables"), POINT, plugin="ptp"
+    ),
+    "ptp-masquerade-by-default": Case(
+        ptp(NET4, ipMasq=True), (*POINT, "Default backend"), plugin="ptp"
+    ),
+    "ptp-static": Case(
+        {
+            "cniVersion": "1.0.0",
+            "name": "net1",
+            "type": "ptp",
+            "ipam": {
+                "type": "static",
+                "addresses": [{"address": "10.5.0.5/24", "gateway": "10.5.0.1"}],
+            },
+        },
+        POINT,
+        plugin="ptp",
+    ),
+    **{
+        f"tuning-{v}": Case(tuning(v, mac=MAC, mtu=1400), (), plugin="tuning", prepare=ETH0)
+        for v in VERSIONS
+    },
+    "tuning-all-keys": Case(
+        tuning(promisc=True, allmulti=True, txQLen=77, sysctl={"net.core.somaxconn": "77"}),
+        plugin="tuning",
+        prepare=ETH0,
+    ),
+    "tuning-sysctl": Case(
+        tuning(sysctl={"net.ipv4.conf.IFNAME.forwarding": "0"}),
+        ("Sysctls after DEL",),
+        plugin="tuning",
+        prepare=f"{ETH0}; ip netns exec c1 sysctl -qw net.ipv4.conf.eth0.forwarding=1",
+    ),
+    "tuning-args": Case(
+        tuning(mac=MAC, mtu=1400, args={"cni": {"mac": "02:00:00:00:81:02", "mtu": 1300}}),
+        plugin="tuning",
+        prepare=ETH0,
+        args="MAC=02:00:00:00:81:03",
+    ),
+    "tuning-nothing": Case(tuning("0.4.0"), plugin="tuning", prepare=ETH0),
     "layer2": Case(bridge(), differs=("CHECK of L2 networks",)),
     "layer2-0.4.0": Case(bridge(version="0.4.0"), differs=("CHECK of L2 networks",)),
     "layer2-mtu": Case(bridge(mtu=1300), differs=("CHECK of L2 networks",)),

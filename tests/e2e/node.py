@@ -19,7 +19,9 @@ STATES = ("/var/lib/cni", "/run/pycni")  # where runtimes and plugins keep files
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # What host-local keeps for a network, not for an attachment: lock, cursors, index.
-_STAYS = re.compile(r".*/lock|.*/last_reserved_ip\.\d+|/run/pycni/indexes/[0-9a-f]+-[0-9a-f]+")
+_STAYS = re.compile(
+    r".*/lock|.*/last_reserved_ip\.\d+|/run/pycni/(engine\.lock|indexes/[0-9a-f]+-[0-9a-f]+)"
+)
 
 Done = subprocess.CompletedProcess[str]
 

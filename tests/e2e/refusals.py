@@ -182,6 +182,40 @@ CASES = {
         bridge(NET4, "10.82.0.0/24", version="0.2.0"),
         plugin="host-local",
     ),
+    # static
+    "static-no-ipam": Case(999, 7, "IPAM config missing 'ipam' key", bridge(), plugin="static"),
+    "static-no-prefix": Case(
+        999,
+        7,
+        "CIDR notation",
+        leases({"type": "static", "addresses": [{"address": "10.5.0.5"}]}),
+        plugin="static",
+    ),
+    "static-no-prefix-in-args": Case(
+        999, 4, "10.5.0.5", leases({"type": "static"}), plugin="static", args="IP=10.5.0.5"
+    ),
+    "static-gateway-in-args": Case(
+        999, 4, "10.5", leases({"type": "static"}), plugin="static", args="GATEWAY=10.5"
+    ),
+    "static-unknown-args": Case(
+        999, 4, "", leases({"type": "static"}), plugin="static", args="FOO=1"
+    ),
+    "static-two-in-0.2.0": Case(
+        999,
+        7,
+        "does not support more than",
+        leases({"type": "static"}, args={"cni": {"ips": ["10.5.0.5/24", "10.5.0.6/24"]}})
+        | {"cniVersion": "0.2.0"},
+        plugin="static",
+    ),
+    "static-check-without-result": Case(
+        999,
+        7,
+        "Required prevResult missing",
+        leases({"type": "static"}),
+        plugin="static",
+        command="CHECK",
+    ),
     "no-resolv-conf": Case(
         999, 7, "/none", leases({"subnet": NET4, "resolvConf": "/none"}), plugin="host-local"
     ),

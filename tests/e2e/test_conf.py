@@ -29,7 +29,13 @@ CAP_ARGS: dict[str, Json] = {
         name: {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
         for name in ("portmap", "portmap-iptables", "portmap-conditions")
     },
+    "static": {"ips": ["10.29.0.7/24"]},
     "runtime-ranges": {"ipRanges": [[{"subnet": "10.28.0.0/24"}]]},
+}
+
+SECOND_CAP_ARGS: dict[str, Json] = {
+    "capabilities": {"mac": "02:00:00:00:27:08", "ips": ["10.27.0.8"]},
+    "static": {"ips": ["10.29.0.8/24"]},
 }
 
 
@@ -40,6 +46,7 @@ class Example:
         config = json.loads(path.read_text())
         self.node = node
         self.name: str = config["name"]
+        self.sysctls: Json = config.get("plugins", [{}])[-1].get("sysctl", {})
         self.plugin: Json = config["plugins"][0] if "plugins" in config else config
         self.newest: str = max([config["cniVersion"], *config.get("cniVersions", ())])
         self.containers = [node.container("c1"), node.container("c2")]
@@ -51,7 +58,7 @@ class Example:
         if number and "portMappings" in wishes:
             wishes = {}
         if number and "ips" in wishes:
-            wishes = {"mac": "02:00:00:00:27:08", "ips": ["10.27.0.8"]}
+            wishes = SECOND_CAP_ARGS[self.name]
         environ = {"NETCONFPATH": str(CONF)} | ({"CAP_ARGS": json.dumps(wishes)} if wishes else {})
         return self.node.ok(command, self.name, netns, **environ)
 
@@ -148,6 +155,12 @@ def runtime_ranges(example: Example) -> None:
     """The addresses are of the range that the runtime gave."""
     reaches_world(example)
     assert example.addresses == [["10.28.0.2"], ["10.28.0.3"]]
+
+
+def static(example: Example) -> None:
+    """Each container has the address that was named."""
+    reaches_world(example)
+    assert example.addresses == [["10.29.0.7"], ["10.29.0.8"]]
 
 
 def hairpin(example: Example) -> None:
@@ -287,6 +300,38 @@ def vlan_trunk(example: Example) -> None:
     assert example.node.is_cut_off(first, "10.41.102.2")
 
 
+def ptp(example: Example) -> None:
+    """The pair has 1400 bytes, and all, the neighbour too, is reached over the gateway."""
+    reaches_world(example)
+    assert example.eth0()["mtu"] == 1400
+    assert {r.get("gateway") for r in example.routes("10.50.0.0/24")} == {"10.50.0.1"}
+    assert example.node.reaches("", example.addresses[0][0])
+
+
+def ptp_routed(example: Example) -> None:
+    """The world sees the containers' own addresses, and needs routes to them."""
+    first, outside = example.containers[0], "/run/netns/outside"
+    assert example.node.reaches(first, example.addresses[1][0])
+    assert example.node.is_cut_off(first, OUTSIDE4)
+    example.node.command("ip", "route", "add", "10.51.0.0/24", "via", NODE4, netns=outside)
+    assert example.node.reaches(first, OUTSIDE4)
+    assert example.node.reaches(outside, example.addresses[0][0])
+
+
+def tuned(example: Example) -> None:
+    """Inside the container every sysctl is what the profile says, and on the node as it was."""
+    reaches_world(example)
+    assert len(example.sysctls) > 3
+    for key, value in example.sysctls.items():
+        path = f"/proc/sys/{key.replace('.', '/')}"
+        inside = example.node.command("cat", path, netns=example.containers[0])
+        assert inside.split() == value.split(), key
+    words = [f"/proc/sys/{key.replace('.', '/')}" for key in example.sysctls]
+    assert example.node.command("cat", *words) != example.node.command(
+        "cat", *words, netns=example.containers[0]
+    )
+
+
 def loopback(example: Example) -> None:
     """The container reaches itself."""
     assert example.node.reaches(example.containers[0], "127.0.0.1")
@@ -305,6 +350,7 @@ SHOWS: dict[str, Callable[[Example], None]] = {
     "layer2": layer2,
     "capabilities": capabilities,
     "runtime-ranges": runtime_ranges,
+    "static": static,
     "hairpin": hairpin,
     "port-isolation": port_isolation,
     "macspoofchk": macspoofchk,
@@ -319,6 +365,11 @@ SHOWS: dict[str, Callable[[Example], None]] = {
     "portmap": portmap,
     "portmap-iptables": portmap_iptables,
     "portmap-conditions": portmap_conditions,
+    "ptp": ptp,
+    "ptp-routed": ptp_routed,
+    "tuning-throughput": tuned,
+    "tuning-latency": tuned,
+    "tuning-connections": tuned,
     "loopback": loopback,
 }
 

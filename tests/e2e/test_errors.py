@@ -72,7 +72,7 @@ def state(node: Node) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("plugin", ["bridge", "host-local", "loopback"])
+@pytest.mark.parametrize("plugin", ["bridge", "host-local", "loopback", "ptp", "static", "tuning"])
 def test_no_command(nodes: dict[str, Node], plugin: str) -> None:
     """Called by hand, a plugin says what it is and which versions it speaks, and exits with 0."""
     bin_dirs = {"reference": REFERENCE_BIN, "ours": DIST}  # an engine is not asked for that
@@ -86,7 +86,7 @@ def test_no_command(nodes: dict[str, Node], plugin: str) -> None:
     assert versions[0] == versions[1]
 
 
-@pytest.mark.parametrize("plugin", ["bridge", "host-local", "loopback"])
+@pytest.mark.parametrize("plugin", ["bridge", "host-local", "loopback", "ptp", "static", "tuning"])
 @pytest.mark.parametrize("stdin", ['{"cniVersion":"0.4.0"}', "", "garbage"])
 def test_version(nodes: dict[str, Node], plugin: str, stdin: str) -> None:
     """VERSION is answered byte for byte alike, whatever stands on stdin."""
@@ -96,7 +96,7 @@ def test_version(nodes: dict[str, Node], plugin: str, stdin: str) -> None:
     assert [done.returncode for done in said] == [0, 0]
 
 
-@pytest.mark.parametrize("plugin", ["bridge", "host-local", "loopback"])
+@pytest.mark.parametrize("plugin", ["bridge", "host-local", "loopback", "ptp", "static", "tuning"])
 @pytest.mark.parametrize("command", ["GC", "STATUS"])
 def test_silent_success(nodes: dict[str, Node], plugin: str, command: str) -> None:
     """GC and STATUS of a healthy network print nothing."""

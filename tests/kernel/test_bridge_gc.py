@@ -9,9 +9,9 @@ from uuid import uuid4
 
 import pytest
 
+from cni_common.collect import GRACE_SECONDS
 from cni_common.record import Records
 from cni_common.request import Attachment
-from plugins.bridge.attachment import GRACE_SECONDS
 from tests.faults.inprocess import Fault, faulty
 from tests.machine import Json, Machine, files_below
 

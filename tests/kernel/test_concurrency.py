@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from cni_common import collect as recorded
 from cni_common.host import STATE_DIR
-from plugins.bridge import attachment
 from plugins.host_local import collect, fate, lease
 from tests.faults.inprocess import Fault, faulty
 from tests.machine import (
@@ -236,7 +236,7 @@ def test_one_attachment_from_all_sides(machine: Machine) -> None:
 @pytest.fixture
 def impatient_gc(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have GC not spare what is young."""
-    for module in (attachment, collect, fate, lease):
+    for module in (recorded, collect, fate, lease):
         monkeypatch.setattr(module, "GRACE_SECONDS", -1)
 
 

@@ -32,7 +32,11 @@ LOOK_EVERY, LOOK_CLOSELY_EVERY = 20, 500  # cases
 _ATTACHED = "veth[0-9a-f]{8}|eth0|net1|x+"  # names of interfaces that ADD makes
 DATA_DIR, NETWORK = "/of/the/machine", "of-the-machine"  # stand for names of a machine
 COMMANDS = ("ADD",) * 9 + ("DEL",) * 5 + ("CHECK",) * 3 + ("GC", "STATUS") * 2
-PLUGINS = ("bridge",) * 5 + ("host-local",) * 4 + ("loopback",) * 2
+PLUGINS = (
+    *(("bridge",) * 5 + ("host-local",) * 4 + ("ptp",) * 3 + ("loopback",) * 2),
+    *("static", "tuning"),
+)
+REPEATABLE = ("loopback", "static", "tuning")  # whose ADD may come twice
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
 # --- what runtimes send ---
@@ -80,6 +84,21 @@ NETWORKS: tuple[Json, ...] = (
     {"type": "bridge", "bridge": "plain0", "ipam": SINGLE, "dns": {"nameservers": ["10.0.0.1"]}},
 )
 LOOPBACK: Json = {"type": "loopback"}
+STATIC: Json = {
+    "type": "static",
+    "addresses": [
+        {"address": "10.81.0.5/24", "gateway": "10.81.0.1"},
+        {"address": "fd00:81::5/64"},
+    ],
+    "routes": [ROUTE],
+    "dns": {"nameservers": ["10.0.0.1"]},
+}
+TUNING: Json = {
+    "type": "tuning",
+    "sysctl": {"net.core.somaxconn": "99", "net/ipv4/conf/lo/arp_notify": "1"},
+    "args": {"cni": {"sysctl": {"net.ipv4.tcp_fin_timeout": "33"}}},
+    "dataDir": DATA_DIR,
+}
 PREVIOUS: tuple[Json, ...] = (
     {
         "interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:01", "sandbox": "/n"}],
@@ -139,6 +158,7 @@ KEYS = (
     *("ipMasq", "mtu", "hairpinMode", "promiscMode", "vlan", "vlanTrunk", "preserveDefaultVlan"),
     *("macspoofchk", "disableContainerInterface", "portIsolation", "ipam", "args", "runtimeConfig"),
     *("capabilities", "dns", "prevResult", "subnet", "rangeStart", "rangeEnd", "gateway", "ranges"),
+    *("sysctl", "promisc", "allmulti", "txQLen", "addresses", "dataDir"),
     *("routes", "resolvConf", "dst", "gw", "priority", "table", "scope", "advmss", "ips", "mac"),
     *("interfaces", "address", "interface", "nameservers", "search", "id", "minID", "x", "sandbox"),
     *("cni.dev/valid-attachments", "cni.dev/attachments", "containerID", "ifname", "ipRanges"),
@@ -193,21 +213,23 @@ class Generator:
         else:
             stdin = b"{}"
         # To make and delete a veth pair is what takes the time: not too many of them.
-        reach = 0.3 if (plugin, command) == ("bridge", "ADD") else 0.85
+        reach = 0.3 if plugin in ("bridge", "ptp") and command == "ADD" else 0.85
         return Case(plugin, self._environ(command, reach), stdin)
 
     def _config(self, plugin: str, command: str) -> Json:
         network = self._random.choice(NETWORKS)
-        if plugin == "loopback":
-            network = LOOPBACK
+        if plugin in ("loopback", "tuning"):
+            network = LOOPBACK if plugin == "loopback" else TUNING
         version = self._random.choice(VERSIONS)
         config = {"cniVersion": version, "name": NETWORK, **network}
         ipam = config.get("ipam")
-        if plugin == "host-local" and not (ipam and ipam.get("type")):
+        if plugin in ("host-local", "ptp") and not (ipam and ipam.get("type")):
             ipam = IPAM
+        if plugin == "static":
+            ipam = STATIC
         if ipam:
             config["ipam"] = {**ipam, "dataDir": DATA_DIR}
-        if command in ("CHECK", "DEL") or self._likely(0.1):
+        if command in ("CHECK", "DEL") or plugin == "tuning" or self._likely(0.1):
             config["prevResult"] = self._random.choice(PREVIOUS)
         if command == "GC":
             config["cniVersion"] = "1.1.0"
@@ -412,7 +434,7 @@ class Fuzzer:
         config = json.loads(case.stdin.decode("utf-8", "replace"))
         checked = json.dumps({**config, "prevResult": result}).encode()
         again = self._call(case)
-        assert again.exit_code == (case.plugin != "loopback"), again.stdout
+        assert again.exit_code == (case.plugin not in REPEATABLE), again.stdout
         self._call(_as(case, "CHECK", checked))
 
         done = self._call(_as(case, "DEL", case.stdin))

@@ -22,7 +22,7 @@ from tests.machine import CNI_BIN, REFERENCE_BIN, Machine, machine_at
 
 Json = dict[str, Any]
 
-PLUGINS = ("loopback", "bridge", "host-local")
+PLUGINS = ("loopback", "bridge", "host-local", "ptp", "static", "tuning")
 ENVIRON = {
     "CNI_COMMAND": "ADD",
     "CNI_CONTAINERID": "c1",
@@ -43,7 +43,7 @@ class Case:
 
     stdin: bytes
     environ: Mapping[str, str] = field(default_factory=dict)
-    plugins: tuple[str, ...] = ()  # by default one of the three
+    plugins: tuple[str, ...] = ()  # by default one of them
     same_words: bool = False  # whether the message is the reference's, letter by letter
 
 

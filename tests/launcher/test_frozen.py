@@ -187,6 +187,9 @@ LIBRARIES = {
     "bridge refuses an ADD": _SERVING | _NETLINK,
     "loopback refuses an ADD": _SERVING | _NETLINK,
     "portmap refuses an ADD": _SERVING | (_NETLINK - {"select"}),
+    "ptp refuses an ADD": _SERVING | _NETLINK,
+    "static refuses an ADD": _SERVING,
+    "tuning refuses an ADD": _SERVING | _NETLINK - {"select"},
 }
 _TELLING = """
 import os, sys
@@ -255,11 +258,11 @@ def test_each_entry_loads_what_is_written_here(telling: Path, machine: Machine, 
 
 def test_the_build_spares_what_it_did_not_make(tmp_path: Path) -> None:
     """A directory with other files, as an installation may have, is not replaced."""
-    (tmp_path / "ptp").touch()
+    (tmp_path / "macvlan").touch()
 
     assert freeze.main([str(tmp_path)]) == 1
 
-    assert [path.name for path in tmp_path.iterdir()] == ["ptp"]
+    assert [path.name for path in tmp_path.iterdir()] == ["macvlan"]
 
 
 def test_the_bundle_is_small(dist: Path) -> None:

@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # A module imports only from those before it, also inside functions. `if TYPE_CHECKING` does not
 # count. A new module needs an entry in docs/decisions.md.
 ORDER = (
-    *("streams", "errors", "steps", "wire", "types", "schema", "request", "record"),
-    *("netlink", "codec", "link", "rtnetlink", "netns", "nftmessages", "nftrules", "nft"),
-    *("iptables", "masquerade", "lifetime", "removal", "interface"),
+    *("streams", "errors", "steps", "wire", "types", "schema", "request", "ipam", "record"),
+    *("netlink", "codec", "link", "route", "rtnetlink", "netns", "nftmessages", "nftrules", "nft"),
+    *("iptables", "masquerade", "collect", "removal", "interface", "attachment"),
     *("protocol", "host", "worker", "engine", "cli", "main"),
 )
 FOR_PLUGINS = ORDER[: ORDER.index("protocol")]  # a plugin is handed the Host
@@ -204,7 +204,7 @@ _COMMON_BASE = frozenset({"errors", "main", "streams", "types", "wire"})
 _COMMON_SERVING = _COMMON_BASE | frozenset(
     {"host", "netns", "protocol", "record", "request", "schema", "steps"}
 )
-_INTERFACE = frozenset({"interface", "link", "netlink", "removal", "rtnetlink"})
+_INTERFACE = frozenset({"interface", "link", "netlink", "removal", "route", "rtnetlink"})
 
 
 class Entry(NamedTuple):
@@ -228,7 +228,7 @@ ENTRIES = {
         {"ipam": {"type": "host-local"}},
         7,
         _SERVING | {"signal", "struct"},
-        _COMMON_SERVING,
+        _COMMON_SERVING | {"ipam"},
         frozenset(
             {
                 "host_local",
@@ -249,13 +249,15 @@ ENTRIES = {
         {"vlan": 5000},
         7,
         _SERVING | _NETLINK,
-        _COMMON_SERVING | _INTERFACE | {"masquerade", "nft", "nftmessages", "nftrules"},
+        _COMMON_SERVING
+        | _INTERFACE
+        | {"attachment", "collect", "ipam", "masquerade", "nft", "nftmessages", "nftrules"},
         frozenset(
             {
                 "bridge",
-                "bridge.attachment",
                 "bridge.conf",
                 "bridge.gateway",
+                "bridge.kind",
                 "bridge.macfilter",
                 "bridge.port",
                 "bridge.vlan",
@@ -268,7 +270,7 @@ ENTRIES = {
         {},
         7,
         _SERVING | _NETLINK,
-        _COMMON_SERVING | {"lifetime", "masquerade", "netlink", "nft", "nftmessages", "nftrules"},
+        _COMMON_SERVING | {"collect", "masquerade", "netlink", "nft", "nftmessages", "nftrules"},
         frozenset(
             {
                 "portmap",
@@ -289,6 +291,35 @@ ENTRIES = {
         _SERVING | _NETLINK,
         _COMMON_SERVING | _INTERFACE,
         frozenset({"loopback"}),
+    ),
+    "ptp refuses an ADD": Entry(
+        "ptp",
+        "ADD",
+        {},
+        7,
+        _SERVING | _NETLINK,
+        _COMMON_SERVING
+        | _INTERFACE
+        | {"attachment", "collect", "ipam", "masquerade", "nft", "nftmessages", "nftrules"},
+        frozenset({"ptp", "ptp.conf", "ptp.way"}),
+    ),
+    "tuning refuses an ADD": Entry(
+        "tuning",
+        "ADD",
+        {},
+        7,
+        _SERVING | _NETLINK,
+        _COMMON_SERVING | {"ipam", "link", "netlink"},
+        frozenset({"tuning", "tuning.conf", "tuning.device", "tuning.sysctl"}),
+    ),
+    "static refuses an ADD": Entry(
+        "static",
+        "ADD",
+        {},
+        7,
+        _SERVING | {"signal"},
+        _COMMON_SERVING | {"ipam"},
+        frozenset({"static"}),
     ),
 }
 

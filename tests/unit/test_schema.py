@@ -176,7 +176,7 @@ class Generator:
         more = by.get("additionalProperties", {"type": "string"})
         chosen = {key: self.conforming(value) for key, value in known.items() if self._likely(0.6)}
         others = (
-            {} if more is False else {"other": self.conforming(more), "": "" if known else True}
+            {} if more is False else {"other": self.conforming(more), "": self.conforming(more)}
         )
         return chosen | (others if self._likely(0.5) else {})
 

@@ -1,6 +1,7 @@
-"""Whether an attachment still lives, as its record tells, and what GC may take."""
+"""Whether a recorded attachment still lives, and GC of those that do not."""
 
 from dataclasses import replace
+from functools import cache
 
 from cni_common.masquerade import Owner
 from cni_common.netns import identity, reachable_namespaces
@@ -10,10 +11,43 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cni_common.host import Host
     from cni_common.record import Json, Record, Records
     from cni_common.request import Request
+    from cni_common.steps import BestEffort
 
 GRACE_SECONDS = 60  # GC leaves younger attachments alone: their ADD may not have returned yet
+
+
+def collect(
+    plugin: str,
+    req: "Request",
+    host: "Host",
+    steps: "BestEffort",
+    *,
+    dissolve: "Callable[[Request, Record], object]",
+) -> None:
+    """Have every recorded attachment of this network dissolved that the runtime does not name.
+
+    `dissolve` gets the DEL that the runtime did not send, and the record. Left alone are those that
+    are young, are being worked on, or whose namespace lives: another runtime may know them.
+    Without a list only those are taken that are known to be dead.
+    """
+    valid = req.valid_attachments
+    living = cache(reachable_namespaces)
+    for path in host.records.paths(plugin, req.network):
+        record = host.records.open(path)
+        if record is None:
+            continue
+        whose = record.attachment
+        reason = _reason_to_keep(record, valid, living)
+        if reason:
+            host.log(f"GC keeps {whose.containerid} {whose.ifname}: {reason}")
+            record.close()
+            continue
+        host.log(f"GC removes {whose.containerid} {whose.ifname}: not valid, namespace gone")
+        gone = _as_delete(req, whose)
+        steps.attempt(f"{whose.containerid} {whose.ifname}", lambda: dissolve(gone, record))  # noqa: B023 - called at once
 
 
 def lives(facts: "Json", living: "Callable[[], dict[str, str]]") -> bool:
@@ -23,7 +57,7 @@ def lives(facts: "Json", living: "Callable[[], dict[str, str]]") -> bool:
 
 
 def is_alive(records: "Records", owner_text: str) -> bool:
-    """Tell whether the attachment that an element's comment names still has its namespace."""
+    """Tell whether the attachment that an nftables element names still has its namespace."""
     plugin = owner_text.partition(" ")[0]
     for facts in records.survey(plugin):
         if owner_of(plugin, facts) == owner_text:
@@ -37,15 +71,11 @@ def owner_of(plugin: str, facts: "Json") -> str:
     return str(Owner(plugin, facts.get("network", ""), whose))
 
 
-def reason_to_keep(
+def _reason_to_keep(
     record: "Record",
     valid: "frozenset[Attachment] | None",
     living: "Callable[[], dict[str, str]]",
 ) -> str:
-    """Return why GC must leave an attachment alone, "" when it may go.
-
-    Left alone are those that are young, or whose namespace lives: another runtime may know them.
-    """
     if valid is not None and record.attachment in valid:
         return "valid"
     if record.age() < GRACE_SECONDS:
@@ -55,7 +85,7 @@ def reason_to_keep(
     return ""
 
 
-def as_delete(req: "Request", whose: Attachment) -> "Request":
+def _as_delete(req: "Request", whose: Attachment) -> "Request":
     """Return the DEL of `whose` that the runtime did not send."""
     environ = {
         **req.environ,

@@ -1,41 +1,56 @@
-"""The life of one attachment: its record, its address, and how it is taken apart."""
+"""The life of one attachment: its record, its address, and how it is taken apart.
+
+For plugins that give the container an interface by a veth pair.
+"""
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from ipaddress import ip_address, ip_interface
 
-from cni_common import interface, masquerade
+from cni_common import collect, interface, masquerade
 from cni_common.errors import CNIError, Code
-from cni_common.netns import addresses_in_use, identity, reachable_namespaces
+from cni_common.ipam import ipam_type
+from cni_common.netns import addresses_in_use
 from cni_common.removal import delete_link
 from cni_common.request import Attachment, Command, Request
 from cni_common.steps import BestEffort
-from plugins.bridge import macfilter
-from plugins.bridge.conf import ipam_type
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cni_common.host import Host
+    from cni_common.link import Link
     from cni_common.netns import NetNS
     from cni_common.record import Json, Record
     from cni_common.steps import Undo
     from cni_common.types import Address, Cidr, Result
-    from plugins.bridge.conf import Conf
 
-PLUGIN = "bridge"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # for delegates
-GRACE_SECONDS = 60  # GC leaves younger attachments alone: their ADD may not have returned yet
 
 
-def owner(req: "Request") -> masquerade.Owner:
-    """Return the attachment as the owner of its masquerading."""
-    return masquerade.Owner(PLUGIN, req.network, req.attachment)
+def _nothing(*_: object) -> None:
+    """Do nothing."""
 
 
-def begin(req: "Request", host: "Host", conf: "Conf", undo: "Undo") -> "Record":
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What one plugin's attachments have of their own; the last three are steps of DEL and GC."""
+
+    plugin: str
+    # Whether a veth that no record knows, by its end on the host, belongs to the network.
+    is_in_network: "Callable[[Request, Host, Link], bool]"
+    dissolve: "Callable[[Host, Json, BestEffort], object]" = _nothing
+    dissolve_unrecorded: "Callable[[Request, Host, BestEffort], object]" = _nothing
+    collect: "Callable[[Host, BestEffort], object]" = _nothing
+
+    def owner(self, req: "Request") -> masquerade.Owner:
+        """Return the attachment as the owner of its masquerading."""
+        return masquerade.Owner(self.plugin, req.network, req.attachment)
+
+
+def begin(kind: Kind, req: "Request", host: "Host", undo: "Undo") -> "Record":
     """Write the record of an attachment that is about to be made.
 
     What an interrupted ADD of the same attachment has left is taken apart first; one that lives,
@@ -44,29 +59,39 @@ def begin(req: "Request", host: "Host", conf: "Conf", undo: "Undo") -> "Record":
     facts = {
         "netns": req.netns,
         "netns_id": host.open_netns(req.netns).identity,
-        "ipam": conf.ipam,
+        "ipam": ipam_type(req.config),
         "stdin": req.stdin.decode("utf-8", "replace"),
         "cni_args": req.environ.get("CNI_ARGS", ""),
         "cni_path": req.environ.get("CNI_PATH", ""),
         "masquerade": "",
-        "mac_filter": "",
     }
     try:
-        record = host.records.begin(PLUGIN, req.network, req.attachment, facts)
+        record = host.records.begin(kind.plugin, req.network, req.attachment, facts)
     except FileExistsError:
-        old = host.records.find(PLUGIN, req.network, req.attachment, wait=False)
+        old = host.records.find(kind.plugin, req.network, req.attachment, wait=False)
         if old:
             _refuse_living(req, host, old)
             host.log(f"taking apart what an interrupted ADD of {req.containerid} has left")
-            dissolve(req, host, old)
-        record = host.records.begin(PLUGIN, req.network, req.attachment, facts)
+            dissolve(kind, req, host, old)
+        record = host.records.begin(kind.plugin, req.network, req.attachment, facts)
     # The last to go, and only when nothing is left that it could be needed for.
     undo.push("record", lambda: None if undo.failed else record.remove())
     return record
 
 
-def allocate(req: "Request", host: "Host", type: str, undo: "Undo") -> "Result":  # noqa: A002
-    """Return what the IPAM plugin gives, and have it taken back should the ADD fail."""
+def allocate(
+    req: "Request",
+    host: "Host",
+    type: str,  # noqa: A002 - the spec's word
+    undo: "Undo",
+    *,
+    mtu: int,
+) -> "Result":
+    """Return what the IPAM plugin gives, and have it taken back should the ADD fail.
+
+    That is one address at least. Raises CNIError, also when `mtu` (0: the kernel's) is too small
+    for the addresses.
+    """
 
     def release() -> object:
         return host.delegate(type, req, Command.DEL)
@@ -83,18 +108,36 @@ def allocate(req: "Request", host: "Host", type: str, undo: "Undo") -> "Result":
     if given is None:
         raise CNIError(Code.INTERNAL, f"IPAM plugin '{type}' returned no result")
     given.refuse_contradictions(f"IPAM plugin '{type}'")
+    if not given.ips:
+        raise CNIError(
+            Code.INTERNAL, f"IPAM plugin returned missing IP config: '{type}' gave no address"
+        )
+    if 0 < mtu < interface.IPV6_MTU_MIN and any(ip.address.version == 6 for ip in given.ips):
+        raise CNIError(
+            Code.INVALID_CONFIG,
+            f'"mtu" is {mtu}, IPv6 needs {interface.IPV6_MTU_MIN} bytes (RFC 8200)',
+        )
     return given
 
 
-def dissolve(req: "Request", host: "Host", record: "Record") -> None:
+def delete(kind: Kind, req: "Request", host: "Host") -> None:
+    """Detach: from the record of what ADD made, else from prevResult and what is found."""
+    record = host.records.find(kind.plugin, req.network, req.attachment)
+    if record and "stdin" in record.facts:
+        dissolve(kind, req, host, record)
+        return
+    dissolve_unrecorded(kind, req, host)
+    if record:  # an ADD died before it had written a line, or the file is damaged
+        record.remove()
+
+
+def dissolve(kind: Kind, req: "Request", host: "Host", record: "Record") -> None:
     """Take apart what `record` names, then remove it; it stays when a step fails."""
     facts = record.facts
     with BestEffort() as steps:
         steps.attempt("interface", lambda: _delete_pair(req, host, facts))
-        if facts.get("masquerade"):
-            steps.attempt("masquerading", lambda: unmasquerade(req, host, facts))
-        if facts.get("mac_filter"):
-            steps.attempt("MAC filter", lambda: filter_no_more(host, facts))
+        steps.attempt("masquerading", lambda: unmask(kind, req, host, facts))
+        kind.dissolve(host, facts, steps)
         if facts.get("ipam"):
             steps.attempt("IPAM DEL", lambda: _release(req, host, facts))
     record.remove()
@@ -117,93 +160,92 @@ def as_delete(record: "Record", path: str) -> "Request":
     return Request.parse(environ, facts.get("stdin", "").encode())
 
 
-def dissolve_unrecorded(req: "Request", host: "Host") -> None:
+def dissolve_unrecorded(kind: Kind, req: "Request", host: "Host") -> None:
     """Take apart an attachment without a record: one of the reference's, or one long gone."""
     addresses = _addresses_of_prev_result(req)
     with BestEffort() as steps:
-        steps.attempt("interface", lambda: addresses.update(_delete_unrecorded_pair(req, host)))
-        steps.attempt("masquerading", lambda: masquerade.remove(host.netns, owner(req), addresses))
+        steps.attempt(
+            "interface", lambda: addresses.update(_delete_unrecorded_pair(kind, req, host))
+        )
+        steps.attempt(
+            "masquerading", lambda: masquerade.remove(host.netns, kind.owner(req), addresses)
+        )
         steps.attempt(
             "masquerading of the reference",
-            lambda: masquerade.remove_of_reference(host.netns, owner(req), addresses),
+            lambda: masquerade.remove_of_reference(host.netns, kind.owner(req), addresses),
         )
-        steps.attempt(
-            "MAC filter", lambda: macfilter.remove_of_reference(host.netns, req.attachment)
-        )
+        kind.dissolve_unrecorded(req, host, steps)
         if ipam_type(req.config):
             steps.attempt(
                 "IPAM DEL", lambda: host.delegate(ipam_type(req.config), req, Command.DEL)
             )
 
 
-def unmasquerade(req: "Request", host: "Host", facts: "Json") -> None:
-    """Take back the masquerading that `facts` tell of."""
+def mask(
+    kind: Kind,
+    req: "Request",
+    host: "Host",
+    addresses: "list[Cidr]",
+    *,
+    backend: str,
+    record: "Record",
+) -> None:
+    """Masquerade what `addresses` send to outside of their subnets; `unmask` takes it back."""
+    record.note(masquerade=backend, addresses=[str(cidr) for cidr in addresses])
+    masquerade.add(
+        host.netns,
+        kind.owner(req),
+        addresses,
+        backend=backend,
+        is_alive=lambda text: collect.is_alive(host.records, text),
+    )
+
+
+def unmask(kind: Kind, req: "Request", host: "Host", facts: "Json") -> None:
+    """Take back the masquerading that `facts` tell of, if any."""
+    if not facts.get("masquerade"):
+        return
     addresses = [ip_interface(text) for text in facts.get("addresses", ())]
     masquerade.remove(
         host.netns,
-        owner(req),
+        kind.owner(req),
         [cidr.ip for cidr in addresses],
         backend=facts["masquerade"],
         subnets={cidr.network for cidr in addresses},
     )
 
 
-def filter_no_more(host: "Host", facts: "Json") -> None:
-    """Take back the MAC filter that `facts` tell of."""
-    macfilter.remove(host.netns, facts["veth"], facts["mac_filter"])
+def probe(host: "Host", backend: str) -> None:
+    """Raise CNIError 50 when no record could be written, or nothing masqueraded by `backend`."""
+    try:
+        host.records.probe()
+    except OSError as error:
+        raise CNIError(
+            Code.PLUGIN_NOT_AVAILABLE,
+            f"cannot write to '{host.records.directory}': {error.strerror}; make it writable",
+        ) from None
+    if backend:
+        masquerade.probe(host.netns, backend)
 
 
-def is_alive(host: "Host", owner_text: str) -> bool:
-    """Tell whether the attachment that a masquerade element names still has its namespace."""
-    plugin = owner_text.partition(" ")[0]
-    for facts in host.records.survey(plugin):
-        whose = Attachment(facts.get("containerid", ""), facts.get("ifname", ""))
-        if str(masquerade.Owner(plugin, facts.get("network", ""), whose)) == owner_text:
-            return _lives(facts, reachable_namespaces)
-    return False
-
-
-def user_of_gateway(req: "Request", host: "Host", conf: "Conf", gateway: "Cidr") -> str:
-    """Return another network that has living containers behind `gateway`, "" when none has."""
-    living = cache(reachable_namespaces)
-    for facts in host.records.survey(PLUGIN):
-        if (
-            facts.get("network") != req.network
-            and facts.get("gateway_interface") == conf.gateway_interface
-            and str(gateway) in facts.get("gateways", ())
-            and _lives(facts, living)
-        ):
-            return str(facts["network"])
-    return ""
-
-
-def collect(req: "Request", host: "Host", steps: "BestEffort") -> None:
-    """Take apart every attachment of this network that the runtime does not name.
-
-    Left alone are those that are young, are being worked on, or whose namespace lives: another
-    runtime may know them. Without a list only those are taken that are known to be dead.
-    """
-    valid = req.valid_attachments
-    living = cache(reachable_namespaces)
-    for path in host.records.paths(PLUGIN, req.network):
-        record = host.records.open(path)
-        if record is None:
-            continue
-        whose = record.attachment
-        reason = _reason_to_keep(record, valid, living)
-        if reason:
-            host.log(f"GC keeps {whose.containerid} {whose.ifname}: {reason}")
-            record.close()
-            continue
-        host.log(f"GC removes {whose.containerid} {whose.ifname}: not valid, namespace gone")
-        gone = _as_delete(req, whose)
-        steps.attempt(f"{whose.containerid} {whose.ifname}", lambda: dissolve(gone, host, record))  # noqa: B023 - called at once
-    if valid is not None:
-        _collect_unrecorded(req, host, steps, valid)
+def gc(kind: Kind, req: "Request", host: "Host") -> None:
+    """Remove what belongs to no valid attachment of this network, then let IPAM do the same."""
+    with BestEffort() as steps:
+        collect.collect(
+            kind.plugin,
+            req,
+            host,
+            steps,
+            dissolve=lambda gone, record: dissolve(kind, gone, host, record),
+        )
+        if req.valid_attachments is not None:
+            _collect_unrecorded(kind, req, host, steps, valid=req.valid_attachments)
+        if ipam_type(req.config):
+            steps.attempt("IPAM GC", lambda: host.delegate(ipam_type(req.config), req, Command.GC))
 
 
 def _collect_unrecorded(
-    req: "Request", host: "Host", steps: "BestEffort", valid: frozenset[Attachment]
+    kind: Kind, req: "Request", host: "Host", steps: "BestEffort", *, valid: frozenset[Attachment]
 ) -> None:
     in_use = cache(addresses_in_use)
 
@@ -212,7 +254,7 @@ def _collect_unrecorded(
 
     def keep() -> "frozenset[Attachment]":
         # To be asked for after a look at what there is: a record is there before all the rest.
-        recorded = [f for f in host.records.survey(PLUGIN) if f.get("network") == req.network]
+        recorded = [f for f in host.records.survey(kind.plugin) if f.get("network") == req.network]
         return valid | {Attachment(f["containerid"], f["ifname"]) for f in recorded}
 
     def sweep() -> None:
@@ -220,63 +262,20 @@ def _collect_unrecorded(
         kept = keep()
         for text, address in present:
             parts = text.split(" ")
-            if parts[:2] != [PLUGIN, req.network] or len(parts) != 4:
+            if parts[:2] != [kind.plugin, req.network] or len(parts) != 4:
                 continue
             if Attachment(parts[2], parts[3]) not in kept and not is_used(address):
                 masquerade.remove_element(host.netns, address, text)
                 host.log(f"GC removes the masquerade element of {address}: no record of {text}")
 
     steps.attempt("masquerade elements", sweep)
-    steps.attempt(
-        "MAC filters",
-        lambda: [host.log(f"GC removes {what}") for what in macfilter.gc(host.netns)],
-    )
+    kind.collect(host, steps)
     steps.attempt(
         "masquerading of the reference",
         lambda: [
             host.log(f"GC removes {what}")
             for what in masquerade.gc_of_reference(host.netns, req.network, keep, is_used)
         ],
-    )
-
-
-def _reason_to_keep(
-    record: "Record",
-    valid: "frozenset[Attachment] | None",
-    living: "Callable[[], dict[str, str]]",
-) -> str:
-    if valid is not None and record.attachment in valid:
-        return "valid"
-    if record.age() < GRACE_SECONDS:
-        return f"younger than {GRACE_SECONDS} s"
-    if _lives(record.facts, living):
-        return f"its namespace lives ('{record.facts.get('netns')}')"
-    return ""
-
-
-def _lives(facts: "Json", living: "Callable[[], dict[str, str]]") -> bool:
-    """Tell whether the recorded namespace is where it was, or anywhere else that is looked at."""
-    wanted = facts.get("netns_id")
-    return bool(wanted) and (identity(facts.get("netns", "")) == wanted or wanted in living())
-
-
-def _as_delete(req: "Request", whose: Attachment) -> "Request":
-    """Return the DEL of `whose` that the runtime did not send."""
-    environ = {
-        **req.environ,
-        "CNI_COMMAND": Command.DEL,
-        "CNI_CONTAINERID": whose.containerid,
-        "CNI_IFNAME": whose.ifname,
-        "CNI_NETNS": "",
-        "CNI_ARGS": "",
-    }
-    return replace(
-        req,
-        command=Command.DEL,
-        containerid=whose.containerid,
-        ifname=whose.ifname,
-        netns="",
-        environ=environ,
     )
 
 
@@ -301,7 +300,7 @@ def _delete_pair(req: "Request", host: "Host", facts: "Json") -> None:
         interface.delete_veth(container, req.ifname, facts["mac"])
 
 
-def _delete_unrecorded_pair(req: "Request", host: "Host") -> "set[Address]":
+def _delete_unrecorded_pair(kind: Kind, req: "Request", host: "Host") -> "set[Address]":
     """Delete the container's interface if it leads to our bridge; return its addresses."""
     container = _netns_or_none(req, host)
     link = container.netlink.link(req.ifname) if container else None
@@ -310,11 +309,10 @@ def _delete_unrecorded_pair(req: "Request", host: "Host") -> "set[Address]":
     ours = interface.host_end(host.netns, container, link)
     if ours is None:
         return set()
-    bridge = host.netns.netlink.link(req.config.get("bridge", "cni0"))
-    if ours.master != (bridge.index if bridge else 0):
-        host.log(f"DEL leaves '{req.ifname}' alone: '{ours.name}' is not in this network's bridge")
+    if not kind.is_in_network(req, host, ours):
+        host.log(f"DEL leaves '{req.ifname}' alone: '{ours.name}' is not of this network")
         return set()
-    for facts in host.records.survey(PLUGIN):
+    for facts in host.records.survey(kind.plugin):
         claim = facts.get("veth"), facts.get("veth_mac"), facts.get("containerid", "")
         if claim[:2] == (ours.name, ours.mac) and claim[2]:
             # The path was that of a namespace which died, and by now is that of another.

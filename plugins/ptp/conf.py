@@ -1,0 +1,68 @@
+"""The ptp plugin's configuration: SCHEMA, and what it means."""
+
+from dataclasses import dataclass
+
+from cni_common.errors import CNIError, Code
+from cni_common.interface import veth_mtu
+from cni_common.ipam import ipam_type, own_dns
+from cni_common.masquerade import BACKENDS
+from cni_common.request import PROTOCOL_PROPERTIES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, Self
+
+    from cni_common.request import Request
+
+    Json = Mapping[str, Any]
+
+SCHEMA: "Json" = {
+    "type": "object",
+    "properties": {
+        **PROTOCOL_PROPERTIES,
+        "ipMasq": {
+            "type": "boolean",
+            "description": "Masquerade what leaves the network.",
+        },
+        "ipMasqBackend": {
+            "type": "string",
+            "enum": list(BACKENDS),
+            "description": 'How to masquerade; "nftables" when absent.',
+        },
+        "mtu": {
+            "type": "integer",
+            "description": "MTU of the veth pair in bytes; 0: the kernel's.",
+        },
+        "ipam": {
+            "type": "object",
+            "description": "Address management; it must name a plugin.",
+            "properties": {"type": {"type": "string", "description": "Name of the IPAM plugin."}},
+        },
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Conf:
+    """A configuration that can be carried out."""
+
+    masquerade: str  # the backend, "" = none
+    mtu: int  # bytes, 0 = the kernel's default
+    ipam: str  # type of the IPAM plugin
+    dns: "Json | None"  # instead of what IPAM says
+
+    @classmethod
+    def of(cls, req: "Request") -> "Self":
+        """Return the configuration in `req`. Raises CNIError 7."""
+        config = req.config
+        if not ipam_type(config):
+            raise CNIError(
+                Code.INVALID_CONFIG, 'no plugin name provided: "ipam" must name an IPAM plugin'
+            )
+        return cls(
+            masquerade=config.get("ipMasqBackend", BACKENDS[0]) if config.get("ipMasq") else "",
+            mtu=veth_mtu(config.get("mtu", 0)),
+            ipam=ipam_type(config),
+            dns=own_dns(config),
+        )

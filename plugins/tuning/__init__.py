@@ -1,0 +1,206 @@
+"""tuning: sysctls of the container's network namespace, and attributes of its interface."""
+
+from dataclasses import replace
+
+from cni_common.errors import CNIError, Code
+from cni_common.steps import BestEffort
+from plugins.tuning import device, sysctl
+from plugins.tuning.conf import SCHEMA, Conf, Device, backup_path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_common.host import Host
+    from cni_common.netns import NetNS
+    from cni_common.record import Record
+    from cni_common.request import Request
+    from cni_common.steps import Undo
+    from cni_common.types import Result
+
+__all__ = ["SCHEMA", "add", "check", "delete", "gc", "status"]
+
+PLUGIN = "tuning"
+IPV6_MTU_MIN = 1280  # bytes, RFC 8200 section 5
+
+
+def add(req: "Request", host: "Host", undo: "Undo") -> "Result":
+    """Set what is asked for, and return prevResult with the interface as it is now."""
+    conf = Conf.of(req)
+    result = _prev_result(req)
+    if not conf.sysctls and not conf.device:
+        return result
+    sysctl.check_allowed(conf.keys)
+    _refuse_to_end_ipv6(req, conf, result)
+    container = host.open_netns(req.netns)
+    record = _begin(req, host, container, undo)
+    if conf.sysctls:
+        before = sysctl.read(container, conf.sysctls)
+        record.note(sysctls=before)
+        undo.push("sysctls", lambda: sysctl.restore(container, before, {}))
+        sysctl.write(container, conf.sysctls, before)
+        record.note(sysctls_after=sysctl.read(container, conf.sysctls))
+    if conf.device:
+        _change_device(req, container, conf.device, record=record, undo=undo)
+        for entry in result.interfaces:
+            if entry.name == req.ifname and entry.sandbox:
+                entry.mac = conf.device.mac or entry.mac
+                entry.mtu = (conf.device.mtu or entry.mtu) if entry.mtu else 0
+    return result
+
+
+def delete(req: "Request", host: "Host") -> None:
+    """Give back what ADD changed, as far as it is still there."""
+    record = host.records.find(PLUGIN, req.network, req.attachment)
+    if record:
+        dissolve(req, host, record)
+        return
+    path = backup_path(req)
+    before = device.load(path)  # of the reference
+    container = _netns_or_none(req, host) if before else None
+    if container:
+        _restore_device(req, container, before)
+    device.forget(path)
+
+
+def dissolve(req: "Request", host: "Host", record: "Record") -> None:
+    """Give back what `record` names, then remove it; it stays when a step fails."""
+    facts = record.facts
+    container = _netns_or_none(req, host)
+    with BestEffort() as steps:
+        if container and container.identity == facts.get("netns_id"):
+            before = device.of_json(facts.get("device", {}))
+            steps.attempt("interface", lambda: _restore_device(req, container, before))
+            steps.attempt(
+                "sysctls",
+                lambda: sysctl.restore(
+                    container, facts.get("sysctls", {}), facts.get("sysctls_after", {})
+                ),
+            )
+        steps.attempt("backup", lambda: device.forget(facts.get("backup") or backup_path(req)))
+    record.remove()
+
+
+def check(req: "Request", host: "Host") -> None:
+    """Raise CNIError naming what is no longer as ADD made it."""
+    conf = Conf.of(req)
+    _prev_result(req)
+    container = host.open_netns(req.netns)
+    if conf.sysctls:
+        facts = next(
+            (
+                facts
+                for facts in host.records.survey(PLUGIN)
+                if facts.get("network") == req.network
+                and (facts.get("containerid"), facts.get("ifname")) == (req.containerid, req.ifname)
+            ),
+            {},
+        )
+        # As the kernel has put it; it knows 0x10 as 16.
+        due = {**conf.sysctls, **facts.get("sysctls_after", {})}
+        for path, value in sysctl.read(container, conf.sysctls).items():
+            if value is not None and not sysctl.is_same(value, due[path]):
+                raise _drift(f"sysctl {path} is {value!r}, it should be {due[path]!r}")
+    if conf.device:
+        difference = device.difference(device.required(container, req.ifname), conf.device)
+        if difference:
+            raise _drift(difference)
+
+
+def gc(req: "Request", host: "Host") -> None:
+    """Forget attachments that are gone: what was changed for them went with their namespace."""
+    from cni_common.collect import collect  # noqa: PLC0415 - GC is rare
+
+    with BestEffort() as steps:
+        collect(PLUGIN, req, host, steps, dissolve=lambda gone, one: dissolve(gone, host, one))
+
+
+def status(req: "Request", host: "Host") -> None:
+    """Raise CNIError when an ADD could not work now: 7 configuration, 5 allow-list, 50 state."""
+    conf = Conf.of(replace(req, environ={}))  # CNI_ARGS belong to an attachment
+    sysctl.check_allowed(conf.keys)
+    try:
+        host.records.probe()
+    except OSError as error:
+        raise CNIError(
+            Code.PLUGIN_NOT_AVAILABLE,
+            f"cannot write to '{host.records.directory}': {error.strerror}; make it writable",
+        ) from None
+
+
+def _prev_result(req: "Request") -> "Result":
+    result = req.prev_result
+    if result is None:
+        raise CNIError(
+            Code.INVALID_CONFIG,
+            "Required prevResult missing: tuning comes after the plugin that makes the interface",
+        )
+    return result
+
+
+def _refuse_to_end_ipv6(req: "Request", conf: Conf, result: "Result") -> None:
+    """Raise CNIError 7 when the interface would lose its IPv6 addresses by its MTU."""
+    if not 0 < (conf.device.mtu or 0) < IPV6_MTU_MIN:
+        return
+    for ip in result.ips:
+        where = None if ip.interface is None else result.interfaces[ip.interface].name
+        if ip.address.version == 6 and where in (None, req.ifname):
+            raise CNIError(
+                Code.INVALID_CONFIG,
+                f'"mtu" is {conf.device.mtu}, {ip.address} needs {IPV6_MTU_MIN} bytes (RFC 8200)',
+            )
+
+
+def _begin(req: "Request", host: "Host", container: "NetNS", undo: "Undo") -> "Record":
+    """Write the record; what an earlier ADD of the attachment has changed is given back first."""
+    facts = {
+        "netns": req.netns,
+        "netns_id": container.identity,
+        "backup": backup_path(req),
+        "stdin": req.stdin.decode("utf-8", "replace"),
+        "cni_path": req.environ.get("CNI_PATH", ""),
+    }
+    try:
+        record = host.records.begin(PLUGIN, req.network, req.attachment, facts)
+    except FileExistsError:
+        old = host.records.find(PLUGIN, req.network, req.attachment, wait=False)
+        if old:
+            dissolve(req, host, old)
+        record = host.records.begin(PLUGIN, req.network, req.attachment, facts)
+    # The last to go, and only when nothing is left that it could be needed for.
+    undo.push("record", lambda: None if undo.failed else record.remove())
+    return record
+
+
+def _change_device(
+    req: "Request", container: "NetNS", wanted: Device, *, record: "Record", undo: "Undo"
+) -> None:
+    link = device.required(container, req.ifname)
+    before = device.former(link, wanted)
+    path = record.facts["backup"]
+    record.note(device=device.as_json(before))
+    undo.push("backup", lambda: device.forget(path))
+    undo.push("interface", lambda: _restore_device(req, container, before))
+    device.save(path, before)
+    device.apply(container, link.index, wanted)
+
+
+def _restore_device(req: "Request", container: "NetNS", before: Device) -> None:
+    link = container.netlink.link(req.ifname)
+    if link is None:
+        return
+    with BestEffort() as steps:
+        device.apply(container, link.index, before, steps)
+
+
+def _netns_or_none(req: "Request", host: "Host") -> "NetNS | None":
+    """Return the container's namespace; None when it is gone."""
+    if not req.netns:
+        return None
+    try:
+        return host.open_netns(req.netns)
+    except CNIError as error:
+        host.log(f"DEL goes on without the namespace: {error.msg}")
+        return None
+
+
+def _drift(what: str) -> CNIError:
+    return CNIError(Code.INTERNAL, f"{what}; delete and add the attachment again")

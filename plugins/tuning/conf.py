@@ -1,0 +1,197 @@
+"""The tuning plugin's configuration: SCHEMA, and what it means."""
+
+from dataclasses import dataclass
+
+from cni_common.errors import CNIError, Code
+from cni_common.ipam import CNI_ARGS
+from cni_common.link import parse_mac
+from cni_common.request import PROTOCOL_PROPERTIES
+from plugins.tuning import sysctl
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, Self
+
+    from cni_common.request import Request
+
+    Json = Mapping[str, Any]
+
+DEFAULT_DATA_DIR = "/run/cni/tuning"
+_U32 = 2**32 - 1
+
+
+def _keys(more: str) -> "dict[str, Json]":
+    return {
+        "sysctl": {
+            "type": "object",
+            "additionalProperties": {"type": "string"},
+            "description": f"Sysctls of the container's network namespace{more}.",
+        },
+        "mac": {"type": "string", "description": f"MAC of the interface{more}."},
+        "mtu": {
+            "type": "integer",
+            "minimum": 0,
+            "maximum": _U32 >> 1,
+            "description": f"MTU of the interface in bytes, 0: as it is{more}.",
+        },
+        "promisc": {"type": "boolean", "description": f"Set the interface promiscuous{more}."},
+        "allmulti": {"type": "boolean", "description": f"Receive all multicast or not{more}."},
+        "txQLen": {
+            "type": "integer",
+            "minimum": 0,
+            "maximum": _U32,
+            "description": f"Length of the transmit queue in packets{more}.",
+        },
+    }
+
+
+SCHEMA: "Json" = {
+    "type": "object",
+    "properties": {
+        **PROTOCOL_PROPERTIES,
+        **_keys(""),
+        "dataDir": {
+            "type": "string",
+            "description": "Directory where the interface's former state is kept.",
+            "default": DEFAULT_DATA_DIR,
+        },
+        "args": {
+            "type": "object",
+            "description": "Arguments by the conventions.",
+            "properties": {
+                "cni": {
+                    "type": "object",
+                    "description": "Arguments that are the same for all plugins.",
+                    "properties": _keys(", before all others"),
+                }
+            },
+        },
+        "runtimeConfig": {
+            "type": "object",
+            "description": "What the runtime fills in for capabilities.",
+            "properties": {
+                "mac": {"type": "string", "description": "MAC by the capability `mac`."}
+            },
+        },
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What an interface is to be like, or was like; None: not touched."""
+
+    mac: str | None = None
+    promisc: bool | None = None
+    mtu: int | None = None  # bytes
+    allmulti: bool | None = None
+    tx_queue: int | None = None  # packets
+
+    def __bool__(self) -> bool:
+        return self != Device()
+
+
+@dataclass(frozen=True, slots=True)
+class Conf:
+    """A configuration that can be carried out."""
+
+    sysctls: "dict[str, str]"  # by path below /proc/sys
+    keys: "dict[str, str]"  # as written, by path
+    device: Device
+
+    @classmethod
+    def of(cls, req: "Request") -> "Self":
+        """Return the configuration in `req`. Raises CNIError 7, or 4 for CNI_ARGS."""
+        config = req.config
+        by_args = config.get("args", {}).get("cni", {})
+        if any(req.stdin.count(f'"{key}"'.encode()) > 1 for key in config.get("sysctl", {})):
+            _refuse_duplicates(req.stdin)
+        if not _is_absolute(config.get("dataDir", DEFAULT_DATA_DIR)):
+            raise _refuse(f'"dataDir" is {config["dataDir"]!r}, it must be an absolute path')
+        sysctls, keys = _sysctls(config.get("sysctl", {}), req.ifname)
+        more = _sysctls(by_args.get("sysctl", {}), req.ifname)
+        merged = {**config, **by_args}
+        return cls(
+            sysctls={**sysctls, **more[0]},
+            keys={**keys, **more[1]},
+            device=Device(
+                mac=_mac(req),
+                promisc=True if merged.get("promisc") else None,
+                mtu=merged.get("mtu") or None,
+                allmulti=merged.get("allmulti"),
+                tx_queue=merged.get("txQLen"),
+            ),
+        )
+
+
+def backup_path(req: "Request") -> str:
+    """Return where the reference keeps what the interface was like; for DEL, too."""
+    directory = req.config.get("dataDir", DEFAULT_DATA_DIR)
+    if not _is_absolute(directory):
+        directory = DEFAULT_DATA_DIR
+    return f"{directory.rstrip('/')}/{req.containerid}_{req.ifname}.json"
+
+
+def _is_absolute(path: str) -> bool:
+    return path.startswith("/") and "\0" not in path
+
+
+def _sysctls(given: "Json", ifname: str) -> "tuple[dict[str, str], dict[str, str]]":
+    """Return values and keys by path. Raises CNIError 7, also for a sysctl that is there twice."""
+    values: dict[str, str] = {}
+    keys: dict[str, str] = {}
+    for key, value in given.items():
+        path = sysctl.path_of(key, ifname or "IFNAME")
+        if path in values:
+            raise _refuse(f"duplicated sysctl keys are not allowed: {keys[path]} and {key}")
+        values[path] = sysctl.check_value(key, value)
+        keys[path] = key
+    return values, keys
+
+
+def _refuse_duplicates(stdin: bytes) -> None:
+    """Raise CNIError 7 when one sysctl is there twice, of which JSON keeps the last alone."""
+    import json  # noqa: PLC0415 - hardly ever needed
+
+    twice: list[str] = []
+
+    def pairs(items: "list[tuple[str, Any]]") -> "dict[str, Any]":
+        for key, value in items:
+            if key.lower() == "sysctl" and isinstance(value, _Repeating):
+                twice.extend(value.repeated)
+        names = [key for key, _ in items]
+        found = _Repeating(items)
+        found.repeated = [key for key in found if names.count(key) > 1]
+        return found
+
+    json.loads(stdin, object_pairs_hook=pairs)
+    if twice:
+        raise _refuse(f"duplicated sysctl keys are not allowed: {', '.join(twice)}")
+
+
+class _Repeating(dict):  # type: ignore[type-arg]
+    """An object of JSON, and which keys it has more than once."""
+
+    repeated: "list[str]"
+
+
+def _mac(req: "Request") -> str | None:
+    """Return the MAC: args.cni.mac beats the capability, which beats CNI_ARGS and configuration."""
+    config = req.config
+    text = (
+        config.get("args", {}).get("cni", {}).get("mac")
+        or config.get("runtimeConfig", {}).get("mac")
+        or req.cni_args(CNI_ARGS).get("MAC")
+        or config.get("mac")
+    )
+    if not text:
+        return None
+    try:
+        return parse_mac(text)
+    except ValueError as error:
+        raise _refuse(f"the interface's MAC is {error}") from None
+
+
+def _refuse(text: str) -> CNIError:
+    return CNIError(Code.INVALID_CONFIG, text)

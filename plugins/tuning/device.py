@@ -1,0 +1,135 @@
+"""The interface: what it is like, how it is changed, and the file of what it was like."""
+
+import os
+
+from cni_common import wire
+from cni_common.errors import CNIError, Code
+from cni_common.link import IFF_ALLMULTI, IFF_PROMISC, parse_mac
+from cni_common.steps import BestEffort
+from plugins.tuning.conf import Device
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from cni_common.link import Link
+    from cni_common.netns import NetNS
+
+    Json = Mapping[str, Any]
+
+_BACKUP_BYTES_MAX = 65536
+# The reference's names.
+_KEYS = {
+    "mac": "mac",
+    "promisc": "promisc",
+    "mtu": "mtu",
+    "allmulti": "allmulti",
+    "tx_queue": "txQLen",
+}
+
+
+def required(container: "NetNS", ifname: str) -> "Link":
+    """Return the interface. Raises CNIError when there is none."""
+    link = container.netlink.link(ifname)
+    if link is None:
+        raise CNIError(Code.INTERNAL, f"interface '{ifname}' is missing in '{container.path}'")
+    return link
+
+
+def former(link: "Link", wanted: Device) -> Device:
+    """Return what `link` is like, of what is `wanted` otherwise."""
+    now = Device(
+        link.mac,
+        bool(link.flags & IFF_PROMISC),
+        link.mtu,
+        bool(link.flags & IFF_ALLMULTI),
+        link.tx_queue,
+    )
+    return Device(**{key: getattr(now, key) for key in _KEYS if getattr(wanted, key) is not None})
+
+
+def apply(container: "NetNS", index: int, wanted: Device, steps: BestEffort | None = None) -> None:
+    """Change an interface, one thing at a time, all of them with `steps`. Raises NetlinkError."""
+    netlink = container.netlink
+    changes: dict[str, Callable[[Any], object]] = {
+        "mtu": lambda mtu: netlink.set_mtu(index, mtu),
+        "mac": lambda mac: netlink.set_mac(index, mac),
+        "promisc": lambda on: netlink.set_flag(index, IFF_PROMISC, on=on),
+        "allmulti": lambda on: netlink.set_flag(index, IFF_ALLMULTI, on=on),
+        "tx_queue": lambda packets: netlink.set_tx_queue(index, packets),
+    }
+    for key, change in changes.items():
+        value = getattr(wanted, key)
+        if value is None:
+            continue
+        if steps:
+            steps.attempt(_KEYS[key], lambda: change(value))  # noqa: B023 - called at once
+        else:
+            change(value)
+
+
+def difference(link: "Link", wanted: Device) -> str:
+    """Return what differs from `wanted`, "" when nothing does."""
+    now = former(link, wanted)
+    for key, name in _KEYS.items():
+        found, due = getattr(now, key), getattr(wanted, key)
+        if found != due:
+            return f"{name} of '{link.name}' is {found}, it should be {due}"
+    return ""
+
+
+def as_json(device: Device) -> "dict[str, Any]":
+    """Return `device` with the reference's names."""
+    values = {name: getattr(device, key) for key, name in _KEYS.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def of_json(data: "Json") -> Device:
+    """Return the device that `data` describes; what cannot be is left aside."""
+    found: dict[str, Any] = {}
+    for key, kind in (("promisc", bool), ("allmulti", bool), ("mtu", int), ("tx_queue", int)):
+        value = data.get(_KEYS[key])
+        if type(value) is kind and not (key == "mtu" and value <= 0):
+            found[key] = value
+    try:
+        found["mac"] = parse_mac(str(data["mac"])) if data.get("mac") else None
+    except ValueError:
+        found["mac"] = None
+    return Device(**found)
+
+
+def save(path: str, device: Device) -> None:
+    """Write the reference's file, so that it can DEL in our place. Raises OSError."""
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    forget(path)  # of an earlier container of this id
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(path, flags, 0o600)
+    try:
+        data = wire.encode(as_json(device), sort_keys=False)
+        if os.write(fd, data) != len(data):
+            raise OSError(28, f"no space left for '{path}'")
+    finally:
+        os.close(fd)
+
+
+def load(path: str) -> Device:
+    """Return what the reference's file says, nothing when there is none, or none that it wrote."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return Device()
+    try:
+        return of_json(wire.decode(os.read(fd, _BACKUP_BYTES_MAX)))
+    except (OSError, CNIError):
+        return Device()
+    finally:
+        os.close(fd)
+
+
+def forget(path: str) -> None:
+    """Remove the reference's file if it is there."""
+    try:
+        os.unlink(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return

@@ -1,0 +1,181 @@
+"""ptp: whatever fails or is killed, nothing is left behind, and nobody is harmed."""
+
+import multiprocessing
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.faults.inprocess import INJECTED, KILLED, Fault, Terminated, faulty
+from tests.kernel.points import IPV4, network
+from tests.kernel.test_rollback import (
+    LIMIT,
+    TOLERATED_IN_ADD,
+    TOLERATED_IN_DEL,
+    calm,
+    changes,
+    code_of,
+    is_act,
+    settled,
+    state,
+)
+from tests.machine import Json, Machine, error_of
+
+CONFIGS = {
+    "dual-stack": {"ipMasq": True, "mtu": 1400},
+    "iptables": {"ipMasq": True, "ipMasqBackend": "iptables"},
+}
+
+
+def record_of(machine: Machine) -> Path:
+    """Return the file of the record of the container c1."""
+    for path in Path(machine.state_dir, "attachments").glob("ptp-*"):
+        if '"containerid":"c1"' in path.read_text().replace(" ", ""):
+            return path
+    raise AssertionError("c1 has no record")
+
+
+def arrange(machine: Machine, config: Json) -> tuple[str, str]:
+    """Attach one container, so that all that is shared exists; return it and a second one."""
+    other, container = machine.container(), machine.container()
+    calm(machine, machine.host, other, container)
+    machine.ok("ptp", "ADD", config, other, containerid="other")
+    settled(machine, other)
+    return other, container
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("keys", CONFIGS.values(), ids=CONFIGS)
+def test_any_failure_of_an_add_is_taken_back(machine: Machine, keys: Json) -> None:
+    """Whichever operation fails, ADD says so, all is as it was, and the next ADD succeeds."""
+    config = network(machine, **keys)
+    other, container = arrange(machine, config)
+    before = state(machine, other, container)
+    failed = 0
+
+    for number in range(1, LIMIT):
+        fault = Fault(number, only=lambda what: not what.startswith("disk"))
+        with faulty(machine, fault) as host:
+            reply = machine.invoke("ptp", "ADD", config, container, host=host)
+        if not fault.happened:
+            break
+        if reply.exit_code:
+            failed += 1
+            error = error_of(reply.stdout)
+            assert INJECTED in error["msg"], (fault.what, error)
+            assert changes(before, state(machine, other, container)) == [], (fault.what, error)
+            machine.ok("ptp", "ADD", config, container)
+        else:
+            assert re.fullmatch(TOLERATED_IN_ADD, fault.what)
+        machine.ok("ptp", "DEL", config, container)
+
+    assert failed > 15
+    assert not fault.happened
+    machine.ok("ptp", "DEL", config, container)
+    assert changes(before, state(machine, other, container)) == []
+
+
+@pytest.mark.timeout(120)
+def test_host_that_fails_for_good(machine: Machine) -> None:
+    """When not even the way back works, a later DEL removes what is left."""
+    config = network(machine, IPV4, ipMasq=True)
+    other, container = arrange(machine, config)
+    before = state(machine, other, container)
+
+    for number in range(1, LIMIT):
+        fault = Fault(number, lasting=True, only=lambda what: not what.startswith("disk"))
+        with faulty(machine, fault) as host:
+            machine.invoke("ptp", "ADD", config, container, host=host)
+        machine.ok("ptp", "DEL", config, container)
+        assert changes(before, state(machine, other, container)) == [], fault.done[number - 1 :]
+        if not fault.happened:
+            break
+
+    assert number > 10
+    assert not fault.happened
+
+
+@pytest.mark.timeout(120)
+def test_terminated_add_is_taken_back(machine: Machine) -> None:
+    """Wherever SIGTERM interrupts an ADD, all is as it was."""
+    config = network(machine, IPV4, ipMasq=True)
+    other, container = arrange(machine, config)
+    before = state(machine, other, container)
+
+    for number in range(1, LIMIT):
+        fault = Fault(number, terminate=True, only=lambda what: is_act(what) and "disk" not in what)
+        with faulty(machine, fault) as host, suppress(Terminated):
+            machine.ok("ptp", "ADD", config, container, host=host)
+        if not fault.happened:
+            break
+        assert changes(before, state(machine, other, container)) == [], fault.what
+
+    assert number > 5
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("namespace", ["there", "gone"])
+def test_killed_add_is_cleaned_up(machine: Machine, namespace: str) -> None:
+    """Wherever a SIGKILL hits an ADD, DEL removes what it leaves, with or without namespace."""
+    config = network(machine, ipMasq=True)
+    other, container = arrange(machine, config)
+    before = state(machine, other)
+
+    for number in range(1, LIMIT):
+        was_killed = killed(machine, config, container, number)
+        machine.ok("ptp", "DEL", config, container if namespace == "there" else "")
+        assert changes(before, state(machine, other)) == [], number
+        assert machine.link(container, "eth0") is None
+        if not was_killed:
+            break
+
+    assert not was_killed
+    assert number > 8
+
+
+def killed(machine: Machine, config: Json, container: str, number: int) -> bool:
+    """Run an ADD in a process that ends before operation `number`; tell whether it was reached."""
+
+    def add() -> None:
+        fault = Fault(number, kill=True, only=is_act)
+        with faulty(machine, fault) as host:
+            machine.ok("ptp", "ADD", config, container, host=host)
+
+    process = multiprocessing.get_context("fork").Process(target=add)
+    process.start()
+    process.join(60)
+    assert process.exitcode in (0, KILLED)
+    return process.exitcode == KILLED
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "unrecorded"])
+def test_failed_delete_is_told_and_can_be_repeated(machine: Machine, recorded: bool) -> None:
+    """Whichever operation fails, DEL says so; then all goes."""
+    config = network(machine, IPV4, ipMasq=True)
+    other, container = arrange(machine, config)
+    before = state(machine, other, container)
+    failed = 0
+
+    for number in range(1, LIMIT):
+        result = machine.ok("ptp", "ADD", config, container)
+        if not recorded:
+            record_of(machine).unlink()
+        fault = Fault(
+            number,
+            code=code_of(number),
+            only=lambda what: what != "open namespace" and not what.startswith("disk"),
+        )
+        with faulty(machine, fault) as host:
+            reply = machine.invoke("ptp", "DEL", config, container, host=host)
+        if not fault.happened:
+            break
+        if reply.exit_code or not re.fullmatch(TOLERATED_IN_DEL, fault.what):
+            failed += 1
+            assert error_of(reply.stdout), fault.what
+            machine.ok("ptp", "DEL", {**config, "prevResult": result}, container)
+        assert changes(before, state(machine, other, container)) == [], fault.what
+
+    assert failed > 5
+    assert changes(before, state(machine, other, container)) == []
