@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_interface
 
 from cni_common import interface, masquerade
 from cni_common.errors import CNIError, Code
-from cni_common.netns import addresses_in_use, identity, reachable_namespaces
+from cni_common.netns import addresses_in_use, lives, reachable_namespaces
 from cni_common.removal import delete_link
 from cni_common.request import Attachment, Command, Request
 from cni_common.steps import BestEffort
@@ -159,7 +159,7 @@ def is_alive(host: "Host", owner_text: str) -> bool:
     for facts in host.records.survey(plugin):
         whose = Attachment(facts.get("containerid", ""), facts.get("ifname", ""))
         if str(masquerade.Owner(plugin, facts.get("network", ""), whose)) == owner_text:
-            return _lives(facts, reachable_namespaces)
+            return _lives(facts, reachable_namespaces) is True
     return False
 
 
@@ -171,7 +171,7 @@ def user_of_gateway(req: "Request", host: "Host", conf: "Conf", gateway: "Cidr")
             facts.get("network") != req.network
             and facts.get("gateway_interface") == conf.gateway_interface
             and str(gateway) in facts.get("gateways", ())
-            and _lives(facts, living)
+            and _lives(facts, living) is not False
         ):
             return str(facts["network"])
     return ""
@@ -249,15 +249,18 @@ def _reason_to_keep(
         return "valid"
     if record.age() < GRACE_SECONDS:
         return f"younger than {GRACE_SECONDS} s"
-    if _lives(record.facts, living):
+    alive = _lives(record.facts, living)
+    if alive:
         return f"its namespace lives ('{record.facts.get('netns')}')"
+    if alive is None and valid is None:
+        return f"nobody can tell whether its namespace lives ('{record.facts.get('netns')}')"
     return ""
 
 
-def _lives(facts: "Json", living: "Callable[[], dict[str, str]]") -> bool:
-    """Tell whether the recorded namespace is where it was, or anywhere else that is looked at."""
+def _lives(facts: "Json", living: "Callable[[], dict[str, str]]") -> bool | None:
+    """Tell whether the recorded namespace exists, if any; None when nobody can tell."""
     wanted = facts.get("netns_id")
-    return bool(wanted) and (identity(facts.get("netns", "")) == wanted or wanted in living())
+    return bool(wanted) and lives(facts.get("netns", ""), str(wanted), living)
 
 
 def _as_delete(req: "Request", whose: Attachment) -> "Request":

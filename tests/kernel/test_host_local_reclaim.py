@@ -174,6 +174,27 @@ def test_namespace_seen_gone_twice(node: Node, container: Start) -> None:
     assert f"its network namespace '{process.netns}' is gone" in node.log[-1]
 
 
+def test_path_without_its_mount(node: Node, container: Start, tmp_path: Path) -> None:
+    """Where something else is at the path nobody is taken for dead, but GC has its list."""
+    config, at = node.config(NET30), tmp_path / "netns"
+    at.touch()
+    process = container()
+    subprocess.run(["mount", "--bind", process.netns, str(at)], check=True)
+    try:
+        node.add(config, "hidden", CNI_NETNS=str(at))
+    finally:
+        subprocess.run(["umount", str(at)], check=True)
+    process.end()
+    for _ in range(2):
+        make_old(node)
+        assert "1 of 1 in use" in node.refusal("ADD", config, "new")
+    assert node.call("GC", config) == {}
+    assert (holdings(node)[0].alive, list(node.leases())) == (None, [ONLY])
+
+    assert node.call("GC", {**config, "cni.dev/valid-attachments": []}) == {}
+    assert node.leases() == {}
+
+
 def test_young_leases_stay(node: Node, container: Start) -> None:
     """An ADD may be at work in what looks gone."""
     config = node.config(NET30)
