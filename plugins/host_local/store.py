@@ -16,6 +16,7 @@ import os
 import stat
 
 from cni_common.errors import CNIError, Code
+from cni_common.record import make_directory
 from cni_common.types import Address, parse_address
 from plugins.host_local.catalog import Catalog
 from plugins.host_local.indexfile import IndexFile
@@ -44,11 +45,12 @@ _OURS = ".pycni-"
 _NEW = f"{_OURS}new"
 _PROBE = f"{_OURS}probe"
 _MODE = 0o600
+_DIRECTORY_MODE = 0o755  # as the Go plugin makes it
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-# What says "this file cannot be a lease", and not "this process cannot read".
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
 _TRIES = 3  # at an index that others put out of date meanwhile
+# What says "this file cannot be a lease", and not "this process cannot read".
 _FOREIGN = frozenset({errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM, errno.EIO})
 
 
@@ -90,7 +92,7 @@ class Store:
     def __enter__(self) -> "Self":
         try:
             if self._create:
-                self._disk(os.makedirs, self.directory, 0o755, exist_ok=True)
+                self._disk(make_directory, self.directory, _DIRECTORY_MODE)
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
             self._dir = self._disk(os.open, self.directory, flags)
         except OSError as error:
