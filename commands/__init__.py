@@ -184,7 +184,7 @@ def _add_leases_options(parser: "ArgumentParser") -> None:
 
 
 def _add_reclaim_options(parser: "ArgumentParser") -> None:
-    parser.add_argument("--dry-run", action="store_true", help="change nothing, say what would go")
+    parser.add_argument("--dry-run", action="store_true", help="remove and note nothing, say what would go")
     _add_options(parser)
 
 
