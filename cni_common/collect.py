@@ -3,8 +3,8 @@
 from dataclasses import replace
 from functools import cache
 
+from cni_common import netns
 from cni_common.masquerade import Owner
-from cni_common.netns import identity, reachable_namespaces
 from cni_common.request import Attachment, Command
 
 TYPE_CHECKING = False
@@ -34,7 +34,7 @@ def collect(
     Without a list only those are taken that are known to be dead.
     """
     valid = req.valid_attachments
-    living = cache(reachable_namespaces)
+    living = cache(netns.reachable_namespaces)
     for path in host.records.paths(plugin, req.network):
         record = host.records.open(path)
         if record is None:
@@ -50,10 +50,10 @@ def collect(
         steps.attempt(f"{whose.containerid} {whose.ifname}", lambda: dissolve(gone, record))  # noqa: B023 - called at once
 
 
-def lives(facts: "Json", living: "Callable[[], dict[str, str]]") -> bool:
-    """Tell whether the recorded namespace is where it was, or anywhere else that is looked at."""
+def lives(facts: "Json", living: "Callable[[], dict[str, str]]") -> bool | None:
+    """Tell whether the recorded namespace exists, if any; None when nobody can tell."""
     wanted = facts.get("netns_id")
-    return bool(wanted) and (identity(facts.get("netns", "")) == wanted or wanted in living())
+    return bool(wanted) and netns.lives(facts.get("netns", ""), str(wanted), living)
 
 
 def is_alive(records: "Records", owner_text: str) -> bool:
@@ -61,7 +61,7 @@ def is_alive(records: "Records", owner_text: str) -> bool:
     plugin = owner_text.partition(" ")[0]
     for facts in records.survey(plugin):
         if owner_of(plugin, facts) == owner_text:
-            return lives(facts, reachable_namespaces)
+            return lives(facts, netns.reachable_namespaces) is True
     return False
 
 
@@ -80,8 +80,11 @@ def _reason_to_keep(
         return "valid"
     if record.age() < GRACE_SECONDS:
         return f"younger than {GRACE_SECONDS} s"
-    if lives(record.facts, living):
+    alive = lives(record.facts, living)
+    if alive:
         return f"its namespace lives ('{record.facts.get('netns')}')"
+    if alive is None and valid is None:
+        return f"nobody can tell whether its namespace lives ('{record.facts.get('netns')}')"
     return ""
 
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 
 from cni_common import schema
 from cni_common.errors import CNIError
+from cni_common.record import make_private_directory
 from cni_common.worker import Worker
 
 TYPE_CHECKING = False
@@ -181,8 +182,7 @@ class _Place:
         self._path = path
         self._directory = os.path.dirname(path)
         self._lock_path = f"{self._directory}/engine.lock"
-        os.makedirs(self._directory, mode=0o700, exist_ok=True)
-        os.chmod(self._directory, 0o700)  # also where an attachment record was there first
+        make_private_directory(self._directory)
         self._new, self._new_lock = f"{path}.{os.getpid()}", f"{self._lock_path}.{os.getpid()}"
         for old in (self._new, self._new_lock):
             with suppress(FileNotFoundError):

@@ -161,6 +161,27 @@ def identity(path: str) -> str:
         os.close(fd)
 
 
+def lives(path: str, wanted: str, living: "Callable[[], Mapping[str, str]]") -> bool | None:
+    """Tell whether the namespace `wanted`, once found at `path`, is there or among `living`.
+
+    None: something is at the path that is no namespace. So it is where the mount that a runtime
+    has made there cannot be seen.
+    """
+    here = identity(path)
+    # It may outlive its path: that of a process, or of another mount namespace.
+    if here == wanted or wanted in living():
+        return True
+    if here:
+        return False
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ProcessLookupError, ValueError):
+        return False
+    except OSError:
+        return None  # nor can it be told
+    return None
+
+
 def reachable_namespaces() -> "dict[str, str]":
     """Return the identity of every namespace that can be found, with one path to each.
 

@@ -26,6 +26,40 @@ if TYPE_CHECKING:
 _TRIES = 100  # at a file that others create and remove meanwhile
 
 
+def make_directory(path: str, mode: int) -> None:
+    """Make the directory `path` and what is missing above it, each of `mode` whatever the umask.
+
+    What is there stays as it is. Raises OSError.
+    """
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        parent = os.path.dirname(path)
+        if parent in ("", path):
+            raise
+        make_directory(parent, mode)
+        make_directory(path, mode)
+        return
+    os.chmod(path, mode)
+
+
+def make_private_directory(path: str) -> None:
+    """Make `path`, and what is missing above it, 0700. Raises OSError, see `refuse_shared`."""
+    make_directory(path, 0o700)
+    refuse_shared(path)
+
+
+def refuse_shared(path: str) -> None:
+    """Raise PermissionError when others can change what is in the directory `path`."""
+    status = os.stat(path, follow_symlinks=False)
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise PermissionError(
+            errno.EPERM, "others can write there: it must be root's, with mode 0700", path
+        )
+
+
 class Record:
     """One record, locked against other processes until `close` or `remove`."""
 
@@ -84,7 +118,7 @@ class Records:
 
     def probe(self) -> None:
         """Raise OSError when no record could be written."""
-        self._make_directory()
+        make_private_directory(self.directory)
         path = ""
         try:  # without a name: nothing is left by who is killed
             fd = os.open(self.directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
@@ -105,7 +139,7 @@ class Records:
 
         Raises FileExistsError when there is one already, OSError when it cannot be written.
         """
-        self._make_directory()
+        make_private_directory(self.directory)
         path = self._path(plugin, network, attachment)
         fd = _create_locked(path)
         facts = {
@@ -140,19 +174,12 @@ class Records:
     def paths(self, plugin: str, network: str) -> list[str]:
         """Return the files of all records of `network`."""
         prefix = f"{plugin}-{_digest(network)}-"
-        try:
-            names = os.listdir(self.directory)
-        except FileNotFoundError:
-            return []
-        return sorted(f"{self.directory}/{name}" for name in names if name.startswith(prefix))
+        names = self._names()
+        return [f"{self.directory}/{name}" for name in names if name.startswith(prefix)]
 
     def survey(self, plugin: str) -> "Iterator[Json]":
         """Yield what each record of any network says, without waiting for whoever works on it."""
-        try:
-            names = os.listdir(self.directory)
-        except FileNotFoundError:
-            return
-        for name in names:
+        for name in self._names():
             facts = _peek(f"{self.directory}/{name}") if name.startswith(f"{plugin}-") else None
             if facts:
                 yield facts
@@ -162,11 +189,7 @@ class Records:
 
         Waits for nobody and changes nothing. A file without facts was left by a kill.
         """
-        try:
-            names = os.listdir(self.directory)
-        except FileNotFoundError:
-            return
-        for name in sorted(names):
+        for name in self._names():
             path = f"{self.directory}/{name}"
             facts = _peek(path)
             try:
@@ -183,17 +206,18 @@ class Records:
         except (CNIError, OSError):
             return None
 
-    def _make_directory(self) -> None:
+    def _names(self) -> list[str]:
+        """Return the names of all files, believed only where nobody else can have put them."""
         try:
-            os.makedirs(self.directory, mode=0o700)
-        except FileExistsError:
-            pass
-        else:  # makedirs gives the mode to the last one only
-            os.chmod(os.path.dirname(self.directory), 0o700)
+            refuse_shared(self.directory)
+            return sorted(os.listdir(self.directory))
+        except FileNotFoundError:
+            return []
 
     def _open(self, path: str, *, wait: bool) -> Record | None:
         for _ in range(_TRIES):
             try:
+                refuse_shared(self.directory)
                 fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
             except FileNotFoundError:
                 return None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Run = Callable[[Namespace, Host], int]
 
 DATA_DIR = "/var/lib/cni/networks"  # host-local's default
+_PROC_PID_INIT_INO = 0xEFFFFFFC  # linux/proc_ns.h: the namespace that has every process
 DONE, FOUND, FAILED = 0, 1, 3  # exit statuses; argparse has 2
 _FAILURES = f"""
   2  the command line says nothing sensible
@@ -91,7 +92,7 @@ def _explain(options: "Namespace", host: Host) -> int:
 
 
 def _on_the_node(
-    name: str, run: "Run"
+    name: str, run: "Run", *, removes: bool = False
 ) -> "Callable[[Namespace, Loader, Callable[[], object]], int]":
     """Return `run` behind a look at who asks and where; its failures become one line each."""
 
@@ -106,6 +107,11 @@ def _on_the_node(
             return complain(
                 "this is not the network namespace of process 1: call it on the host, in a pod"
                 " with hostNetwork and hostPID, or add --any-netns"
+            )
+        if removes and not options.any_netns and not _is_first_pid_namespace():
+            return complain(
+                "this is not the first PID namespace, so what lives may look dead: call it on the"
+                " host, in a pod with hostPID, or add --any-netns"
             )
         try:
             with Host(
@@ -139,6 +145,13 @@ def _is_hosts_namespace() -> bool:
         return False
 
 
+def _is_first_pid_namespace() -> bool:
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino == _PROC_PID_INIT_INO
+    except OSError:
+        return False
+
+
 def _log(text: str) -> None:
     os.write(2, f"{text}\n".encode("utf-8", "backslashreplace"))
 
@@ -160,7 +173,8 @@ def _add_options(parser: "ArgumentParser") -> None:
     parser.add_argument(
         "--any-netns",
         action="store_true",
-        help="work although this is not the network namespace of process 1",
+        help="work although this is not the host's network namespace or, for reclaim, first PID"
+        " namespace",
     )
 
 
@@ -170,7 +184,9 @@ def _add_leases_options(parser: "ArgumentParser") -> None:
 
 
 def _add_reclaim_options(parser: "ArgumentParser") -> None:
-    parser.add_argument("--dry-run", action="store_true", help="change nothing, say what would go")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="remove and note nothing, say what would go"
+    )
     _add_options(parser)
 
 
@@ -194,7 +210,7 @@ COMMANDS = {
     ),
     "reclaim": Command(
         "remove what belongs to no living container",
-        _on_the_node("reclaim", _reclaim),
+        _on_the_node("reclaim", _reclaim, removes=True),
         _add_reclaim_options,
         _RECLAIM,
     ),

@@ -184,8 +184,8 @@ class Audit:
             return f"its network namespace '{one.netns}' is gone", LATER
         if one.lease.is_young() or one.lease.address in self._node.in_use:
             return "", ""
-        why = "no record tells its namespace, and its address is in none"
-        return f"{why}; GC by the runtime, or DEL, frees it", NEVER
+        where = f"'{one.netns}' is no namespace" if one.netns else "no record tells its namespace"
+        return f"{where}, and its address is in none; GC by the runtime, or DEL, frees it", NEVER
 
     # --- what has none ---
 

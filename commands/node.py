@@ -75,9 +75,8 @@ class Tenancy:
     directory: str
     pod: str
     netns: str
-    alive: bool | None  # None: no record tells
+    alive: bool | None  # None: nobody can tell
     reason: str  # why host-local would take it back now
-    recorded: bool  # by host-local: then it is reclaimed by itself
 
     @property
     def owner(self) -> Attachment:
@@ -114,9 +113,8 @@ class Node:
         return netns.addresses_in_use()
 
     def alive(self, facts: "Json") -> bool | None:
-        """Tell whether the recorded namespace exists, None when none is recorded."""
-        identity = facts.get("netns_id")
-        return not self.judge.is_gone(facts.get("netns", ""), identity) if identity else None
+        """Tell whether the recorded namespace exists, None when nobody can tell."""
+        return self.judge.lives(facts)
 
     def directories(self, network: str = "") -> list[tuple[str, str]]:
         """Return network and lease directory, of all networks or of one."""
@@ -164,7 +162,6 @@ class Node:
                     held.netns or next((str(one.facts.get("netns", "")) for one in others), ""),
                     alive,
                     held.reason,
-                    held.alive is not None,
                 )
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import time
 
+from cni_common.record import make_directory
 from plugins.host_local.lease import GRACE_SECONDS
 
 TYPE_CHECKING = False
@@ -41,7 +42,7 @@ class Sightings:
             return
         new = f"{self._path}.new"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-        os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
+        make_directory(os.path.dirname(self._path), 0o700)
         with open(os.open(new, flags, _MODE), "w", encoding="ascii") as file:
             json.dump(first, file)
         os.replace(new, self._path)

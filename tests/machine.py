@@ -1,6 +1,7 @@
 """Machine: a pretend host with containers, driven in this process and judged by `ip`, `nft`."""
 
 import ctypes
+import fcntl
 import json
 import os
 import socket
@@ -29,6 +30,7 @@ CNITOOL = TOOLS / "bin" / "cnitool"
 Json = dict[str, Any]
 
 # What changes by itself, or says only in which order things were made.
+_NETNS_FD_MIN = 200
 _VOLATILE = {
     "handle",
     "index",
@@ -85,7 +87,10 @@ class Machine:
 
     def container(self) -> str:
         """Return the path of a fresh network namespace."""
-        fd = _new_netns()
+        low = _new_netns()
+        # What is opened once it is forgotten gets another number: it would stand at its path.
+        fd = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, _NETNS_FD_MIN)
+        os.close(low)
         self._fds.append(fd)
         return f"/proc/{os.getpid()}/fd/{fd}"
 

@@ -26,7 +26,7 @@ def user_of_gateway(req: "Request", host: "Host", conf: "Conf", gateway: "Cidr")
             facts.get("network") != req.network
             and facts.get("gateway_interface") == conf.gateway_interface
             and str(gateway) in facts.get("gateways", ())
-            and lives(facts, living)
+            and lives(facts, living) is not False
         ):
             return str(facts["network"])
     return ""

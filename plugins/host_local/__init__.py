@@ -300,8 +300,11 @@ def _can_reclaim(req: "Request", host: "Host", range_set: RangeSet, store: Store
             record = host.records.find(PLUGIN, req.network, lease.owner, wait=False)
         except CNIError:
             continue  # a call for it is at work
-        if record is None and is_of_earlier_boot(lease, booted_ns):
+        facts = record.facts if record else {}
+        if record:
+            record.close()
+        elif is_of_earlier_boot(lease, booted_ns):
             return True
-        if record and record.facts.get("netns_id") and not os.path.exists(record.facts["netns"]):
+        if facts.get("netns_id") and not os.path.exists(facts["netns"]):
             return True
     return False

@@ -22,14 +22,18 @@ def collect(req: "Request", host: "Host", configured: str, *, rest_seconds: int)
         if record is not None:
             directories.add(record.facts.get("directory") or configured)
             record.close()
-    judge = Judge(host, req.network, valid=req.valid_attachments)
     verb = f"{PLUGIN}: GC of network {req.network} removed"
-    sweep = Sweep(host, judge, verb, rest_seconds)
+
+    def sweep() -> Sweep:
+        # What lives is looked at after the leases are read: for each directory anew.
+        judge = Judge(host, req.network, valid=req.valid_attachments)
+        return Sweep(host, judge, verb, rest_seconds)
+
     left: Counter[Attachment] = Counter()  # leases that remain, by owner
     with BestEffort() as steps:
         for directory in sorted(directories):
-            steps.attempt(f"cleaning '{directory}'", partial(_clean, sweep, directory, left))
-        clean_records = partial(_clean_records, req.network, sweep, left)
+            steps.attempt(f"cleaning '{directory}'", partial(_clean, sweep(), directory, left))
+        clean_records = partial(_clean_records, req.network, sweep(), left)
         steps.attempt("cleaning attachment records", clean_records)
 
 

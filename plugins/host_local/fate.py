@@ -9,14 +9,17 @@ from plugins.host_local.lease import GRACE_SECONDS, PLUGIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from functools import _lru_cache_wrapper
+    from typing import Any
 
     from cni_common.host import Host
     from cni_common.record import Record
     from cni_common.request import Attachment
     from cni_common.types import Address
     from plugins.host_local.lease import Lease
+
+    Json = Mapping[str, Any]
 
 NO_OWNER = "its file names no owner"
 NOT_LISTED = "the runtime does not list its owner"
@@ -94,20 +97,19 @@ class Judge:
         if record is None and lease is not None and is_of_earlier_boot(lease, booted_ns):
             return EARLIER_BOOT
         facts = record.facts if record else {}
-        if not facts.get("netns_id"):
-            return NOT_LISTED if self._has_list else ""
-        if not self.is_gone(facts["netns"], facts["netns_id"]):
+        alive = self.lives(facts)
+        if alive is not False:
             self._note(record, None)
-            return ""
+            return NOT_LISTED if alive is None and self._has_list else ""
         if self._patient and not self._seen_before(record):
             self.waiting += 1
             return ""
         return f"its network namespace '{facts['netns']}' is gone"
 
-    def is_gone(self, path: str, identity: str) -> bool:
-        """Tell whether the namespace that was at `path` exists no more."""
-        # It may outlive its path: that of a process, or of another mount namespace.
-        return netns.identity(path) != identity and identity not in self._living()
+    def lives(self, facts: "Json") -> bool | None:
+        """Tell whether the namespace that a record names exists, None when nobody can tell."""
+        wanted = facts.get("netns_id")
+        return netns.lives(facts.get("netns", ""), wanted, self._living) if wanted else None
 
     def _seen_before(self, record: "Record | None") -> bool:
         # The clock that nobody sets; it begins anew with each boot, as the records do.

@@ -162,13 +162,16 @@ class Index:
 
     def rest(self, address: Address, until_ns: int) -> None:
         """Let `address` rest until CLOCK_BOOTTIME shows `until_ns`. Raises FullError."""
-        if self.header.tail - self.header.head >= RESTING_MAX:
+        if self._is_marked(_RESTS, address):
+            self._drop(address)
+        elif self.header.tail - self.header.head >= RESTING_MAX:
             self._wake()
-        block, offset = self._place(self.header.tail)
-        data = bytearray(self._get(block))
-        number = int(address).to_bytes(16, "big")
-        _RESTING.pack_into(data, offset, until_ns, address.version, number)
-        self._put(block, bytes(data))
+        position = self.header.tail
+        # Ordered by time: only a shorter rest than the last ones has to go before them.
+        while position > self.header.head and self._resting_at(position - 1)[1] > until_ns:
+            self._set_resting(position, *self._resting_at(position - 1))
+            position -= 1
+        self._set_resting(position, address, until_ns)
         self.header.tail += 1
         self._mark(_RESTS, address, on=True)
 
@@ -180,18 +183,35 @@ class Index:
             self._wake()
 
     def resting(self, count: int = 1) -> list[tuple[Address, int]]:
-        """Return up to `count` resting addresses and until when they rest, the oldest first."""
-        found = []
-        for position in range(self.header.head, min(self.header.head + count, self.header.tail)):
-            block, offset = self._place(position)
-            until_ns, version, number = _RESTING.unpack_from(self._get(block), offset)
-            found.append((_address(version, number), until_ns))
-        return found
+        """Return up to `count` resting addresses and until when, the first to wake first."""
+        end = min(self.header.head + count, self.header.tail)
+        return [self._resting_at(position) for position in range(self.header.head, end)]
 
     def _wake(self) -> None:
         ((address, _),) = self.resting()
         self.header.head += 1
         self._mark(_RESTS, address, on=False)
+
+    def _drop(self, address: Address) -> None:
+        """Take the earlier rest of `address` out of the queue."""
+        for position in range(self.header.head, self.header.tail):
+            if self._resting_at(position)[0] == address:
+                for place in range(position, self.header.head, -1):
+                    self._set_resting(place, *self._resting_at(place - 1))
+                self.header.head += 1
+                return
+
+    def _resting_at(self, position: int) -> tuple[Address, int]:
+        block, offset = self._place(position)
+        until_ns, version, number = _RESTING.unpack_from(self._get(block), offset)
+        return _address(version, number), until_ns
+
+    def _set_resting(self, position: int, address: Address, until_ns: int) -> None:
+        block, offset = self._place(position)
+        data = bytearray(self._get(block))
+        number = int(address).to_bytes(16, "big")
+        _RESTING.pack_into(data, offset, until_ns, address.version, number)
+        self._put(block, bytes(data))
 
     def _place(self, position: int) -> tuple[int, int]:
         block, entry = divmod(position % RESTING_MAX, _PER_QUEUE_BLOCK)
@@ -212,6 +232,13 @@ class Index:
         byte = bit % _BITS // 8
         data[byte] = data[byte] | mask if on else data[byte] & ~mask
         self._put(block, bytes(data))
+
+    def _is_marked(self, which: bytes, address: Address) -> bool:
+        part, bit = divmod(int(address), _PART_BITS)
+        bitmap = self._bitmap(which, address.version, part)
+        if bitmap is None:
+            return False
+        return bool(self._get(bitmap + bit // _BITS)[bit % _BITS // 8] >> bit % 8 & 1)
 
     def _bitmap(self, which: bytes, version: int, part: int) -> int | None:
         """Return the first block of a bitmap."""

@@ -13,6 +13,7 @@ import os
 import stat
 import time
 
+from cni_common.record import make_private_directory, refuse_shared
 from plugins.host_local.index import BLOCK, Header, Index
 
 TYPE_CHECKING = False
@@ -88,7 +89,7 @@ class IndexFile:
     def save(self, index: Index, stamp: int) -> Index:
         """Write a new index in place of the old one; it fits the directory as of `stamp`."""
         self.close()
-        self._disk(os.makedirs, self._root, mode=0o700, exist_ok=True)
+        self._disk(make_private_directory, self._root)
         new = f"{self.path}.new"
         _unlink(new)  # of a killed call
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -119,6 +120,7 @@ class IndexFile:
         if self._fd < 0:
             flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             try:
+                refuse_shared(self._root)
                 self._fd = self._disk(os.open, self.path, flags)
             except FileNotFoundError:
                 return None

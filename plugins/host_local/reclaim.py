@@ -5,9 +5,7 @@ twice, a grace time apart.
 """
 
 from dataclasses import dataclass
-from functools import cache
 
-from cni_common import netns
 from plugins.host_local.fate import Judge
 from plugins.host_local.lease import GRACE_SECONDS, PLUGIN
 from plugins.host_local.ranges import unused
@@ -16,14 +14,11 @@ from plugins.host_local.sweep import Sweep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from typing import Any
+    from collections.abc import Sequence
 
     from cni_common.host import Host
     from plugins.host_local.lease import Lease
     from plugins.host_local.plan import Shortage
-
-    Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +36,6 @@ def holdings(host: "Host", network: str, directory: str) -> list[Holding]:
     """Return every lease in `directory`, ordered by address; changes nothing."""
     judge = Judge(host, network, patient=True, notes=False)
     leases, booted_ns = Sweep(host, judge, "").read(directory)
-    living = cache(netns.reachable_namespaces)
     found = []
     for lease in sorted(leases, key=lambda one: (one.address.version, int(one.address))):
         record, _ = judge.find(lease.owner) if lease.owner else (None, False)
@@ -49,8 +43,8 @@ def holdings(host: "Host", network: str, directory: str) -> list[Holding]:
         if record:
             record.close()
         pod, path = facts.get("pod", ""), facts.get("netns", "")
-        alive = _is_alive(facts, living)
-        found.append(Holding(lease, pod, path, alive, judge.reason(lease, booted_ns)))
+        reason = judge.reason(lease, booted_ns)
+        found.append(Holding(lease, pod, path, judge.lives(facts), reason))
     return found
 
 
@@ -96,8 +90,7 @@ def abandoned(host: "Host", network: str, leases: "Sequence[Lease]", pod_uid: st
         if record is None:
             continue
         facts = record.facts
-        same = facts.get("pod_uid") == pod_uid and facts.get("netns_id")
-        if same and judge.is_gone(facts["netns"], facts["netns_id"]):
+        if facts.get("pod_uid") == pod_uid and judge.lives(facts) is False:
             found.append(lease)
         record.close()
     return found
@@ -106,13 +99,6 @@ def abandoned(host: "Host", network: str, leases: "Sequence[Lease]", pod_uid: st
 def _sweep(host: "Host", network: str) -> Sweep:
     judge = Judge(host, network, patient=True)
     return Sweep(host, judge, f"{PLUGIN}: network {network}: reclaimed")
-
-
-def _is_alive(facts: "Json", living: "Callable[[], dict[str, str]]") -> bool | None:
-    identity = facts.get("netns_id")
-    if not identity:
-        return None
-    return netns.identity(facts["netns"]) == identity or identity in living()
 
 
 def _patience(count: int) -> str:

@@ -16,6 +16,7 @@ import os
 import stat
 
 from cni_common.errors import CNIError, Code
+from cni_common.record import make_directory
 from cni_common.types import Address, parse_address
 from plugins.host_local.catalog import Catalog
 from plugins.host_local.indexfile import IndexFile
@@ -44,11 +45,12 @@ _OURS = ".pycni-"
 _NEW = f"{_OURS}new"
 _PROBE = f"{_OURS}probe"
 _MODE = 0o600
+_DIRECTORY_MODE = 0o755  # as the Go plugin makes it
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-# What says "this file cannot be a lease", and not "this process cannot read".
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
 _TRIES = 3  # at an index that others put out of date meanwhile
+# What says "this file cannot be a lease", and not "this process cannot read".
 _FOREIGN = frozenset({errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM, errno.EIO})
 
 
@@ -90,7 +92,7 @@ class Store:
     def __enter__(self) -> "Self":
         try:
             if self._create:
-                self._disk(os.makedirs, self.directory, 0o755, exist_ok=True)
+                self._disk(make_directory, self.directory, _DIRECTORY_MODE)
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
             self._dir = self._disk(os.open, self.directory, flags)
         except OSError as error:
@@ -118,27 +120,37 @@ class Store:
 
     def lock(self) -> "Self":
         """Wait until nobody else, the Go plugin included, is at work in the directory."""
-        if self._dir >= 0:
-            flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._lock = self._disk(os.open, _LOCK, flags, _MODE, dir_fd=self._dir)
-            self._disk(fcntl.flock, self._lock, fcntl.LOCK_EX)
+        if self._dir < 0:
+            return self
+        try:
+            self._lock = self._disk(os.open, _LOCK, _READ, dir_fd=self._dir)
+        except FileNotFoundError:
+            # Perhaps there is no room for a lock, and never was: then there is no lease either.
+            if not self._create and not any(map(address_of, self._names())):
+                os.close(self._dir)
+                self._dir = -1
+                return self
+            self._lock = self._disk(os.open, _LOCK, _READ | os.O_CREAT, _MODE, dir_fd=self._dir)
+        self._disk(fcntl.flock, self._lock, fcntl.LOCK_EX)
         return self
 
     def probe(self) -> None:
         """Prove that a lease could be written, or raise OSError. Needs no lock."""
         # A file without a name, where that is possible: a name would put the index out of date.
-        flags = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
+        name, flags = "", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
         try:
             fd = self._disk(os.open, ".", flags, _MODE, dir_fd=self._dir)
         except OSError as error:
             if error.errno not in _NO_TMPFILE:
                 raise
-            self._probe_by_name()
-            return
+            name = _PROBE
+            fd = self._disk(os.open, name, _WRITE, _MODE, dir_fd=self._dir)
         try:
             self._write_all(fd, b"\n")
         finally:
             os.close(fd)
+            if name:
+                self._remove(name)
 
     def has_free(self, range_set: "RangeSet") -> bool:
         """Tell whether an address of `range_set` has no file. Needs no lock."""
@@ -217,7 +229,7 @@ class Store:
 
     def booted_ns(self) -> int:
         """Return the earliest time of this boot that the clock has ever told, since the epoch."""
-        return self._opened_catalog().booted_ns()
+        return self._opened_catalog().booted_ns() if self._dir >= 0 else 0
 
     def distrust(self) -> None:
         """Have the index made anew by whoever needs it next: the leases say otherwise."""
@@ -300,14 +312,6 @@ class Store:
                 file = IndexFile(self._dir, self._indexes, self._disk)
             self._catalog = Catalog(file, self.leases, self._log, self._capacity)
         return self._catalog
-
-    def _probe_by_name(self) -> None:
-        fd = self._disk(os.open, _PROBE, _WRITE, _MODE, dir_fd=self._dir)
-        try:
-            self._write_all(fd, b"\n")
-        finally:
-            os.close(fd)
-            self._remove(_PROBE)
 
     def _disk(self, call: "Callable[P, T]", *args: "P.args", **kwargs: "P.kwargs") -> "T":
         # Every call that can fail passes here, so that a test can make each of them fail.

@@ -251,6 +251,8 @@ def _release(
             store.distrust()
         # Only an early release of the reference wrote leases without ifname, never beside others.
         held = [lease for lease in held + missed if lease.owner == owner] or held
+        # Torn by a crash. Nobody is at work on it: we have the lock.
+        held += [Lease(one.address, owner) for one in recorded if one and one.reclaimable]
         with BestEffort() as steps:
             for lease in held:
                 step = partial(store.release, lease, pod=pod, rest_seconds=rest_seconds)

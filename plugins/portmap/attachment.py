@@ -128,7 +128,7 @@ def refuse_taken_ports(req: "Request", host: "Host", conf: Conf) -> None:
     for facts in host.records.survey(PLUGIN):
         whose = owner_of(PLUGIN, facts)
         taken = [wanted[key] for key in map(tuple, facts.get("ports", ())) if key in wanted]
-        if taken and whose != owner(req) and lives(facts, living):
+        if taken and whose != owner(req) and lives(facts, living) is not False:
             raise nftables.taken(f"host port {taken[0]}", whose)
 
 
@@ -188,7 +188,7 @@ def _refuse_living(req: "Request", host: "Host", record: "Record") -> None:
         present = iptables.is_there(host.netns, iptables.chain_of(req.network, req.attachment))
     else:
         present = nftables.is_there(host.netns, facts, owner(req))
-    if present and lives(facts, reachable_namespaces):
+    if present and lives(facts, reachable_namespaces) is not False:
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - record.age()))
         raise CNIError(
             Code.INVALID_ENVIRONMENT,

@@ -63,6 +63,7 @@ def mounted(path: Path, netns: str) -> Iterator[str]:
         yield str(path)
     finally:
         subprocess.run(["umount", str(path)], check=True)
+        path.unlink()
 
 
 def abandoned(machine: Machine, config: Json, tmp_path: Path, containerid: str = "c1") -> str:

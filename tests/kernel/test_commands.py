@@ -273,6 +273,7 @@ def test_a_namespace_that_comes_back(machine: Machine, tmp_path: Path) -> None:
     subprocess.run(["mount", "--bind", container, str(path)], check=True)
     machine.ok("bridge", "ADD", config(machine), str(path))
     subprocess.run(["umount", str(path)], check=True)
+    path.unlink()
     age(machine)
     assert asked(machine, "reclaim", status=FOUND)["removed"] == []
 
@@ -534,6 +535,53 @@ def test_wrong_namespace(machine: Machine, name: str) -> None:
 
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (FAILED, "", 1)
     assert "network namespace of process 1" in done.stderr
+
+
+@alone
+def test_wrong_pid_namespace(machine: Machine) -> None:
+    """Who does not see every process may look, but not remove: a pod with hostNetwork only."""
+    dead(machine, config(machine))
+    age(machine)
+    before = kept(machine), files_below(machine.state_dir)
+
+    def inside(*words: str) -> subprocess.CompletedProcess[str]:
+        words = tuple(one for one in words_of(machine, *words) if one != "--any-netns")
+        unshare = ("unshare", "--pid", "--fork", "--mount", "--mount-proc")
+        return machine.try_command(machine.host, *unshare, *words)
+
+    for words in (["reclaim"], ["reclaim", "--dry-run"]):
+        done = inside(*words)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (FAILED, "", 1)
+        assert "first PID namespace" in done.stderr
+    assert inside("leases").returncode == DONE
+    assert inside("audit").returncode == FOUND
+    assert inside("explain", "dead").returncode == DONE
+    assert (kept(machine), files_below(machine.state_dir)) == before
+
+
+@alone
+def test_what_is_no_namespace(machine: Machine, tmp_path: Path) -> None:
+    """A path whose mount cannot be seen tells nothing: nobody is taken for dead by it."""
+    conf, at = config(machine), tmp_path / "netns"
+    at.touch()
+    container = machine.container()
+    subprocess.run(["mount", "--bind", container, str(at)], check=True)
+    try:
+        machine.ok("bridge", "ADD", conf, str(at), containerid="hidden")
+    finally:
+        subprocess.run(["umount", str(at)], check=True)
+    machine.forget(container)
+    for _ in range(2):
+        age(machine)
+        assert pycni(machine, "reclaim").returncode == DONE
+    assert [one["alive"] for one in asked(machine, "leases")["leases"]] == [None]
+    assert len(records(machine)) == 2
+
+    at.unlink()
+    for status in (FOUND, DONE):
+        age(machine)
+        assert pycni(machine, "reclaim").returncode == status
+    assert (records(machine), machine.leases()) == ([], [])
 
 
 @alone

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from plugins.host_local.lease import GRACE_SECONDS
+from plugins.host_local import collect
+from plugins.host_local.lease import GRACE_SECONDS, Lease
+from plugins.host_local.sweep import Sweep
 from tests.kernel.containers import Container
 from tests.unit.host_local.node import Node
 
@@ -167,6 +169,48 @@ def test_address_in_use_is_not_taken(node: Node, container: Callable[[], Contain
     assert "reclaimed 198.18.66.2 in" in node.log[-1]
     assert node.call("GC", collect) == {}
     assert list(node.leases()) == ["198.18.66.2"]
+
+
+def test_gc_looks_at_what_lives_for_each_directory(
+    node: Node, container: Callable[[], Container], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came to life while the first directory was cleaned is seen with the second."""
+    dead, late = container(), container()
+    node.add(node.config(NET4, dataDir=str(node.root / "a")), "dead", CNI_NETNS=dead.netns)
+    node.add(node.config(NET4), "late", CNI_NETNS=late.netns)
+    fd = os.open(late.netns, os.O_RDONLY)
+    for one in (dead, late):
+        one.end()
+    _make_old(node)
+    (lease,) = (node.root / "a").rglob("198.*")
+    os.utime(lease, (time.time() - OLD,) * 2)
+    revived: list[subprocess.Popen[bytes]] = []
+
+    class Watched(Sweep):
+        def read(self, directory: str) -> tuple[list[Lease], int]:
+            if directory == str(node.store):
+                netns = f"--net=/proc/self/fd/{fd}"
+                process = subprocess.Popen(
+                    ["nsenter", netns, "sh", "-c", "echo; exec sleep 60"],
+                    stdout=subprocess.PIPE,
+                    pass_fds=(fd,),
+                )
+                assert process.stdout is not None
+                assert process.stdout.readline() == b"\n"
+                revived.append(process)
+            return super().read(directory)
+
+    monkeypatch.setattr(collect, "Sweep", Watched)
+    try:
+        _gc(node)
+    finally:
+        os.close(fd)
+        for process in revived:
+            process.kill()
+            process.communicate()
+
+    assert len(revived) == 1
+    assert (lease.exists(), list(node.leases().values())) == (False, ["late\r\neth0"])
 
 
 def test_gc_in_recorded_directories(node: Node) -> None:

@@ -61,6 +61,35 @@ def test_file(node: Node) -> None:
     ]
 
 
+def test_modes(node: Node) -> None:
+    """No directory is anybody else's to write, also when DEL comes first and has no umask."""
+    node.lease("198.18.64.9", "c9\r\neth0")
+    before = os.umask(0)  # noqa: TID251 - as a caller does
+    try:
+        node.call("DEL", node.config(NET4))
+        assert stat.S_IMODE((node.root / "run").stat().st_mode) == 0o700
+        node.add({**node.config(NET4), "name": "other"})
+    finally:
+        os.umask(before)  # noqa: TID251 - as a caller does
+
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (node.root / "run").iterdir()}
+    assert modes == {"attachments": 0o700, "indexes": 0o700}
+    assert stat.S_IMODE((node.data_dir / "other").stat().st_mode) == 0o755
+
+
+def test_shared_directory(node: Node) -> None:
+    """An index is not believed where others can write; calls go on without it."""
+    config = node.config(NET4)
+    node.add(config)
+    index_of(node).parent.chmod(0o777)
+
+    node.add(config, "c2")
+    assert node.call("DEL", config) == {}
+
+    assert list(node.leases().values()) == ["c2\r\neth0"]
+    assert "without an index: others can write there" in node.log[-1]
+
+
 def test_found_again(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the first call nobody lists the directory, whatever we add, delete or ask."""
     config = node.config(NET4, NET6)
@@ -261,7 +290,7 @@ def test_no_space_for_the_index(node: Node) -> None:
     indexes = node.root / "run" / "indexes"
     indexes.mkdir(parents=True)
     config = node.config(NET4, NET6)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", indexes], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k,mode=700", "tmpfs", indexes], check=True)
     try:
         assert node.add(config) == ["198.18.64.2", "fd5a:18::2"]
         assert node.add(config, "c2") == ["198.18.64.3", "fd5a:18::3"]

@@ -1,5 +1,6 @@
 """host-local takes back what the dead have left: earlier boots, namespaces that are gone, pods."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -11,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from cni_common.errors import Code
+from cni_common.errors import CNIError, Code
 from cni_common.host import Host
-from plugins import load
+from cni_common.request import Request
+from plugins import host_local, load
 from plugins.host_local import reclaim
 from plugins.host_local.lease import GRACE_SECONDS
 from tests.kernel.containers import Container
@@ -174,6 +176,27 @@ def test_namespace_seen_gone_twice(node: Node, container: Start) -> None:
     assert f"its network namespace '{process.netns}' is gone" in node.log[-1]
 
 
+def test_path_without_its_mount(node: Node, container: Start, tmp_path: Path) -> None:
+    """Where something else is at the path nobody is taken for dead, but GC has its list."""
+    config, at = node.config(NET30), tmp_path / "netns"
+    at.touch()
+    process = container()
+    subprocess.run(["mount", "--bind", process.netns, str(at)], check=True)
+    try:
+        node.add(config, "hidden", CNI_NETNS=str(at))
+    finally:
+        subprocess.run(["umount", str(at)], check=True)
+    process.end()
+    for _ in range(2):
+        make_old(node)
+        assert "1 of 1 in use" in node.refusal("ADD", config, "new")
+    assert node.call("GC", config) == {}
+    assert (holdings(node)[0].alive, list(node.leases())) == (None, [ONLY])
+
+    assert node.call("GC", {**config, "cni.dev/valid-attachments": []}) == {}
+    assert node.leases() == {}
+
+
 def test_young_leases_stay(node: Node, container: Start) -> None:
     """An ADD may be at work in what looks gone."""
     config = node.config(NET30)
@@ -184,6 +207,25 @@ def test_young_leases_stay(node: Node, container: Start) -> None:
     assert "gone" not in node.refusal("ADD", config, "new")
     assert reclaimed(node) == []
     assert node.call("STATUS", config)["code"] == Code.PLUGIN_NOT_AVAILABLE
+
+
+def test_status_keeps_no_record(node: Node, container: Start) -> None:
+    """A STATUS that looks at records keeps none of them from others."""
+    config = node.config(NET29)
+    alive = container()
+    for number in range(5):
+        node.add(config, f"c{number}", CNI_NETNS=alive.netns)
+    make_old(node)
+    req = Request.parse(node.environ("STATUS", ""), json.dumps(config).encode())
+
+    with Host(load, "", node.log.append, state_dir=str(node.root / "run")) as host:
+        with pytest.raises(CNIError, match="no IP addresses available"):
+            host_local.status(req, host)
+
+        assert len(node.records()) == 5
+        for name in node.records():
+            with (node.root / "run" / "attachments" / name).open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_room_is_not_made_without_need(node: Node, container: Start) -> None:

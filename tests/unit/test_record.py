@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cni_common.errors import CNIError, Code
-from cni_common.record import Records
+from cni_common.record import Records, make_directory
 from cni_common.request import Attachment
 
 OWNER = Attachment("c1", "eth0")
@@ -63,6 +63,47 @@ class TestBegin:
         }
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+    @pytest.mark.parametrize("mask", [0, 0o077, 0o777])
+    def test_modes(self, tmp_path: Path, mask: int) -> None:
+        """What is made on the way has its mode whatever the caller's umask is."""
+        before = os.umask(mask)  # noqa: TID251 - as a caller does
+        try:
+            Records(str(tmp_path / "a" / "run")).probe()
+            make_directory(str(tmp_path / "b" / "networks"), 0o755)
+        finally:
+            os.umask(before)  # noqa: TID251 - as a caller does
+
+        modes = {
+            str(path.relative_to(tmp_path)): stat.S_IMODE(path.stat().st_mode)
+            for path in tmp_path.rglob("*")
+        }
+        private = {"a": 0o700, "a/run": 0o700, "a/run/attachments": 0o700}
+        assert modes == private | {"b": 0o755, "b/networks": 0o755}
+
+    @pytest.mark.parametrize("how", ["group", "other", "owner", "link"])
+    def test_shared_directory(self, records: Records, how: str) -> None:
+        """Records are neither read nor written where others can write."""
+        records.begin("bridge", "net", OWNER, {}).close()
+        directory = Path(records.directory)
+        if how == "owner":
+            os.chown(directory, 4711, -1)
+        elif how == "link":
+            directory.rename(directory.with_name("elsewhere"))
+            directory.symlink_to("elsewhere")
+        else:
+            directory.chmod(0o720 if how == "group" else 0o702)
+
+        for call in (
+            records.probe,
+            lambda: records.begin("bridge", "net", OTHER, {}),
+            lambda: records.find("bridge", "net", OWNER),
+            lambda: records.paths("bridge", "net"),
+            lambda: list(records.survey("bridge")),
+            lambda: list(records.listing()),
+        ):
+            with pytest.raises(PermissionError, match="others can write there"):
+                call()
 
     def test_twice(self, records: Records) -> None:
         """There is one record of an attachment."""

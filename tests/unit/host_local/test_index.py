@@ -179,6 +179,25 @@ def test_rest() -> None:
     assert index.resting(9) == []
 
 
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 50)), max_size=60))
+def test_rests_end_in_time(rests: list[tuple[int, int]]) -> None:
+    """Whatever order rests come in, each address wakes at the end of its last one."""
+    index, ends = made(), dict[int, int]()
+    for number, until_ns in rests:
+        index.rest(address(4, number), until_ns)
+        ends[number] = until_ns
+
+    for now_ns in (0, 10, 25, 49, 50):
+        index.expire(now_ns)
+        awake = {number for number in range(10) if ends.get(number, 0) <= now_ns}
+        assert awake == {
+            number
+            for number in range(10)
+            if index.first_free(4, NET4 + number, NET4 + number, resting=False)
+        }
+    assert index.resting() == []
+
+
 def test_rest_is_bounded() -> None:
     """The queue keeps the latest; those that it drops are free."""
     index = made()

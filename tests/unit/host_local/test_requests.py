@@ -238,6 +238,22 @@ def test_delete_legacy_leases(node: Node) -> None:
     assert set(node.leases()) == {"10.0.0.10"}
 
 
+@pytest.mark.parametrize("content", ["", "\0\0\0\0"])
+def test_delete_frees_a_torn_lease(node: Node, content: str) -> None:
+    """A file that names nobody, at an address that the record names, goes with the record."""
+    config = node.config(*DUAL)
+    address, _ = node.add(config)
+    (node.store / address).write_text(content)
+    node.lease("10.0.0.9", content)
+
+    assert node.call("DEL", config) == {}
+
+    assert (set(node.leases()), node.records()) == ({"10.0.0.9"}, [])
+    assert node.add(config, "c2")[0] != address  # the search goes on behind it
+    (node.store / "last_reserved_ip.0").unlink()
+    assert node.add(config, "c3")[0] == address
+
+
 def test_delete_tells_what_it_cannot_read(node: Node) -> None:
     """A recorded lease that is unreadable now is not passed over in silence."""
     config = node.config(*DUAL)

@@ -112,7 +112,7 @@ def test_leases_removes_leftovers(tmp_path: Path) -> None:
     for name in (".pycni-new", ".pycni-probe"):
         (tmp_path / name).write_text("c1\r\neth0")
 
-    with Store(str(tmp_path)) as store:
+    with Store(str(tmp_path), create=True) as store:
         assert store.lock().leases() == []
 
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
@@ -133,12 +133,12 @@ def test_cursor_is_replaced(tmp_path: Path) -> None:
     cursor = tmp_path / "last_reserved_ip.0"
     for before in (b"10.0.0.9", b"", b"10.0.0.100", b"x"):
         cursor.write_bytes(before)
-        with Store(str(tmp_path)) as store:
+        with Store(str(tmp_path), create=True) as store:
             store.lock().set_last_reserved(0, ADDRESS)
             assert store.last_reserved(0) == ADDRESS
     cursor.unlink()
     cursor.symlink_to("/nowhere")
-    with Store(str(tmp_path)) as store:
+    with Store(str(tmp_path), create=True) as store:
         store.lock().set_last_reserved(0, ADDRESS)
 
     assert (cursor.read_bytes(), cursor.is_symlink()) == (b"10.0.0.2", False)
@@ -166,6 +166,22 @@ def test_absent_directory(tmp_path: Path) -> None:
         store.release(Lease(ADDRESS, OWNER))
 
     assert not (tmp_path / "none").exists()
+
+
+def test_no_lock_where_nothing_was_leased(tmp_path: Path) -> None:
+    """A directory without lock and lease is as good as none: nothing is made in it."""
+    (tmp_path / "notes.txt").touch()
+
+    with Store(str(tmp_path)) as store:
+        assert store.lock().held_by(OWNER) == []
+        assert (store.lease(ADDRESS), store.booted_ns()) == (None, 0)
+        store.release(Lease(ADDRESS, OWNER))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+    (tmp_path / str(ADDRESS)).write_text("c1\r\neth0")
+    with Store(str(tmp_path)) as store:
+        assert len(store.lock().held_by(OWNER)) == 1
+    assert (tmp_path / "lock").exists()
 
 
 def test_h9_lock_is_no_symlink(tmp_path: Path) -> None:
