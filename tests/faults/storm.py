@@ -179,10 +179,10 @@ class Storm:
                 del self._held[address]
         container.addresses = []
 
-    def collect(self) -> None:
-        """Run GC with the list of all that exist at this moment."""
+    def collect(self, kill_at: float | None = None) -> None:
+        """Run GC, which may be killed, with the list of all that exist at this moment."""
         names = [one.name for client in self._clients for one in client.present()]
-        self.attempt("GC", Container("", FROZEN), None, **attachments(*names))
+        self.attempt("GC", Container("", FROZEN), kill_at, **attachments(*names))
 
     def end_worker(self, chance: float) -> None:
         """Kill one of the engine's workers, if there is an engine."""
@@ -290,7 +290,7 @@ class Client:
 
     def _operate(self, draw: Draw) -> None:
         if draw.kind < COLLECTS:
-            self._storm.collect()
+            self._storm.collect(draw.kill_at)
             return
         if draw.kind < COLLECTS + ENDS_WORKER:
             self._storm.end_worker((draw.kind - COLLECTS) / ENDS_WORKER)

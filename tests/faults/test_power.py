@@ -79,6 +79,17 @@ def test_torn_lease(rig: Rig, part: float) -> None:
     assert_usable(rig)
 
 
+@pytest.mark.parametrize("part", [0, 0.5])
+def test_torn_lease_without_reboot(rig: Rig, part: float) -> None:
+    """A lease that is torn while its container lives goes with the container's DEL."""
+    rig.config = configuration("dual")
+    rig.add("c1")
+    lose(rig, DATA_DIR, "*.*.*.*", part)
+    lose(rig, DATA_DIR, "*:*", part)
+
+    assert_usable(rig, "c1")
+
+
 @edges
 def test_reboot_and_gc(rig: Rig) -> None:
     """GC after a reboot frees all that was leased before."""

@@ -1,5 +1,6 @@
 """host-local takes back what the dead have left: earlier boots, namespaces that are gone, pods."""
 
+import errno
 import fcntl
 import json
 import os
@@ -16,8 +17,9 @@ from cni_common.errors import CNIError, Code
 from cni_common.host import Host
 from cni_common.request import Request
 from plugins import host_local, load
-from plugins.host_local import reclaim
-from plugins.host_local.lease import GRACE_SECONDS
+from plugins.host_local import reclaim, transaction
+from plugins.host_local.lease import GRACE_SECONDS, Lease
+from plugins.host_local.store import Store
 from tests.kernel.containers import Container
 from tests.unit.host_local.node import NETWORK, Node
 
@@ -306,8 +308,37 @@ def test_pod_with_a_living_sandbox(node: Node, container: Start) -> None:
     assert node.add(config, "try1", CNI_ARGS=f"{POD}1", CNI_IFNAME="eth1") == ["198.18.64.4"]
 
 
-def test_take_over_is_taken_back(node: Node, container: Start) -> None:
+def test_take_over_is_taken_back(
+    node: Node, container: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An ADD that fails after a take-over leaves the address free, and nothing of the dead."""
+    config = node.config(NET29, NET29.replace("64", "65"))
+    failed = container()
+    first = node.add(config, "try1", CNI_ARGS=f"{POD}1", CNI_NETNS=failed.netns)
+    failed.end()
+    formers: list[Lease | None] = []
+
+    class FullStore(Store):
+        def claim(self, *args: Any, **kwargs: Any) -> None:
+            formers.append(kwargs["replace"])
+            if len(formers) == 2:
+                raise OSError(errno.ENOSPC, "No space left")
+            super().claim(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transaction, "Store", FullStore)
+        assert "No space left" in node.refusal("ADD", config, "try2", CNI_ARGS=f"{POD}1")
+
+    assert [str(one.address) for one in formers if one] == first
+    assert node.leases() == {first[1]: "try1\r\neth0"}
+    assert len(node.records()) == 1
+    assert node.add(config, "try3", CNI_ARGS=f"{POD}1")[1] == first[1]
+    assert node.call("DEL", config, "try1", CNI_ARGS=f"{POD}1") == {}
+    assert set(node.leases().values()) == {"try3\r\neth0"}
+
+
+def test_nothing_to_take_over(node: Node, container: Start) -> None:
+    """Where another range has no address the dead keep theirs: nothing was taken."""
     config = node.config(NET29, NET29.replace("64", "65"))
     failed = container()
     node.add(config, "try1", CNI_ARGS=f"{POD}1", CNI_NETNS=failed.netns)
@@ -317,7 +348,7 @@ def test_take_over_is_taken_back(node: Node, container: Start) -> None:
         node.lease(f"198.18.65.{number}", "x\r\neth0")
 
     assert "range 1: no IP addresses" in node.refusal("ADD", config, "try2", CNI_ARGS=f"{POD}1")
-    assert node.leases()["198.18.64.2"] == "try1\r\neth0"  # nothing was taken, so it stays
+    assert node.leases()["198.18.64.2"] == "try1\r\neth0"
 
 
 def test_release_cooldown(node: Node) -> None:
