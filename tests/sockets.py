@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from cni_common.netns import NetNS
 
-SECONDS = 1.3  # more than a lost SYN takes to be sent again
+SECONDS = 2.5  # more than two lost neighbour solicitations or SYNs take to be sent again
 KINDS = {
     "tcp": (socket.SOCK_STREAM, socket.IPPROTO_TCP),
     "udp": (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
