@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cni_common.record import make_directory
+
 ROOT = Path(__file__).resolve().parents[1]
 SOCKET = "/run/pycni/engine.sock"
 _READY_SECONDS = 20.0
@@ -82,7 +84,7 @@ class Column:
         self.name = name
         self.bin_dir = bin_dir
         self._engine: subprocess.Popen[bytes] | None = None
-        os.makedirs("/run/pycni", mode=0o700, exist_ok=True)
+        make_directory("/run/pycni", 0o700)
         self._driver = subprocess.Popen(
             ["unshare", "--mount", "--", "sh", "-ec", _MOUNTS, str(driver)],
             stdin=subprocess.PIPE,

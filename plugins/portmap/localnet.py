@@ -24,6 +24,7 @@ from cni_common.netlink import (
     number_of,
 )
 from cni_common.netns import NETLINK_ROUTE
+from cni_common.record import make_private_directory
 from plugins.portmap import layout
 
 TYPE_CHECKING = False
@@ -151,7 +152,7 @@ class Lock:
         self._fd = -1
 
     def __enter__(self) -> None:
-        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        make_private_directory(self._directory)
         self._fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX)

@@ -5,6 +5,7 @@ import os
 from cni_common import wire
 from cni_common.errors import CNIError, Code
 from cni_common.link import IFF_ALLMULTI, IFF_PROMISC, parse_mac
+from cni_common.record import make_directory
 from cni_common.steps import BestEffort
 from plugins.tuning.conf import Device
 
@@ -101,7 +102,7 @@ def of_json(data: "Json") -> Device:
 
 def save(path: str, device: Device) -> None:
     """Write the reference's file, so that it can DEL in our place. Raises OSError."""
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    make_directory(os.path.dirname(path), 0o700)
     forget(path)  # of an earlier container of this id
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(path, flags, 0o600)
