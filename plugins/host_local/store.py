@@ -123,10 +123,12 @@ class Store:
         if self._dir < 0:
             return self
         try:
-            self._lock = self._disk(os.open, _LOCK, _READ, dir_fd=self._dir)
+            # Not O_RDONLY: a directory, which the Go plugin cannot lock, could be opened by it.
+            self._lock = self._disk(os.open, _LOCK, _READ | os.O_RDWR, dir_fd=self._dir)
         except FileNotFoundError:
-            # Perhaps there is no room for a lock, and never was: then there is no lease either.
-            if not self._create and not any(map(address_of, self._names())):
+            # Perhaps there is no room for a lock, and never was: then there is nothing of ours.
+            ours = (name.startswith(_OURS) or address_of(name) for name in self._names())
+            if not self._create and not any(ours):
                 os.close(self._dir)
                 self._dir = -1
                 return self

@@ -19,9 +19,7 @@ STATES = ("/var/lib/cni", "/run/pycni")  # where runtimes and plugins keep files
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # What host-local keeps for a network, not for an attachment: lock, cursors, index.
-_STAYS = re.compile(
-    r".*/lock|.*/last_reserved_ip\.\d+|/run/pycni/(engine\.lock|indexes/[0-9a-f]+-[0-9a-f]+)"
-)
+_STAYS = re.compile(r".*/lock|.*/last_reserved_ip\.\d+|/run/pycni/indexes/[0-9a-f]+-[0-9a-f]+")
 
 Done = subprocess.CompletedProcess[str]
 
@@ -271,12 +269,13 @@ class Node:
         return vlans_of(self.command("bridge", "-j", "vlan", "show"), port)
 
     def files(self) -> dict[str, str]:
-        """Return the files that runtimes and plugins have written, by name."""
+        """Return the files that runtimes and plugins have written, by name; not the engine's."""
         found = {}
         for state in STATES:
             root = str(self.path(state))
             for name, content in files_below(root).items():
                 found[state + name.removeprefix(root)] = content
+        found.pop("/run/pycni/engine.lock", None)
         return found
 
     def firewall(self) -> list[str]:
