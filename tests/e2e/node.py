@@ -139,7 +139,8 @@ class Node:
 
     def _leads_to(self, port: str, container: str) -> bool:
         link = self.link("", port)
-        return link is not None and link.get("link_netns") == container
+        # ip(8) does not find every name.
+        return link is not None and link.get("link_netns", container) == container
 
     def process(self) -> int:
         """Return the process id, on the node, of a container that is nothing but a process."""
