@@ -139,8 +139,7 @@ class Node:
 
     def _leads_to(self, port: str, container: str) -> bool:
         link = self.link("", port)
-        # ip(8) does not find every name.
-        return link is not None and link.get("link_netns", container) == container
+        return link is not None and link.get("link_netns") == container
 
     def process(self) -> int:
         """Return the process id, on the node, of a container that is nothing but a process."""
