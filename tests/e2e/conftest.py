@@ -1,6 +1,7 @@
 """How the plugins are run, and the node that they run on."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,9 +24,10 @@ def launchers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The launchers of dist/bin alone: without an engine they can do nothing."""
     assert freeze.main([]) == 0
     directory = tmp_path_factory.mktemp("launchers")
+    first = shutil.copy2(DIST / "pycni", directory)  # the directory may be on another file system
     for path in DIST.iterdir():
-        if path.is_file():
-            os.link(path, directory / path.name)
+        if path.is_file() and path.name != "pycni":
+            os.link(first, directory / path.name)
     return directory
 
 
