@@ -62,7 +62,7 @@ class Node:
                 stderr=stderr,
                 stdin=subprocess.DEVNULL,
             )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60  # an emulated machine starts it slowly
         while b"wait for requests" not in log.read_bytes():
             assert self._engine.poll() is None, log.read_text()
             assert time.monotonic() < deadline, "the engine does not start"
