@@ -1,12 +1,15 @@
 """Fixtures for all tests."""
 
+import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.machine import Machine, machine_at
+from deploy import freeze
+from tests.machine import DIST, Machine, machine_at
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -23,3 +26,15 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]
     name = f"net-{uuid.uuid4().hex[:12]}"
     with machine_at(tmp_path, name, by_engine=request.param == "engine") as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def launchers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The launchers of dist/bin alone: without an engine they can do nothing."""
+    assert freeze.main([]) == 0
+    directory = tmp_path_factory.mktemp("launchers")
+    first = shutil.copy2(DIST / "pycni", directory)  # the directory may be on another file system
+    for path in DIST.iterdir():
+        if path.is_file() and path.name != "pycni":
+            os.link(first, directory / path.name)
+    return directory

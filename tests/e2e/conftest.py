@@ -1,13 +1,10 @@
 """How the plugins are run, and the node that they run on."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from deploy import freeze
 from tests.e2e.node import Node, node_with
 from tests.machine import DIST
 
@@ -17,18 +14,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.timeout(90))
-
-
-@pytest.fixture(scope="session")
-def launchers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The launchers of dist/bin alone: without an engine they can do nothing."""
-    assert freeze.main([]) == 0
-    directory = tmp_path_factory.mktemp("launchers")
-    first = shutil.copy2(DIST / "pycni", directory)  # the directory may be on another file system
-    for path in DIST.iterdir():
-        if path.is_file() and path.name != "pycni":
-            os.link(first, directory / path.name)
-    return directory
 
 
 @pytest.fixture(params=["one-shot", "engine"])

@@ -1,7 +1,5 @@
 """Rigs for the tests below."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +7,7 @@ import pytest
 
 pytest.register_assert_rewrite("tests.e2e.node", "tests.faults.rig")
 
-from deploy import freeze  # noqa: E402 - what is imported is rewritten
-from tests.e2e.node import Node  # noqa: E402
+from tests.e2e.node import Node  # noqa: E402 - what is imported is rewritten
 from tests.faults.inject import Injector  # noqa: E402
 from tests.faults.rig import Rig  # noqa: E402
 from tests.machine import DIST  # noqa: E402
@@ -21,18 +18,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.timeout(240))
-
-
-@pytest.fixture(scope="session")
-def launchers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The launchers of dist/bin alone: without an engine they can do nothing."""
-    assert freeze.main([]) == 0
-    directory = tmp_path_factory.mktemp("launchers")
-    first = shutil.copy2(DIST / "pycni", directory)  # the directory may be on another file system
-    for path in DIST.iterdir():
-        if path.is_file() and path.name != "pycni":
-            os.link(first, directory / path.name)
-    return directory
 
 
 @pytest.fixture

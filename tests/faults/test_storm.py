@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.faults.storm import SEED
-from tests.machine import REFERENCE_BIN, ROOT
+from tests.machine import ROOT
 
 OPERATIONS, CLIENTS = 320, 32
 
 
-@pytest.mark.skipif(not REFERENCE_BIN.exists(), reason="deploy/prerequisites.sh --reference")
 @pytest.mark.usefixtures("launchers")
 def test_storm() -> None:
     """Clients of both host-locals, with and without an engine, and killed: see the module."""
