@@ -42,8 +42,7 @@ _LOCK = "lock"
 _LAST_RESERVED = "last_reserved_ip."
 # No address looks like these, and no container id can begin with a dot.
 _OURS = ".pycni-"
-_NEW = f"{_OURS}new"
-_PROBE = f"{_OURS}probe"
+_NEW, _PROBE = f"{_OURS}new", f"{_OURS}probe"
 _MODE = 0o600
 _DIRECTORY_MODE = 0o755  # as the Go plugin makes it
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -127,8 +126,9 @@ class Store:
             self._lock = self._disk(os.open, _LOCK, _READ | os.O_RDWR, dir_fd=self._dir)
         except FileNotFoundError:
             # Perhaps there is no room for a lock, and never was: then there is nothing of ours.
-            ours = (name.startswith(_OURS) or address_of(name) for name in self._names())
-            if not self._create and not any(ours):
+            if not self._create and not any(
+                name.startswith(_OURS) or address_of(name) for name in self._names()
+            ):
                 os.close(self._dir)
                 self._dir = -1
                 return self

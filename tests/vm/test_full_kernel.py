@@ -43,7 +43,7 @@ def inner_command(report: Path) -> list[str]:
     pytest_command += ["-v", "-o", "addopts=", "--import-mode=importlib", f"--junitxml={report}"]
     pytest_command += ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "tests.vm.patience"]
     # Not beside the temporary folders of this process, which would be cleared away.
-    pytest_command += ["--basetemp=/run/pytest"]
+    pytest_command += ["--basetemp=/dev/shm/pytest"]
     return ["sh", "-c", GUEST, "sh", *pytest_command]
 
 
