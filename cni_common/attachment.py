@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from cni_common.host import Host
     from cni_common.link import Link
-    from cni_common.netns import NetNS
     from cni_common.record import Json, Record
     from cni_common.steps import Undo
     from cni_common.types import Address, Cidr, Result
@@ -217,13 +216,7 @@ def unmask(kind: Kind, req: "Request", host: "Host", facts: "Json") -> None:
 
 def probe(host: "Host", backend: str) -> None:
     """Raise CNIError 50 when no record could be written, or nothing masqueraded by `backend`."""
-    try:
-        host.records.probe()
-    except OSError as error:
-        raise CNIError(
-            Code.PLUGIN_NOT_AVAILABLE,
-            f"cannot write to '{host.records.directory}': {error.strerror}; make it writable",
-        ) from None
+    host.records.probe()
     if backend:
         masquerade.probe(host.netns, backend)
 
@@ -295,14 +288,14 @@ def _delete_pair(req: "Request", host: "Host", facts: "Json") -> None:
     if facts.get("veth") and interface.delete_veth(host.netns, facts["veth"], facts["veth_mac"]):
         return
     # Somebody may have renamed the host's end; the container's still has the MAC it was given.
-    container = _netns_or_none(req, host)
+    container = host.find_netns(req.netns)
     if container and facts.get("mac"):
         interface.delete_veth(container, req.ifname, facts["mac"])
 
 
 def _delete_unrecorded_pair(kind: Kind, req: "Request", host: "Host") -> "set[Address]":
     """Delete the container's interface if it leads to our bridge; return its addresses."""
-    container = _netns_or_none(req, host)
+    container = host.find_netns(req.netns)
     link = container.netlink.link(req.ifname) if container else None
     if container is None or link is None:
         return set()
@@ -321,17 +314,6 @@ def _delete_unrecorded_pair(kind: Kind, req: "Request", host: "Host") -> "set[Ad
     addresses = {cidr.ip for cidr, _ in container.netlink.addresses(link.index)}
     delete_link(host.netns, ours.index)
     return {address for address in addresses if not address.is_link_local}
-
-
-def _netns_or_none(req: "Request", host: "Host") -> "NetNS | None":
-    """Return the container's namespace; None when it is gone, or its path leads elsewhere."""
-    if not req.netns:
-        return None
-    try:
-        return host.open_netns(req.netns)
-    except CNIError as error:
-        host.log(f"DEL goes on without the namespace: {error.msg}")
-        return None
 
 
 def _addresses_of_prev_result(req: "Request") -> "set[Address]":

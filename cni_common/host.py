@@ -90,6 +90,16 @@ class Host:
             self._opened[path] = self.make_netns(path, os.dup(given) if given >= 0 else -1)
         return self._opened[path]
 
+    def find_netns(self, path: str) -> NetNS | None:
+        """Return the namespace at `path`, None when it is gone or `path` empty, as DEL has it."""
+        if not path:
+            return None
+        try:
+            return self.open_netns(path)
+        except CNIError as error:
+            self.log(f"DEL goes on without the namespace: {error.msg}")
+            return None
+
     def identity_of(self, path: str) -> str:
         """Return the identity of the namespace at `path`, "" when there is none."""
         try:

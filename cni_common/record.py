@@ -117,7 +117,16 @@ class Records:
             record.close()
 
     def probe(self) -> None:
-        """Raise OSError when no record could be written."""
+        """Raise CNIError 50 when no record could be written."""
+        try:
+            self._probe()
+        except OSError as error:
+            raise CNIError(
+                Code.PLUGIN_NOT_AVAILABLE,
+                f"cannot write to '{self.directory}': {error.strerror}; make it writable",
+            ) from None
+
+    def _probe(self) -> None:
         make_private_directory(self.directory)
         path = ""
         try:  # without a name: nothing is left by who is killed

@@ -129,6 +129,21 @@ class Request:
         except CNIError as error:
             raise CNIError(Code.INVALID_CONFIG, f"prevResult: {error.msg}", error.details) from None
 
+    def require_prev_result(self) -> "Result":
+        """Return `prev_result`, which a chained plugin and CHECK cannot do without.
+
+        Raises CNIError 7.
+        """
+        result = self.prev_result
+        if result is None:
+            reason = (
+                "the runtime must pass the result of ADD to CHECK"
+                if self.environ.get("CNI_COMMAND") == Command.CHECK
+                else f"{self.config.get('type')} comes after the plugin that makes the interface"
+            )
+            raise CNIError(Code.INVALID_CONFIG, f"Required prevResult missing: {reason}")
+        return result
+
     def cni_args(self, known: "frozenset[str]") -> dict[str, str]:
         """Return the keys of CNI_ARGS that are in `known` (types.LoadArgs of the reference).
 

@@ -120,11 +120,7 @@ def delete(req: "Request", host: "Host") -> None:
 def check(req: "Request", host: "Host") -> None:
     """Demand that prevResult has each address, with its gateway where one is named."""
     conf = Conf.of(req)
-    previous = req.prev_result
-    if previous is None:
-        raise _refuse(
-            "Required prevResult missing: the runtime must pass the result of ADD to CHECK"
-        )
+    previous = req.require_prev_result()
     gateways = {ip.address: ip.gateway for ip in previous.ips}
     for ip in conf.ips:
         if ip.address not in gateways:

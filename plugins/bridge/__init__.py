@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 from cni_common import attachment, interface, masquerade
-from cni_common.errors import CNIError, Code
 from cni_common.link import VethEnd
 from cni_common.netns import NETLINK_ROUTE
 from cni_common.request import Command
@@ -72,12 +71,7 @@ def check(req: "Request", host: "Host") -> None:
     conf = Conf.of(req)
     if conf.ipam:
         host.delegate(conf.ipam, req, Command.CHECK)
-    expected = req.prev_result
-    if expected is None:
-        raise CNIError(
-            Code.INVALID_CONFIG,
-            "Required prevResult missing: the runtime must pass the result of ADD to CHECK",
-        )
+    expected = req.require_prev_result()
     container = host.open_netns(req.netns)
     # Other plugins of the chain may have added addresses of other interfaces.
     expected = replace(expected, ips=interface.ips_of(expected, req.ifname))

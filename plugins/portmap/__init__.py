@@ -19,7 +19,7 @@ __all__ = ["SCHEMA", "add", "check", "delete", "gc", "status"]
 def add(req: "Request", host: "Host", undo: "Undo") -> "Result":
     """Map the ports that the runtime wishes for; return prevResult as it is."""
     conf = Conf.of(req)
-    previous = _previous(req)
+    previous = req.require_prev_result()
     if not any(conf.targets()):
         return previous
     if conf.backend == IPTABLES:
@@ -58,7 +58,7 @@ def delete(req: "Request", host: "Host") -> None:
 def check(req: "Request", host: "Host") -> None:
     """Raise CNIError naming the port that is no longer mapped as ADD did it."""
     conf = Conf.of(req)
-    _previous(req)
+    req.require_prev_result()
     if not any(conf.targets()):
         return
     if conf.backend == IPTABLES:
@@ -82,13 +82,7 @@ def gc(req: "Request", host: "Host") -> None:
 def status(req: "Request", host: "Host") -> None:
     """Raise CNIError 50 when an ADD could not work now: state, firewall."""
     conf = Conf.of(req)
-    try:
-        host.records.probe()
-    except OSError as error:
-        raise CNIError(
-            Code.PLUGIN_NOT_AVAILABLE,
-            f"cannot write to '{host.records.directory}': {error.strerror}; make it writable",
-        ) from None
+    host.records.probe()
     if conf.backend == IPTABLES:
         from plugins.portmap import iptables  # noqa: PLC0415 - as above
 
@@ -102,17 +96,6 @@ def status(req: "Request", host: "Host") -> None:
             f"nftables cannot be used: {error.strerror}; load nf_tables or set"
             ' "backend": "iptables"',
         ) from None
-
-
-def _previous(req: "Request") -> "Result":
-    previous = req.prev_result
-    if previous is None:
-        raise CNIError(
-            Code.INVALID_CONFIG,
-            "must be called as chained plugin: prevResult is missing, put the plugin that makes the"
-            " interface before this one",
-        )
-    return previous
 
 
 def _forget_connections(host: "Host", conf: Conf) -> None:

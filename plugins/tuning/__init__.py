@@ -25,7 +25,7 @@ IPV6_MTU_MIN = 1280  # bytes, RFC 8200 section 5
 def add(req: "Request", host: "Host", undo: "Undo") -> "Result":
     """Set what is asked for, and return prevResult with the interface as it is now."""
     conf = Conf.of(req)
-    result = _prev_result(req)
+    result = req.require_prev_result()
     if not conf.sysctls and not conf.device:
         return result
     sysctl.check_allowed(conf.keys)
@@ -55,7 +55,7 @@ def delete(req: "Request", host: "Host") -> None:
         return
     path = backup_path(req)
     before = device.load(path)  # of the reference
-    container = _netns_or_none(req, host) if before else None
+    container = host.find_netns(req.netns) if before else None
     if container:
         _restore_device(req, container, before)
     device.forget(path)
@@ -64,7 +64,7 @@ def delete(req: "Request", host: "Host") -> None:
 def dissolve(req: "Request", host: "Host", record: "Record") -> None:
     """Give back what `record` names, then remove it; it stays when a step fails."""
     facts = record.facts
-    container = _netns_or_none(req, host)
+    container = host.find_netns(req.netns)
     with BestEffort() as steps:
         if container and container.identity == facts.get("netns_id"):
             before = device.of_json(facts.get("device", {}))
@@ -82,7 +82,7 @@ def dissolve(req: "Request", host: "Host", record: "Record") -> None:
 def check(req: "Request", host: "Host") -> None:
     """Raise CNIError naming what is no longer as ADD made it."""
     conf = Conf.of(req)
-    _prev_result(req)
+    req.require_prev_result()
     container = host.open_netns(req.netns)
     if conf.sysctls:
         facts = next(
@@ -117,23 +117,7 @@ def status(req: "Request", host: "Host") -> None:
     """Raise CNIError when an ADD could not work now: 7 configuration, 5 allow-list, 50 state."""
     conf = Conf.of(replace(req, environ={}))  # CNI_ARGS belong to an attachment
     sysctl.check_allowed(conf.keys)
-    try:
-        host.records.probe()
-    except OSError as error:
-        raise CNIError(
-            Code.PLUGIN_NOT_AVAILABLE,
-            f"cannot write to '{host.records.directory}': {error.strerror}; make it writable",
-        ) from None
-
-
-def _prev_result(req: "Request") -> "Result":
-    result = req.prev_result
-    if result is None:
-        raise CNIError(
-            Code.INVALID_CONFIG,
-            "Required prevResult missing: tuning comes after the plugin that makes the interface",
-        )
-    return result
+    host.records.probe()
 
 
 def _refuse_to_end_ipv6(req: "Request", conf: Conf, result: "Result") -> None:
@@ -189,17 +173,6 @@ def _restore_device(req: "Request", container: "NetNS", before: Device) -> None:
         return
     with BestEffort() as steps:
         device.apply(container, link.index, before, steps)
-
-
-def _netns_or_none(req: "Request", host: "Host") -> "NetNS | None":
-    """Return the container's namespace; None when it is gone."""
-    if not req.netns:
-        return None
-    try:
-        return host.open_netns(req.netns)
-    except CNIError as error:
-        host.log(f"DEL goes on without the namespace: {error.msg}")
-        return None
 
 
 def _drift(what: str) -> CNIError:

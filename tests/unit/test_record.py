@@ -102,7 +102,7 @@ class TestBegin:
             lambda: list(records.survey("bridge")),
             lambda: list(records.listing()),
         ):
-            with pytest.raises(PermissionError, match="others can write there"):
+            with pytest.raises((PermissionError, CNIError), match="others can write there"):
                 call()
 
     def test_twice(self, records: Records) -> None:
@@ -338,12 +338,14 @@ class TestProbe:
         """Where there can be no directory the probe fails."""
         (tmp_path / "run").write_bytes(b"")
 
-        with pytest.raises(NotADirectoryError):
+        with pytest.raises(CNIError, match="Not a directory; make it writable") as caught:
             records.probe()
+
+        assert caught.value.code == Code.PLUGIN_NOT_AVAILABLE
 
     def test_disk_full(self, records: Records) -> None:
         """Where nothing can be written the probe fails, and leaves nothing."""
-        with file_size_limit(0), pytest.raises(OSError, match=r"space|large"):
+        with file_size_limit(0), pytest.raises(CNIError, match=r"space|large"):
             records.probe()
 
         assert os.listdir(records.directory) == []
