@@ -48,7 +48,7 @@ test-faults: dist ## killed, on a full disk, after a power loss; a short storm: 
 test-launcher: dist ## launcher, also under sanitizers; what dist and install make
 	$(sandboxed) -n 2 tests/launcher
 
-test-vm: venv ## what needs a complete kernel, in virtual machines
+test-vm: dist ## what needs a complete kernel, in virtual machines
 	@if ((EUID)) && [[ "$${CI:-}" != true ]]; then \
 	    echo "=== SKIPPED, as it needs root: $@ ===" >&2; \
 	else \
