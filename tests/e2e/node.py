@@ -15,11 +15,8 @@ from tests.machine import CNITOOL, DIST, ROOT, Json, files_below, vlans_of
 # The outside world: one host on the node's only uplink, which has no route to any container.
 NODE4, OUTSIDE4 = "192.0.2.1", "192.0.2.2"
 NODE6, OUTSIDE6 = "2001:db8::1", "2001:db8::2"
-STATES = (
-    "/var/lib/cni",
-    "/run/cni-ipam-state",
-    "/run/pycni",
-)  # where runtimes and plugins keep files
+# Where runtimes and plugins keep files; the second is where kind has its leases.
+STATES = ("/var/lib/cni", "/run/cni-ipam-state", "/run/pycni")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # What host-local keeps for a network, not for an attachment: lock, cursors, index.
@@ -212,7 +209,7 @@ class Node:
 
     def cnitool(self, command: str, network: str, netns: str, **environ: str) -> Done:
         """Run cnitool: CAP_ARGS, CNI_ARGS, CNI_IFNAME, NETCONFPATH by keyword."""
-        env = {"CNIPATH": str(self.bin_dir), "NETCONFPATH": "/etc/cni/net.d", **environ}
+        env = {"CNI_PATH": str(self.bin_dir), "NETCONFPATH": "/etc/cni/net.d", **environ}
         return self.run(CNITOOL, command, network, netns, env=env)
 
     def ok(self, command: str, network: str, netns: str, **environ: str) -> Json:
@@ -249,7 +246,7 @@ class Node:
             "CNI_NETNS": netns,
             "CNI_IFNAME": attachment.get("ifname", "eth0"),
             "CNI_ARGS": attachment.get("args", ""),
-            "CNIPATH": attachment.get("path", bin_dir),
+            "CNI_PATH": attachment.get("path", bin_dir),
             **(env or {}),
         }
         stdin = config if isinstance(config, str) else json.dumps(config)
@@ -316,7 +313,7 @@ class Node:
 
 @contextmanager
 def node_with(bin_dir: Path) -> Iterator[Node]:
-    """Give a node whose CNIPATH is `bin_dir`, and end it.
+    """Give a node whose CNI_PATH is `bin_dir`, and end it.
 
     It has an engine where `bin_dir` holds our launchers and nothing that they could start.
     """
