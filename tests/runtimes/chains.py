@@ -1,6 +1,7 @@
 """The lists of plugins that a Kubernetes node has in /etc/cni/net.d."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.e2e.node import NODE4, NODE6
@@ -50,6 +51,8 @@ def _kind() -> Chain:
     return Chain(config, subnets, masquerades=False)
 
 
+Judge = Callable[[], None]  # fails when something is left
+Use = Callable[[Chain], Judge]
 CHAINS = {"bridge": _bridge(), "kind": _kind()}
 
 
