@@ -12,6 +12,8 @@ from plugins.bandwidth.shaper import Bucket, Shaper, is_shaper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cni_common.host import Host
     from cni_common.link import Link
     from cni_common.netlink import Message
@@ -94,6 +96,30 @@ def release(host: "Host", facts: "Json") -> None:
             steps.attempt(
                 "ifb", lambda: ifb.delete(host.netns, facts["ifb"], facts.get("ifb_mac", ""))
             )
+
+
+def objects_of(host: "Host", facts: "Json") -> "Iterator[tuple[str, str, bool]]":
+    """Yield kind and name of what a record says was made, and whether it is there."""
+    link = None
+    if facts.get("ingress") or facts.get("egress"):
+        link = host.netns.netlink.link_at(facts["host_veth_index"])
+        link = link if link and _is_on(facts, link) else None
+    name = facts.get("host_veth", "")
+    channel = host.netns.netlink.channel
+    if facts.get("ingress"):
+        present = link is not None and is_shaper(tc.root(channel, link.index))
+        yield "limit", f"of what '{name}' sends to the container", present
+    if facts.get("ifb"):
+        found = host.netns.netlink.identify(facts["ifb"])
+        mine = found is not None and found[1] == facts.get("ifb_mac")
+        yield "ifb", f"'{facts['ifb']}' ({facts.get('ifb_mac')})", mine
+    if facts.get("egress"):
+        targets = ifb.redirections(host.netns, link) if link else set()
+        yield (
+            "redirection",
+            f"from '{name}' to '{facts.get('ifb', '')}'",
+            max(targets, default=0) > 0,
+        )
 
 
 def collect(req: "Request", host: "Host", steps: BestEffort) -> None:
