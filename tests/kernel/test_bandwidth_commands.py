@@ -36,7 +36,7 @@ def test_limits_of_the_dead(machine: Machine) -> None:
 
         after = left(machine)
         assert (after["ifbs"], after["qdiscs"]) == (before["ifbs"], before["qdiscs"])
-        machine.ok("bandwidth", "CHECK", conf, living)
+        machine.ok("bandwidth", "CHECK", conf, living, containerid="alive")
 
 
 def test_ifb_of_nobody(machine: Machine) -> None:
