@@ -1,6 +1,5 @@
 """The life of an attachment's limits: their record, how they are made and taken back."""
 
-from cni_common.collect import collect as collect_recorded
 from cni_common.errors import CNIError, Code
 from cni_common.interface import host_end, random_mac
 from cni_common.request import Attachment
@@ -29,7 +28,7 @@ def add(req: "Request", host: "Host", conf: Conf, undo: "Undo", *, result: "Resu
     """Make the limits, and add the ifb to `result` if there is one. Raises CNIError."""
     ours = host_veth(req, host)
     record = _begin(req, host, ours, undo)
-    _make_way(req, host, ours)
+    _make_way(req, host, conf, ours)
     record.note(ingress=bool(conf.ingress), egress=bool(conf.egress))
     undo.push("limits", lambda: release(host, record.facts))
     messages: list[Message] = []
@@ -124,6 +123,8 @@ def objects_of(host: "Host", facts: "Json") -> "Iterator[tuple[str, str, bool]]"
 
 def collect(req: "Request", host: "Host", steps: BestEffort) -> None:
     """Take back the limits of every attachment of this network that the runtime does not name."""
+    from cni_common.collect import collect as collect_recorded  # noqa: PLC0415 - with nftables
+
     collect_recorded(
         PLUGIN, req, host, steps, dissolve=lambda gone, record: dissolve(gone, host, record)
     )
@@ -153,15 +154,20 @@ def _begin(req: "Request", host: "Host", ours: "Link", undo: "Undo") -> "Record"
     return record
 
 
-def _make_way(req: "Request", host: "Host", ours: "Link") -> None:
+def _make_way(req: "Request", host: "Host", conf: Conf, ours: "Link") -> None:
     """Remove the limits on a veth that nobody has any more, such as DEL of the reference leaves.
 
-    Raises CNIError when they are another attachment's, or not of this plugin's kind.
+    Raises CNIError when they are another attachment's, or when another program has a qdisc where
+    one is needed.
     """
     channel = host.netns.netlink.channel
     root, entry = tc.root(channel, ours.index), tc.ingress(channel, ours.index)
-    has_root = root is not None and root.handle != 0
-    if not has_root and entry is None:
+    has_limit, has_redirection = is_shaper(root), _is_redirection(host, ours, entry)
+    if conf.ingress and root and root.handle and not has_limit:
+        raise _foreign(ours, f"qdisc {root.kind} at its root")
+    if conf.egress and entry and not has_redirection:
+        raise _foreign(ours, f"qdisc {entry.kind} for what it receives")
+    if not has_limit and not has_redirection:
         return
     for facts in host.records.survey(PLUGIN):
         whose = facts.get("network"), _attachment_of(facts)
@@ -171,17 +177,13 @@ def _make_way(req: "Request", host: "Host", ours: "Link") -> None:
                 f"'{ours.name}' has the limits of container {whose[1].containerid} on"
                 f" '{whose[0]}'; DEL that first",
             )
-    if has_root and not is_shaper(root):
-        raise _foreign(ours, f"qdisc {root.kind if root else ''} at its root")
-    if entry and not _is_redirection(host, ours, entry):
-        raise _foreign(ours, f"qdisc {entry.kind} for what it receives")
     host.log(f"limits that nobody has any more are removed from '{ours.name}'")
-    _remove_from(host, ours, root=has_root, entry=entry is not None)
+    _remove_from(host, ours, root=has_limit, entry=has_redirection)
 
 
-def _is_redirection(host: "Host", ours: "Link", entry: tc.Qdisc) -> bool:
+def _is_redirection(host: "Host", ours: "Link", entry: tc.Qdisc | None) -> bool:
     """Tell whether what the veth receives goes to an ifb of this plugin's kind, if still there."""
-    if entry.kind != "ingress":
+    if entry is None or entry.kind != "ingress":
         return False
     for index in ifb.redirections(host.netns, ours):
         target = host.netns.netlink.link_at(index) if index > 0 else None

@@ -345,6 +345,24 @@ def test_others_qdiscs(machine: Machine, line: str, keys: Mapping[str, Any]) -> 
     assert left(machine) == before
 
 
+@pytest.mark.parametrize(
+    ("line", "direction"),
+    [("root handle 7: pfifo limit 5", "egress"), ("clsact", "ingress")],
+)
+def test_others_qdiscs_of_the_other_direction(machine: Machine, line: str, direction: str) -> None:
+    """Where no limit is wanted, other programs may have their qdiscs."""
+    netns = container(machine)
+    conf = config(machine, **{f"{direction}Rate": 8 * MBIT})
+    machine.do(machine.host, f"tc qdisc add dev host1 {line}")
+    before = left(machine)
+
+    machine.ok("bandwidth", "ADD", conf, netns)
+
+    machine.ok("bandwidth", "CHECK", conf, netns)
+    machine.ok("bandwidth", "DEL", conf, netns)
+    assert left(machine) == before
+
+
 def test_del_leaves_later_qdiscs_alone(machine: Machine) -> None:
     """What another program has put in place of the limits stays."""
     netns, conf = container(machine), config(machine, **BOTH)

@@ -13,7 +13,7 @@ from tests.kernel.limits import BOTH, NOTHING, SUBNETS, config, container, ifb_o
 from tests.machine import Json, Machine, error_of
 
 LIMIT = 100  # operations: more than any ADD or DEL here has
-CLIENTS = 12
+CLIENTS = 6  # an engine on a busy machine would send some of more to one-shot processes
 CASES: Mapping[str, Json] = {
     "both": BOTH,
     "ingress": {"ingressRate": 8_000_000},
@@ -163,6 +163,7 @@ def test_terminated_add_is_taken_back(machine: Machine) -> None:
     assert number > 8
 
 
+@pytest.mark.timeout(120)
 def test_veth_that_goes_away(machine: Machine) -> None:
     """A pair that is deleted during ADD or DEL is no reason to leave an ifb."""
     conf = config(machine, **BOTH)
@@ -185,7 +186,7 @@ def test_veth_that_goes_away(machine: Machine) -> None:
 DELETE = ("ip", "link", "del", "host1")
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 def test_storm(machine: Machine) -> None:
     """Many containers at once get their own limits, and nothing is left of any."""
     netns = {number: container(machine, number) for number in range(1, CLIENTS + 1)}
