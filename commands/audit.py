@@ -9,6 +9,7 @@ from cni_common.request import Attachment
 from commands import DONE, FOUND, leftovers, view
 from commands.node import Known, Node
 from commands.owned import objects_of
+from plugins.bandwidth import ifb
 from plugins.bridge import macfilter
 from plugins.host_local import reclaim
 from plugins.host_local.lease import GRACE_SECONDS
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from cni_common.host import Host
     from cni_common.iptables import Jump
+    from cni_common.link import Link
     from cni_common.types import Address
     from commands.node import Tenancy
     from commands.sightings import Sightings
@@ -100,11 +102,13 @@ class Audit:
         rules = iptables.reference_rules(self._host.netns)
         ports = macfilter.orphans(self._host.netns)
         ports_of_reference = macfilter.orphans_of_reference(self._host.netns)
+        ifbs = ifb.orphans(self._host.netns)
         return [
             *self._attachments(),
             *self._leases(),
             *self._elements(elements),
             *self._filters(ports, ports_of_reference),
+            *self._ifbs(ifbs),
             *self._jumps(jumps),
             *self._rules(rules),
             *self._files(),
@@ -222,6 +226,17 @@ class Audit:
                 reason="the port is gone",
                 act=partial(leftovers.remove_filter_of_reference, self._host, port, whose),
             )
+
+    def _ifbs(self, ifbs: "list[Link]") -> "Iterator[Finding]":
+        recorded = {one.facts.get("ifb_mac") for one in self._node.records}
+        for link in ifbs:
+            if link.mac not in recorded:
+                yield self._finding(
+                    "ifb",
+                    f"'{link.name}' ({link.mac})",
+                    reason="nothing is redirected to it, and no record names it",
+                    act=partial(leftovers.remove_ifb, self._host, link.name, link.mac),
+                )
 
     def _jumps(self, jumps: "list[Jump]") -> "Iterator[Finding]":
         recorded = {(one.network, one.attachment.containerid) for one in self._node.records}

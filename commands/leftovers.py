@@ -8,6 +8,8 @@ from cni_common import attachment, masquerade, netns
 from cni_common.request import Attachment
 from commands.node import PROBE, Node
 from plugins import ptp, tuning
+from plugins.bandwidth import attachment as limits
+from plugins.bandwidth import ifb
 from plugins.bridge import macfilter
 from plugins.bridge.kind import KIND as BRIDGE
 from plugins.host_local.fate import Judge
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 # What takes an attachment apart, by the plugin that has made it.
 DISSOLVE: "Mapping[str, Callable[[Request, Host, Record], object]]" = {
+    "bandwidth": limits.dissolve,
     "bridge": partial(attachment.dissolve, BRIDGE),
     "ptp": partial(attachment.dissolve, ptp.KIND),
     "tuning": tuning.dissolve,
@@ -115,6 +118,15 @@ def remove_filter_of_reference(host: "Host", port: str, whose: str) -> None:
     if (port, whose) in macfilter.orphans_of_reference(host.netns):
         _log(host, f"the MAC filter of port '{port}' for {whose}", "the port is gone")
         macfilter.remove_named_of_reference(host.netns, whose)
+
+
+def remove_ifb(host: "Host", name: str, mac: str) -> None:
+    """Remove an ifb to which still nothing is redirected, unless it has got a record since."""
+    recorded = {one.facts.get("ifb_mac") for one in Node(host, "").records}
+    found = {(one.name, one.mac) for one in ifb.orphans(host.netns)}
+    if mac not in recorded and (name, mac) in found:
+        _log(host, f"'{name}'", "nothing is redirected to it")
+        ifb.delete(host.netns, name, mac)
 
 
 def remove_of_reference(host: "Host", node: Node, network: str, source: "Address") -> None:

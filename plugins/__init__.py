@@ -4,7 +4,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_common.protocol import Plugin
 
-TYPES = ("bridge", "host-local", "loopback", "portmap", "ptp", "static", "tuning")
+TYPES = ("bandwidth", "bridge", "host-local", "loopback", "portmap", "ptp", "static", "tuning")
 
 
 def load(type: str) -> "Plugin | None":  # noqa: A002 - the spec's word
@@ -13,8 +13,12 @@ def load(type: str) -> "Plugin | None":  # noqa: A002 - the spec's word
     Each import is spelled out: mypy checks the module against Plugin, and a frozen build finds it.
     """
     match type:
+        case "bandwidth":
+            import plugins.bandwidth  # noqa: PLC0415 - only the plugin that is asked for
+
+            return plugins.bandwidth
         case "bridge":
-            import plugins.bridge  # noqa: PLC0415 - only the plugin that is asked for
+            import plugins.bridge  # noqa: PLC0415 - as above
 
             return plugins.bridge
         case "host-local":
@@ -52,6 +56,7 @@ def load_all() -> None:
     """
     from cni_common import collect as _  # noqa: F401, PLC0415 - as above
     from plugins import (  # noqa: F401, PLC0415 - as above
+        bandwidth,
         bridge,
         loopback,
         portmap,
@@ -59,6 +64,7 @@ def load_all() -> None:
         static,
         tuning,
     )
+    from plugins.bandwidth import drift  # noqa: F401, PLC0415 - as above
     from plugins.host_local import (  # noqa: F401, PLC0415 - as above
         collect,
         fate,

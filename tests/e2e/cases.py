@@ -61,6 +61,9 @@ SOMEWHERE = {
         r"|ADD: c1 sysctl net/ipv4/conf/eth0/arp_notify: 0 -> 1"
         r"|ADD: c1 link eth0 operstate: DOWN -> UP"
     ),
+    "Qdiscs after DEL": r"DEL: host link host0 qdisc: (tbf -> noqueue|ingress -> .*)",
+    "Length of the ifb's queue": r"ADD: host link bwp[0-9a-f]{12} txqlen: None -> 1000",
+    "MAC of the ifb": r"ADD: host link bwp[0-9a-f]{12} addr_assign_type: 1 -> 3",
     "Layout of loopback's results": r"ADD: (reply\.|order of keys).*",
 }
 
@@ -153,12 +156,29 @@ def tuning(version: str = "1.1.0", **keys: Any) -> Json:
     }
 
 
+PAIR = "ip link add host0 mtu 1400 type veth peer name eth0 netns c1; ip link set host0 up"
+
+
+def bandwidth(version: str = "1.1.0", **keys: Any) -> Json:
+    """Return bandwidth, behind a plugin that has made a pair."""
+    previous = tuning(version)["prevResult"]
+    previous["interfaces"].append({"name": "host0"})
+    return {
+        "cniVersion": version,
+        "name": "net1",
+        "type": "bandwidth",
+        "prevResult": previous,
+        **keys,
+    }
+
+
 def with_routes(*routes: Json, **keys: Any) -> Json:
     """Return a gateway with these routes."""
     return bridge(NET4, NET6, ipam={"routes": list(routes)}, isGateway=True, **keys)
 
 
 POINT = ("Routes of ptp", "Start of ptp")
+IFB = ("Length of the ifb's queue", "MAC of the ifb")
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 CASES = {
     **{f"ipv4-{v}": Case(routed(NET4, version=v)) for v in VERSIONS},
@@ -360,6 +380,31 @@ CASES = {
         args="MAC=02:00:00:00:81:03",
     ),
     "tuning-nothing": Case(tuning("0.4.0"), plugin="tuning", prepare=ETH0),
+    **{
+        f"bandwidth-{v}": Case(
+            bandwidth(
+                v, ingressRate=10**7, ingressBurst=10**6, egressRate=10**7, egressBurst=10**6
+            ),
+            ("Qdiscs after DEL", *IFB),
+            plugin="bandwidth",
+            prepare=PAIR,
+        )
+        for v in VERSIONS
+        if v >= "0.3.0"
+    },
+    "bandwidth-ingress": Case(
+        bandwidth("1.0.0", ingressRate=10**7, ingressBurst=10**6),
+        ("Qdiscs after DEL",),
+        plugin="bandwidth",
+        prepare=PAIR,
+    ),
+    "bandwidth-by-runtime": Case(
+        bandwidth(runtimeConfig={"bandwidth": {"EgressRate": 10**7, "EgressBurst": 10**6}}),
+        IFB,
+        plugin="bandwidth",
+        prepare=PAIR,
+    ),
+    "bandwidth-nothing": Case(bandwidth(), plugin="bandwidth", prepare=PAIR),
     "layer2": Case(bridge(), differs=("CHECK of L2 networks",)),
     "layer2-0.4.0": Case(bridge(version="0.4.0"), differs=("CHECK of L2 networks",)),
     "layer2-mtu": Case(bridge(mtu=1300), differs=("CHECK of L2 networks",)),

@@ -29,6 +29,7 @@ CAP_ARGS: dict[str, Json] = {
         name: {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
         for name in ("portmap", "portmap-iptables", "portmap-conditions")
     },
+    "bandwidth": {"bandwidth": {"ingressRate": 10_000_000, "egressRate": 20_000_000}},
     "static": {"ips": ["10.29.0.7/24"]},
     "runtime-ranges": {"ipRanges": [[{"subnet": "10.28.0.0/24"}]]},
 }
@@ -332,6 +333,28 @@ def tuned(example: Example) -> None:
     )
 
 
+def bandwidth(example: Example) -> None:
+    """Every container has the limits that the runtime has wished for."""
+    reaches_world(example)
+    for result in example.results:
+        veth, ifb = result["interfaces"][1]["name"], result["interfaces"][3]["name"]
+        for name, rate in ((veth, "10Mbit"), (ifb, "20Mbit")):
+            assert f"rate {rate} " in example.node.command("tc", "qdisc", "show", "dev", name)
+        redirected = example.node.command("tc", "filter", "show", "dev", veth, "ingress")
+        assert f"Redirect to device {ifb}" in redirected
+
+
+def bandwidth_subnets(example: Example) -> None:
+    """There is a limit, and a filter for each subnet that it is not for."""
+    reaches_world(example)
+    interfaces = [entry["name"] for entry in example.results[0]["interfaces"]]
+    for name, rate in ((interfaces[0], "100Mbit"), (interfaces[2], "50Mbit")):
+        classes = example.node.command("tc", "class", "show", "dev", name)
+        assert f"rate {rate} ceil {rate} " in classes
+        filters = example.node.command("tc", "filter", "show", "dev", name, "parent", "1:")
+        assert filters.count("flowid 1:1 ") == 2
+
+
 def loopback(example: Example) -> None:
     """The container reaches itself."""
     assert example.node.reaches(example.containers[0], "127.0.0.1")
@@ -370,6 +393,8 @@ SHOWS: dict[str, Callable[[Example], None]] = {
     "tuning-throughput": tuned,
     "tuning-latency": tuned,
     "tuning-connections": tuned,
+    "bandwidth": bandwidth,
+    "bandwidth-subnets": bandwidth_subnets,
     "loopback": loopback,
 }
 

@@ -34,9 +34,9 @@ DATA_DIR, NETWORK = "/of/the/machine", "of-the-machine"  # stand for names of a 
 COMMANDS = ("ADD",) * 9 + ("DEL",) * 5 + ("CHECK",) * 3 + ("GC", "STATUS") * 2
 PLUGINS = (
     *(("bridge",) * 5 + ("host-local",) * 4 + ("ptp",) * 3 + ("loopback",) * 2),
-    *("static", "tuning"),
+    *("static", "tuning", "bandwidth"),
 )
-REPEATABLE = ("loopback", "static", "tuning")  # whose ADD may come twice
+REPEATABLE = ("bandwidth", "loopback", "static", "tuning")  # whose ADD may come twice
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
 # --- what runtimes send ---
@@ -99,6 +99,14 @@ TUNING: Json = {
     "args": {"cni": {"sysctl": {"net.ipv4.tcp_fin_timeout": "33"}}},
     "dataDir": DATA_DIR,
 }
+BANDWIDTH: Json = {
+    "type": "bandwidth",
+    "ingressRate": 10**7,
+    "ingressBurst": 10**6,
+    "unshapedSubnets": ["10.0.0.0/8", "fd00::/8"],
+    "runtimeConfig": {"bandwidth": {"EgressRate": 10**7, "EgressBurst": 2**32 - 1}},
+}
+BY_ITSELF = {"loopback": LOOPBACK, "tuning": TUNING, "bandwidth": BANDWIDTH}
 PREVIOUS: tuple[Json, ...] = (
     {
         "interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:01", "sandbox": "/n"}],
@@ -158,6 +166,7 @@ KEYS = (
     *("ipMasq", "mtu", "hairpinMode", "promiscMode", "vlan", "vlanTrunk", "preserveDefaultVlan"),
     *("macspoofchk", "disableContainerInterface", "portIsolation", "ipam", "args", "runtimeConfig"),
     *("capabilities", "dns", "prevResult", "subnet", "rangeStart", "rangeEnd", "gateway", "ranges"),
+    *("ingressRate", "egressRate", "egressBurst", "bandwidth", "shapedSubnets"),
     *("sysctl", "promisc", "allmulti", "txQLen", "addresses", "dataDir"),
     *("routes", "resolvConf", "dst", "gw", "priority", "table", "scope", "advmss", "ips", "mac"),
     *("interfaces", "address", "interface", "nameservers", "search", "id", "minID", "x", "sandbox"),
@@ -218,8 +227,7 @@ class Generator:
 
     def _config(self, plugin: str, command: str) -> Json:
         network = self._random.choice(NETWORKS)
-        if plugin in ("loopback", "tuning"):
-            network = LOOPBACK if plugin == "loopback" else TUNING
+        network = BY_ITSELF.get(plugin, network)
         version = self._random.choice(VERSIONS)
         config = {"cniVersion": version, "name": NETWORK, **network}
         ipam = config.get("ipam")
@@ -229,7 +237,7 @@ class Generator:
             ipam = STATIC
         if ipam:
             config["ipam"] = {**ipam, "dataDir": DATA_DIR}
-        if command in ("CHECK", "DEL") or plugin == "tuning" or self._likely(0.1):
+        if command in ("CHECK", "DEL") or plugin in ("tuning", "bandwidth") or self._likely(0.1):
             config["prevResult"] = self._random.choice(PREVIOUS)
         if command == "GC":
             config["cniVersion"] = "1.1.0"

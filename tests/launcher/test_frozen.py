@@ -189,6 +189,7 @@ LIBRARIES = {
     "portmap refuses an ADD": _SERVING | (_NETLINK - {"select"}),
     "ptp refuses an ADD": _SERVING | _NETLINK,
     "static refuses an ADD": _SERVING,
+    "bandwidth refuses an ADD": _SERVING,
     "tuning refuses an ADD": _SERVING | _NETLINK - {"select"},
 }
 _TELLING = """

@@ -303,6 +303,15 @@ ENTRIES = {
         | {"attachment", "collect", "ipam", "masquerade", "nft", "nftmessages", "nftrules"},
         frozenset({"ptp", "ptp.conf", "ptp.way"}),
     ),
+    "bandwidth refuses an ADD": Entry(
+        "bandwidth",
+        "ADD",
+        {},
+        7,
+        _SERVING | {"signal"},
+        _COMMON_SERVING,
+        frozenset({"bandwidth", "bandwidth.conf"}),
+    ),
     "tuning refuses an ADD": Entry(
         "tuning",
         "ADD",

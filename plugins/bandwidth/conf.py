@@ -1,0 +1,135 @@
+"""The bandwidth plugin's configuration: SCHEMA, and what it means."""
+
+from dataclasses import dataclass
+
+from cni_common.errors import CNIError, Code
+from cni_common.request import PROTOCOL_PROPERTIES
+from cni_common.types import parse_cidr
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any, Self
+
+    from cni_common.request import Request
+    from cni_common.types import Subnet
+
+    Json = Mapping[str, Any]
+
+_U32, _U64 = 2**32 - 1, 2**64 - 1
+# What runtimes send for a burst that nobody asked for: containerd the largest unsigned number of
+# 32 bits, kubelet of old the largest signed one.
+_NO_BURST = (_U32, _U32 >> 1)
+_LIMITS = ("ingressRate", "ingressBurst", "egressRate", "egressBurst")
+SUBNETS_MAX = 1000
+
+
+def _keys(more: str) -> "dict[str, Json]":
+    rate, burst = "Most bits a second that", "Bits at once that"
+    texts = (
+        f"{rate} enter the container, 0: no limit",
+        f"{burst} enter above the rate, 0: as many as suit it",
+        f"{rate} leave the container, 0: no limit",
+        f"{burst} leave above the rate, 0: as many as suit it",
+    )
+    numbers: dict[str, Json] = {
+        key: {"type": "integer", "minimum": 0, "maximum": _U64, "description": f"{text}{more}."}
+        for key, text in zip(_LIMITS, texts, strict=True)
+    }
+    subnets = {
+        "unshapedSubnets": "Subnets whose traffic with the container has no limit",
+        "shapedSubnets": "The only subnets whose traffic with the container has a limit",
+    }
+    lists: dict[str, Json] = {
+        key: {"type": "array", "items": {"type": "string"}, "description": f"{text}{more}."}
+        for key, text in subnets.items()
+    }
+    return {**numbers, **lists}
+
+
+SCHEMA: "Json" = {
+    "type": "object",
+    "properties": {
+        **PROTOCOL_PROPERTIES,
+        **_keys(""),
+        "runtimeConfig": {
+            "type": "object",
+            "description": "What the runtime fills in for capabilities.",
+            "properties": {
+                "bandwidth": {
+                    "type": "object",
+                    "description": "Limits by the capability `bandwidth`.",
+                    "properties": _keys(", when no limit stands beside `type`"),
+                }
+            },
+        },
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How much may pass in one direction."""
+
+    rate: int  # bytes a second
+    burst: int  # bytes, 0 = as many as suit the rate
+
+
+@dataclass(frozen=True, slots=True)
+class Conf:
+    """A configuration that can be carried out. Directions are the container's."""
+
+    ingress: Limit | None = None
+    egress: Limit | None = None
+    subnets: "Sequence[Subnet]" = ()  # of the container's peers
+    only_subnets: bool = False  # whether the limits are for these alone, or for all others
+
+    @classmethod
+    def of(cls, req: "Request") -> "Self":
+        """Return the configuration in `req`. Raises CNIError 7."""
+        given = req.config
+        if not any(given.get(key) for key in _LIMITS):  # a zero is no limit
+            given = given.get("runtimeConfig", {}).get("bandwidth", {})
+        subnets, only = _subnets(given)
+        if not subnets:
+            subnets, only = _subnets(req.config)
+        return cls(_limit(given, "ingress"), _limit(given, "egress"), subnets, only)
+
+    def __bool__(self) -> bool:
+        return bool(self.ingress or self.egress)
+
+
+def _limit(given: "Json", direction: str) -> Limit | None:
+    rate_key, burst_key = f"{direction}Rate", f"{direction}Burst"
+    rate, burst = given.get(rate_key, 0), given.get(burst_key, 0)
+    if burst in _NO_BURST:
+        burst = 0
+    if not rate:
+        if burst:
+            raise _refuse(f'"{burst_key}" is {burst}: if burst is set, "{rate_key}" must be, too')
+        return None
+    if rate < 8:
+        raise _refuse(f'"{rate_key}" is {rate}, it must be 8 bits a second at least, or 0')
+    if burst // 8 >= _U32:
+        raise _refuse(f'"{burst_key}" is {burst}, it must be less than 4 GiB, {_U32 * 8} bits')
+    return Limit(rate // 8, -(-burst // 8) if burst < 8 else burst // 8)
+
+
+def _subnets(given: "Json") -> "tuple[Sequence[Subnet], bool]":
+    unshaped, shaped = given.get("unshapedSubnets", ()), given.get("shapedSubnets", ())
+    if unshaped and shaped:
+        raise _refuse('choose one of "unshapedSubnets" and "shapedSubnets"')
+    key = "shapedSubnets" if shaped else "unshapedSubnets"
+    found: dict[Subnet, None] = {}
+    for text in shaped or unshaped:
+        try:
+            found[parse_cidr(text).network] = None
+        except ValueError as error:
+            raise _refuse(f'"{key}": {error}') from None
+    if len(found) > SUBNETS_MAX:
+        raise _refuse(f'"{key}" has {len(found)} subnets, {SUBNETS_MAX} are possible')
+    return tuple(found), bool(shaped)
+
+
+def _refuse(text: str) -> CNIError:
+    return CNIError(Code.INVALID_CONFIG, text)

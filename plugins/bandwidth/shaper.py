@@ -1,0 +1,162 @@
+"""How one interface is kept from sending more than a limit: by tbf, or by htb for some subnets."""
+
+from dataclasses import dataclass
+
+from plugins.bandwidth import tc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cni_common.link import Link
+    from cni_common.netlink import Channel, Message
+    from cni_common.types import Subnet
+    from plugins.bandwidth.conf import Limit
+
+KINDS = ("tbf", "htb")
+_LATENCY = 25  # milliseconds that a packet may wait, as with the reference
+_BURST_MIN = 65536  # bytes when nobody says: the largest packet that TCP hands over
+_ETHERNET_HEADER = 14
+# Of htb, the reference's: everything but the limit has 800 Gbit/s.
+_SHAPED, _UNSHAPED, _UNSHAPED_RATE = 48, 1, 100_000_000_000
+_UNSHAPED_BUFFER = 15625  # ticks: 1 ms, or a timer would have to end each packet's wait
+_QUANTUM = 65536  # bytes that a class sends in its turn
+_UNSHAPED_PACKETS = 1000  # that wait, as in the queue of a device
+_U32 = 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A limit in the kernel's terms."""
+
+    rate: int  # bytes a second
+    burst: int  # bytes
+    limit: int  # bytes that may wait
+    frame: int  # bytes of the largest packet
+
+    @classmethod
+    def of(cls, limit: "Limit", mtu: int) -> "Bucket":
+        """Return the bucket for an interface of this MTU.
+
+        Smaller ones than a packet are as large as one, since that would never pass.
+        """
+        waiting = limit.rate * _LATENCY // 1000
+        frame = mtu + _ETHERNET_HEADER
+        burst = max(limit.burst or min(max(waiting, _BURST_MIN), _U32), frame)
+        return cls(limit.rate, burst, min(waiting + burst, _U32), frame)
+
+    @property
+    def buffer(self) -> int:
+        """Ticks in which the rate fills the burst; too many for the kernel with a low rate."""
+        return self.burst * 1_000_000 // self.rate * 1000 // tc.TICK
+
+    @property
+    def needs_bytes(self) -> bool:
+        """Whether ticks cannot express the burst, or would let no whole packet through."""
+        expressed = self.buffer * tc.TICK * self.rate // 1_000_000_000
+        return self.buffer > _U32 or expressed < self.frame
+
+
+@dataclass(frozen=True, slots=True)
+class Shaper:
+    """What shapes the traffic that one interface sends."""
+
+    bucket: Bucket
+    subnets: "Sequence[Subnet]" = ()
+    only_subnets: bool = False  # whether these alone are shaped, or all others
+    source: bool = False  # whether packets come from the subnets, or go to them
+
+    def messages(self, index: int, name: str) -> "list[Message]":
+        """Return what makes the interface `index` called `name` shape what it sends."""
+        bucket = self.bucket
+        if not self.subnets:
+            data = tc.tbf(
+                bucket.rate,
+                min(bucket.buffer, _U32),
+                bucket.limit,
+                burst=bucket.burst if bucket.needs_bytes else 0,
+            )
+            what = f"limit what '{name}' sends"
+            return [tc.new_qdisc(what, index, tc.ROOT, tc.FIRST, "tbf", data)]
+        what = f"limit what '{name}' sends to some"
+        made = [tc.new_qdisc(what, index, tc.ROOT, tc.FIRST, "htb", tc.htb(self._default))]
+        for minor, rate, buffer in self._classes():
+            data = tc.htb_class(rate, buffer, _QUANTUM)
+            what = f"make class {minor:x} on '{name}'"
+            made.append(tc.new_class(what, index, tc.FIRST | minor, data))
+        for minor, kind, length in (
+            (_SHAPED, "bfifo", bucket.limit),
+            (_UNSHAPED, "pfifo", _UNSHAPED_PACKETS),
+        ):
+            what = f"make queue {minor:x} on '{name}'"
+            data = tc.fifo(length)
+            made.append(tc.new_qdisc(what, index, tc.FIRST | minor, 0, kind, data))
+        return made + [
+            tc.subnet_filter(
+                f"filter {subnet} on '{name}'",
+                index,
+                subnet,
+                tc.FIRST | self._special,
+                source=self.source,
+            )
+            for subnet in self.subnets
+        ]
+
+    def difference(self, channel: "Channel", link: "Link") -> str:
+        """Return what is no longer as `messages` made it, "" when nothing is."""
+        found = tc.root(channel, link.index)
+        kind = "htb" if self.subnets else "tbf"
+        if found is None or found.kind != kind or found.handle != tc.FIRST:
+            other = found.kind if found else "none"
+            return f"the root qdisc of '{link.name}' is {other}, not {kind} 1:"
+        if kind == "tbf":
+            expected: tuple[object, ...] = (self.bucket.rate, self.bucket.limit)
+            if (found.rate, found.limit) != expected or not self._has_burst(found.buffer):
+                return f"the limit of '{link.name}' is another than {self._text()}"
+            return ""
+        present = {
+            (one.handle, one.rate, one.ceil, one.buffer) for one in tc.classes(channel, link.index)
+        }
+        wanted = {(tc.FIRST | minor, rate, rate, ticks) for minor, rate, ticks in self._classes()}
+        if found.default != self._default or present != wanted:
+            return f"the limit of '{link.name}' is another than {self._text()}"
+        return self._difference_of_filters(channel, link)
+
+    @property
+    def _default(self) -> int:
+        return _UNSHAPED if self.only_subnets else _SHAPED
+
+    @property
+    def _special(self) -> int:
+        return _SHAPED if self.only_subnets else _UNSHAPED
+
+    def _classes(self) -> "list[tuple[int, int, int]]":
+        """Return minor number, rate and ticks of each class."""
+        ticks = min(self.bucket.buffer, _U32)
+        return [
+            (_SHAPED, self.bucket.rate, ticks),
+            (_UNSHAPED, _UNSHAPED_RATE, _UNSHAPED_BUFFER),
+        ]
+
+    def _has_burst(self, ticks: int) -> bool:
+        if not self.bucket.needs_bytes:
+            return ticks == self.bucket.buffer
+        exact = self.bucket.burst * 1_000_000_000 // self.bucket.rate // tc.TICK
+        # The kernel counts in its own way, and tells the low 32 bits alone.
+        return exact > _U32 or abs(ticks - exact) <= exact // 1000 + 1
+
+    def _difference_of_filters(self, channel: "Channel", link: "Link") -> str:
+        present = {(one.keys, one.classid) for one in tc.filters(channel, link.index, tc.FIRST)}
+        for subnet in self.subnets:
+            keys = tc.keys_of(subnet, source=self.source)
+            if (keys, tc.FIRST | self._special) not in present:
+                return f"the filter for {subnet} is missing on '{link.name}'"
+        return ""
+
+    def _text(self) -> str:
+        return f"{self.bucket.rate * 8} bit/s with a burst of {self.bucket.burst} bytes"
+
+
+def is_shaper(found: "tc.Qdisc | None") -> bool:
+    """Tell whether a root qdisc is of the kind that this plugin and the reference make."""
+    return found is not None and found.kind in KINDS and found.handle == tc.FIRST
