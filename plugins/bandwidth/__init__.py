@@ -1,6 +1,5 @@
 """bandwidth: how much may enter and leave a container in a second."""
 
-from cni_common.errors import CNIError, Code
 from plugins.bandwidth.conf import SCHEMA, Conf
 
 TYPE_CHECKING = False
@@ -16,7 +15,7 @@ __all__ = ["SCHEMA", "add", "check", "delete", "gc", "status"]
 def add(req: "Request", host: "Host", undo: "Undo") -> "Result":
     """Limit what may enter and leave; return prevResult, with the ifb when there is one."""
     conf = Conf.of(req)
-    result = _prev_result(req)
+    result = req.require_prev_result()
     if conf:
         from plugins.bandwidth import attachment  # noqa: PLC0415 - most containers have no limits
 
@@ -34,7 +33,7 @@ def delete(req: "Request", host: "Host") -> None:
 def check(req: "Request", host: "Host") -> None:
     """Raise CNIError naming the limit that is no longer as ADD made it."""
     conf = Conf.of(req)
-    _prev_result(req)
+    req.require_prev_result()
     if conf:
         from plugins.bandwidth import drift  # noqa: PLC0415 - as above
 
@@ -53,21 +52,4 @@ def gc(req: "Request", host: "Host") -> None:
 def status(req: "Request", host: "Host") -> None:
     """Raise CNIError when an ADD could not work now: 7 configuration, 50 state."""
     Conf.of(req)
-    try:
-        host.records.probe()
-    except OSError as error:
-        raise CNIError(
-            Code.PLUGIN_NOT_AVAILABLE,
-            f"cannot write to '{host.records.directory}': {error.strerror}; make it writable",
-        ) from None
-
-
-def _prev_result(req: "Request") -> "Result":
-    result = req.prev_result
-    if result is None:
-        raise CNIError(
-            Code.INVALID_CONFIG,
-            "must be called as chained plugin: prevResult is missing, put the plugin that makes the"
-            " interface before this one",
-        )
-    return result
+    host.records.probe()
