@@ -407,8 +407,8 @@ def test_interface_of_two_attachments(machine: Machine) -> None:
         ({**INWARD, "unshapedSubnets": ["10.0.0.0"]}, "10.0.0.0"),
         ({**INWARD, "shapedSubnets": ["fe80::%1/64"]}, "fe80::%1/64"),
         ({**INWARD, "shapedSubnets": SUBNETS, "unshapedSubnets": SUBNETS}, "choose one"),
-        ({**INWARD, "prevResult": None}, "comes after the plugin"),
-        ({"prevResult": None}, "comes after the plugin"),
+        ({**INWARD, "prevResult": None}, "prevResult missing"),
+        ({"prevResult": None}, "prevResult missing"),
     ],
 )
 @pytest.mark.parametrize("command", ["ADD", "CHECK"])
