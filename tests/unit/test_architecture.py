@@ -280,6 +280,7 @@ ENTRIES = {
                 "portmap.layout",
                 "portmap.localnet",
                 "portmap.nftables",
+                "portmap.succession",
             }
         ),
     ),
