@@ -1,7 +1,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .NOTPARALLEL:
-.PHONY: help venv fmt check coverage test test-kernel test-e2e test-faults test-launcher test-vm storm demo dist \
+.PHONY: help venv fmt check coverage test test-kernel test-e2e test-runtimes test-faults test-launcher test-vm storm demo dist \
     install uninstall bench bench-quick schemas lock clean
 
 python := .venv/bin/python
@@ -32,15 +32,20 @@ coverage: venv ## what the unit tests run; the parts without input or output mus
 	$(pytest) tests/unit --cov --cov-report=term
 	$(python) -m coverage report --include=$(pure) --fail-under=100
 
-test: ## all tests, also with failures among the first: check and the five below
+test: ## all tests, also with failures among the first: check and the six below
 	@deploy/prerequisites.sh --reference
-	@$(MAKE) --no-print-directory --keep-going check test-kernel test-e2e test-faults test-launcher test-vm
+	@$(MAKE) --no-print-directory --keep-going check test-kernel test-e2e test-runtimes \
+	    test-faults test-launcher test-vm
 
 test-kernel: venv ## each plugin on network namespaces of its own
 	$(sandboxed) -n 2 tests/kernel
 
 test-e2e: dist ## the executables, driven by cnitool, beside the Go plugins
 	$(sandboxed) -n 2 tests/e2e
+
+test-runtimes: dist ## driven by containerd, as ctr and the kubelet do, and for containers of others
+	@deploy/prerequisites.sh --runtimes
+	$(sandboxed) -n 2 tests/runtimes
 
 test-faults: dist ## killed, on a full disk, after a power loss; a short storm: tests/faults/README.md
 	$(sandboxed) -n 2 tests/faults

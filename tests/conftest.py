@@ -38,3 +38,9 @@ def launchers(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if path.is_file() and path.name != "pycni":
             os.link(first, directory / path.name)
     return directory
+
+
+@pytest.fixture(params=["one-shot", "engine"])
+def bin_dir(request: pytest.FixtureRequest, launchers: Path) -> Path:
+    """A directory for CNI_PATH. Each test runs without an engine, and with one."""
+    return launchers if request.param == "engine" else DIST

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.node import Node, node_with
-from tests.machine import DIST
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -14,12 +13,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.timeout(90))
-
-
-@pytest.fixture(params=["one-shot", "engine"])
-def bin_dir(request: pytest.FixtureRequest, launchers: Path) -> Path:
-    """A directory for CNI_PATH. Each test runs without an engine, and with one."""
-    return launchers if request.param == "engine" else DIST
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests.machine import CNITOOL, DIST, ROOT, Json, files_below, vlans_of
 NODE4, OUTSIDE4 = "192.0.2.1", "192.0.2.2"
 NODE6, OUTSIDE6 = "2001:db8::1", "2001:db8::2"
 STATES = ("/var/lib/cni", "/run/pycni")  # where runtimes and plugins keep files
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # What host-local keeps for a network, not for an attachment: lock, cursors, index.
 _STAYS = re.compile(r".*/lock|.*/last_reserved_ip\.\d+|/run/pycni/indexes/[0-9a-f]+-[0-9a-f]+")
@@ -32,20 +32,25 @@ class Node:
         self.bin_dir = bin_dir
         self._engine: subprocess.Popen[bytes] | None = None
         self._holder = subprocess.Popen(
-            [ROOT / "tests" / "in-sandbox", "bash", "-c", "echo ready; read -r _ || true"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            self.sandbox(), stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         assert self._holder.stdout is not None
-        assert self._holder.stdout.readline() == b"ready\n"
-        namespaces = f"/proc/{self._holder.pid}/ns"
-        self._enter = [
-            "nsenter",
-            f"--net={namespaces}/net",
-            f"--mount={namespaces}/mnt",
-            f"--pid={namespaces}/pid_for_children",
-            "--",
-        ]
+        self._enter = self.enter(self._holder.stdout.readline())
+
+    def sandbox(self) -> list[str | Path]:
+        """Return the command that is the node: it prints a line once it is, and ends with stdin."""
+        return [ROOT / "tests" / "in-sandbox", "bash", "-c", "echo ready; read -r _ || true"]
+
+    def enter(self, line: bytes) -> list[str]:
+        """Return what runs a command on the node whose command has printed this line."""
+        assert line == b"ready\n"
+        self.pid = self._holder.pid
+        return ["nsenter", *self.namespaces("net", "mount", "pid"), "--"]
+
+    def namespaces(self, *kinds: str) -> list[str]:
+        """Return nsenter's options for namespaces of the node."""
+        files = {"mount": "mnt", "pid": "pid_for_children"}
+        return [f"--{kind}=/proc/{self.pid}/ns/{files.get(kind, kind)}" for kind in kinds]
 
     def start_engine(
         self, *options: str, wrap: Callable[..., Sequence[str | Path]] = lambda *words: words
@@ -81,11 +86,11 @@ class Node:
 
     def path(self, name: str) -> Path:
         """Return where a file of the node is to be found from here."""
-        return Path(f"/proc/{self._holder.pid}/root{name}")
+        return Path(f"/proc/{self.pid}/root{name}")
 
     def netns(self, path: str = "") -> str:
         """Return where a namespace of the node, or its own, is to be found from here."""
-        return str(self.path(path)) if path else f"/proc/{self._holder.pid}/ns/net"
+        return str(self.path(path)) if path else f"/proc/{self.pid}/ns/net"
 
     # --- commands ---
 
@@ -103,7 +108,7 @@ class Node:
             input=stdin,
             capture_output=True,
             text=True,
-            env={"PATH": _PATH, **(env or {})},
+            env={"PATH": PATH, **(env or {})},
             timeout=seconds,
             check=False,
         )
@@ -200,7 +205,7 @@ class Node:
 
     def cnitool(self, command: str, network: str, netns: str, **environ: str) -> Done:
         """Run cnitool: CAP_ARGS, CNI_ARGS, CNI_IFNAME, NETCONFPATH by keyword."""
-        env = {"CNI_PATH": str(self.bin_dir), "NETCONFPATH": "/etc/cni/net.d", **environ}
+        env = {"CNIPATH": str(self.bin_dir), "NETCONFPATH": "/etc/cni/net.d", **environ}
         return self.run(CNITOOL, command, network, netns, env=env)
 
     def ok(self, command: str, network: str, netns: str, **environ: str) -> Json:
@@ -237,7 +242,7 @@ class Node:
             "CNI_NETNS": netns,
             "CNI_IFNAME": attachment.get("ifname", "eth0"),
             "CNI_ARGS": attachment.get("args", ""),
-            "CNI_PATH": attachment.get("path", bin_dir),
+            "CNIPATH": attachment.get("path", bin_dir),
             **(env or {}),
         }
         stdin = config if isinstance(config, str) else json.dumps(config)
@@ -304,7 +309,7 @@ class Node:
 
 @contextmanager
 def node_with(bin_dir: Path) -> Iterator[Node]:
-    """Give a node whose CNI_PATH is `bin_dir`, and end it.
+    """Give a node whose CNIPATH is `bin_dir`, and end it.
 
     It has an engine where `bin_dir` holds our launchers and nothing that they could start.
     """
