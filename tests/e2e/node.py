@@ -15,11 +15,12 @@ from tests.machine import CNITOOL, DIST, ROOT, Json, files_below, vlans_of
 # The outside world: one host on the node's only uplink, which has no route to any container.
 NODE4, OUTSIDE4 = "192.0.2.1", "192.0.2.2"
 NODE6, OUTSIDE6 = "2001:db8::1", "2001:db8::2"
-STATES = ("/var/lib/cni", "/run/pycni")  # where runtimes and plugins keep files
+# Where runtimes and plugins keep files; the second is where kind has its leases.
+STATES = ("/var/lib/cni", "/run/cni-ipam-state", "/run/pycni")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # What host-local keeps for a network, not for an attachment: lock, cursors, index.
-_STAYS = re.compile(r".*/lock|.*/last_reserved_ip\.\d+|/run/pycni/indexes/[0-9a-f]+-[0-9a-f]+")
+STAYS = re.compile(r".*/lock|.*/last_reserved_ip\.\d+|/run/pycni/indexes/[0-9a-f]+-[0-9a-f]+")
 
 Done = subprocess.CompletedProcess[str]
 
@@ -201,11 +202,14 @@ class Node:
             old.unlink()
         for number, config in enumerate(configs):
             suffix = "conflist" if "plugins" in config else "conf"
-            (directory / f"{number:02}.{suffix}").write_text(json.dumps(config))
+            # By a rename, as containerd watches the directory, and might read half of a file.
+            new = directory / "new"
+            new.write_text(json.dumps(config))
+            new.rename(directory / f"{number:02}.{suffix}")
 
     def cnitool(self, command: str, network: str, netns: str, **environ: str) -> Done:
         """Run cnitool: CAP_ARGS, CNI_ARGS, CNI_IFNAME, NETCONFPATH by keyword."""
-        env = {"CNIPATH": str(self.bin_dir), "NETCONFPATH": "/etc/cni/net.d", **environ}
+        env = {"CNI_PATH": str(self.bin_dir), "NETCONFPATH": "/etc/cni/net.d", **environ}
         return self.run(CNITOOL, command, network, netns, env=env)
 
     def ok(self, command: str, network: str, netns: str, **environ: str) -> Json:
@@ -242,7 +246,7 @@ class Node:
             "CNI_NETNS": netns,
             "CNI_IFNAME": attachment.get("ifname", "eth0"),
             "CNI_ARGS": attachment.get("args", ""),
-            "CNIPATH": attachment.get("path", bin_dir),
+            "CNI_PATH": attachment.get("path", bin_dir),
             **(env or {}),
         }
         stdin = config if isinstance(config, str) else json.dumps(config)
@@ -298,7 +302,7 @@ class Node:
     def traces(self, *bridges: str) -> dict[str, Any]:
         """Return what attachments have left on the node; `bridges`, cursors, indexes may stay."""
         kept = ("lo", "up0", *bridges)
-        files = [name for name in self.files() if not _STAYS.fullmatch(name)]
+        files = [name for name in self.files() if not STAYS.fullmatch(name)]
         found = {
             "links": [name for name in self.links("") if name not in kept],
             "firewall": self.firewall(),
@@ -309,7 +313,7 @@ class Node:
 
 @contextmanager
 def node_with(bin_dir: Path) -> Iterator[Node]:
-    """Give a node whose CNIPATH is `bin_dir`, and end it.
+    """Give a node whose CNI_PATH is `bin_dir`, and end it.
 
     It has an engine where `bin_dir` holds our launchers and nothing that they could start.
     """

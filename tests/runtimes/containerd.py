@@ -1,5 +1,8 @@
 """Containerd on a node: the daemon, and what ctr does."""
 
+import subprocess
+import uuid
+
 from tests.e2e.node import Done
 from tests.runtimes import image
 from tests.runtimes.node import BIN, RuntimeNode, eventually
@@ -58,6 +61,15 @@ class Containerd:
     def ctr(self, *words: str) -> Done:
         """Run ctr."""
         return self.node.run("ctr", "--address", SOCKET, *words, env={"TMPDIR": "/run/tmp"})
+
+    def start_ctr(self, *words: str, log: str) -> subprocess.Popen[bytes]:
+        """Start ctr in the background; what it prints is in /run/LOG.log of the node."""
+        return self.node.start("ctr", "--address", SOCKET, *words, log=log)
+
+    def execute(self, container: str, *words: str) -> str:
+        """Return what a command prints in a container that ctr has made, failed or not."""
+        name = uuid.uuid4().hex
+        return self.ctr("task", "exec", "--exec-id", name, container, *words).stdout
 
     def ok(self, *words: str) -> str:
         """Run ctr, which must succeed, and return what it prints."""

@@ -3,11 +3,12 @@
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.e2e.node import PATH, Node
+from tests.e2e.node import PATH, STAYS, Node
+from tests.machine import Json
 from tests.runtimes import image
 from tests.runtimes.sandbox import joining
 
@@ -64,6 +65,36 @@ class RuntimeNode(Node):
         for process in self._started:
             process.wait()
 
+    def state(self, *bridges: str) -> dict[str, list[str]]:
+        """Return what containers could leave on the node, but for `bridges` of their networks."""
+        routes = [*self.ip("", "route", "show", "table", "all")]
+        routes += self.ip("", "-6", "route", "show", "table", "all")
+        routes = [one for one in routes if one["dev"] not in bridges and not _is_of_uplink(one)]
+        rules = [*self.ip("", "rule"), *self.ip("", "-6", "rule")]
+        queues = json.loads(self.command("tc", "-j", "qdisc", "show"))
+        return {
+            "links": [name for name in self.links("") if name not in bridges],
+            "routes": sorted(map(_route, routes)),
+            "rules": sorted(map(str, rules)),
+            "queues": sorted(
+                f"{one['dev']} {one['kind']}" for one in queues if one["dev"] not in bridges
+            ),
+            "firewall": self.firewall(),
+            "namespaces": sorted(path.name for path in self.path("/run/netns").iterdir()),
+            "mounts": [line for line in self._mounts() if " nsfs " in line],
+            "files": sorted(name for name in self.files() if not STAYS.fullmatch(name)),
+        }
+
+    def _mounts(self) -> list[str]:
+        return Path(f"/proc/{self.pid}/mountinfo").read_text().splitlines()
+
+    def assert_as_before(self, before: Mapping[str, Sequence[str]], *bridges: str) -> None:
+        """Require that nothing has come or gone since `state()` returned `before`."""
+        now = self.state(*bridges)
+        come = {key: [one for one in now[key] if one not in before[key]] for key in now}
+        gone = {key: [one for one in before[key] if one not in now[key]] for key in now}
+        assert now == before, f"came: {come}, went: {gone}"
+
     # --- the world ---
 
     def get(self, url: str, netns: str = "") -> str:
@@ -82,6 +113,17 @@ class RuntimeNode(Node):
             path.chmod(mode)
         self.command("busybox", "httpd", "-p", "80", "-h", "/run/www", netns=netns)
         return netns
+
+
+def _is_of_uplink(route: Json) -> bool:
+    """Tell whether the kernel makes a route by itself, late for IPv6, or when it forwards."""
+    return (route["dev"], route["protocol"]) == ("up0", "kernel")
+
+
+def _route(route: Json) -> str:
+    """Return what a route says that does not change by itself."""
+    keys = ("type", "dst", "gateway", "dev", "table", "protocol", "scope", "prefsrc", "metric")
+    return json.dumps({key: route[key] for key in keys if key in route})
 
 
 @contextmanager

@@ -7,7 +7,7 @@ Prints one line of JSON when the node is there: `pid`, a process with the node's
 `groups`, the cgroups of its processes, as this program sees them. The node ends with stdin, and
 with it all that runs there. It is tests/in-sandbox with more of its own:
   /usr, /etc          the machine's, and what deploy/prerequisites.sh has put into .tools/runtimes
-  /opt/cni/bin        BIN_DIR
+  /opt/cni/bin        a copy of BIN_DIR
   /opt, /var/lib      the machine's; what is written into any of these is gone in the end
   /run, /etc/cni, /var/lib/cni, /var/lib/containers, /usr/lib/cni      empty
   /sys/fs/cgroup      a group of its own in each hierarchy, version 1 or 2
@@ -160,8 +160,7 @@ def overlay(directory: str, *, writable: bool) -> None:
 def inside(bin_dir: str) -> int:
     """Make the node's files, then wait."""
     mount_cgroups(hierarchies())
-    Path("/run/bin").mkdir()
-    mount("--bind", bin_dir, "/run/bin")  # it may be below /opt
+    bin_dir = os.path.realpath(bin_dir)
     overlay("/usr", writable=True)
     for directory in ("/etc", "/opt", "/var/lib"):
         overlay(directory, writable=True)
@@ -171,7 +170,7 @@ def inside(bin_dir: str) -> int:
     for directory in ("/usr/lib/cni", "/etc/cni", "/var/lib/cni", "/var/lib/containers"):
         Path(directory).mkdir(parents=True, exist_ok=True)
         mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", directory)
-    mount("--bind", "/run/bin", "/opt/cni/bin")
+    subprocess.run(["cp", "-a", f"{bin_dir}/.", "/opt/cni/bin"], check=True)
     for directory in ("/etc/cni/net.d", "/run/tmp", "/run/home"):
         Path(directory).mkdir()
     subprocess.run(["hostname", "node"], check=True)
