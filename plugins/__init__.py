@@ -4,7 +4,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_common.protocol import Plugin
 
-TYPES = ("bridge", "host-local", "loopback", "portmap", "ptp", "static", "tuning")
+TYPES = ("bridge", "firewall", "host-local", "loopback", "portmap", "ptp", "static", "tuning")
 
 
 def load(type: str) -> "Plugin | None":  # noqa: A002 - the spec's word
@@ -17,6 +17,10 @@ def load(type: str) -> "Plugin | None":  # noqa: A002 - the spec's word
             import plugins.bridge  # noqa: PLC0415 - only the plugin that is asked for
 
             return plugins.bridge
+        case "firewall":
+            import plugins.firewall  # noqa: PLC0415 - as above
+
+            return plugins.firewall
         case "host-local":
             import plugins.host_local  # noqa: PLC0415 - as above
 
@@ -53,12 +57,14 @@ def load_all() -> None:
     from cni_common import collect as _  # noqa: F401, PLC0415 - as above
     from plugins import (  # noqa: F401, PLC0415 - as above
         bridge,
+        firewall,
         loopback,
         portmap,
         ptp,
         static,
         tuning,
     )
+    from plugins.firewall import firewalld  # noqa: F401, PLC0415 - as above
     from plugins.host_local import (  # noqa: F401, PLC0415 - as above
         collect,
         fate,

@@ -22,7 +22,7 @@ from tests.machine import CNI_BIN, REFERENCE_BIN, Machine, machine_at
 
 Json = dict[str, Any]
 
-PLUGINS = ("loopback", "bridge", "host-local", "ptp", "static", "tuning")
+PLUGINS = ("loopback", "bridge", "firewall", "host-local", "ptp", "static", "tuning")
 ENVIRON = {
     "CNI_COMMAND": "ADD",
     "CNI_CONTAINERID": "c1",

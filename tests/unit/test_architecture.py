@@ -284,6 +284,25 @@ ENTRIES = {
             }
         ),
     ),
+    "firewall refuses an ADD": Entry(
+        "firewall",
+        "ADD",
+        {},
+        7,
+        _SERVING | _NETLINK,
+        _COMMON_SERVING | {"masquerade", "netlink", "nft", "nftmessages", "nftrules"},
+        frozenset(
+            {
+                "firewall",
+                "firewall.attachment",
+                "firewall.conf",
+                "firewall.filters",
+                "firewall.isolation",
+                "firewall.layout",
+                "firewall.rules",
+            }
+        ),
+    ),
     "loopback refuses an ADD": Entry(
         "loopback",
         "ADD",
