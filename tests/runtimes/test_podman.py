@@ -119,6 +119,22 @@ def test_published_ports(podman: Podman) -> None:
         assert podman.node.get(f"{NODE4}:8080/hello", OUTSIDE) == ""
 
 
+def test_published_ports_beside_docker(podman: Podman) -> None:
+    """Where FORWARD drops, published ports are open once CNI-ADMIN accepts it."""
+    accept = ("CNI-ADMIN", "-p", "tcp", "--dport", "80", "-j", "ACCEPT")
+    bridge = podman.network("n1", V4)
+    podman.node.command("iptables", "-P", "FORWARD", "DROP")
+    with leaving_nothing(podman, bridge):
+        netns = podman.start("c1", "--network=n1", *PORTS)
+        assert seen(podman, netns, NODE4, client=OUTSIDE) == ""
+
+        podman.node.command("iptables", "-A", *accept)
+
+        assert seen(podman, netns, NODE4, client=OUTSIDE) == OUTSIDE4
+        podman.node.command("iptables", "-D", *accept)
+        podman.remove("c1")
+
+
 def test_connect_and_disconnect(podman: Podman) -> None:
     """A container may come onto a network and leave one; its ports go along."""
     bridges = [podman.network("n1", V4, V6), podman.network("n2", OTHER, "fd00:81::/64")]
