@@ -1,8 +1,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .NOTPARALLEL:
-.PHONY: help venv fmt check coverage test test-kernel test-e2e test-runtimes test-faults test-launcher test-vm storm demo dist \
-    install uninstall bench bench-quick schemas lock clean
+.PHONY: help venv fmt check coverage test test-kernel test-e2e test-runtimes test-faults \
+    test-launcher test-vm storm demo dist install uninstall bench bench-quick schemas lock clean
 
 python := .venv/bin/python
 pytest := $(python) -m pytest

@@ -1,10 +1,11 @@
 """The lists of plugins that a Kubernetes node has in /etc/cni/net.d."""
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from tests.e2e.node import NODE4, NODE6
-from tests.machine import Json
+from tests.machine import ROOT, Json
 from tests.runtimes.node import RuntimeNode
 
 PORTMAP: Json = {"type": "portmap", "capabilities": {"portMappings": True}}
@@ -17,7 +18,7 @@ class Chain:
     config: Json
     subnets: tuple[str, ...]
     masquerades: bool
-    bridge: str = "none"
+    bridge: str = ""
 
     def configure(self, node: RuntimeNode) -> None:
         """Make it the node's network; the world has routes to pods that are not masqueraded."""
@@ -28,33 +29,30 @@ class Chain:
                 node.command("ip", "-n", "outside", "route", "add", subnet, "via", via)
 
 
-def _ipam(subnets: tuple[str, ...], **keys: Any) -> Json:
-    routes = [{"dst": "::/0" if ":" in subnet else "0.0.0.0/0"} for subnet in subnets]
-    ranges = [[{"subnet": subnet}] for subnet in subnets]
-    return {"type": "host-local", "ranges": ranges, "routes": routes, **keys}
+def _bridge() -> Chain:
+    """Return what the README tells an operator to begin with."""
+    config = json.loads((ROOT / "conf" / "55-portmap.conflist").read_text())
+    plugin = config["plugins"][0]
+    subnets = tuple(pool[0]["subnet"] for pool in plugin["ipam"]["ranges"])
+    return Chain(config, subnets, masquerades=True, bridge=plugin["bridge"])
 
 
-def _bridge(subnets: tuple[str, ...] = ("10.78.0.0/24", "fd00:78::/64")) -> Chain:
-    plugin = {
-        "type": "bridge",
-        "bridge": "cni0",
-        "isGateway": True,
-        "ipMasq": True,
-        "hairpinMode": True,
-        "ipam": _ipam(subnets),
+def _kind() -> Chain:
+    """Return what kind writes on each of its nodes, whose routers know all pods."""
+    subnets = ("10.244.0.0/24", "fd00:10:244::/64")
+    ipam = {
+        "type": "host-local",
+        "dataDir": "/run/cni-ipam-state",
+        "ranges": [[{"subnet": subnet}] for subnet in subnets],
+        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
     }
-    config = {"cniVersion": "1.0.0", "name": "pods", "plugins": [plugin, PORTMAP]}
-    return Chain(config, subnets, masquerades=True, bridge="cni0")
-
-
-def _kind(subnets: tuple[str, ...] = ("10.244.0.0/24", "fd00:10:244::/64")) -> Chain:
-    """Return what kind writes on each of its nodes."""
-    ipam = _ipam(subnets, dataDir="/run/cni-ipam-state")
     plugin = {"type": "ptp", "ipMasq": False, "ipam": ipam, "mtu": 1500}
     config = {"cniVersion": "0.3.1", "name": "kindnet", "plugins": [plugin, PORTMAP]}
     return Chain(config, subnets, masquerades=False)
 
 
+Judge = Callable[[], None]  # fails when something is left
+Use = Callable[[Chain], Judge]
 CHAINS = {"bridge": _bridge(), "kind": _kind()}
 
 

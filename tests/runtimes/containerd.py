@@ -8,6 +8,9 @@ from tests.runtimes import image
 from tests.runtimes.node import BIN, RuntimeNode, eventually
 
 SOCKET = "/run/containerd.sock"
+# Containers ask for no share of the processor: below a cgroup that has processes, as the caller's
+# may, version 2 has none to give.
+RUN = ("run", "--cpu-shares", "0", "--cni", "--rm")
 _CONFIG = f"""\
 version = 2
 root = "/run/containerd/root"
@@ -22,6 +25,7 @@ state = "/run/containerd/state"
   sandbox_image = "{image.NAME}"
   disable_tcp_service = true
   restrict_oom_score_adj = true
+  disable_cgroup = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "{BIN}"
     conf_dir = "/etc/cni/net.d"

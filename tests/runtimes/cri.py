@@ -78,7 +78,7 @@ class Kubelet:
             log_directory=f"/run/pods/{name}",
             annotations=annotations or {},
             port_mappings=mappings,
-            linux=api.LinuxPodSandboxConfig(cgroup_parent="/kubepods", security_context=context),
+            linux=api.LinuxPodSandboxConfig(security_context=context),
         )
         pod: str = self._ask("RunPodSandbox", config=config).pod_sandbox_id
         self._configs[pod] = config

@@ -68,6 +68,12 @@ def layer() -> bytes:
     return stream.getvalue()
 
 
+def unpack(directory: Path) -> None:
+    """Make a directory of the image's files, as a container's root."""
+    with tarfile.open(fileobj=io.BytesIO(layer())) as archive:
+        archive.extractall(directory)
+
+
 def write(path: Path) -> None:
     """Write the image as `docker save` does; `ctr image import` and `podman load` read that."""
     files = layer()

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ class RuntimeNode(Node):
 
     def sandbox(self) -> list[str | Path]:
         """Return the command that is the node."""
-        return ["unshare", "--mount", SANDBOX, self.bin_dir]
+        return ["unshare", "--mount", sys.executable, SANDBOX, self.bin_dir]
 
     def enter(self, line: bytes) -> list[str]:
         """Return what runs a command on the node, in its cgroups."""

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """Be a node on which container runtimes can run: cgroups, programs and directories of its own.
 
-    unshare --mount tests/runtimes/sandbox.py BIN_DIR
+    unshare --mount python3 tests/runtimes/sandbox.py BIN_DIR
 
 Prints one line of JSON when the node is there: `pid`, a process with the node's namespaces, and
 `groups`, the cgroups of its processes, as this program sees them. The node ends with stdin, and

@@ -1,65 +1,17 @@
 """Pods made by containerd through the CRI, as the kubelet has it do."""
 
 import sys
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.e2e.node import NODE4, NODE6, OUTSIDE4, OUTSIDE6
 from tests.machine import Json
-from tests.runtimes.chains import CHAINS, Chain, with_plugin
+from tests.runtimes.chains import CHAINS, Chain, Use, with_plugin
 from tests.runtimes.containerd import Containerd
 from tests.runtimes.cri import Kubelet, Port, RefusedError
 from tests.runtimes.node import RuntimeNode, eventually
 from tests.sockets import asks, serving
-
-
-@pytest.fixture(params=[*CHAINS])
-def chain(request: pytest.FixtureRequest) -> Chain:
-    """A list of a node, one after the other."""
-    return CHAINS[request.param]
-
-
-@pytest.fixture
-def outside(node: RuntimeNode) -> str:
-    """The namespace of a host outside, as seen from here."""
-    return node.netns(node.serve_outside())
-
-
-@pytest.fixture
-def containerd(node: RuntimeNode, outside: str) -> Containerd:
-    """The daemon, without any network so far."""
-    return Containerd(node)
-
-
-@pytest.fixture
-def kubelet(node: RuntimeNode, containerd: Containerd) -> Iterator[Kubelet]:
-    """A client of that daemon."""
-    client = Kubelet(node)
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def use(node: RuntimeNode, kubelet: Kubelet) -> Callable[[Chain], Callable[[], None]]:
-    """A function that makes a list the node's, and returns one that judges what is left."""
-
-    def configure(chain: Chain) -> Callable[[], None]:
-        chain.configure(node)
-        eventually(kubelet.is_ready, "containerd has read the list")
-        before = node.state()
-
-        def judge() -> None:
-            assert kubelet.pods() == []
-            node.assert_as_before(before, chain.bridge)
-
-        return judge
-
-    return configure
-
-
-Use = Callable[[Chain], Callable[[], None]]
 
 
 def test_readiness(node: RuntimeNode, kubelet: Kubelet) -> None:

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import ip_interface, ip_network
 
 import pytest
 
 from tests.e2e.node import NODE4, NODE6, OUTSIDE4, OUTSIDE6
 from tests.runtimes import image
 from tests.runtimes.chains import CHAINS, Chain, with_plugin
-from tests.runtimes.containerd import Containerd
+from tests.runtimes.containerd import RUN, Containerd
 from tests.runtimes.node import SECONDS, RuntimeNode, eventually
 
 MAPPING = {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}
@@ -21,12 +22,13 @@ class Container:
 
     def __init__(self, containerd: Containerd, name: str) -> None:
         self._containerd, self.name = containerd, name
-        words = ("run", "--rm", "--null-io", "--cni", image.NAME, name, "httpd", "-f", "-h", "/www")
+        words = (*RUN, "--null-io", image.NAME, name, "httpd", "-f", "-h", "/www")
         self._process = containerd.start_ctr(*words, log=name)
         eventually(self._serves, f"{name} serves")
 
     def _serves(self) -> bool:
-        assert self._process.poll() is None, self._containerd.node.path(f"/run/{self.name}.log")
+        log = self._containerd.node.path(f"/run/{self.name}.log")
+        assert self._process.poll() is None, log.read_text()
         tasks = self._containerd.ok("task", "ls").splitlines()
         if not any(line.split()[0] == self.name and "RUNNING" in line for line in tasks):
             return False
@@ -127,7 +129,7 @@ def test_at_once(node: RuntimeNode) -> None:
     chain.configure(node)
     containerd = Containerd(node)
     before = node.state()
-    words = ("run", "--rm", "--cni", image.NAME)
+    words = (*RUN, image.NAME)
 
     processes = [
         containerd.start_ctr(*words, f"c{number}", "ip", "-o", "-4", "address", log=f"c{number}")
@@ -136,8 +138,10 @@ def test_at_once(node: RuntimeNode) -> None:
 
     assert {process.wait(SECONDS) for process in processes} == {0}
     printed = [node.path(f"/run/c{number}.log").read_text() for number in range(8)]
-    found = {word for text in printed for word in text.split() if word.startswith("10.78.0.")}
-    assert len({word for word in found if word.endswith("/24")}) == len(processes), printed
+    pool = ip_network(chain.subnets[0])
+    words_with_prefix = [word for text in printed for word in text.split() if word.endswith("/24")]
+    found = {word for word in words_with_prefix if ip_interface(word).network == pool}
+    assert len(found) == len(processes), printed
     node.assert_as_before(before, chain.bridge)
 
 
@@ -148,7 +152,7 @@ def test_refused(node: RuntimeNode) -> None:
     containerd = Containerd(node)
     before = node.state()
 
-    done = containerd.ctr("run", "--rm", "--cni", image.NAME, "c1", "true")
+    done = containerd.ctr(*RUN, image.NAME, "c1", "true")
 
     assert done.returncode != 0
     assert "net.none.such" in done.stderr
