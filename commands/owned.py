@@ -1,10 +1,12 @@
-"""What an attachment owns in the kernel, by bridge's record, and whether it is there."""
+"""What an attachment owns in the kernel, by its records, and whether it is there."""
 
 from dataclasses import dataclass
 from ipaddress import ip_interface
 
 from cni_common import iptables, masquerade
+from plugins import firewall
 from plugins.bridge import macfilter
+from plugins.firewall import survey
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 class Owned:
     """One object in the kernel."""
 
-    kind: str  # veth, masquerade, iptables, mac-filter
+    kind: str  # veth, masquerade, iptables, mac-filter, firewall
     what: str
     present: bool
 
@@ -33,6 +35,9 @@ def objects_of(host: "Host", known: "Known") -> "Iterator[Owned]":
         where = f", port of '{port.name}'" if port else ""
         yield Owned("veth", f"'{facts['veth']}' ({facts.get('veth_mac')}){where}", mine)
     yield from _masquerading(host, known)
+    if known.plugin == firewall.attachment.PLUGIN:
+        for what, present in survey.owned(host, facts):
+            yield Owned("firewall", what, present)
     if facts.get("mac_filter"):
         port_name, mac = facts.get("veth", ""), facts["mac_filter"]
         what = f"port '{port_name}', MAC {mac} in table bridge {macfilter.TABLE.name}"

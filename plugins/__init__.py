@@ -64,7 +64,7 @@ def load_all() -> None:
         static,
         tuning,
     )
-    from plugins.firewall import firewalld  # noqa: F401, PLC0415 - as above
+    from plugins.firewall import firewalld, survey  # noqa: F401, PLC0415 - as above
     from plugins.host_local import (  # noqa: F401, PLC0415 - as above
         collect,
         fate,

@@ -65,8 +65,9 @@ def status(req: "Request", host: "Host") -> None:
             Code.PLUGIN_NOT_AVAILABLE,
             f"cannot write to '{host.records.directory}': {error.strerror}; make it writable",
         ) from None
-    if attachment.choose_backend(req, host, conf) != FIREWALLD:
-        filters.probe(host.netns, conf.backend)
+    backend = attachment.choose_backend(req, host, conf)
+    if backend != FIREWALLD:
+        filters.probe(host.netns, backend)
         return
     from plugins.firewall import firewalld  # noqa: PLC0415 - where it is used
 

@@ -60,6 +60,8 @@ def begin(req: "Request", host: "Host", conf: Conf, result: "Result", *, undo: "
         "policy": conf.policy,
         "bridge": bridge,
         "port": port if conf.policy == ISOLATED else "",
+        "stdin": req.stdin.decode("utf-8", "replace"),
+        "cni_path": req.environ.get("CNI_PATH", ""),
         "bus": req.environ.get("DBUS_SYSTEM_BUS_ADDRESS", ""),
     }
     try:

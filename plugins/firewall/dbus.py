@@ -74,22 +74,22 @@ class Bus:
         Raises DBusError, OSError.
         """
         self._serial += 1
-        fields = [
+        header = [
             (_PATH, "o", path),
             (_INTERFACE, "s", interface),
             (_MEMBER, "s", member),
             (_DESTINATION, "s", destination),
         ]
-        self._sock.sendall(encode_call(self._serial, fields, arguments))
+        self._sock.sendall(encode_call(self._serial, header, arguments))
         while True:
             kind, head, body = self._receive()
             if head.get(_REPLY_SERIAL) != self._serial:
                 continue  # a signal
             signature = str(head.get(_SIGNATURE, ""))
-            value = _value(signature[:1], body, 0, head["order"])[0] if signature else None
+            answer = value(signature[0], body, 0, head["order"])[0] if signature else None
             if kind == _ERROR:
-                raise DBusError(str(head.get(_ERROR_NAME, "")), str(value or ""))
-            return value
+                raise DBusError(str(head.get(_ERROR_NAME, "")), str(answer or ""))
+            return answer
 
     def _authenticate(self) -> None:
         uid = str(os.geteuid()).encode().hex()
@@ -107,8 +107,8 @@ class Bus:
         body_length, _, fields_length = struct.unpack_from(f"{order}III", start, 4)
         if body_length + fields_length > _MESSAGE_MAX:
             raise OSError(90, "the message bus sent too long a message")
-        fields = self._read(fields_length + -fields_length % 8)
-        head: dict[int | str, Value] = dict(_fields(fields[:fields_length], order))
+        data = self._read(fields_length + -fields_length % 8)
+        head: dict[int | str, Value] = dict(fields(data[:fields_length], order))
         head["order"] = order
         return start[1], head, self._read(body_length)
 
@@ -123,12 +123,12 @@ class Bus:
 
 
 def encode_call(
-    serial: int, fields: "list[tuple[int, str, str]]", arguments: "tuple[str, ...]"
+    serial: int, parts: "list[tuple[int, str, str]]", arguments: "tuple[str, ...]"
 ) -> bytes:
-    """Return the message of a method call."""
-    fields = [*fields, (_SIGNATURE, "g", "s" * len(arguments))] if arguments else fields
+    """Return the message of a method call; `parts` are its header's number, type and text each."""
+    parts = [*parts, (_SIGNATURE, "g", "s" * len(arguments))] if arguments else parts
     header = b""
-    for number, kind, text in fields:
+    for number, kind, text in parts:
         header += bytes(-len(header) % 8) + bytes([number, 1]) + kind.encode() + bytes(1)
         header += _short(text) if kind == "g" else _string(text)
     body = b""
@@ -141,15 +141,13 @@ def encode_call(
 def _connect(addresses: str) -> socket.socket:
     failure: OSError = FileNotFoundError(2, f"no address of a message bus in '{addresses}'")
     for address in addresses.split(";"):
-        transport, _, rest = address.partition(":")
-        options = dict(part.partition("=")[::2] for part in rest.split(","))
-        path = options.get("path") or "\0" + options.get("abstract", "")
-        if transport != "unix" or path == "\0":
+        path = path_of(address)
+        if not path:
             continue
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             sock.settimeout(_SECONDS)
-            sock.connect(_unescaped(path))
+            sock.connect(path)
         except OSError as error:
             sock.close()
             failure = error
@@ -158,11 +156,20 @@ def _connect(addresses: str) -> socket.socket:
     raise failure
 
 
-def _unescaped(text: str) -> bytes:
-    first, *rest = text.split("%")
+def path_of(address: str) -> bytes:
+    """Return where the socket of an address is, b"" when that is no socket of a path or name."""
+    transport, _, rest = address.partition(":")
+    options = dict(part.partition("=")[::2] for part in rest.split(","))
+    text = options.get("path") or "\0" + options.get("abstract", "")
+    if transport != "unix" or text == "\0":
+        return b""
+    first, *escaped = text.split("%")
     data = os.fsencode(first)
-    for part in rest:
-        data += bytes.fromhex(part[:2]) + os.fsencode(part[2:])
+    try:
+        for part in escaped:
+            data += bytes.fromhex(part[:2]) + os.fsencode(part[2:])
+    except ValueError:
+        return b""
     return data
 
 
@@ -175,16 +182,17 @@ def _short(text: str) -> bytes:
     return bytes([len(text)]) + text.encode() + bytes(1)
 
 
-def _fields(data: bytes, order: str) -> "Iterator[tuple[int, Value]]":
+def fields(data: bytes, order: str) -> "Iterator[tuple[int, Value]]":
+    """Yield number and value of each field of a header."""
     position = 0
     while position + 4 <= len(data):
         number, kind = data[position], chr(data[position + 2])
-        value, position = _value(kind, data, position + 4, order)
+        found, position = value(kind, data, position + 4, order)
         position += -position % 8
-        yield number, value
+        yield number, found
 
 
-def _value(kind: str, data: bytes, position: int, order: object) -> "tuple[Value, int]":
+def value(kind: str, data: bytes, position: int, order: object) -> "tuple[Value, int]":
     """Return a value of a basic type, and where it ends. Raises OSError for another type."""
     if kind == "g":
         end = position + 1 + data[position]

@@ -162,8 +162,8 @@ class LegacyFilter:
         self._netns = netns
         command = _COMMANDS[version]
         self.name = f"table {_TABLE} of {command}-legacy"
-        self._command = iptables.find(f"{command}-legacy", command, why=_WHY)
-        self._restore = iptables.find(f"{command}-legacy-restore", f"{command}-restore", why=_WHY)
+        self._command = iptables.find(*_older_commands(version), why=_WHY)
+        self._restore = f"{self._command}-restore"
         self._lines: list[str] | None = None
 
     def rules(self, chain: str) -> "list[Key] | None":
@@ -253,7 +253,19 @@ def has_nftables(netns: "NetNS") -> bool:
 
 
 def _legacy(netns: "NetNS", version: int) -> "list[LegacyFilter]":
-    return [LegacyFilter(netns, version)] if _TABLE in netns.legacy_tables(version) else []
+    """Return the table of the older flavour if it is in use, and can be read on this node."""
+    if _TABLE not in netns.legacy_tables(version):
+        return []
+    from cni_common import iptables  # noqa: PLC0415 - as above
+
+    is_installed = any(map(iptables.installed, _older_commands(version)))
+    return [LegacyFilter(netns, version)] if is_installed else []
+
+
+def _older_commands(version: int) -> list[str]:
+    """Return the names of the older flavour's command, where it can be had."""
+    command = _COMMANDS[version]
+    return [f"{command}-legacy", *([command] if _has_older_iptables(version) else [])]
 
 
 def _has_older_iptables(version: int) -> bool:

@@ -1,19 +1,26 @@
 """A container's addresses in a zone of firewalld, by D-Bus."""
 
+from contextlib import contextmanager
+
 from cni_common.errors import CNIError, Code
 from plugins.firewall.dbus import ADDRESS, Bus, DBusError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from cni_common.types import Address
 
 NAME = "org.fedoraproject.FirewallD1"
 _PATH, _ZONES = "/org/fedoraproject/FirewallD1", "org.fedoraproject.FirewallD1.zone"
+_NOBODY = (
+    "org.freedesktop.DBus.Error.ServiceUnknown",
+    "org.freedesktop.DBus.Error.NameHasNoOwner",
+)
 _VARIABLE = "DBUS_SYSTEM_BUS_ADDRESS"
 # How the messages of firewalld's errors begin, firewall/errors.py of its sources.
-_HAS_IT, _HAS_IT_NOT = "ZONE_ALREADY_SET", ("UNKNOWN_SOURCE", "NOT_ENABLED")
+_HAS_IT = "ZONE_ALREADY_SET"
+_HAS_IT_NOT = ("UNKNOWN_SOURCE", "NOT_ENABLED", "ZONE_CONFLICT", "INVALID_ZONE")
 
 
 def is_running(environ: "Mapping[str, str]") -> bool:
@@ -27,41 +34,46 @@ def is_running(environ: "Mapping[str, str]") -> bool:
 
 def add(environ: "Mapping[str, str]", zone: str, addresses: "Collection[Address]") -> None:
     """Bind `addresses` to a zone. Raises CNIError."""
-    for address in addresses:
-        try:
-            _call(environ, "addSource", zone, _source(address))
-        except DBusError as error:
-            if not str(error).startswith(_HAS_IT):
-                raise _failed(f"firewalld does not take {address} into '{zone}'", error) from None
+    with _zones(environ) as call:
+        for address in addresses:
+            try:
+                call("addSource", zone, _source(address))
+            except DBusError as error:
+                if not str(error).startswith(_HAS_IT):
+                    raise _failed(f"does not take {address} into '{zone}'", error) from None
 
 
 def remove(environ: "Mapping[str, str]", zone: str, addresses: "Collection[Address]") -> None:
     """Take back what `add` did; a firewalld that does not run has nothing. Raises CNIError."""
-    if not is_running(environ):
+    if not addresses or not is_running(environ):
         return
-    for address in addresses:
-        try:
-            _call(environ, "removeSource", zone, _source(address))
-        except DBusError as error:
-            if not str(error).startswith(_HAS_IT_NOT):
-                raise _failed(f"firewalld keeps {address} in '{zone}'", error) from None
+    with _zones(environ) as call:
+        for address in addresses:
+            try:
+                call("removeSource", zone, _source(address))
+            except DBusError as error:
+                if not str(error).startswith(_HAS_IT_NOT):
+                    raise _failed(f"keeps {address} in '{zone}'", error) from None
 
 
 def missing(environ: "Mapping[str, str]", zone: str, addresses: "Collection[Address]") -> str:
     """Return what is not in the zone, "" for nothing. Raises CNIError."""
-    for address in addresses:
-        try:
-            if not _call(environ, "querySource", zone, _source(address)):
-                return f"{address} is not in zone '{zone}' of firewalld"
-        except DBusError as error:
-            raise _failed(f"firewalld does not tell of zone '{zone}'", error) from None
+    with _zones(environ) as call:
+        for address in addresses:
+            try:
+                if not call("querySource", zone, _source(address)):
+                    return f"{address} is not in zone '{zone}' of firewalld"
+            except DBusError as error:
+                raise _failed(f"does not tell of zone '{zone}'", error) from None
     return ""
 
 
-def _call(environ: "Mapping[str, str]", member: str, *arguments: str) -> object:
+@contextmanager
+def _zones(environ: "Mapping[str, str]") -> "Iterator[Callable[..., object]]":
+    """Give what calls a method of firewalld's zones. Raises CNIError."""
     try:
         with _bus(environ) as bus:
-            return bus.call(NAME, _PATH, _ZONES, member, *arguments)
+            yield lambda member, *arguments: bus.call(NAME, _PATH, _ZONES, member, *arguments)
     except OSError as error:
         raise CNIError(
             Code.PLUGIN_NOT_AVAILABLE,
@@ -79,4 +91,9 @@ def _source(address: "Address") -> str:
 
 
 def _failed(what: str, error: DBusError) -> CNIError:
-    return CNIError(Code.INTERNAL, f"{what}: {error}")
+    if error.name in _NOBODY:
+        return CNIError(
+            Code.PLUGIN_NOT_AVAILABLE,
+            'firewalld is not on the message bus; start it, or set "backend" to another one',
+        )
+    return CNIError(Code.INTERNAL, f"firewalld {what}: {error}")

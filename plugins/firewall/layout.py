@@ -19,7 +19,7 @@ from plugins.firewall.filters import (
     INSERT,
     Edit,
 )
-from plugins.firewall.rules import ACCEPT, DROP, RETURN, Line
+from plugins.firewall.rules import ACCEPT, DROP, RETURN, Line, addresses_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,6 +89,14 @@ def missing(table: "Filter", addresses: "Collection[Address]", admin: str) -> st
     """Return what of `admit`'s is not there, "" for nothing."""
     wanted = [(FORWARD, _TO_ALLOWED), (ALLOWED, Line(admin, comment=_OVERRIDES))]
     return _missing(table, [*wanted, *((ALLOWED, line) for line in lines_of(addresses))])
+
+
+def admitted(table: "Filter") -> "list[Address]":
+    """Return the addresses whose packets are let through, each once."""
+    found = dict.fromkeys(
+        address for key in table.rules(ALLOWED) or () for address in addresses_in(key)
+    )
+    return [address for address in found if _has(table, ALLOWED, Line(ACCEPT, source=address))]
 
 
 def is_isolated(table: "Filter", bridge: str) -> bool:

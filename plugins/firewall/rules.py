@@ -6,6 +6,7 @@ to list or change a table with any other in it.
 
 import struct
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_interface
 
 from cni_common import nft, nftrules
 from cni_common.netlink import attribute, attributes, be32, string, string_of
@@ -95,6 +96,19 @@ class Line:
 def signature_of(rule: "Rule") -> "Signature":
     """Return what a rule matches and does; how often it did so is left out."""
     return _signature(rule.expressions, rule.comment)
+
+
+def addresses_in(key: "str | Signature") -> "list[Address]":
+    """Return the addresses in the text or the signature of a rule."""
+    if isinstance(key, str):
+        words = key.split()
+        return [
+            ip_interface(value).ip
+            for word, value in zip(words, words[1:], strict=False)
+            if word in ("-s", "-d")
+        ]
+    values = [part[2] for part in key if isinstance(part, tuple) and part[0] == "cmp"]
+    return [ip_address(value) for value in values if len(value) in (4, 16)]
 
 
 def _signature(expressions: bytes, comment: str) -> "Signature":

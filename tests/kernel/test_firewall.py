@@ -8,6 +8,7 @@ import pytest
 from tests.kernel.walls import Walls
 from tests.machine import Json, Machine
 
+pytestmark = pytest.mark.timeout(150)  # many calls and connections each
 BACKENDS = ("nftables", "iptables")
 # What drops all that is forwarded, by name.
 DROPS: Mapping[str, str] = {
@@ -82,6 +83,21 @@ def test_neighbours_where_bridges_call_iptables(walls: Walls) -> None:
     walls.ok("ADD", "c2")
 
     assert (before, walls.reaches("c1", "c2")) == (False, True)
+
+
+@pytest.mark.without_engine(reason="changes what this process finds")
+def test_no_commands(walls: Walls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without iptables on the node its newer flavour is served all the same, the older is left."""
+    walls.shell("iptables-legacy -P FORWARD ACCEPT; iptables -P FORWARD DROP")
+    monkeypatch.setattr("cni_common.iptables._PATH", "/no/such/directory")
+
+    walls.admitted("c1")
+    walls.admitted("c2", backend="iptables")
+
+    assert walls.reach(("c1", "outside", 4), ("c2", "outside", 4)) == [True, True]
+    walls.ok("DEL", "c1")
+    walls.ok("DEL", "c2", backend="iptables")
+    assert (walls.rules(), walls.records()) == ([], [])
 
 
 def test_administrator_goes_first(walls: Walls) -> None:
