@@ -43,7 +43,7 @@ test-kernel: venv ## each plugin on network namespaces of its own
 test-e2e: dist ## the executables, driven by cnitool, beside the Go plugins
 	$(sandboxed) -n 2 tests/e2e
 
-test-runtimes: dist ## driven by containerd, as ctr and the kubelet do, and for containers of others
+test-runtimes: dist ## driven by podman, by containerd as ctr and the kubelet do, and for containers of others
 	@deploy/prerequisites.sh --runtimes
 	$(sandboxed) -n 2 tests/runtimes
 

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
     from cni_common.netlink import Message
     from cni_common.netns import NetNS
+    from cni_common.nftmessages import Rule
     from cni_common.request import Attachment
     from cni_common.types import Address, Cidr
 
-# By IP version: command, netfilter family, multicast range, the kernel's list of legacy tables.
+# By IP version: command, netfilter family, multicast range.
 _FAMILIES = {
-    4: ("iptables", nft.IPV4, "224.0.0.0/4", "ip_tables_names"),
-    6: ("ip6tables", nft.IPV6, "ff00::/8", "ip6_tables_names"),
+    4: ("iptables", nft.IPV4, "224.0.0.0/4"),
+    6: ("ip6tables", nft.IPV6, "ff00::/8"),
 }
 _REFERENCE_TABLE = nft.Table(nft.INET, "cni_plugins_masquerade")
 _REFERENCE_CHAIN = "masq_checks"
@@ -55,7 +56,7 @@ def add(
     """Masquerade what `addresses` send to outside of their subnets. Raises CNIError."""
     chain = chain_of(network, attachment)
     mark = comment(network, attachment.containerid)
-    for version, (command, _, multicast, _) in _FAMILIES.items():
+    for version, (command, _, multicast) in _FAMILIES.items():
         own = [cidr for cidr in addresses if cidr.version == version]
         if not own:
             continue
@@ -188,8 +189,13 @@ def find(*names: str, why: str = _WHY) -> str:
     raise CNIError(Code.PLUGIN_NOT_AVAILABLE, f"'{names[-1]}' is not installed, and {why}")
 
 
-def _delete_reference_rules(netns: "NetNS", is_doomed: "Callable[[nft.Rule], bool]") -> "list[str]":
-    doomed: list[nft.Rule] = []
+def installed(name: str) -> str:
+    """Return the path of this command, "" when there is none."""
+    return shutil.which(name, path=_PATH) or ""
+
+
+def _delete_reference_rules(netns: "NetNS", is_doomed: "Callable[[Rule], bool]") -> "list[str]":
+    doomed: list[Rule] = []
 
     def deletions() -> "list[Message]":
         doomed[:] = filter(is_doomed, _REFERENCE_TABLE.rules(netns, _REFERENCE_CHAIN))
@@ -199,7 +205,7 @@ def _delete_reference_rules(netns: "NetNS", is_doomed: "Callable[[nft.Rule], boo
     return [f"nftables rule {rule.comment}" for rule in doomed]
 
 
-def _sources(rule: "nft.Rule") -> "list[Address]":
+def _sources(rule: "Rule") -> "list[Address]":
     # The family comes first, one byte, then the source address; the destination is negated.
     return [ip_address(value) for value in rule.compared if len(value) in (4, 16)][:1]
 
@@ -237,20 +243,11 @@ def _remove_chain(netns: "NetNS", chain: str, addresses: "Collection[Address]") 
 
 def binaries(netns: "NetNS", version: int, chain: str) -> "list[str]":
     """Return the commands in whose nat tables `chain` exists: none, or one or both flavours."""
-    command, family, _, legacy_tables = _FAMILIES[version]
+    command, family, _ = _FAMILIES[version]
     found = []
     if nft.Table(family, "nat").has_chain(netns, chain):
         found.append(find(f"{command}-nft", command))
-
-    def read() -> str:
-        with open(f"/proc/thread-self/net/{legacy_tables}", encoding="ascii") as file:
-            return file.read()
-
-    try:
-        has_legacy = "nat" in netns.run(read).split()
-    except FileNotFoundError:
-        has_legacy = False
-    if has_legacy:
+    if "nat" in netns.legacy_tables(version):
         legacy = find(f"{command}-legacy", command)
         if _list(netns, legacy, chain).returncode == 0:
             found.append(legacy)
@@ -265,9 +262,9 @@ def _is_from(line: str, address: "Address") -> bool:
     return f" -s {address}/{address.max_prefixlen} " in line
 
 
-def listing(netns: "NetNS", binary: str) -> "list[str]":
-    """Return the chains and rules of table nat, as commands that would make them."""
-    return _list(netns, binary, "").stdout.splitlines()
+def listing(netns: "NetNS", binary: str, table: str = "nat") -> "list[str]":
+    """Return the chains and rules of a table, as commands that would make them."""
+    return _list(netns, binary, "", table).stdout.splitlines()
 
 
 def listed(netns: "NetNS", binary: str, chain: str) -> "list[str]":
@@ -276,15 +273,17 @@ def listed(netns: "NetNS", binary: str, chain: str) -> "list[str]":
     return [line for line in lines if line.startswith("-A ")]
 
 
-def _list(netns: "NetNS", binary: str, chain: str) -> "subprocess.CompletedProcess[str]":
+def _list(
+    netns: "NetNS", binary: str, chain: str, table: str = "nat"
+) -> "subprocess.CompletedProcess[str]":
     # `chain` consists of letters, digits and dashes.
     what = [chain] if chain else []
-    return run(netns, [binary, "-w", _WAIT_SECONDS, "-t", "nat", "-S", *what], "")
+    return run(netns, [binary, "-w", _WAIT_SECONDS, "-t", table, "-S", *what], "")
 
 
-def restore(netns: "NetNS", binary: str, commands: "Sequence[str]") -> None:
-    """Carry out commands on table nat, all or none."""
-    text = "\n".join(["*nat", *commands, "COMMIT", ""])
+def restore(netns: "NetNS", binary: str, commands: "Sequence[str]", table: str = "nat") -> None:
+    """Carry out commands on a table, all or none."""
+    text = "\n".join([f"*{table}", *commands, "COMMIT", ""])
     done = run(netns, [binary, "-w", _WAIT_SECONDS, "--noflush"], text)
     if done.returncode:
         raise CNIError(Code.INTERNAL, f"{binary} failed: {done.stderr.strip()}")

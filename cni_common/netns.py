@@ -119,6 +119,19 @@ class NetNS:
             os.close(fd)
         return value
 
+    def legacy_tables(self, version: int) -> "list[str]":
+        """Return the tables of iptables' older flavour that are in use here, for an IP version."""
+        path = f"/proc/thread-self/net/{'ip' if version == 4 else 'ip6'}_tables_names"
+
+        def read() -> "list[str]":
+            with open(path, encoding="ascii") as file:
+                return file.read().split()
+
+        try:
+            return self._visit(read)
+        except FileNotFoundError:
+            return []
+
     def is_same(self, other: "NetNS") -> bool:
         """Tell whether both handles are of one namespace."""
         return os.path.samestat(os.fstat(self.fd), os.fstat(other.fd))

@@ -25,7 +25,7 @@ from cni_common.netlink import (
     string,
     string_of,
 )
-from cni_common.nftmessages import Element
+from cni_common.nftmessages import Element, Rule
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from cni_common.netns import NetNS
     from cni_common.nftrules import Expression
 
-DROP, ACCEPT, JUMP, GOTO = 0, 1, -3, -4  # verdicts
+DROP, ACCEPT, JUMP, GOTO, RETURN = 0, 1, -3, -4, -5  # verdicts
 INET, IPV4, BRIDGE, IPV6 = 1, 2, 7, 10  # NFPROTO_* of linux/netfilter.h
-PREROUTING, OUTPUT, POSTROUTING = 0, 3, 4  # NF_INET_*, the same numbers as NF_BR_*
+PREROUTING, FORWARD, OUTPUT, POSTROUTING = 0, 2, 3, 4  # NF_INET_*, the same as NF_BR_*
 IIFNAME_BYTES = 16  # IFNAMSIZ: interface names are compared with their padding
 
 _NFTABLES, _BATCH_BEGIN, _BATCH_END = 10, 0x10, 0x11  # linux/netfilter/nfnetlink.h
@@ -47,13 +47,14 @@ _NEWSETELEM, _GETSETELEM, _DELSETELEM = range(12, 15)
 TRIES = 10  # of a transaction that is outrun by others
 _NFGENMSG = struct.Struct("=BBH")  # family, version 0, resource id in network order
 _TABLE_NAME, _TABLE_USE = 1, 3
-_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_USE = 1, 3, 6
-_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
+_CHAIN_TABLE, _CHAIN_NAME, CHAIN_POLICY, _CHAIN_USE, CHAIN_USERDATA = 1, 3, 5, 6, 12
+_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE = 1, 2, 3
 _SET_TABLE, _SET_NAME = 1, 2
 _ELEMENTS_TABLE, _ELEMENTS_SET, _ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
 
 # Key of a set: how many bytes, and nft's own type number, which the kernel keeps for `nft list`.
 IPV4_KEY, IPV6_KEY, IIFNAME_KEY = (4, 7), (16, 8), (IIFNAME_BYTES, 41)
+IIFNAME_OIFNAME_KEY = (2 * IIFNAME_BYTES, 41 << 6 | 41)
 IIFNAME_ETHER_KEY = (IIFNAME_BYTES + 8, 41 << 6 | 9)  # a part is padded to 4 bytes
 PROTOCOL_PORT_KEY = (8, 12 << 6 | 13)
 IPV4_PROTOCOL_PORT_KEY = (12, 7 << 12 | 12 << 6 | 13)
@@ -80,11 +81,12 @@ class Table:
         body = string(_TABLE_NAME, self.name)
         return self._message("delete table", _DELTABLE, body, flags=NLM_F_NONREC)
 
-    def add_chain(self, name: str) -> Message:
+    def add_chain(self, name: str, *, comment: str = "") -> Message:
         """Return the request that creates a regular chain where there is none."""
-        return self._message(
-            f"add chain '{name}'", _NEWCHAIN, self._chain(name), flags=NLM_F_CREATE
-        )
+        body = self._chain(name)
+        if comment:
+            body += attribute(CHAIN_USERDATA, nftmessages.userdata(comment))
+        return self._message(f"add chain '{name}'", _NEWCHAIN, body, flags=NLM_F_CREATE)
 
     def add_base_chain(self, name: str, *, kind: str, hook: int, priority: int) -> Message:
         """Return the request that creates a chain of type `kind` at a netfilter hook."""
@@ -97,10 +99,10 @@ class Table:
             f"delete chain '{name}'", _DELCHAIN, self._chain(name), flags=NLM_F_NONREC
         )
 
-    def add_rule(self, chain: str, *expressions: "Expression") -> Message:
-        """Return the request that appends a rule."""
+    def add_rule(self, chain: str, *expressions: "Expression", first: bool = False) -> Message:
+        """Return the request that appends a rule, or puts it `first`."""
         body = nftmessages.rule(self.name, chain, *expressions)
-        flags = NLM_F_CREATE | NLM_F_APPEND
+        flags = NLM_F_CREATE | (0 if first else NLM_F_APPEND)
         return self._message(f"add rule to '{chain}'", _NEWRULE, body, flags=flags)
 
     def delete_rule(self, chain: str, handle: int = 0) -> Message:
@@ -184,12 +186,7 @@ class Table:
         """Return the rules of a chain; none when there is no such chain."""
         answers = self._rules_of(netns, chain, read=_attributes)
         return [
-            Rule(
-                int.from_bytes(answer[_RULE_HANDLE], "big"),
-                nftmessages.comment(answer.get(_RULE_USERDATA)),
-                nftmessages.target(answer.get(_RULE_EXPRESSIONS, b"")),
-                nftmessages.compared(answer.get(_RULE_EXPRESSIONS, b"")),
-            )
+            nftmessages.rule_of(answer)
             for answer in answers
             # Old kernels send every chain of the table.
             if string_of(answer[_RULE_CHAIN]) == chain
@@ -204,6 +201,12 @@ class Table:
             if error.errno != errno.ENOENT:
                 raise
             return False
+
+    def chain(self, netns: "NetNS", name: str) -> "dict[int, bytes] | None":
+        """Return the attributes of a chain, None when there is none."""
+        what, body = f"look up '{name}'", self._chain(name)
+        answers = _query(netns, self._message(what, _GETCHAIN, body, read=_attributes))
+        return answers[0] if answers else None
 
     def is_idle(self, netns: "NetNS", chain: str) -> bool:
         """Tell whether nothing leads to a chain, nor will when transactions under way succeed.
@@ -258,16 +261,6 @@ class Table:
         text = f"nftables: {what} in table '{self.name}'"
         body = _NFGENMSG.pack(self.family, 0, 0) + attrs
         return Message(text, _NFTABLES << 8 | kind, flags | NLM_F_ACK, body, read)
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One rule, as far as it matters here."""
-
-    handle: int
-    comment: str
-    target: str  # the chain it jumps or goes to, ""
-    compared: tuple[bytes, ...]  # what it compares with, in its order
 
 
 def apply(netns: "NetNS", messages: "Sequence[Message]") -> None:

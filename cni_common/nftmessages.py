@@ -10,11 +10,11 @@ from cni_common.netlink import attribute, attributes, be32, each_attribute, stri
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_TYPE = 1, 3, 4, 7
 _HOOK_HOOKNUM, _HOOK_PRIORITY = 1, 2
-_RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
+_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
 _SET_TABLE, _SET_NAME, _SET_FLAGS, _SET_KEY_TYPE, _SET_KEY_LEN = range(1, 6)
 _SET_DATA_TYPE, _SET_DATA_LEN, _SET_ID, _SET_USERDATA = 6, 7, 10, 13
 _SET_MAP = 0x8
@@ -38,6 +38,17 @@ class Element:
     chain: str  # where its verdict leads to, "" in other than a verdict map
     comment: str
     data: bytes  # what a map that is none of verdicts has
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule, as far as it matters here."""
+
+    handle: int
+    comment: str
+    target: str  # the chain it jumps or goes to, ""
+    compared: tuple[bytes, ...]  # what it compares with, in its order
+    expressions: bytes = b""  # all that it consists of
 
 
 def base_chain(table: str, name: str, *, kind: str, hook: int, priority: int) -> bytes:
@@ -87,9 +98,14 @@ def element(key: bytes, *, goto: str = "", data: bytes = b"", comment: str = "")
     if data:
         attrs += attribute(_ELEM_DATA, attribute(_DATA_VALUE, data))
     if comment:
-        text = comment.encode()[:COMMENT_MAX_BYTES] + bytes(1)
-        attrs += attribute(_ELEM_USERDATA, bytes([_COMMENT, len(text)]) + text)
+        attrs += attribute(_ELEM_USERDATA, userdata(comment))
     return attrs
+
+
+def userdata(comment: str) -> bytes:
+    """Return what user space keeps with an object that has this comment."""
+    text = comment.encode()[:COMMENT_MAX_BYTES] + bytes(1)
+    return bytes([_COMMENT, len(text)]) + text
 
 
 def elements(items: bytes) -> list[Element]:
@@ -120,9 +136,21 @@ def comment(userdata: bytes | None) -> str:
     return ""
 
 
+def rule_of(attrs: "Mapping[int, bytes]") -> Rule:
+    """Return the rule that has these attributes."""
+    expressions = attrs.get(_RULE_EXPRESSIONS, b"")
+    return Rule(
+        int.from_bytes(attrs[_RULE_HANDLE], "big"),
+        comment(attrs.get(_RULE_USERDATA)),
+        target(expressions),
+        compared(expressions),
+        expressions,
+    )
+
+
 def target(expressions: bytes) -> str:
     """Return the chain that a rule jumps or goes to, "" for none."""
-    for name, data in _expressions(expressions):
+    for name, data in each_expression(expressions):
         if name == "immediate":
             verdict = attributes(attributes(data)[_IMMEDIATE_DATA]).get(_DATA_VERDICT, b"")
             return string_of(attributes(verdict).get(_VERDICT_CHAIN))
@@ -133,12 +161,13 @@ def compared(expressions: bytes) -> tuple[bytes, ...]:
     """Return what a rule compares with, in its order."""
     return tuple(
         attributes(attributes(data)[_CMP_DATA])[_DATA_VALUE]
-        for name, data in _expressions(expressions)
+        for name, data in each_expression(expressions)
         if name == "cmp"
     )
 
 
-def _expressions(data: bytes) -> "Iterator[tuple[str, bytes]]":
+def each_expression(data: bytes) -> "Iterator[tuple[str, bytes]]":
+    """Yield name and attributes of each expression of a rule."""
     for _, item in each_attribute(data):
         parts = attributes(item)
         yield string_of(parts[_EXPR_NAME]), parts.get(_EXPR_DATA, b"")

@@ -9,7 +9,7 @@ _REG_VERDICT, _REG_1, _REG_2 = 0, 1, 2  # of 16 bytes each
 REG32_01, REG32_02, REG32_04, REG32_05 = 9, 10, 12, 13  # of 4 bytes: parts of those
 _EXPR_NAME, _EXPR_DATA = 1, 2
 _DATA_VALUE, _DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 1, 2, 1, 2
-_META_IIFNAME, _META_NFPROTO, _META_L4PROTO = 6, 15, 16
+_META_IIFNAME, _META_OIFNAME, _META_NFPROTO, _META_L4PROTO = 6, 7, 15, 16
 _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 _EQUAL, _NOT_EQUAL, _INVERT = 0, 1, 1
 _FIB_DADDR, _FIB_RESULT_ADDRTYPE = 2, 3
@@ -35,6 +35,16 @@ def iifname(register: int = _REG_1) -> Expression:
     return _meta(_META_IIFNAME, register)
 
 
+def oifname(register: int = _REG_1) -> Expression:
+    """Return a load of the output interface's name."""
+    return _meta(_META_OIFNAME, register)
+
+
+def iifname_oifname() -> list[Expression]:
+    """Return a load of both names, one behind the other."""
+    return [_meta(_META_IIFNAME, _REG_1), _meta(_META_OIFNAME, _REG_2)]
+
+
 def ether_saddr(register: int = _REG_2) -> Expression:
     """Return a load of the source MAC."""
     return _payload(0, 6, 6, register)
@@ -57,15 +67,20 @@ def in_subnet(network: bytes, prefixlen: int) -> list[Expression]:
     return [_masked(mask), _compare(network)]
 
 
+def equals(value: bytes, *, invert: bool = False) -> Expression:
+    """Return a comparison of what is loaded with `value`, of its length."""
+    return _compare(value, _NOT_EQUAL if invert else _EQUAL)
+
+
 def to_local_address() -> list[Expression]:
     """Return a match on packets whose destination is an address of this host."""
     load = be32(1, _REG_1) + be32(2, _FIB_RESULT_ADDRTYPE) + be32(3, _FIB_DADDR)
-    return [_expression("fib", load), _compare(_RTN_LOCAL.to_bytes(4, sys.byteorder))]
+    return [expression("fib", load), _compare(_RTN_LOCAL.to_bytes(4, sys.byteorder))]
 
 
 def destination_changed() -> list[Expression]:
     """Return a match on packets of connections that a dnat statement has redirected."""
-    load = _expression("ct", be32(1, _REG_1) + be32(2, _CT_STATUS))
+    load = expression("ct", be32(1, _REG_1) + be32(2, _CT_STATUS))
     mask = _DST_NAT.to_bytes(4, sys.byteorder)
     return [load, _masked(mask), _compare(bytes(4), _NOT_EQUAL)]
 
@@ -79,7 +94,7 @@ def lookup(
         attrs += be32(3, _REG_VERDICT if verdict else _REG_1)
     if invert:
         attrs += be32(5, _INVERT)
-    return _expression("lookup", attrs)
+    return expression("lookup", attrs)
 
 
 def verdict(code: int, chain: str = "") -> Expression:
@@ -88,41 +103,47 @@ def verdict(code: int, chain: str = "") -> Expression:
     if chain:
         where += string(_VERDICT_CHAIN, chain)
     data = attribute(2, attribute(_DATA_VERDICT, where))
-    return _expression("immediate", be32(1, _REG_VERDICT) + data)
+    return expression("immediate", be32(1, _REG_VERDICT) + data)
+
+
+def counter() -> Expression:
+    """Return what counts packets, as iptables has it in each rule."""
+    return expression("counter", b"")
 
 
 def masquerade() -> Expression:
     """Return the masquerade statement."""
-    return _expression("masq", b"")
+    return expression("masq", b"")
 
 
 def dnat(family: int, port_register: int) -> Expression:
     """Return the statement that sends packets to the address looked up, and to the port."""
     where = be32(3, _REG_1) + be32(5, port_register)
-    return _expression("nat", be32(1, _NAT_DESTINATION) + be32(2, family) + where)
+    return expression("nat", be32(1, _NAT_DESTINATION) + be32(2, family) + where)
 
 
-def _expression(name: str, data: bytes) -> Expression:
+def expression(name: str, data: bytes) -> Expression:
+    """Return the expression `name` with these attributes."""
     return string(_EXPR_NAME, name) + attribute(_EXPR_DATA, data)
 
 
 def _meta(key: int, register: int) -> Expression:
-    return _expression("meta", be32(1, register) + be32(2, key))
+    return expression("meta", be32(1, register) + be32(2, key))
 
 
 def _payload(base: int, offset: int, length: int, register: int) -> Expression:
     where = be32(2, base) + be32(3, offset) + be32(4, length)
-    return _expression("payload", be32(1, register) + where)
+    return expression("payload", be32(1, register) + where)
 
 
 def _masked(mask: bytes) -> Expression:
     """Return the loaded value less the bits that are not in `mask`."""
     registers = be32(1, _REG_1) + be32(2, _REG_1) + be32(3, len(mask))
-    return _expression("bitwise", registers + _value(4, mask) + _value(5, bytes(len(mask))))
+    return expression("bitwise", registers + _value(4, mask) + _value(5, bytes(len(mask))))
 
 
 def _compare(value: bytes, operator: int = _EQUAL) -> Expression:
-    return _expression("cmp", be32(1, _REG_1) + be32(2, operator) + _value(3, value))
+    return expression("cmp", be32(1, _REG_1) + be32(2, operator) + _value(3, value))
 
 
 def _value(kind: int, data: bytes) -> bytes:

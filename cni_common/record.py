@@ -254,6 +254,26 @@ class Records:
         return f"{self.directory}/{plugin}-{_digest(network)}-{owner}"
 
 
+class Lock:
+    """Keeps other calls out of what they lock likewise, for the length of a `with`."""
+
+    def __init__(self, records: Records) -> None:
+        self._directory = records.directory
+        self._fd = -1
+
+    def __enter__(self) -> None:
+        make_private_directory(self._directory)
+        self._fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+        except BaseException:  # SIGTERM's too
+            os.close(self._fd)
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
 def _create_locked(path: str) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
     for _ in range(_TRIES):

@@ -11,6 +11,8 @@ from commands.node import Known, Node
 from commands.owned import objects_of
 from plugins.bandwidth import ifb
 from plugins.bridge import macfilter
+from plugins.firewall import survey
+from plugins.firewall.attachment import PLUGIN as FIREWALL
 from plugins.host_local import reclaim
 from plugins.host_local.lease import GRACE_SECONDS
 from plugins.host_local.lease import PLUGIN as HOST_LOCAL
@@ -101,6 +103,8 @@ class Audit:
         jumps = list(iptables.reference_jumps(self._host.netns))
         rules = iptables.reference_rules(self._host.netns)
         ports = macfilter.orphans(self._host.netns)
+        admitted = survey.admitted(self._host.netns)
+        policies = survey.idle_policies(self._host)
         ports_of_reference = macfilter.orphans_of_reference(self._host.netns)
         ifbs = ifb.orphans(self._host.netns)
         return [
@@ -109,6 +113,7 @@ class Audit:
             *self._elements(elements),
             *self._filters(ports, ports_of_reference),
             *self._ifbs(ifbs),
+            *self._firewall(admitted, policies),
             *self._jumps(jumps),
             *self._rules(rules),
             *self._files(),
@@ -238,6 +243,28 @@ class Audit:
                     act=partial(leftovers.remove_ifb, self._host, link.name, link.mac),
                 )
 
+    def _firewall(
+        self, admitted: "list[tuple[str, Address]]", policies: "list[tuple[str, str]]"
+    ) -> "Iterator[Finding]":
+        recorded = {text for one in self._node.records for text in _addresses(one)}
+        for table, address in admitted:
+            if str(address) in recorded or address in self._node.in_use:
+                continue
+            yield self._finding(
+                "firewall",
+                f"rules of {address} in {table}",
+                reason="no record names it, and the address is in no namespace",
+                key=f"firewall {address}",
+                act=partial(leftovers.remove_admission, self._host, address),
+            )
+        for pair in policies:
+            yield self._finding(
+                "firewall",
+                f"'{pair[1]}' in set '{pair[0]}'",
+                reason="no record has an ingress policy for it",
+                act=partial(leftovers.remove_policy, self._host, pair),
+            )
+
     def _jumps(self, jumps: "list[Jump]") -> "Iterator[Finding]":
         recorded = {(one.network, one.attachment.containerid) for one in self._node.records}
         lessees = {(network, owner.containerid) for network, owner in self._lessees}
@@ -329,6 +356,12 @@ class Audit:
         key = key or f"{kind} {what}"
         when = reclaim or (NOW if self._sightings.are_two(key) else LATER)
         return Finding(kind, what, network, containerid, ifname, reason, when, key, act)
+
+
+def _addresses(known: Known) -> "Iterator[str]":
+    """Yield the addresses that firewall's record of an attachment names."""
+    if known.plugin == FIREWALL:
+        yield from known.facts.get("addresses", ())
 
 
 def _names_in(comment: str, networks: "Iterable[str]") -> tuple[str, ...]:

@@ -7,11 +7,12 @@ from functools import partial
 from cni_common import attachment, masquerade, netns
 from cni_common.request import Attachment
 from commands.node import PROBE, Node
-from plugins import ptp, tuning
+from plugins import firewall, ptp, tuning
 from plugins.bandwidth import attachment as limits
 from plugins.bandwidth import ifb
 from plugins.bridge import macfilter
 from plugins.bridge.kind import KIND as BRIDGE
+from plugins.firewall import survey
 from plugins.host_local.fate import Judge
 from plugins.host_local.lease import GRACE_SECONDS
 from plugins.host_local.store import Store, indexes_of
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 DISSOLVE: "Mapping[str, Callable[[Request, Host, Record], object]]" = {
     "bandwidth": limits.dissolve,
     "bridge": partial(attachment.dissolve, BRIDGE),
+    "firewall": firewall.attachment.dissolve,
     "ptp": partial(attachment.dissolve, ptp.KIND),
     "tuning": tuning.dissolve,
 }
@@ -104,6 +106,18 @@ def remove_element(host: "Host", address: "Address", text: str) -> None:
     if text not in recorded and address not in netns.addresses_in_use():
         _log(host, f"the masquerade element of {address}", f"no record of '{text}'")
         masquerade.remove_element(host.netns, address, text)
+
+
+def remove_admission(host: "Host", address: "Address") -> None:
+    """Remove the firewall rules of an address that still nobody has."""
+    if address not in netns.addresses_in_use() and survey.remove_address(host, address):
+        _log(host, f"the firewall rules of {address}", "no record names it")
+
+
+def remove_policy(host: "Host", pair: tuple[str, str]) -> None:
+    """Remove what keeps a bridge or port apart that still no record names."""
+    if survey.remove_policy(host, pair):
+        _log(host, f"'{pair[1]}' in set '{pair[0]}'", "no record names it")
 
 
 def remove_filter(host: "Host", port: str) -> None:

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from ipaddress import ip_interface
 
 from cni_common import iptables, masquerade
+from plugins import firewall
 from plugins.bandwidth import attachment as limits
 from plugins.bridge import macfilter
+from plugins.firewall import survey
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 class Owned:
     """One object in the kernel."""
 
-    kind: str  # veth, masquerade, iptables, mac-filter, limit, ifb, redirection
+    kind: str  # veth, masquerade, iptables, mac-filter, limit, ifb, redirection, firewall
     what: str
     present: bool
 
@@ -36,6 +38,9 @@ def objects_of(host: "Host", known: "Known") -> "Iterator[Owned]":
     yield from _masquerading(host, known)
     for kind, what, present in limits.objects_of(host, facts):
         yield Owned(kind, what, present)
+    if known.plugin == firewall.attachment.PLUGIN:
+        for what, present in survey.owned(host, facts):
+            yield Owned("firewall", what, present)
     if facts.get("mac_filter"):
         port_name, mac = facts.get("veth", ""), facts["mac_filter"]
         what = f"port '{port_name}', MAC {mac} in table bridge {macfilter.TABLE.name}"

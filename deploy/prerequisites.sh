@@ -89,6 +89,9 @@ END
 
 missing_for_tests() {
     command -v systemd-socket-activate >/dev/null || echo systemd
+    command -v dbus-daemon >/dev/null || echo dbus-daemon
+    # What firewalld runs by; itself it is not installed, as it would take the machine over.
+    /usr/bin/python3 -c 'import dbus, gi.repository.GLib' 2>/dev/null || echo python3-dbus python3-gi
 }
 
 install_packages() {
@@ -178,6 +181,24 @@ unpack_runtimes() {
     echo "${runtimes[*]}" >"$folder/packages"
 }
 
+# firewalld, unpacked where only tests start it.
+fetch_firewalld() {
+    local folder=$tools/firewalld packages=(firewalld python3-firewall python3-nftables)
+    [[ ! -e $folder/complete ]] || return 0
+    command -v apt-get >/dev/null || die "not Debian or Ubuntu: unpack ${packages[*]} in $folder"
+    say "unpacking ${packages[*]}"
+    rm -rf "$folder"
+    mkdir -p "$folder"
+    # Nothing was installed, so perhaps nobody has asked which versions there are.
+    (cd "$folder" && apt-get download "${packages[@]}" >/dev/null 2>&1) || quietly apt-get update
+    (cd "$folder" && quietly apt-get download "${packages[@]}")
+    local file
+    for file in "$folder"/*.deb; do
+        quietly dpkg -x "$file" "$folder"
+    done
+    touch "$folder/complete"
+}
+
 # What runs in place of the installed executables during development: one script, and a link for
 # each plugin type, which it takes from the name it is called by.
 link_plugins() {
@@ -226,7 +247,10 @@ main() {
     make_venv
     go_install "$tools/bin" "$cnitool"
     case $wanted in
-        --reference) go_install "$tools/reference" "${reference[@]}" ;;
+        --reference)
+            go_install "$tools/reference" "${reference[@]}"
+            fetch_firewalld
+            ;;
         --runtimes) unpack_runtimes ;;
         --dist | "") ;;
         *) die "unknown argument '$wanted'" ;;

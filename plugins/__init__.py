@@ -4,7 +4,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_common.protocol import Plugin
 
-TYPES = ("bandwidth", "bridge", "host-local", "loopback", "portmap", "ptp", "static", "tuning")
+TYPES = (
+    "bandwidth",
+    "bridge",
+    "firewall",
+    "host-local",
+    "loopback",
+    "portmap",
+    "ptp",
+    "static",
+    "tuning",
+)
 
 
 def load(type: str) -> "Plugin | None":  # noqa: A002 - the spec's word
@@ -21,6 +31,10 @@ def load(type: str) -> "Plugin | None":  # noqa: A002 - the spec's word
             import plugins.bridge  # noqa: PLC0415 - as above
 
             return plugins.bridge
+        case "firewall":
+            import plugins.firewall  # noqa: PLC0415 - as above
+
+            return plugins.firewall
         case "host-local":
             import plugins.host_local  # noqa: PLC0415 - as above
 
@@ -58,6 +72,7 @@ def load_all() -> None:
     from plugins import (  # noqa: F401, PLC0415 - as above
         bandwidth,
         bridge,
+        firewall,
         loopback,
         portmap,
         ptp,
@@ -65,6 +80,7 @@ def load_all() -> None:
         tuning,
     )
     from plugins.bandwidth import drift  # noqa: F401, PLC0415 - as above
+    from plugins.firewall import firewalld, survey  # noqa: F401, PLC0415 - as above
     from plugins.host_local import (  # noqa: F401, PLC0415 - as above
         collect,
         fate,

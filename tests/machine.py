@@ -75,6 +75,7 @@ class Machine:
         self.state_dir = str(tmp / "state")
         self.data_dir = str(tmp / "networks")
         self.log: list[str] = []
+        self.variables: dict[str, str] = {}  # more of a plugin's environment
         self.engine: Engine | None = None
         self._by_engine = by_engine
         self._starting = Lock()
@@ -199,6 +200,7 @@ class Machine:
             "CNI_IFNAME": attachment.get("ifname", "eth0"),
             "CNI_ARGS": attachment.get("args", ""),
             "CNI_PATH": attachment.get("path", str(CNI_BIN)),
+            **self.variables,
         }
 
     def make_host(self, kind: type[TestHost] = TestHost) -> TestHost:

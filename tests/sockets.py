@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from cni_common.netns import NetNS
 
 SECONDS = 2.5  # more than two lost neighbour solicitations or SYNs take to be sent again
+REFUSALS = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EINVAL)
 KINDS = {
     "tcp": (socket.SOCK_STREAM, socket.IPPROTO_TCP),
     "udp": (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
@@ -81,7 +82,7 @@ def asks(
         except (TimeoutError, ConnectionError):
             return ""
         except OSError as error:
-            if error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EINVAL):
+            if error.errno in REFUSALS:
                 return ""
             raise
 

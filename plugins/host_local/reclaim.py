@@ -6,6 +6,7 @@ twice, a grace time apart.
 
 from dataclasses import dataclass
 
+from cni_common.netns import addresses_in_use
 from plugins.host_local.fate import Judge
 from plugins.host_local.lease import GRACE_SECONDS, PLUGIN
 from plugins.host_local.ranges import unused
@@ -94,6 +95,12 @@ def abandoned(host: "Host", network: str, leases: "Sequence[Lease]", pod_uid: st
             found.append(lease)
         record.close()
     return found
+
+
+def not_in_use(leases: "Sequence[Lease]") -> "list[Lease]":
+    """Return those of `leases` whose address no namespace has."""
+    in_use = addresses_in_use() if leases else frozenset()
+    return [lease for lease in leases if lease.address not in in_use]
 
 
 def _sweep(host: "Host", network: str) -> Sweep:

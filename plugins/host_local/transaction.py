@@ -44,13 +44,12 @@ def reserve(
         )
         _refuse_elsewhere(record, host, conf.directory, req.attachment)
         attempt = partial(_attempt, req, host, record, conf=conf, wanted=wanted, taken=taken)
-        # Without a pod nothing can have been left by an earlier try to start it.
-        left: Sequence[Lease] | None = None if conf.pod_uid else ()
+        left: Sequence[Lease] | None = None
         for last in (*[False] * (_TRIES - 1), True):
             try:
                 return attempt(left=left)
-            except _LeftByPod as error:
-                left = _abandoned(req, host, conf, error.leases)
+            except _LeftBehind as error:
+                left = _abandoned(req, host, conf, error)
             except plan.Shortage as shortage:
                 if last or not _make_room(req, host, conf, shortage):
                     raise
@@ -77,12 +76,14 @@ def release(req: "Request", host: "Host", configured: str, *, rest_seconds: int)
             record.close()
 
 
-class _LeftByPod(Exception):  # noqa: N818 - not an error
-    """The leases that earlier attachments of this pod seem to have left."""
+class _LeftBehind(Exception):  # noqa: N818 - not an error
+    """The leases that this attachment before the boot, and earlier ones of its pod, seem to have
+    left."""
 
-    def __init__(self, leases: "Sequence[Lease]") -> None:
+    def __init__(self, own: "Sequence[Lease]", of_pod: "Sequence[Lease]") -> None:
         super().__init__()
-        self.leases = leases
+        self.own = own
+        self.of_pod = of_pod
 
 
 def _attempt(  # noqa: PLR0913 - one transaction
@@ -95,18 +96,20 @@ def _attempt(  # noqa: PLR0913 - one transaction
     taken: "list[Lease]",
     left: "Sequence[Lease] | None",
 ) -> "Sequence[plan.Choice]":
-    """Reserve under one lock. Raises Shortage, and _LeftByPod when `left` is not known yet."""
+    """Reserve under one lock. Raises Shortage, and _LeftBehind when `left` is not known yet."""
     pod = conf.pod_key(req.attachment)
     size = sum(one.size for one in conf.sets)
     with Store(
         conf.directory, create=True, indexes=indexes_of(host), capacity=size, log=host.log
     ) as store:
         store.lock()
-        if left is None:
-            seen = store.held_by_pod(pod)
-            if seen:
-                raise _LeftByPod(seen)
         held = store.held_by(req.attachment)
+        if left is None:
+            of_pod, own = store.held_by_pod(pod), _of_earlier_boot(store, record, held)
+            if of_pod or own:
+                raise _LeftBehind(own, of_pod)
+        lost = [lease for lease in held if lease in (left or ())]
+        held = [lease for lease in held if lease not in lost]
         plan.refuse_duplicate(conf.sets, held, req.attachment)
         choices = _choose(store, conf, wanted, left or ())
         addresses = [lease.address for lease in held] + [choice.address for choice in choices]
@@ -115,8 +118,21 @@ def _attempt(  # noqa: PLR0913 - one transaction
         for choice in choices:
             taken.append(Lease(choice.address, req.attachment))
             store.claim(choice.address, req.attachment, pod=pod, replace=choice.former)
+        for lease in lost:
+            if lease.address not in addresses:
+                store.release(lease)
         _remember(req, host, store, choices)
     return choices
+
+
+def _of_earlier_boot(store: Store, record: "Record", held: "Sequence[Lease]") -> "Sequence[Lease]":
+    """Return those of its leases that an attachment, started again, has from before the boot."""
+    if not held or record.facts.get("addresses"):  # a record is of this boot
+        return ()
+    from plugins.host_local.fate import is_of_earlier_boot  # noqa: PLC0415 - rare, and has netlink
+
+    booted_ns = store.booted_ns()
+    return [lease for lease in held if lease.owner and is_of_earlier_boot(lease, booted_ns)]
 
 
 def _choose(
@@ -144,12 +160,15 @@ def _make_room(req: "Request", host: "Host", conf: "Conf", shortage: plan.Shorta
 
 
 def _abandoned(
-    req: "Request", host: "Host", conf: "Conf", leases: "Sequence[Lease]"
+    req: "Request", host: "Host", conf: "Conf", behind: _LeftBehind
 ) -> "Sequence[Lease]":
     from plugins.host_local import reclaim  # noqa: PLC0415 - rare
 
-    own = [lease for lease in leases if lease.owner and lease.owner.ifname == req.ifname]
-    return reclaim.abandoned(host, req.network, own, conf.pod_uid)
+    of_pod = [one for one in behind.of_pod if one.owner and one.owner.ifname == req.ifname]
+    return [
+        *reclaim.not_in_use(behind.own),
+        *reclaim.abandoned(host, req.network, of_pod, conf.pod_uid),
+    ]
 
 
 def _busy(directory: str) -> CNIError:
@@ -206,10 +225,12 @@ def _remember(req: "Request", host: "Host", store: Store, choices: "Sequence[pla
     """Note what follows from the leases just made; none of it is worth failing the ADD."""
     for choice in choices:
         if choice.former:
+            why = "it is of the same pod, and its network namespace is gone"
+            if choice.former.owner == req.attachment:
+                why = "it is its own, of an earlier boot"
             host.log(
                 f"{PLUGIN}: network {req.network}: took over {choice.address} of"
-                f" {choice.former.holder} in '{store.directory}': it is of the same pod, and its"
-                " network namespace is gone"
+                f" {choice.former.holder} in '{store.directory}': {why}"
             )
         try:
             store.set_last_reserved(choice.index, choice.address)

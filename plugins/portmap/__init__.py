@@ -1,10 +1,12 @@
 """portmap: ports of the node that lead to a container."""
 
+from functools import partial
+
 from cni_common.errors import CNIError, Code
 from cni_common.masquerade import TABLE
 from cni_common.steps import BestEffort
-from plugins.portmap import attachment, conntrack, layout, localnet, nftables
-from plugins.portmap.conf import IPTABLES, SCHEMA, Conf
+from plugins.portmap import attachment, conntrack, layout, localnet, nftables, succession
+from plugins.portmap.conf import IPTABLES, PLUGIN, SCHEMA, Conf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,12 +34,7 @@ def add(req: "Request", host: "Host", undo: "Undo") -> "Result":
 
         iptables.add(host, conf, req.network, req.attachment)
     else:
-        nftables.add(
-            host.netns,
-            conf,
-            attachment.owner(req),
-            is_alive=lambda text: attachment.is_alive(host, text),
-        )
+        succession.claim(req, host, conf)
     localnet.ensure(host, way)
     if any(port.protocol == "udp" for port in conf.ports):
         _forget_connections(host, conf)
@@ -46,7 +43,7 @@ def add(req: "Request", host: "Host", undo: "Undo") -> "Result":
 
 def delete(req: "Request", host: "Host") -> None:
     """Take the mappings back: from the record of what ADD made, else from what can be found."""
-    record = host.records.find(attachment.PLUGIN, req.network, req.attachment)
+    record = host.records.find(PLUGIN, req.network, req.attachment)
     if record and "backend" in record.facts:
         attachment.dissolve(req, host, record)
         return
@@ -66,7 +63,8 @@ def check(req: "Request", host: "Host") -> None:
 
         drift = iptables.check(host.netns, conf, req.network, req.attachment)
     else:
-        drift = nftables.check(host.netns, conf, attachment.owner(req))
+        judge = partial(succession.judge, req, host)
+        drift = nftables.check(host.netns, conf, succession.owner(req), judge)
     if not drift and conf.opens_localhost:
         drift = localnet.check(host.netns, conf.addresses[4].ip)
     if drift:

@@ -4,15 +4,14 @@ import time
 from functools import cache
 
 from cni_common.collect import collect as collect_recorded
-from cni_common.collect import is_alive as is_owner_alive
 from cni_common.collect import lives, owner_of
 from cni_common.errors import CNIError, Code
-from cni_common.masquerade import Owner
 from cni_common.netns import reachable_namespaces
 from cni_common.request import Attachment
 from cni_common.steps import BestEffort
-from plugins.portmap import conntrack, localnet, nftables
-from plugins.portmap.conf import IPTABLES, NFTABLES, Conf
+from plugins.portmap import conntrack, localnet, nftables, succession
+from plugins.portmap.conf import IPTABLES, NFTABLES, PLUGIN, Conf
+from plugins.portmap.succession import owner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,18 +19,6 @@ if TYPE_CHECKING:
     from cni_common.record import Json, Record
     from cni_common.request import Request
     from cni_common.steps import Undo
-
-PLUGIN = "portmap"
-
-
-def owner(req: "Request") -> str:
-    """Return the attachment as the comments of its elements name it."""
-    return str(Owner(PLUGIN, req.network, req.attachment))
-
-
-def is_alive(host: "Host", owner_text: str) -> bool:
-    """Tell whether the attachment that an element's comment names still has its namespace."""
-    return is_owner_alive(host.records, owner_text)
 
 
 def way_of_localhost(host: "Host", conf: Conf) -> localnet.Way:
@@ -109,7 +96,7 @@ def dissolve_unrecorded(req: "Request", host: "Host") -> None:
 
     with BestEffort() as steps:
         facts = nftables.facts_of(conf)
-        steps.attempt("port mappings", lambda: nftables.remove(host, facts, owner(req)))
+        steps.attempt("port mappings", lambda: nftables.remove(host, facts, owner(req), {}))
         chain = iptables.chain_of(req.network, req.attachment)
         steps.attempt("port mappings in iptables", lambda: iptables.remove(host, chain))
         steps.attempt(
@@ -128,7 +115,8 @@ def refuse_taken_ports(req: "Request", host: "Host", conf: Conf) -> None:
     for facts in host.records.survey(PLUGIN):
         whose = owner_of(PLUGIN, facts)
         taken = [wanted[key] for key in map(tuple, facts.get("ports", ())) if key in wanted]
-        if taken and whose != owner(req) and lives(facts, living) is not False:
+        same = facts.get("containerid") == req.containerid  # the rule that is first serves
+        if taken and not same and lives(facts, living) is not False:
             raise nftables.taken(f"host port {taken[0]}", whose)
 
 
@@ -170,7 +158,7 @@ def _unmap(req: "Request", host: "Host", facts: "Json") -> None:
         iptables.remove(host, iptables.chain_of(req.network, req.attachment))
         localnet.remove_with_base(host)
     else:
-        nftables.remove(host, facts, owner(req))
+        succession.pass_on(req, host, facts)
 
 
 def _forget_connections(host: "Host", facts: "Json") -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     Json = Mapping[str, Any]
 
+PLUGIN = "portmap"
 NFTABLES, IPTABLES = BACKENDS
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}  # IPPROTO_* of linux/in.h
 _PORT_MAX = 65535

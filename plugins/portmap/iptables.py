@@ -7,7 +7,8 @@ iptables-restore for each family makes all of an attachment, or nothing.
 from hashlib import sha512
 
 from cni_common import iptables, nft
-from plugins.portmap.localnet import DNAT, Lock
+from cni_common.record import Lock
+from plugins.portmap.localnet import DNAT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def add(host: "Host", conf: "Conf", network: str, attachment: "Attachment") -> N
             continue
         command = _COMMANDS[version]
         restore = iptables.find(f"{command}-restore", why=_WHY)
-        with Lock(host):
+        with Lock(host.records):
             present = iptables.listing(host.netns, iptables.find(command, why=_WHY))
             commands = [*_shared(conf, present), f":{chain} - [0:0]"]
             commands += [f"-D{line[2:]}" for line in present if _leads_to(line, chain)]
@@ -57,7 +58,7 @@ def add(host: "Host", conf: "Conf", network: str, attachment: "Attachment") -> N
 
 def remove(host: "Host", chain: str) -> None:
     """Take back what `add` made."""
-    with Lock(host):
+    with Lock(host.records):
         for version in _COMMANDS:
             _remove_chain(host.netns, version, chain)
 

@@ -7,7 +7,6 @@ comes in like that by the interfaces whose sysctl is set, before anything else s
 
 import errno
 import fcntl
-import os
 import struct
 from dataclasses import dataclass
 
@@ -24,7 +23,7 @@ from cni_common.netlink import (
     number_of,
 )
 from cni_common.netns import NETLINK_ROUTE
-from cni_common.record import make_private_directory
+from cni_common.record import Lock
 from plugins.portmap import layout
 
 TYPE_CHECKING = False
@@ -84,7 +83,7 @@ def ensure(host: "Host", way: Way) -> None:
         return
     # It may have gone since `find` with the last of others' mappings.
     if _look(host.netns, way.name) is None:
-        with Lock(host):
+        with Lock(host.records):
             _guard(host.netns, way)
     host.netns.sysctl(_sysctl(way.name), "1")
 
@@ -115,7 +114,7 @@ def forget(netns: "NetNS", name: str) -> None:
 
 def remove_with_base(host: "Host") -> None:
     """Remove what all mappings share, once there are none: chains, maps, guard, sysctls."""
-    with Lock(host):
+    with Lock(host.records):
         _remove_with_base(host.netns)
 
 
@@ -142,26 +141,6 @@ def _remove_with_base(netns: "NetNS") -> None:
         for name in ours:
             if _key(name) in there:
                 netns.sysctl(_sysctl(name), "1")
-
-
-class Lock:
-    """Keeps other calls out of what they lock likewise, for the length of a `with`."""
-
-    def __init__(self, host: "Host") -> None:
-        self._directory = host.records.directory
-        self._fd = -1
-
-    def __enter__(self) -> None:
-        make_private_directory(self._directory)
-        self._fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
-        except BaseException:  # SIGTERM's too
-            os.close(self._fd)
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
 
 
 def interface_towards(netns: "NetNS", address: "Address") -> str:

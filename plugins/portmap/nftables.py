@@ -1,6 +1,7 @@
 """Port mappings by nftables: an attachment's elements added, removed and compared."""
 
 import errno
+from dataclasses import dataclass
 
 from cni_common import nft
 from cni_common.errors import CNIError, Code
@@ -10,7 +11,7 @@ from plugins.portmap import layout, localnet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Any
 
     from cni_common.host import Host
@@ -20,82 +21,94 @@ if TYPE_CHECKING:
 
     Key = tuple[str, bytes]
 
+DEAD, SAME, ALIVE = "dead", "same", "alive"  # what the owner of an element can be to an ADD
+
+
+@dataclass(frozen=True, slots=True)
+class Heir:
+    """Who gets an element next, and where it leads then."""
+
+    owner: str
+    data: bytes
+
 
 def facts_of(conf: "Conf") -> "dict[str, Any]":
     """Return what a record must tell about an attachment for `remove`."""
     suffix = layout.suffix(conf.conditions)
     elements = layout.elements(conf, suffix)
     return {
-        "elements": [[element.set, element.key.hex()] for element in elements],
+        "elements": [[element.set, element.key.hex(), element.data.hex()] for element in elements],
         "chains": sorted({element.goto for element in elements if element.goto}),
         "suffix": suffix,
     }
 
 
-def add(netns: "NetNS", conf: "Conf", owner: str, is_alive: "Callable[[str], bool]") -> None:
-    """Map the ports of `conf`, all by one transaction.
+def add(netns: "NetNS", conf: "Conf", owner: str, judge: "Callable[[str], str]") -> set[str]:
+    """Map the ports of `conf`, all by one transaction; return who has those that were left alone.
 
-    `is_alive` tells whether the owner named in an element's comment still exists: what a dead one
-    left is taken over. Raises CNIError naming a living one, NetlinkError.
+    `judge` tells of the owner named in an element's comment whether he is DEAD, the SAME container
+    on another network, or ALIVE: what a dead one left is taken over, what the same container has
+    is left to it. Raises CNIError naming a living one, NetlinkError.
     """
     suffix = layout.suffix(conf.conditions)
     if not suffix:
-        _add(netns, conf, owner, suffix, is_alive=is_alive)
-        return
+        return _add(netns, conf, owner, suffix, judge=judge)
     from plugins.portmap import conditions  # noqa: PLC0415 - subprocess and more, for this alone
 
     for attempt in range(nft.TRIES):
         nft.apply(netns, layout.base())
         conditions.ensure(netns, suffix, conf.conditions)
         try:
-            _add(netns, conf, owner, suffix, is_alive=is_alive)
+            return _add(netns, conf, owner, suffix, judge=judge)
         except NetlinkError as error:
             # A DEL took the network's maps away again: it saw no use for them.
             if error.errno != errno.ENOENT or attempt == nft.TRIES - 1:
                 raise
-        else:
-            return
+    raise AssertionError  # pragma: no cover - the loop returns or raises
 
 
 def _add(
-    netns: "NetNS",
-    conf: "Conf",
-    owner: str,
-    suffix: str,
-    *,
-    is_alive: "Callable[[str], bool]",
-) -> None:
+    netns: "NetNS", conf: "Conf", owner: str, suffix: str, *, judge: "Callable[[str], str]"
+) -> set[str]:
     elements = layout.elements(conf, suffix)
     messages = [element.add(owner) for element in elements]
     chains = {element.goto for element in elements if element.goto} or {layout.PORTS}
     # Asked for, since a refused transaction takes tens of milliseconds.
     if TABLE.has_chain(netns, *chains) and nft.try_to_add(netns, messages):
-        return
+        return set()
     frame = [*layout.base()]
     if conf.snat and not conf.masquerade_all:
         for subnet in {cidr.network for _, cidr in conf.targets()}:
             frame += layout.hairpin(subnet)
-    nft.add_with_frame(netns, frame, messages, lambda: _evict(netns, elements, owner, is_alive))
+    claim = Claim(netns, elements, owner, judge)
+    nft.add_with_frame(netns, frame, (), claim.messages)
+    return claim.holders
 
 
-def remove(host: "Host", facts: "Any", owner: str) -> None:
-    """Take back what `add` made for this owner, by `facts_of`; nothing that is another's by now."""
-    remove_elements(host.netns, _keys(facts), owner)
+def remove(host: "Host", facts: "Any", owner: str, heirs: "Mapping[Key, Heir]") -> None:
+    """Take back what `add` made for this owner, by `facts_of`; nothing that is another's by now.
+
+    What one of `heirs` waits for goes over to him.
+    """
+    remove_elements(host.netns, keys_of(facts), owner, heirs)
     remove_unused(host, facts.get("chains", ()), facts.get("suffix", ""))
 
 
-def remove_elements(netns: "NetNS", keys: "Sequence[Key]", owner: str) -> None:
-    """Remove those of the elements under `keys` that are of `owner`."""
+def remove_elements(
+    netns: "NetNS", keys: "Sequence[Key]", owner: str, heirs: "Mapping[Key, Heir] | None" = None
+) -> None:
+    """Remove those of the elements under `keys` that are of `owner`, or hand them over."""
 
-    def deletions() -> "list[Message]":
+    def changes() -> "Iterator[Message]":
         present = TABLE.present(netns, keys)
-        return [
-            TABLE.delete_element(*key)
-            for key, element in zip(keys, present, strict=True)
-            if element and element.comment == owner
-        ]
+        for key, element in zip(keys, present, strict=True):
+            if element and element.comment == owner:
+                yield TABLE.delete_element(*key)
+                if heirs and key in heirs:
+                    heir = heirs[key]
+                    yield TABLE.add_element(*key, data=heir.data, comment=heir.owner)
 
-    nft.apply_deletions(netns, deletions)
+    nft.apply_deletions(netns, lambda: list(changes()))
 
 
 def remove_unused(host: "Host", chains: "Sequence[str]", suffix: str) -> None:
@@ -113,7 +126,7 @@ def remove_unused(host: "Host", chains: "Sequence[str]", suffix: str) -> None:
         localnet.remove_with_base(host)
 
 
-def check(netns: "NetNS", conf: "Conf", owner: str) -> str:
+def check(netns: "NetNS", conf: "Conf", owner: str, judge: "Callable[[str], str]") -> str:
     """Return what is no longer as `add` made it, "" when nothing has changed."""
     elements = layout.elements(conf, layout.suffix(conf.conditions))
     present = TABLE.present(netns, [(element.set, element.key) for element in elements])
@@ -122,6 +135,8 @@ def check(netns: "NetNS", conf: "Conf", owner: str) -> str:
         if found is None:
             return f"{where} is missing"
         if found.comment != owner:
+            if judge(found.comment) == SAME:
+                continue
             return f"{where} is of '{found.comment}'"
         if (found.data, found.chain) != (element.data, element.goto):
             return f"{where} leads elsewhere"
@@ -143,7 +158,7 @@ def owners(netns: "NetNS") -> "dict[str, list[Key]]":
 
 def is_there(netns: "NetNS", facts: "Any", owner: str) -> bool:
     """Tell whether anything of what a record tells about is still of `owner`."""
-    present = TABLE.present(netns, _keys(facts))
+    present = TABLE.present(netns, keys_of(facts))
     return any(found is not None and found.comment == owner for found in present)
 
 
@@ -156,26 +171,52 @@ def taken(what: str, whose: str) -> CNIError:
     )
 
 
-def _keys(facts: "Any") -> "list[Key]":
-    return [(name, bytes.fromhex(key)) for name, key in facts.get("elements", ())]
+def keys_of(facts: "Any") -> "list[Key]":
+    """Return the keys of the elements that a record tells about."""
+    return [(name, bytes.fromhex(key)) for name, key, *_ in facts.get("elements", ())]
 
 
-def _evict(
-    netns: "NetNS",
-    elements: "Sequence[layout.Element]",
-    owner: str,
-    is_alive: "Callable[[str], bool]",
-) -> "list[Message]":
-    """Return the deletion of elements that dead owners left."""
-    messages = []
-    alive: dict[str, bool] = {owner: False}
-    present = TABLE.present(netns, [(element.set, element.key) for element in elements])
-    for element, found in zip(elements, present, strict=True):
-        if found is None:
-            continue
-        if found.comment not in alive:
-            alive[found.comment] = is_alive(found.comment)
-        if alive[found.comment]:
-            raise taken(element.what, found.comment)
-        messages.append(TABLE.delete_element(element.set, element.key))
-    return messages
+def targets_of(facts: "Any") -> "dict[Key, bytes]":
+    """Return where the ports that a record tells about are to lead."""
+    entries = [entry for entry in facts.get("elements", ()) if len(entry) > 2 and entry[2]]
+    return {(name, bytes.fromhex(key)): bytes.fromhex(data) for name, key, data in entries}
+
+
+class Claim:
+    """What an ADD needs, against what is there."""
+
+    def __init__(
+        self,
+        netns: "NetNS",
+        elements: "Sequence[layout.Element]",
+        owner: str,
+        judge: "Callable[[str], str]",
+    ) -> None:
+        self._netns = netns
+        self._elements = elements
+        self._owner = owner
+        self._judge = judge
+        self.holders: set[str] = set()
+
+    def messages(self) -> "list[Message]":
+        """Return what adds the elements and deletes what dead owners have left in their place.
+
+        Those of the same container stay, and its owners are `holders` then. Raises CNIError.
+        """
+        messages = []
+        self.holders = set()
+        verdicts = {self._owner: DEAD}
+        keys = [(element.set, element.key) for element in self._elements]
+        for element, found in zip(self._elements, TABLE.present(self._netns, keys), strict=True):
+            if found is not None:
+                if found.comment not in verdicts:
+                    verdicts[found.comment] = self._judge(found.comment)
+                verdict = verdicts[found.comment]
+                if verdict == SAME and element.data:
+                    self.holders.add(found.comment)
+                    continue
+                if verdict != DEAD:
+                    raise taken(element.what, found.comment)
+                messages.append(TABLE.delete_element(element.set, element.key))
+            messages.append(element.add(self._owner))
+        return messages

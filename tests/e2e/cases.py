@@ -54,6 +54,7 @@ SOMEWHERE = {
     "CHECK of routes": r"CHECK: exit status: 1 -> 0",
     "CHECK of L2 networks": r"CHECK: exit status: 1 -> 0",
     "GATEWAY of static": r"ADD: reply\.ips\[0\]\.gateway: absent -> \S+|ADD: order of keys.*",
+    "Chains of firewall": r"DEL: firewall ip6?tables-save: .* -> absent",
     "Sysctls after DEL": r"DEL: c1 sysctl net/ipv4/conf/eth0/forwarding: 0 -> 1",
     "Routes of ptp": r"ADD: c1 address eth0 \S+\.noprefixroute: absent -> true",
     "Start of ptp": (
@@ -167,6 +168,32 @@ def bandwidth(version: str = "1.1.0", **keys: Any) -> Json:
         "cniVersion": version,
         "name": "net1",
         "type": "bandwidth",
+        "prevResult": previous,
+        **keys,
+    }
+
+
+BR0 = "ip link add br0 type bridge; ip link set br0 up"
+
+
+def firewall(version: str = "1.1.0", *addresses: str, **keys: Any) -> Json:
+    """Return firewall with the iptables backend, behind a bridge plugin."""
+    mark = {"version": "4"} if version == "0.4.0" else {}
+    previous = {
+        "cniVersion": version,
+        "interfaces": [
+            {"name": "br0", "mac": "02:00:00:00:00:01"},
+            {"name": "veth0", "mac": "02:00:00:00:00:02"},
+            {"name": "eth0", "mac": "02:00:00:00:00:03", "sandbox": "/run/netns/c1"},
+        ],
+        "ips": [{**mark, "interface": 2, "address": one} for one in addresses or ("10.5.0.5/24",)],
+        "dns": {},
+    }
+    return {
+        "cniVersion": version,
+        "name": "net1",
+        "type": "firewall",
+        "backend": "iptables",
         "prevResult": previous,
         **keys,
     }
@@ -405,6 +432,37 @@ CASES = {
         prepare=PAIR,
     ),
     "bandwidth-nothing": Case(bandwidth(), plugin="bandwidth", prepare=PAIR),
+    **{
+        f"firewall-{v}": Case(firewall(v), ("Chains of firewall",), plugin="firewall")
+        for v in VERSIONS
+        if v >= "0.4.0"
+    },
+    "firewall-dual": Case(
+        firewall("1.0.0", "10.5.0.5/24", "fd00:5::5/64"),
+        ("Chains of firewall",),
+        plugin="firewall",
+    ),
+    "firewall-admin-chain": Case(
+        firewall(iptablesAdminChainName="MINE-CNI-CHAIN"),
+        ("Chains of firewall",),
+        plugin="firewall",
+    ),
+    **{
+        f"firewall-{policy}": Case(
+            firewall("1.0.0", "10.5.0.5/24", "fd00:5::5/64", "10.5.0.6/24", ingressPolicy=policy),
+            ("Chains of firewall",),
+            plugin="firewall",
+            prepare=BR0,
+        )
+        for policy in ("open", "same-bridge", "isolated")
+    },
+    "firewall-beside-docker": Case(
+        firewall(),
+        ("Chains of firewall",),
+        plugin="firewall",
+        prepare="iptables -N DOCKER-USER; iptables -A FORWARD -j DOCKER-USER;"
+        " iptables -P FORWARD DROP",
+    ),
     "layer2": Case(bridge(), differs=("CHECK of L2 networks",)),
     "layer2-0.4.0": Case(bridge(version="0.4.0"), differs=("CHECK of L2 networks",)),
     "layer2-mtu": Case(bridge(mtu=1300), differs=("CHECK of L2 networks",)),

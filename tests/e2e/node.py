@@ -22,6 +22,8 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # What host-local keeps for a network, not for an attachment: lock, cursors, index.
 STAYS = re.compile(r".*/lock|.*/last_reserved_ip\.\d+|/run/pycni/indexes/[0-9a-f]+-[0-9a-f]+")
 
+_COUNTED = re.compile(r'"packets": \d+, "bytes": \d+')
+
 Done = subprocess.CompletedProcess[str]
 
 
@@ -288,7 +290,10 @@ class Node:
         return found
 
     def firewall(self) -> list[str]:
-        """Return every rule, set, chain and table, less what iptables makes once and for all."""
+        """Return every rule, set, chain and table, less what iptables makes once and for all.
+
+        Without the packets that they have counted.
+        """
         listing = json.loads(self.command("nft", "-j", "list", "ruleset"))["nftables"]
         found = []
         for entry in listing:
@@ -296,7 +301,7 @@ class Node:
             # `table ip nat` and its POSTROUTING stay, as the kernel's built-in chains did.
             built_in = thing.get("family") in ("ip", "ip6") and (kind == "table" or "hook" in thing)
             if kind != "metainfo" and not built_in:
-                found.append(f"{kind} {json.dumps(thing)}")
+                found.append(_COUNTED.sub("", f"{kind} {json.dumps(thing)}"))
         return found
 
     def traces(self, *bridges: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ CAP_ARGS: dict[str, Json] = {
     "capabilities": {"mac": "02:00:00:00:27:07", "ips": ["10.27.0.7"]},
     **{
         name: {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
-        for name in ("portmap", "portmap-iptables", "portmap-conditions")
+        for name in ("portmap", "portmap-iptables", "portmap-conditions", "podman-like")
     },
     "bandwidth": {"bandwidth": {"ingressRate": 10_000_000, "egressRate": 20_000_000}},
     "static": {"ips": ["10.29.0.7/24"]},
@@ -355,6 +355,27 @@ def bandwidth_subnets(example: Example) -> None:
         assert filters.count("flowid 1:1 ") == 2
 
 
+def firewall(example: Example) -> None:
+    """Where the node forwards nothing else, the containers reach each other and the world."""
+    # A bridge hands its frames to netfilter on this node, as it does where docker runs.
+    example.node.command("sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1")
+    example.node.command("iptables", "-P", "FORWARD", "DROP")
+    reaches_world(example)
+
+
+def firewall_isolated(example: Example) -> None:
+    """The world answers, the neighbour does not."""
+    first = example.containers[0]
+    assert example.node.reaches(first, OUTSIDE4)
+    assert example.node.is_cut_off(first, example.addresses[1][0])
+
+
+def podman_like(example: Example) -> None:
+    """Ports, rules and policy of one chain get along."""
+    portmap(example)
+    firewall(example)
+
+
 def loopback(example: Example) -> None:
     """The container reaches itself."""
     assert example.node.reaches(example.containers[0], "127.0.0.1")
@@ -388,6 +409,11 @@ SHOWS: dict[str, Callable[[Example], None]] = {
     "portmap": portmap,
     "portmap-iptables": portmap_iptables,
     "portmap-conditions": portmap_conditions,
+    "firewall": firewall,
+    "firewall-same-bridge": firewall,
+    "firewall-isolated": firewall_isolated,
+    "firewall-iptables": firewall,
+    "podman-like": podman_like,
     "ptp": ptp,
     "ptp-routed": ptp_routed,
     "tuning-throughput": tuned,

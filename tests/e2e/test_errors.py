@@ -96,7 +96,9 @@ def test_version(nodes: dict[str, Node], plugin: str, stdin: str) -> None:
     assert [done.returncode for done in said] == [0, 0]
 
 
-@pytest.mark.parametrize("plugin", ["bridge", "host-local", "loopback", "ptp", "static", "tuning"])
+@pytest.mark.parametrize(
+    "plugin", ["bridge", "firewall", "host-local", "loopback", "ptp", "static", "tuning"]
+)
 @pytest.mark.parametrize("command", ["GC", "STATUS"])
 def test_silent_success(nodes: dict[str, Node], plugin: str, command: str) -> None:
     """GC and STATUS of a healthy network print nothing."""

@@ -93,6 +93,49 @@ def test_reboot(node: Node) -> None:
     assert node.call("DEL", config, "c3") == {}
 
 
+def test_container_started_again_after_a_reboot(node: Node) -> None:
+    """Who has a lease of an earlier boot gets the same addresses, as podman's containers need."""
+    config = node.config(NET29, "fd00:64::/64")
+    before = node.add(config, "c1")
+    node.add(config, "c2")
+    reboot(node)
+
+    assert node.add(config, "c1") == before
+
+    assert sum("took over" in line and "earlier boot" in line for line in node.log) == 2
+    assert "duplicate allocation" in node.refusal("ADD", config, "c1")
+    assert node.call("DEL", config, "c1") == {}
+    assert set(node.leases().values()) == {"c2\r\neth0"}
+    assert node.add(config, "c2") != before
+
+
+def test_another_address_after_a_reboot(node: Node) -> None:
+    """Who wants another address than before the boot gets that one alone."""
+    config = node.config(NET29)
+    node.add(config, "c1")
+    reboot(node)
+
+    fixed = {**config, "runtimeConfig": {"ips": ["198.18.64.5"]}}
+    assert node.add(fixed, "c1") == ["198.18.64.5"]
+
+    assert node.leases() == {"198.18.64.5": "c1\r\neth0"}
+
+
+def test_second_add_with_a_clock_that_was_wrong(node: Node, container: Start) -> None:
+    """A living container's second ADD is refused, however old its lease seems to be."""
+    config = node.config("198.18.69.0/30")
+    alive = container()
+    node.add(config, CNI_NETNS=alive.netns)
+    make_old(node, time.clock_gettime(time.CLOCK_BOOTTIME) + 86_400)
+    assert "duplicate allocation" in node.refusal("ADD", config, CNI_NETNS=alive.netns)
+
+    # Nor does the lost record change that while the address is there.
+    shutil.rmtree(node.root / "run")
+    command = ["ip", "address", "add", "198.18.69.2/24", "dev", "lo"]
+    subprocess.run(["nsenter", f"--net={alive.netns}", *command], check=True)
+    assert "duplicate allocation" in node.refusal("ADD", config, CNI_NETNS=alive.netns)
+
+
 def test_reboot_needs_no_address(node: Node) -> None:
     """What nobody needs stays for the DEL that the runtime still owes, or for GC."""
     config = node.config(NET29)

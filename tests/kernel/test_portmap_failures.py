@@ -148,6 +148,31 @@ def test_failed_del_is_finished_by_the_next(node: Node, name: str) -> None:
 
 
 @pytest.mark.timeout(150)
+def test_failed_del_still_hands_over(node: Node) -> None:
+    """Whichever operation fails, the next DEL leaves the ports to the container's other network."""
+    container = node.attach()
+    node.attach(ifname="eth1", netns=container)
+    configs = {name: node.config(*PORTS, ifname=name) for name in ("eth0", "eth1")}
+    before = state(node)
+
+    for number in range(1, LIMIT):
+        for name, config in configs.items():
+            node.ok("ADD", config, container, ifname=name)
+        fault = Fault(number)
+        with faulty(node.machine, fault) as host:
+            node.machine.invoke("portmap", "DEL", configs["eth0"], container, host=host)
+        node.ok("DEL", configs["eth0"], container)
+        assert list(node.mapped()) == [f"portmap {node.machine.name} c1 eth1"], fault.what
+        node.ok("CHECK", configs["eth1"], container, ifname="eth1")
+        node.ok("DEL", configs["eth1"], container, ifname="eth1")
+        assert state(node) == before, fault.what
+        if not fault.happened:
+            break
+
+    assert number > 3
+
+
+@pytest.mark.timeout(150)
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
 def test_killed_call(node: Node, command: str) -> None:
     """Wherever a call is killed, DEL removes what is left, and an ADD alone comes up again."""

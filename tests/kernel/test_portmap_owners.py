@@ -92,6 +92,92 @@ def test_two_networks_of_a_container(node: Node, backend: str) -> None:
     node.machine.refused("portmap", "CHECK", {**one, "snat": False}, container)
 
 
+class Sharing:
+    """A container with one wish for a port on each of its networks."""
+
+    def __init__(self, node: Node, backend: str, number: int) -> None:
+        self.node = node
+        self.ifnames = [f"eth{i}" for i in range(number)]
+        self.container = node.attach(ifname="eth0")
+        for ifname in self.ifnames[1:]:
+            node.attach(ifname=ifname, netns=self.container)
+        ports = (port(8080), port(53, 53, "udp"))
+        self.configs = {
+            ifname: {
+                **node.config(*ports, ifname=ifname, backend=backend, snat=False),
+                "name": f"{node.machine.name}-{ifname}",
+            }
+            for ifname in self.ifnames
+        }
+
+    def ok(self, command: str, ifname: str) -> None:
+        """Run portmap for one of the networks."""
+        self.node.ok(command, self.configs[ifname], self.container, ifname=ifname)
+
+    def serves(self, ifname: str) -> None:
+        """See that the port leads to the address of this interface and nowhere else."""
+        for name in self.ifnames:
+            address = self.node.address(4, ifname=name)
+            with serving(self.container, "tcp", 80, [address]) as (server,):
+                answer = asks(self.node.outside, server, HOST4, 8080)
+            assert answer == (OUTSIDE4 if name == ifname else ""), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_port_on_two_networks_of_a_container(node: Node, backend: str) -> None:
+    """A container's port leads to the network that asked first, then to the one that is left."""
+    sharing = Sharing(node, backend, 2)
+    sharing.ok("ADD", "eth0")
+    sharing.ok("ADD", "eth1")
+    for ifname in sharing.ifnames:
+        sharing.ok("CHECK", ifname)
+    sharing.serves("eth0")
+
+    sharing.ok("DEL", "eth0")
+
+    sharing.ok("CHECK", "eth1")
+    sharing.serves("eth1")
+    sharing.ok("DEL", "eth1")
+    assert not is_mapped(node, backend)
+    assert node.records() == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_heirs_come_in_order(node: Node, backend: str) -> None:
+    """Of three networks the second may go before the first, and the third has the port then."""
+    sharing = Sharing(node, backend, 3)
+    for ifname in sharing.ifnames:
+        sharing.ok("ADD", ifname)
+    sharing.ok("DEL", "eth0")
+    sharing.serves("eth1")
+    sharing.ok("ADD", "eth0")
+
+    sharing.ok("DEL", "eth1")
+
+    sharing.serves("eth2")
+    sharing.ok("DEL", "eth2")
+    sharing.serves("eth0")
+    sharing.ok("DEL", "eth0")
+    assert not is_mapped(node, backend)
+    assert node.records() == []
+
+
+def test_heirs_of_a_lost_ruleset(node: Node) -> None:
+    """After a flush every network's ADD may be repeated, and nothing is left in the end."""
+    sharing = Sharing(node, "nftables", 2)
+    for _ in range(2):
+        for ifname in sharing.ifnames:
+            sharing.ok("ADD", ifname)
+        sharing.serves("eth0")
+        node.machine.do(node.host, "nft flush ruleset")
+
+    for ifname in sharing.ifnames:
+        sharing.ok("DEL", ifname)
+
+    assert node.machine.nft() == []
+    assert node.records() == []
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_second_add(node: Node, backend: str) -> None:
     """An ADD for what is mapped already is refused; after a DEL it is not."""

@@ -37,7 +37,8 @@ def is_running(pid: int) -> bool:
 
 @pytest.mark.parametrize("command", ["ADD", "CHECK"])
 @pytest.mark.parametrize(
-    "plugin", ["bridge", "host-local", "loopback", "ptp", "static", "tuning", "bandwidth"]
+    "plugin",
+    ["bandwidth", "bridge", "firewall", "host-local", "loopback", "ptp", "static", "tuning"],
 )
 def test_p1_own_namespace_is_refused_before_acting(
     machine: Machine, plugin: str, command: str

@@ -186,6 +186,7 @@ LIBRARIES = {
     "host-local refuses an ADD": _SERVING | {"_struct", "itertools", "struct"},
     "bridge refuses an ADD": _SERVING | _NETLINK,
     "loopback refuses an ADD": _SERVING | _NETLINK,
+    "firewall refuses an ADD": _SERVING | (_NETLINK - {"select"}),
     "portmap refuses an ADD": _SERVING | (_NETLINK - {"select"}),
     "ptp refuses an ADD": _SERVING | _NETLINK,
     "static refuses an ADD": _SERVING,

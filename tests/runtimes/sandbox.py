@@ -8,7 +8,7 @@ with it all that runs there. It is tests/in-sandbox with more of its own:
   /usr, /etc          the machine's, and what deploy/prerequisites.sh has put into .tools/runtimes
   /opt/cni/bin        a copy of BIN_DIR
   /opt, /var/lib      the machine's; what is written into any of these is gone in the end
-  /run, /etc/cni, /var/lib/cni, /var/lib/containers, /usr/lib/cni      empty
+  /run, /dev/shm, /etc/cni, /var/lib/cni, /var/lib/containers, /usr/lib/cni      empty
   /sys/fs/cgroup      a group of its own in each hierarchy, version 1 or 2
 """
 
@@ -169,6 +169,7 @@ def inside(bin_dir: str) -> int:
     for directory in ("/usr/lib/cni", "/etc/cni", "/var/lib/cni", "/var/lib/containers"):
         Path(directory).mkdir(parents=True, exist_ok=True)
         mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", directory)
+    mount("-t", "tmpfs", "-o", "mode=1777", "tmpfs", "/dev/shm")  # podman's locks
     subprocess.run(["cp", "-a", f"{bin_dir}/.", "/opt/cni/bin"], check=True)
     for directory in ("/etc/cni/net.d", "/run/tmp", "/run/home"):
         Path(directory).mkdir()

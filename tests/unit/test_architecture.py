@@ -280,6 +280,26 @@ ENTRIES = {
                 "portmap.layout",
                 "portmap.localnet",
                 "portmap.nftables",
+                "portmap.succession",
+            }
+        ),
+    ),
+    "firewall refuses an ADD": Entry(
+        "firewall",
+        "ADD",
+        {},
+        7,
+        _SERVING | _NETLINK,
+        _COMMON_SERVING | {"masquerade", "netlink", "nft", "nftmessages", "nftrules"},
+        frozenset(
+            {
+                "firewall",
+                "firewall.attachment",
+                "firewall.conf",
+                "firewall.filters",
+                "firewall.isolation",
+                "firewall.layout",
+                "firewall.rules",
             }
         ),
     ),

@@ -1,0 +1,88 @@
+"""The firewall plugin's configuration: SCHEMA, and what it means."""
+
+from dataclasses import dataclass
+
+from cni_common.errors import CNIError, Code
+from cni_common.request import PROTOCOL_PROPERTIES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any, Self
+
+    from cni_common.request import Request
+    from cni_common.types import Address, Result
+
+    Json = Mapping[str, Any]
+
+NFTABLES, IPTABLES, FIREWALLD = BACKENDS = ("nftables", "iptables", "firewalld")
+OPEN, SAME_BRIDGE, ISOLATED = POLICIES = ("open", "same-bridge", "isolated")
+ADMIN_CHAIN, ZONE = "CNI-ADMIN", "trusted"
+_CHAIN_MAX = 28  # characters of a chain's name that iptables takes
+_NOT_A_CHAIN = {"ACCEPT", "DROP", "RETURN", "QUEUE", "INPUT", "OUTPUT", "FORWARD", "CNI-FORWARD"}
+
+SCHEMA: "Json" = {
+    "type": "object",
+    "properties": {
+        **PROTOCOL_PROPERTIES,
+        "backend": {
+            "type": "string",
+            "enum": ["", *BACKENDS],
+            "description": "Where to let packets through; empty: firewalld if it runs, else"
+            " nftables.",
+        },
+        "ingressPolicy": {
+            "type": "string",
+            "enum": ["", *POLICIES],
+            "description": "Who reaches the container: anybody, its bridge and outside, or outside"
+            " alone.",
+        },
+        "iptablesAdminChainName": {
+            "type": "string",
+            "description": "Chain of table filter that decides before the plugin's rules.",
+        },
+        "firewalldZone": {
+            "type": "string",
+            "description": "Zone of firewalld that the container's addresses belong to.",
+        },
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Conf:
+    """A configuration that can be carried out."""
+
+    backend: str  # "" = choose
+    policy: str
+    admin_chain: str
+    zone: str
+
+    @classmethod
+    def of(cls, req: "Request") -> "Self":
+        """Return the configuration in `req`. Raises CNIError 7."""
+        config = req.config
+        chain = config.get("iptablesAdminChainName") or ADMIN_CHAIN
+        if (
+            len(chain) > _CHAIN_MAX
+            or chain[0] in "-!"
+            or chain in _NOT_A_CHAIN
+            or not all(char.isascii() and char.isprintable() for char in chain)
+            or set(chain) & set(" \"'\\")
+        ):
+            raise CNIError(
+                Code.INVALID_CONFIG,
+                f'"iptablesAdminChainName" is {chain!r}: a name of at most {_CHAIN_MAX} characters,'
+                " none of them a space or quote, and none that iptables uses itself",
+            )
+        return cls(
+            config.get("backend", ""),
+            config.get("ingressPolicy") or OPEN,
+            chain,
+            config.get("firewalldZone") or ZONE,
+        )
+
+
+def addresses_of(result: "Result | None") -> "Sequence[Address]":
+    """Return the addresses in a result, each once; the reference asks for no interface either."""
+    return list(dict.fromkeys(ip.address.ip for ip in result.ips)) if result else []

@@ -1,0 +1,99 @@
+"""A container's addresses in a zone of firewalld, by D-Bus."""
+
+from contextlib import contextmanager
+
+from cni_common.errors import CNIError, Code
+from plugins.firewall.dbus import ADDRESS, Bus, DBusError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+    from cni_common.types import Address
+
+NAME = "org.fedoraproject.FirewallD1"
+_PATH, _ZONES = "/org/fedoraproject/FirewallD1", "org.fedoraproject.FirewallD1.zone"
+_NOBODY = (
+    "org.freedesktop.DBus.Error.ServiceUnknown",
+    "org.freedesktop.DBus.Error.NameHasNoOwner",
+)
+_VARIABLE = "DBUS_SYSTEM_BUS_ADDRESS"
+# How the messages of firewalld's errors begin, firewall/errors.py of its sources.
+_HAS_IT = "ZONE_ALREADY_SET"
+_HAS_IT_NOT = ("UNKNOWN_SOURCE", "NOT_ENABLED", "ZONE_CONFLICT", "INVALID_ZONE")
+
+
+def is_running(environ: "Mapping[str, str]") -> bool:
+    """Tell whether firewalld is on the system's message bus."""
+    try:
+        with _bus(environ) as bus:
+            return bus.has_owner(NAME)
+    except (OSError, DBusError):
+        return False
+
+
+def add(environ: "Mapping[str, str]", zone: str, addresses: "Collection[Address]") -> None:
+    """Bind `addresses` to a zone. Raises CNIError."""
+    with _zones(environ) as call:
+        for address in addresses:
+            try:
+                call("addSource", zone, _source(address))
+            except DBusError as error:
+                if not str(error).startswith(_HAS_IT):
+                    raise _failed(f"does not take {address} into '{zone}'", error) from None
+
+
+def remove(environ: "Mapping[str, str]", zone: str, addresses: "Collection[Address]") -> None:
+    """Take back what `add` did; a firewalld that does not run has nothing. Raises CNIError."""
+    if not addresses or not is_running(environ):
+        return
+    with _zones(environ) as call:
+        for address in addresses:
+            try:
+                call("removeSource", zone, _source(address))
+            except DBusError as error:
+                if not str(error).startswith(_HAS_IT_NOT):
+                    raise _failed(f"keeps {address} in '{zone}'", error) from None
+
+
+def missing(environ: "Mapping[str, str]", zone: str, addresses: "Collection[Address]") -> str:
+    """Return what is not in the zone, "" for nothing. Raises CNIError."""
+    with _zones(environ) as call:
+        for address in addresses:
+            try:
+                if not call("querySource", zone, _source(address)):
+                    return f"{address} is not in zone '{zone}' of firewalld"
+            except DBusError as error:
+                raise _failed(f"does not tell of zone '{zone}'", error) from None
+    return ""
+
+
+@contextmanager
+def _zones(environ: "Mapping[str, str]") -> "Iterator[Callable[..., object]]":
+    """Give what calls a method of firewalld's zones. Raises CNIError."""
+    try:
+        with _bus(environ) as bus:
+            yield lambda member, *arguments: bus.call(NAME, _PATH, _ZONES, member, *arguments)
+    except OSError as error:
+        raise CNIError(
+            Code.PLUGIN_NOT_AVAILABLE,
+            f"firewalld cannot be reached by D-Bus: {error.strerror or error}; start it, or set"
+            ' "backend" to another one',
+        ) from None
+
+
+def _bus(environ: "Mapping[str, str]") -> Bus:
+    return Bus(environ.get(_VARIABLE) or ADDRESS)
+
+
+def _source(address: "Address") -> str:
+    return f"{address}/{address.max_prefixlen}"
+
+
+def _failed(what: str, error: DBusError) -> CNIError:
+    if error.name in _NOBODY:
+        return CNIError(
+            Code.PLUGIN_NOT_AVAILABLE,
+            'firewalld is not on the message bus; start it, or set "backend" to another one',
+        )
+    return CNIError(Code.INTERNAL, f"firewalld {what}: {error}")

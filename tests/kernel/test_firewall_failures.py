@@ -1,0 +1,211 @@
+"""firewall: whatever fails, is killed or comes at once, nothing is left and nobody is harmed."""
+
+import os
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import pytest
+
+from tests.faults.inprocess import INJECTED, KILLED, Fault, Terminated, faulty
+from tests.kernel.walls import Walls
+from tests.machine import Json, Machine, error_of
+
+pytestmark = pytest.mark.timeout(150)  # many calls and connections each
+LIMIT = 300  # operations: more than any ADD or DEL here has
+CLIENTS = 4  # each waits for the others: an engine would send more to one-shot processes
+CASES: Mapping[str, Json] = {
+    "open": {"backend": "nftables"},
+    "isolated": {"backend": "nftables", "ingressPolicy": "isolated"},
+    "iptables": {"backend": "iptables", "ingressPolicy": "isolated"},
+    "choose": {"ingressPolicy": "same-bridge"},
+}
+TOLERATED = r"open namespace"
+
+
+@pytest.fixture
+def walls(machine: Machine) -> Walls:
+    """Give a node whose containers need rules."""
+    walls = Walls(machine)
+    walls.shell("iptables -P FORWARD DROP; ip6tables -P FORWARD DROP")
+    return walls
+
+
+def state(walls: Walls) -> Json:
+    """Return all that firewall changes."""
+    return {
+        "own": walls.own(),
+        "iptables": [walls.saved(version) for version in (4, 6)],
+        "records": sorted(path.read_text() for path in walls.records()),
+    }
+
+
+def arrange(walls: Walls, keys: Json) -> Json:
+    """Let one container through, and attach one that is to be; return its configuration."""
+    walls.admitted("other", **keys)
+    walls.admitted("far", bridge=1, **keys)
+    walls.attach()
+    return walls.config(**keys)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("first", [False, True], ids=["second", "first"])
+def test_any_failure_of_an_add_is_taken_back(walls: Walls, name: str, *, first: bool) -> None:
+    """Whichever operation fails, ADD says so, all is as it was, and the next ADD succeeds."""
+    keys = CASES[name]
+    if first:
+        walls.attach()
+        config = walls.config(**keys)
+    else:
+        config = arrange(walls, keys)
+    before, failed = state(walls), 0
+
+    for number in range(1, LIMIT):
+        fault = Fault(number)
+        with faulty(walls.machine, fault) as host:
+            reply = walls.machine.invoke("firewall", "ADD", config, walls.netns["c1"], host=host)
+        if not fault.happened:
+            break
+        if reply.exit_code:
+            failed += 1
+            assert INJECTED in error_of(reply.stdout)["msg"], fault.what
+            assert state(walls) == before, fault.what
+        else:
+            assert re.fullmatch(TOLERATED, fault.what), fault.what
+            walls.ok("DEL", **keys)
+
+    assert failed > 4
+    assert not fault.happened
+    walls.ok("CHECK", **keys)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_host_that_fails_for_good(walls: Walls, name: str) -> None:
+    """When nothing works any more, not even the way back, a later DEL removes what is left."""
+    config = arrange(walls, CASES[name])
+    before = state(walls)
+
+    for number in range(1, LIMIT):
+        fault = Fault(number, lasting=True)
+        with faulty(walls.machine, fault) as host:
+            walls.machine.invoke("firewall", "ADD", config, walls.netns["c1"], host=host)
+        walls.call("DEL", {**config, "prevResult": None}, netns="")
+        assert state(walls) == before, fault.done[number - 1 :]
+        if not fault.happened:
+            break
+
+    assert not fault.happened
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_failed_del_is_finished_by_the_next(walls: Walls, name: str) -> None:
+    """Whichever operation of a DEL fails, it says so, and the next one removes all."""
+    config = arrange(walls, CASES[name])
+    before = state(walls)
+
+    for number in range(1, LIMIT):
+        walls.ok("ADD", **CASES[name])
+        fault = Fault(number)
+        with faulty(walls.machine, fault) as host:
+            reply = walls.machine.invoke("firewall", "DEL", config, walls.netns["c1"], host=host)
+        if reply.exit_code:
+            assert INJECTED in error_of(reply.stdout)["msg"], fault.what
+        elif fault.happened:
+            assert re.fullmatch(TOLERATED, fault.what), fault.what
+        walls.ok("DEL", **CASES[name])
+        assert state(walls) == before, fault.what
+        if not fault.happened:
+            break
+
+    assert number > 3
+
+
+@pytest.mark.parametrize("command", ["ADD", "DEL"])
+def test_killed_call(walls: Walls, command: str) -> None:
+    """Wherever a call is killed, DEL removes what is left."""
+    keys = CASES["isolated"]
+    config = arrange(walls, keys)
+    before = state(walls)
+
+    for number in range(1, LIMIT):
+        if command == "DEL":
+            walls.ok("ADD", **keys)
+        fault = Fault(number, kill=True)
+        pid = os.fork()  # noqa: TID251 - whose process is to be killed
+        if pid == 0:
+            with faulty(walls.machine, fault) as host:
+                walls.machine.invoke("firewall", command, config, walls.netns["c1"], host=host)
+            os._exit(0)
+        killed = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == KILLED
+        walls.call("DEL", {**config, "prevResult": None}, netns="")
+        assert state(walls) == before
+        if not killed:
+            break
+
+    assert number > 5
+
+
+@pytest.mark.parametrize("name", ["isolated", "iptables"])
+def test_terminated_add_is_taken_back(walls: Walls, name: str) -> None:
+    """Wherever SIGTERM interrupts an ADD, all is as it was."""
+    config = arrange(walls, CASES[name])
+    before = state(walls)
+
+    for number in range(1, LIMIT):
+        fault = Fault(number, terminate=True, only=lambda what: "open namespace" not in what)
+        with faulty(walls.machine, fault) as host, suppress(Terminated):
+            walls.machine.ok("firewall", "ADD", config, walls.netns["c1"], host=host)
+        if not fault.happened:
+            break
+        assert state(walls) == before, fault.what
+
+    assert number > 5
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_storm(walls: Walls, name: str) -> None:
+    """ADDs and DELs that meet leave nothing, make nothing twice and take nobody's rules."""
+    keys = CASES[name]
+    arrange(walls, keys)
+    before = state(walls)
+    containers = [f"s{number}" for number in range(CLIENTS)]
+    for number, cid in enumerate(containers):
+        walls.attach(cid, number % 2)
+
+    def live(number: int) -> None:
+        cid = containers[number]
+        for _ in range(3):
+            for command in ("ADD", "CHECK", "ADD", "DEL", "DEL"):
+                walls.ok(command, cid, bridge=number % 2, **keys)
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        list(pool.map(live, range(CLIENTS)))
+
+    assert state(walls) == before
+    walls.ok("CHECK", "other", **keys)
+    walls.ok("CHECK", "far", bridge=1, **keys)
+
+
+def test_beside_iptables_that_never_rests(walls: Walls) -> None:
+    """Somebody else's changes of the same table neither get lost nor disturb."""
+    containers = [f"s{number}" for number in range(4)]
+    for cid in containers:
+        walls.attach(cid)
+
+    def others() -> None:
+        for number in range(40):
+            walls.shell(f"iptables -w -A FORWARD -s 198.51.100.{number} -j DROP")
+
+    def live(cid: str) -> None:
+        for _ in range(10):
+            walls.ok("ADD", cid)
+            walls.ok("DEL", cid)
+
+    with ThreadPoolExecutor(5) as pool:
+        done = [pool.submit(others), *(pool.submit(live, cid) for cid in containers)]
+        for one in done:
+            one.result()
+
+    assert len(walls.rules(chain="FORWARD")) == 40
+    assert (walls.rules(), walls.records()) == ([], [])
