@@ -87,6 +87,7 @@ END
 
 missing_for_tests() {
     command -v systemd-socket-activate >/dev/null || echo systemd
+    command -v iperf3 >/dev/null || echo iperf3
 }
 
 install_packages() {
