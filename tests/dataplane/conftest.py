@@ -51,9 +51,9 @@ def wiring(request: pytest.FixtureRequest, wirings: Wirings) -> Wiring:
 
 
 @pytest.fixture(params=[PLAIN, *EDGES])
-def containers(request: pytest.FixtureRequest, wirings: Wirings) -> tuple[str, str]:
-    """Two containers on one network, and those of the plain pair: the control."""
-    return wirings.containers(request.param)
+def namespaces(request: pytest.FixtureRequest, wirings: Wirings) -> list[str]:
+    """Two containers of one network and their node, and the plain pair: the control."""
+    return wirings.namespaces(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -89,12 +89,15 @@ class Wiring:
         subnets = ["10.81.0.0/24", "fd00:81::/64"]
         jumbo = ["10.82.0.0/24", "fd00:82::/64"]
         node.configure(
+            {"cniVersion": "1.1.0", "name": "lo", "plugins": [{"type": "loopback"}]},
             network("1.1.0", subnets),
             network("1.1.0", jumbo, name="jumbo", bridge="br1", mtu=JUMBO_MTU),
         )
         self._addresses: dict[str, list[str]] = {}
         for name in ("c1", "c2", "jumbo1", "jumbo2"):
-            result = node.ok("add", "jumbo" if "jumbo" in name else "net1", node.container(name))
+            netns = node.container(name)
+            node.ok("add", "lo", netns, CNI_IFNAME="lo")
+            result = node.ok("add", "jumbo" if "jumbo" in name else "net1", netns)
             self._addresses[name] = addresses_in(result)
 
     def netns(self, name: str) -> str:
@@ -121,7 +124,7 @@ class Wirings:
         self._directory = directory
         self._stack = ExitStack()
         self._made: dict[str, Wiring] = {}
-        self._pair: tuple[str, str] | None = None
+        self._pair: list[str] = []
 
     def close(self) -> None:
         """End all that was made."""
@@ -134,10 +137,11 @@ class Wirings:
             self._made[edge] = Wiring(node)
         return self._made[edge]
 
-    def containers(self, kind: str) -> tuple[str, str]:
-        """Return two containers of an edge, or of the plain pair."""
+    def namespaces(self, kind: str) -> list[str]:
+        """Return two containers of one network, then their node; of the plain pair its ends."""
         if kind != PLAIN:
-            return self.of(kind).netns("c1"), self.of(kind).netns("c2")
+            wiring = self.of(kind)
+            return [wiring.netns("c1"), wiring.netns("c2"), wiring.node.netns()]
         if not self._pair:
             machine = Machine(self._directory, PLAIN)
             self._stack.callback(machine.close)
@@ -151,7 +155,8 @@ class Wirings:
         if peer:
             return self.of(kind).wire(peer[0], version)
         own, other = _PLAIN[version]
-        return Wire(*self.containers(kind), address=other, seen_as=own)
+        client, server = self.namespaces(kind)
+        return Wire(client, server, address=other, seen_as=own)
 
 
 WIRES = (
@@ -160,7 +165,7 @@ WIRES = (
 )
 
 
-def _plain_pair(machine: Machine) -> tuple[str, str]:
+def _plain_pair(machine: Machine) -> list[str]:
     first, second = machine.container(), machine.container()
     pair = f"ip link add {IFNAME} type veth peer name {IFNAME} netns {second}"
     machine.do(first, pair)
@@ -172,7 +177,7 @@ def _plain_pair(machine: Machine) -> tuple[str, str]:
             f"ip address add {_PLAIN[6][place]}/64 dev {IFNAME} nodad",
             f"ip link set {IFNAME} up",
         )
-    return first, second
+    return [first, second]
 
 
 # --- what is done inside of a namespace ---
