@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -163,7 +164,21 @@ class Machine:
             for address in (f"192.0.2.{number}/24", f"2001:db8::{number}/64"):
                 nodad = ["nodad"] if ":" in address else []
                 self.command(netns, "ip", "addr", "add", address, "dev", "uplink", *nodad)
+        for netns, number in ((self.host, 1), (outside, 2)):
+            self.await_use(netns, f"2001:db8::{number}")
         return outside
+
+    def await_use(self, netns: str, address: str) -> None:
+        """Wait until the kernel uses an IPv6 address that was added, also with `nodad`.
+
+        It does so in a work item, on a busy machine after a second or more, and what comes for the
+        address before is lost: packets, solicitations, and answers to its own.
+        """
+        for _ in range(1000):
+            if self.command(netns, "ip", "route", "get", address).startswith("local"):
+                return
+            time.sleep(0.01)
+        raise AssertionError(f"the kernel does not use {address}")
 
     def ping(self, netns: str, address: str, *options: str) -> bool:
         """Tell whether an address answers one echo request within a second."""

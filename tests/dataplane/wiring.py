@@ -177,6 +177,8 @@ def _plain_pair(machine: Machine) -> list[str]:
             f"ip address add {_PLAIN[6][place]}/64 dev {IFNAME} nodad",
             f"ip link set {IFNAME} up",
         )
+    for place, netns in enumerate((first, second)):
+        machine.await_use(netns, _PLAIN[6][place])
     return [first, second]
 
 

@@ -171,6 +171,13 @@ class Node:
             ip -n outside address add {OUTSIDE6}/64 dev ext0 nodad
             ip link set up0 up
             ip -n outside link set ext0 up
+            # The kernel uses an IPv6 address some time after it was added: tests/machine.py.
+            for turn in $(seq 1000); do
+                ! ip route get {NODE6} | grep -q ^local ||
+                    ! ip -n outside route get {OUTSIDE6} | grep -q ^local || exit 0
+                sleep 0.01
+            done
+            exit 1
             """
         self.command("sh", "-ec", script)
         return "/run/netns/outside"
