@@ -170,15 +170,16 @@ def _plain_pair(machine: Machine) -> list[str]:
     pair = f"ip link add {IFNAME} type veth peer name {IFNAME} netns {second}"
     machine.do(first, pair)
     for place, netns in enumerate((first, second)):
+        machine.without_detection(netns, IFNAME)
         machine.do(
             netns,
             "ip link set lo up",
             f"ip address add {_PLAIN[4][place]}/24 dev {IFNAME}",
-            f"ip address add {_PLAIN[6][place]}/64 dev {IFNAME} nodad",
+            f"ip address add {_PLAIN[6][place]}/64 dev {IFNAME}",
             f"ip link set {IFNAME} up",
         )
-    for place, netns in enumerate((first, second)):
-        machine.await_use(netns, _PLAIN[6][place])
+    for netns in (first, second):
+        machine.await_use(netns, IFNAME)
     return [first, second]
 
 
