@@ -1,7 +1,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .NOTPARALLEL:
-.PHONY: help venv fmt check coverage test test-kernel test-e2e test-runtimes test-faults \
+.PHONY: help venv fmt check coverage test test-kernel test-e2e test-dataplane test-runtimes test-faults \
     test-launcher test-vm storm demo dist install uninstall bench bench-quick schemas lock clean
 
 python := .venv/bin/python
@@ -12,7 +12,7 @@ shell_scripts := .ci/run deploy/*.sh tests/in-sandbox
 pure := cni_common/schema.py,cni_common/steps.py,cni_common/types.py,cni_common/wire.py,plugins/host_local/ranges.py
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
 
 venv: ## bring in what all others need: packages, .venv, cnitool, links to the plugins
 	@deploy/prerequisites.sh
@@ -34,7 +34,7 @@ coverage: venv ## what the unit tests run; the parts without input or output mus
 
 test: ## all tests, also with failures among the first: check and the six below
 	@deploy/prerequisites.sh --reference
-	@$(MAKE) --no-print-directory --keep-going check test-kernel test-e2e test-runtimes \
+	@$(MAKE) --no-print-directory --keep-going check test-kernel test-e2e test-dataplane test-runtimes \
 	    test-faults test-launcher test-vm
 
 test-kernel: venv ## each plugin on network namespaces of its own
@@ -46,6 +46,9 @@ test-e2e: dist ## the executables, driven by cnitool, beside the Go plugins
 test-runtimes: dist ## driven by podman, by containerd as ctr and the kubelet do, and for containers of others
 	@deploy/prerequisites.sh --runtimes
 	$(sandboxed) -n 2 tests/runtimes
+
+test-dataplane: dist ## sockets of all kinds across the networks that the executables made
+	$(sandboxed) -n 2 -rs tests/dataplane
 
 test-faults: dist ## killed, on a full disk, after a power loss; a short storm: tests/faults/README.md
 	$(sandboxed) -n 2 tests/faults

@@ -3,13 +3,13 @@
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
 
-from bench import networks
+from bench import iperf3, networks
 from bench.columns import Batch, Call, Column, Floor, empty, sh
 from bench.networks import Attachment, Kind, Network
 from bench.samples import ENGINE, FLOOR, Row
@@ -18,6 +18,7 @@ from plugins import TYPES
 AT_ONCE = (1, 8, 32)
 LEASES = (0, 1_000, 10_000, 60_000)
 SLOW = ("at-once-32", "leases-10000", "leases-60000")
+_MEGABYTES = 64  # they take less than a tenth of a second
 _CIDRS = count(1)
 
 
@@ -90,6 +91,7 @@ def experiments(types: Sequence[str] = TYPES) -> dict[str, Callable[[Bench], Non
     }
     for key, (title, kind) in _kinds(types).items():
         found[key] = partial(attach, key=key, title=title, kind=kind)
+    found["throughput"] = throughput
     found["cnitool"] = by_cnitool
     for number in AT_ONCE:
         found[f"at-once-{number}"] = partial(at_once, number=number)
@@ -194,6 +196,38 @@ def at_once(bench: Bench, number: int) -> None:
                     (batch,) = run_chain(column, group, command)
                     walls = [outcome.wall_ms for outcome in batch.outcomes]
                     row.add(column.name, number * 1000 / batch.wall_ms, walls)
+
+
+def throughput(bench: Bench) -> None:
+    """One TCP connection from container to container, over bridge and veth pairs that ADD made."""
+    rows = {
+        options: bench.row(f"throughput.{key}", f"iperf3{title}, container to container", "Gbit/s")
+        for key, title, options in (("copy", "", ()), ("sendfile", " -Z", ("--zerocopy",)))
+    }
+    with ExitStack() as stack:
+        ends = {
+            column.name: stack.enter_context(_iperf3_pair(bench, column, 2 * number))
+            for number, column in enumerate(bench.columns)
+        }
+        for turn in bench.turns("iperf3", 1.5):
+            for options, row in rows.items():
+                for column in turn:
+                    client, address = ends[column.name]
+                    sample = iperf3.gbit_per_second(client, address, _MEGABYTES, *options)
+                    row.add(column.name, sample)
+
+
+@contextmanager
+def _iperf3_pair(bench: Bench, column: Column, first: int) -> Iterator[tuple[str, str]]:
+    """Have two containers on a column's bridge; give the client's name and the server's address."""
+    network = Network("throughput", column.name, column.bin_dir)
+    pair = [bench.attachment(network, first), bench.attachment(network, first + 1)]
+    run_chain(column, pair, "ADD")
+    address = pair[1].result["ips"][0]["address"].partition("/")[0]
+    with iperf3.serving(f"c{first + 1}"):
+        yield f"c{first}", address
+    run_chain(column, pair, "DEL")
+    sh(f"ip link delete {network.bridge}")
 
 
 def by_cnitool(bench: Bench) -> None:

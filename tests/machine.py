@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -160,11 +161,38 @@ class Machine:
         pair = f"uplink type veth peer name uplink netns {outside}"
         self.command(self.host, "ip", "link", "add", *pair.split())
         for netns, number in ((self.host, 1), (outside, 2)):
-            self.command(netns, "ip", "link", "set", "uplink", "up")
-            for address in (f"192.0.2.{number}/24", f"2001:db8::{number}/64"):
-                nodad = ["nodad"] if ":" in address else []
-                self.command(netns, "ip", "addr", "add", address, "dev", "uplink", *nodad)
+            self.without_detection(netns, "uplink")
+            self.do(
+                netns,
+                "ip link set uplink up",
+                f"ip addr add 192.0.2.{number}/24 dev uplink",
+                f"ip addr add 2001:db8::{number}/64 dev uplink",
+            )
+        for netns in (self.host, outside):
+            self.await_use(netns, "uplink")
         return outside
+
+    def without_detection(self, netns: str, name: str) -> None:
+        """Have no IPv6 address of an interface be looked for elsewhere before it is used.
+
+        That goes for its link-local one, by which a host asks for neighbours when it forwards: it
+        would be mute for up to two seconds after the interface came up.
+        """
+        path = f"/proc/sys/net/ipv6/conf/{name}/accept_dad"
+        self.command(netns, "sh", "-c", f"echo 0 >{path}")
+
+    def await_use(self, netns: str, name: str) -> None:
+        """Wait until the kernel uses an IPv6 address of an interface, and its link-local one.
+
+        It begins to in a work item, on a busy machine a second or more after the address was added,
+        and what comes before is lost: packets, solicitations, and answers to its own.
+        """
+        words = ("ip", "-6", "route", "show", "table", "local", "type", "local", "dev", name)
+        for _ in range(1000):
+            if len(self.command(netns, *words).splitlines()) == 2:
+                return
+            time.sleep(0.01)
+        raise AssertionError(f"the kernel does not use the addresses of {name}")
 
     def ping(self, netns: str, address: str, *options: str) -> bool:
         """Tell whether an address answers one echo request within a second."""

@@ -173,12 +173,24 @@ class Node:
         script = f"""
             ip netns add outside
             ip link add up0 type veth peer name ext0 netns outside
+            echo 0 >/proc/sys/net/ipv6/conf/up0/accept_dad
+            ip netns exec outside sh -c 'echo 0 >/proc/sys/net/ipv6/conf/ext0/accept_dad'
             ip address add {NODE4}/24 dev up0
             ip address add {NODE6}/64 dev up0 nodad
             ip -n outside address add {OUTSIDE4}/24 dev ext0
             ip -n outside address add {OUTSIDE6}/64 dev ext0 nodad
             ip link set up0 up
             ip -n outside link set ext0 up
+            # The kernel uses IPv6 addresses some time after they were added: tests/machine.py.
+            for turn in $(seq 1000); do
+                used=$({{
+                    ip -6 route show table local type local dev up0
+                    ip -n outside -6 route show table local type local dev ext0
+                }} | wc -l)
+                [ $used -ne 4 ] || exit 0
+                sleep 0.01
+            done
+            exit 1
             """
         self.command("sh", "-ec", script)
         return "/run/netns/outside"
