@@ -102,11 +102,8 @@ def addresses_in(key: "str | Signature") -> "list[Address]":
     """Return the addresses in the text or the signature of a rule."""
     if isinstance(key, str):
         words = key.split()
-        return [
-            ip_interface(value).ip
-            for word, value in zip(words, words[1:], strict=False)
-            if word in ("-s", "-d")
-        ]
+        places = [at for at, word in enumerate(words) if word in ("-s", "-d")]
+        return [ip_interface(words[at + 1]).ip for at in places]
     values = [part[2] for part in key if isinstance(part, tuple) and part[0] == "cmp"]
     return [ip_address(value) for value in values if len(value) in (4, 16)]
 
