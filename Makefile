@@ -32,7 +32,7 @@ coverage: venv ## what the unit tests run; the parts without input or output mus
 	$(pytest) tests/unit --cov --cov-report=term
 	$(python) -m coverage report --include=$(pure) --fail-under=100
 
-test: ## all tests, also with failures among the first: check and the six below
+test: ## all tests, also with failures among the first: check and the seven below
 	@deploy/prerequisites.sh --reference
 	@$(MAKE) --no-print-directory --keep-going check test-kernel test-e2e test-dataplane test-runtimes \
 	    test-faults test-launcher test-vm

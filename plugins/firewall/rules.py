@@ -7,7 +7,6 @@ to list or change a table with any other in it.
 import struct
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface
-from itertools import pairwise
 
 from cni_common import nft, nftrules
 from cni_common.netlink import attribute, attributes, be32, string, string_of
@@ -103,7 +102,8 @@ def addresses_in(key: "str | Signature") -> "list[Address]":
     """Return the addresses in the text or the signature of a rule."""
     if isinstance(key, str):
         words = key.split()
-        return [ip_interface(value).ip for word, value in pairwise(words) if word in ("-s", "-d")]
+        places = [at for at, word in enumerate(words) if word in ("-s", "-d")]
+        return [ip_interface(words[at + 1]).ip for at in places]
     values = [part[2] for part in key if isinstance(part, tuple) and part[0] == "cmp"]
     return [ip_address(value) for value in values if len(value) in (4, 16)]
 
