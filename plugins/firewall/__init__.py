@@ -19,7 +19,7 @@ __all__ = ["SCHEMA", "add", "check", "delete", "gc", "status"]
 def add(req: "Request", host: "Host", undo: "Undo") -> "Result":
     """Let the container's packets through, by its addresses; return prevResult as it is."""
     conf = Conf.of(req)
-    previous = _previous(req)
+    previous = req.require_prev_result()
     record = attachment.begin(req, host, conf, previous, undo=undo)
     attachment.admit(req, host, record)
     return previous
@@ -39,7 +39,7 @@ def delete(req: "Request", host: "Host") -> None:
 def check(req: "Request", host: "Host") -> None:
     """Raise CNIError naming what is no longer as ADD made it."""
     conf = Conf.of(req)
-    drift = attachment.missing(req, host, conf, _previous(req))
+    drift = attachment.missing(req, host, conf, req.require_prev_result())
     if drift:
         raise CNIError(Code.INTERNAL, f"{drift}; delete and add the attachment again")
 
@@ -58,13 +58,7 @@ def gc(req: "Request", host: "Host") -> None:
 def status(req: "Request", host: "Host") -> None:
     """Raise CNIError 50 when an ADD could not work now: state, firewall."""
     conf = Conf.of(req)
-    try:
-        host.records.probe()
-    except OSError as error:
-        raise CNIError(
-            Code.PLUGIN_NOT_AVAILABLE,
-            f"cannot write to '{host.records.directory}': {error.strerror}; make it writable",
-        ) from None
+    host.records.probe()
     backend = attachment.choose_backend(req, host, conf)
     if backend != FIREWALLD:
         filters.probe(host.netns, backend)
@@ -76,14 +70,3 @@ def status(req: "Request", host: "Host") -> None:
             Code.PLUGIN_NOT_AVAILABLE,
             'firewalld is not on the message bus; start it, or set "backend" to another one',
         )
-
-
-def _previous(req: "Request") -> "Result":
-    previous = req.prev_result
-    if previous is None:
-        raise CNIError(
-            Code.INVALID_CONFIG,
-            "must be called as chained plugin: prevResult is missing, put the plugin that makes the"
-            " interface before this one",
-        )
-    return previous
