@@ -187,7 +187,7 @@ def at_once(bench: Bench, number: int) -> None:
         command: bench.row(f"{key}.{command.lower()}", f"bridge {command}, {title}", "per second")
         for command in ("ADD", "DEL")
     }
-    with _residents(bench, key, Kind()):
+    with _residents(bench, key, Kind()), _floor(bench, Kind()) as floor:
         for turn in bench.turns(title, 1.0 if number == 1 else 0.3):
             for column in turn:
                 network = Network(key, column.name, column.bin_dir)
@@ -196,6 +196,10 @@ def at_once(bench: Bench, number: int) -> None:
                     (batch,) = run_chain(column, group, command)
                     walls = [outcome.wall_ms for outcome in batch.outcomes]
                     row.add(column.name, number * 1000 / batch.wall_ms, walls)
+            prefix = Network("floor", FLOOR, Path()).prefix4
+            added = floor.ms("adds", str(number), "many", "/run/netns/c", prefix)
+            rows["ADD"].add(FLOOR, number * 1000 / added)
+            rows["DEL"].add(FLOOR, number * 1000 / floor.ms("dels", str(number), "many"))
 
 
 def throughput(bench: Bench) -> None:

@@ -3,11 +3,14 @@
  *   floor BRIDGE     reads from stdin, and answers each line with the nanoseconds that it took:
  *   add HOST_END NETNS ADDRESS/PREFIX GATEWAY [ADDRESS/PREFIX GATEWAY]
  *   del HOST_END
+ *   adds COUNT HOST_END NETNS PREFIX     COUNT at a time, each by a process of its own that waits
+ *   dels COUNT HOST_END                  for the start: HOST_END0, NETNS0, PREFIX.1.0/16 and so on
  *
  * An ADD opens the namespace, makes the veth pair by one message (both ends in their namespaces,
  * the host's up and in the bridge), opens a socket in the container, asks for the index of eth0,
  * and by one more sendmsg gives it its addresses, sets it up and adds a default route for each
- * gateway. A DEL is the deletion of the pair. Both end when the kernel has confirmed everything.
+ * gateway. A DEL is the deletion of the pair. Both end when the kernel has confirmed everything, but
+ * one of many DELs when the kernel tells that the host's end is gone: the memory is freed later.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -24,10 +27,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #define WORDS_MAX 8
+#define COUNT_MAX 250
 #define IFNAME "eth0"
 
 struct batch {
@@ -250,14 +255,119 @@ static void add(int host, int home, int bridge, char **words, unsigned count)
     close(netns);
 }
 
+static void describe_deletion(struct batch *batch, const char *name)
+{
+    struct ifinfomsg body = {.ifi_family = AF_UNSPEC};
+
+    message(batch, RTM_DELLINK, NLM_F_ACK, &body, sizeof body);
+    text(batch, IFLA_IFNAME, name);
+}
+
 static void delete(int host, const char *name)
 {
     struct batch batch = {.length = 0};
-    struct ifinfomsg body = {.ifi_family = AF_UNSPEC};
 
-    message(&batch, RTM_DELLINK, NLM_F_ACK, &body, sizeof body);
-    text(&batch, IFLA_IFNAME, name);
+    describe_deletion(&batch, name);
     exchange(host, &batch, "deletion");
+}
+
+/* Delete the pair of `name`, and tell by `done` as soon as the kernel says that it is gone. */
+static void delete_and_tell(const char *name, int done)
+{
+    _Alignas(struct nlmsghdr) char answer[32768];
+    struct sockaddr_nl links = {.nl_family = AF_NETLINK, .nl_groups = RTMGRP_LINK};
+    struct batch batch = {.length = 0};
+    int index = (int)if_nametoindex(name);
+    int events = netlink_socket();
+    int host = netlink_socket();
+    bool gone = false;
+
+    if (bind(events, (struct sockaddr *)&links, sizeof links) < 0)
+        die("bind");
+    describe_deletion(&batch, name);
+    /* Another process waits for the answer, which comes a grace period later. */
+    if (fork() == 0) {
+        exchange(host, &batch, "deletion");
+        _exit(0);
+    }
+    while (!gone) {
+        ssize_t got = recv(events, answer, sizeof answer, 0);
+
+        if (got < 0)
+            die("events");
+        for (size_t offset = 0; offset + sizeof(struct nlmsghdr) <= (size_t)got;) {
+            struct nlmsghdr *one = (struct nlmsghdr *)(answer + offset);
+            struct ifinfomsg *link = NLMSG_DATA(one);
+
+            gone = gone || (one->nlmsg_type == RTM_DELLINK && link->ifi_family == AF_UNSPEC
+                            && link->ifi_index == index);
+            offset += NLMSG_ALIGN(one->nlmsg_len);
+        }
+    }
+    if (write(done, "", 1) != 1)
+        die("write");
+    wait(NULL);
+}
+
+/* Be number `number` of those that `words` ask for, once `start` is closed. */
+__attribute__((noreturn))
+static void take_part(char **words, unsigned number, int bridge, int start, int done)
+{
+    char name[IFNAMSIZ];
+    char netns[256];
+    char address[64];
+    char gateway[64];
+    char *add_words[] = {NULL, name, netns, address, gateway};
+    int home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+    int host = netlink_socket();
+    char byte;
+
+    snprintf(name, sizeof name, "%.10s%u", words[2], number % COUNT_MAX);
+    if (words[3]) {
+        snprintf(netns, sizeof netns, "%.200s%u", words[3], number);
+        snprintf(address, sizeof address, "%.40s.1.%u/16", words[4], number % COUNT_MAX);
+        snprintf(gateway, sizeof gateway, "%.40s.0.1", words[4]);
+    }
+    if (read(start, &byte, 1) < 0)
+        die("read");
+    if (words[3]) {
+        add(host, home, bridge, add_words, 5);
+        if (write(done, "", 1) != 1)
+            die("write");
+    } else {
+        delete_and_tell(name, done);
+    }
+    _exit(0);
+}
+
+/* Have as many processes as `words` say work at once; return when they were started. */
+static uint64_t many(char **words, int bridge)
+{
+    unsigned count = (unsigned)atoi(words[1]);
+    int start[2];
+    int done[2];
+    uint64_t began;
+
+    if (count < 1 || count > COUNT_MAX || pipe2(start, O_CLOEXEC) < 0 || pipe2(done, O_CLOEXEC) < 0)
+        die("many");
+    for (unsigned number = 0; number < count; number++) {
+        if (fork() == 0) {
+            close(start[1]);
+            take_part(words, number, bridge, start[0], done[1]);
+        }
+    }
+    close(start[0]);
+    usleep(50000); /* until all wait */
+    began = now();
+    close(start[1]);
+    close(done[1]);
+    for (unsigned number = 0; number < count; number++) {
+        char byte;
+        if (read(done[0], &byte, 1) != 1)
+            die("one of many");
+    }
+    close(done[0]);
+    return began;
 }
 
 int main(int argc, char **argv)
@@ -281,10 +391,15 @@ int main(int argc, char **argv)
             add(host, home, bridge, words, count);
         else if (count == 2 && strcmp(words[0], "del") == 0)
             delete(host, words[1]);
+        else if ((count == 5 && strcmp(words[0], "adds") == 0)
+                 || (count == 3 && strcmp(words[0], "dels") == 0))
+            start = many(words, bridge);
         else
             die("a line that is no request");
         printf("%llu\n", (unsigned long long)(now() - start));
         fflush(stdout);
+        while (wait(NULL) > 0)
+            continue;
     }
     return 0;
 }

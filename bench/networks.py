@@ -137,9 +137,9 @@ def environment(command: str, attachment: Attachment, bin_dir: Path) -> dict[str
     pod = {
         "IgnoreUnknown": "1",
         "K8S_POD_NAMESPACE": "default",
-        "K8S_POD_NAME": attachment.containerid[:20],
+        "K8S_POD_NAME": attachment.containerid[-20:],
         "K8S_POD_INFRA_CONTAINER_ID": attachment.containerid,
-        "K8S_POD_UID": attachment.containerid[:36],
+        "K8S_POD_UID": attachment.containerid[-36:],
     }
     return {
         "PATH": _PATH,

@@ -33,7 +33,7 @@ STEPS: Mapping[str, Mapping[str, str]] = {
         "plugins.bridge.gateway.ensure": "gateway addresses and forwarding looked at",
         "cni_common.interface.configure": "sysctls, addresses, link up, routes",
         "cni_common.masquerade.add": "masquerading, one nftables transaction",
-        "cni_common.interface.await_operational": "port awaited",
+        "plugins.bridge._await_working": "port and bridge awaited",
     },
     "DEL": {
         "cni_common.interface.delete_veth": "veth pair deleted",

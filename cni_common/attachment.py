@@ -4,7 +4,7 @@ For plugins that give the container an interface by a veth pair.
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from ipaddress import ip_address, ip_interface
 
@@ -327,4 +327,4 @@ def _addresses_of_prev_result(req: "Request") -> "set[Address]":
 def _release(req: "Request", host: "Host", facts: "Json") -> None:
     """Give the address back under the configuration that it was got by."""
     stdin = facts.get("stdin", "").encode() or req.stdin
-    host.delegate(facts["ipam"], replace(req, stdin=stdin), Command.DEL)
+    host.delegate(facts["ipam"], req, Command.DEL, stdin=stdin)

@@ -58,6 +58,7 @@ class Host:
         self._given = given or {}
         self._own = own
         self._opened: dict[str, NetNS] = {}
+        self._found: dict[tuple[str, ...], tuple[str, bool]] = {}  # plugins, by type and CNI_PATH
         self._delegates: list[str] = []  # ours that are at work, the innermost last
 
     def __enter__(self) -> "Self":
@@ -124,25 +125,26 @@ class Host:
         command: str,
         *,
         on_start: "Callable[[], object]" = lambda: None,
+        stdin: bytes | None = None,
     ) -> Result | None:
-        """Run `command` of another plugin with the environment and stdin of `req`.
+        """Run `command` of another plugin with the environment of `req`, and its stdin or `stdin`.
 
         In this process when CNI_PATH leads to our own executable, else by exec: an administrator
         who puts another implementation first gets that one; `on_start` is called once that runs.
         Raises the delegate's CNIError, or 999 when it does not give one; 50 when there is no such
         plugin.
         """
-        path = find_plugin(type, req.path)
+        stdin = req.stdin if stdin is None else stdin
+        path, is_ours = self._find(type, req.path)
+        if is_ours:
+            return self._run_here(type, req.delegated(command, stdin))
         environ = {**req.environ, "CNI_COMMAND": command}
-        if self._is_ours(path, type):
-            output = self._run_here(type, Request.parse(environ, req.stdin))
-        else:
-            output = self._run(path, environ, req.stdin, on_start)
+        output = self._run(path, environ, stdin, on_start)
         if command != Command.ADD:
             return None
         return Result.parse(output or {}, req.cni_version)
 
-    def _run_here(self, type: str, req: Request) -> "wire.Json | None":  # noqa: A002
+    def _run_here(self, type: str, req: Request) -> Result | None:  # noqa: A002
         if type in self._delegates:
             raise CNIError(
                 Code.INVALID_CONFIG,
@@ -156,7 +158,15 @@ class Host:
 
     def is_ours(self, type: str, path: "Sequence[str]") -> bool:  # noqa: A002
         """Tell whether CNI_PATH leads to this suite's own plugin `type`. Raises as `delegate`."""
-        return self._is_ours(find_plugin(type, path), type)
+        return self._find(type, path)[1]
+
+    def _find(self, type: str, path: "Sequence[str]") -> tuple[str, bool]:  # noqa: A002
+        """Return where the plugin is, and whether it is ours; one request looks once."""
+        key = (type, *path)
+        if key not in self._found:
+            place = find_plugin(type, path)
+            self._found[key] = (place, self._is_ours(place, type))
+        return self._found[key]
 
     def _is_ours(self, path: str, type: str) -> bool:  # noqa: A002
         try:

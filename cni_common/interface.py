@@ -4,7 +4,7 @@ import errno
 import os
 import time
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 from cni_common.errors import CNIError, Code
 from cni_common.link import VethEnd
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from cni_common.netns import NetNS
     from cni_common.steps import Undo
     from cni_common.types import Address, IPConfig, Result, Route
+
+    Events = Callable[[], Channel]
 
 _NAME_TRIES = 10
 _DAD_SECONDS = 5.0
@@ -120,7 +122,7 @@ def veth_mtu(mtu: int) -> int:
 
 def set_sysctls(netns: "NetNS", wanted: "dict[str, str]", needed: "dict[str, str]") -> None:
     """Set sysctls: `wanted` ones may be absent or read-only, a failure of `needed` is CNIError."""
-    failures = netns.sysctls({**wanted, **needed})
+    failures = netns.sysctls({**wanted, **needed}, unseen=wanted)
     for name, error in failures.items():
         tolerable = error.errno in (errno.ENOENT, errno.EROFS, errno.EACCES)
         if name in needed or not tolerable:
@@ -170,11 +172,11 @@ def configure(
     gateways = _first_gateways(ips)
     routes = [_with_next_hop(route, gateways) for route in result.routes]
     addresses = [ip.address for ip in ips]
-    events = container.channel(NETLINK_ROUTE, _IPV6_EVENTS) if 6 in versions else None
     container.netlink.configure(index, addresses, routes, dad=dad, on_way=on_way)
-    if events and dad:
-        _await_dad(container, ifname, index, events)
-    if events:
+    if 6 in versions:
+        events = cache(partial(container.channel, NETLINK_ROUTE, _IPV6_EVENTS))
+        if dad:
+            _await_dad(container, ifname, index, events)
         ipv6 = [ip.address.ip for ip in ips if ip.address.version == 6]
         _await_delivery(container, index, ipv6, events)
 
@@ -202,12 +204,9 @@ def drift(what: str) -> CNIError:
     return CNIError(Code.INTERNAL, f"{what}; delete and add the attachment again")
 
 
-def await_operational(host: "NetNS", events: "Channel", index: int, seconds: float) -> None:
-    """Wait until the interface's operstate is UP; CNIError after `seconds`.
-
-    `events` has been subscribed to links before what brings the interface up.
-    """
-    link = await_link(host, events, index, seconds)
+def await_operational(host: "NetNS", index: int, seconds: float) -> None:
+    """Wait until the interface's operstate is UP; CNIError after `seconds`."""
+    link = await_link(host, index, seconds)
     if link.operstate != "UP":
         raise CNIError(
             Code.INTERNAL,
@@ -215,10 +214,10 @@ def await_operational(host: "NetNS", events: "Channel", index: int, seconds: flo
         )
 
 
-def await_link(host: "NetNS", events: "Channel", index: int, seconds: float) -> "Link":
+def await_link(host: "NetNS", index: int, seconds: float) -> "Link":
     """Return an interface as soon as its operstate is UP, else as it is after `seconds`.
 
-    `events` as for `await_operational`. Raises CNIError when it is gone.
+    Raises CNIError when it is gone.
     """
     found: list[Link | None] = []
 
@@ -226,7 +225,7 @@ def await_link(host: "NetNS", events: "Channel", index: int, seconds: float) -> 
         found[:] = [host.netlink.link_at(index)]
         return found[0] is None or found[0].operstate == "UP"
 
-    wait_until(is_settled, events, seconds)
+    wait_until(is_settled, partial(host.channel, NETLINK_ROUTE, RTMGRP_LINK), seconds)
     if found[0] is None:
         raise CNIError(
             Code.INTERNAL, f"interface {index} of '{host.path}' is gone while it was being set up"
@@ -234,12 +233,16 @@ def await_link(host: "NetNS", events: "Channel", index: int, seconds: float) -> 
     return found[0]
 
 
-def wait_until(condition: "Callable[[], bool]", events: "Channel", seconds: float) -> bool:
+def wait_until(condition: "Callable[[], bool]", subscribe: "Events", seconds: float) -> bool:
     """Tell whether `condition` became true within `seconds`; it is asked after each event.
 
-    `events` has been subscribed to before what brings it about.
+    `subscribe` returns the events. It is called only when they have to be waited for, since
+    each subscriber gets those of all interfaces, and that while the kernel holds the RTNL lock.
     """
+    if condition():
+        return True
     deadline = time.monotonic() + seconds
+    events = subscribe()  # and ask again: it may have come about before
     while not condition():
         left = deadline - time.monotonic()
         if left <= 0 or not events.await_event(left):
@@ -321,7 +324,7 @@ def _with_next_hop(route: "Route", gateways: "dict[int, Address]") -> "Route":
     return replace(route, gw=gateways.get(route.dst.version))
 
 
-def _await_dad(container: "NetNS", ifname: str, index: int, events: "Channel") -> None:
+def _await_dad(container: "NetNS", ifname: str, index: int, events: "Events") -> None:
     def settled() -> bool:
         states = container.netlink.addresses(index)
         for address, flags in states:
@@ -339,7 +342,7 @@ def _await_dad(container: "NetNS", ifname: str, index: int, events: "Channel") -
 
 
 def _await_delivery(
-    container: "NetNS", index: int, addresses: "Sequence[Address]", events: "Channel"
+    container: "NetNS", index: int, addresses: "Sequence[Address]", events: "Events"
 ) -> None:
     """Wait until the container takes in what comes for its IPv6 addresses; a second at most.
 

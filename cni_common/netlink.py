@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
 # linux/netlink.h
@@ -72,13 +72,16 @@ def string(kind: int, value: str) -> bytes:
     return attribute(kind, value.encode("utf-8", "surrogateescape"), bytes(1))
 
 
-def each_attribute(data: bytes, offset: int = 0) -> "Iterator[tuple[int, bytes]]":
-    """Yield type and payload of each attribute in `data` from `offset` on."""
-    end = len(data) - _NLATTR.size
+def each_attribute(data: bytes, offset: int = 0) -> "list[tuple[int, bytes]]":
+    """Return type and payload of each attribute in `data` from `offset` on."""
+    found = []
+    unpack = _NLATTR.unpack_from
+    end = len(data) - 4  # bytes of struct nlattr, as below
     while offset <= end:
-        length, kind = _NLATTR.unpack_from(data, offset)
-        yield kind & _NLA_TYPE_MASK, data[offset + _NLATTR.size : offset + length]
-        offset += (length + 3 & ~3) or _NLATTR.size
+        length, kind = unpack(data, offset)
+        found.append((kind & _NLA_TYPE_MASK, data[offset + 4 : offset + length]))
+        offset += (length + 3 & ~3) or 4
+    return found
 
 
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
@@ -88,7 +91,7 @@ def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
 
 def number_of(payload: bytes | None) -> int:
     """Return the number in the machine's order that an attribute holds, 0 without one."""
-    return int.from_bytes(payload or b"", sys.byteorder)
+    return int.from_bytes(payload, sys.byteorder) if payload else 0
 
 
 def string_of(payload: bytes | None) -> str:

@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ctypes
     import socket
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Container, Mapping
     from typing import TypeVar
 
     from cni_common.netlink import Channel
@@ -88,23 +88,38 @@ class NetNS:
         """
         return self._visit(lambda: self.sysctl_here(name, value))
 
-    def sysctls(self, values: "Mapping[str, str]") -> "dict[str, OSError]":
-        """Set several sysctls by one visit, and return what went wrong, by name."""
+    def sysctls(
+        self, values: "Mapping[str, str]", unseen: "Container[str]" = ()
+    ) -> "dict[str, OSError]":
+        """Set several sysctls by one visit, and return what went wrong, by name.
+
+        Those in `unseen` are written without a look at what they are; not for what makes the
+        kernel wait for the RTNL lock (forwarding, disable_ipv6).
+        """
 
         def write() -> "dict[str, OSError]":
             failures = {}
             for name, value in values.items():
                 try:
-                    self.sysctl_here(name, value)
+                    self.sysctl_here(name, value, look=name not in unseen)
                 except OSError as error:
                     failures[name] = error
             return failures
 
         return self._visit(write)
 
-    def sysctl_here(self, name: str, value: str | None) -> str:
-        """Do what `sysctl` does, for a caller that is inside the namespace."""
+    def sysctl_here(self, name: str, value: str | None, *, look: bool = True) -> str:
+        """Do what `sysctl` does, for a caller that is inside the namespace.
+
+        Without `look` it is written at once where that is possible, and read only elsewhere.
+        """
         path = f"/proc/sys/{name}"
+        if value is not None and not look:
+            try:
+                return _write_sysctl(path, value)
+            except OSError as error:
+                if error.errno not in (errno.EROFS, errno.EACCES):
+                    raise
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             current = os.read(fd, _SYSCTL_BYTES_MAX).decode().strip()
@@ -112,12 +127,7 @@ class NetNS:
             os.close(fd)
         if value is None or current == value:
             return current
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, value.encode())
-        finally:
-            os.close(fd)
-        return value
+        return _write_sysctl(path, value)
 
     def legacy_tables(self, version: int) -> "list[str]":
         """Return the tables of iptables' older flavour that are in use here, for an IP version."""
@@ -160,6 +170,15 @@ class NetNS:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def _write_sysctl(path: str, value: str) -> str:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+    return value
 
 
 def identity(path: str) -> str:

@@ -7,7 +7,13 @@ from cni_common.errors import CNIError, Code
 from cni_common.netns import OWN
 from cni_common.request import SINCE, Command, Request
 from cni_common.steps import Undo
-from cni_common.types import CURRENT_VERSION, SUPPORTED_VERSIONS, Result, version_tuple
+from cni_common.types import (
+    CURRENT_VERSION,
+    FAMILIES,
+    SUPPORTED_VERSIONS,
+    Result,
+    version_tuple,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,10 +79,11 @@ def respond(
     """
     command = environ.get("CNI_COMMAND", "")
     reply = Reply(b"", 1)
+    version = CURRENT_VERSION
 
-    def hand_over(output: "Json | None") -> None:
+    def hand_over(result: Result | None) -> None:
         nonlocal reply
-        reply = _reply_of(output)
+        reply = _reply_of(result, version)
         if not deliver(reply):
             raise _NotDeliveredError
 
@@ -85,7 +92,9 @@ def respond(
             versions = {"cniVersion": CURRENT_VERSION, "supportedVersions": SUPPORTED_VERSIONS}
             reply = Reply(wire.encode_line(versions), 0)
             return reply if deliver(reply) else Reply(b"", 1)
-        execute(type, Request.parse(environ, stdin), host, deliver=hand_over)
+        req = Request.parse(environ, stdin)
+        version = req.cni_version
+        execute(type, req, host, deliver=hand_over)
     except _NotDeliveredError as error:
         if command == Command.ADD:
             what = "the result could not be written to stdout: the attachment is taken back"
@@ -101,11 +110,11 @@ def respond(
     return reply
 
 
-def _reply_of(output: "Json | None") -> Reply:
-    if output is None:
+def _reply_of(result: Result | None, version: str) -> Reply:
+    if result is None:
         return Reply(b"", 0)
-    sort_keys = output["cniVersion"] in ("1.0.0", "1.1.0")  # as Go prints a generic map
-    return Reply(wire.encode(output, sort_keys=sort_keys), 0)
+    sort_keys = version in ("1.0.0", "1.1.0")  # as Go prints a generic map
+    return Reply(wire.encode(result.to_json(version), sort_keys=sort_keys), 0)
 
 
 def failure(code: int, msg: str, error: BaseException | None = None) -> Reply:
@@ -121,9 +130,11 @@ def execute(
     req: Request,
     host: "Host",
     *,
-    deliver: "Callable[[Json | None], object]" = lambda _output: None,
-) -> "Json | None":
+    deliver: "Callable[[Result | None], object]" = lambda _result: None,
+) -> Result | None:
     """Run one command of the plugin `type`; give its result, or None, to `deliver` and return it.
+
+    The result is what a reader gets who knows `req`'s version only.
 
     Everything that can be refused without looking at the kernel is refused before the plugin
     acts. An ADD that fails, even in `deliver`, is taken back.
@@ -145,9 +156,9 @@ def execute(
         case Command.ADD:
             _check_not_own_netns(req, host)
             with Undo() as undo:
-                output = plugin.add(req, host, undo).to_json(req.cni_version)
-                deliver(output)
-                return output
+                result = _as_of(req.cni_version, plugin.add(req, host, undo))
+                deliver(result)
+                return result
         case Command.DEL:
             plugin.delete(_without_own_netns(req, host), host)
         case Command.CHECK:
@@ -159,6 +170,11 @@ def execute(
             plugin.status(req, host)
     deliver(None)
     return None
+
+
+def _as_of(version: str, result: Result) -> Result:
+    """Return what is left of a result in the layout of `version`. Raises CNIError 1."""
+    return Result.parse(result.to_json(version), version) if version in FAMILIES[0] else result
 
 
 def _check_version(req: Request) -> None:

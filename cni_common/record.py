@@ -67,6 +67,7 @@ class Record:
         self.path = path
         self._fd = fd
         self._facts = dict(facts)
+        self._is_whole = False  # the last line, as far as is known; nobody else writes here
 
     @property
     def facts(self) -> "Json":
@@ -84,7 +85,9 @@ class Record:
 
     def note(self, **facts: object) -> None:
         """Add `facts` by one write at the end of the file. Raises OSError."""
-        _append(self._fd, wire.encode_line(facts))
+        is_whole, self._is_whole = self._is_whole, False
+        _append(self._fd, wire.encode_line(facts), is_whole=is_whole)
+        self._is_whole = True
         self._facts |= facts
 
     def age(self) -> float:
@@ -148,7 +151,10 @@ class Records:
 
         Raises FileExistsError when there is one already, OSError when it cannot be written.
         """
-        make_private_directory(self.directory)
+        try:
+            refuse_shared(self.directory)
+        except FileNotFoundError:
+            make_private_directory(self.directory)
         path = self._path(plugin, network, attachment)
         fd = _create_locked(path)
         facts = {
@@ -311,8 +317,9 @@ def _digest(text: str) -> str:
     return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
-def _append(fd: int, line: bytes) -> None:
-    size = os.fstat(fd).st_size
+def _append(fd: int, line: bytes, *, is_whole: bool = False) -> None:
+    """Add `line`; `is_whole` says that the last one is, and spares the look."""
+    size = 0 if is_whole else os.fstat(fd).st_size
     if size and os.pread(fd, 1, size - 1) != b"\n":  # a kill cut the last line short
         line = b"\n" + line
     # One write, so that no reader meets half a line unless the disk is full.

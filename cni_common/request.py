@@ -1,6 +1,6 @@
 """What a plugin is asked to do: Command and Request."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cni_common import schema, wire
 from cni_common.errors import CNIError, Code
@@ -76,6 +76,7 @@ class Request:
     config: "Json"
     environ: "Mapping[str, str]"  # verbatim, for delegates
     stdin: bytes  # verbatim, for delegates
+    given: "Json"  # `config` as it was before a plugin's SCHEMA was applied to it
 
     @classmethod
     def parse(cls, environ: "Mapping[str, str]", stdin: bytes) -> "Self":
@@ -100,7 +101,15 @@ class Request:
             config,
             environ,
             stdin,
+            config,
         )
+
+    def delegated(self, command: str, stdin: bytes) -> "Self":
+        """Return what a delegate in this process gets. Raises CNIError as `parse`."""
+        environ = {**self.environ, "CNI_COMMAND": command}
+        if stdin != self.stdin:
+            return self.parse(environ, stdin)
+        return replace(self, command=command, environ=environ, config=self.given)
 
     @property
     def network(self) -> str:

@@ -98,6 +98,17 @@ class Netlink:
         """Return the interface with this index."""
         return self._get_link(encode_link(_NO_STATS, index=index), f"look up interface {index}")
 
+    def links_at(self, indices: "Sequence[int]") -> list[Link | None]:
+        """Return the interfaces with these indices, by one send."""
+        bodies = [(encode_link(_NO_STATS, index=index), index) for index in indices]
+        messages = [_look_up(body, f"look up interface {index}") for body, index in bodies]
+        try:
+            return [found[0] for found in self.channel.exchange(messages)]
+        except NetlinkError as error:
+            if error.errno != errno.ENODEV:
+                raise
+        return [self.link_at(index) for index in indices]
+
     def identify(self, name: str) -> tuple[int, str] | None:
         """Return index and MAC of the interface called `name`, without taking the RTNL lock.
 

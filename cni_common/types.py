@@ -1,6 +1,7 @@
 """The values of the CNI specification: names, addresses, versions, results."""
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -27,6 +28,7 @@ Address = IPv4Address | IPv6Address
 Cidr = IPv4Interface | IPv6Interface
 Subnet = IPv4Network | IPv6Network
 
+_TEXTS = 256  # addresses of which is remembered what they mean: one ADD meets each several times
 OLDEST_VERSION = "0.1.0"  # what an absent cniVersion means
 CURRENT_VERSION = "1.1.0"
 SUPPORTED_VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", CURRENT_VERSION)
@@ -72,6 +74,7 @@ def check_ifname(value: str, what: str, code: int) -> None:
         )
 
 
+@lru_cache(_TEXTS)
 def parse_address(text: str) -> Address:
     """Return the address `text` as Go's net.ParseIP reads it; ValueError where Go has nil."""
     if "%" in text:
@@ -80,6 +83,7 @@ def parse_address(text: str) -> Address:
     return (address.version == 6 and address.ipv4_mapped) or address
 
 
+@lru_cache(_TEXTS)
 def parse_cidr(text: str) -> Cidr:
     """Return address and prefix length of `text` as Go's net.ParseCIDR reads it, or ValueError."""
     host, _, prefix = text.partition("/")

@@ -31,7 +31,8 @@ def decode(data: bytes) -> "Json":
         value = json.loads(
             text, object_pairs_hook=_object, parse_int=_integer, parse_constant=_refuse_constant
         )
-        _refuse_depth(value)
+        if text.count("{") + text.count("[") > _DEPTH_MAX:  # else it cannot be that deep
+            _refuse_depth(value)
         if "\\ud" in text or "\\uD" in text:
             value = _without_surrogates(value)
     except (ValueError, RecursionError) as error:
@@ -56,14 +57,14 @@ def fold(config: "Json", schema: "Json") -> "dict[str, Any]":
     Unknown keys stay as they are.
     """
     properties = schema.get("properties", {})
-    spelling = {name.casefold(): name for name in properties}
     folded: dict[str, Any] = {}
     for key, value in config.items():
         if value is None:
             continue
-        name = key if key in properties else spelling.get(key.casefold(), key)
-        value = _fold_value(value, properties.get(name, {}))
-        folded[name] = _merge(folded.get(name), value)
+        name = key if key in properties else _spelled(key, properties)
+        if isinstance(value, dict | list):
+            value = _fold_value(value, properties.get(name, {}))
+        folded[name] = _merge(folded[name], value) if name in folded else value
     return folded
 
 
@@ -92,6 +93,15 @@ def type_name(value: object) -> str:
         if isinstance(value, kind):
             return name
     return "null"
+
+
+def _spelled(key: str, properties: "Json") -> str:
+    """Return the property that `key` means; the last one, of two that differ by case alone."""
+    folded, name = key.casefold(), key
+    for candidate in properties:
+        if candidate.casefold() == folded:
+            name = candidate
+    return name
 
 
 def _fold_value(value: "Any", schema: "Json") -> "Any":

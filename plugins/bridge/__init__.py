@@ -4,9 +4,7 @@ from dataclasses import replace
 
 from cni_common import attachment, interface, masquerade
 from cni_common.link import VethEnd
-from cni_common.netns import NETLINK_ROUTE
 from cni_common.request import Command
-from cni_common.rtnetlink import RTMGRP_LINK
 from cni_common.types import Interface, Result
 from plugins.bridge import gateway, macfilter, port
 from plugins.bridge.conf import SCHEMA, Conf
@@ -38,7 +36,6 @@ def add(req: "Request", host: "Host", undo: "Undo") -> Result:
     end = VethEnd(req.ifname, conf.mac or interface.random_mac(), netns=container.fd)
     ours = _plug_in(host, conf, end, bridge=bridge, record=record, undo=undo)
     result = _interfaces(req, bridge, ours, end)
-    events = host.netns.channel(NETLINK_ROUTE, RTMGRP_LINK)
     if conf.ipam:
         _allocate(req, host, conf, result, undo=undo)
         if conf.is_gateway:
@@ -48,12 +45,7 @@ def add(req: "Request", host: "Host", undo: "Undo") -> Result:
             _masquerade(req, host, conf, result, record=record, undo=undo)
     elif not conf.container_down:
         container.netlink.configure(ours.peer, (), (), dad=conf.dad)
-    if not conf.container_down:
-        interface.await_operational(host.netns, events, ours.index, _UP_SECONDS)
-    # Not by force: a bridge with STP takes half a minute for its first port. And one that somebody
-    # made without a MAC takes on that of its lowest port, likewise the MTU.
-    seconds = 0 if conf.container_down else _BRIDGE_SECONDS
-    bridge = interface.await_link(host.netns, events, bridge.index, seconds)
+    bridge = _await_working(host, conf, ours, bridge)
     mtu = port.fit_mtu(host.netns, bridge, conf)
     result.interfaces[0].mac, result.interfaces[0].mtu = bridge.mac, mtu
     if conf.dns is not None:
@@ -131,6 +123,20 @@ def _plug_in(
         undo.push("MAC filter", lambda: macfilter.remove(host.netns, ours.name, end.mac))
         macfilter.add(host.netns, ours.name, end.mac)
     return ours
+
+
+def _await_working(host: "Host", conf: Conf, ours: "Link", bridge: "Link") -> "Link":
+    """Return the bridge as it is once port and bridge pass packets on. Raises CNIError."""
+    # As a rule both do by now, and one look tells.
+    links = host.netns.netlink.links_at((ours.index, bridge.index))
+    if all(link and link.operstate == "UP" for link in links) and links[1]:
+        return links[1]
+    if not conf.container_down:
+        interface.await_operational(host.netns, ours.index, _UP_SECONDS)
+    # Not by force: a bridge with STP takes half a minute for its first port. And one that somebody
+    # made without a MAC takes on that of its lowest port, likewise the MTU.
+    seconds = 0 if conf.container_down else _BRIDGE_SECONDS
+    return interface.await_link(host.netns, bridge.index, seconds)
 
 
 def _interfaces(req: "Request", bridge: "Link", ours: "Link", end: VethEnd) -> Result:

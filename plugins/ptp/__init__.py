@@ -4,9 +4,7 @@ from dataclasses import replace
 
 from cni_common import attachment, interface, masquerade
 from cni_common.link import VethEnd
-from cni_common.netns import NETLINK_ROUTE
 from cni_common.request import Command
-from cni_common.rtnetlink import RTMGRP_LINK
 from cni_common.types import Interface, Result
 from plugins.ptp import way
 from plugins.ptp.conf import SCHEMA, Conf
@@ -46,14 +44,13 @@ def add(req: "Request", host: "Host", undo: "Undo") -> Result:
         Interface(ours.name, ours.mac, ours.mtu),
         Interface(req.ifname, end.mac, ours.mtu, req.netns),
     ]
-    events = host.netns.channel(NETLINK_ROUTE, RTMGRP_LINK)
     interface.enable_forwarding(host.netns, {ip.address.version for ip in result.ips}, host.log)
     way.configure_host(host.netns, ours, result.ips)
     on_way = way.routes_on_way(ours.peer, result.ips)
     interface.configure(container, req.ifname, ours.peer, result, on_way=on_way)
     if conf.masquerade:
         _masquerade(req, host, conf, result, record=record, undo=undo)
-    interface.await_operational(host.netns, events, ours.index, _UP_SECONDS)
+    interface.await_operational(host.netns, ours.index, _UP_SECONDS)
     return result
 
 

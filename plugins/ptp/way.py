@@ -5,6 +5,7 @@ on the host's end of every pair, and a route on the host leads to each container
 """
 
 import errno
+from functools import partial
 from ipaddress import ip_interface, ip_network
 
 from cni_common import interface
@@ -58,7 +59,6 @@ def configure_host(host: "NetNS", ours: "Link", ips: "Sequence[IPConfig]") -> No
 
     Raises CNIError when another interface has that route.
     """
-    events = host.channel(NETLINK_ROUTE, RTMGRP_IPV6_IFADDR)
     given = gateways(ips)
     messages = [address_message(ours.index, ip_interface(gateway), dad=False) for gateway in given]
     messages += [
@@ -71,6 +71,7 @@ def configure_host(host: "NetNS", ours: "Link", ips: "Sequence[IPConfig]") -> No
             raise
         raise _taken(host, ours, ips, error) from None
     if any(gateway.version == 6 for gateway in given):
+        events = partial(host.channel, NETLINK_ROUTE, RTMGRP_IPV6_IFADDR)
         interface.wait_until(lambda: _is_settled(host, ours), events, _SECONDS)
 
 

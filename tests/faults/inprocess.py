@@ -113,9 +113,9 @@ class _FaultyNetNS(NetNS):
         self.fault.visit(f"run {function.__qualname__}")
         return super().run(function)
 
-    def sysctl_here(self, name: str, value: str | None) -> str:
+    def sysctl_here(self, name: str, value: str | None, *, look: bool = True) -> str:
         self.fault.visit(f"sysctl {name}")
-        return super().sysctl_here(name, value)
+        return super().sysctl_here(name, value, look=look)
 
     def channel(self, protocol: int, groups: int = 0) -> Channel:
         plain = super().channel(protocol, groups)
@@ -171,14 +171,14 @@ class _FaultyRecord(Record):
         super().remove()
 
 
-def _faulty_append(fault: Fault) -> Callable[[int, bytes], None]:
+def _faulty_append(fault: Fault) -> Callable[..., None]:
     append = record._append
 
-    def faulty_append(fd: int, line: bytes) -> None:
+    def faulty_append(fd: int, line: bytes, *, is_whole: bool = False) -> None:
         if fault.is_due("write record"):
             os.write(fd, line[: len(line) // 2])  # as a full disk does
             raise fault.error()
-        append(fd, line)
+        append(fd, line, is_whole=is_whole)
 
     return faulty_append
 

@@ -54,6 +54,44 @@ def test_a_frozen_plugin_does_its_work(dist: Path, machine: Machine, keys: dict[
     _attached(machine, dist / "bridge", machine.network(**keys))
 
 
+# Of the machine the bundle has these libraries, and they are glibc's.
+GLIBC = ("ld-linux-x86-64", "libc", "libdl", "libm", "libpthread", "librt", "libutil")
+CHANGE_ROOT = """
+for name in proc run; do mount --rbind /$name "$0/$name"; done
+exec chroot "$0" "$@"
+"""
+
+
+def test_where_there_is_no_python(dist: Path, machine: Machine, tmp_path: Path) -> None:
+    """On a machine with the bin directory, glibc and nothing else, an attachment is made."""
+    for name in ("proc", "run", "var/lib", "opt/cni"):
+        (tmp_path / name).mkdir(parents=True)
+    shutil.copytree(dist, tmp_path / "opt/cni/bin")
+    programs = [file for file in dist.rglob("*") if file.name == "pycni" or ".so" in file.name]
+    listing = subprocess.run(["ldd", *programs], capture_output=True, text=True, check=False).stdout
+    for library in set(re.findall(r"(/\S+) \(0x", listing)):
+        if Path(library).name.partition(".so")[0] in GLIBC:
+            (tmp_path / library[1:]).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(library, tmp_path / library[1:])
+    config = machine.network(ipMasq=True)
+    config["ipam"]["dataDir"] = "/var/lib/cni/networks"
+    container = machine.container()
+
+    def call(command: str) -> "subprocess.CompletedProcess[str]":
+        environ = machine.environ(command, container, path="/opt/cni/bin")
+        words = ["unshare", "--mount", "--", "sh", "-ec", CHANGE_ROOT, str(tmp_path)]
+        done = machine.try_command(
+            machine.host, *words, "/opt/cni/bin/bridge", stdin=json.dumps(config), env=environ
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    addresses = [ip["address"] for ip in json.loads(call("ADD").stdout)["ips"]]
+    assert machine.addresses(container, "eth0") == addresses
+    call("DEL")
+    assert machine.link(container, "eth0") is None
+
+
 def test_a_plain_copy_works(dist: Path, machine: Machine, tmp_path: Path) -> None:
     """Without the links between its files, as some tools copy, the directory works the same."""
     copy = tmp_path / "copy"

@@ -1,6 +1,7 @@
 """portmap's configuration: what it means, and what is refused before anything is done."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,16 +40,7 @@ def request(*ports: Json, **keys: Any) -> Request:
     parsed = Request.parse({**environ, "CNI_IFNAME": "eth0"}, json.dumps(config).encode())
     folded = wire.fold(parsed.config, SCHEMA)
     schema.validate(folded, SCHEMA)
-    return Request(
-        parsed.command,
-        parsed.containerid,
-        parsed.netns,
-        parsed.ifname,
-        parsed.path,
-        folded,
-        parsed.environ,
-        parsed.stdin,
-    )
+    return replace(parsed, config=folded)
 
 
 def test_targets() -> None:
