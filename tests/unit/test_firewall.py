@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -28,17 +29,7 @@ def request(**keys: Any) -> Request:
     parsed = Request.parse(
         {**environ, "CNI_IFNAME": "eth0"}, b'{"cniVersion":"1.0.0","name":"net","type":"firewall"}'
     )
-    config = {**parsed.config, **keys}
-    return Request(
-        parsed.command,
-        parsed.containerid,
-        parsed.netns,
-        parsed.ifname,
-        parsed.path,
-        config,
-        parsed.environ,
-        parsed.stdin,
-    )
+    return replace(parsed, config={**parsed.config, **keys})
 
 
 def test_defaults() -> None:
