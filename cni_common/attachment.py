@@ -99,12 +99,9 @@ def allocate(
     def take_back() -> None:
         undo.push("IPAM ADD", release)
 
-    # SPEC.md section 4: a delegate whose ADD failed gets a DEL.
+    # SPEC.md section 4: a delegate whose ADD failed gets a DEL. Not ours: it takes back its own
+    # failures, and a refusal must not cost a living container its address.
     given = host.delegate(type, req, Command.ADD, on_start=take_back)
-    if host.is_ours(type, req.path):
-        # Only now: ours takes back its own failures, and a refusal must not cost a living
-        # container its address.
-        take_back()
     if given is None:
         raise CNIError(Code.INTERNAL, f"IPAM plugin '{type}' returned no result")
     given.refuse_contradictions(f"IPAM plugin '{type}'")

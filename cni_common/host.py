@@ -118,21 +118,27 @@ class Host:
         """Run `command` of another plugin with the environment and stdin of `req`.
 
         In this process when CNI_PATH leads to our own executable, else by exec: an administrator
-        who puts another implementation first gets that one; `on_start` is called once that runs.
+        who puts another implementation first gets that one. `on_start` is called when there may be
+        something to take back: once that runs, or ours has succeeded and still would take it back.
         Raises the delegate's CNIError, or 999 when it does not give one; 50 when there is no such
         plugin.
         """
         path = find_plugin(type, req.path)
         environ = {**req.environ, "CNI_COMMAND": command}
         if self._is_ours(path, type):
-            output = self._run_here(type, Request.parse(environ, req.stdin))
+            output = self._run_here(type, Request.parse(environ, req.stdin), on_start)
         else:
             output = self._run(path, environ, req.stdin, on_start)
         if command != Command.ADD:
             return None
         return Result.parse(output or {}, req.cni_version)
 
-    def _run_here(self, type: str, req: Request) -> "wire.Json | None":  # noqa: A002
+    def _run_here(
+        self,
+        type: str,  # noqa: A002
+        req: Request,
+        on_success: "Callable[[], object]",
+    ) -> "wire.Json | None":
         if type in self._delegates:
             raise CNIError(
                 Code.INVALID_CONFIG,
@@ -140,7 +146,7 @@ class Host:
             )
         self._delegates.append(type)
         try:
-            return protocol.execute(type, req, self)
+            return protocol.execute(type, req, self, deliver=lambda _: on_success())
         finally:
             self._delegates.pop()
 
