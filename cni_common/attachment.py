@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from functools import cache
 from ipaddress import ip_address, ip_interface
 
-from cni_common import collect, interface, masquerade
+from cni_common import collect, interface, masquerade, wire
 from cni_common.errors import CNIError, Code
 from cni_common.ipam import ipam_type
 from cni_common.netns import addresses_in_use
 from cni_common.removal import delete_link
 from cni_common.request import Attachment, Command, Request
 from cni_common.steps import BestEffort
+from cni_common.types import CURRENT_VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -143,7 +144,8 @@ def dissolve(kind: Kind, req: "Request", host: "Host", record: "Record") -> None
 def as_delete(record: "Record", path: str) -> "Request":
     """Return the DEL that the runtime never sent for an attachment whose record is at hand.
 
-    It has the recorded configuration and CNI_PATH, or else `path`. Raises CNIError.
+    It has the recorded configuration, or the least where there is none, and the recorded CNI_PATH,
+    or else `path`. Raises CNIError.
     """
     facts = record.facts
     environ = {
@@ -154,7 +156,8 @@ def as_delete(record: "Record", path: str) -> "Request":
         "CNI_ARGS": facts.get("cni_args", ""),
         "CNI_PATH": facts.get("cni_path") or path,
     }
-    return Request.parse(environ, facts.get("stdin", "").encode())
+    least = {"cniVersion": CURRENT_VERSION, "name": facts.get("network"), "type": facts["plugin"]}
+    return Request.parse(environ, facts.get("stdin", "").encode() or wire.encode_line(least))
 
 
 def dissolve_unrecorded(kind: Kind, req: "Request", host: "Host") -> None:

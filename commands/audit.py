@@ -6,9 +6,8 @@ from functools import cached_property, partial
 from cni_common import iptables, masquerade
 from cni_common.record import Record
 from cni_common.request import Attachment
-from commands import DONE, FOUND, leftovers, view
+from commands import DONE, FOUND, inventory, leftovers, view
 from commands.node import Known, Node
-from commands.owned import objects_of
 from plugins.bridge import macfilter
 from plugins.host_local import reclaim
 from plugins.host_local.lease import GRACE_SECONDS
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from cni_common.iptables import Jump
     from cni_common.types import Address
     from commands.node import Tenancy
+    from commands.owned import Stray
     from commands.sightings import Sightings
 
 NOW, LATER, NEVER = "now", "later", "no"
@@ -100,11 +100,13 @@ class Audit:
         rules = iptables.reference_rules(self._host.netns)
         ports = macfilter.orphans(self._host.netns)
         ports_of_reference = macfilter.orphans_of_reference(self._host.netns)
+        strays = inventory.strays(self._host)
         return [
             *self._attachments(),
             *self._leases(),
             *self._elements(elements),
             *self._filters(ports, ports_of_reference),
+            *self._strays(strays),
             *self._jumps(jumps),
             *self._rules(rules),
             *self._files(),
@@ -129,10 +131,10 @@ class Audit:
                 if (known.network, known.attachment) not in self._lessees:
                     act = partial(leftovers.remove_idle_record, self._host, known.path)
                     yield self._of(known, "record", known.path, reason, when, act)
-            elif known.plugin in leftovers.DISSOLVE:
+            elif known.plugin in inventory.KINDS:
                 act = partial(leftovers.dissolve, self._host, known.path)
                 yield self._of(known, "record", known.path, reason, when, act)
-                for one in objects_of(self._host, known):
+                for one in inventory.objects_of(self._host, known):
                     if one.present:
                         yield self._of(known, one.kind, one.what, reason, when, act)
             else:
@@ -222,6 +224,17 @@ class Audit:
                 reason="the port is gone",
                 act=partial(leftovers.remove_filter_of_reference, self._host, port, whose),
             )
+
+    def _strays(self, strays: "list[Stray]") -> "Iterator[Finding]":
+        claimed = inventory.claimed(self._node.records)
+        for one in strays:
+            if one.owner not in claimed and not one.addresses & self._node.in_use:
+                # Without an address nothing tells that nobody lives who needs it.
+                act = partial(leftovers.remove_stray, self._host, one) if one.addresses else None
+                never = "" if act else NEVER
+                yield self._finding(
+                    one.kind, one.what, one.names, reason=one.reason, act=act, reclaim=never
+                )
 
     def _jumps(self, jumps: "list[Jump]") -> "Iterator[Finding]":
         recorded = {(one.network, one.attachment.containerid) for one in self._node.records}

@@ -6,31 +6,24 @@ from functools import partial
 
 from cni_common import attachment, masquerade, netns
 from cni_common.request import Attachment
+from commands import inventory
 from commands.node import PROBE, Node
-from plugins import ptp, tuning
 from plugins.bridge import macfilter
-from plugins.bridge.kind import KIND as BRIDGE
 from plugins.host_local.fate import Judge
 from plugins.host_local.lease import GRACE_SECONDS
 from plugins.host_local.store import Store, indexes_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from cni_common.host import Host
     from cni_common.record import Record
-    from cni_common.request import Request
     from cni_common.steps import BestEffort
     from cni_common.types import Address
     from commands.node import Known
+    from commands.owned import Stray
 
-# What takes an attachment apart, by the plugin that has made it.
-DISSOLVE: "Mapping[str, Callable[[Request, Host, Record], object]]" = {
-    "bridge": partial(attachment.dissolve, BRIDGE),
-    "ptp": partial(attachment.dissolve, ptp.KIND),
-    "tuning": tuning.dissolve,
-}
 _STORES_OWN = ".pycni-"  # how the names of files begin that host-local makes beside its leases
 
 
@@ -51,7 +44,7 @@ def dissolve(host: "Host", path: str) -> None:
         whose, network = record.attachment, record.facts.get("network")
         _log(host, f"{whose.containerid} {whose.ifname} of network {network}", reason)
         gone = attachment.as_delete(record, os.path.dirname(host.executable))
-        DISSOLVE[record.facts["plugin"]](gone, host, record)
+        inventory.KINDS[record.facts["plugin"]].dissolve(gone, host, record)
     finally:
         record.close()
 
@@ -101,6 +94,14 @@ def remove_element(host: "Host", address: "Address", text: str) -> None:
     if text not in recorded and address not in netns.addresses_in_use():
         _log(host, f"the masquerade element of {address}", f"no record of '{text}'")
         masquerade.remove_element(host.netns, address, text)
+
+
+def remove_stray(host: "Host", stray: "Stray") -> None:
+    """Remove what still has no record and no living container."""
+    is_claimed = stray.owner in inventory.claimed(Node(host, "").records)
+    if not is_claimed and not stray.addresses & netns.addresses_in_use():
+        _log(host, stray.what, stray.reason)
+        stray.remove()
 
 
 def remove_filter(host: "Host", port: str) -> None:

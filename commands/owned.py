@@ -1,4 +1,4 @@
-"""What an attachment owns in the kernel, by bridge's record, and whether it is there."""
+"""What an attachment owns in the kernel, and what of an interface's pair is there."""
 
 from dataclasses import dataclass
 from ipaddress import ip_interface
@@ -8,9 +8,10 @@ from plugins.bridge import macfilter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from cni_common.host import Host
+    from cni_common.types import Address
     from commands.node import Known
 
 
@@ -18,13 +19,26 @@ if TYPE_CHECKING:
 class Owned:
     """One object in the kernel."""
 
-    kind: str  # veth, masquerade, iptables, mac-filter
+    kind: str  # veth, masquerade, iptables, mac-filter, host-port, backup
     what: str
     present: bool
 
 
-def objects_of(host: "Host", known: "Known") -> "Iterator[Owned]":
-    """Yield what `known` says was made, and whether it is there."""
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """Something in the kernel, nobody's unless a record claims it or its address is in use."""
+
+    kind: str
+    what: str
+    names: tuple[str, ...]  # network, container and interface, as far as they are known
+    owner: str  # by what records claim it
+    addresses: "frozenset[Address]"  # of the container
+    reason: str
+    remove: "Callable[[], object]"  # no questions asked
+
+
+def objects_of_pair(host: "Host", known: "Known") -> "Iterator[Owned]":
+    """Yield what `known`, of a plugin with a veth pair, says was made, and whether it is there."""
     facts = known.facts
     if facts.get("veth"):
         link = host.netns.netlink.link(facts["veth"])
