@@ -1,8 +1,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .NOTPARALLEL:
-.PHONY: help venv fmt check coverage test test-kernel test-e2e test-faults test-launcher test-vm storm demo dist \
-    install uninstall bench bench-quick schemas lock clean
+.PHONY: help venv fmt check coverage test test-kernel test-e2e test-faults test-faults-all test-launcher test-vm \
+    storm demo dist install uninstall bench bench-quick schemas lock clean
 
 python := .venv/bin/python
 pytest := $(python) -m pytest
@@ -44,6 +44,9 @@ test-e2e: dist ## the executables, driven by cnitool, beside the Go plugins
 
 test-faults: dist ## killed, on a full disk, after a power loss; a short storm: tests/faults/README.md
 	$(sandboxed) -n 2 tests/faults
+
+test-faults-all: dist ## the same at each system call also where test-faults takes a sample; an hour
+	PYCNI_FAULT_ALL=1 $(sandboxed) -n 2 --timeout 3000 tests/faults/test_chains.py
 
 test-launcher: dist ## launcher, also under sanitizers; what dist and install make
 	$(sandboxed) -n 2 tests/launcher
