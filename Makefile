@@ -46,7 +46,7 @@ test-faults: dist ## killed, on a full disk, after a power loss; a short storm: 
 	$(sandboxed) -n 2 tests/faults
 
 test-faults-all: dist ## the same at each system call also where test-faults takes a sample; an hour
-	PYCNI_FAULT_ALL=1 $(sandboxed) -n 2 --timeout 3000 tests/faults/test_chains.py
+	PYCNI_FAULT_ALL=1 $(sandboxed) -n 2 --timeout 3000 tests/faults/test_{chains,renewal}.py
 
 test-launcher: dist ## launcher, also under sanitizers; what dist and install make
 	$(sandboxed) -n 2 tests/launcher

@@ -205,6 +205,11 @@ def configuration(kind: str, **keys: Any) -> Json:
     return single(network("1.1.0", NETWORKS[kind], **keys))
 
 
+def network_of(*subnets: str) -> Json:
+    """Return a bridge with host-local on these subnets."""
+    return single(network("1.1.0", subnets, ipMasq=False))
+
+
 def sweep(
     rig: Rig,
     request: pytest.FixtureRequest,
