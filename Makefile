@@ -2,7 +2,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .NOTPARALLEL:
 .PHONY: help venv fmt check coverage test test-kernel test-e2e test-dataplane test-runtimes test-faults \
-    test-launcher test-vm storm demo dist install uninstall bench bench-quick schemas lock clean
+    test-faults-all test-launcher test-vm storm demo dist install uninstall bench bench-quick schemas lock \
+    clean
 
 python := .venv/bin/python
 pytest := $(python) -m pytest
@@ -52,6 +53,9 @@ test-dataplane: dist ## sockets of all kinds across the networks that the execut
 
 test-faults: dist ## killed, on a full disk, after a power loss; a short storm: tests/faults/README.md
 	$(sandboxed) -n 2 tests/faults
+
+test-faults-all: dist ## the same at each system call also where test-faults takes a sample; an hour
+	PYCNI_FAULT_ALL=1 $(sandboxed) -n 2 --timeout 3000 tests/faults/test_{chains,renewal}.py
 
 test-launcher: dist ## launcher, also under sanitizers; what dist and install make
 	$(sandboxed) -n 2 tests/launcher

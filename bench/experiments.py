@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from ipaddress import ip_network
 from itertools import count
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from plugins import TYPES
 
 AT_ONCE = (1, 8, 32)
 LEASES = (0, 1_000, 10_000, 60_000)
-SLOW = ("at-once-32", "leases-10000", "leases-60000")
+_ADDRESSES = (1 << 16) - 3  # that a /16 has for containers
+SLOW = ("at-once-32", "leases-10000", "leases-60000", "leases-one-free", "leases-64")
 _MEGABYTES = 64  # they take less than a tenth of a second
 _CIDRS = count(1)
 
@@ -96,7 +98,14 @@ def experiments(types: Sequence[str] = TYPES) -> dict[str, Callable[[Bench], Non
     for number in AT_ONCE:
         found[f"at-once-{number}"] = partial(at_once, number=number)
     for present in LEASES:
-        found[f"leases-{present}"] = partial(leases, present=present)
+        share = 0.25 if present > 10_000 else 0.5
+        among = Leases(f"{present}", f"{present:,} leases present", present, share=share)
+        found[f"leases-{present}"] = partial(leases, among=among)
+    for among in (
+        Leases("one-free", "one address free in a /16", _ADDRESSES - 1, share=0.06),
+        Leases("64", "60,000 leases in an IPv6 /64", 60_000, "fd00:40::/64", share=0.06),
+    ):
+        found[f"leases-{among.key}"] = partial(leases, among=among)
     return found
 
 
@@ -252,23 +261,45 @@ def by_cnitool(bench: Bench) -> None:
                     row.add(column.name, column.run([call]).outcomes[0].wall_ms)
 
 
-def leases(bench: Bench, present: int) -> None:
-    """ADD of host-local beside `present` leases of others."""
-    row = bench.row(f"leases-{present}.add", f"host-local ADD, {present:,} leases present")
-    network = f"leases{present}"
+@dataclass(frozen=True)
+class Leases:
+    """How many leases of others are in which subnet; `share` is that of the run's rounds."""
+
+    key: str
+    title: str
+    present: int
+    subnet: str = "10.40.0.0/16"
+    share: float = 0.5
+
+
+def leases(bench: Bench, among: Leases) -> None:
+    """ADD, CHECK and DEL of host-local beside leases of others."""
+    rows = {
+        command: bench.row(
+            f"leases-{among.key}.{command.lower()}", f"host-local {command}, {among.title}"
+        )
+        for command in ("ADD", "CHECK", "DEL")
+    }
+    network = f"leases{among.key}"
     for column in bench.columns:
-        progress(f"{row.title}: preparing {column.name}", last=False)
+        progress(f"{among.title}: preparing {column.name}", last=False)
         store = column.path(f"/var/lib/cni/networks/{network}")
         store.mkdir(parents=True)
-        _write_leases(store, present)
-    share = 0.25 if present > 10_000 else 0.5
-    for turn in bench.turns(row.title, share):
+        _write_leases(store, among)
+        for command in ("ADD", "DEL"):  # not measured: the first call may read all leases
+            column.run(
+                [networks.lease_call(column, command, network, subnet=among.subnet, result={})]
+            )
+    for turn in bench.turns(among.title, among.share):
         for column in turn:
-            for command in ("ADD", "DEL"):
-                call = networks.lease_call(column.name, column.bin_dir, command, network)
-                batch = column.run([call])
-                if command == "ADD":
-                    row.add(column.name, batch.outcomes[0].wall_ms)
+            result: networks.Json = {}
+            for command, row in rows.items():
+                call = networks.lease_call(
+                    column, command, network, subnet=among.subnet, result=result
+                )
+                (outcome,) = column.run([call]).outcomes
+                row.add(column.name, outcome.wall_ms)
+                result = json.loads(outcome.output) if command == "ADD" else result
     for column in bench.columns:
         empty(column.path("/var/lib/cni/networks"))
 
@@ -343,10 +374,11 @@ def _floor_add(
     return floor.ms("add", name, netns, *words)
 
 
-def _write_leases(store: Path, number: int) -> None:
-    """Write leases as the reference does: 10.40.0.2 and on, each of another container."""
-    last = "10.40.0.1"
-    for host in range(2, number + 2):
-        last = f"10.40.{host // 256}.{host % 256}"
+def _write_leases(store: Path, among: Leases) -> None:
+    """Write leases as the reference does: .2 and on, each of another container."""
+    gateway = ip_network(among.subnet)[1]
+    last = str(gateway)
+    for host in range(1, among.present + 1):
+        last = str(gateway + host)
         (store / last).write_text(f"{host:064x}\r\neth0")
     (store / "last_reserved_ip.0").write_text(last)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.columns import Call
+from bench.columns import Call, Column
 from bench.samples import COLUMNS, REFERENCE
 
 Json = dict[str, Any]
@@ -159,13 +159,14 @@ def cnitool_call(cnitool: Path, command: str, attachment: Attachment, directory:
     return Call(cnitool, environ, "", (command, attachment.network.name, attachment.netns))
 
 
-def lease_call(column: str, bin_dir: Path, command: str, network: str) -> Call:
-    """Return a call of host-local by itself, on a /16."""
+def lease_call(column: Column, command: str, network: str, *, subnet: str, result: Json) -> Call:
+    """Return a call of host-local by itself; `result` is that of ADD, {} before."""
     conf = {
         "cniVersion": VERSION,
         "name": network,
-        "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.40.0.0/16"}]]},
+        "ipam": {"type": "host-local", "ranges": [[{"subnet": subnet}]]},
+        **({"prevResult": result} if result else {}),
     }
-    attachment = Attachment(Network(network, column, bin_dir), "/run/netns/c0", "b" * 64)
-    environ = environment(command, attachment, bin_dir)
-    return Call(bin_dir / "host-local", environ, json.dumps(conf))
+    bin_dir = column.bin_dir
+    attachment = Attachment(Network(network, column.name, bin_dir), "/run/netns/c0", "b" * 64)
+    return Call(bin_dir / "host-local", environment(command, attachment, bin_dir), json.dumps(conf))

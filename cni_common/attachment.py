@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from functools import cache
 from ipaddress import ip_address, ip_interface
 
-from cni_common import collect, interface, masquerade
+from cni_common import collect, interface, masquerade, wire
 from cni_common.errors import CNIError, Code
 from cni_common.ipam import ipam_type
 from cni_common.netns import addresses_in_use
 from cni_common.removal import delete_link
 from cni_common.request import Attachment, Command, Request
 from cni_common.steps import BestEffort
+from cni_common.types import CURRENT_VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,12 +99,9 @@ def allocate(
     def take_back() -> None:
         undo.push("IPAM ADD", release)
 
-    # SPEC.md section 4: a delegate whose ADD failed gets a DEL.
+    # SPEC.md section 4: a delegate whose ADD failed gets a DEL. Not ours: it takes back its own
+    # failures, and a refusal must not cost a living container its address.
     given = host.delegate(type, req, Command.ADD, on_start=take_back)
-    if host.is_ours(type, req.path):
-        # Only now: ours takes back its own failures, and a refusal must not cost a living
-        # container its address.
-        take_back()
     if given is None:
         raise CNIError(Code.INTERNAL, f"IPAM plugin '{type}' returned no result")
     given.refuse_contradictions(f"IPAM plugin '{type}'")
@@ -145,7 +143,8 @@ def dissolve(kind: Kind, req: "Request", host: "Host", record: "Record") -> None
 def as_delete(record: "Record", path: str) -> "Request":
     """Return the DEL that the runtime never sent for an attachment whose record is at hand.
 
-    It has the recorded configuration and CNI_PATH, or else `path`. Raises CNIError.
+    It has the recorded configuration, or the least where there is none, and the recorded CNI_PATH,
+    or else `path`. Raises CNIError.
     """
     facts = record.facts
     environ = {
@@ -156,7 +155,8 @@ def as_delete(record: "Record", path: str) -> "Request":
         "CNI_ARGS": facts.get("cni_args", ""),
         "CNI_PATH": facts.get("cni_path") or path,
     }
-    return Request.parse(environ, facts.get("stdin", "").encode())
+    least = {"cniVersion": CURRENT_VERSION, "name": facts.get("network"), "type": facts["plugin"]}
+    return Request.parse(environ, facts.get("stdin", "").encode() or wire.encode_line(least))
 
 
 def dissolve_unrecorded(kind: Kind, req: "Request", host: "Host") -> None:

@@ -184,16 +184,15 @@ class _Place:
         self._lock_path = f"{self._directory}/engine.lock"
         make_private_directory(self._directory)
         self._new, self._new_lock = f"{path}.{os.getpid()}", f"{self._lock_path}.{os.getpid()}"
-        for old in (self._new, self._new_lock):
-            with suppress(FileNotFoundError):
-                os.unlink(old)  # of a process that had our number, and was killed
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._lock = os.open(self._new_lock, flags, 0o600)
-        fcntl.lockf(self._lock, fcntl.LOCK_EX)
         self.listener = socket.socket(
             socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         )
-        self.listener.bind(self._new)
+        with self._locked():  # where there is no lock nobody is at work
+            self._tidy()
+            self._lock = os.open(self._new_lock, flags, 0o600)
+            fcntl.lockf(self._lock, fcntl.LOCK_EX)
+            self.listener.bind(self._new)
         os.chmod(self._new, 0o600)
         self.listener.listen(_BACKLOG)
         self._identity = os.stat(self._new).st_ino
@@ -225,19 +224,20 @@ class _Place:
                 os.unlink(self._path)
                 os.unlink(self._lock_path)
 
+    def _tidy(self) -> None:
+        """Remove what engines have left that were killed before they took the path."""
+        stems = (os.path.basename(self._path), os.path.basename(self._lock_path))
+        for name in os.listdir(self._directory):
+            stem, _, number = name.rpartition(".")
+            is_ours = stem in stems and number.isdecimal()
+            if is_ours and _who_locks(f"{self._lock_path}.{number}") < 0:
+                os.unlink(f"{self._directory}/{name}")
+
     def _holder(self) -> int:
         """Return a pidfd of the engine that has the path, -1 when there is none."""
-        try:
-            fd = os.open(self._lock_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            return -1
-        try:
-            question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, question))
-        finally:
-            os.close(fd)
+        pid = _who_locks(self._lock_path)
         with suppress(ProcessLookupError):
-            return -1 if kind == fcntl.F_UNLCK else os.pidfd_open(pid)
+            return -1 if pid < 0 else os.pidfd_open(pid)
         return -1  # it ended a moment ago
 
     def _is_served(self) -> bool:
@@ -263,6 +263,20 @@ class _Place:
             yield
         finally:
             os.close(fd)
+
+
+def _who_locks(path: str) -> int:
+    """Return the process that has locked a file of others, -1 for none or no file."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return -1
+    try:
+        question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, question))
+    finally:
+        os.close(fd)
+    return -1 if kind == fcntl.F_UNLCK else pid
 
 
 def _given_socket() -> socket.socket | None:

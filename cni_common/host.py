@@ -130,21 +130,27 @@ class Host:
         """Run `command` of another plugin with the environment of `req`, and its stdin or `stdin`.
 
         In this process when CNI_PATH leads to our own executable, else by exec: an administrator
-        who puts another implementation first gets that one; `on_start` is called once that runs.
+        who puts another implementation first gets that one. `on_start` is called when there may be
+        something to take back: once that runs, or ours has succeeded and still would take it back.
         Raises the delegate's CNIError, or 999 when it does not give one; 50 when there is no such
         plugin.
         """
         stdin = req.stdin if stdin is None else stdin
         path, is_ours = self._find(type, req.path)
         if is_ours:
-            return self._run_here(type, req.delegated(command, stdin))
+            return self._run_here(type, req.delegated(command, stdin), on_start)
         environ = {**req.environ, "CNI_COMMAND": command}
         output = self._run(path, environ, stdin, on_start)
         if command != Command.ADD:
             return None
         return Result.parse(output or {}, req.cni_version)
 
-    def _run_here(self, type: str, req: Request) -> Result | None:  # noqa: A002
+    def _run_here(
+        self,
+        type: str,  # noqa: A002
+        req: Request,
+        on_success: "Callable[[], object]",
+    ) -> Result | None:
         if type in self._delegates:
             raise CNIError(
                 Code.INVALID_CONFIG,
@@ -152,7 +158,7 @@ class Host:
             )
         self._delegates.append(type)
         try:
-            return protocol.execute(type, req, self)
+            return protocol.execute(type, req, self, deliver=lambda _: on_success())
         finally:
             self._delegates.pop()
 

@@ -6,13 +6,9 @@ from functools import cached_property, partial
 from cni_common import iptables, masquerade
 from cni_common.record import Record
 from cni_common.request import Attachment
-from commands import DONE, FOUND, leftovers, view
+from commands import DONE, FOUND, inventory, leftovers, view
 from commands.node import Known, Node
-from commands.owned import objects_of
-from plugins.bandwidth import ifb
 from plugins.bridge import macfilter
-from plugins.firewall import survey
-from plugins.firewall.attachment import PLUGIN as FIREWALL
 from plugins.host_local import reclaim
 from plugins.host_local.lease import GRACE_SECONDS
 from plugins.host_local.lease import PLUGIN as HOST_LOCAL
@@ -24,9 +20,9 @@ if TYPE_CHECKING:
 
     from cni_common.host import Host
     from cni_common.iptables import Jump
-    from cni_common.link import Link
     from cni_common.types import Address
     from commands.node import Tenancy
+    from commands.owned import Stray
     from commands.sightings import Sightings
 
 NOW, LATER, NEVER = "now", "later", "no"
@@ -103,17 +99,14 @@ class Audit:
         jumps = list(iptables.reference_jumps(self._host.netns))
         rules = iptables.reference_rules(self._host.netns)
         ports = macfilter.orphans(self._host.netns)
-        admitted = survey.admitted(self._host.netns)
-        policies = survey.idle_policies(self._host)
         ports_of_reference = macfilter.orphans_of_reference(self._host.netns)
-        ifbs = ifb.orphans(self._host.netns)
+        strays = inventory.strays(self._host)
         return [
             *self._attachments(),
             *self._leases(),
             *self._elements(elements),
             *self._filters(ports, ports_of_reference),
-            *self._ifbs(ifbs),
-            *self._firewall(admitted, policies),
+            *self._strays(strays),
             *self._jumps(jumps),
             *self._rules(rules),
             *self._files(),
@@ -138,10 +131,10 @@ class Audit:
                 if (known.network, known.attachment) not in self._lessees:
                     act = partial(leftovers.remove_idle_record, self._host, known.path)
                     yield self._of(known, "record", known.path, reason, when, act)
-            elif known.plugin in leftovers.DISSOLVE:
+            elif known.plugin in inventory.KINDS:
                 act = partial(leftovers.dissolve, self._host, known.path)
                 yield self._of(known, "record", known.path, reason, when, act)
-                for one in objects_of(self._host, known):
+                for one in inventory.objects_of(self._host, known):
                     if one.present:
                         yield self._of(known, one.kind, one.what, reason, when, act)
             else:
@@ -232,38 +225,17 @@ class Audit:
                 act=partial(leftovers.remove_filter_of_reference, self._host, port, whose),
             )
 
-    def _ifbs(self, ifbs: "list[Link]") -> "Iterator[Finding]":
-        recorded = {one.facts.get("ifb_mac") for one in self._node.records}
-        for link in ifbs:
-            if link.mac not in recorded:
+    def _strays(self, strays: "list[Stray]") -> "Iterator[Finding]":
+        claimed = inventory.claimed(self._node.records)
+        for one in strays:
+            if one.owner not in claimed and not one.addresses & self._node.in_use:
+                # Without an address nothing tells that nobody lives who needs it.
+                known_gone = one.addresses or one.idle
+                act = partial(leftovers.remove_stray, self._host, one) if known_gone else None
+                never = "" if act else NEVER
                 yield self._finding(
-                    "ifb",
-                    f"'{link.name}' ({link.mac})",
-                    reason="nothing is redirected to it, and no record names it",
-                    act=partial(leftovers.remove_ifb, self._host, link.name, link.mac),
+                    one.kind, one.what, one.names, reason=one.reason, act=act, reclaim=never
                 )
-
-    def _firewall(
-        self, admitted: "list[tuple[str, Address]]", policies: "list[tuple[str, str]]"
-    ) -> "Iterator[Finding]":
-        recorded = {text for one in self._node.records for text in _addresses(one)}
-        for table, address in admitted:
-            if str(address) in recorded or address in self._node.in_use:
-                continue
-            yield self._finding(
-                "firewall",
-                f"rules of {address} in {table}",
-                reason="no record names it, and the address is in no namespace",
-                key=f"firewall {address}",
-                act=partial(leftovers.remove_admission, self._host, address),
-            )
-        for pair in policies:
-            yield self._finding(
-                "firewall",
-                f"'{pair[1]}' in set '{pair[0]}'",
-                reason="no record has an ingress policy for it",
-                act=partial(leftovers.remove_policy, self._host, pair),
-            )
 
     def _jumps(self, jumps: "list[Jump]") -> "Iterator[Finding]":
         recorded = {(one.network, one.attachment.containerid) for one in self._node.records}
@@ -356,12 +328,6 @@ class Audit:
         key = key or f"{kind} {what}"
         when = reclaim or (NOW if self._sightings.are_two(key) else LATER)
         return Finding(kind, what, network, containerid, ifname, reason, when, key, act)
-
-
-def _addresses(known: Known) -> "Iterator[str]":
-    """Yield the addresses that firewall's record of an attachment names."""
-    if known.plugin == FIREWALL:
-        yield from known.facts.get("addresses", ())
 
 
 def _names_in(comment: str, networks: "Iterable[str]") -> tuple[str, ...]:

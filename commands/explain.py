@@ -1,8 +1,7 @@
 """`pycni explain`: everything that the attachments of one container own."""
 
-from commands import DONE, FAILED, FOUND, view
+from commands import DONE, FAILED, FOUND, inventory, view
 from commands.node import Known, Node
-from commands.owned import objects_of
 from plugins.host_local.lease import PLUGIN as HOST_LOCAL
 
 TYPE_CHECKING = False
@@ -91,7 +90,9 @@ class _Attachment:
             for address in one.facts.get("addresses", ())
             if address not in held
         ]
-        self._objects: list[Owned] = [o for one in records for o in objects_of(node.host, one)]
+        self._objects: list[Owned] = [
+            o for one in records for o in inventory.objects_of(node.host, one)
+        ]
 
     def rows(self) -> list[list[str]]:
         """Return the rows of a table."""

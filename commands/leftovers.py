@@ -6,36 +6,24 @@ from functools import partial
 
 from cni_common import attachment, masquerade, netns
 from cni_common.request import Attachment
+from commands import inventory
 from commands.node import PROBE, Node
-from plugins import firewall, ptp, tuning
-from plugins.bandwidth import attachment as limits
-from plugins.bandwidth import ifb
 from plugins.bridge import macfilter
-from plugins.bridge.kind import KIND as BRIDGE
-from plugins.firewall import survey
 from plugins.host_local.fate import Judge
 from plugins.host_local.lease import GRACE_SECONDS
 from plugins.host_local.store import Store, indexes_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from cni_common.host import Host
     from cni_common.record import Record
-    from cni_common.request import Request
     from cni_common.steps import BestEffort
     from cni_common.types import Address
     from commands.node import Known
+    from commands.owned import Stray
 
-# What takes an attachment apart, by the plugin that has made it.
-DISSOLVE: "Mapping[str, Callable[[Request, Host, Record], object]]" = {
-    "bandwidth": limits.dissolve,
-    "bridge": partial(attachment.dissolve, BRIDGE),
-    "firewall": firewall.attachment.dissolve,
-    "ptp": partial(attachment.dissolve, ptp.KIND),
-    "tuning": tuning.dissolve,
-}
 _STORES_OWN = ".pycni-"  # how the names of files begin that host-local makes beside its leases
 
 
@@ -56,7 +44,7 @@ def dissolve(host: "Host", path: str) -> None:
         whose, network = record.attachment, record.facts.get("network")
         _log(host, f"{whose.containerid} {whose.ifname} of network {network}", reason)
         gone = attachment.as_delete(record, os.path.dirname(host.executable))
-        DISSOLVE[record.facts["plugin"]](gone, host, record)
+        inventory.KINDS[record.facts["plugin"]].dissolve(gone, host, record)
     finally:
         record.close()
 
@@ -108,16 +96,12 @@ def remove_element(host: "Host", address: "Address", text: str) -> None:
         masquerade.remove_element(host.netns, address, text)
 
 
-def remove_admission(host: "Host", address: "Address") -> None:
-    """Remove the firewall rules of an address that still nobody has."""
-    if address not in netns.addresses_in_use() and survey.remove_address(host, address):
-        _log(host, f"the firewall rules of {address}", "no record names it")
-
-
-def remove_policy(host: "Host", pair: tuple[str, str]) -> None:
-    """Remove what keeps a bridge or port apart that still no record names."""
-    if survey.remove_policy(host, pair):
-        _log(host, f"'{pair[1]}' in set '{pair[0]}'", "no record names it")
+def remove_stray(host: "Host", stray: "Stray") -> None:
+    """Remove what still has no record and no living container."""
+    is_claimed = stray.owner in inventory.claimed(Node(host, "").records)
+    if not is_claimed and not stray.addresses & netns.addresses_in_use():
+        _log(host, stray.what, stray.reason)
+        stray.remove()
 
 
 def remove_filter(host: "Host", port: str) -> None:
@@ -132,15 +116,6 @@ def remove_filter_of_reference(host: "Host", port: str, whose: str) -> None:
     if (port, whose) in macfilter.orphans_of_reference(host.netns):
         _log(host, f"the MAC filter of port '{port}' for {whose}", "the port is gone")
         macfilter.remove_named_of_reference(host.netns, whose)
-
-
-def remove_ifb(host: "Host", name: str, mac: str) -> None:
-    """Remove an ifb to which still nothing is redirected, unless it has got a record since."""
-    recorded = {one.facts.get("ifb_mac") for one in Node(host, "").records}
-    found = {(one.name, one.mac) for one in ifb.orphans(host.netns)}
-    if mac not in recorded and (name, mac) in found:
-        _log(host, f"'{name}'", "nothing is redirected to it")
-        ifb.delete(host.netns, name, mac)
 
 
 def remove_of_reference(host: "Host", node: Node, network: str, source: "Address") -> None:

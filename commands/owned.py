@@ -1,19 +1,17 @@
-"""What an attachment owns in the kernel, by its records, and whether it is there."""
+"""What an attachment owns in the kernel, and what of an interface's pair is there."""
 
 from dataclasses import dataclass
 from ipaddress import ip_interface
 
 from cni_common import iptables, masquerade
-from plugins import firewall
-from plugins.bandwidth import attachment as limits
 from plugins.bridge import macfilter
-from plugins.firewall import survey
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from cni_common.host import Host
+    from cni_common.types import Address
     from commands.node import Known
 
 
@@ -21,13 +19,27 @@ if TYPE_CHECKING:
 class Owned:
     """One object in the kernel."""
 
-    kind: str  # veth, masquerade, iptables, mac-filter, limit, ifb, redirection, firewall
+    kind: str  # as docs/operators.md has them: veth, masquerade, ...
     what: str
     present: bool
 
 
-def objects_of(host: "Host", known: "Known") -> "Iterator[Owned]":
-    """Yield what `known` says was made, and whether it is there."""
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """Something in the kernel, nobody's unless a record claims it or its address is in use."""
+
+    kind: str
+    what: str
+    names: tuple[str, ...]  # network, container and interface, as far as they are known
+    owner: str  # by what records claim it
+    addresses: "frozenset[Address]"  # of the container; empty: nothing tells whether it lives
+    reason: str
+    remove: "Callable[[], object]"  # no questions asked
+    idle: bool = False  # nobody can be using it, whoever lives
+
+
+def objects_of_pair(host: "Host", known: "Known") -> "Iterator[Owned]":
+    """Yield what `known`, of a plugin with a veth pair, says was made, and whether it is there."""
     facts = known.facts
     if facts.get("veth"):
         link = host.netns.netlink.link(facts["veth"])
@@ -36,11 +48,6 @@ def objects_of(host: "Host", known: "Known") -> "Iterator[Owned]":
         where = f", port of '{port.name}'" if port else ""
         yield Owned("veth", f"'{facts['veth']}' ({facts.get('veth_mac')}){where}", mine)
     yield from _masquerading(host, known)
-    for kind, what, present in limits.objects_of(host, facts):
-        yield Owned(kind, what, present)
-    if known.plugin == firewall.attachment.PLUGIN:
-        for what, present in survey.owned(host, facts):
-            yield Owned("firewall", what, present)
     if facts.get("mac_filter"):
         port_name, mac = facts.get("veth", ""), facts["mac_filter"]
         what = f"port '{port_name}', MAC {mac} in table bridge {macfilter.TABLE.name}"

@@ -84,7 +84,9 @@ def load_all() -> None:
     from plugins.host_local import (  # noqa: F401, PLC0415 - as above
         collect,
         fate,
+        outlook,
         reclaim,
+        renewal,
         resolv,
         sweep,
     )

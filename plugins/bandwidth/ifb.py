@@ -135,5 +135,11 @@ def orphans(host: "NetNS") -> "list[Link]":
     return [link for link in ours if link.index not in used]
 
 
+def delete_idle(host: "NetNS", name: str, mac: str) -> bool:
+    """Delete one of them unless something is redirected to it by now; False when it is not."""
+    found = {(one.name, one.mac) for one in orphans(host)}
+    return (name, mac) in found and delete(host, name, mac)
+
+
 def _name(text: str) -> str:
     return PREFIX + sha512(text.encode("utf-8", "surrogateescape")).hexdigest()[:12]

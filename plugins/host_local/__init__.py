@@ -1,9 +1,6 @@
 """host-local: gives out addresses of the ranges in its configuration, remembered on disk."""
 
-import os
-import time
 from dataclasses import dataclass
-from itertools import islice
 
 from cni_common import types
 from cni_common.errors import CNIError, Code
@@ -28,7 +25,6 @@ if TYPE_CHECKING:
     Json = Mapping[str, Any]
 
 DEFAULT_DATA_DIR = "/var/lib/cni/networks"
-RECLAIM_LOOKS_MAX = 512  # leases that STATUS can look at one by one within 100 ms
 _POD_ARGS = frozenset({"K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID"})
 
 
@@ -189,7 +185,7 @@ def check(req: "Request", host: "Host") -> None:
         if any(one.range_of(ip.address.ip) for one in conf.sets)
     ]
     with Store(conf.directory, indexes=indexes_of(host), log=host.log) as store:
-        store.lock()
+        store.lock(for_index=not expected)
         for address in expected:
             _check_held(address, store.lease(address), req.attachment)
         if expected or store.held_by(req.attachment):
@@ -210,17 +206,21 @@ def gc(req: "Request", host: "Host") -> None:
 
 def status(req: "Request", host: "Host") -> None:
     """Raise CNIError 50 when the next ADD would fail; never waits for the lock."""
+    from plugins.host_local.outlook import Outlook  # noqa: PLC0415 - for this alone
+
     conf = Conf.of(req)
     try:
         host.records.probe()
-        with Store(conf.directory, create=True, indexes=indexes_of(host)) as store:
-            store.probe()
-            exhausted = _exhausted(req, host, conf.sets, store)
+        with Outlook(conf.directory, host, req.network) as outlook:
+            outlook.probe()
+            sets = enumerate(conf.sets)
+            full = next(((i, one) for i, one in sets if not outlook.has_room(one)), None)
     except (CNIError, OSError) as error:
         reason = error.msg if isinstance(error, CNIError) else f"{error.strerror}: {error.filename}"
         raise CNIError(Code.PLUGIN_NOT_AVAILABLE, f"{PLUGIN}: {reason}") from None
-    if exhausted:
-        raise CNIError(Code.PLUGIN_NOT_AVAILABLE, f"{PLUGIN}: network {req.network}: {exhausted}")
+    if full:
+        where = f"{PLUGIN}: network {req.network}: range set {full[0]}"
+        raise CNIError(Code.PLUGIN_NOT_AVAILABLE, f"{where}: {plan.exhausted(full[1])}")
 
 
 def _is_absolute(path: str) -> bool:
@@ -270,41 +270,3 @@ def _check_held(address: Address, lease: "Lease | None", owner: "Attachment") ->
             f"{PLUGIN}: {address} should be reserved for {owner.containerid} ({owner.ifname})"
             f" but is {instead}",
         )
-
-
-def _exhausted(req: "Request", host: "Host", sets: "Sequence[RangeSet]", store: Store) -> str:
-    """Return which range set has no address left, or an empty string."""
-    for index, range_set in enumerate(sets):
-        if not store.has_free(range_set) and not _can_reclaim(req, host, range_set, store):
-            return f"range set {index}: {plan.exhausted(range_set)}"
-    return ""
-
-
-def _can_reclaim(req: "Request", host: "Host", range_set: RangeSet, store: Store) -> bool:
-    """Tell whether an ADD would find a lease to take back: a full pool gets no more ADDs.
-
-    It looks at so many leases only; after a reboot the first will do.
-    """
-    from plugins.host_local.fate import is_of_earlier_boot  # noqa: PLC0415 - only when all is full
-
-    booted_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    for address in islice(range_set.addresses(), RECLAIM_LOOKS_MAX):
-        lease = store.lease(address)
-        if lease is None:
-            return True
-        if lease.is_young() or (lease.owner is None and not lease.reclaimable):
-            continue
-        if lease.owner is None:
-            return True
-        try:
-            record = host.records.find(PLUGIN, req.network, lease.owner, wait=False)
-        except CNIError:
-            continue  # a call for it is at work
-        facts = record.facts if record else {}
-        if record:
-            record.close()
-        elif is_of_earlier_boot(lease, booted_ns):
-            return True
-        if facts.get("netns_id") and not os.path.exists(facts["netns"]):
-            return True
-    return False

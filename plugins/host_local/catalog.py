@@ -4,12 +4,12 @@ import time
 from functools import partial
 
 from plugins.host_local.index import CAPACITY_MAX, FullError, Index, header_for
-from plugins.host_local.indexfile import IndexFile, boot_id, booted_ns
+from plugins.host_local.indexfile import IndexFile, Remembered, boot_id, booted_ns
 from plugins.host_local.lease import RELEASE_COOLDOWN_MAX, text_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import TypeVar
 
     from cni_common.request import Attachment
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 _DOUBLINGS_MAX = 16
+_NEW, _DRAFT = "new", "draft.new"  # what is made under the lock, and without it
 
 
 class Catalog:
@@ -123,20 +124,57 @@ class Catalog:
 
     def rebuild(self) -> None:
         """Make the index anew, from the leases."""
-        resting, earliest_ns = self._remembered()
-        stamp = self._stamp()  # first: what others change meanwhile shows
+        stamp = self.stamp()  # first: what others change meanwhile shows
         leases = self._scan()
-        capacity = max(self._capacity, 2 * len(leases))
-        now_booted_ns = booted_ns()
-        earliest_ns = min(earliest_ns or now_booted_ns, now_booted_ns)
-        for _ in range(_DOUBLINGS_MAX):
-            index = Index(header_for(boot_id(), capacity, earliest_ns))
-            try:
-                _fill(index, leases, resting)
-                break
-            except FullError:
-                capacity *= 2
-        self._index = self._save(index, stamp)
+        index = self._made([(o.address, text_of(o.owner) if o.owner else "") for o in leases])
+        self._index = self._saved(index, lambda file: file.save(index, stamp))
+
+    # To make it anew without the lock: what the lock is wanted for is said.
+
+    def is_behind(self) -> bool:
+        """Tell whether there is a place for an index, but none that fits; wants the lock."""
+        if self._index is None and self._file:
+            self._file.close()  # another one may be in its place by now
+        self._index = self._index or self._load()
+        return self._index is None and self._file is not None
+
+    def alone(self) -> int:
+        """Return a descriptor whose flock is for one process that makes an index; -1: none."""
+        try:
+            return self._file.alone() if self._file else -1
+        except OSError as error:
+            self._give_up(error)
+            return -1
+
+    def stamp(self) -> int:
+        """Give the directory a time that no change leaves in place; wants the lock.
+
+        Returns it, 0 where there is no index.
+        """
+        try:
+            return self._file.stamp() if self._file else 0
+        except OSError as error:
+            self._give_up(error)
+            return 0
+
+    def is_unchanged(self, stamp: int) -> bool:
+        """Tell whether nobody has changed the directory since `stamp`; wants the lock."""
+        return bool(stamp and self._file and self._file.time_of_directory() == stamp)
+
+    def draft(self, leases: "Sequence[tuple[Address, str]]") -> Index:
+        """Return a new index of `leases`, each with the owner's text, which nobody uses yet."""
+        index = self._made(leases)
+        return self._saved(index, lambda file: file.draft(index, _DRAFT))
+
+    def adopt(self, index: Index, changes: "Callable[[Index], object]") -> None:
+        """Use a draft from now on, after `changes` to it; wants the lock."""
+        try:
+            changes(index)
+        except (FullError, OSError):
+            self.rebuild()
+            return
+        stamp = self.stamp()
+        self._index = self._saved(index, lambda file: file.adopt(index, stamp, _DRAFT))
 
     def forget(self) -> None:
         """Throw the index away: it has been found wrong."""
@@ -170,25 +208,35 @@ class Catalog:
             self._give_up(error)
             return None
 
-    def _remembered(self) -> "tuple[Sequence[tuple[Address, int]], int]":
+    def _made(self, leases: "Sequence[tuple[Address, str]]") -> Index:
+        """Return an index in memory, with what the file still knows of rests and pods."""
         try:
-            return self._file.remembered() if self._file else ((), 0)
+            old = self._file.remembered() if self._file else Remembered()
         except OSError:
-            return (), 0
+            old = Remembered()
+        capacity = max(self._capacity, 2 * len(leases))
+        now_booted_ns = booted_ns()
+        earliest_ns = min(old.booted_ns or now_booted_ns, now_booted_ns)
+        # What a damaged file says of pods may be too much, and can be done without.
+        pods = old.pods if len(old.pods) <= capacity else ()
+        for _ in range(_DOUBLINGS_MAX):
+            index = Index(header_for(boot_id(), capacity, earliest_ns))
+            try:
+                index.fill(leases)
+                index.add_pods(pods)
+                _rest(index, old.resting)
+                break
+            except FullError:
+                capacity *= 2
+        return index
 
-    def _stamp(self) -> int:
-        try:
-            return self._file.stamp() if self._file else 0
-        except OSError as error:
-            self._give_up(error)
-            return 0
-
-    def _save(self, index: Index, stamp: int) -> Index:
+    def _saved(self, index: Index, save: "Callable[[IndexFile], Index]") -> Index:
+        """Return the index as it is in the file, or in memory when it cannot be written."""
         if self._file is None:
             return index
         whole = dict(index.written)
         try:
-            return self._file.save(index, stamp)
+            return save(self._file)
         except OSError as error:
             self._give_up(error)
             index.written = whole
@@ -206,10 +254,7 @@ class Catalog:
             file.close()
 
 
-def _fill(
-    index: Index, leases: "Sequence[Lease]", resting: "Sequence[tuple[Address, int]]"
-) -> None:
-    index.fill((lease.address, text_of(lease.owner) if lease.owner else "") for lease in leases)
+def _rest(index: Index, resting: "Iterable[tuple[Address, int]]") -> None:
     # What is left of a damaged file may say anything; no rest is longer than this.
     latest_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + RELEASE_COOLDOWN_MAX * 10**9
     for address, until_ns in resting:

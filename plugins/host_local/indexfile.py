@@ -12,13 +12,14 @@ import errno
 import os
 import stat
 import time
+from dataclasses import dataclass
 
 from cni_common.record import make_private_directory, refuse_shared
-from plugins.host_local.index import BLOCK, Header, Index
+from plugins.host_local.index import BLOCK, Header, Index, pods_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
     from cni_common.types import Address
@@ -29,7 +30,17 @@ _RANDOM_BYTES = 5  # 18 minutes, in nanoseconds
 _COARSE_NS = 3 * 10**9
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _MODE = 0o600
+_RUN_BLOCKS = 2048  # that are read at once
 _BITMAPS_MAX = 8192  # 32 MB of memory at most
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What a new index takes over from an old one, even if that is out of date."""
+
+    resting: "Sequence[tuple[Address, int]]" = ()  # addresses and the end of their rest
+    booted_ns: int = 0  # the earliest time of boot that the clock has told; 0: unknown
+    pods: "Sequence[bytes]" = ()  # as Index.add_pods wants them
 
 
 class IndexFile:
@@ -66,15 +77,26 @@ class IndexFile:
         here, there = os.fstat(self._directory), os.fstat(self._fd)
         return there.st_mtime_ns == here.st_mtime_ns + _APART_NS
 
-    def remembered(self) -> "tuple[list[tuple[Address, int]], int]":
-        """Return what a new index takes over from an old one, even if that is out of date.
-
-        The addresses that rest with the end of their rest, and the earliest time of boot.
-        """
+    def remembered(self) -> Remembered:
+        """Return what the file still knows."""
         header = self._open()
         if header is None or header.boot_id != boot_id():
-            return [], 0
-        return Index(header, self._block).resting(header.tail - header.head), header.booted_ns
+            return Remembered()
+        index = Index(header, self._block)
+        resting = index.resting(header.tail - header.head)
+        pods = [pod for blocks in self._written(*header.table) for pod in pods_in(blocks)]
+        return Remembered(resting, header.booted_ns, pods)
+
+    def time_of_directory(self) -> int:
+        """Return when the directory was last changed, nanoseconds; after `stamp`, that time."""
+        return os.fstat(self._directory).st_mtime_ns
+
+    def alone(self) -> int:
+        """Return a descriptor whose flock is for one process that makes an index anew."""
+        self._disk(make_private_directory, self._root)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        fd: int = self._disk(os.open, self._root, flags)
+        return fd
 
     def stamp(self) -> int:
         """Give the directory a time that no change of others leaves in place, and return it."""
@@ -88,20 +110,34 @@ class IndexFile:
 
     def save(self, index: Index, stamp: int) -> Index:
         """Write a new index in place of the old one; it fits the directory as of `stamp`."""
+        return self.adopt(self.draft(index, "new"), stamp, "new")
+
+    def draft(self, index: Index, suffix: str) -> Index:
+        """Write a new index beside the old one. Needs no lock if nobody else has the suffix."""
         self.close()
         self._disk(make_private_directory, self._root)
-        new = f"{self.path}.new"
+        new = f"{self.path}.{suffix}"
         _unlink(new)  # of a killed call
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fd = self._disk(os.open, new, flags, _MODE)
         try:
             self._write(index)
+        except BaseException:
+            _unlink(new)
+            raise
+        return Index(index.header, self._block)
+
+    def adopt(self, index: Index, stamp: int, suffix: str) -> Index:
+        """Put a draft, and what changed in it since, in place of the old index."""
+        new = f"{self.path}.{suffix}"
+        try:
+            self._write(index)
             self._disk(os.replace, new, self.path)
         except BaseException:
-            os.unlink(new)
+            _unlink(new)
             raise
         self._finish(stamp)
-        return Index(index.header, self._block)
+        return index
 
     def seal(self, index: Index) -> None:
         """Write what changed in `index`, and state that it fits the directory as it is now."""
@@ -129,6 +165,21 @@ class IndexFile:
             self.close()
             return None
         return Header.parse(self._disk(os.pread, self._fd, BLOCK, 0))
+
+    def _written(self, block: int, end: int) -> "Iterator[bytes]":
+        """Yield the blocks up to `end` in runs, but for holes, which are most of a table."""
+        while block < end:
+            try:
+                at = self._disk(os.lseek, self._fd, block * BLOCK, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # no data behind
+                    return
+                raise
+            hole = self._disk(os.lseek, self._fd, at, os.SEEK_HOLE)
+            block, stop = at // BLOCK, min(-(-hole // BLOCK), end, at // BLOCK + _RUN_BLOCKS)
+            if stop > block:
+                yield self._disk(os.pread, self._fd, (stop - block) * BLOCK, block * BLOCK)
+            block = max(stop, block + 1)
 
     def _block(self, number: int) -> bytes:
         data: bytes = self._disk(os.pread, self._fd, BLOCK, number * BLOCK)

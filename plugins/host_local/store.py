@@ -21,11 +21,10 @@ from cni_common.types import Address, parse_address
 from plugins.host_local.catalog import Catalog
 from plugins.host_local.indexfile import IndexFile
 from plugins.host_local.lease import Lease, address_of, owner_in, text_of
-from plugins.host_local.ranges import unlisted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
     from typing import ParamSpec, Self, TypeVar
 
@@ -42,12 +41,12 @@ _LOCK = "lock"
 _LAST_RESERVED = "last_reserved_ip."
 # No address looks like these, and no container id can begin with a dot.
 _OURS = ".pycni-"
-_NEW, _PROBE = f"{_OURS}new", f"{_OURS}probe"
+_NEW = f"{_OURS}new"
 _MODE = 0o600
 _DIRECTORY_MODE = 0o755  # as the Go plugin makes it
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
+LARGE_BYTES = 32_768  # of the directory itself: beyond a thousand leases, on any file system
 _TRIES = 3  # at an index that others put out of date meanwhile
 # What says "this file cannot be a lease", and not "this process cannot read".
 _FOREIGN = frozenset({errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM, errno.EIO})
@@ -117,8 +116,12 @@ class Store:
         if isinstance(error, OSError):
             raise self._failure(error) from error
 
-    def lock(self) -> "Self":
-        """Wait until nobody else, the Go plugin included, is at work in the directory."""
+    def lock(self, *, for_index: bool = True) -> "Self":
+        """Wait until nobody else, the Go plugin included, is at work in the directory.
+
+        Where the index of a large directory is out of date, it is made anew before that; without
+        `for_index` nobody asks it.
+        """
         if self._dir < 0:
             return self
         try:
@@ -133,37 +136,22 @@ class Store:
                 self._dir = -1
                 return self
             self._lock = self._disk(os.open, _LOCK, _READ | os.O_CREAT, _MODE, dir_fd=self._dir)
-        self._disk(fcntl.flock, self._lock, fcntl.LOCK_EX)
+        self.relock()
+        if for_index and self._disk(os.fstat, self._dir).st_size > LARGE_BYTES:
+            catalog = self._opened_catalog()
+            if catalog.is_behind():
+                from plugins.host_local import renewal  # noqa: PLC0415 - rare
+
+                renewal.renew(self, catalog)
         return self
 
-    def probe(self) -> None:
-        """Prove that a lease could be written, or raise OSError. Needs no lock."""
-        # A file without a name, where that is possible: a name would put the index out of date.
-        name, flags = "", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
-        try:
-            fd = self._disk(os.open, ".", flags, _MODE, dir_fd=self._dir)
-        except OSError as error:
-            if error.errno not in _NO_TMPFILE:
-                raise
-            name = _PROBE
-            fd = self._disk(os.open, name, _WRITE, _MODE, dir_fd=self._dir)
-        try:
-            self._write_all(fd, b"\n")
-        finally:
-            os.close(fd)
-            if name:
-                self._remove(name)
+    def unlock(self) -> None:
+        """Let others have the lock, until `relock`."""
+        self._disk(fcntl.flock, self._lock, fcntl.LOCK_UN)
 
-    def has_free(self, range_set: "RangeSet") -> bool:
-        """Tell whether an address of `range_set` has no file. Needs no lock."""
-        if self._opened_catalog().seems_free(range_set):
-            return True
-        names = frozenset(self._names())
-        # Most names are those of addresses: too few of them settle it.
-        count = sum(name[0] not in "l." for name in names)
-        return count < range_set.size or (
-            range_set.pick(unlisted(names, range_set.version), None) is not None
-        )
+    def relock(self) -> None:
+        """Wait for the lock, whose file is open."""
+        self._disk(fcntl.flock, self._lock, fcntl.LOCK_EX)
 
     def leases(self) -> list[Lease]:
         """Return all leases, by one pass; with the lock, remove what a killed call left behind."""
@@ -174,9 +162,20 @@ class Store:
                 lease = self.lease(address)
                 if lease is not None:
                     found.append(lease)
-            elif name.startswith(_OURS) and self._lock >= 0:
-                self._remove(name)
+            elif self._lock >= 0:
+                self.tidy((name,))
         return found
+
+    def inodes(self) -> dict[str, int]:
+        """Return the inode of each name in the directory, by one pass. Needs no lock."""
+        with self._disk(os.scandir, self._dir) as entries:
+            return {entry.name: entry.inode() for entry in entries}
+
+    def tidy(self, names: "Iterable[str]") -> None:
+        """Remove those of `names` that a killed call left behind."""
+        for name in names:
+            if name.startswith(_OURS):
+                self._remove(name)
 
     def lease(self, address: Address) -> Lease | None:
         """Return the lease of `address`, None when it is free."""

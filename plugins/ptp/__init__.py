@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from cni_common import attachment, interface, masquerade
+from cni_common import attachment, collect, interface, masquerade
 from cni_common.link import VethEnd
+from cni_common.netns import reachable_namespaces
 from cni_common.request import Command
 from cni_common.types import Interface, Result
 from plugins.ptp import way
@@ -45,7 +46,7 @@ def add(req: "Request", host: "Host", undo: "Undo") -> Result:
         Interface(req.ifname, end.mac, ours.mtu, req.netns),
     ]
     interface.enable_forwarding(host.netns, {ip.address.version for ip in result.ips}, host.log)
-    way.configure_host(host.netns, ours, result.ips)
+    way.configure_host(host.netns, ours, result.ips, lambda other: _evict_dead(host, other))
     on_way = way.routes_on_way(ours.peer, result.ips)
     interface.configure(container, req.ifname, ours.peer, result, on_way=on_way)
     if conf.masquerade:
@@ -108,6 +109,22 @@ def _masquerade(
     addresses = [ip.address for ip in result.ips]
     undo.push("masquerading", lambda: attachment.unmask(KIND, req, host, record.facts))
     attachment.mask(KIND, req, host, addresses, backend=conf.masquerade, record=record)
+
+
+def _evict_dead(host: "Host", link: "Link") -> bool:
+    """Delete the host's end of a container whose namespace is gone; False when it is not.
+
+    The kernel takes such a pair away by itself, but not at once: an address that was just taken
+    over may still have its route there.
+    """
+    for facts in host.records.survey(KIND.plugin):
+        if (facts.get("veth"), facts.get("veth_mac")) == (link.name, link.mac):
+            if collect.lives(facts, reachable_namespaces) is not False:
+                return False
+            host.log(f"removes '{link.name}' of {facts.get('containerid')}: its namespace is gone")
+            interface.delete_veth(host.netns, link.name, link.mac)
+            return True
+    return False
 
 
 def _host_end(req: "Request", host: "Host", link: "Link") -> "Link":

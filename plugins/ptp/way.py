@@ -26,13 +26,14 @@ from cni_common.types import Route
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cni_common.link import Link
     from cni_common.netlink import Message
     from cni_common.netns import NetNS
     from cni_common.types import Address, IPConfig, Subnet
 
+_TRIES = 3  # at a route that a dead container's interface may have
 _SECONDS = 1.0  # until the kernel has put an IPv6 address to use
 
 
@@ -54,22 +55,22 @@ def gateways(ips: "Sequence[IPConfig]") -> "list[Address]":
     return list(found)
 
 
-def configure_host(host: "NetNS", ours: "Link", ips: "Sequence[IPConfig]") -> None:
+def configure_host(
+    host: "NetNS", ours: "Link", ips: "Sequence[IPConfig]", evict: "Callable[[Link], bool]"
+) -> None:
     """Give the host's end `ours` the gateways, and the host a route to each address.
 
-    Raises CNIError when another interface has that route.
+    Raises CNIError when another interface has that route and `evict` has not removed it.
     """
     given = gateways(ips)
     messages = [address_message(ours.index, ip_interface(gateway), dad=False) for gateway in given]
-    messages += [
-        route_message(ours.index, _to(ip.address.ip, RT_SCOPE_HOST), exclusive=True) for ip in ips
-    ]
     try:
-        host.netlink.channel.exchange(messages)
+        host.netlink.channel.exchange(messages + [_route_to(ours, ip) for ip in ips])
     except NetlinkError as error:
         if error.errno != errno.EEXIST:
             raise
-        raise _taken(host, ours, ips, error) from None
+        for ip in ips:
+            _make_way(host, ours, ip, evict)
     if any(gateway.version == 6 for gateway in given):
         events = partial(host.channel, NETLINK_ROUTE, RTMGRP_IPV6_IFADDR)
         interface.wait_until(lambda: _is_settled(host, ours), events, _SECONDS)
@@ -118,18 +119,32 @@ def _to(address: "Address", scope: int) -> Route:
     return Route(ip_network(address), scope=scope if address.version == 4 else None)
 
 
-def _taken(host: "NetNS", ours: "Link", ips: "Sequence[IPConfig]", error: NetlinkError) -> CNIError:
-    """Return the error that names the address to which the host has another way already."""
-    for ip in ips:
+def _route_to(ours: "Link", ip: "IPConfig") -> "Message":
+    return route_message(ours.index, _to(ip.address.ip, RT_SCOPE_HOST), exclusive=True)
+
+
+def _make_way(host: "NetNS", ours: "Link", ip: "IPConfig", evict: "Callable[[Link], bool]") -> None:
+    """Add the route to an address, though another interface may have it. Raises CNIError."""
+    other, index = None, 0
+    for _ in range(_TRIES):
+        try:
+            host.netlink.channel.exchange([_route_to(ours, ip)])
+        except NetlinkError as error:
+            if error.errno != errno.EEXIST:
+                raise
+        else:
+            return
         kind, index = host.netlink.way_to(ip.address.ip)
-        if index not in (0, ours.index) and kind in (RTN_UNICAST, RTN_LOCAL):
-            other = host.netlink.link_at(index)
-            return CNIError(
-                Code.INTERNAL,
-                f"the host has a route to {ip.address.ip} already, over"
-                f" '{other.name if other else index}'; remove whatever has this address",
-            )
-    return CNIError(Code.INTERNAL, str(error))
+        if index == ours.index:
+            return
+        other = host.netlink.link_at(index) if kind in (RTN_UNICAST, RTN_LOCAL) else None
+        if other is not None and not evict(other):
+            break
+    raise CNIError(
+        Code.INTERNAL,
+        f"the host has a route to {ip.address.ip} already, over"
+        f" '{other.name if other else index}'; remove whatever has this address",
+    )
 
 
 def _is_settled(host: "NetNS", ours: "Link") -> bool:

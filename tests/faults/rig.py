@@ -2,9 +2,10 @@
 
 import json
 import os
+import random
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ NETWORKS: Mapping[str, Sequence[str]] = {
 DATA_DIR = "/var/lib/cni/networks"
 STATE_DIR = "/run/pycni"
 ONLY = "PYCNI_FAULT_AT"  # the number of the one case to run
+ALL, SEED = "PYCNI_FAULT_ALL", "PYCNI_FAULT_SEED"  # no samples; what chooses them
 _DEATHS_MAX = 10  # of an engine's 16 workers
 _CALLS_MIN, _CALLS_MAX = 3, 400
+_EDGE, _NEVER = 120, 1 << 30
 
 
 class Rig:
@@ -37,6 +40,7 @@ class Rig:
         self.injector = injector
         self.config: Json = {}
         self.struck = ""  # the call that the last injection has met, "" when there was none
+        self.calls = 0  # how many there were, that one included
         self._has_engine = has_engine
         self._is_armed = False
         self._netns: dict[str, str] = {}
@@ -101,7 +105,8 @@ class Rig:
             return self.run(command, name, **keys)
         finally:
             self._is_armed = False
-            happened = self.injector.count >= injection.at
+            self.calls = self.injector.count
+            happened = self.calls >= injection.at
             self.struck = self.injector.what if happened else ""
             self.injector.disarm()
             if self.struck and not injection.error:
@@ -201,6 +206,11 @@ def configuration(kind: str, **keys: Any) -> Json:
     return single(network("1.1.0", NETWORKS[kind], **keys))
 
 
+def network_of(*subnets: str) -> Json:
+    """Return a bridge with host-local on these subnets."""
+    return single(network("1.1.0", subnets, ipMasq=False))
+
+
 def sweep(
     rig: Rig,
     request: pytest.FixtureRequest,
@@ -208,14 +218,19 @@ def sweep(
     *,
     error: int = 0,
     lasting: bool = False,
+    sample: int = 0,
 ) -> None:
     """Run `scenario` with an injection at the first call, then at the second, until all had it.
 
     It prepares, calls `rig.inject` once, and judges; each time it leaves the node as it found it.
-    A failure tells what was injected, and how to have that one case again.
+    A failure tells what was injected, and how to have that one case again. With `sample` only so
+    many calls have it, chosen by chance, unless the environment wants all.
     """
     only = os.environ.get(ONLY)
-    for number in [int(only)] if only else range(1, _CALLS_MAX):
+    numbers: Iterable[int] = [int(only)] if only else range(1, _CALLS_MAX)
+    if sample and not only:
+        numbers = _sampled(rig, scenario, sample)
+    for number in numbers:
         injection = Injection(number, error, lasting)
         rig.struck = ""
         try:
@@ -230,7 +245,26 @@ def sweep(
         if not rig.struck:
             assert number > _CALLS_MIN or only, "the injector sees nothing"
             return
-    assert only, f"more than {_CALLS_MAX} calls"
+    assert only or sample, f"more than {_CALLS_MAX} calls"
+
+
+def _sampled(rig: Rig, scenario: Callable[[Injection], None], sample: int) -> list[int]:
+    """Return some of the numbers of the calls that there are when nothing is injected.
+
+    Of very many calls those in the middle, which are all alike, count as few.
+    """
+    scenario(Injection(_NEVER))
+    assert rig.calls > _CALLS_MIN, "the injector sees nothing"
+    numbers = list(range(1, rig.calls + 1))
+    if rig.calls > _CALLS_MAX:
+        middle = numbers[_EDGE:-_EDGE]
+        numbers = numbers[:_EDGE] + middle[:: len(middle) // _EDGE] + numbers[-_EDGE:]
+    if os.environ.get(ALL):
+        return numbers
+    seed = os.environ.get(SEED) or f"{time.time_ns() & 0xFFFFFFFF:08x}"
+    chosen = sorted(random.Random(seed).sample(numbers, min(sample, len(numbers))))
+    print(f"{SEED}={seed}: of {rig.calls} calls {chosen}")
+    return chosen
 
 
 def _files(directory: Path) -> list[Path]:

@@ -540,6 +540,24 @@ def test_an_engine_that_hangs_is_told_to_end(machine: Machine) -> None:
     assert new.is_running()
 
 
+def test_what_a_killed_start_has_left_is_removed(machine: Machine) -> None:
+    """What an engine left that was killed while it started goes; of one that starts it stays."""
+    directory = socket_path().parent
+    directory.mkdir(exist_ok=True)
+    left = ("engine.sock.4999998", "engine.lock.4999998", "engine.sock.4999997")
+    kept = ("engine.sock.4999999", "engine.lock.4999999", "engine.sock.old")
+    for name in (*left, *kept):
+        (directory / name).touch()
+    with (directory / "engine.lock.4999999").open("r+b") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)  # noqa: TID251 - as an engine does
+        machine.start_engine()
+
+    found = {path.name for path in directory.iterdir()}
+    for name in kept:
+        (directory / name).unlink()
+    assert found == {"engine.sock", "engine.lock", *kept}
+
+
 def test_a_socket_of_somebody_else_is_left_alone(machine: Machine) -> None:
     """Where another program listens, systemd for example, no engine takes its place or ends it."""
     socket_path().parent.mkdir(exist_ok=True)

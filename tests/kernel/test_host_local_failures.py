@@ -51,8 +51,16 @@ def _raise(error: BaseException) -> Callable[[], object]:
 
 
 OPERATIONS_MAX = 400  # more than a call needs
-# Whether a call finds an index that fits, or has to make it.
-INDEXES = pytest.mark.parametrize("indexed", [True, False], ids=["indexed", "not-indexed"])
+# Whether a call finds an index that fits, or has to make it: as for few leases, or for many.
+INDEXES = pytest.mark.parametrize("indexed", ["indexed", "not-indexed", "renewed"], indirect=True)
+
+
+@pytest.fixture
+def indexed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether there is an index that fits."""
+    if request.param == "renewed":
+        monkeypatch.setattr(store, "LARGE_BYTES", -1)
+    return bool(request.param == "indexed")
 
 
 def _shared(node: Node) -> tuple[dict[str, str], list[str]]:

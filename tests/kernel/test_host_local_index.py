@@ -1,5 +1,6 @@
 """host-local's index: leases change without it, it is wrong, damaged or cannot be written."""
 
+import fcntl
 import os
 import random
 import shutil
@@ -7,12 +8,14 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 
-from plugins.host_local import transaction
+from plugins.host_local import renewal, store, transaction
 from plugins.host_local.store import Store
 from tests.kernel.test_host_local import addresses, go, ours
 from tests.unit.host_local.node import Node
@@ -20,9 +23,11 @@ from tests.unit.host_local.node import Node
 NET4, NET6 = "198.18.64.0/24", "fd5a:18::/64"
 
 
-@pytest.fixture
-def node(tmp_path: Path) -> Node:
-    """A node without any lease."""
+@pytest.fixture(params=["small", "large"])
+def node(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
+    """A node without any lease, which makes its index as for few leases, and as for many."""
+    if request.param == "large":
+        monkeypatch.setattr(store, "LARGE_BYTES", -1)
     return Node(tmp_path)
 
 
@@ -33,12 +38,12 @@ def index_of(node: Node) -> Path:
 
 
 def scans(node: Node, monkeypatch: pytest.MonkeyPatch, command: str, *args: Any) -> int:
-    """Return how often a call that succeeds lists the lease directory."""
+    """Return how often a call that succeeds lists the lease directory to read it."""
     lists: list[object] = []
 
     class Watched(Store):
         def _disk(self, call: Any, *args: Any, **kwargs: Any) -> Any:
-            lists.extend([call] if call is os.listdir else [])
+            lists.extend([call] if call in (os.listdir, os.scandir) else [])
             return call(*args, **kwargs)
 
     with monkeypatch.context() as patch:
@@ -345,3 +350,154 @@ def test_any_mix_of_implementations_and_people(node: Node, seed: int) -> None:
                 assert sum(map(len, held.values())) >= 13, output
         expected = {address: f"{who}\r\neth0" for who, all_ in held.items() for address in all_}
         assert node.leases() == expected
+
+
+Change = Callable[[Node], object]
+
+
+def _meanwhile(
+    node: Node, monkeypatch: pytest.MonkeyPatch, *changes: Change
+) -> list[tuple[int, float]]:
+    """Have an ADD make the index anew, each of `changes` happening while leases are read.
+
+    Returns the store's locks and unlocks, each with the number of leases read so far.
+    """
+    monkeypatch.setattr(store, "LARGE_BYTES", -1)
+    read, todo = renewal._read, list(changes)
+
+    def changing(*args: Any) -> Any:
+        seen = read(*args)
+        if todo:
+            todo.pop(0)(node)
+        return seen
+
+    reads: list[object] = []
+    locks: list[tuple[int, float]] = []
+
+    class Watched(Store):
+        def _disk(self, call: Any, *args: Any, **kwargs: Any) -> Any:
+            if call is fcntl.flock:
+                locks.append((args[1], len(reads)))
+            reads.extend([call] if call is os.read else [])
+            return call(*args, **kwargs)
+
+    monkeypatch.setattr(renewal, "_read", changing)
+    monkeypatch.setattr(transaction, "Store", Watched)
+    node.add(node.config(NET4), "ours")
+    monkeypatch.undo()
+    assert not todo
+    return locks
+
+
+def _comes(node: Node) -> None:
+    node.lease("198.18.64.100", "comes\r\neth0")
+
+
+def _goes(node: Node) -> None:
+    (node.store / "198.18.64.51").unlink()
+
+
+def _passes_on(node: Node) -> None:
+    new = node.store / "x"
+    new.write_bytes(b"other\r\neth0")
+    new.rename(node.store / "198.18.64.52")
+
+
+def _together(*changes: Change) -> Change:
+    def change(node: Node) -> None:
+        for one in changes:
+            one(node)
+
+    return change
+
+
+# Until nothing changes, and until no more is waited for that.
+SEQUENCES: list[list[Change]] = [
+    [_together(_comes, _goes, _passes_on)],
+    [_comes, _together(_goes, _passes_on)],
+    [_comes, lambda node: node.lease("198.18.64.101", "x\r\neth0"), _goes, _passes_on],
+]
+
+
+@pytest.mark.parametrize("changes", SEQUENCES, ids=len)
+def test_changes_while_the_index_is_made(
+    node: Node, monkeypatch: pytest.MonkeyPatch, changes: list[Change]
+) -> None:
+    """What others change while a large directory is read, without the lock, is known at the end."""
+    for number in range(20):
+        node.lease(f"198.18.64.{50 + number}", f"c{number}\r\neth0")
+
+    _meanwhile(node, monkeypatch, *changes)
+
+    config = node.config(NET4)
+    assert scans(node, monkeypatch, "DEL", config, "comes") == 0
+    for gone in ("c1", "c2"):  # the one without a lease, the other with another's
+        assert scans(node, monkeypatch, "DEL", config, gone) == 0
+    assert node.leases()["198.18.64.52"] == "other\r\neth0"
+    held = {f"c{number}\r\neth0" for number in range(20)} - {"c1\r\neth0", "c2\r\neth0"}
+    assert set(node.leases().values()) - {"x\r\neth0"} == {*held, "other\r\neth0", "ours\r\neth0"}
+
+
+def test_leases_are_read_without_the_lock(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the index of a large directory is made, the lock is held for none of the reads."""
+    for number in range(20):
+        node.lease(f"198.18.64.{50 + number}", f"c{number}\r\neth0")
+
+    locks = _meanwhile(node, monkeypatch)
+
+    held, since = 0, -1
+    for operation, reads in locks:
+        if operation == fcntl.LOCK_EX:
+            since = int(reads)
+        elif since >= 0:
+            held += int(reads) - since
+            since = -1
+    assert held == 0
+    assert locks[-1] == (fcntl.LOCK_EX, 20)
+
+
+def test_one_makes_the_index_for_all(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who wait while a large directory is read do not read it too."""
+    monkeypatch.setattr(store, "LARGE_BYTES", -1)
+    for number in range(20):
+        node.lease(f"198.18.64.{50 + number}", f"c{number}\r\neth0")
+    reading, go_on, readers = Event(), Event(), []
+    read = renewal._read
+
+    def slow(*args: Any) -> Any:
+        readers.append(1)
+        reading.set()
+        assert go_on.wait(10)
+        return read(*args)
+
+    monkeypatch.setattr(renewal, "_read", slow)
+    config = node.config(NET4)
+    with ThreadPoolExecutor(3) as pool:
+        calls = [pool.submit(node.add, config, f"n{number}") for number in range(3)]
+        assert reading.wait(10)
+        with node.store.joinpath("lock").open("rb") as lock:  # it is free meanwhile
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        go_on.set()
+        found = {address for call in calls for address in call.result()}
+
+    assert len(found) == 3
+    assert len(readers) == 1
+
+
+def test_pods_outlive_the_making(node: Node) -> None:
+    """What was known of pods is known to an index that is made anew, but for what was freed."""
+    args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=web;K8S_POD_UID="
+    config = node.config(NET4)
+    for number in range(3):
+        node.add(config, f"c{number}", CNI_ARGS=f"{args}{number}")
+    (node.store / "198.18.64.4").unlink()  # others change the directory
+    node.add(config, "c9")
+
+    with Store(str(node.store), indexes=str(node.root / "run" / "indexes")) as opened:
+        opened.lock()
+        pods = [opened.held_by_pod(f"{number} eth0") for number in range(3)]
+    assert [[str(lease.address) for lease in one] for one in pods] == [
+        ["198.18.64.2"],
+        ["198.18.64.3"],
+        [],
+    ]

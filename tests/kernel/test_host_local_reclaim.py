@@ -273,6 +273,48 @@ def test_status_keeps_no_record(node: Node, container: Start) -> None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def _of_earlier_boot(node: Node, address: str) -> None:
+    moment = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) - 86_400
+    os.utime(node.store / address, (moment, moment))
+
+
+def _of_nobody(node: Node, address: str) -> None:
+    node.lease(address, "", age=OLD)
+
+
+def _freed(node: Node, address: str) -> None:
+    (node.store / address).unlink()
+
+
+@pytest.mark.parametrize("become", [_of_earlier_boot, _of_nobody, _freed])
+def test_status_looks_at_all(node: Node, become: Callable[[Node, str], None]) -> None:
+    """Whichever of many addresses is the one that an ADD could have, STATUS finds it."""
+    config = node.config("198.18.64.0/22")
+    addresses = [f"198.18.{64 + n // 256}.{n % 256}" for n in range(2, 1023)]
+    for address in addresses:
+        node.lease(address, f"c{address}\r\neth0", age=OLD)
+    assert node.call("STATUS", config)["code"] == Code.PLUGIN_NOT_AVAILABLE
+
+    become(node, addresses[-100])
+    assert node.call("STATUS", config) == {}
+
+    assert node.add(config, "new") == [addresses[-100]]
+    assert node.call("STATUS", config)["code"] == Code.PLUGIN_NOT_AVAILABLE
+
+
+def test_status_and_an_address_in_use(node: Node, container: Start) -> None:
+    """What ADD would not take back, since a namespace has the address, is no hope for STATUS."""
+    only = "198.18.69.2"  # no other test that may run beside this one has leases there
+    config = node.config("198.18.69.0/30")
+    node.lease(only, "", age=OLD)
+    process = container()
+    command = ["ip", "address", "add", f"{only}/24", "dev", "lo"]
+    subprocess.run(["nsenter", f"--net={process.netns}", *command], check=True)
+
+    assert node.call("STATUS", config)["code"] == Code.PLUGIN_NOT_AVAILABLE
+    assert "1 of 1 in use" in node.refusal("ADD", config)
+
+
 def test_room_is_not_made_without_need(node: Node, container: Start) -> None:
     """While there is a free address the dead of this boot keep theirs."""
     config = node.config(NET29)

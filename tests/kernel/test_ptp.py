@@ -157,6 +157,25 @@ def test_address_of_another(machine: Machine) -> None:
     assert machine.ping(container, "10.9.0.1")
 
 
+def test_address_of_a_dead_one(machine: Machine) -> None:
+    """Who gets the address of a container that has ended does not wait for its pair to go."""
+    config = network(machine, ipam=STATIC)
+    container, _ = attached(machine, config)
+    kept = os.open(container, os.O_RDONLY | os.O_CLOEXEC)  # the kernel takes nothing away
+    machine.forget(container)
+    second = machine.container()
+
+    machine.ok("ptp", "ADD", config, second, containerid="c2")
+    os.close(kept)
+
+    assert len(machine.ports()) == 1
+    assert machine.ping(machine.host, "10.9.0.5")
+    machine.ok("ptp", "DEL", config, "", containerid="c1")
+    assert machine.ping(machine.host, "10.9.0.5")
+    machine.ok("ptp", "DEL", config, second, containerid="c2")
+    assert left(machine) == NOTHING
+
+
 # --- CHECK ---------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from cni_common.record import Records
 from cni_common.request import Attachment
+from cni_common.types import Result
 from tests.faults.inprocess import INJECTED, KILLED, Fault, Terminated, faulty
 from tests.machine import Json, Machine, addresses_of, error_of
 
@@ -321,6 +322,26 @@ def test_terminated_add_is_taken_back(machine: Machine, case: Callable[[Machine]
         assert changes(before, state(machine, other, container)) == [], fault.what
 
     assert number > 8
+
+
+def test_terminated_right_behind_ipam(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM between host-local's success and the next step costs no address."""
+    config = network(machine, IPV4)
+    other, container = arrange(machine, config)
+    before = state(machine, other, container)
+    parse = Result.parse
+
+    def terminated(output: Json, *args: Any) -> Result:
+        if output.get("ips"):
+            raise Terminated
+        return parse(output, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Result, "parse", terminated)
+        with pytest.raises(Terminated):
+            machine.ok("bridge", "ADD", config, container, host=machine.make_host())
+
+    assert changes(before, state(machine, other, container)) == []
 
 
 @pytest.mark.parametrize("code", [errno.ENOENT, errno.EROFS, errno.EACCES], ids=errno.errorcode.get)

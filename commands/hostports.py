@@ -1,0 +1,127 @@
+"""What portmap has on the node: elements of its maps, or chains of iptables."""
+
+import re
+from functools import partial
+from ipaddress import ip_address
+
+from cni_common import iptables
+from cni_common.errors import CNIError, Code
+from cni_common.masquerade import TABLE, Owner
+from commands.owned import Owned, Stray
+from plugins.portmap import iptables as chains
+from plugins.portmap import layout, nftables
+from plugins.portmap.conf import PLUGIN
+from plugins.portmap.localnet import DNAT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cni_common.host import Host
+    from cni_common.netns import NetNS
+    from cni_common.types import Address
+    from commands.node import Known
+
+_TARGET = re.compile(r"--to-destination \[?([0-9a-f.:]+?)\]?:\d+$")
+_COMMENT = re.compile(r'dnat name: \\"([^"\\]*)\\" id: \\"([^"\\]*)\\"')
+_REASON = "its owner has no record, and its address is in no namespace"
+
+
+def objects_of(host: "Host", known: "Known") -> "Iterator[Owned]":
+    """Yield the elements of an attachment, or its chain, and whether they are there."""
+    facts = known.facts
+    if facts.get("backend") == "iptables":
+        chain = chains.chain_of(known.network, known.attachment)
+        yield Owned("iptables", f"chain {chain} of table nat", chains.is_there(host.netns, chain))
+        return
+    keys = nftables.keys_of(facts)
+    ports = [_port(*port) for port in facts.get("ports", ())]
+    present = TABLE.present(host.netns, keys)
+    for number, (name, key) in enumerate(keys):
+        # First those of the ports, in their order, then those of the container's addresses.
+        what = ports[number] if number < len(ports) else f"the source {ip_address(key)}"
+        found = present[number]
+        mine = found is not None and found.comment == _owner_text(known)
+        yield Owned("host-port", f"element for {what} of map {name}", mine)
+
+
+def claims(known: "Known") -> "tuple[str, ...]":
+    """Return by what elements and chains name whose record this is."""
+    return _owner_text(known), chains.chain_of(known.network, known.attachment)
+
+
+def strays(host: "Host") -> "list[Stray]":
+    """Return the elements of each owner, and the chains of iptables, with or without a record."""
+    return [*_elements(host), *_chains(host)]
+
+
+def _elements(host: "Host") -> "Iterator[Stray]":
+    addresses: dict[str, set[Address]] = {}
+    counts: dict[str, int] = {}
+    for version, family in layout.FAMILIES.items():
+        size = 4 if version == 4 else 16
+        for name in (family.ports, family.at, family.hairpin):
+            for element in TABLE.elements(host.netns, name):
+                found = element.key if name == family.hairpin else element.data[:size]
+                addresses.setdefault(element.comment, set()).add(ip_address(found))
+                counts[element.comment] = counts.get(element.comment, 0) + 1
+    for text, used in addresses.items():
+        parts = text.split(" ") if text.count(" ") == 3 else ["", "", "", ""]
+        yield Stray(
+            "host-port",
+            f"{counts[text]} elements of table inet {TABLE.name}, for '{text}'",
+            tuple(parts[1:]),
+            owner=text,
+            addresses=frozenset(used),
+            reason=_REASON,
+            remove=partial(_remove_elements, host, text),
+        )
+
+
+def _remove_elements(host: "Host", text: str) -> None:
+    keys = nftables.owners(host.netns).get(text, [])
+    nftables.remove_elements(host.netns, keys, text)
+    nftables.remove_unused(host, (), "")
+
+
+def _chains(host: "Host") -> "Iterator[Stray]":
+    """Yield the chains of our iptables backend and of the reference's portmap."""
+    for version in (4, 6):
+        for binary in _binaries(host.netns, version):
+            lines = iptables.listing(host.netns, binary)
+            jumps = [line for line in lines if line.startswith(f"-A {DNAT} ")]
+            names = {line.rpartition(" -j ")[2]: _COMMENT.search(line) for line in jumps}
+            for chain, found in names.items():
+                rules = (line for line in lines if line.startswith(f"-A {chain} "))
+                yield Stray(
+                    "iptables",
+                    f"chain {chain} of table nat (IPv{version}), with host ports",
+                    found.groups() if found else (),
+                    owner=chain,
+                    addresses=frozenset(filter(None, map(_target, rules))),
+                    reason=_REASON,
+                    remove=partial(chains.remove, host, chain),
+                )
+
+
+def _binaries(netns: "NetNS", version: int) -> "list[str]":
+    try:
+        return iptables.binaries(netns, version, DNAT)
+    except CNIError as error:
+        if error.code != Code.PLUGIN_NOT_AVAILABLE:
+            raise
+        return []  # without iptables nobody has made chains of its kind
+
+
+def _target(line: str) -> "Address | None":
+    found = _TARGET.search(line)
+    return ip_address(found[1]) if found else None
+
+
+def _owner_text(known: "Known") -> str:
+    return str(Owner(PLUGIN, known.network, known.attachment))
+
+
+def _port(protocol: str, port: int, at: str, version: int) -> str:
+    where = f"{at} " if at else ""
+    return f"host port {where}{port}/{protocol} (IPv{version})"

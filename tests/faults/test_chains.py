@@ -1,0 +1,200 @@
+"""Chains of the other plugins: killed, on a full disk, after a reboot. A sample of all calls."""
+
+import errno
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from tests.e2e.node import Done
+from tests.faults.inject import Injection
+from tests.faults.power import reboot
+from tests.faults.rig import Rig, attachments, configuration, sweep
+from tests.faults.test_errors import assert_told
+from tests.machine import Json
+
+SAMPLE = 6  # calls of each sweep; PYCNI_FAULT_ALL=1 has all, as `make test-faults-all` does
+NAMES = ("c1", "new", "living", "dead")  # each has a port and a fixed address of its own
+PORTMAP: Json = {"type": "portmap", "capabilities": {"portMappings": True}}
+TUNING: Json = {
+    "type": "tuning",
+    "dataDir": "/var/lib/cni/tuning",
+    "mtu": 1400,
+    "sysctl": {"net.core.somaxconn": "77", "net.ipv4.conf.IFNAME.arp_notify": "1"},
+}
+BRIDGE = configuration("ipv4")
+PTP: Json = {key: BRIDGE[key] for key in ("ipMasq", "ipam")} | {"type": "ptp"}
+STATIC: Json = BRIDGE | {"isGateway": False, "ipam": {"type": "static"}}
+
+# What the chain consists of, and which of them is hit.
+CHAINS: dict[str, tuple[Sequence[Json], int]] = {
+    "bridge-PORTMAP": ((BRIDGE, PORTMAP), 1),
+    "PTP-portmap": ((PTP, PORTMAP), 0),
+    "ptp-PORTMAP": ((PTP, PORTMAP), 1),
+    "bridge-portmap-TUNING": ((BRIDGE, PORTMAP, TUNING), 2),
+    "BRIDGE-static": ((STATIC,), 0),
+}
+
+
+class Chain:
+    """A network of several plugins, one of which is hit."""
+
+    def __init__(self, rig: Rig, name: str) -> None:
+        self.rig = rig
+        plugins, self._hit = CHAINS[name]
+        common = {"cniVersion": "1.1.0", "name": "net1"}
+        self._plugins = [{**common, **plugin} for plugin in plugins]
+
+    def call(self, command: str, name: str, injection: Injection | None = None) -> Done:
+        """Run a command of each plugin, as far as all goes well; return what the last one said."""
+        order = range(len(self._plugins))
+        keys: Json = {} if name else attachments(*(one for one in NAMES if self._exists(one)))
+        for number in reversed(order) if command == "DEL" else order:
+            config = self._plugins[number]
+            self.rig.config = {**config, **self._runtime(name)}
+            is_hit = injection is not None and number == self._hit
+            run = self.rig.run if not is_hit else self._injected(injection)
+            done = run(command, name, plugin=config["type"], **keys)
+            if done.returncode or (is_hit and self.rig.struck and command != "ADD"):
+                return done
+            if command == "ADD":
+                keys = {"prevResult": json.loads(done.stdout)}
+        return done
+
+    def ok(self, command: str, name: str = "") -> None:
+        """Run a command that must succeed."""
+        done = self.call(command, name)
+        assert done.returncode == 0, f"{command} {name}: {done.stdout}{done.stderr}"
+
+    def add(self, name: str) -> None:
+        """Attach a container, which must succeed."""
+        self.rig.container(name)
+        self.ok("ADD", name)
+
+    def check(self, name: str) -> None:
+        """Demand that a container has an address, and its port where there is a portmap."""
+        assert len(self.rig.addresses(name)) == 1
+        if any(plugin["type"] == "portmap" for plugin in self._plugins):
+            listing = self.rig.node.command("nft", "list", "ruleset")
+            assert f"portmap net1 {name} eth0" in listing
+
+    def _exists(self, name: str) -> bool:
+        return name in self.rig.containers()
+
+    def _injected(self, injection: Injection | None) -> Any:
+        assert injection is not None
+
+        def run(command: str, name: str, **keys: Any) -> Done:
+            return self.rig.inject(injection, command, name, **keys)
+
+        return run
+
+    def _runtime(self, name: str) -> Json:
+        if not name:
+            return {}
+        number = NAMES.index(name)
+        ports = [
+            {"hostPort": 8000 + number, "containerPort": 80, "protocol": "tcp"},
+            {"hostPort": 9000 + number, "containerPort": 53, "protocol": "udp"},
+        ]
+        addresses = {"ips": [f"10.9.0.{number + 2}/28"]} if self._plugins[0] == _STATIC else {}
+        return {"runtimeConfig": {"portMappings": ports, **addresses}}
+
+
+_STATIC = {"cniVersion": "1.1.0", "name": "net1", **STATIC}
+
+
+@pytest.fixture(params=list(CHAINS))
+def chain(request: pytest.FixtureRequest, rig: Rig) -> Chain:
+    """A network."""
+    return Chain(rig, request.param)
+
+
+def settle(chain: Chain, injection: Injection) -> None:
+    """Bring a node in order on which a call for c1 was hit: by DEL, or by GC without it."""
+    if injection.at % 2:
+        chain.rig.end("c1")
+        chain.rig.age()
+        chain.ok("GC")
+    else:
+        chain.ok("DEL", "c1")
+    chain.rig.assert_clean()
+    chain.add("new")
+    chain.check("new")
+    chain.ok("DEL", "new")
+    chain.rig.assert_clean()
+
+
+@pytest.mark.parametrize("command", ["ADD", "DEL"])
+def test_killed(request: pytest.FixtureRequest, chain: Chain, command: str) -> None:
+    """Wherever ADD or DEL is killed, DEL or GC removes what is there, and ADDs work."""
+
+    def scenario(injection: Injection) -> None:
+        if command == "ADD":
+            chain.rig.container("c1")
+        else:
+            chain.add("c1")
+        chain.call(command, "c1", injection)
+        settle(chain, injection)
+
+    sweep(chain.rig, request, scenario, sample=SAMPLE)
+
+
+def test_killed_gc(request: pytest.FixtureRequest, chain: Chain) -> None:
+    """Wherever a GC is killed, the next one goes on with it, and what is valid stays."""
+    rig = chain.rig
+    chain.add("living")
+
+    def scenario(injection: Injection) -> None:
+        chain.add("dead")
+        rig.end("dead")
+        rig.age()
+        chain.call("GC", "", injection)
+        chain.ok("GC")
+        chain.check("living")
+        listing = rig.node.command("nft", "list", "ruleset")
+        assert " dead eth0" not in listing
+        assert not [name for name in rig.files("/run/pycni/attachments") if "dead" in name]
+        assert len(rig.node.traces("br0")["links"]) == 1
+
+    sweep(rig, request, scenario, sample=SAMPLE)
+    chain.ok("DEL", "living")
+    rig.assert_clean()
+
+
+@pytest.mark.parametrize("command", ["ADD", "DEL"])
+def test_no_space(request: pytest.FixtureRequest, chain: Chain, command: str) -> None:
+    """With ENOSPC a call does without, or fails and says so; the runtime's DEL cleans up."""
+    rig = chain.rig
+
+    def scenario(injection: Injection) -> None:
+        rig.container("c1")
+        if command == "DEL":
+            chain.add("c1")
+        done = chain.call(command, "c1", injection)
+        if done.returncode:
+            assert_told(done, rig.struck)
+        elif command == "ADD":
+            chain.check("c1")
+        chain.ok("DEL", "c1")
+        rig.assert_clean()
+
+    sweep(rig, request, scenario, error=errno.ENOSPC, sample=SAMPLE)
+
+
+def test_reboot(chain: Chain) -> None:
+    """After a reboot nothing is in the way of new containers, and GC removes the rest."""
+    for name in ("c1", "dead"):
+        chain.add(name)
+    reboot(chain.rig)
+    chain.rig.node.command("rm", "-rf", TUNING["dataDir"])  # in /run, by default
+
+    chain.add("new")
+    chain.check("new")
+    chain.rig.age()
+    chain.ok("GC")
+    chain.check("new")
+    chain.ok("DEL", "new")
+
+    chain.rig.assert_clean()
