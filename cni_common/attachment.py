@@ -65,15 +65,13 @@ def begin(kind: Kind, req: "Request", host: "Host", undo: "Undo") -> "Record":
         "cni_path": req.environ.get("CNI_PATH", ""),
         "masquerade": "",
     }
-    try:
-        record = host.records.begin(kind.plugin, req.network, req.attachment, facts)
-    except FileExistsError:
-        old = host.records.find(kind.plugin, req.network, req.attachment, wait=False)
-        if old:
-            _refuse_living(req, host, old)
-            host.log(f"taking apart what an interrupted ADD of {req.containerid} has left")
-            dissolve(kind, req, host, old)
-        record = host.records.begin(kind.plugin, req.network, req.attachment, facts)
+
+    def clear(old: "Record") -> None:
+        _refuse_living(req, host, old)
+        host.log(f"taking apart what an interrupted ADD of {req.containerid} has left")
+        dissolve(kind, req, host, old)
+
+    record = host.records.begin_anew(kind.plugin, req.network, req.attachment, facts, clear=clear)
     # The last to go, and only when nothing is left that it could be needed for.
     undo.push("record", lambda: None if undo.failed else record.remove())
     return record

@@ -18,7 +18,7 @@ from cni_common.request import Attachment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
     Json = Mapping[str, Any]
@@ -170,6 +170,27 @@ class Records:
             _give_up(path, fd)
             raise
         return self._opened(path, fd, facts)
+
+    def begin_anew(
+        self,
+        plugin: str,
+        network: str,
+        attachment: Attachment,
+        facts: "Json",
+        *,
+        clear: "Callable[[Record], object]",
+    ) -> Record:
+        """Do as `begin`, but have what an earlier ADD has left, if anything, taken apart first.
+
+        `clear` gets its record, and removes it or raises.
+        """
+        try:
+            return self.begin(plugin, network, attachment, facts)
+        except FileExistsError:
+            old = self.find(plugin, network, attachment, wait=False)
+        if old:
+            clear(old)
+        return self.begin(plugin, network, attachment, facts)
 
     def find(
         self, plugin: str, network: str, attachment: Attachment, *, wait: bool = True

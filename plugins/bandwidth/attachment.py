@@ -142,13 +142,9 @@ def _begin(req: "Request", host: "Host", ours: "Link", undo: "Undo") -> "Record"
         "cni_args": req.environ.get("CNI_ARGS", ""),
         "cni_path": req.environ.get("CNI_PATH", ""),
     }
-    try:
-        record = host.records.begin(PLUGIN, req.network, req.attachment, facts)
-    except FileExistsError:
-        old = host.records.find(PLUGIN, req.network, req.attachment, wait=False)
-        if old:
-            dissolve(req, host, old)
-        record = host.records.begin(PLUGIN, req.network, req.attachment, facts)
+    record = host.records.begin_anew(
+        PLUGIN, req.network, req.attachment, facts, clear=lambda old: dissolve(req, host, old)
+    )
     # The last to go, and only when nothing is left that it could be needed for.
     undo.push("record", lambda: None if undo.failed else record.remove())
     return record

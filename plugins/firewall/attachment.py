@@ -64,13 +64,9 @@ def begin(req: "Request", host: "Host", conf: Conf, result: "Result", *, undo: "
         "cni_path": req.environ.get("CNI_PATH", ""),
         "bus": req.environ.get("DBUS_SYSTEM_BUS_ADDRESS", ""),
     }
-    try:
-        record = host.records.begin(PLUGIN, req.network, req.attachment, facts)
-    except FileExistsError:
-        old = host.records.find(PLUGIN, req.network, req.attachment, wait=False)
-        if old:
-            dissolve(req, host, old)
-        record = host.records.begin(PLUGIN, req.network, req.attachment, facts)
+    record = host.records.begin_anew(
+        PLUGIN, req.network, req.attachment, facts, clear=lambda old: dissolve(req, host, old)
+    )
     undo.push("firewall rules", lambda: dissolve(req, host, record))
     return record
 

@@ -56,15 +56,13 @@ def begin(req: "Request", host: "Host", conf: Conf, *, way: localnet.Way, undo: 
     }
     if conf.backend == NFTABLES:
         facts |= nftables.facts_of(conf)
-    try:
-        record = host.records.begin(PLUGIN, req.network, req.attachment, facts)
-    except FileExistsError:
-        old = host.records.find(PLUGIN, req.network, req.attachment, wait=False)
-        if old:
-            _refuse_living(req, host, old)
-            host.log(f"taking apart what an interrupted ADD of {req.containerid} has left")
-            dissolve(req, host, old)
-        record = host.records.begin(PLUGIN, req.network, req.attachment, facts)
+
+    def clear(old: "Record") -> None:
+        _refuse_living(req, host, old)
+        host.log(f"taking apart what an interrupted ADD of {req.containerid} has left")
+        dissolve(req, host, old)
+
+    record = host.records.begin_anew(PLUGIN, req.network, req.attachment, facts, clear=clear)
     # The last to go, and only when nothing is left that it could be needed for.
     undo.push("record", lambda: None if undo.failed else record.remove())
     return record
