@@ -1,4 +1,8 @@
-"""Network namespaces as handles. Nobody ever moves the calling thread into another one."""
+"""Network namespaces as handles. The calling thread is in its own one before and after each call.
+
+The bundle's `_setns` takes it into another for the time of one system call; what takes longer, and
+everything where that module is missing, is done by a thread that ends in there.
+"""
 
 import _thread
 import errno
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from cni_common.types import Address
 
     T = TypeVar("T")
+    Opener = Callable[[str, int], int]  # as os.open is
 
 OWN = "/proc/thread-self/ns/net"
 CLONE_NEWNET = 0x40000000  # linux/sched.h
@@ -52,9 +57,17 @@ class NetNS:
         # Every thread is in the namespace of its own process already.
         return _run_inside(-1 if self.path == OWN else self.fd, function)
 
-    def _visit(self, function: "Callable[[], T]") -> "T":
-        """Return what `function` returns inside the namespace; a thread only if need be."""
-        return function() if self.path == OWN else self.run(function)
+    def _open_file(self, path: str, flags: int) -> int:
+        """Return a descriptor of what `path` is inside: what is below /proc/sys/net stays that."""
+        return os.open(path, flags) if self.path == OWN else _open_file(self.fd, path, flags)
+
+    def _open_socket(self, family: int, kind: int, protocol: int) -> "socket.socket":
+        import socket  # noqa: PLC0415 - host-local needs none
+
+        if self.path == OWN:
+            return socket.socket(family, kind, protocol)
+        fd = _open_socket(self.fd, family, kind, protocol)
+        return socket.socket(family, kind, protocol, fileno=fd)
 
     @cached_property
     def netlink(self) -> "Netlink":
@@ -70,9 +83,13 @@ class NetNS:
 
     def channel(self, protocol: int, groups: int = 0) -> "Channel":
         """Return a new netlink channel inside, closed with the namespace."""
+        import socket  # noqa: PLC0415 - as above
+
         from cni_common.netlink import Channel  # noqa: PLC0415 - as above
 
-        channel = Channel(self._visit(lambda: _netlink_socket(protocol, groups)))
+        sock = self._open_socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
+        sock.bind((0, groups))
+        channel = Channel(sock)
         self._channels.append(channel)
         return channel
 
@@ -83,64 +100,62 @@ class NetNS:
     def sysctl(self, name: str, value: str | None = None) -> str:
         """Return the sysctl `name` (path below /proc/sys); with `value`, change it to that first.
 
-        Nothing is written when it has the value already: /proc/sys may be read-only.
-        Raises OSError.
+        Nothing is written when it has the value already: /proc/sys may be read-only. Only for
+        those of net/ipv4 and net/ipv6 that keep to the namespace in which they were opened: some
+        of other protocols go by that of the thread that writes. Raises OSError.
         """
-        return self._visit(lambda: self.sysctl_here(name, value))
+        return self._sysctl(self._open_file, name, value)
 
     def sysctls(
         self, values: "Mapping[str, str]", unseen: "Container[str]" = ()
     ) -> "dict[str, OSError]":
-        """Set several sysctls by one visit, and return what went wrong, by name.
+        """Set several sysctls as `sysctl` does, and return what went wrong, by name.
 
         Those in `unseen` are written without a look at what they are; not for what makes the
         kernel wait for the RTNL lock (forwarding, disable_ipv6).
         """
+        failures = {}
+        for name, value in values.items():
+            try:
+                self._sysctl(self._open_file, name, value, look=name not in unseen)
+            except OSError as error:
+                failures[name] = error
+        return failures
 
-        def write() -> "dict[str, OSError]":
-            failures = {}
-            for name, value in values.items():
-                try:
-                    self.sysctl_here(name, value, look=name not in unseen)
-                except OSError as error:
-                    failures[name] = error
-            return failures
+    def sysctl_here(self, name: str, value: str | None) -> str:
+        """Do what `sysctl` does, with any of them, for a caller that is inside the namespace."""
+        return self._sysctl(os.open, name, value)
 
-        return self._visit(write)
-
-    def sysctl_here(self, name: str, value: str | None, *, look: bool = True) -> str:
-        """Do what `sysctl` does, for a caller that is inside the namespace.
+    def _sysctl(self, opener: "Opener", name: str, value: str | None, *, look: bool = True) -> str:
+        """Do what `sysctl` does.
 
         Without `look` it is written at once where that is possible, and read only elsewhere.
         """
         path = f"/proc/sys/{name}"
         if value is not None and not look:
             try:
-                return _write_sysctl(path, value)
+                return _write_sysctl(opener, path, value)
             except OSError as error:
                 if error.errno not in (errno.EROFS, errno.EACCES):
                     raise
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = opener(path, os.O_RDONLY)
         try:
             current = os.read(fd, _SYSCTL_BYTES_MAX).decode().strip()
         finally:
             os.close(fd)
         if value is None or current == value:
             return current
-        return _write_sysctl(path, value)
+        return _write_sysctl(opener, path, value)
 
     def legacy_tables(self, version: int) -> "list[str]":
         """Return the tables of iptables' older flavour that are in use here, for an IP version."""
         path = f"/proc/thread-self/net/{'ip' if version == 4 else 'ip6'}_tables_names"
-
-        def read() -> "list[str]":
-            with open(path, encoding="ascii") as file:
-                return file.read().split()
-
         try:
-            return self._visit(read)
+            fd = self._open_file(path, os.O_RDONLY)
         except FileNotFoundError:
             return []
+        with open(fd, encoding="ascii") as file:
+            return file.read().split()
 
     def is_same(self, other: "NetNS") -> bool:
         """Tell whether both handles are of one namespace."""
@@ -149,9 +164,12 @@ class NetNS:
     @cached_property
     def identity(self) -> str:
         """What no other namespace of this boot has, or ever had where the kernel has cookies."""
-        # A socket inside knows it, and spares the visit.
-        cookie = _cookie(self._channels[0].sock) if self._channels else self._visit(_own_cookie)
-        return _identity(self.fd, cookie)
+        if self._channels:  # a socket inside knows it, and spares the visit
+            return _identity(self.fd, self._channels[0].sock)
+        import socket  # noqa: PLC0415 - as above
+
+        with self._open_socket(socket.AF_UNIX, socket.SOCK_DGRAM, 0) as sock:
+            return _identity(self.fd, sock)
 
     def tidy(self) -> None:
         """Close what was opened but the channels of `netlink` and `netfilter`."""
@@ -172,8 +190,8 @@ class NetNS:
             self.fd = -1
 
 
-def _write_sysctl(path: str, value: str) -> str:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+def _write_sysctl(opener: "Opener", path: str, value: str) -> str:
+    fd = opener(path, os.O_WRONLY)
     try:
         os.write(fd, value.encode())
     finally:
@@ -184,13 +202,13 @@ def _write_sysctl(path: str, value: str) -> str:
 def identity(path: str) -> str:
     """Return the identity of the network namespace at `path`, "" when there is none."""
     try:
-        fd = _open(path)
+        netns = NetNS(path)
     except CNIError:
         return ""
     try:
-        return _identity(fd, _run_inside(fd, _own_cookie))
+        return netns.identity
     finally:
-        os.close(fd)
+        netns.close()
 
 
 def lives(path: str, wanted: str, living: "Callable[[], Mapping[str, str]]") -> bool | None:
@@ -277,17 +295,10 @@ def _checked(fd: int, path: str) -> int:
     return fd
 
 
-def _identity(fd: int, cookie: int) -> str:
+def _identity(fd: int, sock: "socket.socket") -> str:
     status = os.fstat(fd)
     # The inode's number is given to another namespace as soon as this one is gone.
-    return f"{status.st_dev}:{status.st_ino}:{cookie}"
-
-
-def _own_cookie() -> int:
-    import socket  # noqa: PLC0415 - as in _netlink_socket
-
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        return _cookie(sock)
+    return f"{status.st_dev}:{status.st_ino}:{_cookie(sock)}"
 
 
 def _cookie(sock: "socket.socket") -> int:
@@ -345,9 +356,18 @@ def _libc() -> "ctypes.CDLL":
     return ctypes.CDLL(None, use_errno=True)
 
 
-def _netlink_socket(protocol: int, groups: int) -> "socket.socket":
-    import socket  # noqa: PLC0415 - host-local needs none
+def _open_file_by_thread(fd: int, path: str, flags: int) -> int:
+    return _run_inside(fd, lambda: os.open(path, flags))
 
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
-    sock.bind((0, groups))
-    return sock
+
+def _open_socket_by_thread(fd: int, family: int, kind: int, protocol: int) -> int:
+    import socket  # noqa: PLC0415 - as above
+
+    return _run_inside(fd, lambda: socket.socket(family, kind, protocol).detach())
+
+
+try:
+    from _setns import open_file as _open_file
+    from _setns import open_socket as _open_socket
+except ImportError:  # it is compiled for the bundle
+    _open_file, _open_socket = _open_file_by_thread, _open_socket_by_thread

@@ -69,7 +69,7 @@ def _make(target: Path) -> None:
         shutil.rmtree(directory, ignore_errors=True)
     SOURCE.mkdir()
     _write_modules()
-    _compile_extension()
+    compile_extension(SOURCE)
     new = BUILD / "bin"
     (new / ".pycni").mkdir(parents=True)
     shutil.move(_run_pyinstaller(), new / ".pycni" / build)
@@ -142,16 +142,15 @@ def _write_module(name: str, source: bytes, *, is_package: bool = False) -> ast.
     return tree
 
 
-def _compile_extension() -> None:
-    if hasattr(os, "setns"):
-        return
+def compile_extension(directory: Path) -> None:
+    """Make the module `_setns` in `directory`. Raises BuildError."""
     include = Path(sysconfig.get_path("include"))
     if not (include / "Python.h").exists():
         raise BuildError(f"there is no '{include}/Python.h': run 'deploy/prerequisites.sh --dist'")
     _run(
         *("cc", "-shared", "-fPIC", "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror"),
         *("-Wno-missing-field-initializers", f"-isystem{include}"),
-        *("-o", str(SOURCE / f"_setns{EXTENSION_SUFFIXES[0]}"), str(FROZEN / "setns.c")),
+        *("-o", str(directory / f"_setns{EXTENSION_SUFFIXES[0]}"), str(FROZEN / "setns.c")),
     )
 
 

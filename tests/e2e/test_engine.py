@@ -88,7 +88,10 @@ def test_socket_activation(host: Node, launchers: Path) -> None:
     done = host.execute("bridge", "ADD", CONFIG, host.container(), bin_dir=str(launchers))
 
     assert done.returncode == 0, done.stdout + log.read_text()
-    assert "wait for requests" in log.read_text()
+    deadline = time.monotonic() + 20
+    while "wait for requests" not in log.read_text():  # said once all workers are there
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.01)
     process.kill()  # systemd-socket-activate has become the engine's supervisor
     process.wait()
 

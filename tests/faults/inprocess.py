@@ -6,6 +6,7 @@ namespace, sysctls, attachment records and host-local's disk operations.
 
 import errno
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -113,9 +114,13 @@ class _FaultyNetNS(NetNS):
         self.fault.visit(f"run {function.__qualname__}")
         return super().run(function)
 
-    def sysctl_here(self, name: str, value: str | None, *, look: bool = True) -> str:
+    def _open_socket(self, family: int, kind: int, protocol: int) -> socket.socket:
+        self.fault.visit("open socket")
+        return super()._open_socket(family, kind, protocol)
+
+    def _sysctl(self, opener: Any, name: str, value: str | None, *, look: bool = True) -> str:
         self.fault.visit(f"sysctl {name}")
-        return super().sysctl_here(name, value, look=look)
+        return super()._sysctl(opener, name, value, look=look)
 
     def channel(self, protocol: int, groups: int = 0) -> Channel:
         plain = super().channel(protocol, groups)

@@ -1,5 +1,6 @@
 """The frozen program: it does what the sources do, whatever surrounds it."""
 
+import errno
 import json
 import marshal
 import os
@@ -16,6 +17,7 @@ import pytest
 from cni_common.cli import VERSION
 from deploy import freeze
 from deploy.frozen.rewrite import OURS, imports, rewrite
+from tests.faults.inject import Injection, Injector
 from tests.machine import CNI_BIN, ROOT, Machine, error_of
 from tests.unit.test_architecture import ENTRIES, below
 
@@ -52,6 +54,29 @@ def _attached(machine: Machine, program: Path, config: dict[str, Any]) -> None:
 def test_a_frozen_plugin_does_its_work(dist: Path, machine: Machine, keys: dict[str, Any]) -> None:
     """Every way to the kernel is open from the bundle too: none of its modules is missing."""
     _attached(machine, dist / "bridge", machine.network(**keys))
+
+
+def test_a_visit_to_a_container_is_of_the_calling_thread(
+    dist: Path, machine: Machine, tmp_path: Path
+) -> None:
+    """It enters its own namespace, the container's and its own again: the bundle has `_setns`."""
+    container = machine.container()
+    own, inside = (
+        machine.command(netns, "readlink", "/proc/self/ns/net").strip()
+        for netns in (machine.host, container)
+    )
+    config = {"cniVersion": "1.1.0", "name": "lo", "type": "loopback"}
+    injector = Injector(tmp_path)
+    environ = machine.environ("ADD", container, ifname="lo")
+    entered = []
+    for number in range(1, 5):
+        injector.arm(Injection(number, errno.EPERM))
+        words = [str(word) for word in injector.command(dist / "loopback")]
+        machine.try_command(machine.host, *words, stdin=json.dumps(config), env=environ)
+        entered.append(injector.what)
+
+    assert entered[:3] == [f"setns {own}", f"setns {inside}", f"setns {own}"]
+    assert entered[3].startswith("send")
 
 
 # Of the machine the bundle has these libraries, and they are glibc's.

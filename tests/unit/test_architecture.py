@@ -35,6 +35,7 @@ LAZY = {
     "main": ORDER[1:],  # all but streams
 }
 THIRD_PARTIES = {
+    "_setns": "cni_common.netns",  # of the bundle
     "pyroute2": "cni_common.codec",
     "jsonschema": "cni_common.schema",
     "rich": "commands.view",

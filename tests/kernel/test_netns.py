@@ -1,0 +1,153 @@
+"""Visits to a container's namespace: what is opened is of there, and the caller stays here."""
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+
+from cni_common import netns
+from cni_common.netns import OWN, NetNS
+from deploy.freeze import compile_extension
+from tests.faults.inject import Injection, Injector
+from tests.machine import Machine
+
+pytestmark = pytest.mark.without_engine(reason="calls functions of this process")
+SYSCTL = "net/ipv4/conf/lo/arp_notify"
+
+
+@pytest.fixture(scope="module")
+def extension(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the module that the bundle has."""
+    directory = tmp_path_factory.mktemp("extension")
+    compile_extension(directory)
+    return directory
+
+
+@pytest.fixture(params=["compiled", "thread"])
+def _way(request: pytest.FixtureRequest, extension: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have netns visit in one of its two ways."""
+    functions: tuple[Callable[..., int], Callable[..., int]]
+    functions = netns._open_file_by_thread, netns._open_socket_by_thread
+    if request.param == "compiled":
+        spec = spec_from_file_location("_setns", next(extension.iterdir()))
+        assert spec
+        assert spec.loader
+        module = module_from_spec(spec)
+        functions = module.open_file, module.open_socket
+    monkeypatch.setattr(netns, "_open_file", functions[0])
+    monkeypatch.setattr(netns, "_open_socket", functions[1])
+
+
+def _state() -> tuple[str, int]:
+    """Return the calling thread's namespace and how many descriptors the process has."""
+    return os.readlink(OWN), len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.usefixtures("_way")
+def test_the_caller_is_at_home_again(machine: Machine) -> None:
+    """Whether what it wanted was there or not, hundreds of times, and no descriptor is left."""
+    handle = NetNS(machine.container())
+    before = _state()
+
+    for _ in range(300):
+        with handle._open_socket(socket.AF_UNIX, socket.SOCK_DGRAM, 0):
+            assert os.readlink(OWN) == before[0]
+        assert _state() == before
+        with pytest.raises(FileNotFoundError) as missing:
+            handle.sysctl("net/ipv4/conf/none/forwarding")
+        assert missing.value.filename == "/proc/sys/net/ipv4/conf/none/forwarding"
+        with pytest.raises(OSError, match="not supported"):
+            handle._open_socket(socket.AF_NETLINK, socket.SOCK_RAW, 31)
+        assert _state() == before
+
+    handle.close()
+
+
+@pytest.mark.usefixtures("_way")
+def test_what_is_opened_is_of_the_container(machine: Machine) -> None:
+    """Sockets and sysctls, also those read and written after the return; programs get neither."""
+    handle, own = NetNS(machine.container()), NetNS(OWN)
+    inside = handle.run(lambda: os.readlink(OWN))
+    before = own.sysctl(SYSCTL)
+    other = "1" if before == "0" else "0"
+
+    assert handle.sysctl(SYSCTL, other) == other
+    assert not handle.sysctls({SYSCTL: other}, unseen={SYSCTL})
+    sock = handle._open_socket(socket.AF_UNIX, socket.SOCK_DGRAM, 0)
+    fd = handle._open_file(f"/proc/sys/{SYSCTL}", os.O_RDONLY)
+
+    assert machine.command(handle.path, "cat", f"/proc/sys/{SYSCTL}").strip() == other
+    assert own.sysctl(SYSCTL) == before
+    assert netns._cookie(sock) == int(handle.identity.rpartition(":")[2])
+    assert handle.identity.split(":")[1] == inside.strip("net:[]")
+    assert handle.identity != own.identity
+    assert not sock.get_inheritable()
+    assert not os.get_inheritable(fd)
+    assert not handle.legacy_tables(4)
+    os.close(fd)
+    sock.close()
+    handle.close()
+    own.close()
+
+
+@pytest.mark.usefixtures("_way")
+def test_what_cannot_be_entered(machine: Machine, tmp_path: Path) -> None:
+    """A descriptor of something else is an error that says so, and nothing has moved."""
+    handle = NetNS(machine.container())
+    before = _state()
+    (tmp_path / "file").touch()
+    with open(tmp_path / "file", "rb") as file:
+        os.dup2(file.fileno(), handle.fd)
+
+    for _ in range(3):
+        with pytest.raises(OSError, match="cannot enter the network namespace: Inv") as failure:
+            handle._open_socket(socket.AF_UNIX, socket.SOCK_DGRAM, 0)
+        assert failure.value.errno == errno.EINVAL
+        with pytest.raises(OSError, match="cannot enter the network namespace: Inv"):
+            handle.sysctl(SYSCTL)
+
+    assert _state() == before
+    handle.close()
+
+
+VISIT = """
+import os, socket, sys, _setns
+own = os.readlink("/proc/thread-self/ns/net")
+fd = os.open(sys.argv[1], os.O_RDONLY)
+try:
+    os.close(_setns.open_socket(fd, socket.AF_UNIX, socket.SOCK_DGRAM, 0))
+except PermissionError:
+    os._exit(10 + (os.readlink("/proc/thread-self/ns/net") != own))
+os._exit(os.readlink("/proc/thread-self/ns/net") != own)
+"""
+PROBE, ENTER, RETURN = 1, 2, 3  # the calls of `setns` of a visit
+
+
+@pytest.mark.parametrize(
+    ("at", "lasting", "status"),
+    [
+        pytest.param(PROBE, False, 10, id="own"),
+        pytest.param(ENTER, False, 10, id="enter"),
+        pytest.param(RETURN, False, 0, id="return once"),
+        pytest.param(RETURN, True, 128 + signal.SIGABRT, id="return"),
+    ],
+)
+def test_no_process_goes_on_in_the_wrong_namespace(
+    machine: Machine, extension: Path, tmp_path: Path, *, at: int, lasting: bool, status: int
+) -> None:
+    """What fails on the way there is an error; a return is tried again, or the process ends."""
+    injector = Injector(tmp_path)
+    injector.arm(Injection(at, errno.EPERM, lasting=lasting))
+    words = injector.command(sys.executable, "-SBc", VISIT, machine.container())
+
+    done = subprocess.run(words, env={"PYTHONPATH": str(extension)}, timeout=30, check=False)
+
+    assert injector.what.startswith("setns")
+    assert done.returncode == status
