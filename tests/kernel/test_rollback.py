@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from cni_common import protocol
 from cni_common.record import Records
 from cni_common.request import Attachment
 from cni_common.types import Result
@@ -329,15 +330,16 @@ def test_terminated_right_behind_ipam(machine: Machine, monkeypatch: pytest.Monk
     config = network(machine, IPV4)
     other, container = arrange(machine, config)
     before = state(machine, other, container)
-    parse = Result.parse
+    execute = protocol.execute
 
-    def terminated(output: Json, *args: Any) -> Result:
-        if output.get("ips"):
+    def terminated(kind: str, *args: Any, **keys: Any) -> Result | None:
+        result = execute(kind, *args, **keys)
+        if kind == "host-local":
             raise Terminated
-        return parse(output, *args)
+        return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(Result, "parse", terminated)
+        patch.setattr(protocol, "execute", terminated)
         with pytest.raises(Terminated):
             machine.ok("bridge", "ADD", config, container, host=machine.make_host())
 
