@@ -16,7 +16,7 @@ import pytest
 
 from cni_common import protocol
 from cni_common.record import Records
-from cni_common.request import Attachment
+from cni_common.request import Attachment, Request
 from cni_common.types import Result
 from tests.faults.inprocess import INJECTED, KILLED, Fault, Terminated, faulty
 from tests.machine import Json, Machine, addresses_of, error_of
@@ -332,9 +332,9 @@ def test_terminated_right_behind_ipam(machine: Machine, monkeypatch: pytest.Monk
     before = state(machine, other, container)
     execute = protocol.execute
 
-    def terminated(kind: str, *args: Any, **keys: Any) -> Result | None:
-        result = execute(kind, *args, **keys)
-        if kind == "host-local":
+    def terminated(kind: str, req: Request, *args: Any, **keys: Any) -> Result | None:
+        result = execute(kind, req, *args, **keys)
+        if (kind, req.command) == ("host-local", "ADD"):
             raise Terminated
         return result
 
