@@ -20,6 +20,7 @@ from bench.experiments import Bench, run_chain
 from bench.networks import Attachment, Kind, Network
 from bench.samples import ENGINE, FLOOR, ONE_SHOT
 from cni_common.host import Host
+from cni_common.netns import OWN, NetNS
 from cni_common.protocol import respond
 from plugins import load
 
@@ -96,10 +97,11 @@ def _with(call: Call, **variables: str) -> Call:
 
 
 def _warm(bin_dir: Path, rounds: int) -> Iterator[tuple[str, Steps]]:
-    """Yield the steps of ADD and DEL in this process."""
+    """Yield the steps of ADD and DEL in this process, which keeps its sockets as a worker does."""
+    own = NetNS(OWN)
     network = Network("profile", FLOOR, bin_dir, _KIND)
     resident = Attachment(network, "/run/netns/resident3", "resident")
-    _serve(resident, "ADD")
+    _serve(resident, "ADD", own)
     for command in ("ADD", "DEL"):
         samples: dict[str, list[float]] = defaultdict(list)
         for number in range(rounds + 1):
@@ -108,7 +110,7 @@ def _warm(bin_dir: Path, rounds: int) -> Iterator[tuple[str, Steps]]:
             for act in ("ADD", "DEL"):
                 with _timed(STEPS[act]) as spent:
                     begin = time.perf_counter()
-                    _serve(attachment, act)
+                    _serve(attachment, act, own)
                     whole = (time.perf_counter() - begin) * 1000
                 if act == command:
                     steps = {**spent, _REST: whole - sum(spent.values())}
@@ -116,16 +118,17 @@ def _warm(bin_dir: Path, rounds: int) -> Iterator[tuple[str, Steps]]:
                 for step, ms in steps.items():
                     samples[step].append(ms)
         yield f"{command}, warm", {step: statistics.median(ms) for step, ms in samples.items()}
-    _serve(resident, "DEL")
+    _serve(resident, "DEL", own)
+    own.close()
     sh(f"ip link delete {network.bridge}")
 
 
-def _serve(attachment: Attachment, command: str) -> None:
+def _serve(attachment: Attachment, command: str, own: NetNS) -> None:
     """Run bridge in this process."""
     (part,) = attachment.add_calls() if command == "ADD" else attachment.delete_calls()
     call = part.call()
     executable = str(attachment.network.bin_dir / "host-local")  # so that it is not executed
-    with Host(load, executable, lambda _text: None) as host:
+    with Host(load, executable, lambda _text: None, own=own) as host:
         reply = respond("bridge", call.environ, call.stdin.encode(), host)
     if reply.exit_code:
         raise BenchError(f"profile: {command} failed: {reply.stdout.decode().strip()}")
