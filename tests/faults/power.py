@@ -21,7 +21,8 @@ def reboot(rig: Rig) -> None:
     """
     for name in rig.containers():
         rig.end(name)
-    rig.node.run("ip", "link", "delete", "br0")
+    for name in ("br0", *rig.node.traces("br0").get("links", ())):
+        rig.node.run("ip", "link", "delete", name)
     rig.node.command("nft", "flush", "ruleset")
     lose_state(rig)
     change_boot_id(rig)
