@@ -300,6 +300,19 @@ def test_check_compares_targets(node: Node) -> None:
     assert "leads elsewhere" in error["msg"]
 
 
+def test_check_compares_protocols(node: Node) -> None:
+    """By iptables, a port of UDP does not stand for the same one of TCP."""
+    container = node.attach()
+    config = node.config(port(53, 53), port(53, 53, "udp"), backend="iptables")
+    node.ok("ADD", config, container)
+    node.ok("CHECK", config, container)
+    (rule,) = (line for line in rules(node) if " -p tcp " in line and f"{node.address(4)}:" in line)
+
+    node.machine.do(node.host, f"iptables -t nat -D {rule.removeprefix('-A ')}")
+
+    assert "host port 53/tcp" in node.machine.refused("portmap", "CHECK", config, container)["msg"]
+
+
 def garbage(config: Json, *keep: str) -> Json:
     """Return the configuration of a GC that keeps these containers."""
     valid = [{"containerID": containerid, "ifname": "eth0"} for containerid in keep]
