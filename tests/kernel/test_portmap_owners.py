@@ -465,6 +465,24 @@ def test_conditions_outlive_the_ports_of_others(node: Node) -> None:
     assert node.machine.nft() == []
 
 
+@pytest.mark.parametrize("command", ["DEL", "GC"])
+def test_conditions_without_a_record(node: Node, command: str) -> None:
+    """Ports of a network with conditions go without a record, too, and the conditions with them."""
+    container = node.attach()
+    config = node.config(port(8080), conditionsV4=["ip", "saddr", "!=", OUTSIDE4], masqAll=True)
+    node.ok("ADD", config, container)
+    for path in node.records():
+        path.unlink()
+
+    if command == "DEL":
+        node.ok("DEL", config)
+    else:
+        node.ok("GC", garbage(config))
+
+    assert "hostports4-" not in node.machine.command(node.host, "nft", "list", "ruleset")
+    assert node.mapped() == {}
+
+
 def test_conditions_that_nft_refuses(node: Node) -> None:
     """A condition that is none is refused with nft's words, and nothing is left."""
     container = node.attach()
