@@ -58,9 +58,11 @@ def strays(host: "Host") -> "list[Stray]":
 def _elements(host: "Host") -> "Iterator[Stray]":
     addresses: dict[str, set[Address]] = {}
     counts: dict[str, int] = {}
+    suffixes = ("", *nftables.suffixes(host.netns))
     for version, family in layout.FAMILIES.items():
         size = 4 if version == 4 else 16
-        for name in (family.ports, family.at, family.hairpin):
+        maps = (name + suffix for suffix in suffixes for name in (family.ports, family.at))
+        for name in (*maps, family.hairpin):
             for element in TABLE.elements(host.netns, name):
                 found = element.key if name == family.hairpin else element.data[:size]
                 addresses.setdefault(element.comment, set()).add(ip_address(found))
@@ -81,7 +83,7 @@ def _elements(host: "Host") -> "Iterator[Stray]":
 def _remove_elements(host: "Host", text: str) -> None:
     keys = nftables.owners(host.netns).get(text, [])
     nftables.remove_elements(host.netns, keys, text)
-    nftables.remove_unused(host, (), "")
+    nftables.remove_all_unused(host)
 
 
 def _chains(host: "Host") -> "Iterator[Stray]":

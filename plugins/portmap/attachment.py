@@ -146,7 +146,7 @@ def _collect_unrecorded(req: "Request", host: "Host", valid: frozenset[Attachmen
             nftables.remove_elements(host.netns, keys, text)
             gone = True
     if gone:
-        nftables.remove_unused(host, (), "")
+        nftables.remove_all_unused(host)
 
 
 def _unmap(req: "Request", host: "Host", facts: "Json") -> None:

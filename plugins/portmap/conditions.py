@@ -35,7 +35,7 @@ def ensure(netns: "NetNS", suffix: str, conditions: "Mapping[int, Sequence[str]]
 
 def remove_unused(netns: "NetNS", suffix: str) -> None:
     """Remove the chain and the maps of conditions that nothing is mapped by any more."""
-    maps = [name + suffix for f in layout.FAMILIES.values() for name in (f.ports, f.at)]
+    maps = layout.maps_of(suffix)
     if not all(TABLE.is_empty(netns, name) for name in maps):
         return
     chain = layout.PORTS + suffix

@@ -137,10 +137,7 @@ class Conf:
             raise _refuse('choose one of "externalSetMarkChain" and "markMasqBit"')
         if bit is not None and not 0 <= bit <= _MARK_BIT_MAX:
             raise _refuse(f'"markMasqBit" is {bit}, it must be 0 to {_MARK_BIT_MAX}')
-        conditions = {
-            version: tuple(config.get(key, ()))
-            for version, key in ((4, "conditionsV4"), (6, "conditionsV6"))
-        }
+        conditions = _conditions(config)
         return cls(
             backend=_backend(config, conditions, chain or ""),
             ports=_ports(config),
@@ -165,7 +162,7 @@ class Conf:
             addresses = _addresses(req.prev_result, req.ifname)
         except CNIError:
             addresses = {}
-        return cls(NFTABLES, ports, addresses)
+        return cls(NFTABLES, ports, addresses, conditions=_conditions(req.config))
 
     @property
     def opens_localhost(self) -> bool:
@@ -230,6 +227,11 @@ def _addresses(previous: "Result | None", ifname: str) -> "dict[int, Cidr]":
                 continue
         found.setdefault(ip.address.version, ip.address)
     return found
+
+
+def _conditions(config: "Json") -> "dict[int, Sequence[str]]":
+    keys = {4: "conditionsV4", 6: "conditionsV6"}
+    return {version: tuple(config.get(key, ())) for version, key in keys.items()}
 
 
 def _backend(config: "Json", conditions: "Mapping[int, Sequence[str]]", chain: str) -> str:

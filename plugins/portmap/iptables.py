@@ -73,8 +73,7 @@ def check(netns: "NetNS", conf: "Conf", network: str, attachment: "Attachment") 
         binary = next(iter(iptables.binaries(netns, version, chain)), "")
         rules = iptables.listed(netns, binary, chain) if binary else []
         for port in ports:
-            wanted = f"--dport {port.host_port} -j DNAT --to-destination {_target(port, cidr)}"
-            if not any(line.endswith(wanted) for line in rules):
+            if not any(_maps(line, port, cidr) for line in rules):
                 return f"the {_COMMANDS[version]} rule of host port {port} in {chain} is missing"
         jumps = iptables.listed(netns, binary, DNAT)
         if not any(_leads_to(line, chain) for line in jumps):
@@ -120,6 +119,12 @@ def _chain(text: str) -> str:
 
 def _leads_to(line: str, chain: str) -> bool:
     return line.startswith(f"-A {DNAT} ") and line.endswith(f" -j {chain}")
+
+
+def _maps(line: str, port: "Port", cidr: "Cidr") -> bool:
+    wanted = f"--dport {port.host_port} -j DNAT --to-destination {_target(port, cidr)}"
+    at = f" -d {port.only_at}/" if port.only_at else ""
+    return line.endswith(wanted) and f" -p {port.protocol} " in line and at in line
 
 
 def _shared(conf: "Conf", present: "Sequence[str]") -> "Iterator[str]":

@@ -126,6 +126,11 @@ def suffix(conditions: "Mapping[int, Sequence[str]]") -> str:
     return f"-{sha256(text.encode()).hexdigest()[:16]}"
 
 
+def maps_of(suffix: str) -> "tuple[str, ...]":
+    """Return the maps from ports of networks with these conditions."""
+    return tuple(name + suffix for f in FAMILIES.values() for name in (f.ports, f.at))
+
+
 def hairpin_chain(subnet: "Subnet") -> str:
     """Return the chain that masquerades what comes from a container's own subnet."""
     return f"hairpin-{subnet.network_address}-{subnet.prefixlen}".replace(":", ".")

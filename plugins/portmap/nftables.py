@@ -126,6 +126,12 @@ def remove_unused(host: "Host", chains: "Sequence[str]", suffix: str) -> None:
         localnet.remove_with_base(host)
 
 
+def remove_all_unused(host: "Host") -> None:
+    """Remove the maps of all conditions that nothing is mapped by, and the base if it is idle."""
+    for suffix in (*suffixes(host.netns), ""):
+        remove_unused(host, (), suffix)
+
+
 def check(netns: "NetNS", conf: "Conf", owner: str, judge: "Callable[[str], str]") -> str:
     """Return what is no longer as `add` made it, "" when nothing has changed."""
     elements = layout.elements(conf, layout.suffix(conf.conditions))
@@ -150,10 +156,16 @@ def check(netns: "NetNS", conf: "Conf", owner: str, judge: "Callable[[str], str]
 def owners(netns: "NetNS") -> "dict[str, list[Key]]":
     """Return the keys of all elements there are by their owners' texts."""
     found: dict[str, list[Key]] = {}
-    for name in layout.MAPS:
+    for name in (*layout.MAPS, *(name for one in suffixes(netns) for name in layout.maps_of(one))):
         for element in TABLE.elements(netns, name):
             found.setdefault(element.comment, []).append((name, element.key))
     return found
+
+
+def suffixes(netns: "NetNS") -> list[str]:
+    """Return the suffix of each network's conditions that there are maps for."""
+    targets = [rule.target for rule in TABLE.rules(netns, layout.CONDITIONS)]
+    return [one.removeprefix(layout.PORTS) for one in targets if one.startswith(layout.PORTS)]
 
 
 def is_there(netns: "NetNS", facts: "Any", owner: str) -> bool:

@@ -17,6 +17,12 @@ DEFAULT_ALLOWED = (
     *("net/bridge/", "net/core/", "net/ipv4/", "net/ipv6/", "net/mpls/", "net/mptcp/"),
     *("net/netfilter/", "net/sctp/", "net/smc/", "net/unix/", "net/vrf/"),
 )
+# Which namespaces show, though neighbours are in one table for the whole host.
+_SHARED = tuple(
+    f"net/{family}/neigh/default/gc_{name}"
+    for family in ("ipv4", "ipv6")
+    for name in ("interval", "thresh1", "thresh2", "thresh3")
+)
 _ALLOWLIST_BYTES_MAX = 1 << 20
 _NAME_MAX, _VALUE_MAX = 255, 1024  # characters
 
@@ -65,7 +71,7 @@ def check_allowed(paths: "Mapping[str, str]") -> None:
     patterns = _allowlist()
     if patterns is None:
         for path, key in paths.items():
-            if not path.startswith(DEFAULT_ALLOWED):
+            if not path.startswith(DEFAULT_ALLOWED) or path in _SHARED:
                 raise CNIError(
                     Code.INVALID_CONFIG,
                     f"sysctl {key} is not one that a namespace has of its own; set it on the host,"

@@ -53,7 +53,9 @@ class Attached:
         end(self._machine, self.netns, self.ports)
 
 
-def with_ports(machine: Machine, containerid: str, backend: str, first: int = 8080) -> Attached:
+def with_ports(
+    machine: Machine, containerid: str, backend: str, first: int = 8080, **keys: Any
+) -> Attached:
     """Return a container with two host ports."""
     mappings = {"portMappings": [port(first), port(first + 1, 53, "udp")]}
     capabilities = {"portMappings": True}
@@ -64,6 +66,7 @@ def with_ports(machine: Machine, containerid: str, backend: str, first: int = 80
         backend=backend,
         runtimeConfig=mappings,
         capabilities=capabilities,
+        **keys,
     )
 
 
@@ -120,9 +123,10 @@ def test_ports_without_a_record(machine: Machine, backend: str) -> None:
         assert ruleset(machine) == before
 
 
-def test_the_last_ports_go_with_all(machine: Machine) -> None:
+@pytest.mark.parametrize("keys", [{}, {"conditionsV4": ["ip", "ttl", "64"]}])
+def test_the_last_ports_go_with_all(machine: Machine, keys: Json) -> None:
     """When the last element goes that nobody has a record of, so does what all share."""
-    with_ports(machine, "dead", "nftables").end()
+    with_ports(machine, "dead", "nftables", **keys).end()
     for path in records(machine):
         path.unlink()
     age(machine)

@@ -300,6 +300,19 @@ def test_check_compares_targets(node: Node) -> None:
     assert "leads elsewhere" in error["msg"]
 
 
+def test_check_compares_protocols(node: Node) -> None:
+    """By iptables, a port of UDP does not stand for the same one of TCP."""
+    container = node.attach()
+    config = node.config(port(53, 53), port(53, 53, "udp"), backend="iptables")
+    node.ok("ADD", config, container)
+    node.ok("CHECK", config, container)
+    (rule,) = (line for line in rules(node) if " -p tcp " in line and f"{node.address(4)}:" in line)
+
+    node.machine.do(node.host, f"iptables -t nat -D {rule.removeprefix('-A ')}")
+
+    assert "host port 53/tcp" in node.machine.refused("portmap", "CHECK", config, container)["msg"]
+
+
 def garbage(config: Json, *keep: str) -> Json:
     """Return the configuration of a GC that keeps these containers."""
     valid = [{"containerID": containerid, "ifname": "eth0"} for containerid in keep]
@@ -450,6 +463,24 @@ def test_conditions_outlive_the_ports_of_others(node: Node) -> None:
         assert asks(node.outside, c1, HOST4, 8080) == OUTSIDE4
     node.ok("DEL", one, first)
     assert node.machine.nft() == []
+
+
+@pytest.mark.parametrize("command", ["DEL", "GC"])
+def test_conditions_without_a_record(node: Node, command: str) -> None:
+    """Ports of a network with conditions go without a record, too, and the conditions with them."""
+    container = node.attach()
+    config = node.config(port(8080), conditionsV4=["ip", "saddr", "!=", OUTSIDE4], masqAll=True)
+    node.ok("ADD", config, container)
+    for path in node.records():
+        path.unlink()
+
+    if command == "DEL":
+        node.ok("DEL", config)
+    else:
+        node.ok("GC", garbage(config))
+
+    assert "hostports4-" not in node.machine.command(node.host, "nft", "list", "ruleset")
+    assert node.mapped() == {}
 
 
 def test_conditions_that_nft_refuses(node: Node) -> None:

@@ -281,6 +281,7 @@ def test_values_that_are_refused(machine: Machine, value: str) -> None:
         ({"sysctl": {"net.core.somaxconn": 77}}, 7, "sysctl"),
         ({"sysctl": {"net.core.somaxconn": "x"}}, 999, "somaxconn"),
         ({"sysctl": {"net.core.somaxconn": "1", "net/core/somaxconn": "2"}}, 7, "duplicated"),
+        ({"sysctl": {"net.ipv4.neigh.default.gc_thresh3": "1"}}, 7, "set it on the host"),
         ({"mac": "02:00"}, 7, "MAC"),
         ({"mac": "01:00:00:00:00:01"}, 7, "MAC"),
         ({"mtu": -1}, 7, "mtu"),
