@@ -25,7 +25,7 @@ from plugins.firewall.conf import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from cni_common.host import Host
     from cni_common.record import Json, Record
@@ -121,16 +121,19 @@ def dissolve_unrecorded(req: "Request", host: "Host") -> None:
 def withdraw(req: "Request", host: "Host", facts: "Json") -> None:
     """Take back what `facts` tell of, except for what other records name, too. Needs the lock."""
     others = _others(req, host)
-    held = {text for one in others for text in one.get("addresses", ())}
-    addresses = [one for one in _addresses(facts) if str(one) not in held]
     with BestEffort() as steps:
         if facts.get("backend") == FIREWALLD:
             from plugins.firewall import firewalld  # noqa: PLC0415 - as above
 
             zone = facts.get("zone", ZONE)
+            in_zone = [
+                one for one in others if (one.get("backend"), one.get("zone")) == (FIREWALLD, zone)
+            ]
+            sources = _only_in(facts, in_zone)
             steps.attempt(
-                "firewalld", lambda: firewalld.remove(_environ(req, facts), zone, addresses)
+                "firewalld", lambda: firewalld.remove(_environ(req, facts), zone, sources)
             )
+        addresses = _only_in(facts, others)
         for version, own in _by_version(addresses):
             steps.attempt("rules", lambda: _withdraw(host, facts, version, own))  # noqa: B023 - called at once
         if facts.get("bridge") and facts.get("policy", OPEN) != OPEN:
@@ -138,6 +141,12 @@ def withdraw(req: "Request", host: "Host", facts: "Json") -> None:
         port = facts.get("port", "")
         if port and all(one.get("port") != port for one in others):
             steps.attempt("port", lambda: isolation.open_port(host.netns, port))
+
+
+def _only_in(facts: "Json", others: "Iterable[Json]") -> "list[Address]":
+    """Return the addresses that `facts` name and none of `others`."""
+    held = {text for one in others for text in one.get("addresses", ())}
+    return [one for one in _addresses(facts) if str(one) not in held]
 
 
 def missing(req: "Request", host: "Host", conf: Conf, result: "Result") -> str:

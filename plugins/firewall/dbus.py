@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ADDRESS = "unix:path=/var/run/dbus/system_bus_socket"
 _BUS, _BUS_PATH = "org.freedesktop.DBus", "/org/freedesktop/DBus"
-_SECONDS = 25  # for an answer, the usual limit of D-Bus libraries
+_SECONDS = 5  # for an answer: others wait meanwhile for the lock of the firewall
 _METHOD_CALL, _METHOD_RETURN, _ERROR = 1, 2, 3
 _NO_AUTO_START = 2  # nobody starts a service because we ask
 _PATH, _INTERFACE, _MEMBER, _ERROR_NAME, _REPLY_SERIAL, _DESTINATION, _SIGNATURE = (

@@ -80,6 +80,8 @@ def _zones(environ: "Mapping[str, str]") -> "Iterator[Callable[..., object]]":
             f"firewalld cannot be reached by D-Bus: {error.strerror or error}; start it, or set"
             ' "backend" to another one',
         ) from None
+    except DBusError as error:  # the bus's own, such as too many connections
+        raise _failed("cannot be reached", error) from None
 
 
 def _bus(environ: "Mapping[str, str]") -> Bus:

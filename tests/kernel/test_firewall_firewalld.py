@@ -143,6 +143,21 @@ def test_beside_docker(walls: Walls, firewalld: Firewalld) -> None:
     assert (walls.rules(), walls.rules(6, "legacy")) == ([], [])
 
 
+def test_address_of_two_backends(walls: Walls, firewalld: Firewalld) -> None:
+    """A source goes although another attachment lets its address through by rules."""
+    walls.admitted("c1")
+    other = walls.config(backend="nftables")
+    netns = walls.netns["c1"]
+    walls.call("ADD", other, "other", netns=netns)
+
+    walls.ok("DEL")
+
+    assert firewalld.sources() == []
+    assert walls.rules() != []
+    walls.call("DEL", other, "other", netns=netns)
+    assert walls.rules() == []
+
+
 def test_reload(walls: Walls, firewalld: Firewalld) -> None:
     """A reload forgets the sources: CHECK tells, and ADD puts them back."""
     walls.admitted("c1")

@@ -78,7 +78,7 @@ class Walls:
 
     def call(self, command: str, config: Json, containerid: str = "c1", **attachment: Any) -> Json:
         """Run firewall, which must succeed."""
-        netns = "" if command in ("GC", "STATUS") else self.netns[containerid]
+        netns = "" if command in ("GC", "STATUS") else self.netns.get(containerid, "")
         attachment = {"netns": netns, **attachment}
         return self.machine.ok(
             "firewall",
