@@ -3,7 +3,7 @@
 import time
 from functools import partial
 
-from plugins.host_local.index import CAPACITY_MAX, FullError, Index, header_for
+from plugins.host_local.index import CAPACITY_MAX, NOBODY, FullError, Index, header_for
 from plugins.host_local.indexfile import IndexFile, Remembered, boot_id, booted_ns
 from plugins.host_local.lease import RELEASE_COOLDOWN_MAX, text_of
 
@@ -261,5 +261,5 @@ def _rest(index: Index, resting: "Iterable[tuple[Address, int]]") -> None:
     # What is left of a damaged file may say anything; no rest is longer than this.
     latest_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + RELEASE_COOLDOWN_MAX * 10**9
     for address, until_ns in resting:
-        if until_ns <= latest_ns:
+        if until_ns <= latest_ns and address != NOBODY:
             index.rest(address, until_ns)

@@ -45,6 +45,7 @@ _BITMAP, _MANY, _OF_POD = 1, 2, 16
 _PER_KEY_MAX = 8 * _PER_BUCKET
 _OF_POD_KINDS = (4 + _OF_POD, 6 + _OF_POD)
 _TAKEN, _RESTS = b"taken", b"rests"
+NOBODY = IPv6Address(0)  # in the queue, in the place of an address that rests anew
 _EXPIRED_PER_CALL = 64
 _ZEROS, _ONES = bytes(BLOCK), b"\xff" * BLOCK
 
@@ -204,7 +205,7 @@ class Index:
         """Let `address` rest until CLOCK_BOOTTIME shows `until_ns`. Raises FullError."""
         if self._is_marked(_RESTS, address):
             self._drop(address)
-        elif self.header.tail - self.header.head >= RESTING_MAX:
+        if self.header.tail - self.header.head >= RESTING_MAX:
             self._wake()
         position = self.header.tail
         # Ordered by time: only a shorter rest than the last ones has to go before them.
@@ -233,13 +234,19 @@ class Index:
         self._mark(_RESTS, address, on=False)
 
     def _drop(self, address: Address) -> None:
-        """Take the earlier rest of `address` out of the queue."""
-        for position in range(self.header.head, self.header.tail):
-            if self._resting_at(position)[0] == address:
-                for place in range(position, self.header.head, -1):
-                    self._set_resting(place, *self._resting_at(place - 1))
-                self.header.head += 1
-                return
+        """Take the earlier rest of `address` out of the queue: nobody's is in its place."""
+        wanted = _RESTING.pack(0, address.version, int(address).to_bytes(16, "big"))[8:]
+        first = self.header.head - self.header.head % _PER_QUEUE_BLOCK
+        # Block by block: the queue can have a thousand of them, and others wait for the lock.
+        for start in range(first, self.header.tail, _PER_QUEUE_BLOCK):
+            data = self._get(self._place(start)[0])
+            at = data.find(wanted)
+            while at >= 0:
+                position, offset = start + at // _RESTING.size, at % _RESTING.size
+                if offset == 8 and self.header.head <= position < self.header.tail:
+                    self._set_resting(position, NOBODY, self._resting_at(position)[1])
+                    return
+                at = data.find(wanted, at + 1)
 
     def _resting_at(self, position: int) -> tuple[Address, int]:
         block, offset = self._place(position)

@@ -231,6 +231,26 @@ def test_rest_is_bounded() -> None:
     assert index.first_free(4, NET4 + 3, NET4 + RESTING_MAX, resting=False) is None
 
 
+def test_rests_anew() -> None:
+    """A rest that begins anew costs at most a look at each block of the queue."""
+    disk = Disk()
+    index = made()
+    for number in range(RESTING_MAX):
+        index.rest(address(4, number), until_ns=10**9)
+    index = disk.stored(index)
+    disk.reads = 0
+
+    anew = (0, 8000, RESTING_MAX - 1)
+    for number in anew:
+        index.rest(address(4, number), until_ns=10**9 + 1)
+
+    assert disk.reads < 3 * RESTING_MAX // 16 + 200
+    index.expire(10**9)
+    for _ in range(RESTING_MAX):
+        index.expire(10**9)
+    assert index.resting(9) == [(address(4, n), 10**9 + 1) for n in anew]
+
+
 @pytest.mark.parametrize("data", [b"", ZEROS, b"pycni", b"\xff" * BLOCK])
 def test_foreign_header(data: bytes) -> None:
     """What is not an index is not taken for one."""
