@@ -106,12 +106,9 @@ class Index:
         self._mark(_TAKEN, address, on=True)
         for key, kind in _entries(address, owner, pod):
             found = self._find(key)
-            if (kind, int(address).to_bytes(16, "big")) in found or _has_many(found):
-                continue
-            if len(found) < _PER_KEY_MAX:
-                self._insert(key, kind, int(address))
-            else:
-                self._insert(key, _MANY, 0)
+            if (kind, int(address).to_bytes(16, "big")) not in found and not _has_many(found):
+                is_full = len(found) >= _PER_KEY_MAX
+                self._insert(key, _MANY if is_full else kind, int(address))
 
     def fill(self, leases: "Iterable[tuple[Address, str]]") -> None:
         """Do what `take` does for each address and owner, in an empty index. Raises FullError."""

@@ -168,8 +168,6 @@ class Store:
 
     def inodes(self) -> dict[str, int]:
         """Return the inode of each name in the directory, by one pass. Needs no lock."""
-        if self._dir < 0:
-            return {}
         with self._disk(os.scandir, self._dir) as entries:
             return {entry.name: entry.inode() for entry in entries}
 
