@@ -182,7 +182,8 @@ def _tidy(host: "Host", directory: str) -> None:
     """Have host-local remove what killed calls left among its leases."""
     with Store(directory, indexes=indexes_of(host), log=host.log) as store:
         _log(host, f"'{directory}/{_STORES_OWN}*'", "a call that was killed left it")
-        store.lock().leases()
+        store.lock()
+        store.tidy(os.listdir(directory))  # by names alone: others wait for the lock
 
 
 def _log(host: "Host", what: str, reason: str) -> None:

@@ -3,7 +3,7 @@
 import time
 from functools import partial
 
-from plugins.host_local.index import CAPACITY_MAX, FullError, Index, header_for
+from plugins.host_local.index import CAPACITY_MAX, NOBODY, FullError, Index, header_for
 from plugins.host_local.indexfile import IndexFile, Remembered, boot_id, booted_ns
 from plugins.host_local.lease import RELEASE_COOLDOWN_MAX, text_of
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-_DOUBLINGS_MAX = 16
+_DOUBLINGS_MAX = 6  # one is more than enough for any leases that there can be
 _NEW, _DRAFT = "new", "draft.new"  # what is made under the lock, and without it
 
 
@@ -62,8 +62,11 @@ class Catalog:
     def addresses_of(self, owner: "Attachment") -> "list[Address]":
         """Return the addresses that `owner` seems to have, those without ifname included."""
         texts = dict.fromkeys((text_of(owner), owner.containerid))
-        found = [a for text in texts for a in self._query(partial(Index.addresses_of, owner=text))]
-        return list(dict.fromkeys(found))
+        found = [self._query(partial(Index.addresses_of, owner=text)) for text in texts]
+        if None in found:
+            leases = [one for one in self._scan() if one.owner and text_of(one.owner) in texts]
+            return [lease.address for lease in leases]
+        return list(dict.fromkeys(address for some in found for address in some or ()))
 
     def addresses_of_pod(self, pod: str) -> "list[Address]":
         """Return the addresses that attachments of `pod` seem to have."""
@@ -258,5 +261,5 @@ def _rest(index: Index, resting: "Iterable[tuple[Address, int]]") -> None:
     # What is left of a damaged file may say anything; no rest is longer than this.
     latest_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + RELEASE_COOLDOWN_MAX * 10**9
     for address, until_ns in resting:
-        if until_ns <= latest_ns:
+        if until_ns <= latest_ns and address != NOBODY:
             index.rest(address, until_ns)

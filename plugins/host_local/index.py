@@ -22,7 +22,7 @@ BLOCK = 512
 CAPACITY_MIN, CAPACITY_MAX = 256, 1 << 16  # leases for which there is room from the beginning
 RESTING_MAX = 1 << 14  # addresses whose rest is remembered; the oldest are dropped
 
-_MAGIC = b"pycni\0\0\2"
+_MAGIC = b"pycni\0\0\3"
 _HEADER = Struct("<8s36sIIQQq")
 _BITS = 8 * BLOCK
 # A bitmap is of 32,768 addresses, half a /16; those of its blocks that are zero are holes.
@@ -40,9 +40,12 @@ _PER_QUEUE_BLOCK = BLOCK // _RESTING.size
 _QUEUE_BLOCKS = RESTING_MAX // _PER_QUEUE_BLOCK
 _TABLE = 1 + _QUEUE_BLOCKS
 # The kinds of an entry: of an owner's addresses they are 4 and 6, of a pod's so much more.
-_BITMAP, _OF_POD = 1, 16
+# MANY says that not all of them are noted: else one owner could fill the buckets of a search.
+_BITMAP, _MANY, _OF_POD = 1, 2, 16
+_PER_KEY_MAX = 8 * _PER_BUCKET
 _OF_POD_KINDS = (4 + _OF_POD, 6 + _OF_POD)
 _TAKEN, _RESTS = b"taken", b"rests"
+NOBODY = IPv6Address(0)  # in the queue, in the place of an address that rests anew
 _EXPIRED_PER_CALL = 64
 _ZEROS, _ONES = bytes(BLOCK), b"\xff" * BLOCK
 
@@ -102,13 +105,16 @@ class Index:
         """Note that `owner`, or somebody unknown, has `address`. Raises FullError."""
         self._mark(_TAKEN, address, on=True)
         for key, kind in _entries(address, owner, pod):
-            if (kind, int(address).to_bytes(16, "big")) not in self._find(key):
-                self._insert(key, kind, int(address))
+            found = self._find(key)
+            if (kind, int(address).to_bytes(16, "big")) not in found and not _has_many(found):
+                is_full = len(found) >= _PER_KEY_MAX
+                self._insert(key, _MANY if is_full else kind, int(address))
 
     def fill(self, leases: "Iterable[tuple[Address, str]]") -> None:
         """Do what `take` does for each address and owner, in an empty index. Raises FullError."""
         bitmaps: dict[tuple[int, int], bytearray] = {}
         buckets: dict[int, list[bytes]] = {}
+        counts: dict[bytes, int] = {}
         for address, owner in leases:
             number = int(address)
             part, bit = divmod(number, _PART_BITS)
@@ -116,8 +122,11 @@ class Index:
             bits[bit // 8] |= 1 << bit % 8
             if owner:
                 key = _key(b"owner", owner)
-                entry = _ENTRY.pack(key, address.version, number.to_bytes(16, "big"))
-                buckets.setdefault(self._bucket(key), []).append(entry)
+                count = counts[key] = counts.get(key, 0) + 1
+                if count <= _PER_KEY_MAX + 1:
+                    kind = address.version if count <= _PER_KEY_MAX else _MANY
+                    entry = _ENTRY.pack(key, kind, number.to_bytes(16, "big"))
+                    buckets.setdefault(self._bucket(key), []).append(entry)
         # A bucket at a time, ten times as fast as an entry at a time; few are too full.
         for bucket, entries in buckets.items():
             data = bytes(_BUCKET_HEAD) + b"".join(entries[:_PER_BUCKET])
@@ -138,9 +147,10 @@ class Index:
         for key, kind in _entries(address, owner, pod):
             self._delete(key, kind, int(address))
 
-    def addresses_of(self, owner: str) -> list[Address]:
-        """Return the addresses that `owner` seems to have."""
-        return [_address(*one) for one in self._find(_key(b"owner", owner)) if one[0] in (4, 6)]
+    def addresses_of(self, owner: str) -> list[Address] | None:
+        """Return the addresses that `owner` seems to have, None where only the leases tell."""
+        found = self._find(_key(b"owner", owner))
+        return None if _has_many(found) else [_address(*one) for one in found if one[0] in (4, 6)]
 
     def addresses_of_pod(self, pod: str) -> list[Address]:
         """Return the addresses that attachments of `pod` seem to have."""
@@ -192,7 +202,7 @@ class Index:
         """Let `address` rest until CLOCK_BOOTTIME shows `until_ns`. Raises FullError."""
         if self._is_marked(_RESTS, address):
             self._drop(address)
-        elif self.header.tail - self.header.head >= RESTING_MAX:
+        if self.header.tail - self.header.head >= RESTING_MAX:
             self._wake()
         position = self.header.tail
         # Ordered by time: only a shorter rest than the last ones has to go before them.
@@ -221,13 +231,19 @@ class Index:
         self._mark(_RESTS, address, on=False)
 
     def _drop(self, address: Address) -> None:
-        """Take the earlier rest of `address` out of the queue."""
-        for position in range(self.header.head, self.header.tail):
-            if self._resting_at(position)[0] == address:
-                for place in range(position, self.header.head, -1):
-                    self._set_resting(place, *self._resting_at(place - 1))
-                self.header.head += 1
-                return
+        """Take the earlier rest of `address` out of the queue: nobody's is in its place."""
+        wanted = _RESTING.pack(0, address.version, int(address).to_bytes(16, "big"))[8:]
+        first = self.header.head - self.header.head % _PER_QUEUE_BLOCK
+        # Block by block: the queue can have a thousand of them, and others wait for the lock.
+        for start in range(first, self.header.tail, _PER_QUEUE_BLOCK):
+            data = self._get(self._place(start)[0])
+            at = data.find(wanted)
+            while at >= 0:
+                position, offset = start + at // _RESTING.size, at % _RESTING.size
+                if offset == 8 and self.header.head <= position < self.header.tail:
+                    self._set_resting(position, NOBODY, self._resting_at(position)[1])
+                    return
+                at = data.find(wanted, at + 1)
 
     def _resting_at(self, position: int) -> tuple[Address, int]:
         block, offset = self._place(position)
@@ -362,6 +378,10 @@ def _entries(address: Address, owner: str, pod: str) -> list[tuple[bytes, int]]:
     of_owner = [(_key(b"owner", owner), address.version)] if owner else []
     of_pod = [(_key(b"pod", pod), address.version + _OF_POD)] if pod else []
     return of_owner + of_pod
+
+
+def _has_many(found: "Sequence[tuple[int, bytes]]") -> bool:
+    return any(kind == _MANY for kind, _ in found)
 
 
 def _offsets(data: bytes, wanted: bytes) -> list[int]:

@@ -67,7 +67,9 @@ def test_index_agrees_with_a_dictionary(steps: list[tuple[str, Address, str]]) -
         index = disk.stored(index) if len(held) % 3 == 0 else index
 
     for owner in {owner for _, _, owner in steps}:
-        assert set(index.addresses_of(owner)) == {a for a, who in held.items() if who == owner}
+        assert set(index.addresses_of(owner) or ()) == {
+            a for a, who in held.items() if who == owner
+        }
     for version, base in ((4, NET4), (6, NET6)):
         taken = {int(where) for where in held if where.version == version}
         for first in (0, 1, 4095, 4096, 32767, 65535):
@@ -85,7 +87,7 @@ def test_fill_does_what_take_does(held: dict[Address, str]) -> None:
     filled.fill(held.items())
 
     for owner in set(held.values()) - {""}:
-        assert set(filled.addresses_of(owner)) == set(grown.addresses_of(owner))
+        assert set(filled.addresses_of(owner) or ()) == set(grown.addresses_of(owner) or ())
     for where in [
         address(v, n) for v in (4, 6) for n in (0, 1, 7, 8, 4095, 4096, 32767, 32768, 65535)
     ]:
@@ -161,6 +163,26 @@ def test_full_table() -> None:
     assert all(index.addresses_of(f"c{n}") == [address(4, n)] for n in range(count))
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_one_owner_of_many(at_once: bool) -> None:
+    """An owner of any number of addresses takes no more room than one bucket search has."""
+    index = made()
+    many = [(address(4, number), "reserved") for number in range(600)]
+    if at_once:
+        index.fill(many)
+    for where, owner in many:
+        index.take(where, owner, "uid eth0")
+    index.take(address(4, 600), "c1")
+
+    assert index.addresses_of("reserved") is None
+    assert index.addresses_of("c1") == [address(4, 600)]
+    assert index.addresses_of_pod("uid eth0")
+    for where, owner in many:
+        index.free(where, owner, "uid eth0")
+    assert index.addresses_of("reserved") is None  # until the index is made anew
+    assert index.first_free(4, NET4, NET4 + 700, resting=False) == NET4
+
+
 def test_rest() -> None:
     """A resting address is free for who needs it, and for all when its time has come."""
     index = made()
@@ -209,6 +231,26 @@ def test_rest_is_bounded() -> None:
     assert index.first_free(4, NET4 + 3, NET4 + RESTING_MAX, resting=False) is None
 
 
+def test_rests_anew() -> None:
+    """A rest that begins anew costs at most a look at each block of the queue."""
+    disk = Disk()
+    index = made()
+    for number in range(RESTING_MAX):
+        index.rest(address(4, number), until_ns=10**9)
+    index = disk.stored(index)
+    disk.reads = 0
+
+    anew = (0, 8000, RESTING_MAX - 1)
+    for number in anew:
+        index.rest(address(4, number), until_ns=10**9 + 1)
+
+    assert disk.reads < 3 * RESTING_MAX // 16 + 200
+    index.expire(10**9)
+    for _ in range(RESTING_MAX):
+        index.expire(10**9)
+    assert index.resting(9) == [(address(4, n), 10**9 + 1) for n in anew]
+
+
 @pytest.mark.parametrize("data", [b"", ZEROS, b"pycni", b"\xff" * BLOCK])
 def test_foreign_header(data: bytes) -> None:
     """What is not an index is not taken for one."""
@@ -222,7 +264,7 @@ def test_damaged_blocks(data: bytes) -> None:
     header.tail, header.bitmaps = 3, 1
     index = Index(header, lambda _: data)
 
-    assert all(isinstance(one.version, int) for one in index.addresses_of("c1\r\neth0"))
+    assert all(isinstance(one.version, int) for one in index.addresses_of("c1\r\neth0") or ())
     index.first_free(4, NET4, NET4 + 255, resting=False)
     index.expire(1 << 63)
     index.free(address(4, 2), "c1\r\neth0")

@@ -238,6 +238,20 @@ def test_delete_legacy_leases(node: Node) -> None:
     assert set(node.leases()) == {"10.0.0.10"}
 
 
+def test_one_owner_of_many_addresses(node: Node) -> None:
+    """Hundreds of leases with one content, as who reserves them writes, cost what others do."""
+    config = node.config("10.0.0.0/16")
+    for number in range(600):
+        node.lease(f"10.0.{2 + number // 200}.{number % 200}", "reserved")
+
+    assert node.add(config) == ["10.0.0.2"]
+    (index,) = (node.root / "run" / "indexes").iterdir()
+    assert index.stat().st_size < 1 << 30
+
+    node.call("DEL", config, "reserved")
+    assert set(node.leases()) == {"10.0.0.2"}
+
+
 @pytest.mark.parametrize("content", ["", "\0\0\0\0"])
 def test_delete_frees_a_torn_lease(node: Node, content: str) -> None:
     """A file that names nobody, at an address that the record names, goes with the record."""
