@@ -102,8 +102,8 @@ def experiments(types: Sequence[str] = TYPES) -> dict[str, Callable[[Bench], Non
         among = Leases(f"{present}", f"{present:,} leases present", present, share=share)
         found[f"leases-{present}"] = partial(leases, among=among)
     for among in (
-        Leases("one-free", "one address free in a /16", _ADDRESSES - 1, share=0.06),
-        Leases("64", "60,000 leases in an IPv6 /64", 60_000, "fd00:40::/64", share=0.06),
+        Leases("one-free", "one address free in a /16", _ADDRESSES - 1, share=0.25),
+        Leases("64", "60,000 leases in an IPv6 /64", 60_000, "fd00:40::/64", share=0.25),
     ):
         found[f"leases-{among.key}"] = partial(leases, among=among)
     return found
