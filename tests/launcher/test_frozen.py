@@ -246,7 +246,7 @@ _NETLINK = {"_socket", "_struct", "select", "standin_socket", "struct"}
 LIBRARIES = {
     "about": _ABOUT,
     "VERSION": set[str](),
-    "host-local refuses an ADD": _SERVING | {"_struct", "itertools", "struct"},
+    "host-local refuses an ADD": _SERVING | {"_struct", "struct"},
     "bridge refuses an ADD": _SERVING | _NETLINK,
     "loopback refuses an ADD": _SERVING | _NETLINK,
     "firewall refuses an ADD": _SERVING | (_NETLINK - {"select"}),
