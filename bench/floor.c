@@ -10,18 +10,22 @@
  * the host's up and in the bridge), opens a socket in the container, asks for the index of eth0,
  * and by one more sendmsg gives it its addresses, sets it up and adds a default route for each
  * gateway. A DEL is the deletion of the pair. Both end when the kernel has confirmed everything, but
- * one of many DELs when the kernel tells that the host's end is gone: the memory is freed later.
+ * one of many DELs when the kernel tells that the host's end is gone: the memory is freed later. Many
+ * DELs are gathered: each puts its pair into a group, then asks for the deletion of the group, which
+ * takes along what others have put there while it waited for the RTNL lock.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
 #include <linux/if_link.h>
 #include <linux/rtnetlink.h>
 #include <linux/veth.h>
 #include <net/if.h>
 #include <sched.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,6 +38,7 @@
 #define WORDS_MAX 8
 #define COUNT_MAX 250
 #define IFNAME "eth0"
+#define GROUP 0x70796e63
 
 struct batch {
     _Alignas(struct nlmsghdr) char data[4096];
@@ -255,20 +260,49 @@ static void add(int host, int home, int bridge, char **words, unsigned count)
     close(netns);
 }
 
-static void describe_deletion(struct batch *batch, const char *name)
-{
-    struct ifinfomsg body = {.ifi_family = AF_UNSPEC};
-
-    message(batch, RTM_DELLINK, NLM_F_ACK, &body, sizeof body);
-    text(batch, IFLA_IFNAME, name);
-}
-
 static void delete(int host, const char *name)
 {
     struct batch batch = {.length = 0};
+    struct ifinfomsg body = {.ifi_family = AF_UNSPEC};
 
-    describe_deletion(&batch, name);
+    message(&batch, RTM_DELLINK, NLM_F_ACK, &body, sizeof body);
+    text(&batch, IFLA_IFNAME, name);
     exchange(host, &batch, "deletion");
+}
+
+/* Put an interface into the group and delete all that is there; perhaps another has just done it. */
+static void delete_group(int host, int index)
+{
+    struct batch batch = {.length = 0};
+    struct ifinfomsg body = {.ifi_family = AF_UNSPEC, .ifi_index = index};
+    uint32_t group = GROUP;
+
+    message(&batch, RTM_SETLINK, 0, &body, sizeof body);
+    attribute(&batch, IFLA_GROUP, &group, sizeof group);
+    body.ifi_index = 0;
+    message(&batch, RTM_DELLINK, NLM_F_ACK, &body, sizeof body);
+    attribute(&batch, IFLA_GROUP, &group, sizeof group);
+    if (send(host, batch.data, batch.length, 0) < 0)
+        die("deletion");
+}
+
+/* Have only the deletion of one interface delivered: the events of all others wake nobody. */
+static void hear_only_deletion(int events, int index)
+{
+    struct sock_filter program[] = {
+        BPF_STMT(BPF_LD | BPF_H | BPF_ABS, offsetof(struct nlmsghdr, nlmsg_type)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, htons(RTM_DELLINK), 0, 5),
+        BPF_STMT(BPF_LD | BPF_B | BPF_ABS, NLMSG_HDRLEN),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AF_UNSPEC, 0, 3),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, NLMSG_HDRLEN + offsetof(struct ifinfomsg, ifi_index)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, htonl((uint32_t)index), 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, UINT32_MAX),
+        BPF_STMT(BPF_RET | BPF_K, 0),
+    };
+    struct sock_fprog filter = {.len = sizeof program / sizeof *program, .filter = program};
+
+    if (setsockopt(events, SOL_SOCKET, SO_ATTACH_FILTER, &filter, sizeof filter) < 0)
+        die("filter");
 }
 
 /* Delete the pair of `name`, and tell by `done` as soon as the kernel says that it is gone. */
@@ -276,34 +310,20 @@ static void delete_and_tell(const char *name, int done)
 {
     _Alignas(struct nlmsghdr) char answer[32768];
     struct sockaddr_nl links = {.nl_family = AF_NETLINK, .nl_groups = RTMGRP_LINK};
-    struct batch batch = {.length = 0};
     int index = (int)if_nametoindex(name);
     int events = netlink_socket();
     int host = netlink_socket();
-    bool gone = false;
 
+    hear_only_deletion(events, index);
     if (bind(events, (struct sockaddr *)&links, sizeof links) < 0)
         die("bind");
-    describe_deletion(&batch, name);
     /* Another process waits for the answer, which comes a grace period later. */
     if (fork() == 0) {
-        exchange(host, &batch, "deletion");
+        delete_group(host, index);
         _exit(0);
     }
-    while (!gone) {
-        ssize_t got = recv(events, answer, sizeof answer, 0);
-
-        if (got < 0)
-            die("events");
-        for (size_t offset = 0; offset + sizeof(struct nlmsghdr) <= (size_t)got;) {
-            struct nlmsghdr *one = (struct nlmsghdr *)(answer + offset);
-            struct ifinfomsg *link = NLMSG_DATA(one);
-
-            gone = gone || (one->nlmsg_type == RTM_DELLINK && link->ifi_family == AF_UNSPEC
-                            && link->ifi_index == index);
-            offset += NLMSG_ALIGN(one->nlmsg_len);
-        }
-    }
+    if (recv(events, answer, sizeof answer, 0) < 0)
+        die("events");
     if (write(done, "", 1) != 1)
         die("write");
     wait(NULL);

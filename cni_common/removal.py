@@ -3,14 +3,23 @@
 The kernel takes an interface out of its namespace within a millisecond or two, says so by an event,
 and lets others have the RTNL lock. Its answer comes after a grace period more (rcu_barrier in
 netdev_run_todo of net/core/dev.c), which is nine tenths of the whole.
+
+Deletions that come together are gathered, where `NetNS.doomed` is a group: each puts its interface
+into it and asks for the deletion of the group (rtnl_group_dellink of net/core/rtnetlink.c). Whoever
+is first at the RTNL lock takes along what has joined while the deletion before was under way: most
+grace periods are waited for once, whatever the number.
 """
 
 import _thread
+import errno
 import os
 import select
-from socket import AF_UNSPEC
+import socket
+import struct
+from sys import byteorder
 
 from cni_common.link import decode_identity
+from cni_common.netlink import NetlinkError
 from cni_common.netns import NETLINK_ROUTE
 from cni_common.rtnetlink import RTM_DELLINK, RTMGRP_LINK, Netlink
 
@@ -18,6 +27,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_common.netlink import Channel
     from cni_common.netns import NetNS
+
+_SO_ATTACH_FILTER = 26  # asm-generic/socket.h
+# linux/filter.h: load a word, half or byte at an offset; skip unless equal; take so many bytes.
+_LOAD_WORD, _LOAD_HALF, _LOAD_BYTE, _IF_EQUAL, _RETURN = 0x20, 0x28, 0x30, 0x15, 0x06
+_SOCK_FILTER = struct.Struct("=HBBI")
+_TYPE_AT, _FAMILY_AT, _INDEX_AT = 4, 16, 20  # struct nlmsghdr, struct ifinfomsg after it
+_ALL = 0xFFFFFFFF
 
 
 def delete_link(netns: "NetNS", index: int) -> bool:
@@ -27,6 +43,8 @@ def delete_link(netns: "NetNS", index: int) -> bool:
     milliseconds, and which the process waits for when it ends. Raises NetlinkError.
     """
     events = netns.channel(NETLINK_ROUTE, RTMGRP_LINK)
+    if netns.doomed:
+        hear_only_deletion(events, index)
     channel = netns.channel(NETLINK_ROUTE)
     netns.release(channel)
     outcome: list[bool | BaseException] = []
@@ -34,7 +52,7 @@ def delete_link(netns: "NetNS", index: int) -> bool:
 
     def work() -> None:
         try:
-            outcome.append(Netlink(channel).delete_link(index))
+            outcome.append(_ask(Netlink(channel), index, netns.doomed))
         except BaseException as error:  # noqa: BLE001 - raised again below, by the caller
             outcome.append(error)
         finally:
@@ -57,6 +75,52 @@ def delete_link(netns: "NetNS", index: int) -> bool:
     return outcome[0]
 
 
+def _ask(netlink: Netlink, index: int, doomed: int) -> bool:
+    if not doomed:
+        return netlink.delete_link(index)
+    try:
+        if netlink.delete_group(doomed, index):
+            return True
+    except NetlinkError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+    # Perhaps deleted by another's request, and its event has come already; else it was taken out
+    # of the group again, or something in there cannot be deleted, or the kernel knows no groups.
+    return netlink.delete_link(index)
+
+
+def hear_only_deletion(channel: "Channel", index: int) -> None:
+    """Have no other event delivered on a channel, so that those of others wake nobody (socket(7)).
+
+    What had arrived before stays there.
+    """
+    from array import array  # noqa: PLC0415 - for the engine, which has it loaded
+
+    program = array(
+        "B",
+        b"".join(
+            (
+                _SOCK_FILTER.pack(_LOAD_HALF, 0, 0, _TYPE_AT),
+                _SOCK_FILTER.pack(_IF_EQUAL, 0, 5, _as_loaded(RTM_DELLINK, 2)),
+                _SOCK_FILTER.pack(_LOAD_BYTE, 0, 0, _FAMILY_AT),
+                _SOCK_FILTER.pack(_IF_EQUAL, 0, 3, socket.AF_UNSPEC),
+                _SOCK_FILTER.pack(_LOAD_WORD, 0, 0, _INDEX_AT),
+                _SOCK_FILTER.pack(_IF_EQUAL, 0, 1, _as_loaded(index, 4)),
+                _SOCK_FILTER.pack(_RETURN, 0, 0, _ALL),
+                _SOCK_FILTER.pack(_RETURN, 0, 0, 0),
+            )
+        ),
+    )
+    address, size = program.buffer_info()
+    sock_fprog = struct.pack("@HP", size // _SOCK_FILTER.size, address)
+    channel.sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, sock_fprog)
+
+
+def _as_loaded(number: int, size: int) -> int:
+    """Return what a filter, which takes all for big endian, makes of a number of this machine."""
+    return int.from_bytes(number.to_bytes(size, byteorder), "big")
+
+
 def _await_deletion(events: "Channel", index: int, end: int) -> bool:
     """Tell whether the kernel says that the interface is gone before the other end is closed."""
     poll = select.poll()
@@ -65,7 +129,7 @@ def _await_deletion(events: "Channel", index: int, end: int) -> bool:
     while True:
         ready = {fd for fd, _ in poll.poll()}
         if events.sock.fileno() in ready and any(
-            kind == RTM_DELLINK and decode_identity(data) == (AF_UNSPEC, index)
+            kind == RTM_DELLINK and decode_identity(data) == (socket.AF_UNSPEC, index)
             for kind, data in events.read_events()
         ):
             return True

@@ -11,6 +11,7 @@ from cni_common.link import (
     IFF_UP,
     IFLA_ADDRESS,
     IFLA_EXT_MASK,
+    IFLA_GROUP,
     IFLA_IFNAME,
     IFLA_MASTER,
     IFLA_MTU,
@@ -206,6 +207,26 @@ class Netlink:
         """Delete an interface; False when there was none."""
         try:
             self._do(f"delete interface {index}", RTM_DELLINK, encode_link(index=index))
+        except NetlinkError as error:
+            if error.errno == errno.ENODEV:
+                return False
+            raise
+        return True
+
+    def delete_group(self, group: int, index: int) -> bool:
+        """Put an interface into `group` and delete all that is in there, by one send.
+
+        False when nothing was: what joined last has been deleted by another's request.
+        """
+        mark = encode_link(u32(IFLA_GROUP, group), index=index)
+        members = encode_link(u32(IFLA_GROUP, group))
+        try:
+            self.channel.exchange(
+                [
+                    Message(f"set group of interface {index}", RTM_SETLINK, NLM_F_ACK, mark),
+                    Message(f"delete interface {index}", RTM_DELLINK, NLM_F_ACK, members),
+                ]
+            )
         except NetlinkError as error:
             if error.errno == errno.ENODEV:
                 return False

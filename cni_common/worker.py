@@ -33,6 +33,9 @@ _TYPE_BYTES_MAX = 255  # NAME_MAX: it is the name of an executable
 _DESCRIPTORS_MAX = 5  # stdin, stdout, stderr, environment, and CNI_NETNS if it could be opened
 _CONVERSATION_SECONDS = 2.0  # the launcher is a program of ours: it does not pause
 _COLLECT_EVERY = 100  # requests
+# Few, as those that take turns find less of theirs in the processor's caches; more than processors,
+# as they also wait. When all are at something long, launchers start their own program.
+_WORKERS = min(max(4, 2 * (os.cpu_count() or 1)), 16)
 # A launcher whose /proc/PID has others of these sees another network or other files than we do.
 _SURROUNDINGS = ("ns/net", "ns/mnt", "root")
 
@@ -42,7 +45,7 @@ class Settings:
     """What can be chosen when an engine is started."""
 
     build: str  # of launchers that are served; others start their own program
-    workers: int = 16
+    workers: int = _WORKERS
     requests: int = 10_000  # that a worker serves before another takes its place
     add_seconds: float = 90.0  # until an ADD is taken back: less than runtimes wait for it
     other_seconds: float = 45.0  # likewise until any other command is given up
@@ -75,12 +78,14 @@ class Worker:
         self._hello = b"pycni\0" + struct.pack("<H", PROTOCOL) + settings.build.encode()
         self._surroundings = _surroundings("self")
         self._is_late = False
+        # A number that nobody else gives to interfaces: people count from 0.
+        self._doomed = int.from_bytes(os.urandom(4), "little") >> 2 | 1 << 30
 
     def run(self, lifeline: int) -> None:
         """Serve until there were enough requests, or the supervisor has closed its `lifeline`."""
         # Open for all requests: to close a socket of nfnetlink waits for what nftables has to free,
         # under a lock that deletions of interfaces need (nft_rcv_nl_event of the kernel).
-        self._own = NetNS(OWN)
+        self._open_own()
         signal.signal(signal.SIGALRM, self._on_alarm)
         with select.epoll() as poller:
             poller.register(lifeline, select.EPOLLIN)
@@ -183,7 +188,11 @@ class Worker:
     def _renew(self) -> None:
         """Open new sockets: answers to what has failed may still come on the old ones."""
         self._own.close()
+        self._open_own()
+
+    def _open_own(self) -> None:
         self._own = NetNS(OWN)
+        self._own.doomed = self._doomed
 
     def _on_alarm(self, _number: int, _frame: object) -> None:
         if self._is_late:

@@ -226,6 +226,41 @@ def test_what_no_launcher_sends(machine: Machine, message: bytes) -> None:
     wait_until(lambda: idle_descriptors(worker) == before, "it keeps files")
 
 
+def test_deletions_are_gathered(machine: Machine) -> None:
+    """All workers put what they delete into one group, so that one request takes several along."""
+    machine.start_engine(workers=4)
+    machine.do(machine.host, "ip link add other type veth peer name another")
+    config = machine.network()
+    attachments = {f"c{number}": machine.container() for number in range(12)}
+    for containerid, netns in attachments.items():
+        assert run(machine, "ADD", config, netns, containerid=containerid) == 0
+    words = ("nsenter", f"--net={machine.host}", "ip", "-o", "monitor", "link")
+
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as monitor:
+        wait_until(lambda: is_subscribed(monitor.pid), "it does not listen")
+        calls = [
+            start(machine, "DEL", config, netns, containerid=containerid)
+            for containerid, netns in attachments.items()
+        ]
+        assert [finish(call)[0] for call in calls] == [0] * len(calls)
+        monitor.terminate()
+        assert monitor.stdout is not None
+        deleted = [line for line in monitor.stdout if line.startswith("Deleted") and "veth" in line]
+
+    groups = {line.partition(" group ")[2].split()[0] for line in deleted if " group " in line}
+    assert len(deleted) >= len(attachments)
+    assert len(groups) == 1
+    assert int(groups.pop()) >= 1 << 30
+    assert sorted(machine.ports()) == ["another", "other"]
+    assert machine.leases() == []
+
+
+def is_subscribed(pid: int) -> bool:
+    """Tell whether a process listens to groups of rtnetlink (/proc/PID/net/netlink)."""
+    rows = Path(f"/proc/{pid}/net/netlink").read_text().splitlines()[1:]
+    return any(int(row.split()[2]) == pid and int(row.split()[3], 16) for row in rows)
+
+
 def test_no_descriptor_is_kept(machine: Machine) -> None:
     """Requests of every kind, also those that fail, leave a worker with the files it had."""
     engine = machine.start_engine(workers=1)

@@ -2,17 +2,20 @@
 
 import errno
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import Any
 
 import pytest
 
 from cni_common.netlink import Channel, Message, NetlinkError
-from cni_common.netns import NetNS
-from cni_common.removal import delete_link
+from cni_common.netns import NETLINK_ROUTE, NetNS
+from cni_common.removal import delete_link, hear_only_deletion
+from cni_common.rtnetlink import RTM_DELLINK, RTMGRP_LINK
 from tests.machine import Machine
 
 PATIENCE = 30  # seconds
+DOOMED = 123456  # a group
 
 
 class SlowNetNS(NetNS):
@@ -118,3 +121,80 @@ def test_refusal(machine: Machine, netns: SlowNetNS) -> None:
 
     assert refused.value.errno == errno.EOPNOTSUPP
     assert machine.link(machine.host, "lo") is not None
+
+
+def test_those_of_the_group_go_along(machine: Machine, netns: SlowNetNS) -> None:
+    """What others have put into the group goes by the same request, and nothing else does."""
+    for pair in ("three", "five", "seven"):
+        machine.do(machine.host, f"ip link add {pair} type veth peer name {pair}peer")
+    machine.do(machine.host, f"ip link set three group {DOOMED}")
+    machine.do(machine.host, f"ip link set five group {DOOMED + 1}")
+    netns.doomed = DOOMED
+
+    assert delete_link(netns, index_of(machine, "one")) is True
+
+    assert [machine.link(machine.host, name) for name in ("one", "two", "three")] == [None] * 3
+    assert machine.link(machine.host, "five") is not None
+    assert machine.link(machine.host, "seven") is not None
+
+
+def test_a_group_that_cannot_be_deleted(machine: Machine, netns: SlowNetNS) -> None:
+    """Somebody has put into the group what cannot be deleted: the interface goes alone."""
+    machine.do(machine.host, f"ip link set lo group {DOOMED}")
+    netns.doomed = DOOMED
+    netns.go_on.set()
+
+    assert delete_link(netns, index_of(machine, "one")) is True
+
+    assert machine.link(machine.host, "one") is None
+    assert machine.link(machine.host, "lo") is not None
+
+
+def test_absence_in_a_group(machine: Machine, netns: SlowNetNS) -> None:
+    """What is gone already is False there as well, and others still go."""
+    machine.do(machine.host, "ip link add three type veth peer name four")
+    machine.do(machine.host, f"ip link set three group {DOOMED}")
+    index = index_of(machine, "one")
+    machine.do(machine.host, "ip link del one")
+    netns.doomed = DOOMED
+    netns.go_on.set()
+
+    assert delete_link(netns, index) is False
+
+
+def test_deletions_side_by_side(machine: Machine) -> None:
+    """Whoever deletes them, each caller hears of its own, and an interface of others stays."""
+    names = [f"pair{number}" for number in range(24)]
+    for name in ("other", *names):
+        machine.do(machine.host, f"ip link add {name} type veth peer name {name}peer")
+
+    def delete(name: str) -> bool:
+        netns = NetNS(machine.host)
+        netns.doomed = DOOMED
+        try:
+            return delete_link(netns, index_of(machine, name))
+        finally:
+            netns.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(delete, names)) == [True] * len(names)
+
+    assert [machine.link(machine.host, name) for name in names] == [None] * len(names)
+    assert machine.link(machine.host, "other") is not None
+
+
+def test_events_of_others_wake_nobody(machine: Machine) -> None:
+    """Of all that the kernel tells, only the deletion of that interface arrives."""
+    for pair in ("three", "five"):
+        machine.do(machine.host, f"ip link add {pair} type veth peer name {pair}peer")
+    netns = NetNS(machine.host)
+    events = netns.channel(NETLINK_ROUTE, RTMGRP_LINK)
+    hear_only_deletion(events, index_of(machine, "five"))
+
+    machine.do(machine.host, "ip link set five up")
+    machine.do(machine.host, "ip link del three")
+    assert events.read_events() == []
+    machine.do(machine.host, "ip link del five")
+    assert [kind for kind, _ in events.read_events()] == [RTM_DELLINK]
+
+    netns.close()
