@@ -13,7 +13,7 @@ from pathlib import Path
 from bench import iperf3, networks
 from bench.columns import Batch, Call, Column, Floor, empty, sh
 from bench.networks import Attachment, Kind, Network
-from bench.samples import ENGINE, FLOOR, Row
+from bench.samples import ENGINE, FLOOR, ONE_SHOT, Row
 from plugins import TYPES
 
 AT_ONCE = (1, 8, 32)
@@ -97,6 +97,7 @@ def experiments(types: Sequence[str] = TYPES) -> dict[str, Callable[[Bench], Non
     found["cnitool"] = by_cnitool
     for number in AT_ONCE:
         found[f"at-once-{number}"] = partial(at_once, number=number)
+    found["interpreter"] = interpreter
     for present in LEASES:
         share = 0.25 if present > 10_000 else 0.5
         among = Leases(f"{present}", f"{present:,} leases present", present, share=share)
@@ -209,6 +210,19 @@ def at_once(bench: Bench, number: int) -> None:
             added = floor.ms("adds", str(number), "many", "/run/netns/c", prefix)
             rows["ADD"].add(FLOOR, number * 1000 / added)
             rows["DEL"].add(FLOOR, number * 1000 / floor.ms("dels", str(number), "many"))
+
+
+def interpreter(bench: Bench) -> None:
+    """The interpreter alone, started and ended: no process of ours takes less."""
+    number = max(AT_ONCE)
+    row = bench.row("interpreter", f"bare interpreter, {number} at a time", "per second")
+    call = Call(Path(sys.executable).resolve(), {}, arguments=("-I", "-S", "-c", "pass"))
+    for turn in bench.turns(row.title, 0.3):
+        for column in turn:
+            if column.name == ONE_SHOT:
+                batch = column.run([call] * number)
+                walls = [outcome.wall_ms for outcome in batch.outcomes]
+                row.add(column.name, number * 1000 / batch.wall_ms, walls)
 
 
 def throughput(bench: Bench) -> None:
