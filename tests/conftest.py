@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from deploy import freeze
+from tests import other_build
 from tests.machine import DIST, Machine, machine_at
 
 
@@ -38,6 +39,12 @@ def launchers(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if path.is_file() and path.name != "pycni":
             os.link(first, directory / path.name)
     return directory
+
+
+@pytest.fixture(scope="session")
+def other_dist() -> Path:
+    """A bin directory of another version, without the loopback plugin."""
+    return other_build.make()
 
 
 @pytest.fixture(params=["one-shot", "engine"])

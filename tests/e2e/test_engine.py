@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from cni_common.cli import VERSION
 from tests.e2e.node import Node, network, node_with, single
-from tests.machine import DIST, ROOT
+from tests.machine import DIST, ROOT, error_of
+from tests.other_build import OTHER_VERSION, version_behind
 
 CONFIG = single(network("1.1.0", ["10.9.0.0/24"]))
 ACTIVATE = ("systemd-socket-activate", "--seqpacket")
@@ -97,29 +99,6 @@ def test_socket_activation(host: Node, launchers: Path) -> None:
     process.wait()
 
 
-@pytest.fixture
-def other_build(tmp_path: Path) -> Path:
-    """What `make dist` makes of other sources: programs and launchers of another build."""
-    place = tmp_path / "other"
-    shutil.copytree(DIST, place)
-    (bundle,) = (place / ".pycni").iterdir()
-    bundle = bundle.rename(bundle.with_name("0.0.1-0123456789ab"))
-    launcher = bundle / "launcher"
-    launcher.unlink()
-    variables = {
-        "OUTPUT": launcher,
-        "BUILD": bundle.name,
-        "BUNDLE": f".pycni/{bundle.name}/pycni",
-    }
-    words = [f"{name}={value}" for name, value in variables.items()]
-    subprocess.run(["make", "--silent", "-C", "launcher", *words], cwd=ROOT, check=True)
-    for file in place.iterdir():
-        if file.is_file():
-            file.unlink()
-            file.hardlink_to(launcher)
-    return place
-
-
 def install(build: Path, place: Path) -> None:
     """Run the installation."""
     environ = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DIST": str(build)}
@@ -133,6 +112,7 @@ class Clients:
     def __init__(self, node: Node, bin_dir: Path) -> None:
         self.failures: list[str] = []
         self._served = [0] * 3
+        self._answers = [""] * 3  # the last result of each
         self._node, self._bin_dir = node, str(bin_dir)
         self._enough = threading.Event()
         netns = [node.container(f"c{number}") for number in range(len(self._served))]
@@ -145,14 +125,16 @@ class Clients:
                 done = execute("bridge", command, CONFIG, netns)
                 if done.returncode:
                     self.failures.append(done.stdout + done.stderr)
+                self._answers[number] = done.stdout or self._answers[number]  # a DEL has none
             self._served[number] += 1
 
-    def wait_for_more(self) -> None:
-        """Wait until each has been served some more times."""
+    def wait_for_more(self) -> set[str]:
+        """Wait until each has been served some more times; return the versions that did last."""
         goal, deadline = [count + 4 for count in self._served], time.monotonic() + 60
         while any(count < due for count, due in zip(self._served, goal, strict=True)):
             assert time.monotonic() < deadline, (self._served, self.failures)
             time.sleep(0.01)
+        return {version_behind(answer) for answer in self._answers}
 
     def __enter__(self) -> "Clients":
         for thread in self._threads:
@@ -165,20 +147,35 @@ class Clients:
             thread.join()
 
 
+def version_of_engine(node: Node, launcher: Path, alone: Path) -> str:
+    """Return the version of the engine that serves a launcher; without one it could not answer."""
+    alone.mkdir()
+    shutil.copy(launcher, alone)
+    done = node.execute(launcher.name, "ADD", {}, "/run/netns/none", bin_dir=str(alone))
+    assert error_of(done.stdout)["msg"] == "missing network name"
+    return version_behind(done.stdout)
+
+
 @pytest.mark.timeout(300)
-def test_an_upgrade_under_load(host: Node, other_build: Path, tmp_path: Path) -> None:
-    """While containers come and go another build is installed, started, and left again."""
+def test_an_upgrade_under_load(host: Node, other_dist: Path, tmp_path: Path) -> None:
+    """While containers come and go another version is installed, started, and left again."""
     place = tmp_path / "bin"
     install(DIST, place)
     host.start_engine(wrap=lambda *_words: (place / "pycni", "engine"))
 
     with Clients(host, place) as clients:
-        for build in (other_build, DIST):
-            clients.wait_for_more()
+        for old, new, build in (
+            (VERSION, OTHER_VERSION, other_dist),
+            (OTHER_VERSION, VERSION, DIST),
+        ):
+            assert clients.wait_for_more() == {old}
             install(build, place)
-            clients.wait_for_more()  # launchers of one build, an engine of the other
+            # Launchers of one build, an engine of the other.
+            assert clients.wait_for_more() == {new}
+            assert host.command(str(place / "pycni"), "version").split()[:2] == ["version", new]
             host.start_engine(wrap=lambda *_words: (place / "pycni", "engine"))
-        clients.wait_for_more()
+            assert version_of_engine(host, place / "bridge", tmp_path / new) == new
+        assert clients.wait_for_more() == {VERSION}
 
     assert clients.failures == []
     assert host.traces("br0") == {}

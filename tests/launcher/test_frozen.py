@@ -228,7 +228,10 @@ def test_a_broken_bundle_still_answers(dist: Path, machine: Machine, tmp_path: P
     """When a part of the bundle is gone, the runtime gets a CNI error object all the same."""
     copy = tmp_path / "copy"
     shutil.copytree(dist, copy)
-    next(copy.glob(".pycni/*/lib/**/fcntl.*.so")).unlink()
+    file = next(copy.glob(".pycni/*/lib/modules"))
+    index, code = _modules(file)
+    del index["cni_common.errors"]
+    _write_modules(file, index, code)
 
     done = machine.execute(copy / "bridge", "ADD", machine.network(), machine.container())
 
@@ -281,16 +284,23 @@ def telling(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     index, code = _modules(file)
     told = marshal.dumps(compile(_TELLING, "telling", "exec"))
     index["plugins.__main__"] = (len(code), len(told), False)
-    head = marshal.dumps(index)
-    file.write_bytes(len(head).to_bytes(4, "little") + head + code + told)
+    _write_modules(file, index, code + told)
     return copy
 
 
-def _modules(file: Path) -> tuple[dict[str, tuple[int, int, bool]], bytes]:
+Index = dict[str, tuple[int, int, bool]]
+
+
+def _modules(file: Path) -> tuple[Index, bytes]:
     """Return index and code of what deploy/frozen/pycni.spec writes."""
     data = file.read_bytes()
     size = int.from_bytes(data[:4], "little")
     return marshal.loads(data[4 : 4 + size]), data[4 + size :]
+
+
+def _write_modules(file: Path, index: Index, code: bytes) -> None:
+    head = marshal.dumps(index)
+    file.write_bytes(len(head).to_bytes(4, "little") + head + code)
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -340,14 +350,16 @@ def test_the_bundle_is_small(dist: Path) -> None:
 
 def test_no_library_is_looked_for_outside(dist: Path) -> None:
     """Nothing of the build machine's directories is left in what is loaded."""
-    libraries = [str(path) for path in dist.glob(".pycni/*/**/*.so*")]
+    libraries = list(dist.glob(".pycni/*/**/*.so*"))
 
     done = subprocess.run(
         ["readelf", "-dW", *libraries], capture_output=True, text=True, timeout=15, check=True
     )
 
     paths = set(re.findall(r"\(R(?:UN)?PATH\).*\[(.*)\]", done.stdout))
-    assert len(libraries) > 20
+    # Which of Python's modules are files of their own is up to who built it.
+    names = {re.split(r"[.\d]", path.name)[0] for path in libraries}
+    assert {"_setns", "libpython", "rpds"} <= names
     assert paths <= {"$ORIGIN"}
 
 

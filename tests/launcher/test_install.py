@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from cni_common.cli import VERSION
 from plugins import TYPES
 from tests.machine import ROOT, error_of
+from tests.other_build import OTHER_VERSION, version_behind
 
-pytestmark = pytest.mark.timeout(90)  # the first test may have to wait for the build
+pytestmark = pytest.mark.timeout(90)  # the first test may have to wait for a build
 
 NAMES = {*TYPES, "pycni"}
 
@@ -82,6 +84,21 @@ def _call(program: Path, command: str, stdin: str = "{}") -> "subprocess.Complet
         timeout=15,
         check=False,
     )
+
+
+def _answering(program: Path) -> str:
+    """Return the version behind a launcher, by what it says to a configuration that is empty."""
+    done = _call(program, "ADD")
+    assert error_of(done.stdout)["msg"] == "missing network name"
+    return version_behind(done.stdout)
+
+
+def _told(installed: Path) -> str:
+    """Return what `pycni version` says of version and build."""
+    words = [str(installed / "pycni"), "version"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=15, check=True)
+    rows = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    return f"{rows['version']} {rows['build']}"
 
 
 def test_every_plugin_has_a_launcher(dist: Path, place: Path) -> None:
@@ -191,7 +208,7 @@ def test_install_again_mends(dist: Path, place: Path) -> None:
     """What was damaged, or left behind by an installation that was killed, is put right."""
     installed = _install(dist, place)
     before = _tree(installed)
-    library = next(installed.glob(".pycni/*/lib/**/_socket.*"))
+    library = next(installed.glob(".pycni/*/lib/_setns.*"))
     library.write_bytes(b"damaged")
     (installed / "bridge").unlink()
     (installed / "bridge.pycni-new").write_text("half")
@@ -202,14 +219,31 @@ def test_install_again_mends(dist: Path, place: Path) -> None:
 
 
 def test_another_build_takes_over(dist: Path, other_dist: Path, place: Path) -> None:
-    """All launchers are of the new build; the one before stays for what is running still."""
+    """All launchers start the new build; the one before stays for what is running still."""
     _install(dist, place)
 
     installed = _install(other_dist, place)
 
-    assert (installed / "bridge").read_bytes() == (other_dist / "bridge").read_bytes()
-    assert _builds(installed) == {_build(dist), "other"}
-    assert not (installed / "loopback").exists()
+    names = {path.name for path in installed.iterdir()} - {".pycni"}
+    assert names == NAMES - {"loopback"}
+    assert {_answering(installed / name) for name in names - {"pycni"}} == {OTHER_VERSION}
+    assert _told(installed) == f"{OTHER_VERSION} {_build(other_dist)}"
+    assert _builds(installed) == {_build(dist), _build(other_dist)}
+
+
+def test_the_build_before_works_until_the_rename(dist: Path, other_dist: Path, place: Path) -> None:
+    """Half-way through an installation each launcher starts the program of its own version."""
+    installed = _install(dist, place)
+    bundle = shutil.copytree(
+        other_dist / ".pycni" / _build(other_dist), installed / ".pycni" / _build(other_dist)
+    )
+    beside = _answering(installed / "bridge")
+
+    (bundle / "launcher").rename(installed / "bridge")
+
+    assert (beside, _answering(installed / "bridge")) == (VERSION, OTHER_VERSION)
+    assert _answering(installed / "host-local") == VERSION
+    assert _told(installed) == f"{VERSION} {_build(dist)}"
 
 
 def test_going_back_takes_over_too(dist: Path, other_dist: Path, place: Path) -> None:
@@ -219,8 +253,9 @@ def test_going_back_takes_over_too(dist: Path, other_dist: Path, place: Path) ->
 
     installed = _install(dist, place)
 
-    assert (installed / "bridge").read_bytes() == (dist / "bridge").read_bytes()
-    assert _builds(installed) == {_build(dist), "other"}
+    assert {_answering(installed / name) for name in TYPES} == {VERSION}
+    assert _told(installed) == f"{VERSION} {_build(dist)}"
+    assert _builds(installed) == {_build(dist), _build(other_dist)}
     assert not (installed / ".pycni" / _build(dist) / "superseded").exists()
 
 
@@ -237,7 +272,7 @@ def test_builds_long_out_of_use_are_removed(dist: Path, other_dist: Path, place:
 
     _install(dist, place)
 
-    assert _builds(installed) == {_build(dist), "other", "recent"}
+    assert _builds(installed) == {_build(dist), _build(other_dist), "recent"}
 
 
 def test_two_installations_at_once_agree(dist: Path, other_dist: Path, place: Path) -> None:
@@ -257,11 +292,12 @@ def test_two_installations_at_once_agree(dist: Path, other_dist: Path, place: Pa
 
 
 def test_nobody_notices_an_installation(dist: Path, other_dist: Path, place: Path) -> None:
-    """While builds replace each other twenty times, every start of a plugin succeeds."""
+    """While versions replace each other twenty times, every start of a plugin succeeds."""
     installed = _install(dist, place)
     ended = threading.Event()
     wrong: list[str] = []
     starts = {"VERSION": 0, "ADD": 0}
+    versions = set()
 
     def start(command: str, expected: str) -> None:
         while not ended.is_set():
@@ -269,6 +305,8 @@ def test_nobody_notices_an_installation(dist: Path, other_dist: Path, place: Pat
             starts[command] += 1
             if expected not in done.stdout or done.stderr:
                 wrong.append(f"{done.returncode}: {done.stdout}{done.stderr}")
+            elif command == "ADD":
+                versions.add(version_behind(done.stdout))
 
     threads = [
         threading.Thread(target=start, args=("VERSION", '"supportedVersions"')),
@@ -287,3 +325,4 @@ def test_nobody_notices_an_installation(dist: Path, other_dist: Path, place: Pat
 
     assert wrong == []
     assert min(starts.values()) >= 20
+    assert versions == {VERSION, OTHER_VERSION}
