@@ -24,10 +24,10 @@ def add(req: "Request", host: "Host", undo: "Undo") -> "Result":
     previous = req.require_prev_result()
     if not any(conf.targets()):
         return previous
-    if conf.backend == IPTABLES:
-        attachment.refuse_taken_ports(req, host, conf)
     way = attachment.way_of_localhost(host, conf)
     record = attachment.begin(req, host, conf, way=way, undo=undo)
+    if conf.backend == IPTABLES:  # after our record, so that of two at once one sees the other's
+        attachment.refuse_taken_ports(req, host, conf)
     undo.push("port mappings", lambda: attachment.unmap(req, host, record.facts))
     if conf.backend == IPTABLES:
         from plugins.portmap import iptables  # noqa: PLC0415 - subprocess and more, for this alone

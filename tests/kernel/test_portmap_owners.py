@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from cni_common.netns import NetNS
 from plugins.portmap import layout
 from tests.faults.inprocess import Fault, faulty
 from tests.kernel.ports import HOST4, OUTSIDE4, Node, port
-from tests.machine import Json, Machine
+from tests.machine import Json, Machine, error_of
 from tests.sockets import asks, serving
 
 BACKENDS = ["nftables", "iptables"]
@@ -55,6 +56,29 @@ def test_port_of_a_living_container(node: Node, backend: str) -> None:
     owner = f"'portmap {node.machine.name} c1 eth0'"
     assert f"host port 8080/tcp is mapped for {owner}" in error["msg"]
     assert (node.mapped(), rules(node), node.records()) == before
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_port_at_the_same_moment(node: Node, backend: str) -> None:
+    """Of those that ask for one port at once not more than one gets it, and one that comes later."""
+    names = ["c1", "c2", "c3", "c4"]
+    containers = {name: node.attach(name) for name in names}
+    configs = {name: node.config(port(8080), containerid=name, backend=backend) for name in names}
+
+    def add(name: str) -> bool:
+        machine, netns = node.machine, containers[name]
+        reply = machine.invoke("portmap", "ADD", configs[name], netns, containerid=name)
+        assert not reply.exit_code or "is mapped for" in error_of(reply.stdout)["msg"]
+        return not reply.exit_code
+
+    for _ in range(3):
+        with ThreadPoolExecutor(len(names)) as pool:
+            assert sum(pool.map(add, names)) <= 1
+        for name in names:
+            node.ok("DEL", configs[name], containers[name], containerid=name)
+        assert not is_mapped(node, backend)
+        assert node.records() == []
+    assert add("c1")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
