@@ -60,7 +60,7 @@ def test_port_of_a_living_container(node: Node, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_one_port_at_the_same_moment(node: Node, backend: str) -> None:
-    """Of those that ask for one port at once not more than one gets it, and one that comes later."""
+    """Of those that ask for a port at once at most one gets it, and so does a later one."""
     names = ["c1", "c2", "c3", "c4"]
     containers = {name: node.attach(name) for name in names}
     configs = {name: node.config(port(8080), containerid=name, backend=backend) for name in names}
