@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.node import Node, node_with
+from tests.e2e.upgrades import make_other_build
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,3 +21,11 @@ def node(bin_dir: Path) -> Iterator[Node]:
     """A pretend host of the test's own."""
     with node_with(bin_dir) as made:
         yield made
+
+
+@pytest.fixture
+def other_build(tmp_path: Path) -> Path:
+    """What `make dist` makes of other sources."""
+    place = tmp_path / "other"
+    make_other_build(place)
+    return place
