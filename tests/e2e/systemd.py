@@ -7,7 +7,6 @@ from pathlib import Path
 
 from tests.machine import DIST
 from tests.runtimes.node import BIN, RuntimeNode, eventually
-from tests.runtimes.sandbox import joining
 
 SYSTEMD = Path("/lib/systemd/systemd")
 # All that it starts by itself: nothing that looks for devices, sets the clock or mounts.
@@ -15,11 +14,23 @@ UNITS = (
     *("basic.target", "multi-user.target", "shutdown.target", "sockets.target", "sysinit.target"),
     *("systemd-journald.service", "systemd-journald.socket"),
 )
-# Becomes process 1. What no namespace keeps apart cannot be written, as under systemd-nspawn: so
-# systemd leaves /proc/sys, devices, modules, clock and the kernel's log of the machine alone.
-BOOT = """
+# Becomes process 1, in a cgroup that it has for itself.
+ENTER = """
 set -e
 for path in /sys/fs/cgroup/* /sys/fs/cgroup; do ! mountpoint -q "$path" || umount "$path"; done
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+cd /sys/fs/cgroup
+sed 's/[^ ]*/+&/g' cgroup.controllers >cgroup.subtree_control
+mkdir systemd
+echo $$ >systemd/cgroup.procs
+cd /
+umount /sys/fs/cgroup
+exec unshare --cgroup sh -c "$3" sh "$1" "$2"
+"""
+# Then this. What no namespace keeps apart cannot be written, as under systemd-nspawn: so systemd
+# leaves /proc/sys, devices, modules, clock and the kernel's log of the machine alone.
+BOOT = """
+set -e
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -o remount,bind,ro /sys
 mount --bind /proc/sys /proc/sys
@@ -57,19 +68,16 @@ class SystemdNode(RuntimeNode):
     def boot(self) -> None:
         """Start systemd, and from now on run commands beside it."""
         assert SYSTEMD.exists(), f"{SYSTEMD} is missing: deploy/prerequisites.sh --reference"
-        *groups, unified = (Path(group) for group in self._enter[3].split())
-        own = unified.with_name("systemd")
-        own.mkdir()
-        unshare = ("unshare", "--cgroup", "--pid", "--mount", "--mount-proc", "--fork")
-        command = (*unshare, "--kill-child", "sh", "-c", BOOT, "sh", SYSTEMD, " ".join(UNITS))
+        unshare = ("unshare", "--pid", "--mount", "--mount-proc", "--fork", "--kill-child")
+        arguments = (SYSTEMD, " ".join(UNITS), BOOT)
         process = subprocess.Popen(
-            joining([*groups, own], *self._enter[4:], *command), stdin=subprocess.DEVNULL
+            self.entered(*unshare, "sh", "-c", ENTER, "sh", *arguments), stdin=subprocess.DEVNULL
         )
         self._started.append(process)
         eventually(lambda: self._is_process_one(process), "systemd has started")
         kinds = ("net", "mount", "pid", "ipc", "uts")
         enter = ("nsenter", *self.namespaces(*kinds), "--")
-        self._enter = joining([*groups, unified], *enter)
+        self._enter = [*self._enter[: self._enter.index("nsenter")], *enter]
         self.bin_dir = Path(BIN)
         eventually(
             lambda: self.run("systemctl", "is-system-running").stdout == "running\n",

@@ -20,6 +20,7 @@ PROVISIONING = 300  # seconds
 # it is asked for.
 GUEST = """
 set -ex
+echo +memory >/sys/fs/cgroup/cgroup.subtree_control
 ip netns add first
 ip -n first link add name bridge type bridge vlan_filtering 1
 ip -n first link add name dummy type dummy
