@@ -1,22 +1,19 @@
 """The engine as it is installed: its command, its units, and what it needs over time."""
 
 import json
-import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from cni_common.cli import VERSION
-from tests.e2e.node import Node, network, node_with, single
-from tests.machine import DIST, ROOT, error_of
-from tests.other_build import OTHER_VERSION, version_behind
+from tests.e2e.node import Node, node_with
+from tests.e2e.upgrades import CONFIG, Clients, install, version_of_engine
+from tests.machine import DIST, ROOT
+from tests.other_build import OTHER_VERSION
 
-CONFIG = single(network("1.1.0", ["10.9.0.0/24"]))
 ACTIVATE = ("systemd-socket-activate", "--seqpacket")
 UNITS = ("pycni-engine.service", "pycni-engine.socket")
 
@@ -97,63 +94,6 @@ def test_socket_activation(host: Node, launchers: Path) -> None:
         time.sleep(0.01)
     process.kill()  # systemd-socket-activate has become the engine's supervisor
     process.wait()
-
-
-def install(build: Path, place: Path) -> None:
-    """Run the installation."""
-    environ = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DIST": str(build)}
-    words = [str(ROOT / "deploy/install.sh"), "install"]
-    subprocess.run(words, env={**environ, "CNI_BIN_DIR": str(place)}, check=True, timeout=60)
-
-
-class Clients:
-    """Three that attach and detach a container each, without a pause."""
-
-    def __init__(self, node: Node, bin_dir: Path) -> None:
-        self.failures: list[str] = []
-        self._served = [0] * 3
-        self._answers = [""] * 3  # the last result of each
-        self._node, self._bin_dir = node, str(bin_dir)
-        self._enough = threading.Event()
-        netns = [node.container(f"c{number}") for number in range(len(self._served))]
-        self._threads = [threading.Thread(target=self._work, args=a) for a in enumerate(netns)]
-
-    def _work(self, number: int, netns: str) -> None:
-        execute = partial(self._node.execute, bin_dir=self._bin_dir, containerid=f"client{number}")
-        while not self._enough.is_set():
-            for command in ("ADD", "DEL"):
-                done = execute("bridge", command, CONFIG, netns)
-                if done.returncode:
-                    self.failures.append(done.stdout + done.stderr)
-                self._answers[number] = done.stdout or self._answers[number]  # a DEL has none
-            self._served[number] += 1
-
-    def wait_for_more(self) -> set[str]:
-        """Wait until each has been served some more times; return the versions that did last."""
-        goal, deadline = [count + 4 for count in self._served], time.monotonic() + 60
-        while any(count < due for count, due in zip(self._served, goal, strict=True)):
-            assert time.monotonic() < deadline, (self._served, self.failures)
-            time.sleep(0.01)
-        return {version_behind(answer) for answer in self._answers}
-
-    def __enter__(self) -> "Clients":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._enough.set()
-        for thread in self._threads:
-            thread.join()
-
-
-def version_of_engine(node: Node, launcher: Path, alone: Path) -> str:
-    """Return the version of the engine that serves a launcher; without one it could not answer."""
-    alone.mkdir()
-    shutil.copy(launcher, alone)
-    done = node.execute(launcher.name, "ADD", {}, "/run/netns/none", bin_dir=str(alone))
-    assert error_of(done.stdout)["msg"] == "missing network name"
-    return version_behind(done.stdout)
 
 
 @pytest.mark.timeout(300)

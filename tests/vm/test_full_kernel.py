@@ -1,4 +1,4 @@
-"""Run the tests marked full_kernel inside a virtual machine, once for each kernel."""
+"""Run the tests marked full_kernel or everywhere in a virtual machine, once for each kernel."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOT = Path(__file__).with_name("boot.py")
-MARKED = ["tests/kernel", "tests/e2e/test_conf.py"]  # where marked tests are
+MARKED = ["tests/kernel", "tests/e2e/test_conf.py", "tests/e2e/test_unit.py"]  # have such tests
 KERNELS = ["6.1-cloud", "6.12-cloud"]
 LIMIT = 900  # seconds for all tests of one machine; they take a quarter of it
 PROVISIONING = 300  # seconds
@@ -20,6 +20,7 @@ PROVISIONING = 300  # seconds
 # it is asked for.
 GUEST = """
 set -ex
+echo +memory >/sys/fs/cgroup/cgroup.subtree_control
 ip netns add first
 ip -n first link add name bridge type bridge vlan_filtering 1
 ip -n first link add name dummy type dummy
@@ -39,7 +40,8 @@ exec "$@"
 
 def inner_command(report: Path) -> list[str]:
     """Return the command to run in the machine."""
-    pytest_command = [sys.executable, "-m", "pytest", "-m", "full_kernel", *MARKED]
+    marks = "full_kernel or everywhere"
+    pytest_command = [sys.executable, "-m", "pytest", "-m", marks, *MARKED]
     pytest_command += ["-v", "-o", "addopts=", "--import-mode=importlib", f"--junitxml={report}"]
     pytest_command += ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "tests.vm.patience"]
     # Not beside the temporary folders of this process, which would be cleared away.

@@ -1,0 +1,238 @@
+"""The engine's units, run by a systemd that is process 1 of a pretend host."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cni_common.worker import Settings
+from tests.e2e.node import PATH, Done, network, single
+from tests.e2e.systemd import SystemdNode, systemd_node
+from tests.e2e.upgrades import CONFIG, Clients, install
+from tests.machine import DIST, ROOT
+from tests.other_build import OTHER_VERSION
+from tests.runtimes.node import BIN, eventually
+
+SERVICE, SOCKET = "pycni-engine.service", "pycni-engine.socket"
+READY = f"engine: {Settings(build='').workers} workers wait for requests"
+# Delegates to this plugin of the node, which waits until the test lets it go on.
+SLOW = single(network("1.1.0", ["10.9.0.0/24"], ipam={"type": "slow", "subnet": "10.9.0.0/24"}))
+SLOW_PLUGIN = f"""#!/bin/sh
+touch /run/begun
+until [ -e /run/go ] || [ "$CNI_COMMAND" = DEL ]; do sleep 0.05; done
+exec {BIN}/host-local
+"""
+# Takes more memory than the engine's unit may have.
+GREEDY_PLUGIN = f"""#!/bin/sh
+[ "$CNI_COMMAND" = ADD ] || exec {BIN}/host-local
+exec dd if=/dev/zero of=/dev/null bs=400M count=1
+"""
+
+
+@pytest.fixture
+def host() -> Iterator[SystemdNode]:
+    """A node with plugins and units installed as README.md says, none started."""
+    with systemd_node() as node:
+        install(DIST, node.path(BIN))
+        for unit in (SERVICE, SOCKET):
+            text = (ROOT / "deploy" / unit).read_text()
+            node.path(f"/etc/systemd/system/{unit}").write_text(text)
+        node.command("systemctl", "daemon-reload")
+        yield node
+
+
+@pytest.fixture
+def engine(host: SystemdNode) -> SystemdNode:
+    """The same node with an engine that waits for requests."""
+    host.command("systemctl", "enable", "--now", SOCKET, SERVICE)
+    wait_for_engine(host)
+    return host
+
+
+def wait_for_engine(node: SystemdNode, times: int = 1) -> None:
+    """Wait until the journal has said so often that an engine is ready."""
+    eventually(lambda: node.journal(SERVICE).count(READY) >= times, "an engine waits for requests")
+
+
+def served(done: Done) -> None:
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def served_by_the_engine(node: SystemdNode, netns: str) -> None:
+    """Attach and detach a container while launchers have nothing that they could start."""
+    (program,) = node.path(f"{BIN}/.pycni").glob("*/pycni")
+    away = program.rename(program.with_name("away"))
+    for command in ("ADD", "DEL"):
+        served(node.execute("bridge", command, CONFIG, netns))
+    away.rename(program)
+
+
+def put_delegate(node: SystemdNode, text: str) -> None:
+    plugin = node.path(f"{BIN}/slow")
+    plugin.write_text(text)
+    plugin.chmod(0o755)
+
+
+def slow_add(node: SystemdNode, netns: str) -> "subprocess.Popen[str]":
+    """Start an ADD of a container, and return when its delegate waits."""
+    put_delegate(node, SLOW_PLUGIN)
+    environ = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "slow", "CNI_IFNAME": "eth0"}
+    environ |= {"CNI_NETNS": netns, "CNI_PATH": BIN}
+    config = node.path("/run/slow.json")
+    config.write_text(json.dumps(SLOW))
+    with config.open() as stdin:
+        process = subprocess.Popen(
+            node.entered(f"{BIN}/bridge"),
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={"PATH": PATH, **environ},
+        )
+    eventually(node.path("/run/begun").exists, "the delegate waits")
+    return process
+
+
+def main_pid(node: SystemdNode) -> str:
+    return node.property(SERVICE, "MainPID")
+
+
+def kill_the_supervisor(node: SystemdNode) -> None:
+    node.run("systemctl", "kill", "--kill-who=main", "--signal=KILL", SERVICE)
+
+
+@pytest.mark.everywhere
+def test_the_first_request_starts_the_engine(host: SystemdNode) -> None:
+    """The socket alone is started; a request starts the engine, which has those that follow."""
+    host.command("systemctl", "enable", "--now", SOCKET)
+    netns = host.container()
+    assert host.property(SERVICE, "ActiveState") == "inactive"
+
+    served(host.execute("bridge", "ADD", CONFIG, netns))
+
+    assert host.property(SERVICE, "ActiveState") == "active"
+    wait_for_engine(host)
+    served(host.execute("bridge", "DEL", CONFIG, netns))
+    served_by_the_engine(host, netns)
+    assert host.traces("br0") == {}
+
+
+def test_restarts_under_load(engine: SystemdNode) -> None:
+    """While containers come and go the engine is restarted; nobody notices."""
+    with Clients(engine, Path(BIN)) as clients:
+        for _ in range(3):
+            clients.wait_for_more()
+            before = main_pid(engine)
+            engine.command("systemctl", "restart", SERVICE)
+            assert main_pid(engine) != before
+        clients.wait_for_more()
+
+    assert clients.failures == []
+    assert engine.traces("br0") == {}
+    assert "Failed" not in engine.journal(SERVICE)
+    served_by_the_engine(engine, "/run/netns/c0")
+
+
+def test_an_upgrade(engine: SystemdNode, other_dist: Path) -> None:
+    """Another build is installed under load, and the engine restarted: then that serves."""
+    with Clients(engine, Path(BIN)) as clients:
+        install(other_dist, engine.path(BIN))
+        assert clients.wait_for_more() == {OTHER_VERSION}
+        engine.command("systemctl", "restart", SERVICE)
+        assert clients.wait_for_more() == {OTHER_VERSION}
+
+    wait_for_engine(engine, times=2)
+    program = engine.command("readlink", f"/proc/{main_pid(engine)}/exe").strip()
+    (build,) = (path.name for path in (other_dist / ".pycni").iterdir())
+    assert program == f"{BIN}/.pycni/{build}/pycni"
+    for old in engine.path(f"{BIN}/.pycni").glob("*/superseded"):
+        (old.parent / "pycni").unlink()
+    served_by_the_engine(engine, "/run/netns/c0")
+    assert clients.failures == []
+
+
+@pytest.mark.parametrize("units", [[SERVICE], [SOCKET, SERVICE]], ids=["service", "both"])
+def test_stop_with_an_add_in_progress(engine: SystemdNode, units: list[str]) -> None:
+    """The engine finishes what it has begun, its delegate included; others are served meanwhile."""
+    adding = slow_add(engine, engine.container("slow"))
+    supervisor = main_pid(engine)
+
+    engine.command("systemctl", "stop", "--no-block", *units)
+    eventually(
+        lambda: engine.property(SERVICE, "ActiveState") == "deactivating", "the engine is to end"
+    )
+    netns = engine.container()
+    for command in ("ADD", "DEL"):
+        served(engine.execute("bridge", command, CONFIG, netns))
+    assert adding.poll() is None
+    engine.path("/run/go").touch()
+    result, _ = adding.communicate(timeout=60)
+
+    assert adding.returncode == 0, result
+    assert json.loads(result)["ips"][0]["address"].startswith("10.9.0.")
+    eventually(lambda: main_pid(engine) != supervisor, "the engine has ended")
+    journal = engine.journal(SERVICE)
+    assert "engine: ended" in journal
+    assert "Deactivated successfully" in journal
+    assert "Killing process" not in journal
+    if SOCKET in units:
+        assert engine.property(SERVICE, "ActiveState") == "inactive"
+    served(engine.execute("bridge", "DEL", SLOW, "/run/netns/slow", containerid="slow"))
+    assert engine.traces("br0") == {}
+
+
+def test_the_supervisor_is_killed(engine: SystemdNode) -> None:
+    """What was going on fails so that it can be tried again; all later is served as before."""
+    adding = slow_add(engine, engine.container("slow"))
+
+    kill_the_supervisor(engine)
+    refusal, _ = adding.communicate(timeout=60)
+    netns = engine.container()
+    served(engine.execute("bridge", "ADD", CONFIG, netns))
+
+    assert (adding.returncode, json.loads(refusal)["code"]) == (1, 11)
+    wait_for_engine(engine, times=2)
+    assert engine.property(SERVICE, "NRestarts") == "1"
+    served(engine.execute("bridge", "DEL", CONFIG, netns))
+    served(engine.execute("bridge", "DEL", SLOW, "/run/netns/slow", containerid="slow"))
+    served_by_the_engine(engine, netns)
+    assert engine.traces("br0") == {}
+
+
+def test_an_engine_that_keeps_dying(engine: SystemdNode) -> None:
+    """systemd gives up on it and its socket, so nobody waits there; a restart brings them back."""
+
+    def has_given_up() -> bool:
+        kill_the_supervisor(engine)
+        return engine.property(SERVICE, "ActiveState") == "failed"
+
+    eventually(has_given_up, "systemd gives up on the engine")
+    netns = engine.container()
+
+    assert engine.property(SOCKET, "Result") == "service-start-limit-hit"
+    for command in ("ADD", "DEL"):
+        served(engine.execute("bridge", command, CONFIG, netns))
+    ready = engine.journal(SERVICE).count(READY)
+    engine.command("systemctl", "reset-failed", SERVICE)
+    engine.command("systemctl", "restart", SERVICE)
+    wait_for_engine(engine, ready + 1)
+    served_by_the_engine(engine, netns)
+    assert engine.traces("br0") == {}
+
+
+@pytest.mark.full_kernel
+def test_a_delegate_that_takes_all_memory(engine: SystemdNode) -> None:
+    """The kernel kills it, and that ADD fails, with nothing left; the engine goes on."""
+    engine.command("systemctl", "set-property", "--runtime", SERVICE, "MemoryMax=300M")
+    put_delegate(engine, GREEDY_PLUGIN)
+    netns, supervisor = engine.container(), main_pid(engine)
+
+    done = engine.execute("bridge", "ADD", SLOW, netns)
+
+    assert done.returncode == 1
+    assert "slow' failed with signal 9" in json.loads(done.stdout)["msg"]
+    assert engine.traces("br0") == {}
+    served_by_the_engine(engine, netns)
+    assert main_pid(engine) == supervisor
+    assert "killed by the OOM killer" in engine.journal(SERVICE)
