@@ -23,7 +23,7 @@ DATA_DIR = "/var/lib/cni/networks"
 STATE_DIR = "/run/pycni"
 ONLY = "PYCNI_FAULT_AT"  # the number of the one case to run
 ALL, SEED = "PYCNI_FAULT_ALL", "PYCNI_FAULT_SEED"  # no samples; what chooses them
-_DEATHS_MAX = 10  # of an engine's 16 workers
+_DEATHS_MAX = 10  # of workers, that an engine makes good at once
 _CALLS_MIN, _CALLS_MAX = 3, 400
 _EDGE, _NEVER = 120, 1 << 30
 
