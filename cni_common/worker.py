@@ -34,8 +34,8 @@ _DESCRIPTORS_MAX = 5  # stdin, stdout, stderr, environment, and CNI_NETNS if it 
 _CONVERSATION_SECONDS = 2.0  # the launcher is a program of ours: it does not pause
 _COLLECT_EVERY = 100  # requests
 # Few, as those that take turns find less of theirs in the processor's caches; more than processors,
-# as they also wait. When all are at something long, launchers start their own program.
-_WORKERS = min(max(4, 2 * len(os.sched_getaffinity(0))), 16)
+# as they also wait, for an IPAM plugin perhaps. When all do, launchers start their own program.
+_WORKERS = min(4 * len(os.sched_getaffinity(0)), 16)
 # A launcher whose /proc/PID has others of these sees another network or other files than we do.
 _SURROUNDINGS = ("ns/net", "ns/mnt", "root")
 
