@@ -109,12 +109,14 @@ class _Supervisor:
             signal.signal(number, lambda _number, _frame: None)
 
     def _told_to_end(self) -> bool:
-        """Wait for a signal, a moment only when workers are missing; tell whether to end."""
-        is_short = not self._is_ending and len(self._workers) < self._count
-        self._signals.settimeout(_RETRY_SECONDS if is_short else None)
+        """Wait for a signal, a moment only when workers are missing or end; tell whether to end."""
+        is_full = not self._is_ending and len(self._workers) == self._count
+        self._signals.settimeout(None if is_full else _RETRY_SECONDS)
         try:
             numbers = self._signals.recv(4096)
         except TimeoutError:
+            if self._is_ending:  # a worker takes its time, and nobody else accepts here
+                self._worker.turn_away()
             return False
         return not self._is_ending and any(number in numbers for number in _ENDINGS)
 

@@ -105,6 +105,11 @@ class Worker:
                 elif is_ending:
                     return
 
+    def turn_away(self) -> None:
+        """Have the launchers that wait start their own program."""
+        while connection := self._accept():
+            connection.close()
+
     def _accept(self) -> socket.socket | None:
         try:
             return self._listener.accept()[0]

@@ -614,23 +614,47 @@ def test_a_socket_of_somebody_else_is_left_alone(machine: Machine) -> None:
     socket_path().unlink()
 
 
-def test_a_socket_of_systemd(machine: Machine) -> None:
-    """On a socket that systemd keeps, engines follow each other, and launchers only wait."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    socket_path().parent.mkdir(exist_ok=True)
-    socket_path().unlink(missing_ok=True)
-    listener.bind(str(socket_path()))
-    listener.listen(64)
-    engine = machine.start_engine(listener=listener)
-
-    with Load(machine, clients=3) as load:
-        for _ in range(2):
-            served = len(load.statuses)
-            wait_until(lambda: len(load.statuses) > served + 20, "nothing is served")  # noqa: B023
-            engine.end()
-            engine = machine.start_engine(listener=listener)
-
-    listener.close()
-    assert set(load.statuses) == {0}
+@contextmanager
+def socket_of_systemd() -> Iterator[socket.socket]:
+    """Have a socket for engines that is there before and after them."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        socket_path().parent.mkdir(exist_ok=True)
+        socket_path().unlink(missing_ok=True)
+        listener.bind(str(socket_path()))
+        listener.listen(64)
+        yield listener
     assert socket_path().exists()
     socket_path().unlink()
+
+
+def test_a_socket_of_systemd(machine: Machine) -> None:
+    """On a socket that systemd keeps, engines follow each other, and launchers only wait."""
+    with socket_of_systemd() as listener:
+        engine = machine.start_engine(listener=listener)
+        with Load(machine, clients=3) as load:
+            for _ in range(2):
+                goal = len(load.statuses) + 20
+                wait_until(lambda: len(load.statuses) > goal, "nothing is served")  # noqa: B023
+                engine.end()
+                engine = machine.start_engine(listener=listener)
+
+    assert set(load.statuses) == {0}
+
+
+def test_a_socket_of_systemd_while_an_add_takes_its_time(machine: Machine) -> None:
+    """Who comes while the engine ends is turned away, and does not wait in vain for two seconds."""
+    with socket_of_systemd() as listener, store_locked(machine) as release:
+        engine = machine.start_engine(listener=listener)
+        process = start(machine, "ADD", machine.network(), machine.container())
+        wait_until(machine.ports, "it does not get so far")
+        engine.tell(signal.SIGTERM)
+        wait_until(lambda: len(engine.workers()) == 1, "workers without work do not end")
+
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as late:
+            late.settimeout(20)
+            late.connect(str(socket_path()))
+            assert late.recv(99) == b""
+        release()
+        assert finish(process)[0] == 0
+        assert engine.wait() == 0
+        machine.engine = None
