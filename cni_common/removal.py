@@ -45,6 +45,24 @@ def delete_link(netns: "NetNS", index: int) -> bool:
     events = netns.channel(NETLINK_ROUTE, RTMGRP_LINK)
     if netns.doomed:
         hear_only_deletion(events, index)
+    waiting, outcome = _start_asking(netns, index)
+    try:
+        if _await_deletion(events, index, waiting):
+            return True
+    finally:
+        os.close(waiting)
+        netns.release(events)
+        events.close()
+    answer = outcome[0]
+    if isinstance(answer, BaseException):
+        raise answer
+    if answer and netns.doomed:  # no event: was it another's, and ours out of the group again?
+        netns.netlink.delete_link(index)
+    return answer
+
+
+def _start_asking(netns: "NetNS", index: int) -> "tuple[int, list[bool | BaseException]]":
+    """Have a thread ask; return what reads as ended once the answer is in the list."""
     channel = netns.channel(NETLINK_ROUTE)
     netns.release(channel)
     outcome: list[bool | BaseException] = []
@@ -53,26 +71,17 @@ def delete_link(netns: "NetNS", index: int) -> bool:
     def work() -> None:
         try:
             outcome.append(_ask(Netlink(channel), index, netns.doomed))
-        except BaseException as error:  # noqa: BLE001 - raised again below, by the caller
+        except BaseException as error:  # noqa: BLE001 - raised again by delete_link
             outcome.append(error)
         finally:
             channel.close()
             os.close(working)  # which wakes the caller
 
     try:
-        try:
-            _thread.start_new_thread(work, ())
-        except RuntimeError:  # there can be no more threads
-            work()
-        if _await_deletion(events, index, waiting):
-            return True
-    finally:
-        os.close(waiting)
-        netns.release(events)
-        events.close()
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    return outcome[0]
+        _thread.start_new_thread(work, ())
+    except RuntimeError:  # there can be no more threads
+        work()
+    return waiting, outcome
 
 
 def _ask(netlink: Netlink, index: int, doomed: int) -> bool:
@@ -89,10 +98,10 @@ def _ask(netlink: Netlink, index: int, doomed: int) -> bool:
     return netlink.delete_link(index)
 
 
-def hear_only_deletion(channel: "Channel", index: int) -> None:
+def hear_only_deletion(channel: "Channel", index: int) -> bool:
     """Have no other event delivered on a channel, so that those of others wake nobody (socket(7)).
 
-    What had arrived before stays there.
+    What had arrived before stays there. False when the kernel takes no filter: all events come.
     """
     from array import array  # noqa: PLC0415 - for the engine, which has it loaded
 
@@ -113,7 +122,11 @@ def hear_only_deletion(channel: "Channel", index: int) -> None:
     )
     address, size = program.buffer_info()
     sock_fprog = struct.pack("@HP", size // _SOCK_FILTER.size, address)
-    channel.sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, sock_fprog)
+    try:
+        channel.sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, sock_fprog)
+    except OSError:
+        return False
+    return True
 
 
 def _as_loaded(number: int, size: int) -> int:
@@ -128,10 +141,18 @@ def _await_deletion(events: "Channel", index: int, end: int) -> bool:
     poll.register(end, select.POLLIN)
     while True:
         ready = {fd for fd, _ in poll.poll()}
-        if events.sock.fileno() in ready and any(
-            kind == RTM_DELLINK and decode_identity(data) == (socket.AF_UNSPEC, index)
-            for kind, data in events.read_events()
-        ):
+        if _is_told(events, index):
             return True
         if end in ready:
             return False
+
+
+def _is_told(events: "Channel", index: int) -> bool:
+    """Take the events that have arrived; tell whether the interface's deletion is among them."""
+    while arrived := events.read_events():
+        if any(
+            kind == RTM_DELLINK and decode_identity(data) == (socket.AF_UNSPEC, index)
+            for kind, data in arrived
+        ):
+            return True
+    return False

@@ -216,7 +216,8 @@ class Netlink:
     def delete_group(self, group: int, index: int) -> bool:
         """Put an interface into `group` and delete all that is in there, by one send.
 
-        False when nothing was: what joined last has been deleted by another's request.
+        False when the interface was gone, or nothing was in there any more: another's request has
+        taken it along.
         """
         mark = encode_link(u32(IFLA_GROUP, group), index=index)
         members = encode_link(u32(IFLA_GROUP, group))

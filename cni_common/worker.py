@@ -107,8 +107,9 @@ class Worker:
 
     def turn_away(self) -> None:
         """Have the launchers that wait start their own program."""
-        while connection := self._accept():
-            connection.close()
+        with suppress(OSError):  # no descriptor or memory for one: then it waits on
+            while connection := self._accept():
+                connection.close()
 
     def _accept(self) -> socket.socket | None:
         try:

@@ -226,7 +226,7 @@ def test_what_no_launcher_sends(machine: Machine, message: bytes) -> None:
     wait_until(lambda: idle_descriptors(worker) == before, "it keeps files")
 
 
-def test_deletions_are_gathered(machine: Machine) -> None:
+def test_deletions_are_gathered(machine: Machine, tmp_path: Path) -> None:
     """All workers put what they delete into one group, so that one request takes several along."""
     machine.start_engine(workers=4)
     machine.do(machine.host, "ip link add other type veth peer name another")
@@ -236,19 +236,21 @@ def test_deletions_are_gathered(machine: Machine) -> None:
         assert run(machine, "ADD", config, netns, containerid=containerid) == 0
     words = ("nsenter", f"--net={machine.host}", "ip", "-o", "monitor", "link")
 
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as monitor:
-        wait_until(lambda: is_subscribed(monitor.pid), "it does not listen")
+    def deleted() -> list[str]:
+        lines = (tmp_path / "events").read_text().splitlines()
+        return [line for line in lines if line.startswith("Deleted") and "veth" in line]
+
+    with (tmp_path / "events").open("w") as events, subprocess.Popen(words, stdout=events) as ip:
+        wait_until(lambda: is_subscribed(ip.pid), "it does not listen")
         calls = [
             start(machine, "DEL", config, netns, containerid=containerid)
             for containerid, netns in attachments.items()
         ]
         assert [finish(call)[0] for call in calls] == [0] * len(calls)
-        monitor.terminate()
-        assert monitor.stdout is not None
-        deleted = [line for line in monitor.stdout if line.startswith("Deleted") and "veth" in line]
+        wait_until(lambda: len(deleted()) >= len(attachments), "events are missing")
+        ip.terminate()
 
-    groups = {line.partition(" group ")[2].split()[0] for line in deleted if " group " in line}
-    assert len(deleted) >= len(attachments)
+    groups = {line.partition(" group ")[2].split()[0] for line in deleted() if " group " in line}
     assert len(groups) == 1
     assert int(groups.pop()) >= 1 << 30
     assert sorted(machine.ports()) == ["another", "other"]

@@ -1,6 +1,7 @@
 """An interface is deleted without waiting until the kernel has freed its memory."""
 
 import errno
+import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
@@ -16,6 +17,7 @@ from tests.machine import Machine
 
 PATIENCE = 30  # seconds
 DOOMED = 123456  # a group
+SO_LOCK_FILTER = 44  # asm-generic/socket.h
 
 
 class SlowNetNS(NetNS):
@@ -151,7 +153,7 @@ def test_a_group_that_cannot_be_deleted(machine: Machine, netns: SlowNetNS) -> N
 
 
 def test_absence_in_a_group(machine: Machine, netns: SlowNetNS) -> None:
-    """What is gone already is False there as well, and others still go."""
+    """What is gone already is False there as well, and what others have put there goes."""
     machine.do(machine.host, "ip link add three type veth peer name four")
     machine.do(machine.host, f"ip link set three group {DOOMED}")
     index = index_of(machine, "one")
@@ -160,6 +162,63 @@ def test_absence_in_a_group(machine: Machine, netns: SlowNetNS) -> None:
     netns.go_on.set()
 
     assert delete_link(netns, index) is False
+    assert machine.link(machine.host, "three") is None
+
+
+class _Unmarking(Channel):
+    """Does not put into the group what is to be deleted, as if somebody took it out again."""
+
+    def exchange(self, messages: Sequence[Message]) -> list[list[Any]]:
+        return super().exchange(messages[-1:])
+
+
+class UnmarkingNetNS(NetNS):
+    """A namespace in which nothing stays in a group."""
+
+    def channel(self, protocol: int, groups: int = 0) -> Channel:
+        """Return a new channel."""
+        channel = super().channel(protocol, groups)
+        return channel if groups else _Unmarking(channel.sock)
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_out_of_the_group_again(machine: Machine, others: int) -> None:
+    """It goes all the same, whether the request has found others in the group or nobody."""
+    for pair in ("one", "three"):
+        machine.do(machine.host, f"ip link add {pair} type veth peer name {pair}peer")
+    if others:
+        machine.do(machine.host, f"ip link set three group {DOOMED}")
+    netns = UnmarkingNetNS(machine.host)
+    netns.doomed = DOOMED
+
+    assert delete_link(netns, index_of(machine, "one")) is True
+
+    assert machine.link(machine.host, "one") is None
+    assert (machine.link(machine.host, "three") is None) == bool(others)
+    netns.close()
+
+
+class UnfilteredNetNS(NetNS):
+    """A namespace in which the kernel takes no filter for a socket."""
+
+    def channel(self, protocol: int, groups: int = 0) -> Channel:
+        """Return a new channel."""
+        channel = super().channel(protocol, groups)
+        channel.sock.setsockopt(socket.SOL_SOCKET, SO_LOCK_FILTER, 1)
+        return channel
+
+
+def test_no_filter(machine: Machine) -> None:
+    """Where the kernel takes no filter the interface goes all the same."""
+    machine.do(machine.host, "ip link add one type veth peer name two")
+    netns = UnfilteredNetNS(machine.host)
+    netns.doomed = DOOMED
+    assert hear_only_deletion(netns.channel(NETLINK_ROUTE), 1) is False
+
+    assert delete_link(netns, index_of(machine, "one")) is True
+
+    assert machine.link(machine.host, "one") is None
+    netns.close()
 
 
 def test_deletions_side_by_side(machine: Machine) -> None:
