@@ -33,7 +33,8 @@ _BACKLOG = 128  # launchers that wait; the next one starts its own program
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2), 64 bits: type, whence, start, …
 _GIVEN_SOCKET = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
 _BURST, _BURST_SECONDS = 10, 10.0  # workers that may be replaced at once
-_RETRY_SECONDS = 1.0  # until others are, likewise after a failed fork
+# Until others are, likewise after a failed fork; at the end, until launchers are turned away.
+_RETRY_SECONDS = 1.0
 _ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # What functions import when they need it: workers shall share it.
 _LAZY = (
