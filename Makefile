@@ -26,6 +26,7 @@ check: venv ## format, lint, types, unit tests: no root, less than half a minute
 	$(python) -m ruff format --check
 	$(python) -m ruff check
 	$(python) -m mypy
+	$(python) -m tests.conformance build/conformance.py && $(python) -m mypy build/conformance.py
 	[[ ! -x .venv/bin/shellcheck ]] || .venv/bin/shellcheck $(shell_scripts)
 	$(pytest) tests/unit
 

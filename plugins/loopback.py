@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cni_common.spec.request import Request
     from cni_common.spec.undo import Undo
 
-__all__ = ["SCHEMA", "add", "check", "delete", "gc", "status"]
+__all__ = ["SCHEMA", "add", "check", "delete", "gc", "lifecycle", "status"]
 
 SCHEMA = PROTOCOL_SCHEMA  # no keys of its own
 _NAME = "lo"  # CNI_IFNAME does not matter: a namespace has one loopback interface
@@ -79,6 +79,10 @@ def gc(req: Request, host: Host) -> None:
 
 def status(req: Request, host: Host) -> None:
     """Nothing can keep lo from coming up."""
+
+
+def lifecycle() -> None:
+    """Return nothing: attachments have no record."""
 
 
 def _lo(container: NetNS) -> Link:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-__all__ = ["SCHEMA", "add", "check", "delete", "gc", "status"]
+__all__ = ["SCHEMA", "add", "check", "delete", "gc", "lifecycle", "status"]
 
 
 def _ips(description: str) -> Json:
@@ -136,6 +136,10 @@ def gc(req: Request, host: Host) -> None:
 def status(req: Request, host: Host) -> None:
     """Raise CNIError 7 when no ADD could use the configuration."""
     Conf.of(req)
+
+
+def lifecycle() -> None:
+    """Return nothing: attachments have no record."""
 
 
 def _addresses(req: Request, ipam: Json) -> list[IPConfig]:

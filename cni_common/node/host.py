@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Protocol, Self
 
+    from cni_common.node.lifecycle import Lifecycle
     from cni_common.spec.undo import Undo
     from cni_common.spec.wire import Json
 
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 
         def status(self, req: Request, host: Host) -> None:
             """Raise CNIError 50 or 51 when an ADD would fail now. Never waits."""
+
+        def lifecycle(self) -> Lifecycle | None:
+            """Return what an attachment consists of, None when it has no record."""
 
     Loader = Callable[[str], Plugin | None]
     Execute = Callable[[str, Request, "Host"], AbstractContextManager[Result | None]]

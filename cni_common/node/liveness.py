@@ -62,9 +62,9 @@ def lives(facts: Json, living: Callable[[], dict[str, str]]) -> bool | None:
 def is_alive(records: Records, owner_text: str) -> bool:
     """Tell whether the attachment that an nftables element names still has its namespace."""
     plugin = owner_text.partition(" ")[0]
-    for facts in records.survey(plugin):
-        if owner_of(plugin, facts) == owner_text:
-            return lives(facts, netns.reachable_namespaces) is True
+    for record in records.of_plugin(plugin):
+        if owner_of(plugin, record.facts) == owner_text:
+            return lives(record.facts, netns.reachable_namespaces) is True
     return False
 
 

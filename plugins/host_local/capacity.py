@@ -7,7 +7,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from plugins.host_local.lease import GRACE_SECONDS, PLUGIN, address_of
+from plugins.host_local.lease import GRACE_SECONDS, PLUGIN, LeaseFacts, address_of
 from plugins.host_local.ranges import unlisted
 from plugins.host_local.store import Store, indexes_of
 
@@ -81,10 +81,12 @@ class Outlook(Store):
         That is what the records of dead containers name, then what is empty or older than the boot:
         no power loss tears a file of this boot.
         """
-        for facts in self._host.records.survey(PLUGIN):
-            whose = facts.get("network"), facts.get("directory")
-            if whose == (self._network, self.directory) and judge.lives(facts) is False:
-                yield from filter(None, map(address_of, facts.get("addresses", ())))
+        for record in self._host.records.of_plugin(PLUGIN):
+            facts = record.get(LeaseFacts)
+            if facts is None or judge.lives(record.facts) is not False:
+                continue
+            if (record.network, facts.directory) == (self._network, self.directory):
+                yield from filter(None, map(address_of, facts.addresses))
         before_ns = booted_ns - GRACE_SECONDS * 10**9
         with self._disk(os.scandir, self._dir) as entries:
             for entry in entries:

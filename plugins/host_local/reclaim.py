@@ -6,12 +6,11 @@ twice, a grace time apart.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.netns import addresses_in_use
 from plugins.host_local.expiry import Judge
-from plugins.host_local.lease import GRACE_SECONDS, PLUGIN
+from plugins.host_local.lease import GRACE_SECONDS, PLUGIN, LeaseFacts
 from plugins.host_local.ranges import unused
 from plugins.host_local.store import Store, indexes_of
 from plugins.host_local.sweep import Sweep
@@ -20,34 +19,39 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cni_common.node.host import Host
+    from cni_common.node.owned import Holding
     from plugins.host_local.choose import Shortage
     from plugins.host_local.lease import Lease
 
 
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """One lease, and what is known about its owner."""
-
-    lease: Lease
-    pod: str  # namespace/name, "" when the runtime did not say
-    netns: str  # path, "" when no record tells
-    alive: bool | None  # whether its namespace exists; None when nobody knows
-    reason: str  # why `reclaim` would take it, "" when it would not
-
-
 def holdings(host: Host, network: str, directory: str) -> list[Holding]:
     """Return every lease in `directory`, ordered by address; changes nothing."""
+    from cni_common.node.owned import Holding
+
     judge = Judge(host, network, patient=True, notes=False)
     leases, booted_ns = Sweep(host, judge, "").read(directory)
     found = []
     for lease in sorted(leases, key=lambda one: (one.address.version, int(one.address))):
         record, _ = judge.find(lease.owner) if lease.owner else (None, False)
         facts = record.facts if record else {}
+        leased = record.get(LeaseFacts) if record else None
         if record:
             record.close()
-        pod, path = facts.get("pod", ""), facts.get("netns", "")
+        pod, path = leased.pod if leased else "", facts.get("netns", "")
         reason = judge.reason(lease, booted_ns)
-        found.append(Holding(lease, pod, path, judge.lives(facts), reason))
+        alive = judge.lives(facts)
+        found.append(
+            Holding(
+                lease.address,
+                lease.owner,
+                lease.since,
+                is_young=lease.is_young(),
+                pod=pod,
+                netns=path,
+                alive=alive,
+                reason=reason,
+            )
+        )
     return found
 
 
@@ -92,8 +96,8 @@ def abandoned(host: Host, network: str, leases: Sequence[Lease], pod_uid: str) -
         record, _ = judge.find(lease.owner) if lease.owner else (None, False)
         if record is None:
             continue
-        facts = record.facts
-        if facts.get("pod_uid") == pod_uid and judge.lives(facts) is False:
+        facts = record.get(LeaseFacts)
+        if facts and facts.pod_uid == pod_uid and judge.lives(record.facts) is False:
             found.append(lease)
         record.close()
     return found
