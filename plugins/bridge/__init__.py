@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.link import VethEnd
-from cni_common.node import masquerade, parts, veth
+from cni_common.node import interface, masquerade, veth
 from cni_common.spec.request import Command
 from cni_common.spec.result import Interface, Result
 from plugins.bridge import gateway, macfilter, port
@@ -39,7 +39,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
         host.is_ours(conf.ipam, req.path)  # raises when there is no such plugin, before any act
     container = host.open_netns(req.netns)
     veth.refuse_existing(container, req.ifname)
-    facts = [parts.IpamFacts(conf.ipam)] if conf.ipam else []
+    facts = [interface.IpamFacts(conf.ipam)] if conf.ipam else []
     attaching = LIFECYCLE.begin(req, host, undo, *facts)
     bridge = port.ensure_bridge(host.netns, conf)
     end = VethEnd(req.ifname, conf.mac or veth.random_mac(), netns=container.fd)
@@ -52,7 +52,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
         veth.configure(container, req.ifname, ours.peer, result, dad=conf.dad)
         if conf.masquerade:
             addresses = [ip.address for ip in result.ips]
-            parts.add_masquerade(attaching, host, addresses, backend=conf.masquerade)
+            interface.add_masquerade(attaching, host, addresses, backend=conf.masquerade)
     elif not conf.container_down:
         container.netlink.configure(ours.peer, (), (), dad=conf.dad)
     bridge = _await_working(host, conf, ours, bridge)
@@ -110,7 +110,7 @@ def status(req: Request, host: Host) -> None:
     """
     conf = Conf.of(replace(req, environ={}))  # CNI_ARGS belong to an attachment
     port.refuse_other_kind(host.netns.netlink.link(conf.bridge), conf)
-    parts.probe(host, conf.masquerade)
+    interface.probe(host, conf.masquerade)
     if conf.ipam:
         host.delegate(conf.ipam, req, Command.STATUS)
 
@@ -130,7 +130,7 @@ def _plug_in(
         undo,
         mtu=conf.mtu,
         master=bridge.index,
-        intend=lambda own: attaching.note(parts.VethFacts(own.name, own.mac, end.mac)),
+        intend=lambda own: attaching.note(interface.VethFacts(own.name, own.mac, end.mac)),
     )
     port.configure(host.netns, ours, conf)
     if conf.mac_filter:
@@ -164,7 +164,7 @@ def _interfaces(req: Request, bridge: Link, ours: Link, end: VethEnd) -> Result:
 
 def _allocate(req: Request, host: Host, conf: Conf, result: Result, *, undo: Undo) -> None:
     """Complete `result` by what IPAM gives."""
-    given = parts.allocate(req, host, conf.ipam, undo, mtu=conf.mtu)
+    given = interface.allocate(req, host, conf.ipam, undo, mtu=conf.mtu)
     result.ips, result.routes, result.dns = given.ips, given.routes, given.dns
     for ip in result.ips:
         ip.interface = len(result.interfaces) - 1

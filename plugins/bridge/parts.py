@@ -7,8 +7,8 @@ from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.netns import reachable_namespaces
+from cni_common.node.interface import IPAM, MASQUERADE, Veth, VethFacts
 from cni_common.node.lifecycle import Lifecycle, Part
-from cni_common.node.parts import IPAM, MASQUERADE, Veth, VethFacts
 from plugins.bridge import macfilter
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel.link import VethEnd
 from cni_common.kernel.netns import reachable_namespaces
-from cni_common.node import masquerade, parts, veth
+from cni_common.node import interface, masquerade, veth
 from cni_common.node.lifecycle import Lifecycle
 from cni_common.spec.request import Command
 from cni_common.spec.result import Interface, Result
@@ -24,8 +24,8 @@ __all__ = ["SCHEMA", "add", "check", "delete", "gc", "lifecycle", "status"]
 
 _UP_SECONDS = 2.5  # as for a port of a bridge
 # A veth that no record knows is one of the reference's, or of a bridge.
-_VETH = parts.Veth(lambda _req, _host, end: not end.master)
-LIFECYCLE = Lifecycle("ptp", _VETH, parts.MASQUERADE, parts.IPAM)
+_VETH = interface.Veth(lambda _req, _host, end: not end.master)
+LIFECYCLE = Lifecycle("ptp", _VETH, interface.MASQUERADE, interface.IPAM)
 
 
 def add(req: Request, host: Host, undo: Undo) -> Result:
@@ -34,14 +34,14 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     host.is_ours(conf.ipam, req.path)  # raises when there is no such plugin, before any act
     container = host.open_netns(req.netns)
     veth.refuse_existing(container, req.ifname)
-    attaching = LIFECYCLE.begin(req, host, undo, parts.IpamFacts(conf.ipam))
+    attaching = LIFECYCLE.begin(req, host, undo, interface.IpamFacts(conf.ipam))
     end = VethEnd(req.ifname, veth.random_mac(), netns=container.fd)
     ours = veth.create_veth(
         host.netns,
         end,
         undo,
         mtu=conf.mtu,
-        intend=lambda own: attaching.note(parts.VethFacts(own.name, own.mac, end.mac)),
+        intend=lambda own: attaching.note(interface.VethFacts(own.name, own.mac, end.mac)),
     )
     result = _allocate(req, host, conf, undo)
     result.interfaces = [
@@ -54,7 +54,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     veth.configure(container, req.ifname, ours.peer, result, on_way=on_way)
     if conf.masquerade:
         addresses = [ip.address for ip in result.ips]
-        parts.add_masquerade(attaching, host, addresses, backend=conf.masquerade)
+        interface.add_masquerade(attaching, host, addresses, backend=conf.masquerade)
     veth.await_operational(host.netns, ours.index, _UP_SECONDS)
     return result
 
@@ -92,7 +92,7 @@ def gc(req: Request, host: Host) -> None:
 def status(req: Request, host: Host) -> None:
     """Raise CNIError when an ADD could not work now: 7 configuration, 50 state, firewall, IPAM."""
     conf = Conf.of(req)
-    parts.probe(host, conf.masquerade)
+    interface.probe(host, conf.masquerade)
     host.delegate(conf.ipam, req, Command.STATUS)
 
 
@@ -103,7 +103,7 @@ def lifecycle() -> Lifecycle:
 
 def _allocate(req: Request, host: Host, conf: Conf, undo: Undo) -> Result:
     """Return what IPAM gives, each address with its gateway and for the container's interface."""
-    given = parts.allocate(req, host, conf.ipam, undo, mtu=conf.mtu)
+    given = interface.allocate(req, host, conf.ipam, undo, mtu=conf.mtu)
     routes.gateways(given.ips)
     for ip in given.ips:
         ip.interface = 1
@@ -120,7 +120,7 @@ def _evict_dead(host: Host, link: Link) -> bool:
     """
     from cni_common.node import liveness
 
-    record = parts.record_of(host, LIFECYCLE.plugin, link)
+    record = interface.record_of(host, LIFECYCLE.plugin, link)
     if record is None or liveness.lives(record.facts, reachable_namespaces) is not False:
         return False
     host.log(f"removes '{link.name}' of {record.attachment.containerid}: its namespace is gone")

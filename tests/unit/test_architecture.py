@@ -28,7 +28,10 @@ WINGS = {
         *("netlink", "codec", "link", "route", "rtnetlink", "netns", "link_deletion"),
         *("nft_messages", "nft_expressions", "nft_table", "iptables"),
     ),
-    "node": ("record", "masquerade", "liveness", "veth", "lifecycle", "host"),
+    "node": (
+        *("unformatted", "record", "owned", "masquerade", "masquerade_strays", "liveness", "veth"),
+        *("lifecycle", "interface", "host"),
+    ),
     "serve": ("stdio", "protocol", "worker", "engine", "cli", "main"),
 }
 ORDER = tuple(f"{wing}.{module}" for wing, modules in WINGS.items() for module in modules)
@@ -37,7 +40,10 @@ FOR_PLUGINS = ORDER[: ORDER.index("node.host")]  # a plugin is handed the Host
 LAZY = {
     "kernel.netns": ("kernel.netlink", "kernel.rtnetlink"),
     "kernel.rtnetlink": ("kernel.codec",),
+    "node.record": ("node.unformatted",),
     "node.masquerade": ("kernel.iptables",),
+    "node.lifecycle": ("node.liveness", "node.owned"),
+    "node.interface": ("kernel.iptables", "node.liveness", "node.masquerade_strays", "node.owned"),
     "serve.main": tuple(name for name in ORDER if name != "serve.stdio"),
 }
 THIRD_PARTIES = {
@@ -190,6 +196,17 @@ class TestImports:
 
         assert wrong == []
 
+    def test_commands_name_no_plugin(self) -> None:
+        """The operator's commands know plugins by what each says of its lifecycle."""
+        wrong = [
+            f"{name_of(path)} imports {one.name}"
+            for path in COMMANDS
+            for one in imports(path)
+            if one.name.startswith("plugins.") and one.name != "plugins.TYPES"
+        ]
+
+        assert wrong == []
+
     def test_third_parties(self) -> None:
         """Each library is known to one file."""
         known = {*sys.stdlib_module_names, "cni_common", "commands", "plugins"}
@@ -309,7 +326,7 @@ ENTRIES = {
         _COMMON_SERVING
         | _INTERFACE
         | _NFT
-        | {"node.lifecycle", "node.liveness", "spec.ipam_config"},
+        | {"node.lifecycle", "node.interface", "spec.ipam_config"},
         frozenset(
             {
                 "bridge",
@@ -328,7 +345,7 @@ ENTRIES = {
         {},
         7,
         _SERVING | _NETLINK,
-        _COMMON_SERVING | _NFT | {"kernel.netlink", "node.liveness"},
+        _COMMON_SERVING | _NFT | {"kernel.netlink", "node.lifecycle"},
         frozenset(
             {
                 "portmap",
@@ -348,7 +365,7 @@ ENTRIES = {
         {},
         7,
         _SERVING | _NETLINK,
-        _COMMON_SERVING | _NFT | {"kernel.netlink"},
+        _COMMON_SERVING | _NFT | {"kernel.netlink", "node.lifecycle"},
         frozenset(
             {
                 "firewall",
@@ -379,7 +396,7 @@ ENTRIES = {
         _COMMON_SERVING
         | _INTERFACE
         | _NFT
-        | {"node.lifecycle", "node.liveness", "spec.ipam_config"},
+        | {"node.lifecycle", "node.interface", "spec.ipam_config"},
         frozenset({"ptp", "ptp.conf", "ptp.routes"}),
     ),
     "bandwidth refuses an ADD": Entry(
@@ -397,8 +414,8 @@ ENTRIES = {
         {},
         7,
         _SERVING | _NETLINK,
-        _COMMON_SERVING | {"kernel.link", "kernel.netlink", "spec.ipam_config"},
-        frozenset({"tuning", "tuning.conf", "tuning.device", "tuning.sysctl"}),
+        _COMMON_SERVING | {"kernel.link", "kernel.netlink", "node.lifecycle", "spec.ipam_config"},
+        frozenset({"tuning", "tuning.conf", "tuning.device", "tuning.parts", "tuning.sysctl"}),
     ),
     "static refuses an ADD": Entry(
         "static",
@@ -562,7 +579,7 @@ class TestPlugins:
 
         assert module.__name__ == f"plugins.{plugin.replace('-', '_')}"
         assert all(callable(getattr(module, name)) for name in ("add", "delete", "check"))
-        assert all(callable(getattr(module, name)) for name in ("gc", "status"))
+        assert all(callable(getattr(module, name)) for name in ("gc", "status", "lifecycle"))
 
     @pytest.mark.parametrize("name", ["", "Bridge", "host_local", "pycni", "__init__", "no.such"])
     def test_no_other(self, name: str) -> None:
