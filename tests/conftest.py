@@ -1,5 +1,7 @@
 """Fixtures for all tests."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import uuid

@@ -1,5 +1,7 @@
 """Engines for tests: the real one in a process of its own, and launchers that know its socket."""
 
+from __future__ import annotations
+
 import atexit
 import ctypes
 import os
@@ -12,9 +14,9 @@ import time
 from functools import cache
 from pathlib import Path
 
-from cni_common.engine import serve
-from cni_common.netns import CLONE_NEWNET
-from cni_common.worker import Settings
+from cni_common.kernel.netns import CLONE_NEWNET
+from cni_common.serve.engine import serve
+from cni_common.serve.worker import Settings
 from plugins import TYPES, load, load_all
 
 ROOT = Path(__file__).resolve().parents[1]

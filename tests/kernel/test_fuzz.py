@@ -4,6 +4,8 @@ Each case comes from a seed and its number alone, so that one that fails can be 
 PYCNI_FUZZ_SEED and PYCNI_FUZZ_CASES in the environment change seed and number of cases.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import re
@@ -17,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from cni_common.netns import NetNS
-from cni_common.protocol import Reply, respond
+from cni_common.kernel.netns import NetNS
+from cni_common.serve.protocol import Reply, respond
 from tests.machine import CNI_BIN, Machine, error_of
 
 Json = dict[str, Any]

@@ -1,9 +1,11 @@
 """Whose answers netlink believes."""
 
+from __future__ import annotations
+
 import socket
 import struct
 
-from cni_common.netns import NetNS
+from cni_common.kernel.netns import NetNS
 from tests.machine import Machine
 
 RTM_NEWLINK, NLMSG_ERROR = 16, 2

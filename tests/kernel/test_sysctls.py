@@ -1,5 +1,7 @@
 """Sysctls where /proc/sys cannot be written, as in containers that are nodes."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 
