@@ -1,5 +1,7 @@
 """NOTICE names each part of the frozen program that others have made, and its licence."""
 
+from __future__ import annotations
+
 import json
 import marshal
 import re

@@ -1,5 +1,7 @@
 """`pip install .`: the command pycni, without plugins, for a look at a version and at the help."""
 
+from __future__ import annotations
+
 import shutil
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cni_common.cli import VERSION
+from cni_common.serve.cli import VERSION
 from deploy.frozen.rewrite import OURS
 from tests.machine import ROOT
 
@@ -55,7 +57,7 @@ def _site_packages(environment: Path) -> Path:
     return next(environment.glob("lib/python*/site-packages"))
 
 
-def _run(installed: Path, *command: str) -> "subprocess.CompletedProcess[str]":
+def _run(installed: Path, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
         capture_output=True,
