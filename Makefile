@@ -54,8 +54,8 @@ test-dataplane: dist ## sockets of all kinds across the networks that the execut
 test-faults: dist ## killed, on a full disk, after a power loss; a short storm: tests/faults/README.md
 	$(sandboxed) -n 2 tests/faults
 
-test-faults-all: dist ## the same at each system call also where test-faults takes a sample; an hour
-	PYCNI_FAULT_ALL=1 $(sandboxed) -n 2 --timeout 3000 tests/faults/test_{chains,renewal}.py
+test-faults-all: dist ## the same at each system call, where test-faults takes a sample; an hour
+	PYCNI_TEST_ALL=1 $(sandboxed) -n 2 tests/faults
 
 test-launcher: dist ## launcher, also under sanitizers; what dist and install make
 	$(sandboxed) -n 2 tests/launcher
