@@ -45,7 +45,7 @@ def attached(machine: Machine, config: Json) -> tuple[Json, str]:
         pytest.param({"isDefaultGateway": False, "isGateway": False}, id="no-gateway"),
     ],
 )
-def test_p9_b15_nothing_has_changed(machine: Machine, version: str, keys: Json) -> None:
+def test_nothing_has_changed(machine: Machine, version: str, keys: Json) -> None:
     """What ADD has just made passes, L2 networks and routes in other tables included."""
     config, container = attached(machine, full(machine, cniVersion=version, **keys))
 
@@ -61,7 +61,7 @@ def test_p9_b15_nothing_has_changed(machine: Machine, version: str, keys: Json) 
     ],
     ids=["promiscuous", "floating-mac", "address"],
 )
-def test_b15_what_others_do_to_the_bridge(machine: Machine, line: str) -> None:
+def test_what_others_do_to_the_bridge(machine: Machine, line: str) -> None:
     """A bridge is shared: somebody's promiscuity, ports and addresses are no drift."""
     machine.do(machine.host, "ip link add br0 type bridge")
     config, container = attached(machine, machine.network(isGateway=False))
@@ -135,7 +135,7 @@ HOST = [
         for line, named in lines
     ],
 )
-def test_b15_drift(machine: Machine, where: str, line: str, named: str) -> None:
+def test_drift(machine: Machine, where: str, line: str, named: str) -> None:
     """CHECK names the one thing that has changed."""
     config, container = attached(machine, full(machine))
     port = machine.ports()[0]
@@ -173,7 +173,7 @@ def test_drift_of_a_promiscuous_bridge(machine: Machine, line: str) -> None:
         ("host", "nft delete table bridge pycni", "MAC filter"),
     ],
 )
-def test_b15_drift_of_an_l2_network(machine: Machine, where: str, line: str, named: str) -> None:
+def test_drift_of_an_l2_network(machine: Machine, where: str, line: str, named: str) -> None:
     """Without IPAM all that is there is checked likewise."""
     config, container = attached(machine, machine.network(ipam=None, macspoofchk=True))
     line = line.replace("PORT", machine.ports()[0])

@@ -62,9 +62,7 @@ NOTHING: Json = {"ports": [], "nft": [], "leases": [], "records": []}
     ],
 )
 @pytest.mark.parametrize("netns", ["there", "gone", "empty", "plain-file"])
-def test_p15_p22_b11_b13_b14_del_is_complete(
-    machine: Machine, tmp_path: Path, change: Json, netns: str
-) -> None:
+def test_del_is_complete(machine: Machine, tmp_path: Path, change: Json, netns: str) -> None:
     """Whatever became of configuration, prevResult and namespace: nothing is left on the host."""
     container = machine.container()
     machine.ok("bridge", "ADD", machine.network(**ALL), container)
@@ -223,7 +221,7 @@ def test_other_attachments_of_the_network_go_on(machine: Machine) -> None:
 # --- when a step fails ---------------------------------------------------------------------
 
 
-def test_b12_del_goes_on_past_a_failing_ipam(machine: Machine, tmp_path: Path) -> None:
+def test_del_goes_on_past_a_failing_ipam(machine: Machine, tmp_path: Path) -> None:
     """Without the IPAM plugin all the rest is removed, and a later DEL frees the address."""
     container, config = machine.container(), machine.network(**ALL)
     machine.ok("bridge", "ADD", config, container)
@@ -236,7 +234,7 @@ def test_b12_del_goes_on_past_a_failing_ipam(machine: Machine, tmp_path: Path) -
     assert left(machine) == NOTHING
 
 
-def test_b12_all_failures_are_reported(machine: Machine) -> None:
+def test_all_failures_are_reported(machine: Machine) -> None:
     """When every change is refused DEL names each, keeps the record, and a repetition succeeds."""
     container, config = machine.container(), machine.network(**ALL)
     machine.ok("bridge", "ADD", config, container)
@@ -336,9 +334,7 @@ def forbid_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.without_engine(reason="watches this process")
 @pytest.mark.parametrize("keys", [ALL, {"ipam": None}], ids=["l3", "l2"])
-def test_p12_p16_p18_b19_nothing_is_started(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, keys: Json
-) -> None:
+def test_nothing_is_started(machine: Machine, monkeypatch: pytest.MonkeyPatch, keys: Json) -> None:
     """ADD, CHECK, STATUS, GC and DEL, with and without a record, start no process."""
     container, config = machine.container(), machine.network(**keys)
     forbid_processes(monkeypatch)
@@ -380,7 +376,7 @@ raise SystemExit(run())
 """
 
 
-def test_p12_b19_one_shot_program_starts_nothing(machine: Machine) -> None:
+def test_one_shot_program_starts_nothing(machine: Machine) -> None:
     """A whole process per command, as runtimes start it, needs no other one either."""
     container, config = machine.container(), machine.network(**ALL)
     program = (sys.executable, "-c", GUARDED, str(ROOT), str(CNI_BIN / "bridge"))

@@ -75,7 +75,7 @@ def abandoned(machine: Machine, config: Json, tmp_path: Path, containerid: str =
 
 
 @pytest.mark.parametrize("key", [KEY, OLD_KEY])
-def test_p2_gc_removes_what_is_not_valid(
+def test_gc_removes_what_is_not_valid(
     machine: Machine, config: Json, tmp_path: Path, key: str
 ) -> None:
     """Lease, veth, nftables elements and record of a dead, unnamed attachment go; named ones stay.
@@ -295,7 +295,7 @@ def test_gc_of_an_l2_network(machine: Machine, tmp_path: Path) -> None:
     assert left(machine) == NOTHING
 
 
-def test_p3_gc_is_forwarded(machine: Machine, config: Json, tmp_path: Path) -> None:
+def test_gc_is_forwarded(machine: Machine, config: Json, tmp_path: Path) -> None:
     """The IPAM plugin gets the same GC, here an executable that writes down what it was asked."""
     script = tmp_path / "writes"
     script.write_text(

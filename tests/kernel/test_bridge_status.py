@@ -39,7 +39,7 @@ def test_ready(machine: Machine, keys: Json) -> None:
     assert machine.snapshot() == before
 
 
-def test_b20_ipam_plugin_is_missing(machine: Machine, tmp_path: Path) -> None:
+def test_ipam_plugin_is_missing(machine: Machine, tmp_path: Path) -> None:
     """The plugin and the directories that were searched are named."""
     error = machine.refused("bridge", "STATUS", machine.network(), path=str(tmp_path))
 
@@ -48,7 +48,7 @@ def test_b20_ipam_plugin_is_missing(machine: Machine, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["state_dir", "data_dir"])
-def test_b20_directory_that_cannot_be_written(machine: Machine, where: str) -> None:
+def test_directory_that_cannot_be_written(machine: Machine, where: str) -> None:
     """A state or lease directory that is a file is named."""
     path = Path(getattr(machine, where))
     path.write_text("not a directory")
@@ -66,7 +66,7 @@ def test_state_directory_matters_without_ipam(machine: Machine) -> None:
     assert machine.refused("bridge", "STATUS", machine.network(ipam=None))["code"] == 50
 
 
-def test_b20_range_is_exhausted(machine: Machine) -> None:
+def test_range_is_exhausted(machine: Machine) -> None:
     """No address left is not ready; one that is freed is."""
     config = small(machine)
     for containerid in ("c1", "c2"):
@@ -81,7 +81,7 @@ def test_b20_range_is_exhausted(machine: Machine) -> None:
     machine.ok("bridge", "STATUS", config)
 
 
-def test_b20_iptables_is_missing(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_iptables_is_missing(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The iptables backend without iptables is not ready, and the error knows another."""
     monkeypatch.setattr(iptables, "_PATH", "/nowhere")
     config = machine.network(ipMasq=True, ipMasqBackend="iptables")
@@ -93,7 +93,7 @@ def test_b20_iptables_is_missing(machine: Machine, monkeypatch: pytest.MonkeyPat
     machine.ok("bridge", "STATUS", {**config, "ipMasq": False})
 
 
-def test_b20_kernel_without_nftables(machine: Machine) -> None:
+def test_kernel_without_nftables(machine: Machine) -> None:
     """The nftables backend on a kernel that refuses it is not ready."""
     refusal = Fault(
         at=1, lasting=True, code=errno.EPROTONOSUPPORT, only=lambda what: what.startswith("nft")

@@ -76,7 +76,7 @@ def _prepare(node: Node, config: dict[str, Any], *, indexed: bool) -> None:
 
 
 @INDEXES
-def test_h8_h9_any_failure_of_the_disk_is_taken_back(
+def test_any_failure_of_the_disk_is_taken_back(
     node: Node, monkeypatch: pytest.MonkeyPatch, indexed: bool
 ) -> None:
     """Whichever disk operation of an ADD fails, nothing is left but what was there before."""
@@ -142,7 +142,7 @@ def _add_and_die(root: Path, config: dict[str, Any], number: int) -> None:
 
 
 @INDEXES
-def test_h8_killed_at_any_moment(node: Node, indexed: bool) -> None:
+def test_killed_at_any_moment(node: Node, indexed: bool) -> None:
     """After SIGKILL at any disk operation no lease is torn, others get theirs, and DEL frees."""
     config = node.config(NET4, NET6)
     for number in range(1, OPERATIONS_MAX):

@@ -50,7 +50,7 @@ def expected(version: str, container: str) -> Json:
 
 
 @pytest.mark.parametrize("version", SUPPORTED_VERSIONS)
-def test_o11_add_and_check(machine: Machine, version: str) -> None:
+def test_add_and_check(machine: Machine, version: str) -> None:
     """lo is up, the result has the layout of its version, and CHECK agrees with it."""
     container = machine.container()
 
@@ -149,7 +149,7 @@ def test_del(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("netns", ["", "/nowhere", "plain"])
-def test_p22_del_without_namespace(machine: Machine, tmp_path: Path, netns: str) -> None:
+def test_del_without_namespace(machine: Machine, tmp_path: Path, netns: str) -> None:
     """DEL succeeds when the namespace is gone or its path is a plain file."""
     (tmp_path / "plain").touch()
     path = str(tmp_path / "plain") if netns == "plain" else netns
@@ -190,7 +190,7 @@ def test_check_of_a_chained_loopback(machine: Machine) -> None:
     machine.ok("loopback", "CHECK", config(machine, prevResult=previous), container)
 
 
-def test_p2_gc_and_status(machine: Machine) -> None:
+def test_gc_and_status(machine: Machine) -> None:
     """There is nothing to collect, and nothing that could fail."""
     for command in ("GC", "STATUS"):
         reply = machine.invoke("loopback", command, config(machine))
