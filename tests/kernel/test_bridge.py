@@ -17,6 +17,7 @@ def ipam(machine: Machine, *subnets: Json, **keys: Any) -> Json:
     return {"type": "host-local", "dataDir": machine.data_dir, "ranges": ranges, **keys}
 
 
+@pytest.mark.both_edges
 def test_add_and_del(machine: Machine) -> None:
     """An attachment has what the result says, and DEL leaves the bridge alone."""
     container = machine.container()
@@ -124,6 +125,7 @@ def test_result_of_0_1_and_0_2(machine: Machine, version: str) -> None:
     }
 
 
+@pytest.mark.both_edges
 @pytest.mark.parametrize("version", ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"])
 def test_result_with_lists(machine: Machine, version: str) -> None:
     """From 0.3.0 on there are lists; `version` in ips ends with 0.4.0, `mtu` begins with 1.1.0."""

@@ -107,6 +107,7 @@ def test_no_name_is_free(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> N
     assert machine.link(container, "eth0") is None
 
 
+@pytest.mark.both_edges
 def test_existing_interface_is_refused(machine: Machine) -> None:
     """An interface of the container that has the name is named in the error and left alone."""
     container = machine.container()
@@ -120,6 +121,7 @@ def test_existing_interface_is_refused(machine: Machine) -> None:
     assert machine.snapshot(container) == before
 
 
+@pytest.mark.both_edges
 def test_netns_that_is_none_is_refused_first(machine: Machine, tmp_path: Path) -> None:
     """A namespace that cannot be opened has code 8, and there is not even a bridge."""
     (tmp_path / "plain").touch()

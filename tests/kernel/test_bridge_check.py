@@ -202,6 +202,7 @@ def test_drift_of_iptables(machine: Machine, line: str, named: str) -> None:
     assert named in error["msg"]
 
 
+@pytest.mark.both_edges
 def test_drift_of_the_lease(machine: Machine) -> None:
     """The lease is IPAM's to check, and its error is passed on."""
     config, container = attached(machine, machine.network())
@@ -259,6 +260,7 @@ def test_interface_that_became_something_else(machine: Machine) -> None:
     assert "'eth0' is no veth but 'bridge'" in error["msg"]
 
 
+@pytest.mark.both_edges
 def test_prev_result_is_required(machine: Machine) -> None:
     """CHECK without prevResult has code 7, with a malformed one too."""
     config, container = attached(machine, machine.network())
@@ -270,6 +272,7 @@ def test_prev_result_is_required(machine: Machine) -> None:
         assert "prevResult" in error["msg"]
 
 
+@pytest.mark.both_edges
 def test_check_of_a_namespace_that_is_gone(machine: Machine) -> None:
     """A namespace that cannot be opened has code 8."""
     config, container = attached(machine, machine.network(ipam=None))

@@ -291,6 +291,7 @@ def test_cni_args_are_checked(machine: Machine, args: str, code: int) -> None:
     assert machine.snapshot(container) == before
 
 
+@pytest.mark.both_edges
 @pytest.mark.parametrize(
     "args", ["IP=10.9.0.7", f"MAC={MAC};IP=10.9.0.7", f"{IGNORED}X=1;IP=10.9.0.7"]
 )
@@ -305,6 +306,7 @@ def test_cni_args_of_the_ipam_plugin_do_not_stop_bridge(machine: Machine, args: 
         assert result["interfaces"][2]["mac"] == MAC
 
 
+@pytest.mark.both_edges
 def test_bad_cni_args_do_not_stop_del(machine: Machine) -> None:
     """DEL goes on with a CNI_ARGS that ADD would refuse."""
     container = machine.container()

@@ -95,6 +95,7 @@ def test_del_twice_and_for_an_unknown_container(machine: Machine, keys: Json) ->
         assert left(machine) == NOTHING
 
 
+@pytest.mark.both_edges
 def test_del_without_namespace_and_prev_result_and_host_end(machine: Machine) -> None:
     """When the kernel has removed the pair with the namespace, the rest goes by the record."""
     container = machine.container()
@@ -221,6 +222,7 @@ def test_other_attachments_of_the_network_go_on(machine: Machine) -> None:
 # --- when a step fails ---------------------------------------------------------------------
 
 
+@pytest.mark.both_edges
 def test_del_goes_on_past_a_failing_ipam(machine: Machine, tmp_path: Path) -> None:
     """Without the IPAM plugin all the rest is removed, and a later DEL frees the address."""
     container, config = machine.container(), machine.network(**ALL)
@@ -289,6 +291,7 @@ def test_add_after_one_that_died_in_its_first_write(machine: Machine, content: b
     assert left(machine) == NOTHING
 
 
+@pytest.mark.both_edges
 def test_add_after_an_interrupted_add(machine: Machine) -> None:
     """A retry takes apart what the first attempt left, in whichever namespace that was."""
     first, second = machine.container(), machine.container()
@@ -303,6 +306,7 @@ def test_add_after_an_interrupted_add(machine: Machine) -> None:
     assert any("taking apart" in line for line in machine.log)
 
 
+@pytest.mark.both_edges
 def test_add_of_a_living_attachment_is_refused(machine: Machine) -> None:
     """A second ADD of an attachment that lives says since when and where, and harms it not."""
     first, second = machine.container(), machine.container()

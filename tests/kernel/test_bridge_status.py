@@ -39,6 +39,7 @@ def test_ready(machine: Machine, keys: Json) -> None:
     assert machine.snapshot() == before
 
 
+@pytest.mark.both_edges
 def test_ipam_plugin_is_missing(machine: Machine, tmp_path: Path) -> None:
     """The plugin and the directories that were searched are named."""
     error = machine.refused("bridge", "STATUS", machine.network(), path=str(tmp_path))
@@ -111,6 +112,7 @@ def test_configuration_is_checked(machine: Machine) -> None:
     assert machine.refused("bridge", "STATUS", machine.network(mtu=-1))["code"] == 7
 
 
+@pytest.mark.both_edges
 @pytest.mark.parametrize("version", ["0.1.0", "1.0.0"])
 def test_status_needs_1_1(machine: Machine, version: str) -> None:
     """STATUS did not exist before 1.1.0."""
@@ -132,6 +134,7 @@ def everything_locked(machine: Machine) -> Iterator[None]:
         records.close()
 
 
+@pytest.mark.both_edges
 def test_status_waits_for_nobody(machine: Machine) -> None:
     """While another call holds every lock there is, STATUS answers."""
     config = machine.network(ipMasq=True, macspoofchk=True)

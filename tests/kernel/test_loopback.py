@@ -138,6 +138,7 @@ def test_ipv6_switched_off(machine: Machine) -> None:
     assert [ip["address"] for ip in result["ips"]] == ["127.0.0.1/8"]
 
 
+@pytest.mark.both_edges
 def test_del(machine: Machine) -> None:
     """DEL sets lo down; it may be repeated."""
     container = machine.container()
@@ -181,6 +182,7 @@ def test_drift(machine: Machine, line: str, named: str) -> None:
     assert named in error["msg"]
 
 
+@pytest.mark.both_edges
 def test_check_of_a_chained_loopback(machine: Machine) -> None:
     """Addresses of other interfaces in prevResult are not looked for on lo."""
     container = machine.container()
@@ -190,6 +192,7 @@ def test_check_of_a_chained_loopback(machine: Machine) -> None:
     machine.ok("loopback", "CHECK", config(machine, prevResult=previous), container)
 
 
+@pytest.mark.both_edges
 def test_gc_and_status(machine: Machine) -> None:
     """There is nothing to collect, and nothing that could fail."""
     for command in ("GC", "STATUS"):

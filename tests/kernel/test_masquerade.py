@@ -45,6 +45,7 @@ def saved(machine: Machine, command: str) -> list[str]:
 # --- nftables ------------------------------------------------------------------------------
 
 
+@pytest.mark.both_edges
 def test_an_attachment_is_one_element(machine: Machine) -> None:
     """Ten containers add ten elements to one map, and not one rule."""
     config = masquerading(machine)

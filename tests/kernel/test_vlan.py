@@ -100,6 +100,7 @@ def test_check_names_a_lost_vlan(machine: Machine) -> None:
     assert f"VLAN 9 of '{port}'" in error["msg"]
 
 
+@pytest.mark.both_edges
 def test_gateway_in_a_vlan(machine: Machine) -> None:
     """The gateway is on <bridge>.<vlan>, the container reaches it, and DEL leaves it to others."""
     container = machine.container()

@@ -28,6 +28,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.both_edges
 @pytest.mark.parametrize("command", ["ADD", "CHECK"])
 @pytest.mark.parametrize(
     "plugin",
@@ -46,6 +47,7 @@ def test_own_namespace_is_refused_before_acting(
     assert machine.snapshot() == before
 
 
+@pytest.mark.both_edges
 def test_del_in_the_own_namespace_leaves_the_host_alone(machine: Machine) -> None:
     """A DEL whose path leads to the host's namespace by now succeeds without touching it."""
     machine.do(machine.host, "ip link add eth0 type veth peer name other")
@@ -59,6 +61,7 @@ def test_del_in_the_own_namespace_leaves_the_host_alone(machine: Machine) -> Non
     assert "UP" in lo["flags"]
 
 
+@pytest.mark.both_edges
 @pytest.mark.parametrize(
     ("change", "netns", "code"),
     [
@@ -85,6 +88,7 @@ def test_errors_have_a_version_and_a_fitting_code(
     assert error["cniVersion"] == ("1.1.0" if code == 1 else "1.0.0")
 
 
+@pytest.mark.both_edges
 def test_delegate_that_hangs_is_killed(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +108,7 @@ def test_delegate_that_hangs_is_killed(
         assert time.monotonic() < deadline
 
 
+@pytest.mark.both_edges
 def test_what_a_failing_delegate_said_is_kept(machine: Machine, tmp_path: Path) -> None:
     """stderr of a delegate that fails is logged, beside its error object on stdout."""
     body = """echo 'the disk is full' >&2; echo '{"code": 51, "msg": "no room"}'; exit 1"""
