@@ -10,7 +10,7 @@ pytest := $(python) -m pytest
 sandboxed := tests/in-sandbox --or-skip $(pytest) -m "not full_kernel"
 kernels := 6.1-cloud 6.12-cloud # series of Debian, as tests/vm/test_full_kernel.py has them
 shell_scripts := .ci/run deploy/*.sh tests/in-sandbox
-pure := cni_common/schema.py,cni_common/steps.py,cni_common/types.py,cni_common/wire.py,plugins/host_local/ranges.py
+pure := cni_common/spec/schema.py,cni_common/spec/undo.py,cni_common/spec/result.py,cni_common/spec/wire.py,plugins/host_local/ranges.py
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile

@@ -4,6 +4,8 @@ tests/in-sandbox .venv/bin/python -m bench [--rounds N] [--bin-dir DIR] [--outpu
 .venv/bin/python -m bench --render      writes the page anew, from the numbers of the last run
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 import tempfile

@@ -4,6 +4,8 @@ All are in one network namespace. Each has mounts of its own, so each has its ow
 /run/pycni and /var/lib/cni, and only those of the engine's column have the engine's socket.
 """
 
+from __future__ import annotations
+
 import os
 import shutil
 import socket
@@ -13,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cni_common.record import make_directory
+from cni_common.node.record import make_directory
 
 ROOT = Path(__file__).resolve().parents[1]
 SOCKET = "/run/pycni/engine.sock"

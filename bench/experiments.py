@@ -1,5 +1,7 @@
 """What is measured: each experiment fills some rows, the columns interleaved round by round."""
 
+from __future__ import annotations
+
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence

@@ -1,5 +1,7 @@
 """iperf3: how much one TCP connection carries from one namespace to another."""
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess

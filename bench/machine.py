@@ -1,5 +1,7 @@
 """The machine and the versions, without names or paths."""
 
+from __future__ import annotations
+
 import os
 import platform
 import re

@@ -1,5 +1,7 @@
 """The networks that are measured, and calls on them as containerd makes them."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -95,11 +97,11 @@ class Attachment:
     first_port: int = 20000
     result: Json = field(default_factory=dict)
 
-    def add_calls(self) -> "list[PluginCall]":
+    def add_calls(self) -> list[PluginCall]:
         """Return the ADDs of the chain."""
         return [PluginCall(self, conf, "ADD") for conf in self.network.plugins()]
 
-    def delete_calls(self) -> "list[PluginCall]":
+    def delete_calls(self) -> list[PluginCall]:
         """Return the DELs of the chain."""
         return [PluginCall(self, conf, "DEL") for conf in reversed(self.network.plugins())]
 

@@ -1,5 +1,7 @@
 """Charts as SVG, by hand: two shapes are all that is needed."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import escape

@@ -4,6 +4,8 @@ In a warm process by timing its functions; in a process of its own from outside,
 ever further before they are refused.
 """
 
+from __future__ import annotations
+
 import statistics
 import time
 from collections import defaultdict
@@ -19,28 +21,28 @@ from bench.columns import BenchError, Call, Column, sh
 from bench.experiments import Bench, run_chain
 from bench.networks import Attachment, Kind, Network
 from bench.samples import ENGINE, FLOOR, ONE_SHOT
-from cni_common.host import Host
-from cni_common.netns import OWN, NetNS
-from cni_common.protocol import respond
+from cni_common.kernel.netns import OWN, NetNS
+from cni_common.node.host import Host
+from cni_common.serve.protocol import execute, respond
 from plugins import load
 
 # Functions of one ADD or DEL that do not call each other.
 STEPS: Mapping[str, Mapping[str, str]] = {
     "ADD": {
-        "cni_common.attachment.begin": "record begun",
+        "cni_common.node.lifecycle.begin": "record begun",
         "plugins.bridge.port.ensure_bridge": "bridge looked at",
-        "cni_common.interface.create_veth": "veth pair made, in both namespaces and the bridge",
-        "cni_common.attachment.allocate": "address leased by host-local",
+        "cni_common.node.veth.create_veth": "veth pair made, in both namespaces and the bridge",
+        "cni_common.node.lifecycle.allocate": "address leased by host-local",
         "plugins.bridge.gateway.ensure": "gateway addresses and forwarding looked at",
-        "cni_common.interface.configure": "sysctls, addresses, link up, routes",
-        "cni_common.masquerade.add": "masquerading, one nftables transaction",
+        "cni_common.node.veth.configure": "sysctls, addresses, link up, routes",
+        "cni_common.node.masquerade.add": "masquerading, one nftables transaction",
         "plugins.bridge._await_working": "port and bridge awaited",
     },
     "DEL": {
-        "cni_common.interface.delete_veth": "veth pair deleted",
-        "cni_common.attachment.unmask": "masquerading taken back",
-        "cni_common.attachment._release": "address given back by host-local",
-        "cni_common.record.Record.remove": "record removed",
+        "cni_common.node.veth.delete_veth": "veth pair deleted",
+        "cni_common.node.lifecycle.unmask": "masquerading taken back",
+        "cni_common.node.lifecycle._release": "address given back by host-local",
+        "cni_common.node.record.Record.remove": "record removed",
     },
 }
 _REST = "all else: parsing, checks, opening namespaces, the result"
@@ -128,7 +130,7 @@ def _serve(attachment: Attachment, command: str, own: NetNS) -> None:
     (part,) = attachment.add_calls() if command == "ADD" else attachment.delete_calls()
     call = part.call()
     executable = str(attachment.network.bin_dir / "host-local")  # so that it is not executed
-    with Host(load, executable, lambda _text: None, own=own) as host:
+    with Host(load, executable, lambda _text: None, execute=execute, own=own) as host:
         reply = respond("bridge", call.environ, call.stdin.encode(), host)
     if reply.exit_code:
         raise BenchError(f"profile: {command} failed: {reply.stdout.decode().strip()}")

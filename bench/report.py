@@ -1,5 +1,7 @@
 """The table, the page docs/benchmarks.md and its charts."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from string import Template

@@ -1,5 +1,7 @@
 """What was measured: rows of samples by column, their medians and percentiles."""
 
+from __future__ import annotations
+
 import json
 import math
 import statistics
@@ -70,7 +72,7 @@ class Report:
         return f'{text},\n  "rows": [\n{rows}\n  ]\n}}\n'
 
     @staticmethod
-    def from_json(text: str) -> "Report":
+    def from_json(text: str) -> Report:
         """Return what `to_json` wrote."""
         data: dict[str, Any] = json.loads(text)
         return Report(**{**data, "rows": [Row(**row) for row in data["rows"]]})

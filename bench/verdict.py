@@ -1,5 +1,7 @@
 """The bars: ratios of medians that a run must reach."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 

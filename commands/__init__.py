@@ -3,19 +3,22 @@
 These commands know the plugins, which cni_common does not: plugins/__main__.py hands them in.
 """
 
+from __future__ import annotations
+
 import os
 import sys
+from typing import TYPE_CHECKING
 
-from cni_common.cli import Command
-from cni_common.errors import CNIError
-from cni_common.host import STATE_DIR, Host
+from cni_common.node.host import STATE_DIR, Host
+from cni_common.serve.cli import Command
+from cni_common.serve.protocol import execute
+from cni_common.spec.errors import CNIError
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Callable
 
-    from cni_common.host import Loader
+    from cni_common.node.host import Loader
 
     Run = Callable[[Namespace, Host], int]
 
@@ -67,36 +70,36 @@ examples:
 """
 
 
-def _leases(options: "Namespace", host: Host) -> int:
-    from commands import leases  # noqa: PLC0415 - one command at a time
+def _leases(options: Namespace, host: Host) -> int:
+    from commands import leases
 
     return leases.run(options, host)
 
 
-def _audit(options: "Namespace", host: Host) -> int:
-    from commands import audit  # noqa: PLC0415 - as above
+def _audit(options: Namespace, host: Host) -> int:
+    from commands import audit
 
     return audit.run(options, host)
 
 
-def _reclaim(options: "Namespace", host: Host) -> int:
-    from commands import reclaim  # noqa: PLC0415 - as above
+def _reclaim(options: Namespace, host: Host) -> int:
+    from commands import reclaim
 
     return reclaim.run(options, host)
 
 
-def _explain(options: "Namespace", host: Host) -> int:
-    from commands import explain  # noqa: PLC0415 - as above
+def _explain(options: Namespace, host: Host) -> int:
+    from commands import explain
 
     return explain.run(options, host)
 
 
 def _on_the_node(
-    name: str, run: "Run", *, removes: bool = False
-) -> "Callable[[Namespace, Loader, Callable[[], object]], int]":
+    name: str, run: Run, *, removes: bool = False
+) -> Callable[[Namespace, Loader, Callable[[], object]], int]:
     """Return `run` behind a look at who asks and where; its failures become one line each."""
 
-    def command(options: "Namespace", load: "Loader", _load_all: "Callable[[], object]") -> int:
+    def command(options: Namespace, load: Loader, _load_all: Callable[[], object]) -> int:
         def complain(text: str) -> int:
             _log(f"pycni {name}: {text}")
             return FAILED
@@ -115,7 +118,11 @@ def _on_the_node(
             )
         try:
             with Host(
-                load, os.path.realpath(sys.argv[0]), _log, state_dir=options.state_dir
+                load,
+                os.path.realpath(sys.argv[0]),
+                _log,
+                execute=execute,
+                state_dir=options.state_dir,
             ) as host:
                 return run(options, host)
         except KeyboardInterrupt:
@@ -156,7 +163,7 @@ def _log(text: str) -> None:
     os.write(2, f"{text}\n".encode("utf-8", "backslashreplace"))
 
 
-def _add_options(parser: "ArgumentParser") -> None:
+def _add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.add_argument(
         "--data-dir",
@@ -178,19 +185,19 @@ def _add_options(parser: "ArgumentParser") -> None:
     )
 
 
-def _add_leases_options(parser: "ArgumentParser") -> None:
+def _add_leases_options(parser: ArgumentParser) -> None:
     parser.add_argument("--network", default="", metavar="NAME", help="of this network only")
     _add_options(parser)
 
 
-def _add_reclaim_options(parser: "ArgumentParser") -> None:
+def _add_reclaim_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="remove and note nothing, say what would go"
     )
     _add_options(parser)
 
 
-def _add_explain_options(parser: "ArgumentParser") -> None:
+def _add_explain_options(parser: ArgumentParser) -> None:
     parser.add_argument("containerid", metavar="CONTAINERID", help="its id, or how that begins")
     _add_options(parser)
 

@@ -1,11 +1,15 @@
 """`pycni audit`: what on this node belongs to no living container, and how it can go."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
-from cni_common import iptables, masquerade
-from cni_common.record import Record
-from cni_common.request import Attachment
+from cni_common.kernel import iptables
+from cni_common.node import masquerade
+from cni_common.node.record import Record
+from cni_common.spec.request import Attachment
 from commands import DONE, FOUND, inventory, leftovers, view
 from commands.node import Known, Node
 from plugins.bridge import macfilter
@@ -13,17 +17,16 @@ from plugins.host_local import reclaim
 from plugins.host_local.lease import GRACE_SECONDS
 from plugins.host_local.lease import PLUGIN as HOST_LOCAL
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable, Iterable, Iterator
 
-    from cni_common.host import Host
-    from cni_common.iptables import Jump
-    from cni_common.types import Address
+    from cni_common.kernel.iptables import Jump
+    from cni_common.node.host import Host
+    from cni_common.spec.names import Address
+    from commands.first_seen import Sightings
     from commands.node import Tenancy
     from commands.owned import Stray
-    from commands.sightings import Sightings
 
 NOW, LATER, NEVER = "now", "later", "no"
 COLUMNS = ("kind", "what", "network", "container", "interface", "reason", "reclaim")
@@ -41,7 +44,7 @@ class Finding:
     reason: str
     reclaim: str  # by the command: now, later (by a second call after the grace time), no
     key: str = ""  # what `act` is about: several findings can go by one act
-    act: "Callable[[], object] | None" = None  # looks again before it removes anything
+    act: Callable[[], object] | None = None  # looks again before it removes anything
 
     def row(self) -> list[str]:
         """Return the cells of a table."""
@@ -68,9 +71,9 @@ class Finding:
         }
 
 
-def run(options: "Namespace", host: "Host") -> int:
+def run(options: Namespace, host: Host) -> int:
     """Print the findings; FOUND when there are any."""
-    from commands.sightings import Sightings  # noqa: PLC0415 - with the rest
+    from commands.first_seen import Sightings
 
     findings = Audit(host, options.data_dir, Sightings(host.state_dir)).findings()
     if options.json:
@@ -88,7 +91,7 @@ class Audit:
     makes meanwhile has a record by then.
     """
 
-    def __init__(self, host: "Host", data_dir: str, sightings: "Sightings") -> None:
+    def __init__(self, host: Host, data_dir: str, sightings: Sightings) -> None:
         self._host = host
         self._node = Node(host, data_dir)
         self._sightings = sightings
@@ -114,7 +117,7 @@ class Audit:
 
     # --- what has a record ---
 
-    def _attachments(self) -> "Iterator[Finding]":
+    def _attachments(self) -> Iterator[Finding]:
         for known in self._node.records:
             if not known.facts:
                 if not known.is_young():
@@ -154,7 +157,7 @@ class Audit:
 
     # --- leases ---
 
-    def _leases(self) -> "Iterator[Finding]":
+    def _leases(self) -> Iterator[Finding]:
         for one in self._node.tenancies:
             reason, when = self._fate_of_lease(one)
             if not reason:
@@ -176,7 +179,7 @@ class Audit:
                 act,
             )
 
-    def _fate_of_lease(self, one: "Tenancy") -> tuple[str, str]:
+    def _fate_of_lease(self, one: Tenancy) -> tuple[str, str]:
         if one.reason:
             return one.reason, NOW
         if one.alive is True:
@@ -191,7 +194,7 @@ class Audit:
 
     # --- what has none ---
 
-    def _elements(self, elements: "list[tuple[str, Address]]") -> "Iterator[Finding]":
+    def _elements(self, elements: list[tuple[str, Address]]) -> Iterator[Finding]:
         recorded = {leftovers.owner_text(one) for one in self._node.records}
         for text, address in elements:
             if text in recorded or address in self._node.in_use:
@@ -205,9 +208,7 @@ class Audit:
                 act=partial(leftovers.remove_element, self._host, address, text),
             )
 
-    def _filters(
-        self, ports: list[str], of_reference: list[tuple[str, str]]
-    ) -> "Iterator[Finding]":
+    def _filters(self, ports: list[str], of_reference: list[tuple[str, str]]) -> Iterator[Finding]:
         recorded = {one.facts.get("veth") for one in self._node.records}
         for port in ports:
             if port not in recorded:
@@ -225,7 +226,7 @@ class Audit:
                 act=partial(leftovers.remove_filter_of_reference, self._host, port, whose),
             )
 
-    def _strays(self, strays: "list[Stray]") -> "Iterator[Finding]":
+    def _strays(self, strays: list[Stray]) -> Iterator[Finding]:
         claimed = inventory.claimed(self._node.records)
         for one in strays:
             if one.owner not in claimed and not one.addresses & self._node.in_use:
@@ -237,7 +238,7 @@ class Audit:
                     one.kind, one.what, one.names, reason=one.reason, act=act, reclaim=never
                 )
 
-    def _jumps(self, jumps: "list[Jump]") -> "Iterator[Finding]":
+    def _jumps(self, jumps: list[Jump]) -> Iterator[Finding]:
         recorded = {(one.network, one.attachment.containerid) for one in self._node.records}
         lessees = {(network, owner.containerid) for network, owner in self._lessees}
         for jump in jumps:
@@ -253,7 +254,7 @@ class Audit:
                 leased=whose in lessees,
             )
 
-    def _rules(self, rules: "list[tuple[str, Address]]") -> "Iterator[Finding]":
+    def _rules(self, rules: list[tuple[str, Address]]) -> Iterator[Finding]:
         networks = {name for name, _ in self._node.directories()}
         networks |= {one.network for one in self._node.records}
         leased = {one.lease.address for one in self._node.tenancies}
@@ -268,7 +269,7 @@ class Audit:
                 )
 
     def _of_reference(
-        self, kind: str, what: str, names: tuple[str, ...], *, source: "Address", leased: bool
+        self, kind: str, what: str, names: tuple[str, ...], *, source: Address, leased: bool
     ) -> Finding:
         reason = "masquerading of the reference's kind for an address that is in no namespace"
         if leased or not names[0]:
@@ -277,7 +278,7 @@ class Audit:
         act = partial(leftovers.remove_of_reference, self._host, self._node, names[0], source)
         return self._finding(kind, what, names, reason=reason, act=act)
 
-    def _files(self) -> "Iterator[Finding]":
+    def _files(self) -> Iterator[Finding]:
         for path, act in leftovers.temporary_files(self._host, self._node):
             yield self._finding(
                 "file",
@@ -297,7 +298,7 @@ class Audit:
         what: str,
         reason: str,
         when: str,
-        act: "Callable[[], object] | None",
+        act: Callable[[], object] | None,
     ) -> Finding:
         owner = known.attachment
         return Finding(
@@ -316,11 +317,11 @@ class Audit:
         self,
         kind: str,
         what: str,
-        names: "list[str] | tuple[str, ...]" = (),
+        names: list[str] | tuple[str, ...] = (),
         *,
         reason: str,
         key: str = "",
-        act: "Callable[[], object] | None" = None,
+        act: Callable[[], object] | None = None,
         reclaim: str = "",
     ) -> Finding:
         """Return a finding without a record: `sightings` know whether it was seen before."""
@@ -330,7 +331,7 @@ class Audit:
         return Finding(kind, what, network, containerid, ifname, reason, when, key, act)
 
 
-def _names_in(comment: str, networks: "Iterable[str]") -> tuple[str, ...]:
+def _names_in(comment: str, networks: Iterable[str]) -> tuple[str, ...]:
     """Return network, container and interface of a rule's comment, as far as they are proven.
 
     It is "<digest>-<digest>, net: NETWORK, if: INTERFACE, id: CONTAINER", and may be cut short.

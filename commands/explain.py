@@ -1,15 +1,18 @@
 """`pycni explain`: everything that the attachments of one container own."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from commands import DONE, FAILED, FOUND, inventory, view
 from commands.node import Known, Node
 from plugins.host_local.lease import PLUGIN as HOST_LOCAL
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from cni_common.host import Host
-    from cni_common.request import Attachment
+    from cni_common.node.host import Host
+    from cni_common.spec.request import Attachment
     from commands.node import Tenancy
     from commands.owned import Owned
 
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 _NAMED_MAX = 5  # ids that a message quotes
 
 
-def run(options: "Namespace", host: "Host") -> int:
+def run(options: Namespace, host: Host) -> int:
     """Print what is known; FOUND when that is nothing, FAILED for an ambiguous prefix."""
     node = Node(host, options.data_dir)
     known = {one.attachment.containerid for one in node.records}
@@ -36,7 +39,7 @@ def run(options: "Namespace", host: "Host") -> int:
     return DONE
 
 
-def _explain(options: "Namespace", node: Node, containerid: str) -> None:
+def _explain(options: Namespace, node: Node, containerid: str) -> None:
     records = [one for one in node.records if one.attachment.containerid == containerid]
     leases = [one for one in node.tenancies if one.owner.containerid == containerid]
     whose = {(one.network, one.attachment) for one in records}
@@ -68,9 +71,9 @@ class _Attachment:
     def __init__(  # noqa: PLR0917 - what is known
         self,
         network: str,
-        owner: "Attachment",
+        owner: Attachment,
         records: list[Known],
-        leases: "list[Tenancy]",
+        leases: list[Tenancy],
         node: Node,
     ) -> None:
         self.network = network
@@ -115,7 +118,7 @@ class _Attachment:
             rows.append(["gateway (shared)", f"'{facts['gateway_interface']}' {gateways}", ""])
         return rows
 
-    def json(self) -> "Json":
+    def json(self) -> Json:
         """Return what programs get."""
         facts = self._facts
         return {

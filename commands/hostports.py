@@ -1,25 +1,27 @@
 """What portmap has on the node: elements of its maps, or chains of iptables."""
 
+from __future__ import annotations
+
 import re
 from functools import partial
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
-from cni_common import iptables
-from cni_common.errors import CNIError, Code
-from cni_common.masquerade import TABLE, Owner
+from cni_common.kernel import iptables
+from cni_common.node.masquerade import TABLE, Owner
+from cni_common.spec.errors import CNIError, Code
 from commands.owned import Owned, Stray
 from plugins.portmap import iptables as chains
 from plugins.portmap import layout, nftables
 from plugins.portmap.conf import PLUGIN
-from plugins.portmap.localnet import DNAT
+from plugins.portmap.route_localnet import DNAT
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cni_common.host import Host
-    from cni_common.netns import NetNS
-    from cni_common.types import Address
+    from cni_common.kernel.netns import NetNS
+    from cni_common.node.host import Host
+    from cni_common.spec.names import Address
     from commands.node import Known
 
 _TARGET = re.compile(r"--to-destination \[?([0-9a-f.:]+?)\]?:\d+$")
@@ -27,7 +29,7 @@ _COMMENT = re.compile(r'dnat name: \\"([^"\\]*)\\" id: \\"([^"\\]*)\\"')
 _REASON = "its owner has no record, and its address is in no namespace"
 
 
-def objects_of(host: "Host", known: "Known") -> "Iterator[Owned]":
+def objects_of(host: Host, known: Known) -> Iterator[Owned]:
     """Yield the elements of an attachment, or its chain, and whether they are there."""
     facts = known.facts
     if facts.get("backend") == "iptables":
@@ -45,17 +47,17 @@ def objects_of(host: "Host", known: "Known") -> "Iterator[Owned]":
         yield Owned("host-port", f"element for {what} of map {name}", mine)
 
 
-def claims(known: "Known") -> "tuple[str, ...]":
+def claims(known: Known) -> tuple[str, ...]:
     """Return by what elements and chains name whose record this is."""
     return _owner_text(known), chains.chain_of(known.network, known.attachment)
 
 
-def strays(host: "Host") -> "list[Stray]":
+def strays(host: Host) -> list[Stray]:
     """Return the elements of each owner, and the chains of iptables, with or without a record."""
     return [*_elements(host), *_chains(host)]
 
 
-def _elements(host: "Host") -> "Iterator[Stray]":
+def _elements(host: Host) -> Iterator[Stray]:
     addresses: dict[str, set[Address]] = {}
     counts: dict[str, int] = {}
     suffixes = ("", *nftables.suffixes(host.netns))
@@ -80,13 +82,13 @@ def _elements(host: "Host") -> "Iterator[Stray]":
         )
 
 
-def _remove_elements(host: "Host", text: str) -> None:
+def _remove_elements(host: Host, text: str) -> None:
     keys = nftables.owners(host.netns).get(text, [])
     nftables.remove_elements(host.netns, keys, text)
     nftables.remove_all_unused(host)
 
 
-def _chains(host: "Host") -> "Iterator[Stray]":
+def _chains(host: Host) -> Iterator[Stray]:
     """Yield the chains of our iptables backend and of the reference's portmap."""
     for version in (4, 6):
         for binary in _binaries(host.netns, version):
@@ -106,7 +108,7 @@ def _chains(host: "Host") -> "Iterator[Stray]":
                 )
 
 
-def _binaries(netns: "NetNS", version: int) -> "list[str]":
+def _binaries(netns: NetNS, version: int) -> list[str]:
     try:
         return iptables.binaries(netns, version, DNAT)
     except CNIError as error:
@@ -115,12 +117,12 @@ def _binaries(netns: "NetNS", version: int) -> "list[str]":
         return []  # without iptables nobody has made chains of its kind
 
 
-def _target(line: str) -> "Address | None":
+def _target(line: str) -> Address | None:
     found = _TARGET.search(line)
     return ip_address(found[1]) if found else None
 
 
-def _owner_text(known: "Known") -> str:
+def _owner_text(known: Known) -> str:
     return str(Owner(PLUGIN, known.network, known.attachment))
 
 

@@ -1,19 +1,22 @@
 """`pycni leases`: the addresses that are given out, and to whom."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from commands import DONE, view
 from commands.node import Node
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from cni_common.host import Host
+    from cni_common.node.host import Host
     from commands.node import Tenancy
 
 _COLUMNS = ("address", "network", "container", "interface", "pod", "since", "alive")
 
 
-def run(options: "Namespace", host: "Host") -> int:
+def run(options: Namespace, host: Host) -> int:
     """Print the leases, by network and address."""
     leases = list(Node(host, options.data_dir).leases(options.network))
     if options.json:
@@ -35,7 +38,7 @@ def run(options: "Namespace", host: "Host") -> int:
     return DONE
 
 
-def _json(one: "Tenancy") -> dict[str, object]:
+def _json(one: Tenancy) -> dict[str, object]:
     return {
         "address": str(one.lease.address),
         "network": one.network,

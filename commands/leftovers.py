@@ -1,38 +1,41 @@
 """The removal of what belongs to nobody: by the plugins' own code, after another look."""
 
+from __future__ import annotations
+
 import os
 import time
 from functools import partial
+from typing import TYPE_CHECKING
 
-from cni_common import attachment, masquerade, netns
-from cni_common.request import Attachment
+from cni_common.kernel import netns
+from cni_common.node import lifecycle, masquerade
+from cni_common.spec.request import Attachment
 from commands import inventory
 from commands.node import PROBE, Node
 from plugins.bridge import macfilter
-from plugins.host_local.fate import Judge
+from plugins.host_local.expiry import Judge
 from plugins.host_local.lease import GRACE_SECONDS
 from plugins.host_local.store import Store, indexes_of
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from cni_common.host import Host
-    from cni_common.record import Record
-    from cni_common.steps import BestEffort
-    from cni_common.types import Address
+    from cni_common.node.host import Host
+    from cni_common.node.record import Record
+    from cni_common.spec.names import Address
+    from cni_common.spec.undo import BestEffort
     from commands.node import Known
     from commands.owned import Stray
 
 _STORES_OWN = ".pycni-"  # how the names of files begin that host-local makes beside its leases
 
 
-def owner_text(known: "Known") -> str:
+def owner_text(known: Known) -> str:
     """Return how masquerade elements name whose record this is."""
     return str(masquerade.Owner(known.plugin, known.network, known.attachment))
 
 
-def dissolve(host: "Host", path: str) -> None:
+def dissolve(host: Host, path: str) -> None:
     """Take apart the attachment whose record is `path`, if its namespace was gone twice."""
     record = host.records.open(path)
     if record is None:
@@ -43,13 +46,13 @@ def dissolve(host: "Host", path: str) -> None:
             return
         whose, network = record.attachment, record.facts.get("network")
         _log(host, f"{whose.containerid} {whose.ifname} of network {network}", reason)
-        gone = attachment.as_delete(record, os.path.dirname(host.executable))
+        gone = lifecycle.as_delete(record, os.path.dirname(host.executable))
         inventory.KINDS[record.facts["plugin"]].dissolve(gone, host, record)
     finally:
         record.close()
 
 
-def remove_idle_record(host: "Host", path: str) -> None:
+def remove_idle_record(host: Host, path: str) -> None:
     """Remove host-local's record of an attachment that is gone and holds no lease."""
     record = host.records.open(path)
     if record is None:
@@ -67,7 +70,7 @@ def remove_idle_record(host: "Host", path: str) -> None:
         record.close()
 
 
-def remove_empty_record(host: "Host", path: str) -> None:
+def remove_empty_record(host: Host, path: str) -> None:
     """Remove a record that a kill has left without a line: nothing has been made for it."""
     record = host.records.open(path)
     if record is None:
@@ -78,7 +81,7 @@ def remove_empty_record(host: "Host", path: str) -> None:
     record.close()
 
 
-def forgive(host: "Host", steps: "BestEffort") -> None:
+def forgive(host: Host, steps: BestEffort) -> None:
     """Forget that a namespace was seen gone where it is there again."""
     judge = Judge(host, "", patient=True)
     for known in Node(host, "").records:
@@ -88,7 +91,7 @@ def forgive(host: "Host", steps: "BestEffort") -> None:
             record.close()
 
 
-def remove_element(host: "Host", address: "Address", text: str) -> None:
+def remove_element(host: Host, address: Address, text: str) -> None:
     """Remove a masquerade element unless it has got an owner since."""
     recorded = {owner_text(one) for one in Node(host, "").records}
     if text not in recorded and address not in netns.addresses_in_use():
@@ -96,7 +99,7 @@ def remove_element(host: "Host", address: "Address", text: str) -> None:
         masquerade.remove_element(host.netns, address, text)
 
 
-def remove_stray(host: "Host", stray: "Stray") -> None:
+def remove_stray(host: Host, stray: Stray) -> None:
     """Remove what still has no record and no living container."""
     is_claimed = stray.owner in inventory.claimed(Node(host, "").records)
     if not is_claimed and not stray.addresses & netns.addresses_in_use():
@@ -104,31 +107,31 @@ def remove_stray(host: "Host", stray: "Stray") -> None:
         stray.remove()
 
 
-def remove_filter(host: "Host", port: str) -> None:
+def remove_filter(host: Host, port: str) -> None:
     """Remove the MAC filter of a port that is still gone."""
     if port in macfilter.orphans(host.netns):
         _log(host, f"the MAC filter of port '{port}'", "the port is gone")
         macfilter.remove_port(host.netns, port)
 
 
-def remove_filter_of_reference(host: "Host", port: str, whose: str) -> None:
+def remove_filter_of_reference(host: Host, port: str, whose: str) -> None:
     """Likewise for one that the reference plugin made."""
     if (port, whose) in macfilter.orphans_of_reference(host.netns):
         _log(host, f"the MAC filter of port '{port}' for {whose}", "the port is gone")
         macfilter.remove_named_of_reference(host.netns, whose)
 
 
-def remove_of_reference(host: "Host", node: Node, network: str, source: "Address") -> None:
+def remove_of_reference(host: Host, node: Node, network: str, source: Address) -> None:
     """Remove the reference's masquerading of one address that no namespace has."""
 
-    def keep() -> "frozenset[Attachment]":
+    def keep() -> frozenset[Attachment]:
         records = [one for one in Node(host, "").records if one.network == network]
         leases = [one.owner for one in node.tenancies if one.network == network]
         return frozenset([*(one.attachment for one in records), *leases])
 
     in_use: list[frozenset[Address]] = []
 
-    def is_used(address: "Address") -> bool:
+    def is_used(address: Address) -> bool:
         in_use[:] = in_use or [netns.addresses_in_use()]
         return address != source or address in in_use[0]
 
@@ -136,7 +139,7 @@ def remove_of_reference(host: "Host", node: Node, network: str, source: "Address
         _log(host, what, "its address is in no namespace")
 
 
-def temporary_files(host: "Host", node: Node) -> "Iterator[tuple[str, Callable[[], object]]]":
+def temporary_files(host: Host, node: Node) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield each file that a killed call has left, and how it can be removed."""
     for directory, is_ours in (
         (host.records.directory, lambda name: name.startswith(PROBE)),
@@ -149,14 +152,14 @@ def temporary_files(host: "Host", node: Node) -> "Iterator[tuple[str, Callable[[
             yield path, partial(_tidy, host, directory)
 
 
-def _reason(host: "Host", record: "Record") -> str:
+def _reason(host: Host, record: Record) -> str:
     """Return why an attachment can go; notes the first sight of a namespace that is gone."""
     if record.age() < GRACE_SECONDS:
         return ""
     return Judge(host, "", patient=True).of(record.attachment, record)
 
 
-def _old_files(directory: str, is_ours: "Callable[[str], bool]") -> "list[str]":
+def _old_files(directory: str, is_ours: Callable[[str], bool]) -> list[str]:
     try:
         names = [name for name in os.listdir(directory) if is_ours(name)]
     except FileNotFoundError:
@@ -172,13 +175,13 @@ def _age(path: str) -> float:
         return 0
 
 
-def _remove_file(host: "Host", path: str) -> None:
+def _remove_file(host: Host, path: str) -> None:
     if _age(path) >= GRACE_SECONDS:
         _log(host, f"'{path}'", "a call that was killed left it")
         os.unlink(path)
 
 
-def _tidy(host: "Host", directory: str) -> None:
+def _tidy(host: Host, directory: str) -> None:
     """Have host-local remove what killed calls left among its leases."""
     with Store(directory, indexes=indexes_of(host), log=host.log) as store:
         _log(host, f"'{directory}/{_STORES_OWN}*'", "a call that was killed left it")
@@ -186,5 +189,5 @@ def _tidy(host: "Host", directory: str) -> None:
         store.tidy(os.listdir(directory))  # by names alone: others wait for the lock
 
 
-def _log(host: "Host", what: str, reason: str) -> None:
+def _log(host: Host, what: str, reason: str) -> None:
     host.log(f"pycni reclaim: removes {what}: {reason}")

@@ -1,29 +1,30 @@
 """What there is on this node: records, lease directories, living namespaces; changes nothing."""
 
+from __future__ import annotations
+
 import os
 import time
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from cni_common import netns, wire
-from cni_common.errors import CNIError, Code
-from cni_common.request import Attachment
-from cni_common.types import check_identifier
+from cni_common.kernel import netns
+from cni_common.spec import wire
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.names import check_identifier
+from cni_common.spec.request import Attachment
 from plugins.host_local import reclaim
-from plugins.host_local.fate import Judge
+from plugins.host_local.expiry import Judge
 from plugins.host_local.lease import GRACE_SECONDS
 from plugins.host_local.lease import PLUGIN as HOST_LOCAL
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from typing import Any
+    from collections.abc import Iterator
 
-    from cni_common.host import Host
-    from cni_common.types import Address
+    from cni_common.node.host import Host
+    from cni_common.spec.names import Address
+    from cni_common.spec.wire import Json
     from plugins.host_local.lease import Lease
-
-    Json = Mapping[str, Any]
 
 PROBE = ".probe-"  # how the names of files begin that STATUS makes among the records
 
@@ -33,7 +34,7 @@ class Known:
     """One attachment record, as it was when it was read."""
 
     path: str
-    facts: "Json"  # empty for a file that a kill left
+    facts: Json  # empty for a file that a kill left
     changed: float  # seconds since the epoch
 
     @property
@@ -70,7 +71,7 @@ class Known:
 class Tenancy:
     """One lease, and all that is known about who has it."""
 
-    lease: "Lease"
+    lease: Lease
     network: str
     directory: str
     pod: str
@@ -87,7 +88,7 @@ class Tenancy:
 class Node:
     """The node as it is at one moment: each part is read once, when it is first needed."""
 
-    def __init__(self, host: "Host", data_dir: str) -> None:
+    def __init__(self, host: Host, data_dir: str) -> None:
         self.host = host
         self._data_dir = data_dir.rstrip("/") or "/"
 
@@ -108,11 +109,11 @@ class Node:
         return Judge(self.host, "", patient=True, notes=False)
 
     @cached_property
-    def in_use(self) -> "frozenset[Address]":
+    def in_use(self) -> frozenset[Address]:
         """Every address in every namespace that can be found."""
         return netns.addresses_in_use()
 
-    def alive(self, facts: "Json") -> bool | None:
+    def alive(self, facts: Json) -> bool | None:
         """Tell whether the recorded namespace exists, None when nobody can tell."""
         return self.judge.lives(facts)
 
@@ -135,7 +136,7 @@ class Node:
         """All leases of all networks."""
         return list(self.leases())
 
-    def leases(self, network: str = "") -> "Iterator[Tenancy]":
+    def leases(self, network: str = "") -> Iterator[Tenancy]:
         """Yield all leases, or those of one network. Raises CNIError."""
         by_container: dict[tuple[str, str], list[Known]] = {}
         for one in self.records:
@@ -171,7 +172,7 @@ def _pod_of(cni_args: str) -> str:
     return "/".join(names) if all(names) else ""
 
 
-def _stores(record: Known) -> "Iterator[str]":
+def _stores(record: Known) -> Iterator[str]:
     """Yield the lease directories that a record names, of host-local or of who delegated to it."""
     directory = record.facts.get("directory")
     if isinstance(directory, str) and directory.startswith("/"):

@@ -1,17 +1,20 @@
 """What an attachment owns in the kernel, and what of an interface's pair is there."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from ipaddress import ip_interface
+from typing import TYPE_CHECKING
 
-from cni_common import iptables, masquerade
+from cni_common.kernel import iptables
+from cni_common.node import masquerade
 from plugins.bridge import macfilter
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from cni_common.host import Host
-    from cni_common.types import Address
+    from cni_common.node.host import Host
+    from cni_common.spec.names import Address
     from commands.node import Known
 
 
@@ -32,13 +35,13 @@ class Stray:
     what: str
     names: tuple[str, ...]  # network, container and interface, as far as they are known
     owner: str  # by what records claim it
-    addresses: "frozenset[Address]"  # of the container; empty: nothing tells whether it lives
+    addresses: frozenset[Address]  # of the container; empty: nothing tells whether it lives
     reason: str
-    remove: "Callable[[], object]"  # no questions asked
+    remove: Callable[[], object]  # no questions asked
     idle: bool = False  # nobody can be using it, whoever lives
 
 
-def objects_of_pair(host: "Host", known: "Known") -> "Iterator[Owned]":
+def objects_of_pair(host: Host, known: Known) -> Iterator[Owned]:
     """Yield what `known`, of a plugin with a veth pair, says was made, and whether it is there."""
     facts = known.facts
     if facts.get("veth"):
@@ -54,7 +57,7 @@ def objects_of_pair(host: "Host", known: "Known") -> "Iterator[Owned]":
         yield Owned("mac-filter", what, macfilter.holds(host.netns, port_name, mac))
 
 
-def _masquerading(host: "Host", known: "Known") -> "Iterator[Owned]":
+def _masquerading(host: Host, known: Known) -> Iterator[Owned]:
     facts = known.facts
     if facts.get("masquerade") == "iptables":
         chain = iptables.chain_of(known.network, known.attachment)

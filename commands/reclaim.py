@@ -1,20 +1,23 @@
 """`pycni reclaim`: removes what `pycni audit` shows, if it was seen twice."""
 
-from cni_common.steps import BestEffort
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cni_common.spec.undo import BestEffort
 from commands import DONE, FOUND, leftovers, view
 from commands.audit import COLUMNS, LATER, NEVER, NOW, Audit
-from commands.sightings import Sightings
+from commands.first_seen import Sightings
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Sequence
 
-    from cni_common.host import Host
+    from cni_common.node.host import Host
     from commands.audit import Finding
 
 
-def run(options: "Namespace", host: "Host") -> int:
+def run(options: Namespace, host: Host) -> int:
     """Remove what can go, say what has gone and what is left; FOUND when more will go later.
 
     Raises an ExceptionGroup, after the report, when something could not be removed.
@@ -37,7 +40,7 @@ def run(options: "Namespace", host: "Host") -> int:
     return FOUND if later or (options.dry_run and gone) else DONE
 
 
-def _act(findings: "Sequence[Finding]", steps: BestEffort) -> None:
+def _act(findings: Sequence[Finding], steps: BestEffort) -> None:
     done: set[str] = set()
     for one in findings:
         # What is due later is noted by its act, where there is a record for that.
@@ -48,10 +51,10 @@ def _act(findings: "Sequence[Finding]", steps: BestEffort) -> None:
 
 
 def _report(
-    options: "Namespace",
-    gone: "Sequence[Finding]",
-    later: "Sequence[Finding]",
-    kept: "Sequence[Finding]",
+    options: Namespace,
+    gone: Sequence[Finding],
+    later: Sequence[Finding],
+    kept: Sequence[Finding],
 ) -> None:
     if options.json:
         view.write_json(

@@ -1,12 +1,14 @@
 """How the answers look: a table in colour on a terminal, plain text elsewhere, or JSON."""
 
+from __future__ import annotations
+
 import errno
 import json
 import os
 import re
 import sys
+from typing import TYPE_CHECKING
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -32,7 +34,7 @@ def is_terminal() -> bool:
     return os.isatty(1) and not plain
 
 
-def write_json(value: "Mapping[str, object]") -> None:
+def write_json(value: Mapping[str, object]) -> None:
     """Print a JSON object."""
     _write(f"{json.dumps(value, indent=2)}\n")
 
@@ -42,9 +44,7 @@ def write_line(text: str = "") -> None:
     _write(f"{printable(text)}\n")
 
 
-def write_table(
-    columns: "Sequence[str]", rows: "Sequence[Sequence[str]]", *, title: str = ""
-) -> None:
+def write_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
     """Print rows below the names of their columns; nothing but `title` when there are none."""
     cells = [[printable(cell) for cell in row] for row in rows]
     if is_terminal() and len(rows) <= _RICH_ROWS_MAX:
@@ -73,11 +73,11 @@ def answer(alive: bool | None) -> str:  # noqa: FBT001 - the answer to one quest
     return {True: "yes", False: "no", None: "unknown"}[alive]
 
 
-def _write_rich(columns: "Sequence[str]", rows: "Sequence[Sequence[str]]", title: str) -> None:
-    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - nobody else needs it
-    from rich.console import Console  # noqa: PLC0415 - as above
-    from rich.table import Table  # noqa: PLC0415 - as above
-    from rich.text import Text  # noqa: PLC0415 - as above
+def _write_rich(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
     console = Console(file=sys.stdout, force_terminal=True, highlight=False)
     if title:

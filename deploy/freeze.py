@@ -6,6 +6,8 @@ PyInstaller freezes (deploy/frozen/pycni.spec) what deploy/frozen/rewrite.py mak
 of the suite and of what it uses of pyroute2. Nothing is made anew unless an input changed.
 """
 
+from __future__ import annotations
+
 import ast
 import fcntl
 import hashlib
@@ -99,7 +101,7 @@ def _digest() -> str:
 def _write_modules() -> None:
     """Write every module that is changed for the bundle: ours, and pyroute2's that they use.
 
-    pyroute2 itself is left empty: it would import all that it has, see cni_common/codec.py.
+    pyroute2 itself is left empty: it would import all that it has, see cni_common/kernel/codec.py.
     """
     shutil.copy(FROZEN / "start.py", SOURCE)
     _write_module("pyroute2", b"", is_package=True)

@@ -3,6 +3,8 @@
 python -m deploy.schemas
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +31,7 @@ def text(schema: Json) -> str:
     return json.dumps(schema, indent=2) + "\n"
 
 
-def _of_plugin(type: str) -> Json:  # noqa: A002 - the spec's word
+def _of_plugin(type: str) -> Json:
     plugin = load(type)
     assert plugin is not None, f"{type} is one of TYPES"
     title = f"Configuration of the CNI plugin {type}"
@@ -67,14 +69,14 @@ def _of_list() -> Json:
     }
 
 
-def _with_type(type: str) -> Json:  # noqa: A002 - as above
+def _with_type(type: str) -> Json:
     return {
         "if": {"properties": {"type": {"const": type}}},
         "then": {"$ref": f"{type}.schema.json"},
     }
 
 
-def _with_ipam(type: str) -> Json:  # noqa: A002 - as above
+def _with_ipam(type: str) -> Json:
     ipam = {"required": ["type"], "properties": {"type": {"const": type}}}
     return {
         "if": {"required": ["ipam"], "properties": {"ipam": ipam}},

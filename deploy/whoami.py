@@ -1,5 +1,7 @@
 """Tell whoever connects from which address they seem to come; deploy/demo.sh asks it."""
 
+from __future__ import annotations
+
 import socket
 import sys
 

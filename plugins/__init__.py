@@ -1,8 +1,11 @@
 """Which plugins are ours, each imported on demand."""
 
-TYPE_CHECKING = False
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 if TYPE_CHECKING:
-    from cni_common.protocol import Plugin
+    from cni_common.node.host import Plugin
 
 TYPES = (
     "bandwidth",
@@ -17,46 +20,46 @@ TYPES = (
 )
 
 
-def load(type: str) -> "Plugin | None":  # noqa: A002 - the spec's word
+def load(type: str) -> Plugin | None:
     """Return the module of the plugin `type`, or None when it is not ours.
 
     Each import is spelled out: mypy checks the module against Plugin, and a frozen build finds it.
     """
     match type:
         case "bandwidth":
-            import plugins.bandwidth  # noqa: PLC0415 - only the plugin that is asked for
+            import plugins.bandwidth
 
             return plugins.bandwidth
         case "bridge":
-            import plugins.bridge  # noqa: PLC0415 - as above
+            import plugins.bridge
 
             return plugins.bridge
         case "firewall":
-            import plugins.firewall  # noqa: PLC0415 - as above
+            import plugins.firewall
 
             return plugins.firewall
         case "host-local":
-            import plugins.host_local  # noqa: PLC0415 - as above
+            import plugins.host_local
 
             return plugins.host_local
         case "loopback":
-            import plugins.loopback  # noqa: PLC0415 - as above
+            import plugins.loopback
 
             return plugins.loopback
         case "portmap":
-            import plugins.portmap  # noqa: PLC0415 - as above
+            import plugins.portmap
 
             return plugins.portmap
         case "ptp":
-            import plugins.ptp  # noqa: PLC0415 - as above
+            import plugins.ptp
 
             return plugins.ptp
         case "static":
-            import plugins.static  # noqa: PLC0415 - as above
+            import plugins.static
 
             return plugins.static
         case "tuning":
-            import plugins.tuning  # noqa: PLC0415 - as above
+            import plugins.tuning
 
             return plugins.tuning
         case _:
@@ -68,8 +71,8 @@ def load_all() -> None:
 
     For a process that stays: an upgrade may take the files away.
     """
-    from cni_common import collect as _  # noqa: F401, PLC0415 - as above
-    from plugins import (  # noqa: F401, PLC0415 - as above
+    from cni_common.node import liveness as _  # noqa: F401 - as above
+    from plugins import (  # noqa: F401 - as above
         bandwidth,
         bridge,
         firewall,
@@ -79,15 +82,8 @@ def load_all() -> None:
         static,
         tuning,
     )
-    from plugins.bandwidth import drift  # noqa: F401, PLC0415 - as above
-    from plugins.firewall import firewalld, survey  # noqa: F401, PLC0415 - as above
-    from plugins.host_local import (  # noqa: F401, PLC0415 - as above
-        collect,
-        fate,
-        outlook,
-        reclaim,
-        renewal,
-        resolv,
-        sweep,
-    )
-    from plugins.portmap import conditions, iptables  # noqa: F401, PLC0415 - as above
+    from plugins.bandwidth import drift  # noqa: F401 - as above
+    from plugins.firewall import firewalld, survey  # noqa: F401 - as above
+    from plugins.host_local import capacity, collect, expiry, reclaim, resolv, sweep  # noqa: F401 - as above
+    from plugins.host_local.index import rebuild  # noqa: F401 - as above
+    from plugins.portmap import conditions, iptables  # noqa: F401 - as above

@@ -1,15 +1,17 @@
 """The single executable: the name it is called by selects the plugin."""
 
-import sys
+from __future__ import annotations
 
-from cni_common.main import main
+import sys
+from typing import TYPE_CHECKING
+
+from cni_common.serve.main import main
 from plugins import load, load_all
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cni_common.cli import Command
+    from cni_common.serve.cli import Command
 
 
 def run() -> int:
@@ -17,8 +19,8 @@ def run() -> int:
     return main(load, load_all, _commands)
 
 
-def _commands() -> "Mapping[str, Command]":
-    from commands import COMMANDS  # noqa: PLC0415 - only for people
+def _commands() -> Mapping[str, Command]:
+    from commands import COMMANDS
 
     return COMMANDS
 

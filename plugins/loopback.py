@@ -1,17 +1,20 @@
 """loopback: the container's own lo, up."""
 
-from cni_common.errors import CNIError, Code
-from cni_common.interface import drift
-from cni_common.request import PROTOCOL_SCHEMA
-from cni_common.types import Interface, IPConfig, Result
+from __future__ import annotations
 
-TYPE_CHECKING = False
+from typing import TYPE_CHECKING
+
+from cni_common.node.veth import drift
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.request import PROTOCOL_SCHEMA
+from cni_common.spec.result import Interface, IPConfig, Result
+
 if TYPE_CHECKING:
-    from cni_common.host import Host
-    from cni_common.link import Link
-    from cni_common.netns import NetNS
-    from cni_common.request import Request
-    from cni_common.steps import Undo
+    from cni_common.kernel.link import Link
+    from cni_common.kernel.netns import NetNS
+    from cni_common.node.host import Host
+    from cni_common.spec.request import Request
+    from cni_common.spec.undo import Undo
 
 __all__ = ["SCHEMA", "add", "check", "delete", "gc", "status"]
 
@@ -20,7 +23,7 @@ _NAME = "lo"  # CNI_IFNAME does not matter: a namespace has one loopback interfa
 _MAC = "00:00:00:00:00:00"
 
 
-def add(req: "Request", host: "Host", undo: "Undo") -> Result:
+def add(req: Request, host: Host, undo: Undo) -> Result:
     """Set lo up; return prevResult, or else the addresses that the kernel gave to lo."""
     container = host.open_netns(req.netns)
     previous = req.prev_result
@@ -46,7 +49,7 @@ def add(req: "Request", host: "Host", undo: "Undo") -> Result:
     return result
 
 
-def delete(req: "Request", host: "Host") -> None:
+def delete(req: Request, host: Host) -> None:
     """Set lo down, if its namespace is still there."""
     if not req.netns:
         return
@@ -57,7 +60,7 @@ def delete(req: "Request", host: "Host") -> None:
     container.netlink.set_down(_lo(container).index)
 
 
-def check(req: "Request", host: "Host") -> None:
+def check(req: Request, host: Host) -> None:
     """Raise CNIError unless lo is up and has the addresses of prevResult that are lo's."""
     container = host.open_netns(req.netns)
     link = _lo(container)
@@ -70,15 +73,15 @@ def check(req: "Request", host: "Host") -> None:
             raise drift(f"address {ip.address} of lo in '{req.netns}' is missing")
 
 
-def gc(req: "Request", host: "Host") -> None:
+def gc(req: Request, host: Host) -> None:
     """Nothing to do: lo goes with its namespace."""
 
 
-def status(req: "Request", host: "Host") -> None:
+def status(req: Request, host: Host) -> None:
     """Nothing can keep lo from coming up."""
 
 
-def _lo(container: "NetNS") -> "Link":
+def _lo(container: NetNS) -> Link:
     link = container.netlink.link(_NAME)
     if link is None:
         raise CNIError(Code.INTERNAL, f"'{container.path}' has no lo")

@@ -1,40 +1,37 @@
 """static: gives out the addresses that configuration and runtime name, and keeps no account."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from cni_common.errors import CNIError, Code
-from cni_common.ipam import CNI_ARGS, ROUTES_SCHEMA, parse_routes
-from cni_common.request import PROTOCOL_PROPERTIES
-from cni_common.types import (
-    DNS_SCHEMA,
-    FAMILIES,
-    IPConfig,
-    Result,
-    parse_address,
-    parse_cidr,
-)
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.ipam_config import CNI_ARGS, ROUTES_SCHEMA, parse_routes
+from cni_common.spec.names import FAMILIES, parse_address, parse_cidr
+from cni_common.spec.request import PROTOCOL_PROPERTIES
+from cni_common.spec.result import DNS_SCHEMA, IPConfig, Result
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from typing import Any, TypeVar
+    from typing import TypeVar
 
-    from cni_common.host import Host
-    from cni_common.request import Request
-    from cni_common.steps import Undo
-    from cni_common.types import Address, Route
+    from cni_common.node.host import Host
+    from cni_common.spec.names import Address
+    from cni_common.spec.request import Request
+    from cni_common.spec.result import Route
+    from cni_common.spec.undo import Undo
+    from cni_common.spec.wire import Json
 
-    Json = Mapping[str, Any]
     T = TypeVar("T")
 
 __all__ = ["SCHEMA", "add", "check", "delete", "gc", "status"]
 
 
-def _ips(description: str) -> "Json":
+def _ips(description: str) -> Json:
     return {"type": "array", "items": {"type": "string"}, "description": description}
 
 
-SCHEMA: "Json" = {
+SCHEMA: Json = {
     "type": "object",
     "properties": {
         **PROTOCOL_PROPERTIES,
@@ -90,12 +87,12 @@ SCHEMA: "Json" = {
 class Conf:
     """What the attachment is to have."""
 
-    ips: "list[IPConfig]"
-    routes: "list[Route]"
-    dns: "Json"
+    ips: list[IPConfig]
+    routes: list[Route]
+    dns: Json
 
     @classmethod
-    def of(cls, req: "Request") -> "Conf":
+    def of(cls, req: Request) -> Conf:
         """Return the configuration in `req`. Raises CNIError 7, or 4 for CNI_ARGS."""
         ipam = req.config.get("ipam")
         if ipam is None:
@@ -107,17 +104,17 @@ class Conf:
         return cls(ips, parse_routes(ipam.get("routes", ())), dns)
 
 
-def add(req: "Request", host: "Host", undo: "Undo") -> Result:
+def add(req: Request, host: Host, undo: Undo) -> Result:
     """Return the addresses; nothing is made that would have to be taken back."""
     conf = Conf.of(req)
     return Result(ips=conf.ips, routes=conf.routes, dns=conf.dns)
 
 
-def delete(req: "Request", host: "Host") -> None:
+def delete(req: Request, host: Host) -> None:
     """Nothing to do: nobody has noted who has which address."""
 
 
-def check(req: "Request", host: "Host") -> None:
+def check(req: Request, host: Host) -> None:
     """Demand that prevResult has each address, with its gateway where one is named."""
     conf = Conf.of(req)
     previous = req.require_prev_result()
@@ -132,16 +129,16 @@ def check(req: "Request", host: "Host") -> None:
             )
 
 
-def gc(req: "Request", host: "Host") -> None:
+def gc(req: Request, host: Host) -> None:
     """Nothing to do, as for DEL."""
 
 
-def status(req: "Request", host: "Host") -> None:
+def status(req: Request, host: Host) -> None:
     """Raise CNIError 7 when no ADD could use the configuration."""
     Conf.of(req)
 
 
-def _addresses(req: "Request", ipam: "Json") -> "list[IPConfig]":
+def _addresses(req: Request, ipam: Json) -> list[IPConfig]:
     """Return the addresses, each source that replaces the ones before it heeded."""
     asked = req.cni_args(CNI_ARGS)
     by_runtime = req.config.get("runtimeConfig", {}).get("ips", ())
@@ -162,7 +159,7 @@ def _addresses(req: "Request", ipam: "Json") -> "list[IPConfig]":
     return ips
 
 
-def _configured(entries: "Sequence[Json]") -> "list[IPConfig]":
+def _configured(entries: Sequence[Json]) -> list[IPConfig]:
     ips = []
     for index, entry in enumerate(entries):
         where = f"ipam.addresses[{index}]"
@@ -175,13 +172,11 @@ def _configured(entries: "Sequence[Json]") -> "list[IPConfig]":
     return ips
 
 
-def _plain(texts: "Iterable[str]", where: str, code: int) -> "list[IPConfig]":
+def _plain(texts: Iterable[str], where: str, code: int) -> list[IPConfig]:
     return [IPConfig(address) for address in _parsed(texts, parse_cidr, where, code)]
 
 
-def _parsed(
-    texts: "Iterable[str]", parse: "Callable[[str], T]", where: str, code: int
-) -> "list[T]":
+def _parsed(texts: Iterable[str], parse: Callable[[str], T], where: str, code: int) -> list[T]:
     parsed = []
     for text in texts:
         try:
@@ -192,24 +187,24 @@ def _parsed(
     return parsed
 
 
-def _parts(asked: "Mapping[str, str]", key: str) -> "list[str]":
+def _parts(asked: Mapping[str, str], key: str) -> list[str]:
     text = asked.get(key, "")
     return [part.strip() for part in text.split(",")] if text else []
 
 
-def _gateway_in(ip: IPConfig, gateways: "Sequence[Address]") -> "Address | None":
+def _gateway_in(ip: IPConfig, gateways: Sequence[Address]) -> Address | None:
     """Return the last of `gateways` that lies in the subnet of `ip`, as the reference does."""
     fitting = [one for one in gateways if one in ip.address.network]
     return fitting[-1] if fitting else None
 
 
-def _check_count(ips: "Sequence[IPConfig]", version: str) -> None:
+def _check_count(ips: Sequence[IPConfig], version: str) -> None:
     versions = [ip.address.version for ip in ips]
     if version in FAMILIES[0] and max(versions.count(4), versions.count(6)) > 1:
         raise _refuse(f"CNI version {version} does not support more than 1 address per family")
 
 
-def _refuse_contradictions(ips: "list[IPConfig]") -> None:
+def _refuse_contradictions(ips: list[IPConfig]) -> None:
     try:
         Result(ips=ips).refuse_contradictions("static")
     except CNIError as error:

@@ -1,5 +1,7 @@
 """Fixtures for all tests, and what holds for each run of them."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import uuid

@@ -1,5 +1,7 @@
 """How long each test took: build/durations/<suite>.txt, for `make slowest`."""
 
+from __future__ import annotations
+
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Engines for tests: the real one in a process of its own, and launchers that know its socket."""
 
+from __future__ import annotations
+
 import atexit
 import ctypes
 import fcntl
@@ -13,9 +15,9 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from cni_common import engine
-from cni_common.netns import CLONE_NEWNET
-from cni_common.worker import Settings
+from cni_common.kernel.netns import CLONE_NEWNET
+from cni_common.serve import engine
+from cni_common.serve.worker import Settings
 from plugins import TYPES, load, load_all
 
 ROOT = Path(__file__).resolve().parents[1]

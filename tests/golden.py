@@ -4,6 +4,8 @@
 with PYCNI_TEST_ALL=1 the plugins run beside ours, and the files must say the same.
 """
 
+from __future__ import annotations
+
 import json
 import os
 from collections.abc import Callable

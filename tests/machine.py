@@ -1,5 +1,7 @@
 """Machine: a pretend host with containers, driven in this process and judged by `ip`, `nft`."""
 
+from __future__ import annotations
+
 import ctypes
 import fcntl
 import json
@@ -14,10 +16,10 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
-from cni_common.host import Host
-from cni_common.netns import CLONE_NEWNET, OWN, NetNS
-from cni_common.protocol import Reply, respond
-from cni_common.worker import Settings
+from cni_common.kernel.netns import CLONE_NEWNET, OWN, NetNS
+from cni_common.node.host import Host
+from cni_common.serve.protocol import Reply, execute, respond
+from cni_common.serve.worker import Settings
 from plugins import load
 from tests.engines import BUILD, BUNDLE_STATUS, Engine, launcher_dir
 from tests.resident import Resident, start_in
@@ -248,7 +250,13 @@ class Machine:
 
     def make_host(self, kind: type[TestHost] = TestHost) -> TestHost:
         """Return a Host that lives on this machine."""
-        host = kind(load, str(CNI_BIN / "pycni"), self.log.append, state_dir=self.state_dir)
+        host = kind(
+            load,
+            str(CNI_BIN / "pycni"),
+            self.log.append,
+            execute=execute,
+            state_dir=self.state_dir,
+        )
         host.home = self.host
         return host
 

@@ -1,5 +1,7 @@
 """A version to come: what `make dist` makes of a copy of the sources that differs a little."""
 
+from __future__ import annotations
+
 import fcntl
 import re
 import shutil
@@ -10,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cni_common.cli import VERSION
+from cni_common.serve.cli import VERSION
 from deploy.freeze import INPUTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,8 +23,8 @@ _INDENTS = {4: VERSION, 2: OTHER_VERSION}
 # File, what stands there, and what the other version has instead.
 _CHANGES = (
     ("pyproject.toml", f'version = "{VERSION}"\n', f'version = "{OTHER_VERSION}"\n'),
-    ("cni_common/cli.py", f'VERSION = "{VERSION}"', f'VERSION = "{OTHER_VERSION}"'),
-    ("cni_common/wire.py", "indent=4", "indent=2"),
+    ("cni_common/serve/cli.py", f'VERSION = "{VERSION}"', f'VERSION = "{OTHER_VERSION}"'),
+    ("cni_common/spec/wire.py", "indent=4", "indent=2"),
     ("plugins/__init__.py", '    "loopback",\n', ""),
 )
 _SECONDS = 75  # a little less than a test may take

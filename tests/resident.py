@@ -1,5 +1,7 @@
 """Commands in network namespaces: started there, or resident there to answer many questions."""
 
+from __future__ import annotations
+
 import ctypes
 import os
 import select
@@ -38,7 +40,7 @@ def _enter(netns: str) -> None:
         os.close(there)
 
 
-def start_in(netns: str, *words: str, **keys: Any) -> "subprocess.Popen[Any]":
+def start_in(netns: str, *words: str, **keys: Any) -> subprocess.Popen[Any]:
     """Start a command inside a network namespace, with the keywords of subprocess.Popen.
 
     It is there from its first moment on, and needs no `nsenter` before it.

@@ -5,6 +5,8 @@ and the Go plugins beside ours instead of their golden answers. PYCNI_TEST_SEED 
 of another day.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime

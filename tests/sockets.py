@@ -1,11 +1,13 @@
 """Sockets of this process in network namespaces: who answers, and whom the answerer sees."""
 
+from __future__ import annotations
+
 import errno
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from cni_common.netns import NetNS
+from cni_common.kernel.netns import NetNS
 
 SECONDS = 2.5  # more than two lost neighbour solicitations or SYNs take to be sent again
 REFUSALS = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EINVAL)

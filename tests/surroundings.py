@@ -4,6 +4,8 @@ A suite may be started in the background of a script, where SIGINT is ignored, b
 with limits of its own, or from a terminal with a locale and a width.
 """
 
+from __future__ import annotations
+
 import os
 import resource
 import signal

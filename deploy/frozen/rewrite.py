@@ -3,6 +3,8 @@
 All of it concerns what happens at import; what the code does afterwards is the same.
 """
 
+from __future__ import annotations
+
 import ast
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,14 +17,14 @@ SPARED = {
     "cni_common": {"functools", "hashlib", "json", "signal", "socket"},
     "plugins": {"functools", "hashlib", "socket"},
     "ipaddress": {"functools"},
-    "cni_common.codec": {"importlib.util"},
+    "cni_common.kernel.codec": {"importlib.util"},
     "pyroute2": {
         *("collections", "functools", "logging", "socket", "threading", "traceback", "typing"),
         "weakref",
     },
 }
 # The engine serves many requests: it may take its time to start, and gets the real modules.
-_NEVER_SPARED = ("cni_common.engine",)
+_NEVER_SPARED = ("cni_common.serve.engine",)
 # What sockets and the module `socket` have beyond the stand-in. Who uses one of these names gets
 # the real module: the stand-in could give the functions, but not sockets with these methods.
 _REAL_SOCKETS = {
@@ -53,8 +55,7 @@ def rewrite(module: str, source: bytes) -> ast.Module:
     if package in OURS:
         _Dataclasses(module).visit(tree)
     _Imports(_spared(module, tree)).visit(tree)
-    if package not in OURS:
-        _Annotations().visit(tree)
+    _Annotations().visit(tree)
     return ast.fix_missing_locations(tree)
 
 
@@ -104,6 +105,13 @@ class _Unreachable(ast.NodeTransformer):
 
     _CONDITIONS = ("TYPE_CHECKING", "typing.TYPE_CHECKING", "__name__ == '__main__'")
 
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom | None:
+        if node.module == "__future__":
+            return None  # `_Annotations` leaves nothing for it
+        if node.module == "typing":
+            node.names = [alias for alias in node.names if alias.name != "TYPE_CHECKING"]
+        return node if node.names else None
+
     def visit_If(self, node: ast.If) -> ast.stmt | list[ast.stmt]:
         self.generic_visit(node)
         if ast.unparse(node.test) in self._CONDITIONS:
@@ -131,7 +139,7 @@ class _Imports(ast.NodeTransformer):
 
 
 class _Annotations(ast.NodeTransformer):
-    """Leave out what is said about types: evaluating it loads what it mentions."""
+    """Leave out annotations: to evaluate or store them costs time, and nothing reads them."""
 
     def visit_arg(self, node: ast.arg) -> ast.arg:
         node.annotation = None
@@ -141,6 +149,11 @@ class _Annotations(ast.NodeTransformer):
         self.generic_visit(node)
         node.returns = None
         return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.stmt:
+        if node.value is None:
+            return ast.copy_location(ast.Pass(), node)
+        return ast.copy_location(ast.Assign([node.target], node.value), node)
 
 
 class _Dataclasses(ast.NodeTransformer):

@@ -1,4 +1,4 @@
-/* Work in a container's network namespace, for cni_common/netns.py.
+/* Work in a container's network namespace, for cni_common/kernel/netns.py.
  *
  * os.setns is new in Python 3.12, ctypes takes milliseconds to load, and a thread for each visit
  * takes ten times as long as the visit.

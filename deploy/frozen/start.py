@@ -56,11 +56,11 @@ def _restore_environment() -> None:
 
 def _run() -> int:
     if not hasattr(os, "setns"):  # new in Python 3.12
-        from _setns import setns  # noqa: PLC0415 - compiled by deploy/freeze.py
+        from _setns import setns
 
         os.setns = setns  # type: ignore[attr-defined]
 
-    from plugins.__main__ import run  # noqa: PLC0415 - it is in `modules`
+    from plugins.__main__ import run
 
     return run()
 

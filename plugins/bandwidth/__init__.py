@@ -1,55 +1,58 @@
 """bandwidth: how much may enter and leave a container in a second."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from plugins.bandwidth.conf import SCHEMA, Conf
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_common.host import Host
-    from cni_common.request import Request
-    from cni_common.steps import Undo
-    from cni_common.types import Result
+    from cni_common.node.host import Host
+    from cni_common.spec.request import Request
+    from cni_common.spec.result import Result
+    from cni_common.spec.undo import Undo
 
 __all__ = ["SCHEMA", "add", "check", "delete", "gc", "status"]
 
 
-def add(req: "Request", host: "Host", undo: "Undo") -> "Result":
+def add(req: Request, host: Host, undo: Undo) -> Result:
     """Limit what may enter and leave; return prevResult, with the ifb when there is one."""
     conf = Conf.of(req)
     result = req.require_prev_result()
     if conf:
-        from plugins.bandwidth import attachment  # noqa: PLC0415 - most containers have no limits
+        from plugins.bandwidth import parts
 
-        attachment.add(req, host, conf, undo, result=result)
+        parts.add(req, host, conf, undo, result=result)
     return result
 
 
-def delete(req: "Request", host: "Host") -> None:
+def delete(req: Request, host: Host) -> None:
     """Take the limits back: from the record of what ADD made, else what can be found."""
-    from plugins.bandwidth import attachment  # noqa: PLC0415 - as above
+    from plugins.bandwidth import parts
 
-    attachment.delete(req, host)
+    parts.delete(req, host)
 
 
-def check(req: "Request", host: "Host") -> None:
+def check(req: Request, host: Host) -> None:
     """Raise CNIError naming the limit that is no longer as ADD made it."""
     conf = Conf.of(req)
     req.require_prev_result()
     if conf:
-        from plugins.bandwidth import drift  # noqa: PLC0415 - as above
+        from plugins.bandwidth import drift
 
         drift.check(req, host, conf)
 
 
-def gc(req: "Request", host: "Host") -> None:
+def gc(req: Request, host: Host) -> None:
     """Take back the limits of this network that belong to no valid attachment."""
-    from cni_common.steps import BestEffort  # noqa: PLC0415 - GC is rare
-    from plugins.bandwidth import attachment  # noqa: PLC0415 - as above
+    from cni_common.spec.undo import BestEffort
+    from plugins.bandwidth import parts
 
     with BestEffort() as steps:
-        attachment.collect(req, host, steps)
+        parts.collect(req, host, steps)
 
 
-def status(req: "Request", host: "Host") -> None:
+def status(req: Request, host: Host) -> None:
     """Raise CNIError when an ADD could not work now: 7 configuration, 50 state."""
     Conf.of(req)
     host.records.probe()

@@ -1,20 +1,21 @@
 """The bandwidth plugin's configuration: SCHEMA, and what it means."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from cni_common.errors import CNIError, Code
-from cni_common.request import PROTOCOL_PROPERTIES
-from cni_common.types import parse_cidr
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.names import parse_cidr
+from cni_common.spec.request import PROTOCOL_PROPERTIES
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from typing import Any, Self
+    from collections.abc import Sequence
+    from typing import Self
 
-    from cni_common.request import Request
-    from cni_common.types import Subnet
-
-    Json = Mapping[str, Any]
+    from cni_common.spec.names import Subnet
+    from cni_common.spec.request import Request
+    from cni_common.spec.wire import Json
 
 _U32, _U64 = 2**32 - 1, 2**64 - 1
 # What runtimes send for a burst that nobody asked for: containerd the largest unsigned number of
@@ -24,7 +25,7 @@ _LIMITS = ("ingressRate", "ingressBurst", "egressRate", "egressBurst")
 SUBNETS_MAX = 1000
 
 
-def _keys(more: str) -> "dict[str, Json]":
+def _keys(more: str) -> dict[str, Json]:
     rate, burst = "Most bits a second that", "Bits at once that"
     texts = (
         f"{rate} enter the container, 0: no limit",
@@ -47,7 +48,7 @@ def _keys(more: str) -> "dict[str, Json]":
     return {**numbers, **lists}
 
 
-SCHEMA: "Json" = {
+SCHEMA: Json = {
     "type": "object",
     "properties": {
         **PROTOCOL_PROPERTIES,
@@ -81,11 +82,11 @@ class Conf:
 
     ingress: Limit | None = None
     egress: Limit | None = None
-    subnets: "Sequence[Subnet]" = ()  # of the container's peers
+    subnets: Sequence[Subnet] = ()  # of the container's peers
     only_subnets: bool = False  # whether the limits are for these alone, or for all others
 
     @classmethod
-    def of(cls, req: "Request") -> "Self":
+    def of(cls, req: Request) -> Self:
         """Return the configuration in `req`. Raises CNIError 7."""
         given = req.config
         if not any(given.get(key) for key in _LIMITS):  # a zero is no limit
@@ -99,7 +100,7 @@ class Conf:
         return bool(self.ingress or self.egress)
 
 
-def _limit(given: "Json", direction: str) -> Limit | None:
+def _limit(given: Json, direction: str) -> Limit | None:
     rate_key, burst_key = f"{direction}Rate", f"{direction}Burst"
     rate, burst = given.get(rate_key, 0), given.get(burst_key, 0)
     if burst in _NO_BURST:
@@ -115,7 +116,7 @@ def _limit(given: "Json", direction: str) -> Limit | None:
     return Limit(rate // 8, -(-burst // 8) if burst < 8 else burst // 8)
 
 
-def _subnets(given: "Json") -> "tuple[Sequence[Subnet], bool]":
+def _subnets(given: Json) -> tuple[Sequence[Subnet], bool]:
     unshaped, shaped = given.get("unshapedSubnets", ()), given.get("shapedSubnets", ())
     if unshaped and shaped:
         raise _refuse('choose one of "unshapedSubnets" and "shapedSubnets"')

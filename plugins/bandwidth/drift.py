@@ -1,22 +1,25 @@
 """CHECK: whether the limits are as ADD made them."""
 
-from cni_common.interface import drift
-from plugins.bandwidth import attachment, ifb
+from __future__ import annotations
 
-TYPE_CHECKING = False
+from typing import TYPE_CHECKING
+
+from cni_common.node.veth import drift
+from plugins.bandwidth import ifb, parts
+
 if TYPE_CHECKING:
-    from cni_common.errors import CNIError
-    from cni_common.host import Host
-    from cni_common.link import Link
-    from cni_common.request import Request
+    from cni_common.kernel.link import Link
+    from cni_common.node.host import Host
+    from cni_common.spec.errors import CNIError
+    from cni_common.spec.request import Request
     from plugins.bandwidth.conf import Conf
 
 
-def check(req: "Request", host: "Host", conf: "Conf") -> None:
+def check(req: Request, host: Host, conf: Conf) -> None:
     """Raise CNIError naming the first thing that differs."""
-    ours = attachment.host_veth(req, host)
+    ours = parts.host_veth(req, host)
     channel = host.netns.netlink.channel
-    inward, outward = attachment.shapers(conf, ours.mtu)
+    inward, outward = parts.shapers(conf, ours.mtu)
     difference = inward.difference(channel, ours) if inward else ""
     if outward and not difference:
         difference = outward.difference(channel, _ifb(req, host, ours))
@@ -24,7 +27,7 @@ def check(req: "Request", host: "Host", conf: "Conf") -> None:
         raise drift(difference)
 
 
-def _ifb(req: "Request", host: "Host", ours: "Link") -> "Link":
+def _ifb(req: Request, host: Host, ours: Link) -> Link:
     """Return the ifb that what the container sends goes through. Raises CNIError."""
     targets = ifb.redirections(host.netns, ours)
     if len(targets) != 1:
@@ -38,5 +41,5 @@ def _ifb(req: "Request", host: "Host", ours: "Link") -> "Link":
     return block
 
 
-def _lost(ours: "Link") -> "CNIError":
+def _lost(ours: Link) -> CNIError:
     return drift(f"what '{ours.name}' receives is not redirected to the attachment's ifb")

@@ -4,10 +4,13 @@ What an interface receives cannot wait. So the host's end of the veth redirects 
 intermediate functional block device, and that shapes it on its way.
 """
 
+from __future__ import annotations
+
 import errno
 from hashlib import sha512
+from typing import TYPE_CHECKING
 
-from cni_common.link import (
+from cni_common.kernel.link import (
     IFF_UP,
     IFLA_ADDRESS,
     IFLA_IFNAME,
@@ -19,7 +22,8 @@ from cni_common.link import (
     encode_link,
     mac_bytes,
 )
-from cni_common.netlink import (
+from cni_common.kernel.link_deletion import delete_link
+from cni_common.kernel.netlink import (
     NLM_F_ACK,
     NLM_F_CREATE,
     NLM_F_ECHO,
@@ -30,21 +34,19 @@ from cni_common.netlink import (
     string,
     u32,
 )
-from cni_common.removal import delete_link
-from cni_common.rtnetlink import RTM_NEWLINK
+from cni_common.kernel.rtnetlink import RTM_NEWLINK
 from plugins.bandwidth import tc
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_common.link import Link
-    from cni_common.netns import NetNS
-    from cni_common.request import Request
+    from cni_common.kernel.link import Link
+    from cni_common.kernel.netns import NetNS
+    from cni_common.spec.request import Request
 
 PREFIX, KIND = "bwp", "ifb"
 _QUEUE = 1000  # packets, the kernel's default for real devices
 
 
-def names_of(req: "Request") -> tuple[str, str]:
+def names_of(req: Request) -> tuple[str, str]:
     """Return the reference's name of the ifb, and the one where another interface has that.
 
     The reference's says nothing of the interface, and a container may have several on a network.
@@ -53,7 +55,7 @@ def names_of(req: "Request") -> tuple[str, str]:
     return _name(text), _name(f"{text}{req.ifname}")
 
 
-def create(host: "NetNS", name: str, mac: str, mtu: int) -> "Link | None":
+def create(host: NetNS, name: str, mac: str, mtu: int) -> Link | None:
     """Create an ifb, up; None when there is an interface of that name. Raises NetlinkError."""
     body = encode_link(
         string(IFLA_IFNAME, name),
@@ -80,7 +82,7 @@ def create(host: "NetNS", name: str, mac: str, mtu: int) -> "Link | None":
     return link
 
 
-def delete(host: "NetNS", name: str, mac: str) -> bool:
+def delete(host: NetNS, name: str, mac: str) -> bool:
     """Delete the interface `name`; False when it is gone, or another one has its name."""
     found = host.netlink.identify(name)
     if found is None or found[1] != mac:
@@ -88,13 +90,13 @@ def delete(host: "NetNS", name: str, mac: str) -> bool:
     return delete_link(host, found[0])
 
 
-def users(host: "NetNS", ifb: "Link") -> "list[Link]":
+def users(host: NetNS, ifb: Link) -> list[Link]:
     """Return the interfaces that redirect what they receive to `ifb`. Slow: asks each veth."""
     links = host.netlink.links()
     return [one for one in links if one.kind == "veth" and ifb.index in redirections(host, one)]
 
 
-def redirections(host: "NetNS", link: "Link") -> set[int]:
+def redirections(host: NetNS, link: Link) -> set[int]:
     """Return the interfaces to which `link` redirects what it receives.
 
     0 stands for one that is gone, tc.NOWHERE for a filter that does something else.
@@ -106,7 +108,7 @@ def redirections(host: "NetNS", link: "Link") -> set[int]:
     return {one.redirect for one in tc.filters(channel, link.index, tc.INGRESS_HANDLE)}
 
 
-def redirect(ours: "Link", ifb: "Link") -> "list[Message]":
+def redirect(ours: Link, ifb: Link) -> list[Message]:
     """Return what redirects all that `ours` receives to `ifb`."""
     entry = tc.new_qdisc(
         f"take hold of what '{ours.name}' receives",
@@ -120,12 +122,12 @@ def redirect(ours: "Link", ifb: "Link") -> "list[Message]":
     return [entry, tc.redirection(what, ours.index, ifb.index)]
 
 
-def is_ours(link: "Link") -> bool:
+def is_ours(link: Link) -> bool:
     """Tell whether `link` is an ifb as this plugin and the reference make them."""
     return link.kind == KIND and link.name.startswith(PREFIX)
 
 
-def orphans(host: "NetNS") -> "list[Link]":
+def orphans(host: NetNS) -> list[Link]:
     """Return the ifbs of this plugin's kind to which nothing is redirected."""
     links = host.netlink.links()
     ours = [link for link in links if is_ours(link)]
@@ -135,7 +137,7 @@ def orphans(host: "NetNS") -> "list[Link]":
     return [link for link in ours if link.index not in used]
 
 
-def delete_idle(host: "NetNS", name: str, mac: str) -> bool:
+def delete_idle(host: NetNS, name: str, mac: str) -> bool:
     """Delete one of them unless something is redirected to it by now; False when it is not."""
     found = {(one.name, one.mac) for one in orphans(host)}
     return (name, mac) in found and delete(host, name, mac)

@@ -1,16 +1,18 @@
 """How one interface is kept from sending more than a limit: by tbf, or by htb for some subnets."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from plugins.bandwidth import tc
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cni_common.link import Link
-    from cni_common.netlink import Channel, Message
-    from cni_common.types import Subnet
+    from cni_common.kernel.link import Link
+    from cni_common.kernel.netlink import Channel, Message
+    from cni_common.spec.names import Subnet
     from plugins.bandwidth.conf import Limit
 
 KINDS = ("tbf", "htb")
@@ -35,7 +37,7 @@ class Bucket:
     frame: int  # bytes of the largest packet
 
     @classmethod
-    def of(cls, limit: "Limit", mtu: int) -> "Bucket":
+    def of(cls, limit: Limit, mtu: int) -> Bucket:
         """Return the bucket for an interface of this MTU.
 
         Smaller ones than a packet are as large as one, since that would never pass.
@@ -62,11 +64,11 @@ class Shaper:
     """What shapes the traffic that one interface sends."""
 
     bucket: Bucket
-    subnets: "Sequence[Subnet]" = ()
+    subnets: Sequence[Subnet] = ()
     only_subnets: bool = False  # whether these alone are shaped, or all others
     source: bool = False  # whether packets come from the subnets, or go to them
 
-    def messages(self, index: int, name: str) -> "list[Message]":
+    def messages(self, index: int, name: str) -> list[Message]:
         """Return what makes the interface `index` called `name` shape what it sends."""
         bucket = self.bucket
         if not self.subnets:
@@ -102,7 +104,7 @@ class Shaper:
             for subnet in self.subnets
         ]
 
-    def difference(self, channel: "Channel", link: "Link") -> str:
+    def difference(self, channel: Channel, link: Link) -> str:
         """Return what is no longer as `messages` made it, "" when nothing is."""
         found = tc.root(channel, link.index)
         kind = "htb" if self.subnets else "tbf"
@@ -130,7 +132,7 @@ class Shaper:
     def _special(self) -> int:
         return _SHAPED if self.only_subnets else _UNSHAPED
 
-    def _classes(self) -> "list[tuple[int, int, int]]":
+    def _classes(self) -> list[tuple[int, int, int]]:
         """Return minor number, rate and ticks of each class."""
         ticks = min(self.bucket.buffer, _U32)
         return [
@@ -145,7 +147,7 @@ class Shaper:
         # The kernel counts in its own way, and tells the low 32 bits alone.
         return exact > _U32 or abs(ticks - exact) <= exact // 1000 + 1
 
-    def _difference_of_filters(self, channel: "Channel", link: "Link") -> str:
+    def _difference_of_filters(self, channel: Channel, link: Link) -> str:
         present = {(one.keys, one.classid) for one in tc.filters(channel, link.index, tc.FIRST)}
         for subnet in self.subnets:
             keys = tc.keys_of(subnet, source=self.source)
@@ -157,6 +159,6 @@ class Shaper:
         return f"{self.bucket.rate * 8} bit/s with a burst of {self.bucket.burst} bytes"
 
 
-def is_shaper(found: "tc.Qdisc | None") -> bool:
+def is_shaper(found: tc.Qdisc | None) -> bool:
     """Tell whether a root qdisc is of the kind that this plugin and the reference make."""
     return found is not None and found.kind in KINDS and found.handle == tc.FIRST

@@ -4,12 +4,15 @@ Attributes, structures and their numbers are those of linux/rtnetlink.h, linux/p
 linux/pkt_cls.h and linux/tc_act/tc_mirred.h.
 """
 
+from __future__ import annotations
+
 import errno
 import struct
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from cni_common.netlink import (
+from cni_common.kernel.netlink import (
     HEADER_SIZE,
     NLM_F_ACK,
     NLM_F_CREATE,
@@ -27,12 +30,11 @@ from cni_common.netlink import (
     u32,
 )
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cni_common.netlink import Channel
-    from cni_common.types import Subnet
+    from cni_common.kernel.netlink import Channel
+    from cni_common.spec.names import Subnet
 
 ROOT, INGRESS = 0xFFFFFFFF, 0xFFFFFFF1  # TC_H_ROOT, TC_H_INGRESS: parents
 FIRST, INGRESS_HANDLE = 0x10000, 0xFFFF0000  # the handles 1: and ffff:
@@ -104,9 +106,7 @@ def new_class(what: str, index: int, handle: int, data: bytes) -> Message:
     return _new(what, _NEWTCLASS, _TCMSG.pack(0, index, handle, FIRST, 0), "htb", data)
 
 
-def subnet_filter(
-    what: str, index: int, subnet: "Subnet", classid: int, *, source: bool
-) -> Message:
+def subnet_filter(what: str, index: int, subnet: Subnet, classid: int, *, source: bool) -> Message:
     """Return what leads packets from `subnet`, or to it, from the qdisc 1: to a class."""
     data = u32(_U32_CLASSID, classid) + attribute(
         _U32_SEL, _selector(keys_of(subnet, source=source))
@@ -153,7 +153,7 @@ def fifo(limit: int) -> bytes:
     return limit.to_bytes(4, sys.byteorder)
 
 
-def keys_of(subnet: "Subnet", *, source: bool) -> bytes:
+def keys_of(subnet: Subnet, *, source: bool) -> bytes:
     """Return the struct tc_u32_key of each word that tells packets from `subnet`, or to it."""
     _, _, source_at, destination_at = _FAMILY[subnet.version]
     offset = source_at if source else destination_at
@@ -166,7 +166,7 @@ def keys_of(subnet: "Subnet", *, source: bool) -> bytes:
     return keys or bytes(_SELECTOR_KEY.size)  # which any packet matches
 
 
-def send(channel: "Channel", messages: "Sequence[Message]") -> None:
+def send(channel: Channel, messages: Sequence[Message]) -> None:
     """Have the kernel carry out `messages`, in this order. Raises NetlinkError."""
     for start in range(0, len(messages), _BATCH):
         channel.exchange(messages[start : start + _BATCH])
@@ -175,24 +175,24 @@ def send(channel: "Channel", messages: "Sequence[Message]") -> None:
 # --- what is there ------------------------------------------------------------------------------
 
 
-def root(channel: "Channel", index: int) -> Qdisc | None:
+def root(channel: Channel, index: int) -> Qdisc | None:
     """Return the qdisc through which an interface sends."""
     return _qdisc(channel, index, ROOT, "look up the root qdisc")
 
 
-def ingress(channel: "Channel", index: int) -> Qdisc | None:
+def ingress(channel: Channel, index: int) -> Qdisc | None:
     """Return the qdisc through which what an interface receives goes, if any."""
     return _qdisc(channel, index, INGRESS, "look up the ingress qdisc")
 
 
-def classes(channel: "Channel", index: int) -> list[Class]:
+def classes(channel: Channel, index: int) -> list[Class]:
     """Return the classes of the interface's root qdisc, which is an htb."""
     body = _TCMSG.pack(0, index, 0, 0, 0)
     what = f"list classes of interface {index}"
     return channel.dump(Message(what, _GETTCLASS, NLM_F_DUMP, body, _decode_class))
 
 
-def filters(channel: "Channel", index: int, parent: int) -> list[Filter]:
+def filters(channel: Channel, index: int, parent: int) -> list[Filter]:
     """Return the filters of a qdisc."""
     body = _TCMSG.pack(0, index, 0, parent, 0)
     what = f"list filters of interface {index}"
@@ -202,7 +202,7 @@ def filters(channel: "Channel", index: int, parent: int) -> list[Filter]:
     return [one for part in found for one in part]
 
 
-def delete_qdisc(channel: "Channel", index: int, parent: int, handle: int) -> None:
+def delete_qdisc(channel: Channel, index: int, parent: int, handle: int) -> None:
     """Delete a qdisc and what belongs to it; nothing happens where it is gone."""
     body = _TCMSG.pack(0, index, handle, parent, 0)
     what = f"delete {'ingress' if parent == INGRESS else 'root'} qdisc of interface {index}"
@@ -213,7 +213,7 @@ def delete_qdisc(channel: "Channel", index: int, parent: int, handle: int) -> No
             raise
 
 
-def _qdisc(channel: "Channel", index: int, parent: int, what: str) -> Qdisc | None:
+def _qdisc(channel: Channel, index: int, parent: int, what: str) -> Qdisc | None:
     body = _TCMSG.pack(0, index, 0, parent, 0)
     flags = NLM_F_ACK | NLM_F_ECHO  # without which listeners are told, but not who asks
     message = Message(f"{what} of interface {index}", _GETQDISC, flags, body, _decode_qdisc)
@@ -250,7 +250,7 @@ def _decode_class(data: bytes) -> Class:
     )
 
 
-def _decode_filter(data: bytes) -> "list[Filter]":
+def _decode_filter(data: bytes) -> list[Filter]:
     handle, kind, options = _decode(data)
     own = attributes(options)
     if kind != "u32":

@@ -1,22 +1,24 @@
 """bridge: a veth pair between the container and a Linux bridge on the host."""
 
-from dataclasses import replace
+from __future__ import annotations
 
-from cni_common import attachment, interface, masquerade
-from cni_common.link import VethEnd
-from cni_common.request import Command
-from cni_common.types import Interface, Result
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from cni_common.kernel.link import VethEnd
+from cni_common.node import lifecycle, masquerade, veth
+from cni_common.spec.request import Command
+from cni_common.spec.result import Interface, Result
 from plugins.bridge import gateway, macfilter, port
 from plugins.bridge.conf import SCHEMA, Conf
-from plugins.bridge.kind import KIND, user_of_gateway
+from plugins.bridge.parts import KIND, user_of_gateway
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_common.host import Host
-    from cni_common.link import Link
-    from cni_common.record import Record
-    from cni_common.request import Request
-    from cni_common.steps import Undo
+    from cni_common.kernel.link import Link
+    from cni_common.node.host import Host
+    from cni_common.node.record import Record
+    from cni_common.spec.request import Request
+    from cni_common.spec.undo import Undo
 
 __all__ = ["SCHEMA", "add", "check", "delete", "gc", "status"]
 
@@ -24,23 +26,23 @@ _UP_SECONDS = 2.5  # what the reference waits for the port
 _BRIDGE_SECONDS = 1.0  # until a new bridge passes on what the host sends
 
 
-def add(req: "Request", host: "Host", undo: "Undo") -> Result:
+def add(req: Request, host: Host, undo: Undo) -> Result:
     """Attach the container to the bridge, and to IP where there is an IPAM plugin."""
     conf = Conf.of(req)
     if conf.ipam:
         host.is_ours(conf.ipam, req.path)  # raises when there is no such plugin, before any act
     container = host.open_netns(req.netns)
-    interface.refuse_existing(container, req.ifname)
-    record = attachment.begin(KIND, req, host, undo)
+    veth.refuse_existing(container, req.ifname)
+    record = lifecycle.begin(KIND, req, host, undo)
     bridge = port.ensure_bridge(host.netns, conf)
-    end = VethEnd(req.ifname, conf.mac or interface.random_mac(), netns=container.fd)
+    end = VethEnd(req.ifname, conf.mac or veth.random_mac(), netns=container.fd)
     ours = _plug_in(host, conf, end, bridge=bridge, record=record, undo=undo)
     result = _interfaces(req, bridge, ours, end)
     if conf.ipam:
         _allocate(req, host, conf, result, undo=undo)
         if conf.is_gateway:
             _ensure_gateways(req, host, conf, result, bridge=bridge, record=record)
-        interface.configure(container, req.ifname, ours.peer, result, dad=conf.dad)
+        veth.configure(container, req.ifname, ours.peer, result, dad=conf.dad)
         if conf.masquerade:
             _masquerade(req, host, conf, result, record=record, undo=undo)
     elif not conf.container_down:
@@ -53,12 +55,12 @@ def add(req: "Request", host: "Host", undo: "Undo") -> Result:
     return result
 
 
-def delete(req: "Request", host: "Host") -> None:
+def delete(req: Request, host: Host) -> None:
     """Detach: from the record of what ADD made, else from prevResult and what is found."""
-    attachment.delete(KIND, req, host)
+    lifecycle.delete(KIND, req, host)
 
 
-def check(req: "Request", host: "Host") -> None:
+def check(req: Request, host: Host) -> None:
     """Raise CNIError naming what is no longer as ADD made it."""
     conf = Conf.of(req)
     if conf.ipam:
@@ -66,14 +68,14 @@ def check(req: "Request", host: "Host") -> None:
     expected = req.require_prev_result()
     container = host.open_netns(req.netns)
     # Other plugins of the chain may have added addresses of other interfaces.
-    expected = replace(expected, ips=interface.ips_of(expected, req.ifname))
+    expected = replace(expected, ips=veth.ips_of(expected, req.ifname))
     link = (
         container.netlink.link(req.ifname)
         if conf.container_down
-        else interface.check(container, req.ifname, expected)
+        else veth.check(container, req.ifname, expected)
     )
     if link is None:
-        raise interface.drift(f"interface '{req.ifname}' is missing in '{req.netns}'")
+        raise veth.drift(f"interface '{req.ifname}' is missing in '{req.netns}'")
     ours = port.check(host.netns, container, conf, link, expected=expected)
     if conf.mac_filter:
         macfilter.check(host.netns, ours.name, link.mac)
@@ -88,28 +90,28 @@ def check(req: "Request", host: "Host") -> None:
         )
 
 
-def gc(req: "Request", host: "Host") -> None:
+def gc(req: Request, host: Host) -> None:
     """Remove what belongs to no valid attachment of this network, then let IPAM do the same."""
-    attachment.gc(KIND, req, host)
+    lifecycle.gc(KIND, req, host)
 
 
-def status(req: "Request", host: "Host") -> None:
+def status(req: Request, host: Host) -> None:
     """Raise CNIError when an ADD could not work now.
 
     7: something else has the bridge's name; 50: state, firewall, IPAM.
     """
     conf = Conf.of(replace(req, environ={}))  # CNI_ARGS belong to an attachment
     port.refuse_other_kind(host.netns.netlink.link(conf.bridge), conf)
-    attachment.probe(host, conf.masquerade)
+    lifecycle.probe(host, conf.masquerade)
     if conf.ipam:
         host.delegate(conf.ipam, req, Command.STATUS)
 
 
 def _plug_in(
-    host: "Host", conf: Conf, end: VethEnd, *, bridge: "Link", record: "Record", undo: "Undo"
-) -> "Link":
+    host: Host, conf: Conf, end: VethEnd, *, bridge: Link, record: Record, undo: Undo
+) -> Link:
     """Make the veth pair; return the host's end, which is the port."""
-    ours = interface.create_veth(
+    ours = veth.create_veth(
         host.netns,
         end,
         undo,
@@ -125,21 +127,21 @@ def _plug_in(
     return ours
 
 
-def _await_working(host: "Host", conf: Conf, ours: "Link", bridge: "Link") -> "Link":
+def _await_working(host: Host, conf: Conf, ours: Link, bridge: Link) -> Link:
     """Return the bridge as it is once port and bridge pass packets on. Raises CNIError."""
     # As a rule both do by now, and one look tells.
     links = host.netns.netlink.links_at((ours.index, bridge.index))
     if all(link and link.operstate == "UP" for link in links) and links[1]:
         return links[1]
     if not conf.container_down:
-        interface.await_operational(host.netns, ours.index, _UP_SECONDS)
+        veth.await_operational(host.netns, ours.index, _UP_SECONDS)
     # Not by force: a bridge with STP takes half a minute for its first port. And one that somebody
     # made without a MAC takes on that of its lowest port, likewise the MTU.
     seconds = 0 if conf.container_down else _BRIDGE_SECONDS
-    return interface.await_link(host.netns, bridge.index, seconds)
+    return veth.await_link(host.netns, bridge.index, seconds)
 
 
-def _interfaces(req: "Request", bridge: "Link", ours: "Link", end: VethEnd) -> Result:
+def _interfaces(req: Request, bridge: Link, ours: Link, end: VethEnd) -> Result:
     result = Result()
     result.add_interface(Interface(bridge.name, bridge.mac, bridge.mtu))
     result.add_interface(Interface(ours.name, ours.mac, ours.mtu))
@@ -147,22 +149,22 @@ def _interfaces(req: "Request", bridge: "Link", ours: "Link", end: VethEnd) -> R
     return result
 
 
-def _allocate(req: "Request", host: "Host", conf: Conf, result: Result, *, undo: "Undo") -> None:
+def _allocate(req: Request, host: Host, conf: Conf, result: Result, *, undo: Undo) -> None:
     """Complete `result` by what IPAM gives."""
-    given = attachment.allocate(req, host, conf.ipam, undo, mtu=conf.mtu)
+    given = lifecycle.allocate(req, host, conf.ipam, undo, mtu=conf.mtu)
     result.ips, result.routes, result.dns = given.ips, given.routes, given.dns
     for ip in result.ips:
         ip.interface = len(result.interfaces) - 1
 
 
 def _ensure_gateways(
-    req: "Request",
-    host: "Host",
+    req: Request,
+    host: Host,
     conf: Conf,
     result: Result,
     *,
-    bridge: "Link",
-    record: "Record",
+    bridge: Link,
+    record: Record,
 ) -> None:
     """Make the host the gateway of what `result` has."""
     gateway.complete(conf, result)
@@ -181,8 +183,8 @@ def _ensure_gateways(
 
 
 def _masquerade(
-    req: "Request", host: "Host", conf: Conf, result: Result, *, record: "Record", undo: "Undo"
+    req: Request, host: Host, conf: Conf, result: Result, *, record: Record, undo: Undo
 ) -> None:
     addresses = [ip.address for ip in result.ips]
-    undo.push("masquerading", lambda: attachment.unmask(KIND, req, host, record.facts))
-    attachment.mask(KIND, req, host, addresses, backend=conf.masquerade, record=record)
+    undo.push("masquerading", lambda: lifecycle.unmask(KIND, req, host, record.facts))
+    lifecycle.mask(KIND, req, host, addresses, backend=conf.masquerade, record=record)

@@ -1,43 +1,44 @@
 """The bridge plugin's configuration: SCHEMA, and what it means."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from cni_common.errors import CNIError, Code
-from cni_common.interface import veth_mtu
-from cni_common.ipam import CNI_ARGS, ipam_type, own_dns
-from cni_common.link import parse_mac
-from cni_common.masquerade import BACKENDS
-from cni_common.request import PROTOCOL_PROPERTIES
-from cni_common.types import check_ifname
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cni_common.kernel.link import parse_mac
+from cni_common.node.masquerade import BACKENDS
+from cni_common.node.veth import veth_mtu
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.ipam_config import CNI_ARGS, ipam_type, own_dns
+from cni_common.spec.names import check_ifname
+from cni_common.spec.request import PROTOCOL_PROPERTIES
 from plugins.bridge.vlan import Vlan
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from typing import Any, Self
+    from collections.abc import Sequence
+    from typing import Self
 
-    from cni_common.request import Request
-
-    Json = Mapping[str, Any]
+    from cni_common.spec.request import Request
+    from cni_common.spec.wire import Json
 
 VLAN_MAX = 4094
 
 
-def _boolean(description: str) -> "Json":
+def _boolean(description: str) -> Json:
     return {"type": "boolean", "description": description}
 
 
-def _integer(description: str) -> "Json":
+def _integer(description: str) -> Json:
     return {"type": "integer", "description": description}
 
 
-def _string(description: str) -> "Json":
+def _string(description: str) -> Json:
     return {"type": "string", "description": description}
 
 
 _MAC = _string("MAC of the container's interface.")
 
-SCHEMA: "Json" = {
+SCHEMA: Json = {
     "type": "object",
     "properties": {
         **PROTOCOL_PROPERTIES,
@@ -110,7 +111,7 @@ class Conf:
     hairpin: bool
     promiscuous: bool
     vlan: int  # 0 = none
-    trunk: "Sequence[int]"
+    trunk: Sequence[int]
     vlan_filtering: bool
     preserve_default_vlan: bool
     mac_filter: bool
@@ -119,10 +120,10 @@ class Conf:
     isolated: bool
     ipam: str  # type of the IPAM plugin, "" = L2 only
     mac: str  # of the container's interface, "" = random
-    dns: "Json | None"  # instead of what IPAM says
+    dns: Json | None  # instead of what IPAM says
 
     @classmethod
-    def of(cls, req: "Request") -> "Self":
+    def of(cls, req: Request) -> Self:
         """Return the configuration in `req`. Raises CNIError 7, or 4 for CNI_ARGS."""
         config = req.config
         bridge = config.get("bridge", "cni0")
@@ -154,7 +155,7 @@ class Conf:
         return conf
 
     @property
-    def vlans(self) -> "list[Vlan]":
+    def vlans(self) -> list[Vlan]:
         """The VLANs of the port."""
         tagged = [Vlan(vid) for vid in self.trunk]
         if self.vlan:
@@ -194,7 +195,7 @@ def _vlan(vlan: int) -> int:
     return vlan
 
 
-def _trunk(entries: "Sequence[Json]") -> "list[int]":
+def _trunk(entries: Sequence[Json]) -> list[int]:
     vids: set[int] = set()
     for number, entry in enumerate(entries):
         least, most = entry.get("minID"), entry.get("maxID")
@@ -217,7 +218,7 @@ def _trunk(entries: "Sequence[Json]") -> "list[int]":
     return sorted(vids)
 
 
-def _mac(req: "Request") -> str:
+def _mac(req: Request) -> str:
     """Return the container's MAC: the capability beats args.cni.mac, which beats CNI_ARGS."""
     config = req.config
     by_args = req.cni_args(CNI_ARGS).get("MAC", "")

@@ -1,27 +1,30 @@
 """The gateway addresses on the bridge, or on the interface that leads into its VLAN."""
 
-import errno
+from __future__ import annotations
 
-from cni_common import interface
-from cni_common.errors import CNIError, Code
-from cni_common.link import VethEnd
-from cni_common.netlink import NetlinkError
-from cni_common.route import RT_TABLE_MAIN, RT_TABLE_UNSPEC
-from cni_common.steps import Undo
-from cni_common.types import Interface, Route
+import errno
+from typing import TYPE_CHECKING
+
+from cni_common.kernel.link import VethEnd
+from cni_common.kernel.netlink import NetlinkError
+from cni_common.kernel.route import RT_TABLE_MAIN, RT_TABLE_UNSPEC
+from cni_common.node import veth
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.result import Interface, Route
+from cni_common.spec.undo import Undo
 from plugins.bridge import vlan
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from cni_common.link import Link
-    from cni_common.netns import NetNS
-    from cni_common.types import Address, Cidr, Result
+    from cni_common.kernel.link import Link
+    from cni_common.kernel.netns import NetNS
+    from cni_common.spec.names import Address, Cidr
+    from cni_common.spec.result import Result
     from plugins.bridge.conf import Conf
 
 
-def complete(conf: "Conf", result: "Result") -> None:
+def complete(conf: Conf, result: Result) -> None:
     """Fill in gateways that IPAM left open, and with isDefaultGateway the default routes."""
     done = {route.dst.version for route in result.routes if _is_default(route)}
     for ip in result.ips:
@@ -34,7 +37,7 @@ def complete(conf: "Conf", result: "Result") -> None:
             result.routes.append(Route(any_address, ip.gateway))
 
 
-def _after(address: "Cidr") -> "Address":
+def _after(address: Cidr) -> Address:
     """Return the gateway of a subnet that nobody has named one for: its first address."""
     try:
         return address.network.network_address + 1
@@ -45,20 +48,20 @@ def _after(address: "Cidr") -> "Address":
         ) from None
 
 
-def _is_default(route: "Route") -> bool:
+def _is_default(route: Route) -> bool:
     """Tell whether `route` is the way out for all that has no better one."""
     in_main = route.table in (None, RT_TABLE_UNSPEC, RT_TABLE_MAIN)
     return not route.dst.prefixlen and (in_main or route.gw is not None)
 
 
 def ensure(
-    host: "NetNS",
-    conf: "Conf",
-    bridge: "Link",
-    result: "Result",
+    host: NetNS,
+    conf: Conf,
+    bridge: Link,
+    result: Result,
     *,
-    user_of: "Callable[[Cidr], str]",
-    log: "Callable[[str], object]",
+    user_of: Callable[[Cidr], str],
+    log: Callable[[str], object],
 ) -> None:
     """Put the gateways of `result` on the bridge and forward. Shared: never taken back.
 
@@ -80,23 +83,23 @@ def ensure(
             present.remove(other)
             log(f"forceAddress: {other} on '{link.name}' makes room for {gateway}")
         _add(host, link.name, gateway)
-    interface.enable_forwarding(host, {gateway.version for gateway in wanted}, log)
+    veth.enable_forwarding(host, {gateway.version for gateway in wanted}, log)
 
 
-def check(host: "NetNS", conf: "Conf", expected: "Result") -> None:
+def check(host: NetNS, conf: Conf, expected: Result) -> None:
     """Raise CNIError when a gateway address or forwarding is gone."""
     link = host.netlink.link(conf.gateway_interface)
     if link is None:
-        raise interface.drift(f"gateway interface '{conf.gateway_interface}' is missing")
+        raise veth.drift(f"gateway interface '{conf.gateway_interface}' is missing")
     present = {cidr for cidr, _ in host.netlink.addresses(link.index)}
     for gateway in gateways(expected):
         if gateway not in present:
-            raise interface.drift(f"gateway {gateway} is missing on '{link.name}'")
-        if host.sysctl(interface.FORWARDING[gateway.version]) == "0":
-            raise interface.drift(f"the host no longer forwards IPv{gateway.version}")
+            raise veth.drift(f"gateway {gateway} is missing on '{link.name}'")
+        if host.sysctl(veth.FORWARDING[gateway.version]) == "0":
+            raise veth.drift(f"the host no longer forwards IPv{gateway.version}")
 
 
-def gateways(result: "Result") -> "list[Cidr]":
+def gateways(result: Result) -> list[Cidr]:
     """Return the bridge's addresses: each gateway with the prefix length of its container's."""
     found: dict[Cidr, None] = {}
     for ip in result.ips:
@@ -105,9 +108,7 @@ def gateways(result: "Result") -> "list[Cidr]":
     return list(found)
 
 
-def _refuse_to_replace(
-    conf: "Conf", link: "Link", gateway: "Cidr", other: "Cidr", *, user: str
-) -> None:
+def _refuse_to_replace(conf: Conf, link: Link, gateway: Cidr, other: Cidr, *, user: str) -> None:
     if not conf.force_address:
         raise CNIError(
             Code.INVALID_CONFIG,
@@ -123,7 +124,7 @@ def _refuse_to_replace(
         )
 
 
-def _in_the_way(gateway: "Cidr", present: "Iterable[Cidr]", wanted: "list[Cidr]") -> "list[Cidr]":
+def _in_the_way(gateway: Cidr, present: Iterable[Cidr], wanted: list[Cidr]) -> list[Cidr]:
     """Return the addresses that `gateway` cannot stand beside.
 
     IPv4: any other that this network did not ask for; IPv6: one of an overlapping subnet.
@@ -134,8 +135,8 @@ def _in_the_way(gateway: "Cidr", present: "Iterable[Cidr]", wanted: "list[Cidr]"
     return [c for c in others if c.network.overlaps(gateway.network)]
 
 
-def _add(host: "NetNS", name: str, gateway: "Cidr") -> None:
-    link = interface.required(host, name)
+def _add(host: NetNS, name: str, gateway: Cidr) -> None:
+    link = veth.required(host, name)
     # A bridge that somebody made without a MAC has that of its lowest port: the next port could
     # change it, and every container would lose its gateway for a while.
     host.netlink.set_mac(link.index, link.mac)
@@ -147,16 +148,16 @@ def _add(host: "NetNS", name: str, gateway: "Cidr") -> None:
             raise
 
 
-def _ensure_vlan_interface(host: "NetNS", conf: "Conf") -> "Link":
+def _ensure_vlan_interface(host: NetNS, conf: Conf) -> Link:
     """Return the interface by which the host takes part in the VLAN: a veth into the bridge."""
-    bridge = interface.required(host, conf.bridge)
+    bridge = veth.required(host, conf.bridge)
     name = conf.gateway_interface
     if host.netlink.link(name) is None:
         try:
             # Shared as soon as it exists, so nothing takes it back: the next ADD completes it.
-            interface.create_veth(
+            veth.create_veth(
                 host,
-                VethEnd(name, interface.random_mac()),
+                VethEnd(name, veth.random_mac()),
                 Undo(),
                 mtu=bridge.mtu,
                 master=bridge.index,
@@ -164,7 +165,7 @@ def _ensure_vlan_interface(host: "NetNS", conf: "Conf") -> "Link":
         except NetlinkError as error:
             if error.errno != errno.EEXIST:  # another ADD was faster
                 raise
-    link = interface.required(host, name)
+    link = veth.required(host, name)
     peer = host.netlink.link_at(link.peer) if link.peer_nsid is None else None
     if link.kind != "veth" or peer is None or peer.master != bridge.index:
         raise CNIError(
@@ -176,6 +177,6 @@ def _ensure_vlan_interface(host: "NetNS", conf: "Conf") -> "Link":
         keep = conf.preserve_default_vlan
         vlan.replace_vlans(host.netlink, peer.index, [own], keep=keep)
     if not link.up:
-        interface.stay_silent(host, name)
+        veth.stay_silent(host, name)
         host.netlink.set_up(link.index)
     return link

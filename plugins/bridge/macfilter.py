@@ -4,46 +4,48 @@
 that comes in by a guarded port and is in no pair is dropped. An attachment is one element each.
 """
 
+from __future__ import annotations
+
 import errno
+from typing import TYPE_CHECKING
 
-from cni_common import nft, nftrules
-from cni_common.interface import drift
-from cni_common.netlink import NetlinkError
+from cni_common.kernel import nft_expressions, nft_table
+from cni_common.kernel.netlink import NetlinkError
+from cni_common.node.veth import drift
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cni_common.netlink import Message
-    from cni_common.netns import NetNS
-    from cni_common.request import Attachment
+    from cni_common.kernel.netlink import Message
+    from cni_common.kernel.netns import NetNS
+    from cni_common.spec.request import Attachment
 
-TABLE = nft.Table(nft.BRIDGE, "pycni")
-_REFERENCE, _REFERENCE_CHAIN = nft.Table(nft.BRIDGE, "nat"), "PREROUTING"
+TABLE = nft_table.Table(nft_table.BRIDGE, "pycni")
+_REFERENCE, _REFERENCE_CHAIN = nft_table.Table(nft_table.BRIDGE, "nat"), "PREROUTING"
 _GUARDED, _ALLOWED, _CHAIN = "guarded_ports", "allowed_macs", "prerouting"
 _DSTNAT = -300  # NF_BR_PRI_NAT_DST_BRIDGED of linux/netfilter_bridge.h
 
 
-def add(host: "NetNS", port: str, mac: str) -> None:
+def add(host: NetNS, port: str, mac: str) -> None:
     """Let only frames from `mac` in by `port`."""
     elements = [
         TABLE.add_element(_ALLOWED, _pair(port, mac)),
         TABLE.add_element(_GUARDED, _name(port)),
     ]
     try:
-        nft.apply(host, elements)
+        nft_table.apply(host, elements)
     except NetlinkError as error:
         if error.errno != errno.ENOENT:
             raise
-        nft.apply(host, [*_base(), *elements])
+        nft_table.apply(host, [*_base(), *elements])
 
 
-def remove(host: "NetNS", port: str, mac: str) -> None:
+def remove(host: NetNS, port: str, mac: str) -> None:
     """Take back what `add` made."""
     _remove_elements(host, ((_ALLOWED, _pair(port, mac)), (_GUARDED, _name(port))))
 
 
-def check(host: "NetNS", port: str, mac: str) -> None:
+def check(host: NetNS, port: str, mac: str) -> None:
     """Raise CNIError when frames with another MAC could pass."""
     if TABLE.element(host, _GUARDED, _name(port)) is None:
         raise drift(f"'{port}' is no longer in the MAC filter's set '{_GUARDED}'")
@@ -53,19 +55,19 @@ def check(host: "NetNS", port: str, mac: str) -> None:
         raise drift(f"chain '{_CHAIN}' of 'table bridge {TABLE.name}' has lost its rules")
 
 
-def holds(host: "NetNS", port: str, mac: str) -> bool:
+def holds(host: NetNS, port: str, mac: str) -> bool:
     """Tell whether anything of what `add` makes is there."""
     elements = ((_ALLOWED, _pair(port, mac)), (_GUARDED, _name(port)))
     return any(TABLE.element(host, *element) is not None for element in elements)
 
 
-def orphans(host: "NetNS") -> "list[str]":
+def orphans(host: NetNS) -> list[str]:
     """Return the guarded ports that are gone."""
     names = [_text(element.key) for element in TABLE.elements(host, _GUARDED)]
     return [name for name in names if host.netlink.link(name) is None]
 
 
-def orphans_of_reference(host: "NetNS") -> "list[tuple[str, str]]":
+def orphans_of_reference(host: NetNS) -> list[tuple[str, str]]:
     """Return port, and container with interface, of the reference's filters of ports gone."""
     found = []
     for rule in _REFERENCE.rules(host, _REFERENCE_CHAIN):
@@ -76,7 +78,7 @@ def orphans_of_reference(host: "NetNS") -> "list[tuple[str, str]]":
     return found
 
 
-def gc(host: "NetNS") -> "list[str]":
+def gc(host: NetNS) -> list[str]:
     """Remove what is left of ports that are gone, whoever made it; return what that was."""
     removed = []
     for port in orphans(host):
@@ -88,19 +90,19 @@ def gc(host: "NetNS") -> "list[str]":
     return removed
 
 
-def remove_port(host: "NetNS", port: str) -> None:
+def remove_port(host: NetNS, port: str) -> None:
     """Remove everything that is about `port`."""
     name = _name(port)
     pairs = [e.key for e in TABLE.elements(host, _ALLOWED) if e.key.startswith(name)]
     _remove_elements(host, [(_GUARDED, name), *((_ALLOWED, pair) for pair in pairs)])
 
 
-def remove_of_reference(host: "NetNS", attachment: "Attachment") -> None:
+def remove_of_reference(host: NetNS, attachment: Attachment) -> None:
     """Remove what the reference's macspoofchk made for this attachment."""
     remove_named_of_reference(host, f"{attachment.containerid}-{attachment.ifname}")
 
 
-def remove_named_of_reference(host: "NetNS", name: str) -> None:
+def remove_named_of_reference(host: NetNS, name: str) -> None:
     """Remove what the reference's macspoofchk made for `name`: container and interface."""
     chains = (f"cni-br-iface-{name}", f"cni-br-iface-{name}-mac")
     doomed = [
@@ -112,44 +114,44 @@ def remove_named_of_reference(host: "NetNS", name: str) -> None:
     doomed += [_REFERENCE.delete_rule(chain) for chain in present]
     doomed += [_REFERENCE.delete_chain(chain) for chain in present]
     if doomed:
-        nft.apply(host, doomed)
+        nft_table.apply(host, doomed)
 
 
-def _base() -> "list[Message]":
+def _base() -> list[Message]:
     return [
         TABLE.add(),
-        TABLE.add_set(_GUARDED, nft.IIFNAME_KEY),
-        TABLE.add_set(_ALLOWED, nft.IIFNAME_ETHER_KEY),
-        TABLE.add_base_chain(_CHAIN, kind="filter", hook=nft.PREROUTING, priority=_DSTNAT),
+        TABLE.add_set(_GUARDED, nft_table.IIFNAME_KEY),
+        TABLE.add_set(_ALLOWED, nft_table.IIFNAME_ETHER_KEY),
+        TABLE.add_base_chain(_CHAIN, kind="filter", hook=nft_table.PREROUTING, priority=_DSTNAT),
         TABLE.delete_rule(_CHAIN),
         TABLE.add_rule(
             _CHAIN,
-            nftrules.iifname(),
-            nftrules.lookup(_GUARDED),
-            nftrules.iifname(),
-            nftrules.ether_saddr(),
-            nftrules.lookup(_ALLOWED, invert=True),
-            nftrules.verdict(nft.DROP),
+            nft_expressions.iifname(),
+            nft_expressions.lookup(_GUARDED),
+            nft_expressions.iifname(),
+            nft_expressions.ether_saddr(),
+            nft_expressions.lookup(_ALLOWED, invert=True),
+            nft_expressions.verdict(nft_table.DROP),
         ),
     ]
 
 
-def _remove_elements(host: "NetNS", keys: "Sequence[tuple[str, bytes]]") -> None:
-    def deletions() -> "list[Message]":
+def _remove_elements(host: NetNS, keys: Sequence[tuple[str, bytes]]) -> None:
+    def deletions() -> list[Message]:
         present = [key for key in keys if TABLE.element(host, *key)]
         return [TABLE.delete_element(*key) for key in present]
 
     # Asked for, since a refused transaction takes some ten milliseconds. And where there was
     # nothing to delete: whoever deleted it may have been killed right after.
-    if (nft.apply_deletions(host, deletions) or TABLE.holds(host)) and TABLE.is_empty(
+    if (nft_table.apply_deletions(host, deletions) or TABLE.holds(host)) and TABLE.is_empty(
         host, _GUARDED
     ):
         _remove_base_if_unused(host)
 
 
-def _remove_base_if_unused(host: "NetNS") -> None:
+def _remove_base_if_unused(host: NetNS) -> None:
     try:
-        nft.apply(
+        nft_table.apply(
             host,
             [
                 TABLE.delete_rule(_CHAIN),
@@ -165,7 +167,7 @@ def _remove_base_if_unused(host: "NetNS") -> None:
 
 
 def _name(port: str) -> bytes:
-    return port.encode("utf-8", "surrogateescape").ljust(nft.IIFNAME_BYTES, bytes(1))
+    return port.encode("utf-8", "surrogateescape").ljust(nft_table.IIFNAME_BYTES, bytes(1))
 
 
 def _text(name: bytes) -> str:

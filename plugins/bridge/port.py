@@ -1,22 +1,24 @@
 """The bridge itself, and the container's port on it."""
 
-import errno
+from __future__ import annotations
 
-from cni_common import interface
-from cni_common.errors import CNIError, Code
-from cni_common.link import IFF_PROMISC
-from cni_common.netlink import NetlinkError
+import errno
+from typing import TYPE_CHECKING
+
+from cni_common.kernel.link import IFF_PROMISC
+from cni_common.kernel.netlink import NetlinkError
+from cni_common.node import veth
+from cni_common.spec.errors import CNIError, Code
 from plugins.bridge.vlan import replace_vlans, vlans_of
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_common.link import Link
-    from cni_common.netns import NetNS
-    from cni_common.types import Result
+    from cni_common.kernel.link import Link
+    from cni_common.kernel.netns import NetNS
+    from cni_common.spec.result import Result
     from plugins.bridge.conf import Conf
 
 
-def ensure_bridge(host: "NetNS", conf: "Conf") -> "Link":
+def ensure_bridge(host: NetNS, conf: Conf) -> Link:
     """Return the bridge, made if need be, up. Shared: never taken back.
 
     Raises CNIError 7 when what has the name cannot serve this configuration.
@@ -27,7 +29,7 @@ def ensure_bridge(host: "NetNS", conf: "Conf") -> "Link":
             host.netlink.add_bridge(
                 conf.bridge,
                 # A MAC of its own, or the kernel would give it that of whichever port is lowest.
-                mac=interface.random_mac(),
+                mac=veth.random_mac(),
                 mtu=conf.mtu,
                 vlan_filtering=conf.vlan_filtering,
             )
@@ -48,7 +50,7 @@ def ensure_bridge(host: "NetNS", conf: "Conf") -> "Link":
         )
     _refuse_to_end_ipv6(host, link, conf)
     # One that is up may be somebody's way into a real network: DAD stays as it is.
-    interface.stay_silent(host, conf.bridge, dad=link.up)
+    veth.stay_silent(host, conf.bridge, dad=link.up)
     if conf.promiscuous and not link.flags & IFF_PROMISC:
         host.netlink.set_promiscuous(link.index)
     if not link.up:
@@ -56,7 +58,7 @@ def ensure_bridge(host: "NetNS", conf: "Conf") -> "Link":
     return link
 
 
-def refuse_other_kind(link: "Link | None", conf: "Conf") -> None:
+def refuse_other_kind(link: Link | None, conf: Conf) -> None:
     """Raise CNIError 7 when something that is no bridge has the bridge's name."""
     if link is not None and link.kind != "bridge":
         raise CNIError(
@@ -65,7 +67,7 @@ def refuse_other_kind(link: "Link | None", conf: "Conf") -> None:
         )
 
 
-def fit_mtu(host: "NetNS", bridge: "Link", conf: "Conf") -> int:
+def fit_mtu(host: NetNS, bridge: Link, conf: Conf) -> int:
     """Lower the bridge's MTU to the port's where somebody has set it, and return what it is.
 
     Otherwise the kernel has done so by now, and goes on to do so. Only when nothing can refuse
@@ -77,7 +79,7 @@ def fit_mtu(host: "NetNS", bridge: "Link", conf: "Conf") -> int:
     return conf.mtu
 
 
-def configure(host: "NetNS", port: "Link", conf: "Conf") -> None:
+def configure(host: NetNS, port: Link, conf: Conf) -> None:
     """Give the port its flags and VLANs."""
     if conf.hairpin or conf.isolated:
         host.netlink.set_port(port.index, hairpin=conf.hairpin, isolated=conf.isolated)
@@ -87,44 +89,44 @@ def configure(host: "NetNS", port: "Link", conf: "Conf") -> None:
 
 
 def check(
-    host: "NetNS", container: "NetNS", conf: "Conf", container_end: "Link", *, expected: "Result"
-) -> "Link":
+    host: NetNS, container: NetNS, conf: Conf, container_end: Link, *, expected: Result
+) -> Link:
     """Return the port of the container; CNIError when bridge or port are not as ADD made them."""
     bridge = host.netlink.link(conf.bridge)
     if bridge is None or bridge.kind != "bridge":
-        raise interface.drift(f"bridge '{conf.bridge}' is {'no bridge' if bridge else 'missing'}")
+        raise veth.drift(f"bridge '{conf.bridge}' is {'no bridge' if bridge else 'missing'}")
     if not bridge.up:
-        raise interface.drift(f"bridge '{conf.bridge}' is down")
+        raise veth.drift(f"bridge '{conf.bridge}' is down")
     if conf.promiscuous and not bridge.flags & IFF_PROMISC:
-        raise interface.drift(f"bridge '{conf.bridge}' is not promiscuous")
+        raise veth.drift(f"bridge '{conf.bridge}' is not promiscuous")
     if container_end.kind != "veth":
-        raise interface.drift(f"'{container_end.name}' is no veth but '{container_end.kind}'")
-    port = interface.host_end(host, container, container_end)
+        raise veth.drift(f"'{container_end.name}' is no veth but '{container_end.kind}'")
+    port = veth.host_end(host, container, container_end)
     if port is None:
-        raise interface.drift(f"the host's end of '{container_end.name}' is missing")
+        raise veth.drift(f"the host's end of '{container_end.name}' is missing")
     if port.master != bridge.index:
-        raise interface.drift(f"'{port.name}' is not a port of bridge '{conf.bridge}'")
+        raise veth.drift(f"'{port.name}' is not a port of bridge '{conf.bridge}'")
     _check_port(host, conf, port, expected)
     return port
 
 
-def _refuse_to_end_ipv6(host: "NetNS", link: "Link", conf: "Conf") -> None:
+def _refuse_to_end_ipv6(host: NetNS, link: Link, conf: Conf) -> None:
     """Raise CNIError 7 when the port would take the bridge's IPv6 addresses from other networks.
 
     A bridge may have the MTU of its smallest port, and the kernel has no IPv6 below 1280 bytes.
     """
-    if not 0 < conf.mtu < interface.IPV6_MTU_MIN <= link.mtu:
+    if not 0 < conf.mtu < veth.IPV6_MTU_MIN <= link.mtu:
         return
     for cidr, _ in host.netlink.addresses(link.index, (6,)):
         if not cidr.is_link_local:
             raise CNIError(
                 Code.INVALID_CONFIG,
                 f"\"mtu\" is {conf.mtu}, and bridge '{conf.bridge}' has {cidr}, which needs"
-                f" {interface.IPV6_MTU_MIN} bytes (RFC 8200); give this network another bridge",
+                f" {veth.IPV6_MTU_MIN} bytes (RFC 8200); give this network another bridge",
             )
 
 
-def _no_vlans(conf: "Conf") -> CNIError:
+def _no_vlans(conf: Conf) -> CNIError:
     return CNIError(
         Code.INVALID_CONFIG,
         f"cannot make bridge '{conf.bridge}': this kernel has no VLAN filtering"
@@ -132,25 +134,23 @@ def _no_vlans(conf: "Conf") -> CNIError:
     )
 
 
-def _check_port(host: "NetNS", conf: "Conf", port: "Link", expected: "Result") -> None:
+def _check_port(host: NetNS, conf: Conf, port: Link, expected: Result) -> None:
     for entry in expected.interfaces:
         if entry.name != port.name or entry.sandbox:
             continue
         if entry.mac not in ("", port.mac):
-            raise interface.drift(f"MAC of '{port.name}' is {port.mac}, ADD gave {entry.mac}")
+            raise veth.drift(f"MAC of '{port.name}' is {port.mac}, ADD gave {entry.mac}")
         mtu = entry.mtu or conf.mtu
         if mtu not in (0, port.mtu):
-            raise interface.drift(f"MTU of '{port.name}' is {port.mtu}, ADD gave {mtu}")
+            raise veth.drift(f"MTU of '{port.name}' is {port.mtu}, ADD gave {mtu}")
     for flag, is_set, wanted in (
         ("hairpin", port.hairpin, conf.hairpin),
         ("isolated", port.isolated, conf.isolated),
     ):
         if is_set != wanted:
-            raise interface.drift(
-                f"port flag {flag} of '{port.name}' is {'on' if is_set else 'off'}"
-            )
+            raise veth.drift(f"port flag {flag} of '{port.name}' is {'on' if is_set else 'off'}")
     if conf.vlans:
         present = set(vlans_of(host.netlink, port.index))
         for vlan in conf.vlans:
             if vlan not in present:
-                raise interface.drift(f"VLAN {vlan.vid} of '{port.name}' is missing or altered")
+                raise veth.drift(f"VLAN {vlan.vid} of '{port.name}' is missing or altered")

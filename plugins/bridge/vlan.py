@@ -1,18 +1,20 @@
 """VLANs of a bridge port, as rtnetlink has them (linux/if_bridge.h)."""
 
+from __future__ import annotations
+
 import socket
 import struct
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from cni_common.link import IFLA_AF_SPEC, IFLA_EXT_MASK, decode_bridge_spec, encode_link
-from cni_common.netlink import NLM_F_ACK, NLM_F_DUMP, Message, attribute, each_attribute, u32
-from cni_common.rtnetlink import RTM_DELLINK, RTM_GETLINK, RTM_SETLINK
+from cni_common.kernel.link import IFLA_AF_SPEC, IFLA_EXT_MASK, decode_bridge_spec, encode_link
+from cni_common.kernel.netlink import NLM_F_ACK, NLM_F_DUMP, Message, attribute, each_attribute, u32
+from cni_common.kernel.rtnetlink import RTM_DELLINK, RTM_GETLINK, RTM_SETLINK
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from cni_common.rtnetlink import Netlink
+    from cni_common.kernel.rtnetlink import Netlink
 
 _RTEXT_FILTER_BRVLAN = 2  # linux/rtnetlink.h
 _IFLA_BRIDGE_FLAGS, _IFLA_BRIDGE_VLAN_INFO, _BRIDGE_FLAGS_MASTER = 0, 2, 1
@@ -29,7 +31,7 @@ class Vlan:
     untagged: bool = False  # its frames leave without a tag
 
 
-def vlans_of(netlink: "Netlink", index: int) -> list[Vlan]:
+def vlans_of(netlink: Netlink, index: int) -> list[Vlan]:
     """Return the VLANs of the bridge port `index`."""
     body = encode_link(u32(IFLA_EXT_MASK, _RTEXT_FILTER_BRVLAN), family=socket.AF_BRIDGE)
     message = Message("list bridge VLANs", RTM_GETLINK, NLM_F_DUMP, body, decode_bridge_spec)
@@ -42,7 +44,7 @@ def vlans_of(netlink: "Netlink", index: int) -> list[Vlan]:
     return vlans
 
 
-def replace_vlans(netlink: "Netlink", index: int, vlans: "Sequence[Vlan]", *, keep: bool) -> None:
+def replace_vlans(netlink: Netlink, index: int, vlans: Sequence[Vlan], *, keep: bool) -> None:
     """Give a port `vlans`; those it had go, unless `keep`. Neighbouring ones travel as ranges."""
     if not keep:
         old = [{"vid": vlan.vid, "flags": 0} for vlan in vlans_of(netlink, index)]
@@ -55,7 +57,7 @@ def replace_vlans(netlink: "Netlink", index: int, vlans: "Sequence[Vlan]", *, ke
 
 
 def _send(
-    netlink: "Netlink", what: str, kind: int, index: int, *, infos: "list[dict[str, int]]"
+    netlink: Netlink, what: str, kind: int, index: int, *, infos: list[dict[str, int]]
 ) -> None:
     if not infos:
         return
@@ -71,7 +73,7 @@ def _send(
     netlink.channel.exchange([Message(what, kind, NLM_F_ACK, body)])
 
 
-def _as_ranges(infos: "Iterable[dict[str, int]]") -> "list[dict[str, int]]":
+def _as_ranges(infos: Iterable[dict[str, int]]) -> list[dict[str, int]]:
     """Return `infos` with runs of consecutive plain VLANs written as range begin and end."""
     ranges: list[dict[str, int]] = []
     for info in infos:

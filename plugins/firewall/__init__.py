@@ -1,69 +1,72 @@
 """firewall: packets from and to a container are let through, and bridges are kept apart."""
 
-from cni_common.errors import CNIError, Code
-from cni_common.steps import BestEffort
-from plugins.firewall import attachment, filters
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.undo import BestEffort
+from plugins.firewall import filter_tables, parts
 from plugins.firewall.conf import FIREWALLD, SCHEMA, Conf
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_common.host import Host
-    from cni_common.record import Record
-    from cni_common.request import Request
-    from cni_common.steps import Undo
-    from cni_common.types import Result
+    from cni_common.node.host import Host
+    from cni_common.node.record import Record
+    from cni_common.spec.request import Request
+    from cni_common.spec.result import Result
+    from cni_common.spec.undo import Undo
 
 __all__ = ["SCHEMA", "add", "check", "delete", "gc", "status"]
 
 
-def add(req: "Request", host: "Host", undo: "Undo") -> "Result":
+def add(req: Request, host: Host, undo: Undo) -> Result:
     """Let the container's packets through, by its addresses; return prevResult as it is."""
     conf = Conf.of(req)
     previous = req.require_prev_result()
-    record = attachment.begin(req, host, conf, previous, undo=undo)
-    attachment.admit(req, host, record)
+    record = parts.begin(req, host, conf, previous, undo=undo)
+    parts.admit(req, host, record)
     return previous
 
 
-def delete(req: "Request", host: "Host") -> None:
+def delete(req: Request, host: Host) -> None:
     """Take the rules back: by the record of what ADD made, else by the addresses in prevResult."""
-    record = host.records.find(attachment.PLUGIN, req.network, req.attachment)
+    record = host.records.find(parts.PLUGIN, req.network, req.attachment)
     if record and "backend" in record.facts:
-        attachment.dissolve(req, host, record)
+        parts.dissolve(req, host, record)
         return
-    attachment.dissolve_unrecorded(req, host)
+    parts.dissolve_unrecorded(req, host)
     if record:  # an ADD died before it had written a line, or the file is damaged
         record.remove()
 
 
-def check(req: "Request", host: "Host") -> None:
+def check(req: Request, host: Host) -> None:
     """Raise CNIError naming what is no longer as ADD made it."""
     conf = Conf.of(req)
-    drift = attachment.missing(req, host, conf, req.require_prev_result())
+    drift = parts.missing(req, host, conf, req.require_prev_result())
     if drift:
         raise CNIError(Code.INTERNAL, f"{drift}; delete and add the attachment again")
 
 
-def gc(req: "Request", host: "Host") -> None:
+def gc(req: Request, host: Host) -> None:
     """Remove the rules of this network's attachments that are not valid and are gone."""
-    from cni_common.collect import collect  # noqa: PLC0415 - GC is rare
+    from cni_common.node.liveness import collect
 
-    def dissolve(gone: "Request", record: "Record") -> None:
-        attachment.dissolve(gone, host, record)
+    def dissolve(gone: Request, record: Record) -> None:
+        parts.dissolve(gone, host, record)
 
     with BestEffort() as steps:
-        collect(attachment.PLUGIN, req, host, steps, dissolve=dissolve)
+        collect(parts.PLUGIN, req, host, steps, dissolve=dissolve)
 
 
-def status(req: "Request", host: "Host") -> None:
+def status(req: Request, host: Host) -> None:
     """Raise CNIError 50 when an ADD could not work now: state, firewall."""
     conf = Conf.of(req)
     host.records.probe()
-    backend = attachment.choose_backend(req, host, conf)
+    backend = parts.choose_backend(req, host, conf)
     if backend != FIREWALLD:
-        filters.probe(host.netns, backend)
+        filter_tables.probe(host.netns, backend)
         return
-    from plugins.firewall import firewalld  # noqa: PLC0415 - where it is used
+    from plugins.firewall import firewalld
 
     if not firewalld.is_running(req.environ):
         raise CNIError(

@@ -1,19 +1,21 @@
 """The firewall plugin's configuration: SCHEMA, and what it means."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from cni_common.errors import CNIError, Code
-from cni_common.request import PROTOCOL_PROPERTIES
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.request import PROTOCOL_PROPERTIES
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from typing import Any, Self
+    from collections.abc import Sequence
+    from typing import Self
 
-    from cni_common.request import Request
-    from cni_common.types import Address, Result
-
-    Json = Mapping[str, Any]
+    from cni_common.spec.names import Address
+    from cni_common.spec.request import Request
+    from cni_common.spec.result import Result
+    from cni_common.spec.wire import Json
 
 NFTABLES, IPTABLES, FIREWALLD = BACKENDS = ("nftables", "iptables", "firewalld")
 OPEN, SAME_BRIDGE, ISOLATED = POLICIES = ("open", "same-bridge", "isolated")
@@ -21,7 +23,7 @@ ADMIN_CHAIN, ZONE = "CNI-ADMIN", "trusted"
 _CHAIN_MAX = 28  # characters of a chain's name that iptables takes
 _NOT_A_CHAIN = {"ACCEPT", "DROP", "RETURN", "QUEUE", "INPUT", "OUTPUT", "FORWARD", "CNI-FORWARD"}
 
-SCHEMA: "Json" = {
+SCHEMA: Json = {
     "type": "object",
     "properties": {
         **PROTOCOL_PROPERTIES,
@@ -59,7 +61,7 @@ class Conf:
     zone: str
 
     @classmethod
-    def of(cls, req: "Request") -> "Self":
+    def of(cls, req: Request) -> Self:
         """Return the configuration in `req`. Raises CNIError 7."""
         config = req.config
         chain = config.get("iptablesAdminChainName") or ADMIN_CHAIN
@@ -83,6 +85,6 @@ class Conf:
         )
 
 
-def addresses_of(result: "Result | None") -> "Sequence[Address]":
+def addresses_of(result: Result | None) -> Sequence[Address]:
     """Return the addresses in a result, each once; the reference asks for no interface either."""
     return list(dict.fromkeys(ip.address.ip for ip in result.ips)) if result else []

@@ -4,11 +4,13 @@ Numbers are those of the D-Bus specification. Arguments are strings; an answer i
 or a truth value.
 """
 
+from __future__ import annotations
+
 import os
 import socket
 import struct
+from typing import TYPE_CHECKING
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Self
@@ -52,7 +54,7 @@ class Bus:
             self.close()
             raise
 
-    def __enter__(self) -> "Self":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,7 +70,7 @@ class Bus:
 
     def call(
         self, destination: str, path: str, interface: str, member: str, *arguments: str
-    ) -> "Value | None":
+    ) -> Value | None:
         """Call a method with strings and return what it returns, the first value.
 
         Raises DBusError, OSError.
@@ -101,7 +103,7 @@ class Bus:
             raise PermissionError(1, f"the message bus refuses root: {line.decode('latin-1')!r}")
         self._sock.sendall(b"BEGIN\r\n")
 
-    def _receive(self) -> "tuple[int, dict[int | str, Value], bytes]":
+    def _receive(self) -> tuple[int, dict[int | str, Value], bytes]:
         start = self._read(_HEADER)
         order = "<" if start[:1] == b"l" else ">"
         body_length, _, fields_length = struct.unpack_from(f"{order}III", start, 4)
@@ -123,7 +125,7 @@ class Bus:
 
 
 def encode_call(
-    serial: int, parts: "list[tuple[int, str, str]]", arguments: "tuple[str, ...]"
+    serial: int, parts: list[tuple[int, str, str]], arguments: tuple[str, ...]
 ) -> bytes:
     """Return the message of a method call; `parts` are its header's number, type and text each."""
     parts = [*parts, (_SIGNATURE, "g", "s" * len(arguments))] if arguments else parts
@@ -182,7 +184,7 @@ def _short(text: str) -> bytes:
     return bytes([len(text)]) + text.encode() + bytes(1)
 
 
-def fields(data: bytes, order: str) -> "Iterator[tuple[int, Value]]":
+def fields(data: bytes, order: str) -> Iterator[tuple[int, Value]]:
     """Yield number and value of each field of a header."""
     position = 0
     while position + 4 <= len(data):
@@ -192,7 +194,7 @@ def fields(data: bytes, order: str) -> "Iterator[tuple[int, Value]]":
         yield number, found
 
 
-def value(kind: str, data: bytes, position: int, order: object) -> "tuple[Value, int]":
+def value(kind: str, data: bytes, position: int, order: object) -> tuple[Value, int]:
     """Return a value of a basic type, and where it ends. Raises OSError for another type."""
     if kind == "g":
         end = position + 1 + data[position]

@@ -1,15 +1,17 @@
 """A container's addresses in a zone of firewalld, by D-Bus."""
 
-from contextlib import contextmanager
+from __future__ import annotations
 
-from cni_common.errors import CNIError, Code
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from cni_common.spec.errors import CNIError, Code
 from plugins.firewall.dbus import ADDRESS, Bus, DBusError
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
-    from cni_common.types import Address
+    from cni_common.spec.names import Address
 
 NAME = "org.fedoraproject.FirewallD1"
 _PATH, _ZONES = "/org/fedoraproject/FirewallD1", "org.fedoraproject.FirewallD1.zone"
@@ -23,7 +25,7 @@ _HAS_IT = "ZONE_ALREADY_SET"
 _HAS_IT_NOT = ("UNKNOWN_SOURCE", "NOT_ENABLED", "ZONE_CONFLICT", "INVALID_ZONE")
 
 
-def is_running(environ: "Mapping[str, str]") -> bool:
+def is_running(environ: Mapping[str, str]) -> bool:
     """Tell whether firewalld is on the system's message bus."""
     try:
         with _bus(environ) as bus:
@@ -32,7 +34,7 @@ def is_running(environ: "Mapping[str, str]") -> bool:
         return False
 
 
-def add(environ: "Mapping[str, str]", zone: str, addresses: "Collection[Address]") -> None:
+def add(environ: Mapping[str, str], zone: str, addresses: Collection[Address]) -> None:
     """Bind `addresses` to a zone. Raises CNIError."""
     with _zones(environ) as call:
         for address in addresses:
@@ -43,7 +45,7 @@ def add(environ: "Mapping[str, str]", zone: str, addresses: "Collection[Address]
                     raise _failed(f"does not take {address} into '{zone}'", error) from None
 
 
-def remove(environ: "Mapping[str, str]", zone: str, addresses: "Collection[Address]") -> None:
+def remove(environ: Mapping[str, str], zone: str, addresses: Collection[Address]) -> None:
     """Take back what `add` did; a firewalld that does not run has nothing. Raises CNIError."""
     if not addresses or not is_running(environ):
         return
@@ -56,7 +58,7 @@ def remove(environ: "Mapping[str, str]", zone: str, addresses: "Collection[Addre
                     raise _failed(f"keeps {address} in '{zone}'", error) from None
 
 
-def missing(environ: "Mapping[str, str]", zone: str, addresses: "Collection[Address]") -> str:
+def missing(environ: Mapping[str, str], zone: str, addresses: Collection[Address]) -> str:
     """Return what is not in the zone, "" for nothing. Raises CNIError."""
     with _zones(environ) as call:
         for address in addresses:
@@ -69,7 +71,7 @@ def missing(environ: "Mapping[str, str]", zone: str, addresses: "Collection[Addr
 
 
 @contextmanager
-def _zones(environ: "Mapping[str, str]") -> "Iterator[Callable[..., object]]":
+def _zones(environ: Mapping[str, str]) -> Iterator[Callable[..., object]]:
     """Give what calls a method of firewalld's zones. Raises CNIError."""
     try:
         with _bus(environ) as bus:
@@ -84,11 +86,11 @@ def _zones(environ: "Mapping[str, str]") -> "Iterator[Callable[..., object]]":
         raise _failed("cannot be reached", error) from None
 
 
-def _bus(environ: "Mapping[str, str]") -> Bus:
+def _bus(environ: Mapping[str, str]) -> Bus:
     return Bus(environ.get(_VARIABLE) or ADDRESS)
 
 
-def _source(address: "Address") -> str:
+def _source(address: Address) -> str:
     return f"{address}/{address.max_prefixlen}"
 
 

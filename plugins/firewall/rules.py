@@ -4,25 +4,27 @@ The expressions are those that iptables-nft makes, extensions of xtables include
 to list or change a table with any other in it.
 """
 
+from __future__ import annotations
+
 import struct
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface
+from typing import TYPE_CHECKING
 
-from cni_common import nft, nftrules
-from cni_common.netlink import attribute, attributes, be32, string, string_of
-from cni_common.nftmessages import each_expression
+from cni_common.kernel import nft_expressions, nft_table
+from cni_common.kernel.netlink import attribute, attributes, be32, string, string_of
+from cni_common.kernel.nft_messages import each_expression
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cni_common.nftmessages import Rule
-    from cni_common.types import Address
+    from cni_common.kernel.nft_messages import Rule
+    from cni_common.spec.names import Address
 
     Signature = tuple[object, ...]
 
 ACCEPT, DROP, RETURN = "ACCEPT", "DROP", "RETURN"
-_VERDICTS = {ACCEPT: nft.ACCEPT, DROP: nft.DROP, RETURN: nft.RETURN}
+_VERDICTS = {ACCEPT: nft_table.ACCEPT, DROP: nft_table.DROP, RETURN: nft_table.RETURN}
 _OFFSETS = {4: (12, 16), 6: (8, 24)}  # of source and destination in the network header, bytes
 _MATCH_NAME, _MATCH_REV, _MATCH_INFO = 1, 2, 3  # NFTA_MATCH_* of linux/netfilter/nf_tables.h
 _COMMENT_BYTES = 256  # struct xt_comment_info of linux/netfilter/xt_comment.h
@@ -37,8 +39,8 @@ class Line:
     """One rule: what it matches, and where packets go then."""
 
     target: str
-    source: "Address | None" = None
-    destination: "Address | None" = None
+    source: Address | None = None
+    destination: Address | None = None
     iif: str = ""
     oif: str = ""
     but_oif: str = ""  # any output interface except this one
@@ -64,41 +66,41 @@ class Line:
             words.append(f'-m comment --comment "{self.comment}"')
         return " ".join([*words, f"-j {self.target}"])
 
-    def expressions(self) -> "Iterator[bytes]":
+    def expressions(self) -> Iterator[bytes]:
         """Yield what the rule consists of in nftables."""
         for address, which in ((self.source, 0), (self.destination, 1)):
             if address:
                 offset = _OFFSETS[address.version][which]
-                yield nftrules.network_bytes(offset, len(address.packed))
-                yield nftrules.equals(address.packed)
+                yield nft_expressions.network_bytes(offset, len(address.packed))
+                yield nft_expressions.equals(address.packed)
         if self.iif:
-            yield nftrules.iifname()
-            yield nftrules.equals(_name(self.iif))
+            yield nft_expressions.iifname()
+            yield nft_expressions.equals(_name(self.iif))
         if self.oif or self.but_oif:
-            yield nftrules.oifname()
-            yield nftrules.equals(_name(self.oif or self.but_oif), invert=bool(self.but_oif))
+            yield nft_expressions.oifname()
+            yield nft_expressions.equals(_name(self.oif or self.but_oif), invert=bool(self.but_oif))
         if self.established:
             states = _CONNTRACK.pack(_BY_STATE, 0, _RELATED_ESTABLISHED)
             yield _match("conntrack", 3, states)
         if self.comment:
             yield _match("comment", 0, self.comment.encode().ljust(_COMMENT_BYTES, bytes(1)))
-        yield nftrules.counter()
+        yield nft_expressions.counter()
         if self.target in _VERDICTS:
-            yield nftrules.verdict(_VERDICTS[self.target])
+            yield nft_expressions.verdict(_VERDICTS[self.target])
         else:
-            yield nftrules.verdict(nft.JUMP, self.target)
+            yield nft_expressions.verdict(nft_table.JUMP, self.target)
 
-    def signature(self) -> "Signature":
+    def signature(self) -> Signature:
         """Return what tells it from others, as `signature_of` reads it off a rule."""
         return _signature(b"".join(attribute(1, part) for part in self.expressions()), "")
 
 
-def signature_of(rule: "Rule") -> "Signature":
+def signature_of(rule: Rule) -> Signature:
     """Return what a rule matches and does; how often it did so is left out."""
     return _signature(rule.expressions, rule.comment)
 
 
-def addresses_in(key: "str | Signature") -> "list[Address]":
+def addresses_in(key: str | Signature) -> list[Address]:
     """Return the addresses in the text or the signature of a rule."""
     if isinstance(key, str):
         words = key.split()
@@ -108,7 +110,7 @@ def addresses_in(key: "str | Signature") -> "list[Address]":
     return [ip_address(value) for value in values if len(value) in (4, 16)]
 
 
-def _signature(expressions: bytes, comment: str) -> "Signature":
+def _signature(expressions: bytes, comment: str) -> Signature:
     parts: list[object] = []
     for name, data in each_expression(expressions):
         attrs = attributes(data)
@@ -131,7 +133,7 @@ def _signature(expressions: bytes, comment: str) -> "Signature":
 
 def _match(name: str, revision: int, info: bytes) -> bytes:
     attrs = string(_MATCH_NAME, name) + be32(_MATCH_REV, revision) + attribute(_MATCH_INFO, info)
-    return nftrules.expression("match", attrs)
+    return nft_expressions.expression("match", attrs)
 
 
 def _name(interface: str) -> bytes:

@@ -1,38 +1,38 @@
 """host-local: gives out addresses of the ranges in its configuration, remembered on disk."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from cni_common import types
-from cni_common.errors import CNIError, Code
-from cni_common.ipam import CNI_ARGS, ROUTES_SCHEMA, parse_routes
-from cni_common.request import PROTOCOL_PROPERTIES, Command
-from cni_common.types import Address, IPConfig, Result, Route
-from plugins.host_local import plan, transaction
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.ipam_config import CNI_ARGS, ROUTES_SCHEMA, parse_routes
+from cni_common.spec.names import Address, parse_address, parse_cidr, version_tuple
+from cni_common.spec.request import PROTOCOL_PROPERTIES, Command
+from cni_common.spec.result import IPConfig, Result, Route
+from plugins.host_local import allocate, choose
 from plugins.host_local.lease import PLUGIN, RELEASE_COOLDOWN_MAX, pod_key
 from plugins.host_local.ranges import RangeSet, odd_gateways, parse_sets
 from plugins.host_local.store import Store, indexes_of
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from typing import Any
+    from collections.abc import Sequence
 
-    from cni_common.host import Host
-    from cni_common.request import Attachment, Request
-    from cni_common.steps import Undo
+    from cni_common.node.host import Host
+    from cni_common.spec.request import Attachment, Request
+    from cni_common.spec.undo import Undo
+    from cni_common.spec.wire import Json
     from plugins.host_local.lease import Lease
-
-    Json = Mapping[str, Any]
 
 DEFAULT_DATA_DIR = "/var/lib/cni/networks"
 _POD_ARGS = frozenset({"K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID"})
 
 
-def _key(kind: str, description: str, **more: object) -> "Json":
+def _key(kind: str, description: str, **more: object) -> Json:
     return {"type": kind, "description": description, **more}
 
 
-_RANGE: "Json" = {
+_RANGE: Json = {
     "subnet": _key("string", "Subnet of the range, such as 10.0.0.0/24; at most /30 or /126."),
     "rangeStart": _key("string", "First address to give out; by default the subnet's first."),
     "rangeEnd": _key(
@@ -43,13 +43,13 @@ _RANGE: "Json" = {
         "string", "Gateway for the container, never given out; by default the subnet's first."
     ),
 }
-_RANGE_SETS: "Json" = {
+_RANGE_SETS: Json = {
     "type": "array",
     "items": {"type": "array", "items": {"type": "object", "properties": _RANGE}},
 }
-_ADDRESSES: "Json" = {"type": "array", "items": {"type": "string"}}
+_ADDRESSES: Json = {"type": "array", "items": {"type": "string"}}
 
-SCHEMA: "Json" = {
+SCHEMA: Json = {
     "type": "object",
     "properties": {
         **PROTOCOL_PROPERTIES,
@@ -112,18 +112,18 @@ class Conf:
     """The configuration, complete and consistent."""
 
     directory: str
-    sets: "Sequence[RangeSet]"
-    routes: "list[Route]"
+    sets: Sequence[RangeSet]
+    routes: list[Route]
     resolv_conf: str  # absolute path, or empty
     pod: str  # namespace/name, or empty
     pod_uid: str  # the same for every try to start the pod, or empty
 
-    def pod_key(self, attachment: "Attachment") -> str:
+    def pod_key(self, attachment: Attachment) -> str:
         """Return what is the same in every try to attach the pod, or an empty string."""
         return pod_key(self.pod_uid, attachment)
 
     @classmethod
-    def of(cls, req: "Request") -> "Conf":
+    def of(cls, req: Request) -> Conf:
         """Return the configuration of `req`. Raises CNIError 7 naming the key."""
         ipam = req.config.get("ipam")
         if ipam is None:
@@ -137,7 +137,7 @@ class Conf:
                 raise CNIError(
                     Code.INVALID_CONFIG, f'ipam.{key} "{ipam[key]}" is not an absolute path'
                 )
-        several = types.version_tuple(req.cni_version) >= (0, 3, 0)
+        several = version_tuple(req.cni_version) >= (0, 3, 0)
         # STATUS comes without runtimeConfig: the ranges may be what the runtime brings to ADD.
         to_come = req.command == Command.STATUS and req.config.get("capabilities", {}).get(
             "ipRanges"
@@ -154,28 +154,28 @@ class Conf:
         )
 
 
-def add(req: "Request", host: "Host", undo: "Undo") -> Result:
+def add(req: Request, host: Host, undo: Undo) -> Result:
     """Reserve one address of every range set: all of them in one transaction, or none."""
     conf = Conf.of(req)
-    wanted = plan.assign(conf.sets, _requested(req))
+    wanted = choose.assign(conf.sets, _requested(req))
     dns: Json = {}
     if conf.resolv_conf:
-        from plugins.host_local import resolv  # noqa: PLC0415 - rarely configured
+        from plugins.host_local import resolv
 
         dns = resolv.read(conf.resolv_conf)
     for line in odd_gateways(conf.sets):
         host.log(f"{PLUGIN}: network {req.network}: {line}; it is used all the same")
-    choices = transaction.reserve(req, host, undo, conf=conf, wanted=wanted)
+    choices = allocate.reserve(req, host, undo, conf=conf, wanted=wanted)
     ips = [IPConfig(choice.cidr, choice.range.gateway) for choice in choices]
     return Result(ips=ips, routes=conf.routes, dns=dns)
 
 
-def delete(req: "Request", host: "Host") -> None:
+def delete(req: Request, host: Host) -> None:
     """Free what the attachment holds, where the record says and where the configuration does."""
-    transaction.release(req, host, _directory(req), rest_seconds=_release_cooldown(req))
+    allocate.release(req, host, _directory(req), rest_seconds=_release_cooldown(req))
 
 
-def check(req: "Request", host: "Host") -> None:
+def check(req: Request, host: Host) -> None:
     """Demand that the attachment holds each address of prevResult that lies in its ranges."""
     conf = Conf.of(req)
     previous = req.prev_result
@@ -197,16 +197,16 @@ def check(req: "Request", host: "Host") -> None:
     )
 
 
-def gc(req: "Request", host: "Host") -> None:
+def gc(req: Request, host: Host) -> None:
     """Free the addresses of attachments that are gone."""
-    from plugins.host_local import collect  # noqa: PLC0415 - GC is rare
+    from plugins.host_local import collect
 
     collect.collect(req, host, _directory(req), rest_seconds=_release_cooldown(req))
 
 
-def status(req: "Request", host: "Host") -> None:
+def status(req: Request, host: Host) -> None:
     """Raise CNIError 50 when the next ADD would fail; never waits for the lock."""
-    from plugins.host_local.outlook import Outlook  # noqa: PLC0415 - for this alone
+    from plugins.host_local.capacity import Outlook
 
     conf = Conf.of(req)
     try:
@@ -220,14 +220,14 @@ def status(req: "Request", host: "Host") -> None:
         raise CNIError(Code.PLUGIN_NOT_AVAILABLE, f"{PLUGIN}: {reason}") from None
     if full:
         where = f"{PLUGIN}: network {req.network}: range set {full[0]}"
-        raise CNIError(Code.PLUGIN_NOT_AVAILABLE, f"{where}: {plan.exhausted(full[1])}")
+        raise CNIError(Code.PLUGIN_NOT_AVAILABLE, f"{where}: {choose.exhausted(full[1])}")
 
 
 def _is_absolute(path: str) -> bool:
     return path.startswith("/") and "\0" not in path
 
 
-def _directory(req: "Request") -> str:
+def _directory(req: Request) -> str:
     # Used by DEL and GC as well: a configuration that is wrong elsewhere must not stop them.
     data_dir = req.config.get("ipam", {}).get("dataDir", "")
     if not _is_absolute(data_dir):
@@ -235,12 +235,12 @@ def _directory(req: "Request") -> str:
     return f"{data_dir.rstrip('/')}/{req.network}"
 
 
-def _release_cooldown(req: "Request") -> int:
+def _release_cooldown(req: Request) -> int:
     # As _directory: DEL and GC leave out what the schema refuses.
     return int(req.config.get("ipam", {}).get("releaseCooldown", 0))
 
 
-def _requested(req: "Request") -> list[Address]:
+def _requested(req: Request) -> list[Address]:
     """Return the addresses that the runtime asks for, in all ways there are, each once."""
     texts = [("CNI_ARGS: IP", req.cni_args(CNI_ARGS).get("IP", ""), Code.INVALID_ENVIRONMENT)]
     if not texts[0][1]:
@@ -253,7 +253,7 @@ def _requested(req: "Request") -> list[Address]:
     addresses: dict[Address, None] = {}
     for where, text, code in texts:
         try:
-            address = types.parse_cidr(text).ip if "/" in text else types.parse_address(text)
+            address = parse_cidr(text).ip if "/" in text else parse_address(text)
         except ValueError:
             raise CNIError(
                 code, f'{where}: cannot understand ip "{text}", expected such as 10.0.0.5'
@@ -262,7 +262,7 @@ def _requested(req: "Request") -> list[Address]:
     return list(addresses)
 
 
-def _check_held(address: Address, lease: "Lease | None", owner: "Attachment") -> None:
+def _check_held(address: Address, lease: Lease | None, owner: Attachment) -> None:
     if lease is None or not lease.is_of(owner):
         instead = f"held by {lease.holder} since {lease.since}" if lease else "reserved by nobody"
         raise CNIError(

@@ -1,20 +1,22 @@
 """GC: frees the addresses of attachments that are gone, and of those that a crash left behind."""
 
+from __future__ import annotations
+
 from collections import Counter
 from functools import partial
+from typing import TYPE_CHECKING
 
-from cni_common.steps import BestEffort
-from plugins.host_local.fate import Judge
+from cni_common.spec.undo import BestEffort
+from plugins.host_local.expiry import Judge
 from plugins.host_local.lease import GRACE_SECONDS, PLUGIN
 from plugins.host_local.sweep import Sweep
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_common.host import Host
-    from cni_common.request import Attachment, Request
+    from cni_common.node.host import Host
+    from cni_common.spec.request import Attachment, Request
 
 
-def collect(req: "Request", host: "Host", configured: str, *, rest_seconds: int) -> None:
+def collect(req: Request, host: Host, configured: str, *, rest_seconds: int) -> None:
     """Clean the directory `configured` and those that records of the network name."""
     directories = {configured}
     for path in host.records.paths(PLUGIN, req.network):
@@ -37,7 +39,7 @@ def collect(req: "Request", host: "Host", configured: str, *, rest_seconds: int)
         steps.attempt("cleaning attachment records", clean_records)
 
 
-def _clean(sweep: Sweep, directory: str, left: "Counter[Attachment]") -> None:
+def _clean(sweep: Sweep, directory: str, left: Counter[Attachment]) -> None:
     """Remove the leases in `directory` that nobody needs."""
     leases, booted_ns = sweep.read(directory)
     left.update(lease.owner for lease in leases if lease.owner is not None)
@@ -46,7 +48,7 @@ def _clean(sweep: Sweep, directory: str, left: "Counter[Attachment]") -> None:
             left[lease.owner] -= 1
 
 
-def _clean_records(network: str, sweep: Sweep, left: "Counter[Attachment]") -> None:
+def _clean_records(network: str, sweep: Sweep, left: Counter[Attachment]) -> None:
     """Remove the records of attachments that are gone and hold no address."""
     records = sweep.host.records
     for path in records.paths(PLUGIN, network):

@@ -1,11 +1,13 @@
 """What the file of one address says: who has it, since when."""
 
+from __future__ import annotations
+
 import os
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from cni_common.request import Attachment
-from cni_common.types import Address, parse_address
+from cni_common.spec.names import Address, parse_address
+from cni_common.spec.request import Attachment
 
 PLUGIN = "host-local"  # as the attachment records name it
 RELEASE_COOLDOWN_MAX = 86_400  # seconds
@@ -37,13 +39,13 @@ class Lease:
     @property
     def since(self) -> str:
         """When the lease was made, RFC 3339 in UTC."""
-        import time  # noqa: PLC0415 - for messages only
+        import time
 
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.since_ns // 10**9))
 
     def is_young(self) -> bool:
         """Tell whether the lease is within its grace time; one from the future is."""
-        import time  # noqa: PLC0415 - on rare paths only
+        import time
 
         return time.time_ns() - self.since_ns < GRACE_SECONDS * 10**9
 

@@ -1,17 +1,19 @@
 """Ranges of addresses: how they are checked and completed, and where the next one is. Pure."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from ipaddress import IPv6Address
+from typing import TYPE_CHECKING
 
-from cni_common.errors import CNIError, Code
-from cni_common.types import Address, Subnet, parse_address, parse_cidr
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.names import Address, Subnet, parse_address, parse_cidr
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-    from typing import Any
+    from collections.abc import Callable, Container, Iterator, Sequence
 
-    Json = Mapping[str, Any]
+    from cni_common.spec.wire import Json
+
     Search = Callable[[int, int], int | None]
 
 _OCTETS = tuple(map(str, range(256)))
@@ -35,7 +37,7 @@ class Range:
 class RangeSet:
     """Ranges of one family that together are one pool: an attachment gets one address of it."""
 
-    ranges: "Sequence[Range]"
+    ranges: Sequence[Range]
 
     def __str__(self) -> str:
         return ",".join(map(str, self.ranges))
@@ -65,7 +67,7 @@ class RangeSet:
         total = sum(int(one.last) - int(one.first) + 1 for one in self.ranges)
         return total - sum(1 for number in self.gateways if self._contains(number))
 
-    def pick(self, first_free: "Search", after: Address | None) -> Address | None:
+    def pick(self, first_free: Search, after: Address | None) -> Address | None:
         """Return the first free address behind `after`, cyclically; None when there is none.
 
         The search begins at the first range when `after` is outside of the set, and looks at
@@ -81,7 +83,7 @@ class RangeSet:
                 start = end + 1
         return None
 
-    def addresses(self) -> "Iterator[Address]":
+    def addresses(self) -> Iterator[Address]:
         """Return every address that can be given away."""
         gateways = self.gateways
         numbers = (one for first, last in self._pieces(None) for one in range(first, last + 1))
@@ -94,7 +96,7 @@ class RangeSet:
     def _contains(self, number: int) -> bool:
         return any(int(one.first) <= number <= int(one.last) for one in self.ranges)
 
-    def _pieces(self, after: Address | None) -> "Iterator[tuple[int, int]]":
+    def _pieces(self, after: Address | None) -> Iterator[tuple[int, int]]:
         here = self.range_of(after) if after is not None else None
         if after is None or here is None:
             for one in self.ranges:
@@ -107,7 +109,7 @@ class RangeSet:
         yield int(here.first), int(after)
 
 
-def unused(taken: "Container[int]") -> "Search":
+def unused(taken: Container[int]) -> Search:
     """Return a search for numbers that are not in `taken`."""
 
     def search(first: int, last: int) -> int | None:
@@ -116,7 +118,7 @@ def unused(taken: "Container[int]") -> "Search":
     return search
 
 
-def unlisted(names: "frozenset[str]", version: int) -> "Search":
+def unlisted(names: frozenset[str], version: int) -> Search:
     """Return a search for numbers whose addresses are not in `names`."""
 
     def search6(first: int, last: int) -> int | None:
@@ -137,9 +139,7 @@ def unlisted(names: "frozenset[str]", version: int) -> "Search":
     return search4 if version == 4 else search6
 
 
-def parse_sets(
-    sets: "Sequence[Sequence[Json]]", *, several_per_family: bool
-) -> tuple[RangeSet, ...]:
+def parse_sets(sets: Sequence[Sequence[Json]], *, several_per_family: bool) -> tuple[RangeSet, ...]:
     """Return the range sets of a configuration, completed by the defaults.
 
     `several_per_family` says whether a result can carry two addresses of one family, which
@@ -166,7 +166,7 @@ def parse_sets(
     return parsed
 
 
-def odd_gateways(sets: "Sequence[RangeSet]") -> list[str]:
+def odd_gateways(sets: Sequence[RangeSet]) -> list[str]:
     """Return one line for each gateway outside of its subnet, which is accepted but unusual."""
     return [
         f"range set {index}: gateway {one.gateway} is outside of subnet {one.subnet}"
@@ -176,7 +176,7 @@ def odd_gateways(sets: "Sequence[RangeSet]") -> list[str]:
     ]
 
 
-def _parse_set(index: int, entries: "Sequence[Json]") -> RangeSet:
+def _parse_set(index: int, entries: Sequence[Json]) -> RangeSet:
     try:
         if not entries:
             raise ValueError('empty range set, expected [{"subnet": "10.0.0.0/24"}]')
@@ -195,7 +195,7 @@ def _parse_set(index: int, entries: "Sequence[Json]") -> RangeSet:
     return RangeSet(ranges)
 
 
-def _parse_range(entry: "Json") -> Range:
+def _parse_range(entry: Json) -> Range:
     subnet = _parse_subnet(entry.get("subnet", ""))
     network = int(subnet.network_address)
     address_type = type(subnet.network_address)
@@ -236,7 +236,7 @@ def _parse_subnet(text: str) -> Subnet:
     return subnet
 
 
-def _parse_member(entry: "Json", key: str) -> Address | None:
+def _parse_member(entry: Json, key: str) -> Address | None:
     text = entry.get(key, "")
     if not text:
         return None
@@ -246,7 +246,7 @@ def _parse_member(entry: "Json", key: str) -> Address | None:
         raise ValueError(f'{key} "{text}" is not an IP address such as 10.0.0.10') from None
 
 
-def _overlap(ours: "Sequence[Range]", theirs: "Sequence[Range]") -> bool:
+def _overlap(ours: Sequence[Range], theirs: Sequence[Range]) -> bool:
     return any(
         one.subnet.version == other.subnet.version
         and int(one.first) <= int(other.last)

@@ -4,36 +4,38 @@ A lease of an earlier boot goes at once; one of this boot goes when its namespac
 twice, a grace time apart.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from cni_common.netns import addresses_in_use
-from plugins.host_local.fate import Judge
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cni_common.kernel.netns import addresses_in_use
+from plugins.host_local.expiry import Judge
 from plugins.host_local.lease import GRACE_SECONDS, PLUGIN
 from plugins.host_local.ranges import unused
 from plugins.host_local.store import Store, indexes_of
 from plugins.host_local.sweep import Sweep
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cni_common.host import Host
+    from cni_common.node.host import Host
+    from plugins.host_local.choose import Shortage
     from plugins.host_local.lease import Lease
-    from plugins.host_local.plan import Shortage
 
 
 @dataclass(frozen=True, slots=True)
 class Holding:
     """One lease, and what is known about its owner."""
 
-    lease: "Lease"
+    lease: Lease
     pod: str  # namespace/name, "" when the runtime did not say
     netns: str  # path, "" when no record tells
     alive: bool | None  # whether its namespace exists; None when nobody knows
     reason: str  # why `reclaim` would take it, "" when it would not
 
 
-def holdings(host: "Host", network: str, directory: str) -> list[Holding]:
+def holdings(host: Host, network: str, directory: str) -> list[Holding]:
     """Return every lease in `directory`, ordered by address; changes nothing."""
     judge = Judge(host, network, patient=True, notes=False)
     leases, booted_ns = Sweep(host, judge, "").read(directory)
@@ -49,7 +51,7 @@ def holdings(host: "Host", network: str, directory: str) -> list[Holding]:
     return found
 
 
-def reclaim(host: "Host", network: str, directory: str) -> "list[tuple[Lease, str]]":
+def reclaim(host: Host, network: str, directory: str) -> list[tuple[Lease, str]]:
     """Take back what belongs to nobody in `directory`; return it with reasons; each is logged.
 
     What has lost its namespace is noted at first, and taken by a call a grace time later.
@@ -59,7 +61,7 @@ def reclaim(host: "Host", network: str, directory: str) -> "list[tuple[Lease, st
     return sweep.remove(directory, *sweep.read(directory))
 
 
-def make_room(host: "Host", network: str, directory: str, shortage: "Shortage") -> bool:
+def make_room(host: Host, network: str, directory: str, shortage: Shortage) -> bool:
     """Take back what stands in the way of an ADD; False when there is nothing to be had.
 
     Adds to the message of `shortage` who holds the addresses.
@@ -82,7 +84,7 @@ def make_room(host: "Host", network: str, directory: str, shortage: "Shortage") 
     return False
 
 
-def abandoned(host: "Host", network: str, leases: "Sequence[Lease]", pod_uid: str) -> "list[Lease]":
+def abandoned(host: Host, network: str, leases: Sequence[Lease], pod_uid: str) -> list[Lease]:
     """Return those of `leases` whose owner was of the same pod, in a namespace that is gone."""
     judge = Judge(host, network)
     found = []
@@ -97,13 +99,13 @@ def abandoned(host: "Host", network: str, leases: "Sequence[Lease]", pod_uid: st
     return found
 
 
-def not_in_use(leases: "Sequence[Lease]") -> "list[Lease]":
+def not_in_use(leases: Sequence[Lease]) -> list[Lease]:
     """Return those of `leases` whose address no namespace has."""
     in_use = addresses_in_use() if leases else frozenset()
     return [lease for lease in leases if lease.address not in in_use]
 
 
-def _sweep(host: "Host", network: str) -> Sweep:
+def _sweep(host: Host, network: str) -> Sweep:
     judge = Judge(host, network, patient=True)
     return Sweep(host, judge, f"{PLUGIN}: network {network}: reclaimed")
 

@@ -1,11 +1,13 @@
 """resolv.conf as the `dns` part of a result."""
 
+from __future__ import annotations
+
 import os
 import stat
+from typing import TYPE_CHECKING
 
-from cni_common.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
@@ -14,7 +16,7 @@ BYTES_MAX = 1 << 20  # far beyond what a resolver reads
 _LISTS = {"nameserver": "nameservers", "search": "search", "options": "options"}
 
 
-def read(path: str) -> "dict[str, Any]":
+def read(path: str) -> dict[str, Any]:
     """Return the `dns` of the file at `path`. Raises CNIError 7 when it cannot be read."""
     try:
         # Not blocking: a FIFO would hold up the ADD for ever.
@@ -35,7 +37,7 @@ def read(path: str) -> "dict[str, Any]":
     return parse(data.decode("utf-8", "replace"))
 
 
-def parse(text: str) -> "dict[str, Any]":
+def parse(text: str) -> dict[str, Any]:
     """Return the `dns` of resolv.conf's `text`; unknown and incomplete lines are skipped.
 
     The last `domain` wins, several `search` and `options` lines add up (unlike in glibc), and

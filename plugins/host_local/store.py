@@ -10,26 +10,28 @@ an owner or of a free address is verified by a look at that lease, and what othe
 makes it be made anew.
 """
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import os
 import stat
+from typing import TYPE_CHECKING
 
-from cni_common.errors import CNIError, Code
-from cni_common.record import make_directory
-from cni_common.types import Address, parse_address
-from plugins.host_local.catalog import Catalog
-from plugins.host_local.indexfile import IndexFile
+from cni_common.node.record import make_directory
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.names import Address, parse_address
+from plugins.host_local.index.file import IndexFile
+from plugins.host_local.index.lookup import Catalog
 from plugins.host_local.lease import Lease, address_of, owner_in, text_of
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
     from typing import ParamSpec, Self, TypeVar
 
-    from cni_common.host import Host
-    from cni_common.request import Attachment
+    from cni_common.node.host import Host
+    from cni_common.spec.request import Attachment
     from plugins.host_local.ranges import RangeSet
 
     P = ParamSpec("P")
@@ -52,7 +54,7 @@ _TRIES = 3  # at an index that others put out of date meanwhile
 _FOREIGN = frozenset({errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM, errno.EIO})
 
 
-def indexes_of(host: "Host") -> str:
+def indexes_of(host: Host) -> str:
     """Return the directory of the indexes: a reboot empties it, and no plugin walks it."""
     return f"{host.state_dir}/indexes"
 
@@ -72,7 +74,7 @@ class Store:
         create: bool = False,
         indexes: str = "",
         capacity: int = 0,
-        log: "Callable[[str], object]" = lambda _: None,
+        log: Callable[[str], object] = lambda _: None,
     ) -> None:
         """`indexes` is where indexes are kept; a new one has room for `capacity` leases."""
         self.directory = directory
@@ -87,7 +89,7 @@ class Store:
         self._in_step = True  # the index with the directory
         self._littered = False  # with what only a look at the whole directory will find
 
-    def __enter__(self) -> "Self":
+    def __enter__(self) -> Self:
         try:
             if self._create:
                 self._disk(make_directory, self.directory, _DIRECTORY_MODE)
@@ -100,9 +102,9 @@ class Store:
 
     def __exit__(
         self,
-        _kind: "type[BaseException] | None",
+        _kind: type[BaseException] | None,
         error: BaseException | None,
-        _trace: "TracebackType | None",
+        _trace: TracebackType | None,
     ) -> None:
         try:
             if self._catalog:
@@ -116,7 +118,7 @@ class Store:
         if isinstance(error, OSError):
             raise self._failure(error) from error
 
-    def lock(self, *, for_index: bool = True) -> "Self":
+    def lock(self, *, for_index: bool = True) -> Self:
         """Wait until nobody else, the Go plugin included, is at work in the directory.
 
         Where the index of a large directory is out of date, it is made anew before that; without
@@ -140,9 +142,9 @@ class Store:
         if for_index and self._disk(os.fstat, self._dir).st_size > LARGE_BYTES:
             catalog = self._opened_catalog()
             if catalog.is_behind():
-                from plugins.host_local import renewal  # noqa: PLC0415 - rare
+                from plugins.host_local.index import rebuild
 
-                renewal.renew(self, catalog)
+                rebuild.renew(self, catalog)
         return self
 
     def unlock(self) -> None:
@@ -171,7 +173,7 @@ class Store:
         with self._disk(os.scandir, self._dir) as entries:
             return {entry.name: entry.inode() for entry in entries}
 
-    def tidy(self, names: "Iterable[str]") -> None:
+    def tidy(self, names: Iterable[str]) -> None:
         """Remove those of `names` that a killed call left behind."""
         for name in names:
             if name.startswith(_OURS):
@@ -194,7 +196,7 @@ class Store:
         finally:
             os.close(fd)
 
-    def held_by(self, owner: "Attachment") -> list[Lease]:
+    def held_by(self, owner: Attachment) -> list[Lease]:
         """Return the leases of `owner`, those without ifname included."""
         if self._dir < 0:
             return []
@@ -214,7 +216,7 @@ class Store:
         leases = [self.lease(address) for address in self._opened_catalog().addresses_of_pod(pod)]
         return [lease for lease in leases if lease is not None and lease.owner is not None]
 
-    def next_free(self, range_set: "RangeSet", after: Address | None) -> Address | None:
+    def next_free(self, range_set: RangeSet, after: Address | None) -> Address | None:
         """Return the next free address of `range_set` behind `after`, None when there is none.
 
         One that rests after its release is taken only when there is no other.
@@ -238,7 +240,7 @@ class Store:
             self._opened_catalog().forget()
 
     def claim(
-        self, address: Address, owner: "Attachment", *, pod: str = "", replace: Lease | None = None
+        self, address: Address, owner: Attachment, *, pod: str = "", replace: Lease | None = None
     ) -> None:
         """Give `address` to `owner`: its file appears at once with its content.
 
@@ -314,7 +316,7 @@ class Store:
             self._catalog = Catalog(file, self.leases, self._log, self._capacity)
         return self._catalog
 
-    def _disk(self, call: "Callable[P, T]", *args: "P.args", **kwargs: "P.kwargs") -> "T":
+    def _disk(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         # Every call that can fail passes here, so that a test can make each of them fail.
         return call(*args, **kwargs)
 

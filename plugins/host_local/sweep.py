@@ -5,19 +5,21 @@ neither is removed under it, unless it has changed meanwhile: in this order no a
 container is freed.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
-from cni_common.steps import BestEffort
+from cni_common.spec.undo import BestEffort
 from plugins.host_local.lease import pod_key
 from plugins.host_local.store import Store, indexes_of
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cni_common.host import Host
-    from plugins.host_local.fate import Judge
+    from cni_common.node.host import Host
+    from plugins.host_local.expiry import Judge
     from plugins.host_local.lease import Lease
 
 BATCH = 16  # leases that are removed while others wait for the lock
@@ -27,12 +29,12 @@ BATCH = 16  # leases that are removed while others wait for the lock
 class Sweep:
     """One sweep through lease directories; `verb` says in the log what is being done."""
 
-    host: "Host"
-    judge: "Judge"
+    host: Host
+    judge: Judge
     verb: str
     rest_seconds: int = 0
 
-    def read(self, directory: str) -> "tuple[list[Lease], int]":
+    def read(self, directory: str) -> tuple[list[Lease], int]:
         """Return all leases in `directory`, and the earliest time at which this boot can have
         begun, nanoseconds since the epoch."""
         with self._store(directory) as store:
@@ -40,8 +42,8 @@ class Sweep:
             return leases, store.lock().booted_ns() if leases else 0
 
     def remove(
-        self, directory: str, leases: "Sequence[Lease]", booted_ns: int
-    ) -> "list[tuple[Lease, str]]":
+        self, directory: str, leases: Sequence[Lease], booted_ns: int
+    ) -> list[tuple[Lease, str]]:
         """Remove those of `leases` that can go; return them, each with the reason."""
         doomed = [(one, why) for one in leases if (why := self.judge.reason(one, booted_ns))]
         removed: list[tuple[Lease, str]] = []
@@ -55,9 +57,9 @@ class Sweep:
     def _remove_batch(
         self,
         directory: str,
-        batch: "Sequence[tuple[Lease, str]]",
+        batch: Sequence[tuple[Lease, str]],
         booted_ns: int,
-        removed: "list[tuple[Lease, str]]",
+        removed: list[tuple[Lease, str]],
     ) -> None:
         with self._store(directory) as store, BestEffort() as steps:
             store.lock()
@@ -68,9 +70,9 @@ class Sweep:
     def _remove_one(
         self,
         store: Store,
-        condemned: "tuple[Lease, str]",
+        condemned: tuple[Lease, str],
         booted_ns: int,
-        removed: "list[tuple[Lease, str]]",
+        removed: list[tuple[Lease, str]],
     ) -> None:
         """Remove a lease unless it, or the fate of its owner, has changed."""
         lease, why = condemned

@@ -3,21 +3,24 @@
 The text is in nft's language, so `nft` reads it; it runs once for a network, not for an attachment.
 """
 
-from cni_common import iptables, nft
-from cni_common.errors import CNIError, Code
-from cni_common.masquerade import TABLE
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cni_common.kernel import iptables, nft_table
+from cni_common.node.masquerade import TABLE
+from cni_common.spec.errors import CNIError, Code
 from plugins.portmap import layout
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from cni_common.netns import NetNS
+    from cni_common.kernel.netns import NetNS
 
 _WORDS = {4: ("ipv4", "ip"), 6: ("ipv6", "ip6")}
 
 
-def ensure(netns: "NetNS", suffix: str, conditions: "Mapping[int, Sequence[str]]") -> None:
+def ensure(netns: NetNS, suffix: str, conditions: Mapping[int, Sequence[str]]) -> None:
     """Make the chain and the maps of these conditions unless they are there. Raises CNIError 7."""
     chain = layout.PORTS + suffix
     if TABLE.has_chain(netns, chain):
@@ -33,7 +36,7 @@ def ensure(netns: "NetNS", suffix: str, conditions: "Mapping[int, Sequence[str]]
         )
 
 
-def remove_unused(netns: "NetNS", suffix: str) -> None:
+def remove_unused(netns: NetNS, suffix: str) -> None:
     """Remove the chain and the maps of conditions that nothing is mapped by any more."""
     maps = layout.maps_of(suffix)
     if not all(TABLE.is_empty(netns, name) for name in maps):
@@ -45,10 +48,10 @@ def remove_unused(netns: "NetNS", suffix: str) -> None:
         if rule.target == chain
     ]
     deletions = [TABLE.delete_set(name) for name in maps]
-    nft.apply_if_unused(netns, [*jumps, *layout.without_chain(chain), *deletions])
+    nft_table.apply_if_unused(netns, [*jumps, *layout.without_chain(chain), *deletions])
 
 
-def _lines(chain: str, suffix: str, conditions: "Mapping[int, Sequence[str]]") -> "Iterator[str]":
+def _lines(chain: str, suffix: str, conditions: Mapping[int, Sequence[str]]) -> Iterator[str]:
     table = f"inet {TABLE.name}"
     port = "inet_proto . inet_service"
     yield f"create chain {table} {chain}"

@@ -1,21 +1,23 @@
 """The portmap plugin's configuration: SCHEMA, and what it means."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from cni_common.errors import CNIError, Code
-from cni_common.masquerade import BACKENDS
-from cni_common.request import PROTOCOL_PROPERTIES
-from cni_common.types import parse_address
+from cni_common.node.masquerade import BACKENDS
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.names import parse_address
+from cni_common.spec.request import PROTOCOL_PROPERTIES
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from typing import Any, Self
+    from typing import Self
 
-    from cni_common.request import Request
-    from cni_common.types import Address, Cidr, Result
-
-    Json = Mapping[str, Any]
+    from cni_common.spec.names import Address, Cidr
+    from cni_common.spec.request import Request
+    from cni_common.spec.result import Result
+    from cni_common.spec.wire import Json
 
 PLUGIN = "portmap"
 NFTABLES, IPTABLES = BACKENDS
@@ -24,11 +26,11 @@ _PORT_MAX = 65535
 _MARK_BIT_MAX = 31
 
 
-def _strings(description: str) -> "Json":
+def _strings(description: str) -> Json:
     return {"type": "array", "items": {"type": "string"}, "description": description}
 
 
-SCHEMA: "Json" = {
+SCHEMA: Json = {
     "type": "object",
     "properties": {
         **PROTOCOL_PROPERTIES,
@@ -97,7 +99,7 @@ class Port:
     protocol: str
     host_port: int
     container_port: int
-    host_ip: "Address | None" = None
+    host_ip: Address | None = None
 
     def __str__(self) -> str:
         if self.host_ip is None:
@@ -110,7 +112,7 @@ class Port:
         return self.host_ip is None or self.host_ip.version == version
 
     @property
-    def only_at(self) -> "Address | None":
+    def only_at(self) -> Address | None:
         """The one address of the node that it is for, None: every address."""
         return None if self.host_ip is None or self.host_ip.is_unspecified else self.host_ip
 
@@ -120,16 +122,16 @@ class Conf:
     """A configuration that can be carried out."""
 
     backend: str
-    ports: "Sequence[Port]"
-    addresses: "Mapping[int, Cidr]"  # the container's, by IP version
+    ports: Sequence[Port]
+    addresses: Mapping[int, Cidr]  # the container's, by IP version
     snat: bool = True
     masquerade_all: bool = False
     mark_bit: int = 13
     mark_chain: str = ""  # "" = our own
-    conditions: "Mapping[int, Sequence[str]]" = field(default_factory=dict)
+    conditions: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, req: "Request") -> "Self":
+    def of(cls, req: Request) -> Self:
         """Return the configuration in `req`. Raises CNIError 7."""
         config = req.config
         bit, chain = config.get("markMasqBit"), config.get("externalSetMarkChain")
@@ -150,7 +152,7 @@ class Conf:
         )
 
     @classmethod
-    def of_leftover(cls, req: "Request") -> "Self":
+    def of_leftover(cls, req: Request) -> Self:
         """Return as much of `req` as can be understood: DEL must go on."""
         ports = []
         for entry in _entries(req.config):
@@ -169,7 +171,7 @@ class Conf:
         """Whether 127.0.0.1 is to reach the container."""
         return self.snat and any(cidr.version == 4 for _, cidr in self.targets())
 
-    def targets(self) -> "Iterator[tuple[Port, Cidr]]":
+    def targets(self) -> Iterator[tuple[Port, Cidr]]:
         """Yield each port with the container's address that it leads to, one for each family."""
         for port in self.ports:
             for version, address in self.addresses.items():
@@ -177,12 +179,12 @@ class Conf:
                     yield port, address
 
 
-def _entries(config: "Json") -> "Sequence[Json]":
+def _entries(config: Json) -> Sequence[Json]:
     entries: Sequence[Json] = config.get("runtimeConfig", {}).get("portMappings", ())
     return entries
 
 
-def _ports(config: "Json") -> "list[Port]":
+def _ports(config: Json) -> list[Port]:
     ports: list[Port] = []
     seen: dict[tuple[object, ...], Port] = {}
     for number, entry in enumerate(_entries(config)):
@@ -198,7 +200,7 @@ def _ports(config: "Json") -> "list[Port]":
     return ports
 
 
-def _port(entry: "Json", where: str) -> Port:
+def _port(entry: Json, where: str) -> Port:
     numbers: list[int] = []
     for key in ("hostPort", "containerPort"):
         number = entry.get(key, 0)
@@ -216,7 +218,7 @@ def _port(entry: "Json", where: str) -> Port:
     return Port(protocol, numbers[0], numbers[1], host_ip)
 
 
-def _addresses(previous: "Result | None", ifname: str) -> "dict[int, Cidr]":
+def _addresses(previous: Result | None, ifname: str) -> dict[int, Cidr]:
     """Return the first address of each family that is not known to be another interface's."""
     found: dict[int, Cidr] = {}
     interfaces = previous.interfaces if previous else []
@@ -229,12 +231,12 @@ def _addresses(previous: "Result | None", ifname: str) -> "dict[int, Cidr]":
     return found
 
 
-def _conditions(config: "Json") -> "dict[int, Sequence[str]]":
+def _conditions(config: Json) -> dict[int, Sequence[str]]:
     keys = {4: "conditionsV4", 6: "conditionsV6"}
     return {version: tuple(config.get(key, ())) for version, key in keys.items()}
 
 
-def _backend(config: "Json", conditions: "Mapping[int, Sequence[str]]", chain: str) -> str:
+def _backend(config: Json, conditions: Mapping[int, Sequence[str]], chain: str) -> str:
     """Return the backend that was asked for, or the one that can do what is asked for."""
     given = config.get("backend", "")
     chosen = given or (IPTABLES if chain else "")

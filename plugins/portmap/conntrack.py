@@ -5,11 +5,14 @@ tracking does not look into the maps again. Numbers are those of
 linux/netfilter/nfnetlink_conntrack.h.
 """
 
+from __future__ import annotations
+
 import errno
 import struct
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from cni_common.netlink import (
+from cni_common.kernel.netlink import (
     HEADER_SIZE,
     NLM_F_ACK,
     NLM_F_DUMP,
@@ -20,11 +23,10 @@ from cni_common.netlink import (
     u32,
 )
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cni_common.netns import NetNS
+    from cni_common.kernel.netns import NetNS
     from plugins.portmap.conf import Conf
 
 _NFGENMSG = struct.Struct("=BBH")
@@ -50,7 +52,7 @@ class _Connection:
     id: bytes
 
 
-def forget(netns: "NetNS", conf: "Conf") -> None:
+def forget(netns: NetNS, conf: Conf) -> None:
     """Forget the UDP connections to the ports of `conf`: the next packet is looked up anew.
 
     Left alone is what goes to its container already, and what is not for this host. Raises OSError.
@@ -68,7 +70,7 @@ def forget(netns: "NetNS", conf: "Conf") -> None:
             _delete(netns, cidr.version, _for_this_host(netns, stale))
 
 
-def forget_redirected(netns: "NetNS", udp: "Iterable[tuple[int, int, str, int]]") -> None:
+def forget_redirected(netns: NetNS, udp: Iterable[tuple[int, int, str, int]]) -> None:
     """Forget the UDP connections that were led to a container.
 
     `udp` has for each IP version and port of the host the container's address, in hexadecimal
@@ -83,7 +85,7 @@ def forget_redirected(netns: "NetNS", udp: "Iterable[tuple[int, int, str, int]]"
         _delete(netns, version, led)
 
 
-def _connections(netns: "NetNS", version: int, port: int) -> "list[_Connection]":
+def _connections(netns: NetNS, version: int, port: int) -> list[_Connection]:
     proto = attribute(_PROTO_NUM, bytes([_UDP])) + attribute(
         _PROTO_DST_PORT, port.to_bytes(2, "big")
     )
@@ -117,7 +119,7 @@ def _decode(data: bytes, version: int) -> _Connection:
     )
 
 
-def _for_this_host(netns: "NetNS", stale: "list[_Connection]") -> "list[_Connection]":
+def _for_this_host(netns: NetNS, stale: list[_Connection]) -> list[_Connection]:
     """Return those that were redirected, or are for an address of this host."""
     own = {cidr.ip.packed for cidr, _ in netns.netlink.addresses()}
     return [
@@ -129,7 +131,7 @@ def _for_this_host(netns: "NetNS", stale: "list[_Connection]") -> "list[_Connect
     ]
 
 
-def _delete(netns: "NetNS", version: int, connections: "list[_Connection]") -> None:
+def _delete(netns: NetNS, version: int, connections: list[_Connection]) -> None:
     for one in connections:
         body = attribute(_TUPLE_ORIG, one.tuple) + attribute(_ID, one.id)
         header = _NFGENMSG.pack(_FAMILY[version], 0, 0)

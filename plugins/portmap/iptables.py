@@ -4,20 +4,22 @@ Rules are appended, so that a Service of kube-proxy goes before a host port (CVE
 iptables-restore for each family makes all of an attachment, or nothing.
 """
 
+from __future__ import annotations
+
 from hashlib import sha512
+from typing import TYPE_CHECKING
 
-from cni_common import iptables, nft
-from cni_common.record import Lock
-from plugins.portmap.localnet import DNAT
+from cni_common.kernel import iptables, nft_table
+from cni_common.node.record import Lock
+from plugins.portmap.route_localnet import DNAT
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from cni_common.host import Host
-    from cni_common.netns import NetNS
-    from cni_common.request import Attachment
-    from cni_common.types import Cidr
+    from cni_common.kernel.netns import NetNS
+    from cni_common.node.host import Host
+    from cni_common.spec.names import Cidr
+    from cni_common.spec.request import Attachment
     from plugins.portmap.conf import Conf, Port
 
 SETMARK, MASQUERADE = "CNI-HOSTPORT-SETMARK", "CNI-HOSTPORT-MASQ"
@@ -25,16 +27,19 @@ _COMMANDS = {4: "iptables", 6: "ip6tables"}
 _HOOKS = ("PREROUTING", "OUTPUT", "POSTROUTING")
 _PORTS_MAX = 15  # of a multiport match
 _WHY = 'the iptables backend needs it; install it or set "backend": "nftables"'
-_REFERENCE = {4: nft.Table(nft.IPV4, "cni_hostport"), 6: nft.Table(nft.IPV6, "cni_hostport")}
+_REFERENCE = {
+    4: nft_table.Table(nft_table.IPV4, "cni_hostport"),
+    6: nft_table.Table(nft_table.IPV6, "cni_hostport"),
+}
 
 
-def chain_of(network: str, attachment: "Attachment") -> str:
+def chain_of(network: str, attachment: Attachment) -> str:
     """Return the chain of one attachment; the reference has one for all of a container's."""
     # With separators, which no name can contain: "a" and "bc" are not "ab" and "c".
     return _chain(" ".join((network, attachment.containerid, attachment.ifname)))
 
 
-def add(host: "Host", conf: "Conf", network: str, attachment: "Attachment") -> None:
+def add(host: Host, conf: Conf, network: str, attachment: Attachment) -> None:
     """Map the ports of `conf`. Raises CNIError."""
     chain = chain_of(network, attachment)
     mark = iptables.comment(network, attachment.containerid, "dnat ")
@@ -56,14 +61,14 @@ def add(host: "Host", conf: "Conf", network: str, attachment: "Attachment") -> N
             iptables.restore(host.netns, restore, commands)
 
 
-def remove(host: "Host", chain: str) -> None:
+def remove(host: Host, chain: str) -> None:
     """Take back what `add` made."""
     with Lock(host.records):
         for version in _COMMANDS:
             _remove_chain(host.netns, version, chain)
 
 
-def check(netns: "NetNS", conf: "Conf", network: str, attachment: "Attachment") -> str:
+def check(netns: NetNS, conf: Conf, network: str, attachment: Attachment) -> str:
     """Return what is no longer as `add` made it, "" when nothing has changed."""
     chain = chain_of(network, attachment)
     for version, cidr in conf.addresses.items():
@@ -81,12 +86,12 @@ def check(netns: "NetNS", conf: "Conf", network: str, attachment: "Attachment") 
     return ""
 
 
-def is_there(netns: "NetNS", chain: str) -> bool:
+def is_there(netns: NetNS, chain: str) -> bool:
     """Tell whether an attachment's chain exists."""
     return any(iptables.binaries(netns, version, chain) for version in _COMMANDS)
 
 
-def remove_of_reference(host: "Host", conf: "Conf", network: str, containerid: str) -> None:
+def remove_of_reference(host: Host, conf: Conf, network: str, containerid: str) -> None:
     """Remove what the reference's portmap made for this container, with either backend.
 
     Of its nftables rules, which name the container alone, those for the ports and addresses of
@@ -105,7 +110,7 @@ def remove_of_reference(host: "Host", conf: "Conf", network: str, containerid: s
                 for rule in table.rules(host.netns, chain)
                 if rule.comment == containerid and wanted & set(rule.compared)
             ]
-            nft.apply_deletions(host.netns, lambda: doomed)  # noqa: B023 - called at once
+            nft_table.apply_deletions(host.netns, lambda: doomed)  # noqa: B023 - called at once
 
 
 def probe() -> None:
@@ -121,13 +126,13 @@ def _leads_to(line: str, chain: str) -> bool:
     return line.startswith(f"-A {DNAT} ") and line.endswith(f" -j {chain}")
 
 
-def _maps(line: str, port: "Port", cidr: "Cidr") -> bool:
+def _maps(line: str, port: Port, cidr: Cidr) -> bool:
     wanted = f"--dport {port.host_port} -j DNAT --to-destination {_target(port, cidr)}"
     at = f" -d {port.only_at}/" if port.only_at else ""
     return line.endswith(wanted) and f" -p {port.protocol} " in line and at in line
 
 
-def _shared(conf: "Conf", present: "Sequence[str]") -> "Iterator[str]":
+def _shared(conf: Conf, present: Sequence[str]) -> Iterator[str]:
     """Yield the commands that make what all mappings share and is not there yet."""
     to_local = f"-m addrtype --dst-type LOCAL -j {DNAT}"
     wanted = {DNAT: [f"-A PREROUTING {to_local}", f"-A OUTPUT {to_local}"]}
@@ -151,7 +156,7 @@ def _shared(conf: "Conf", present: "Sequence[str]") -> "Iterator[str]":
                 yield rule.replace("-A ", "-I ", 1) if "POSTROUTING" in rule else rule
 
 
-def _rules(conf: "Conf", port: "Port", cidr: "Cidr") -> "Iterator[str]":
+def _rules(conf: Conf, port: Port, cidr: Cidr) -> Iterator[str]:
     at = f" -d {port.only_at}" if port.only_at else ""
     match = f"-p {port.protocol} --dport {port.host_port}{at}"
     if conf.snat:
@@ -163,12 +168,12 @@ def _rules(conf: "Conf", port: "Port", cidr: "Cidr") -> "Iterator[str]":
     yield f"{match} -j DNAT --to-destination {_target(port, cidr)}"
 
 
-def _target(port: "Port", cidr: "Cidr") -> str:
+def _target(port: Port, cidr: Cidr) -> str:
     address = f"[{cidr.ip}]" if cidr.version == 6 else str(cidr.ip)
     return f"{address}:{port.container_port}"
 
 
-def _entries(ports: "Sequence[Port]") -> "Iterator[str]":
+def _entries(ports: Sequence[Port]) -> Iterator[str]:
     """Yield the matches of all ports, as many in one as it can have."""
     for protocol in sorted({port.protocol for port in ports}):
         numbers = [str(port.host_port) for port in ports if port.protocol == protocol]
@@ -183,7 +188,7 @@ def _quoted(token: str) -> str:
     return f'"{escaped}"'
 
 
-def _remove_chain(netns: "NetNS", version: int, chain: str) -> None:
+def _remove_chain(netns: NetNS, version: int, chain: str) -> None:
     for binary in iptables.binaries(netns, version, chain):
         jumps = [line for line in iptables.listed(netns, binary, DNAT) if _leads_to(line, chain)]
         commands = [f"-D{line[2:]}" for line in jumps]
@@ -191,7 +196,7 @@ def _remove_chain(netns: "NetNS", version: int, chain: str) -> None:
         _remove_shared(netns, binary)
 
 
-def _remove_shared(netns: "NetNS", binary: str) -> None:
+def _remove_shared(netns: NetNS, binary: str) -> None:
     """Remove what all mappings share once there are none, the reference's included."""
     present = iptables.listing(netns, binary)
     chains = [chain for chain in (DNAT, SETMARK, MASQUERADE) if f"-N {chain}" in present]

@@ -5,19 +5,21 @@ address, in one map per family; what is found is where it goes. Whether its sour
 a verdict map tells by the container's address. A packet costs the same with one port or thousands.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import TYPE_CHECKING
 
-from cni_common import nft, nftrules
-from cni_common.masquerade import TABLE
+from cni_common.kernel import nft_expressions, nft_table
+from cni_common.node.masquerade import TABLE
 from plugins.portmap.conf import PROTOCOLS
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from cni_common.netlink import Message
-    from cni_common.types import Address, Subnet
+    from cni_common.kernel.netlink import Message
+    from cni_common.spec.names import Address, Subnet
     from plugins.portmap.conf import Conf, Port
 
     Key = tuple[str, bytes]  # a set's name and what is looked up in it
@@ -52,30 +54,30 @@ class Family:
 
 FAMILIES = {
     4: Family(
-        nft.IPV4,
+        nft_table.IPV4,
         "hostports4",
         "hostports4_at",
         "hairpin4",
-        nft.PROTOCOL_PORT_KEY,
-        nft.IPV4_PROTOCOL_PORT_KEY,
-        nft.IPV4_KEY,
-        nft.IPV4_PORT,
+        nft_table.PROTOCOL_PORT_KEY,
+        nft_table.IPV4_PROTOCOL_PORT_KEY,
+        nft_table.IPV4_KEY,
+        nft_table.IPV4_PORT,
         12,
         16,
-        (nftrules.REG32_01, nftrules.REG32_02),
+        (nft_expressions.REG32_01, nft_expressions.REG32_02),
     ),
     6: Family(
-        nft.IPV6,
+        nft_table.IPV6,
         "hostports6",
         "hostports6_at",
         "hairpin6",
-        nft.PROTOCOL_PORT_KEY,
-        nft.IPV6_PROTOCOL_PORT_KEY,
-        nft.IPV6_KEY,
-        nft.IPV6_PORT,
+        nft_table.PROTOCOL_PORT_KEY,
+        nft_table.IPV6_PROTOCOL_PORT_KEY,
+        nft_table.IPV6_KEY,
+        nft_table.IPV6_PORT,
         8,
         24,
-        (nftrules.REG32_04, nftrules.REG32_05),
+        (nft_expressions.REG32_04, nft_expressions.REG32_05),
     ),
 }
 MAPS = tuple(name for f in FAMILIES.values() for name in (f.ports, f.at, f.hairpin))
@@ -92,14 +94,14 @@ class Element:
     data: bytes = b""
     goto: str = ""
 
-    def add(self, comment: str) -> "Message":
+    def add(self, comment: str) -> Message:
         """Return the request that adds it."""
         return TABLE.add_element(
             self.set, self.key, goto=self.goto, data=self.data, comment=comment
         )
 
 
-def elements(conf: "Conf", suffix: str) -> "list[Element]":
+def elements(conf: Conf, suffix: str) -> list[Element]:
     """Return all elements of an attachment; `suffix` is that of the network's own maps, or ""."""
     found = []
     for port, cidr in conf.targets():
@@ -116,56 +118,56 @@ def elements(conf: "Conf", suffix: str) -> "list[Element]":
     return found
 
 
-def suffix(conditions: "Mapping[int, Sequence[str]]") -> str:
+def suffix(conditions: Mapping[int, Sequence[str]]) -> str:
     """Return what the names of the chain and the maps of these conditions end in, "" for none."""
     if not any(conditions.values()):
         return ""
-    from hashlib import sha256  # noqa: PLC0415 - brings in OpenSSL
+    from hashlib import sha256
 
     text = repr(sorted((version, list(tokens)) for version, tokens in conditions.items()))
     return f"-{sha256(text.encode()).hexdigest()[:16]}"
 
 
-def maps_of(suffix: str) -> "tuple[str, ...]":
+def maps_of(suffix: str) -> tuple[str, ...]:
     """Return the maps from ports of networks with these conditions."""
     return tuple(name + suffix for f in FAMILIES.values() for name in (f.ports, f.at))
 
 
-def hairpin_chain(subnet: "Subnet") -> str:
+def hairpin_chain(subnet: Subnet) -> str:
     """Return the chain that masquerades what comes from a container's own subnet."""
     return f"hairpin-{subnet.network_address}-{subnet.prefixlen}".replace(":", ".")
 
 
 @cache
-def base() -> "tuple[Message, ...]":
+def base() -> tuple[Message, ...]:
     """Return what makes all that attachments share."""
     messages = [TABLE.add()]
     for family in FAMILIES.values():
         messages += [
             TABLE.add_set(family.ports, family.key, data=family.data),
             TABLE.add_set(family.at, family.at_key, data=family.data),
-            TABLE.add_set(family.hairpin, family.address, data=nft.VERDICTS),
+            TABLE.add_set(family.hairpin, family.address, data=nft_table.VERDICTS),
         ]
     messages += [TABLE.add_chain(name) for name in (PORTS, MASQUERADE, CONDITIONS)]
     hooks = (
-        (PREROUTING, nft.PREROUTING, _AFTER_DSTNAT),
-        (OUTPUT, nft.OUTPUT, _AFTER_DSTNAT),
-        (POSTROUTING, nft.POSTROUTING, _SRCNAT),
+        (PREROUTING, nft_table.PREROUTING, _AFTER_DSTNAT),
+        (OUTPUT, nft_table.OUTPUT, _AFTER_DSTNAT),
+        (POSTROUTING, nft_table.POSTROUTING, _SRCNAT),
     )
     for name, hook, priority in hooks:
         messages.append(TABLE.add_base_chain(name, kind="nat", hook=hook, priority=priority))
     messages += [TABLE.delete_rule(name) for name in _CHAINS if name != CONDITIONS]
-    jump = nftrules.verdict(nft.JUMP, PORTS)
+    jump = nft_expressions.verdict(nft_table.JUMP, PORTS)
     for name in (PREROUTING, OUTPUT):
-        messages.append(TABLE.add_rule(name, *nftrules.to_local_address(), jump))
-    messages.append(TABLE.add_rule(PORTS, nftrules.verdict(nft.JUMP, CONDITIONS)))
+        messages.append(TABLE.add_rule(name, *nft_expressions.to_local_address(), jump))
+    messages.append(TABLE.add_rule(PORTS, nft_expressions.verdict(nft_table.JUMP, CONDITIONS)))
     for family in FAMILIES.values():
         messages.append(TABLE.add_rule(POSTROUTING, *_to_hairpin(family)))
         messages += [TABLE.add_rule(PORTS, *_to_container(family, at=at)) for at in (True, False)]
-    return (*messages, TABLE.add_rule(MASQUERADE, nftrules.masquerade()))
+    return (*messages, TABLE.add_rule(MASQUERADE, nft_expressions.masquerade()))
 
 
-def without_base() -> "list[Message]":
+def without_base() -> list[Message]:
     """Return what removes all that `base` makes; EBUSY while there are jumps in CONDITIONS."""
     rules = [TABLE.delete_rule(name) for name in _CHAINS if name != CONDITIONS]
     chains = [TABLE.delete_chain(name) for name in _CHAINS]
@@ -173,7 +175,7 @@ def without_base() -> "list[Message]":
 
 
 @lru_cache(maxsize=64)  # networks
-def hairpin(subnet: "Subnet") -> "tuple[Message, ...]":
+def hairpin(subnet: Subnet) -> tuple[Message, ...]:
     """Return what makes the chain of a subnet.
 
     Replies to a container of the same subnet would not pass this host, and what the host itself
@@ -188,44 +190,44 @@ def hairpin(subnet: "Subnet") -> "tuple[Message, ...]":
         messages.append(
             TABLE.add_rule(
                 chain,
-                *nftrules.meta_nfproto(family.protocol),
-                nftrules.network_bytes(family.source, len(network)),
-                *nftrules.in_subnet(network, prefixlen),
-                nftrules.masquerade(),
+                *nft_expressions.meta_nfproto(family.protocol),
+                nft_expressions.network_bytes(family.source, len(network)),
+                *nft_expressions.in_subnet(network, prefixlen),
+                nft_expressions.masquerade(),
             )
         )
     return tuple(messages)
 
 
-def without_chain(chain: str) -> "list[Message]":
+def without_chain(chain: str) -> list[Message]:
     """Return what removes a chain and its rules."""
     return [TABLE.delete_rule(chain), TABLE.delete_chain(chain)]
 
 
-def key_at(protocol: str, port: int, address: "Address | None") -> bytes:
+def key_at(protocol: str, port: int, address: Address | None) -> bytes:
     """Return what a connection to a port of the node is looked up by."""
     number = bytes([PROTOCOLS[protocol], 0, 0, 0])
     return (address.packed if address else b"") + number + port.to_bytes(2, "big") + bytes(2)
 
 
-def _key(port: "Port") -> bytes:
+def _key(port: Port) -> bytes:
     return key_at(port.protocol, port.host_port, port.only_at)
 
 
-def _to_hairpin(family: Family) -> "Iterator[bytes]":
-    yield from nftrules.destination_changed()
-    yield from nftrules.meta_nfproto(family.protocol)
-    yield nftrules.network_bytes(family.destination, family.address[0])
-    yield nftrules.lookup(family.hairpin, verdict=True)
+def _to_hairpin(family: Family) -> Iterator[bytes]:
+    yield from nft_expressions.destination_changed()
+    yield from nft_expressions.meta_nfproto(family.protocol)
+    yield nft_expressions.network_bytes(family.destination, family.address[0])
+    yield nft_expressions.lookup(family.hairpin, verdict=True)
 
 
-def _to_container(family: Family, *, at: bool) -> "Iterator[bytes]":
+def _to_container(family: Family, *, at: bool) -> Iterator[bytes]:
     """Yield the rule that sends a connection to the container which has its port."""
-    protocol, port = family.after_address if at else (1, nftrules.REG32_01)
-    yield from nftrules.meta_nfproto(family.protocol)
+    protocol, port = family.after_address if at else (1, nft_expressions.REG32_01)
+    yield from nft_expressions.meta_nfproto(family.protocol)
     if at:
-        yield nftrules.network_bytes(family.destination, family.address[0])
-    yield nftrules.meta_l4proto(protocol)
-    yield nftrules.destination_port(port)
-    yield nftrules.lookup(family.at if at else family.ports, data=True)
-    yield nftrules.dnat(family.protocol, family.after_address[0])
+        yield nft_expressions.network_bytes(family.destination, family.address[0])
+    yield nft_expressions.meta_l4proto(protocol)
+    yield nft_expressions.destination_port(port)
+    yield nft_expressions.lookup(family.at if at else family.ports, data=True)
+    yield nft_expressions.dnat(family.protocol, family.after_address[0])

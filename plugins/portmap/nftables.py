@@ -1,22 +1,24 @@
 """Port mappings by nftables: an attachment's elements added, removed and compared."""
 
+from __future__ import annotations
+
 import errno
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from cni_common import nft
-from cni_common.errors import CNIError, Code
-from cni_common.masquerade import TABLE
-from cni_common.netlink import NetlinkError
-from plugins.portmap import layout, localnet
+from cni_common.kernel import nft_table
+from cni_common.kernel.netlink import NetlinkError
+from cni_common.node.masquerade import TABLE
+from cni_common.spec.errors import CNIError, Code
+from plugins.portmap import layout, route_localnet
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Any
 
-    from cni_common.host import Host
-    from cni_common.netlink import Message
-    from cni_common.netns import NetNS
+    from cni_common.kernel.netlink import Message
+    from cni_common.kernel.netns import NetNS
+    from cni_common.node.host import Host
     from plugins.portmap.conf import Conf
 
     Key = tuple[str, bytes]
@@ -32,7 +34,7 @@ class Heir:
     data: bytes
 
 
-def facts_of(conf: "Conf") -> "dict[str, Any]":
+def facts_of(conf: Conf) -> dict[str, Any]:
     """Return what a record must tell about an attachment for `remove`."""
     suffix = layout.suffix(conf.conditions)
     elements = layout.elements(conf, suffix)
@@ -43,7 +45,7 @@ def facts_of(conf: "Conf") -> "dict[str, Any]":
     }
 
 
-def add(netns: "NetNS", conf: "Conf", owner: str, judge: "Callable[[str], str]") -> set[str]:
+def add(netns: NetNS, conf: Conf, owner: str, judge: Callable[[str], str]) -> set[str]:
     """Map the ports of `conf`, all by one transaction; return who has those that were left alone.
 
     `judge` tells of the owner named in an element's comment whether he is DEAD, the SAME container
@@ -53,39 +55,39 @@ def add(netns: "NetNS", conf: "Conf", owner: str, judge: "Callable[[str], str]")
     suffix = layout.suffix(conf.conditions)
     if not suffix:
         return _add(netns, conf, owner, suffix, judge=judge)
-    from plugins.portmap import conditions  # noqa: PLC0415 - subprocess and more, for this alone
+    from plugins.portmap import conditions
 
-    for attempt in range(nft.TRIES):
-        nft.apply(netns, layout.base())
+    for attempt in range(nft_table.TRIES):
+        nft_table.apply(netns, layout.base())
         conditions.ensure(netns, suffix, conf.conditions)
         try:
             return _add(netns, conf, owner, suffix, judge=judge)
         except NetlinkError as error:
             # A DEL took the network's maps away again: it saw no use for them.
-            if error.errno != errno.ENOENT or attempt == nft.TRIES - 1:
+            if error.errno != errno.ENOENT or attempt == nft_table.TRIES - 1:
                 raise
     raise AssertionError  # pragma: no cover - the loop returns or raises
 
 
 def _add(
-    netns: "NetNS", conf: "Conf", owner: str, suffix: str, *, judge: "Callable[[str], str]"
+    netns: NetNS, conf: Conf, owner: str, suffix: str, *, judge: Callable[[str], str]
 ) -> set[str]:
     elements = layout.elements(conf, suffix)
     messages = [element.add(owner) for element in elements]
     chains = {element.goto for element in elements if element.goto} or {layout.PORTS}
     # Asked for, since a refused transaction takes tens of milliseconds.
-    if TABLE.has_chain(netns, *chains) and nft.try_to_add(netns, messages):
+    if TABLE.has_chain(netns, *chains) and nft_table.try_to_add(netns, messages):
         return set()
     frame = [*layout.base()]
     if conf.snat and not conf.masquerade_all:
         for subnet in {cidr.network for _, cidr in conf.targets()}:
             frame += layout.hairpin(subnet)
     claim = Claim(netns, elements, owner, judge)
-    nft.add_with_frame(netns, frame, (), claim.messages)
+    nft_table.add_with_frame(netns, frame, (), claim.messages)
     return claim.holders
 
 
-def remove(host: "Host", facts: "Any", owner: str, heirs: "Mapping[Key, Heir]") -> None:
+def remove(host: Host, facts: Any, owner: str, heirs: Mapping[Key, Heir]) -> None:
     """Take back what `add` made for this owner, by `facts_of`; nothing that is another's by now.
 
     What one of `heirs` waits for goes over to him.
@@ -95,11 +97,11 @@ def remove(host: "Host", facts: "Any", owner: str, heirs: "Mapping[Key, Heir]") 
 
 
 def remove_elements(
-    netns: "NetNS", keys: "Sequence[Key]", owner: str, heirs: "Mapping[Key, Heir] | None" = None
+    netns: NetNS, keys: Sequence[Key], owner: str, heirs: Mapping[Key, Heir] | None = None
 ) -> None:
     """Remove those of the elements under `keys` that are of `owner`, or hand them over."""
 
-    def changes() -> "Iterator[Message]":
+    def changes() -> Iterator[Message]:
         present = TABLE.present(netns, keys)
         for key, element in zip(keys, present, strict=True):
             if element and element.comment == owner:
@@ -108,31 +110,31 @@ def remove_elements(
                     heir = heirs[key]
                     yield TABLE.add_element(*key, data=heir.data, comment=heir.owner)
 
-    nft.apply_deletions(netns, lambda: list(changes()))
+    nft_table.apply_deletions(netns, lambda: list(changes()))
 
 
-def remove_unused(host: "Host", chains: "Sequence[str]", suffix: str) -> None:
+def remove_unused(host: Host, chains: Sequence[str], suffix: str) -> None:
     """Remove those of `chains`, and of what `suffix` tells, that nothing needs; then the base."""
     netns = host.netns
     idle = [chain for chain in chains if TABLE.is_idle(netns, chain)]
     for chain in idle:
         if chain != layout.MASQUERADE:
-            nft.apply_if_unused(netns, layout.without_chain(chain))
+            nft_table.apply_if_unused(netns, layout.without_chain(chain))
     if suffix:
-        from plugins.portmap import conditions  # noqa: PLC0415 - as above
+        from plugins.portmap import conditions
 
         conditions.remove_unused(netns, suffix)
     if not chains or idle:
-        localnet.remove_with_base(host)
+        route_localnet.remove_with_base(host)
 
 
-def remove_all_unused(host: "Host") -> None:
+def remove_all_unused(host: Host) -> None:
     """Remove the maps of all conditions that nothing is mapped by, and the base if it is idle."""
     for suffix in (*suffixes(host.netns), ""):
         remove_unused(host, (), suffix)
 
 
-def check(netns: "NetNS", conf: "Conf", owner: str, judge: "Callable[[str], str]") -> str:
+def check(netns: NetNS, conf: Conf, owner: str, judge: Callable[[str], str]) -> str:
     """Return what is no longer as `add` made it, "" when nothing has changed."""
     elements = layout.elements(conf, layout.suffix(conf.conditions))
     present = TABLE.present(netns, [(element.set, element.key) for element in elements])
@@ -153,7 +155,7 @@ def check(netns: "NetNS", conf: "Conf", owner: str, judge: "Callable[[str], str]
     return ""
 
 
-def owners(netns: "NetNS") -> "dict[str, list[Key]]":
+def owners(netns: NetNS) -> dict[str, list[Key]]:
     """Return the keys of all elements there are by their owners' texts."""
     found: dict[str, list[Key]] = {}
     for name in (*layout.MAPS, *(name for one in suffixes(netns) for name in layout.maps_of(one))):
@@ -162,13 +164,13 @@ def owners(netns: "NetNS") -> "dict[str, list[Key]]":
     return found
 
 
-def suffixes(netns: "NetNS") -> list[str]:
+def suffixes(netns: NetNS) -> list[str]:
     """Return the suffix of each network's conditions that there are maps for."""
     targets = [rule.target for rule in TABLE.rules(netns, layout.CONDITIONS)]
     return [one.removeprefix(layout.PORTS) for one in targets if one.startswith(layout.PORTS)]
 
 
-def is_there(netns: "NetNS", facts: "Any", owner: str) -> bool:
+def is_there(netns: NetNS, facts: Any, owner: str) -> bool:
     """Tell whether anything of what a record tells about is still of `owner`."""
     present = TABLE.present(netns, keys_of(facts))
     return any(found is not None and found.comment == owner for found in present)
@@ -183,12 +185,12 @@ def taken(what: str, whose: str) -> CNIError:
     )
 
 
-def keys_of(facts: "Any") -> "list[Key]":
+def keys_of(facts: Any) -> list[Key]:
     """Return the keys of the elements that a record tells about."""
     return [(name, bytes.fromhex(key)) for name, key, *_ in facts.get("elements", ())]
 
 
-def targets_of(facts: "Any") -> "dict[Key, bytes]":
+def targets_of(facts: Any) -> dict[Key, bytes]:
     """Return where the ports that a record tells about are to lead."""
     entries = [entry for entry in facts.get("elements", ()) if len(entry) > 2 and entry[2]]
     return {(name, bytes.fromhex(key)): bytes.fromhex(data) for name, key, data in entries}
@@ -199,10 +201,10 @@ class Claim:
 
     def __init__(
         self,
-        netns: "NetNS",
-        elements: "Sequence[layout.Element]",
+        netns: NetNS,
+        elements: Sequence[layout.Element],
         owner: str,
-        judge: "Callable[[str], str]",
+        judge: Callable[[str], str],
     ) -> None:
         self._netns = netns
         self._elements = elements
@@ -210,7 +212,7 @@ class Claim:
         self._judge = judge
         self.holders: set[str] = set()
 
-    def messages(self) -> "list[Message]":
+    def messages(self) -> list[Message]:
         """Return what adds the elements and deletes what dead owners have left in their place.
 
         Those of the same container stay, and its owners are `holders` then. Raises CNIError.

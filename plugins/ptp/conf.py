@@ -1,23 +1,23 @@
 """The ptp plugin's configuration: SCHEMA, and what it means."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from cni_common.errors import CNIError, Code
-from cni_common.interface import veth_mtu
-from cni_common.ipam import ipam_type, own_dns
-from cni_common.masquerade import BACKENDS
-from cni_common.request import PROTOCOL_PROPERTIES
+from cni_common.node.masquerade import BACKENDS
+from cni_common.node.veth import veth_mtu
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.ipam_config import ipam_type, own_dns
+from cni_common.spec.request import PROTOCOL_PROPERTIES
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any, Self
+    from typing import Self
 
-    from cni_common.request import Request
+    from cni_common.spec.request import Request
+    from cni_common.spec.wire import Json
 
-    Json = Mapping[str, Any]
-
-SCHEMA: "Json" = {
+SCHEMA: Json = {
     "type": "object",
     "properties": {
         **PROTOCOL_PROPERTIES,
@@ -50,10 +50,10 @@ class Conf:
     masquerade: str  # the backend, "" = none
     mtu: int  # bytes, 0 = the kernel's default
     ipam: str  # type of the IPAM plugin
-    dns: "Json | None"  # instead of what IPAM says
+    dns: Json | None  # instead of what IPAM says
 
     @classmethod
-    def of(cls, req: "Request") -> "Self":
+    def of(cls, req: Request) -> Self:
         """Return the configuration in `req`. Raises CNIError 7."""
         config = req.config
         if not ipam_type(config):

@@ -1,20 +1,22 @@
 """tuning: sysctls of the container's network namespace, and attributes of its interface."""
 
-from dataclasses import replace
+from __future__ import annotations
 
-from cni_common.errors import CNIError, Code
-from cni_common.steps import BestEffort
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.undo import BestEffort
 from plugins.tuning import device, sysctl
 from plugins.tuning.conf import SCHEMA, Conf, Device, backup_path
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_common.host import Host
-    from cni_common.netns import NetNS
-    from cni_common.record import Record
-    from cni_common.request import Request
-    from cni_common.steps import Undo
-    from cni_common.types import Result
+    from cni_common.kernel.netns import NetNS
+    from cni_common.node.host import Host
+    from cni_common.node.record import Record
+    from cni_common.spec.request import Request
+    from cni_common.spec.result import Result
+    from cni_common.spec.undo import Undo
 
 __all__ = ["SCHEMA", "add", "check", "delete", "gc", "status"]
 
@@ -22,7 +24,7 @@ PLUGIN = "tuning"
 IPV6_MTU_MIN = 1280  # bytes, RFC 8200 section 5
 
 
-def add(req: "Request", host: "Host", undo: "Undo") -> "Result":
+def add(req: Request, host: Host, undo: Undo) -> Result:
     """Set what is asked for, and return prevResult with the interface as it is now."""
     conf = Conf.of(req)
     result = req.require_prev_result()
@@ -47,7 +49,7 @@ def add(req: "Request", host: "Host", undo: "Undo") -> "Result":
     return result
 
 
-def delete(req: "Request", host: "Host") -> None:
+def delete(req: Request, host: Host) -> None:
     """Give back what ADD changed, as far as it is still there."""
     record = host.records.find(PLUGIN, req.network, req.attachment)
     if record:
@@ -61,7 +63,7 @@ def delete(req: "Request", host: "Host") -> None:
     device.forget(path)
 
 
-def dissolve(req: "Request", host: "Host", record: "Record") -> None:
+def dissolve(req: Request, host: Host, record: Record) -> None:
     """Give back what `record` names, then remove it; it stays when a step fails."""
     facts = record.facts
     container = host.find_netns(req.netns)
@@ -79,7 +81,7 @@ def dissolve(req: "Request", host: "Host", record: "Record") -> None:
     record.remove()
 
 
-def check(req: "Request", host: "Host") -> None:
+def check(req: Request, host: Host) -> None:
     """Raise CNIError naming what is no longer as ADD made it."""
     conf = Conf.of(req)
     req.require_prev_result()
@@ -105,22 +107,22 @@ def check(req: "Request", host: "Host") -> None:
             raise _drift(difference)
 
 
-def gc(req: "Request", host: "Host") -> None:
+def gc(req: Request, host: Host) -> None:
     """Forget attachments that are gone: what was changed for them went with their namespace."""
-    from cni_common.collect import collect  # noqa: PLC0415 - GC is rare
+    from cni_common.node.liveness import collect
 
     with BestEffort() as steps:
         collect(PLUGIN, req, host, steps, dissolve=lambda gone, one: dissolve(gone, host, one))
 
 
-def status(req: "Request", host: "Host") -> None:
+def status(req: Request, host: Host) -> None:
     """Raise CNIError when an ADD could not work now: 7 configuration, 5 allow-list, 50 state."""
     conf = Conf.of(replace(req, environ={}))  # CNI_ARGS belong to an attachment
     sysctl.check_allowed(conf.keys)
     host.records.probe()
 
 
-def _refuse_to_end_ipv6(req: "Request", conf: Conf, result: "Result") -> None:
+def _refuse_to_end_ipv6(req: Request, conf: Conf, result: Result) -> None:
     """Raise CNIError 7 when the interface would lose its IPv6 addresses by its MTU."""
     if not 0 < (conf.device.mtu or 0) < IPV6_MTU_MIN:
         return
@@ -133,7 +135,7 @@ def _refuse_to_end_ipv6(req: "Request", conf: Conf, result: "Result") -> None:
             )
 
 
-def _begin(req: "Request", host: "Host", container: "NetNS", undo: "Undo") -> "Record":
+def _begin(req: Request, host: Host, container: NetNS, undo: Undo) -> Record:
     """Write the record; what an earlier ADD of the attachment has changed is given back first."""
     facts = {
         "netns": req.netns,
@@ -151,7 +153,7 @@ def _begin(req: "Request", host: "Host", container: "NetNS", undo: "Undo") -> "R
 
 
 def _change_device(
-    req: "Request", container: "NetNS", wanted: Device, *, record: "Record", undo: "Undo"
+    req: Request, container: NetNS, wanted: Device, *, record: Record, undo: Undo
 ) -> None:
     link = device.required(container, req.ifname)
     before = device.former(link, wanted)
@@ -163,7 +165,7 @@ def _change_device(
     device.apply(container, link.index, wanted)
 
 
-def _restore_device(req: "Request", container: "NetNS", before: Device) -> None:
+def _restore_device(req: Request, container: NetNS, before: Device) -> None:
     link = container.netlink.link(req.ifname)
     if link is None:
         return

@@ -1,27 +1,27 @@
 """The tuning plugin's configuration: SCHEMA, and what it means."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from cni_common.errors import CNIError, Code
-from cni_common.ipam import CNI_ARGS
-from cni_common.link import parse_mac
-from cni_common.request import PROTOCOL_PROPERTIES
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cni_common.kernel.link import parse_mac
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.ipam_config import CNI_ARGS
+from cni_common.spec.request import PROTOCOL_PROPERTIES
 from plugins.tuning import sysctl
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from typing import Any, Self
 
-    from cni_common.request import Request
-
-    Json = Mapping[str, Any]
+    from cni_common.spec.request import Request
+    from cni_common.spec.wire import Json
 
 DEFAULT_DATA_DIR = "/run/cni/tuning"
 _U32 = 2**32 - 1
 
 
-def _keys(more: str) -> "dict[str, Json]":
+def _keys(more: str) -> dict[str, Json]:
     return {
         "sysctl": {
             "type": "object",
@@ -46,7 +46,7 @@ def _keys(more: str) -> "dict[str, Json]":
     }
 
 
-SCHEMA: "Json" = {
+SCHEMA: Json = {
     "type": "object",
     "properties": {
         **PROTOCOL_PROPERTIES,
@@ -96,12 +96,12 @@ class Device:
 class Conf:
     """A configuration that can be carried out."""
 
-    sysctls: "dict[str, str]"  # by path below /proc/sys
-    keys: "dict[str, str]"  # as written, by path
+    sysctls: dict[str, str]  # by path below /proc/sys
+    keys: dict[str, str]  # as written, by path
     device: Device
 
     @classmethod
-    def of(cls, req: "Request") -> "Self":
+    def of(cls, req: Request) -> Self:
         """Return the configuration in `req`. Raises CNIError 7, or 4 for CNI_ARGS."""
         config = req.config
         by_args = config.get("args", {}).get("cni", {})
@@ -125,7 +125,7 @@ class Conf:
         )
 
 
-def backup_path(req: "Request") -> str:
+def backup_path(req: Request) -> str:
     """Return where the reference keeps what the interface was like; for DEL, too."""
     directory = req.config.get("dataDir", DEFAULT_DATA_DIR)
     if not _is_absolute(directory):
@@ -137,7 +137,7 @@ def _is_absolute(path: str) -> bool:
     return path.startswith("/") and "\0" not in path
 
 
-def _sysctls(given: "Json", ifname: str) -> "tuple[dict[str, str], dict[str, str]]":
+def _sysctls(given: Json, ifname: str) -> tuple[dict[str, str], dict[str, str]]:
     """Return values and keys by path. Raises CNIError 7, also for a sysctl that is there twice."""
     values: dict[str, str] = {}
     keys: dict[str, str] = {}
@@ -152,11 +152,11 @@ def _sysctls(given: "Json", ifname: str) -> "tuple[dict[str, str], dict[str, str
 
 def _refuse_duplicates(stdin: bytes) -> None:
     """Raise CNIError 7 when one sysctl is there twice, of which JSON keeps the last alone."""
-    import json  # noqa: PLC0415 - hardly ever needed
+    import json
 
     twice: list[str] = []
 
-    def pairs(items: "list[tuple[str, Any]]") -> "dict[str, Any]":
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         for key, value in items:
             if key.lower() == "sysctl" and isinstance(value, _Repeating):
                 twice.extend(value.repeated)
@@ -173,10 +173,10 @@ def _refuse_duplicates(stdin: bytes) -> None:
 class _Repeating(dict):  # type: ignore[type-arg]
     """An object of JSON, and which keys it has more than once."""
 
-    repeated: "list[str]"
+    repeated: list[str]
 
 
-def _mac(req: "Request") -> str | None:
+def _mac(req: Request) -> str | None:
     """Return the MAC: args.cni.mac beats the capability, which beats CNI_ARGS and configuration."""
     config = req.config
     text = (

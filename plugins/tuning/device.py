@@ -1,23 +1,24 @@
 """The interface: what it is like, how it is changed, and the file of what it was like."""
 
-import os
+from __future__ import annotations
 
-from cni_common import wire
-from cni_common.errors import CNIError, Code
-from cni_common.link import IFF_ALLMULTI, IFF_PROMISC, parse_mac
-from cni_common.record import make_directory
-from cni_common.steps import BestEffort
+import os
+from typing import TYPE_CHECKING
+
+from cni_common.kernel.link import IFF_ALLMULTI, IFF_PROMISC, parse_mac
+from cni_common.node.record import make_directory
+from cni_common.spec import wire
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.undo import BestEffort
 from plugins.tuning.conf import Device
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from typing import Any
 
-    from cni_common.link import Link
-    from cni_common.netns import NetNS
-
-    Json = Mapping[str, Any]
+    from cni_common.kernel.link import Link
+    from cni_common.kernel.netns import NetNS
+    from cni_common.spec.wire import Json
 
 _BACKUP_BYTES_MAX = 65536
 # The reference's names.
@@ -30,7 +31,7 @@ _KEYS = {
 }
 
 
-def required(container: "NetNS", ifname: str) -> "Link":
+def required(container: NetNS, ifname: str) -> Link:
     """Return the interface. Raises CNIError when there is none."""
     link = container.netlink.link(ifname)
     if link is None:
@@ -38,7 +39,7 @@ def required(container: "NetNS", ifname: str) -> "Link":
     return link
 
 
-def former(link: "Link", wanted: Device) -> Device:
+def former(link: Link, wanted: Device) -> Device:
     """Return what `link` is like, of what is `wanted` otherwise."""
     now = Device(
         link.mac,
@@ -50,7 +51,7 @@ def former(link: "Link", wanted: Device) -> Device:
     return Device(**{key: getattr(now, key) for key in _KEYS if getattr(wanted, key) is not None})
 
 
-def apply(container: "NetNS", index: int, wanted: Device, steps: BestEffort | None = None) -> None:
+def apply(container: NetNS, index: int, wanted: Device, steps: BestEffort | None = None) -> None:
     """Change an interface, one thing at a time, all of them with `steps`. Raises NetlinkError."""
     netlink = container.netlink
     changes: dict[str, Callable[[Any], object]] = {
@@ -70,7 +71,7 @@ def apply(container: "NetNS", index: int, wanted: Device, steps: BestEffort | No
             change(value)
 
 
-def difference(link: "Link", wanted: Device) -> str:
+def difference(link: Link, wanted: Device) -> str:
     """Return what differs from `wanted`, "" when nothing does."""
     now = former(link, wanted)
     for key, name in _KEYS.items():
@@ -80,13 +81,13 @@ def difference(link: "Link", wanted: Device) -> str:
     return ""
 
 
-def as_json(device: Device) -> "dict[str, Any]":
+def as_json(device: Device) -> dict[str, Any]:
     """Return `device` with the reference's names."""
     values = {name: getattr(device, key) for key, name in _KEYS.items()}
     return {name: value for name, value in values.items() if value is not None}
 
 
-def of_json(data: "Json") -> Device:
+def of_json(data: Json) -> Device:
     """Return the device that `data` describes; what cannot be is left aside."""
     found: dict[str, Any] = {}
     for key, kind in (("promisc", bool), ("allmulti", bool), ("mtu", int), ("tx_queue", int)):

@@ -1,15 +1,17 @@
 """Sysctls of a network namespace: which may be set, to what, and what they were before."""
 
+from __future__ import annotations
+
 import errno
 import os
+from typing import TYPE_CHECKING
 
-from cni_common.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from cni_common.netns import NetNS
+    from cni_common.kernel.netns import NetNS
 
 ALLOWLIST = "/etc/cni/tuning/allowlist.conf"
 # What may be set where that file is missing: all that kernels keep for each namespace.
@@ -62,7 +64,7 @@ def check_value(key: str, value: str) -> str:
     return value
 
 
-def check_allowed(paths: "Mapping[str, str]") -> None:
+def check_allowed(paths: Mapping[str, str]) -> None:
     """Raise CNIError 7 unless the sysctls `paths`, with their keys as written, may be set.
 
     The node's list is the reference's: a regular expression a line, of which one must match
@@ -85,16 +87,16 @@ def check_allowed(paths: "Mapping[str, str]") -> None:
             )
 
 
-def read(container: "NetNS", paths: "Iterable[str]") -> "dict[str, str | None]":
+def read(container: NetNS, paths: Iterable[str]) -> dict[str, str | None]:
     """Return the values of sysctls, None for one that cannot be read. Raises CNIError, OSError."""
 
-    def look() -> "dict[str, str | None]":
+    def look() -> dict[str, str | None]:
         return {path: _read_here(container, path) for path in paths}
 
     return container.run(look)
 
 
-def write(container: "NetNS", values: "Mapping[str, str]", before: "Mapping[str, object]") -> None:
+def write(container: NetNS, values: Mapping[str, str], before: Mapping[str, object]) -> None:
     """Set sysctls, of which `before` has those that can be read. Raises CNIError."""
 
     def change() -> None:
@@ -114,14 +116,14 @@ def write(container: "NetNS", values: "Mapping[str, str]", before: "Mapping[str,
 
 
 def restore(
-    container: "NetNS", before: "Mapping[str, str | None]", after: "Mapping[str, str | None]"
+    container: NetNS, before: Mapping[str, str | None], after: Mapping[str, str | None]
 ) -> None:
     """Give sysctls the values of `before` back, but those that are no longer as in `after`.
 
     Raises CNIError naming all that could not be restored.
     """
 
-    def change() -> "list[str]":
+    def change() -> list[str]:
         failures = []
         for path, value in before.items():
             try:
@@ -142,12 +144,12 @@ def is_same(one: str | None, other: str | None) -> bool:
     return (one or "").split() == (other or "").split()
 
 
-def _is_as_left(container: "NetNS", path: str, after: "Mapping[str, str | None]") -> bool:
+def _is_as_left(container: NetNS, path: str, after: Mapping[str, str | None]) -> bool:
     # Without a note of how it was left, ADD did not get that far.
     return path not in after or is_same(container.sysctl_here(path, None), after[path])
 
 
-def _read_here(container: "NetNS", path: str) -> str | None:
+def _read_here(container: NetNS, path: str) -> str | None:
     try:
         return container.sysctl_here(path, None)
     except OSError as error:
@@ -175,13 +177,13 @@ def _write_here(path: str, value: str) -> None:
         os.close(fd)
 
 
-def _allowlist() -> "list[Callable[[str], object]] | None":
+def _allowlist() -> list[Callable[[str], object]] | None:
     """Return what tells of each line of the node's list whether it matches, None without a list."""
     try:
         fd = os.open(ALLOWLIST, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
-    import re  # noqa: PLC0415 - only where there is a list
+    import re
 
     try:
         data = os.read(fd, _ALLOWLIST_BYTES_MAX)

@@ -1,5 +1,7 @@
 """The wirings, made once for all tests of a process, and the C programs."""
 
+from __future__ import annotations
+
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import cache

@@ -1,5 +1,7 @@
 """What the kernel says of a TCP connection (struct tcp_info, linux/tcp.h)."""
 
+from __future__ import annotations
+
 import socket
 import struct
 from typing import NamedTuple

@@ -1,5 +1,7 @@
 """What needs a capability is refused without it, and needs no other one."""
 
+from __future__ import annotations
+
 import errno
 import sys
 from typing import NamedTuple

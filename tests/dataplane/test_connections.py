@@ -1,5 +1,7 @@
 """TCP as on a plain host: listeners and their queues, who is seen, what options do on the wire."""
 
+from __future__ import annotations
+
 import errno
 import socket
 import struct

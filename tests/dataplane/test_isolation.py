@@ -1,5 +1,7 @@
 """What is in one namespace is neither to be seen nor to be reached from another, or the node."""
 
+from __future__ import annotations
+
 import errno
 import socket
 import struct

@@ -1,5 +1,7 @@
 """What the MTU allows arrives, what is larger is refused or told by who cannot forward it."""
 
+from __future__ import annotations
+
 import errno
 import socket
 

@@ -1,5 +1,7 @@
 """Files and datagrams arrive byte for byte, whichever way they are sent."""
 
+from __future__ import annotations
+
 import random
 import socket
 from collections.abc import Callable

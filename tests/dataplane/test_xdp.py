@@ -1,5 +1,7 @@
 """AF_XDP in copy mode: datagrams taken off and put onto the container's interface."""
 
+from __future__ import annotations
+
 import random
 import socket
 import subprocess
@@ -17,7 +19,7 @@ _SKIPPED = 77  # of xdp.c: the kernel refuses
 
 
 @contextmanager
-def echo(program: Path, netns: str) -> Iterator["subprocess.Popen[str]"]:
+def echo(program: Path, netns: str) -> Iterator[subprocess.Popen[str]]:
     """Have xdp.c run at a container's interface."""
     with subprocess.Popen(
         ["nsenter", f"--net={netns}", "--", program, IFNAME, str(PORT)],

@@ -1,5 +1,7 @@
 """Ways to bring a file across a connection: each function moves all, and says nothing of it."""
 
+from __future__ import annotations
+
 import errno
 import mmap
 import os

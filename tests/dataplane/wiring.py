@@ -1,5 +1,7 @@
 """Wires: from a container over a network that our plugins made, and a plain pair beside them."""
 
+from __future__ import annotations
+
 import socket
 import struct
 import subprocess
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from cni_common.netns import NetNS
+from cni_common.kernel.netns import NetNS
 from tests.e2e.node import NODE4, NODE6, OUTSIDE4, OUTSIDE6, Node, addresses_in, network, node_with
 from tests.machine import Machine
 

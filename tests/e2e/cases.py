@@ -3,6 +3,8 @@
 Each difference has its entry in docs/differences.md, by whose heading it is known here.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,5 +1,7 @@
 """What one ADD has made on a node, as a flat table that two nodes can be compared by."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Iterator, Mapping

@@ -1,5 +1,7 @@
 """How the plugins are run, and the node that they run on."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Node: a pretend host as a runtime sees one, with network, files below /run and processes."""
 
+from __future__ import annotations
+
 import json
 import os
 import re

@@ -1,5 +1,7 @@
 """Calls that both the Go reference plugins and ours refuse, and with which error codes."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import Any
 

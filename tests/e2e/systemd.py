@@ -1,5 +1,7 @@
 """SystemdNode: a pretend host whose process 1 is systemd."""
 
+from __future__ import annotations
+
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager

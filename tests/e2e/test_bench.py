@@ -1,5 +1,7 @@
 """`make bench` works: every experiment that is quick, once."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 from pathlib import Path

@@ -1,5 +1,7 @@
 """cnitool drives the executables: each version and address family, from ADD to the last DEL."""
 
+from __future__ import annotations
+
 import json
 import os
 

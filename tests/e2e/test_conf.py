@@ -1,5 +1,7 @@
 """Every example of conf/, loaded from there by cnitool, does what conf/README.md says."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable
 from pathlib import Path

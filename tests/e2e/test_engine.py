@@ -1,5 +1,7 @@
 """The engine as it is installed: its command, its units, and what it needs over time."""
 
+from __future__ import annotations
+
 import json
 import subprocess
 import time
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cni_common.cli import VERSION
+from cni_common.serve.cli import VERSION
 from tests.e2e.node import Node, node_with
 from tests.e2e.upgrades import CONFIG, Clients, install, version_of_engine
 from tests.machine import DIST, ROOT

@@ -1,5 +1,7 @@
 """What the reference plugins refuse ours refuse as well, with a code that says more."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack

@@ -3,6 +3,8 @@
 A node is upgraded, or downgraded, under running containers.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 import time

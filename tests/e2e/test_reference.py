@@ -4,6 +4,8 @@ Replies, interfaces, addresses, routes, sysctls, files and firewall are compared
 what is left after DEL. Whatever differs is named by its heading in docs/differences.md.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Iterator

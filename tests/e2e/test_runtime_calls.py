@@ -5,6 +5,8 @@ the directory of the plugins, NETNS the container's namespace, `the result of AD
 ADD printed; <mac> and <veth> stand for what is random.
 """
 
+from __future__ import annotations
+
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor

@@ -1,5 +1,7 @@
 """The engine's units, run by a systemd that is process 1 of a pretend host."""
 
+from __future__ import annotations
+
 import json
 import subprocess
 from collections.abc import Iterator
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cni_common.worker import Settings
+from cni_common.serve.worker import Settings
 from tests.e2e.node import PATH, Done, network, single
 from tests.e2e.systemd import SystemdNode, systemd_node
 from tests.e2e.upgrades import CONFIG, Clients, install
@@ -75,7 +77,7 @@ def put_delegate(node: SystemdNode, text: str) -> None:
     plugin.chmod(0o755)
 
 
-def slow_add(node: SystemdNode, netns: str) -> "subprocess.Popen[str]":
+def slow_add(node: SystemdNode, netns: str) -> subprocess.Popen[str]:
     """Start an ADD of a container, and return when its delegate waits."""
     put_delegate(node, SLOW_PLUGIN)
     environ = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "slow", "CNI_IFNAME": "eth0"}

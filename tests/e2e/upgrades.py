@@ -1,5 +1,7 @@
 """Installing another version, and clients that notice whether a change fails them."""
 
+from __future__ import annotations
+
 import shutil
 import subprocess
 import threading
@@ -51,7 +53,7 @@ class Clients:
             time.sleep(0.01)
         return {version_behind(answer) for answer in self._answers}
 
-    def __enter__(self) -> "Clients":
+    def __enter__(self) -> Clients:
         for thread in self._threads:
             thread.start()
         return self

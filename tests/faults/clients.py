@@ -1,5 +1,7 @@
 """The clients of a storm: runtimes of a few containers, on networks of several kinds."""
 
+from __future__ import annotations
+
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -100,7 +102,7 @@ def networks(clients: int) -> tuple[Network, ...]:
 class Client:
     """A runtime of a few containers, which does one thing after the other."""
 
-    def __init__(self, storm: "Storm", number: int, seed: str) -> None:
+    def __init__(self, storm: Storm, number: int, seed: str) -> None:
         self._storm = storm
         self._number = number
         self._random = random.Random(f"{seed} {number}")

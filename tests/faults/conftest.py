@@ -1,5 +1,7 @@
 """Rigs for the tests below."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
 

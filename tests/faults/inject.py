@@ -1,5 +1,7 @@
 """Have a chosen system call of a real program fail, or its process killed just before it."""
 
+from __future__ import annotations
+
 import errno
 import os
 import struct

@@ -4,6 +4,8 @@ Counted are netlink messages (reads included; an nftables transaction is one), v
 namespace, sysctls, attachment records and host-local's disk operations.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import socket
@@ -14,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from cni_common import record
-from cni_common.errors import CNIError, Code
-from cni_common.netlink import Channel, Message, NetlinkError
-from cni_common.netns import NETLINK_NETFILTER, NetNS
-from cni_common.record import Record, Records
-from plugins.host_local import store, transaction
+from cni_common.kernel.netlink import Channel, Message, NetlinkError
+from cni_common.kernel.netns import NETLINK_NETFILTER, NetNS
+from cni_common.node import record
+from cni_common.node.record import Record, Records
+from cni_common.spec.errors import CNIError, Code
+from plugins.host_local import allocate, store
 from tests.machine import Machine, TestHost
 
 KILLED = 9  # exit status of a process that a Fault ended
@@ -108,7 +110,7 @@ def faulty(machine: Machine, fault: Fault) -> Iterator[FaultyHost]:
     host.records = _FaultyRecords(machine.state_dir, fault)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(record, "_append", _faulty_append(fault))
-        patch.setattr(transaction, "Store", _faulty_store(fault))
+        patch.setattr(allocate, "Store", _faulty_store(fault))
         yield host
 
 

@@ -1,5 +1,7 @@
 """What befalls a node as a whole: power loss, reboot, a full disk, a clock that was set."""
 
+from __future__ import annotations
+
 import os
 import time
 import uuid

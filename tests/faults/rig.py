@@ -1,5 +1,7 @@
 """A rig: a node whose plugins can be made to fail, its containers, and the judgement after it."""
 
+from __future__ import annotations
+
 import json
 import os
 import random

@@ -6,6 +6,8 @@ Nobody may get an address that another one has, and nothing may be left at the e
 what every client does, and when it is killed; how the calls interleave is the kernel's choice.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
@@ -21,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cni_common.errors import Code
+from cni_common.spec.errors import Code
 from plugins.host_local.lease import GRACE_SECONDS
 from tests.e2e.node import addresses_in
 from tests.faults.clients import FROZEN, GO, Client, Container, Draw, Network, networks

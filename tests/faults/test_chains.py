@@ -1,5 +1,7 @@
 """Chains of the other plugins: killed, on a full disk, after a reboot. A sample of all calls."""
 
+from __future__ import annotations
+
 import errno
 import json
 from collections.abc import Sequence

@@ -1,5 +1,7 @@
 """Each system call in turn that could change something fails: once, or with all that follow."""
 
+from __future__ import annotations
+
 import errno
 import json
 

@@ -1,5 +1,7 @@
 """Plugins that are killed before each system call in turn that could change something."""
 
+from __future__ import annotations
+
 import json
 
 import pytest

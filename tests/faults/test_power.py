@@ -1,5 +1,7 @@
 """Power loss, reboot, a full disk, a clock that was set: nothing is lost, nothing given twice."""
 
+from __future__ import annotations
+
 import json
 import time
 from collections.abc import Callable

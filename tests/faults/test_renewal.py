@@ -1,5 +1,7 @@
 """Calls that are hit while they make the index of a large lease directory anew."""
 
+from __future__ import annotations
+
 import errno
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """A short storm; `make storm` runs a long one."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys

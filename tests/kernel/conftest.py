@@ -1,5 +1,7 @@
 """Fixtures of the tests that need a kernel."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 
 import pytest

@@ -1,5 +1,7 @@
 """Processes that live in network namespaces of their own."""
 
+from __future__ import annotations
+
 import subprocess
 
 

@@ -1,5 +1,7 @@
 """Containers with a veth of their own, limits for them, and what `tc` says of those."""
 
+from __future__ import annotations
+
 import json
 from typing import Any, NamedTuple
 

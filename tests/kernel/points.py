@@ -1,5 +1,7 @@
 """Configurations of ptp for its tests, and what its attachments leave on the host."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from tests.machine import Json, Machine, files_below

@@ -1,5 +1,7 @@
 """A pretend host with an outside world and a network whose containers have ports."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

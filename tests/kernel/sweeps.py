@@ -1,5 +1,7 @@
 """Sweeps: a call made again and again, with a failure at one of its operations after the other."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from typing import Any
 

@@ -1,5 +1,7 @@
 """bandwidth on a real kernel: what it makes and takes back, what is refused, CHECK, GC, STATUS."""
 
+from __future__ import annotations
+
 import os
 import re
 import time
@@ -9,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cni_common.collect import GRACE_SECONDS
+from cni_common.node.liveness import GRACE_SECONDS
 from tests.kernel.limits import (
     BOTH,
     MBIT,

@@ -1,5 +1,7 @@
 """`pycni audit`, `reclaim` and `explain` about limits."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest

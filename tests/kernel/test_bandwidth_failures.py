@@ -1,5 +1,7 @@
 """bandwidth: whatever fails, is killed or comes at once, nothing is left and nobody is harmed."""
 
+from __future__ import annotations
+
 import multiprocessing
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor

@@ -1,5 +1,7 @@
 """bandwidth beside the Go plugin: the same limits, and each copes with what the other made."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 
 import pytest

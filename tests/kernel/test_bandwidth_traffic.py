@@ -1,5 +1,7 @@
 """bandwidth: what really passes, by TCP in both directions, with and without subnets."""
 
+from __future__ import annotations
+
 import socket
 import struct
 import time

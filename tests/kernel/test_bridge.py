@@ -1,5 +1,7 @@
 """bridge on a pretend host, judged by `ip`, `bridge` and `nft`: attachments and their results."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import pytest

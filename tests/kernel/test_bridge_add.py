@@ -1,5 +1,7 @@
 """bridge ADD: what it asks of the kernel, and what the container then has."""
 
+from __future__ import annotations
+
 import itertools
 import os
 import time
@@ -8,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cni_common import interface
-from cni_common.netns import NetNS
+from cni_common.kernel.netns import NetNS
+from cni_common.node import veth
 from tests.faults.inprocess import Fault, faulty
 from tests.machine import Json, Machine
 
@@ -341,7 +343,7 @@ def test_enabledad_finds_a_duplicate(machine: Machine) -> None:
 
 def test_dad_that_does_not_end(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The wait for DAD is bounded, and the error tells for how many seconds."""
-    monkeypatch.setattr(interface, "_DAD_SECONDS", 0.1)
+    monkeypatch.setattr(veth, "_DAD_SECONDS", 0.1)
     container = machine.container()
     config = machine.network(enabledad=True, ipam=ipam(machine, V6))
 

@@ -1,5 +1,7 @@
 """bridge with answers of IPAM, and prevResults, that are well-formed but absurd."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import Any
@@ -106,7 +108,7 @@ def test_gc_without_iptables(machine: Machine, monkeypatch: pytest.MonkeyPatch) 
     machine.command(machine.host, "nft", "add table ip nat")
     chain = "add chain ip nat POSTROUTING { type nat hook postrouting priority 100; }"
     machine.command(machine.host, "nft", chain)
-    monkeypatch.setattr("cni_common.iptables._PATH", "/nonexistent")
+    monkeypatch.setattr("cni_common.kernel.iptables._PATH", "/nonexistent")
 
     machine.ok("bridge", "GC", machine.network(**{"cni.dev/valid-attachments": []}))
 

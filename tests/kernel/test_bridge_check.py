@@ -1,5 +1,7 @@
 """bridge CHECK: silent on what ADD made, and exact about what is no longer so."""
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
 

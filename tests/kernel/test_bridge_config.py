@@ -1,5 +1,7 @@
 """bridge: every key with its validation, before and after the kernel has been changed."""
 
+from __future__ import annotations
+
 import errno
 
 import pytest

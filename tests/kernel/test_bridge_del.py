@@ -1,5 +1,7 @@
 """bridge DEL: complete with whatever the runtime still knows, and nobody else is harmed."""
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess

@@ -1,12 +1,14 @@
 """bridge: gateways, default routes, addresses of the bridge, forwarding."""
 
+from __future__ import annotations
+
 import socket
 import struct
 import time
 
 import pytest
 
-from cni_common.netns import NetNS
+from cni_common.kernel.netns import NetNS
 from tests.machine import Json, Machine
 
 V4, V6 = {"subnet": "10.9.0.0/24"}, {"subnet": "fd00:9::/64"}

@@ -1,5 +1,7 @@
 """bridge GC: takes apart what belongs to nobody, and spares whatever may belong to somebody."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 from collections.abc import Iterator
@@ -9,9 +11,9 @@ from uuid import uuid4
 
 import pytest
 
-from cni_common.collect import GRACE_SECONDS
-from cni_common.record import Records
-from cni_common.request import Attachment
+from cni_common.node.liveness import GRACE_SECONDS
+from cni_common.node.record import Records
+from cni_common.spec.request import Attachment
 from tests.faults.inprocess import Fault, faulty
 from tests.machine import Json, Machine, files_below
 

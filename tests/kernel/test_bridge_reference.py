@@ -1,5 +1,7 @@
 """What the Go plugins made our DEL and GC remove: masquerading, MAC filters, leases, veths."""
 
+from __future__ import annotations
+
 import json
 import os
 import re

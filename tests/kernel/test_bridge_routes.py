@@ -1,5 +1,7 @@
 """bridge ADD: routes, with every field that IPAM may give."""
 
+from __future__ import annotations
+
 import errno
 import os
 

@@ -1,5 +1,7 @@
 """bridge STATUS: honest about whether an ADD could work now, and never made to wait."""
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import os
@@ -10,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from cni_common import iptables
-from cni_common.record import Records
-from cni_common.request import Attachment
+from cni_common.kernel import iptables
+from cni_common.node.record import Records
+from cni_common.spec.request import Attachment
 from tests.faults.inprocess import Fault, faulty
 from tests.machine import Json, Machine, files_below
 

@@ -1,5 +1,7 @@
 """bridge with real packets: who reaches whom, under which address."""
 
+from __future__ import annotations
+
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cni_common.netns import NetNS
+from cni_common.kernel.netns import NetNS
 from tests.machine import Json, Machine
 
 V4, V6 = {"subnet": "10.9.0.0/24"}, {"subnet": "fd00:9::/64"}

@@ -1,5 +1,7 @@
 """`pycni leases`, `audit`, `reclaim` and `explain` on a pretend host."""
 
+from __future__ import annotations
+
 import json
 import os
 import pty

@@ -1,5 +1,7 @@
 """`pycni audit`, `reclaim` and `explain` on what portmap, ptp and tuning have made."""
 
+from __future__ import annotations
+
 import re
 from contextlib import ExitStack
 from functools import cache

@@ -1,5 +1,7 @@
 """Many calls at once on one pretend host: processes, threads and both host-locals."""
 
+from __future__ import annotations
+
 import json
 import os
 import threading
@@ -11,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from cni_common import collect as recorded
-from cni_common.host import STATE_DIR
-from plugins.host_local import collect, fate, lease
+from cni_common.node import liveness as recorded
+from cni_common.node.host import STATE_DIR
+from plugins.host_local import collect, expiry, lease
 from tests.faults.inprocess import Fault, faulty
 from tests.kernel.sweeps import faults, rehearsal
 from tests.machine import (
@@ -239,7 +241,7 @@ def test_one_attachment_from_all_sides(machine: Machine) -> None:
 @pytest.fixture
 def impatient_gc(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have GC not spare what is young."""
-    for module in (recorded, collect, fate, lease):
+    for module in (recorded, collect, expiry, lease):
         monkeypatch.setattr(module, "GRACE_SECONDS", -1)
 
 

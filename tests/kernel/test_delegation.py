@@ -1,5 +1,7 @@
 """How bridge calls its IPAM plugin: in this process, or by exec of whatever CNI_PATH leads to."""
 
+from __future__ import annotations
+
 import json
 import os
 import signal
@@ -11,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from cni_common import host as host_module
-from cni_common.host import DELEGATE_SECONDS, STATE_DIR
-from cni_common.protocol import Reply, respond
-from cni_common.request import Command
+from cni_common.node import host as host_module
+from cni_common.node.host import DELEGATE_SECONDS, STATE_DIR
+from cni_common.serve.protocol import Reply, respond
+from cni_common.spec.request import Command
 from tests.machine import CNI_BIN, REFERENCE_BIN, Json, Machine, addresses_of, error_of
 
 ANSWER = {

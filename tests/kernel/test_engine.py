@@ -1,5 +1,7 @@
 """The engine: whom it serves, and what becomes of requests when something goes wrong."""
 
+from __future__ import annotations
+
 import fcntl
 import json
 import os
@@ -34,7 +36,7 @@ def start(
     plugin: str = "bridge",
     enter: tuple[str, ...] = (),
     **keywords: Any,
-) -> "subprocess.Popen[bytes]":
+) -> subprocess.Popen[bytes]:
     """Start a launcher on the machine's host as a runtime does, with `config` on its stdin."""
     containerid = keywords.pop("containerid", "c1")
     environ = machine.environ(command, netns, path=str(launcher_dir()), containerid=containerid)
@@ -52,7 +54,7 @@ def start(
     return process
 
 
-def finish(process: "subprocess.Popen[bytes]") -> tuple[int, bytes]:
+def finish(process: subprocess.Popen[bytes]) -> tuple[int, bytes]:
     """Return the exit status of a launcher and what it has printed."""
     stdout, _ = process.communicate(timeout=30)
     return process.returncode, stdout
@@ -533,7 +535,7 @@ class Load:
                 process = start(machine, command, machine.network(), container, containerid=name)
                 self.statuses.append(finish(process)[0])
 
-    def __enter__(self) -> "Load":
+    def __enter__(self) -> Load:
         for thread in self._threads:
             thread.start()
         return self

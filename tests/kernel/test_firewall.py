@@ -1,5 +1,7 @@
 """firewall: who reaches whom, as real connections show, beside what others have in their chains."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 
@@ -90,7 +92,7 @@ def test_neighbours_where_bridges_call_iptables(walls: Walls) -> None:
 def test_no_commands(walls: Walls, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without iptables on the node its newer flavour is served all the same, the older is left."""
     walls.shell("iptables-legacy -P FORWARD ACCEPT; iptables -P FORWARD DROP")
-    monkeypatch.setattr("cni_common.iptables._PATH", "/no/such/directory")
+    monkeypatch.setattr("cni_common.kernel.iptables._PATH", "/no/such/directory")
 
     walls.admitted("c1")
     walls.admitted("c2", backend="iptables")
@@ -357,7 +359,7 @@ def test_policy_without_interface(walls: Walls) -> None:
 
 def test_gc(walls: Walls, monkeypatch: pytest.MonkeyPatch) -> None:
     """GC removes what belongs to no valid attachment whose namespace lives."""
-    monkeypatch.setattr("cni_common.collect.GRACE_SECONDS", -1)
+    monkeypatch.setattr("cni_common.node.liveness.GRACE_SECONDS", -1)
     walls.admitted("gone", "valid", "alive", ingressPolicy="same-bridge")
     for cid in ("gone", "valid"):
         walls.machine.forget(walls.netns[cid])

@@ -1,5 +1,7 @@
 """What `pycni audit`, `explain` and `reclaim` say of firewall's rules, and make of them."""
 
+from __future__ import annotations
+
 import time
 
 import pytest

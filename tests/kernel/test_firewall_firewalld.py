@@ -1,5 +1,7 @@
 """firewall with a real firewalld on a message bus of its own, and real connections."""
 
+from __future__ import annotations
+
 import subprocess
 import time
 from collections.abc import Iterator

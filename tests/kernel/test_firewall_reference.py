@@ -1,5 +1,7 @@
 """firewall beside the Go plugin: the same requests, the same rules and the same connections."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

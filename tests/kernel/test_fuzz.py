@@ -4,6 +4,8 @@ Each case comes from a seed and its number alone, so that one that fails can be 
 PYCNI_FUZZ_SEED and PYCNI_FUZZ_CASES in the environment change seed and number of cases.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import re
@@ -18,8 +20,8 @@ from zlib import crc32
 
 import pytest
 
-from cni_common.netns import NetNS
-from cni_common.protocol import Reply, respond
+from cni_common.kernel.netns import NetNS
+from cni_common.serve.protocol import Reply, respond
 from tests import scope
 from tests.machine import CNI_BIN, Machine, error_of
 from tests.scope import ALL

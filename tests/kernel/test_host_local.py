@@ -1,5 +1,7 @@
 """host-local with real processes: the Go plugin on the same store, crashes, storms, namespaces."""
 
+from __future__ import annotations
+
 import json
 import multiprocessing
 import os

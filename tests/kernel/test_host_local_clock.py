@@ -1,5 +1,7 @@
 """host-local while somebody sets the clock: it is really set, so only in a virtual machine."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,5 +1,7 @@
 """What host-local costs does not depend on how many leases there are: counted in system calls."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 from plugins import host_local
-from plugins.host_local import transaction
+from plugins.host_local import allocate
 from plugins.host_local.store import Store
 from tests.unit.host_local.node import Node
 
@@ -60,7 +62,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Count]:
                 count.locked.append(function.__name__)
 
     with monkeypatch.context() as patch:
-        patch.setattr(transaction, "Store", Watched)
+        patch.setattr(allocate, "Store", Watched)
         patch.setattr(host_local, "Store", Watched)
         sys.setprofile(see)
         try:

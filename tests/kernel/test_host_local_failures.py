@@ -1,5 +1,7 @@
 """host-local when the disk fails and processes die at any moment."""
 
+from __future__ import annotations
+
 import errno
 import multiprocessing
 import os
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from plugins.host_local import store, transaction
+from plugins.host_local import allocate, store
 from tests.scope import ALL, one_of_each
 from tests.unit.host_local.node import Node
 
@@ -89,7 +91,7 @@ def _numbers(node: Node, config: dict[str, Any], command: str, *, indexed: bool)
         node.add(config)
     failing, done = _failing_store(0, lambda: None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transaction, "Store", failing)
+        patch.setattr(allocate, "Store", failing)
         node.call(command, config)
     assert node.call("DEL", config) == {}
     yield from (position + 1 for position in one_of_each(done))
@@ -107,11 +109,11 @@ def test_any_failure_of_the_disk_is_taken_back(
         _prepare(node, config, indexed=indexed)
         before = _shared(node)
         failing, _done = _failing_store(number, _raise(OSError(errno.ENOSPC, "No space left")))
-        monkeypatch.setattr(transaction, "Store", failing)
+        monkeypatch.setattr(allocate, "Store", failing)
 
         output = node.call("ADD", config, f"c{number}")
 
-        monkeypatch.setattr(transaction, "Store", store.Store)
+        monkeypatch.setattr(allocate, "Store", store.Store)
         if number > len(_done):
             assert node.call("DEL", config, f"c{number}") == {}
             break
@@ -139,7 +141,7 @@ def test_terminated_at_any_moment(
         _prepare(node, config, indexed=indexed)
         before = _shared(node)
         failing, done = _failing_store(number, _raise(_Killed()))
-        monkeypatch.setattr(transaction, "Store", failing)
+        monkeypatch.setattr(allocate, "Store", failing)
 
         try:
             node.call("ADD", config, f"c{number}")
@@ -148,7 +150,7 @@ def test_terminated_at_any_moment(
         else:
             break
 
-        monkeypatch.setattr(transaction, "Store", store.Store)
+        monkeypatch.setattr(allocate, "Store", store.Store)
         assert _shared(node) == before or done[number - 1] == "unlink"
         node.add(config, "next")
         node.call("DEL", config, "next")
@@ -158,7 +160,7 @@ def test_terminated_at_any_moment(
 
 def _add_and_die(root: Path, config: dict[str, Any], number: int) -> None:
     failing, _done = _failing_store(number, lambda: os._exit(9))
-    transaction.Store = failing  # type: ignore[attr-defined]
+    allocate.Store = failing  # type: ignore[attr-defined]
     Node(root).call("ADD", config, f"c{number}")
 
 
@@ -201,11 +203,11 @@ def test_failed_delete_can_be_repeated(
         if not indexed:
             shutil.rmtree(node.root / "run" / "indexes")
         failing, done = _failing_store(number, _raise(OSError(errno.EROFS, "Read-only")))
-        monkeypatch.setattr(transaction, "Store", failing)
+        monkeypatch.setattr(allocate, "Store", failing)
 
         output = node.call("DEL", config)
 
-        monkeypatch.setattr(transaction, "Store", store.Store)
+        monkeypatch.setattr(allocate, "Store", store.Store)
         if number > len(done):
             break
         if "code" in output:

@@ -1,5 +1,7 @@
 """host-local: GC, leases of living and dead namespaces, STATUS."""
 
+from __future__ import annotations
+
 import fcntl
 import os
 import subprocess

@@ -1,5 +1,7 @@
 """host-local's index: leases change without it, it is wrong, damaged or cannot be written."""
 
+from __future__ import annotations
+
 import fcntl
 import os
 import random
@@ -15,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from plugins.host_local import renewal, store, transaction
+from plugins.host_local import allocate, store
+from plugins.host_local.index import rebuild
 from plugins.host_local.store import Store
 from tests.kernel.test_host_local import addresses, go, ours
 from tests.unit.host_local.node import Node
@@ -47,7 +50,7 @@ def scans(node: Node, monkeypatch: pytest.MonkeyPatch, command: str, *args: Any)
             return call(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(transaction, "Store", Watched)
+        patch.setattr(allocate, "Store", Watched)
         output = node.call(command, *args)
     assert "code" not in output, output
     return len(lists)
@@ -363,7 +366,7 @@ def _meanwhile(
     Returns the store's locks and unlocks, each with the number of leases read so far.
     """
     monkeypatch.setattr(store, "LARGE_BYTES", -1)
-    read, todo = renewal._read, list(changes)
+    read, todo = rebuild._read, list(changes)
 
     def changing(*args: Any) -> Any:
         seen = read(*args)
@@ -381,8 +384,8 @@ def _meanwhile(
             reads.extend([call] if call is os.read else [])
             return call(*args, **kwargs)
 
-    monkeypatch.setattr(renewal, "_read", changing)
-    monkeypatch.setattr(transaction, "Store", Watched)
+    monkeypatch.setattr(rebuild, "_read", changing)
+    monkeypatch.setattr(allocate, "Store", Watched)
     node.add(node.config(NET4), "ours")
     monkeypatch.undo()
     assert not todo
@@ -462,7 +465,7 @@ def test_one_makes_the_index_for_all(node: Node, monkeypatch: pytest.MonkeyPatch
     for number in range(20):
         node.lease(f"198.18.64.{50 + number}", f"c{number}\r\neth0")
     reading, go_on, readers = Event(), Event(), []
-    read = renewal._read
+    read = rebuild._read
 
     def slow(*args: Any) -> Any:
         readers.append(1)
@@ -470,7 +473,7 @@ def test_one_makes_the_index_for_all(node: Node, monkeypatch: pytest.MonkeyPatch
         assert go_on.wait(10)
         return read(*args)
 
-    monkeypatch.setattr(renewal, "_read", slow)
+    monkeypatch.setattr(rebuild, "_read", slow)
     config = node.config(NET4)
     with ThreadPoolExecutor(3) as pool:
         calls = [pool.submit(node.add, config, f"n{number}") for number in range(3)]

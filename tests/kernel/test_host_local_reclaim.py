@@ -1,5 +1,7 @@
 """host-local takes back what the dead have left: earlier boots, namespaces that are gone, pods."""
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import json
@@ -13,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from cni_common.errors import CNIError, Code
-from cni_common.host import Host
-from cni_common.request import Request
+from cni_common.node.host import Host
+from cni_common.serve.protocol import execute
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.request import Request
 from plugins import host_local, load
-from plugins.host_local import reclaim, transaction
+from plugins.host_local import allocate, reclaim
 from plugins.host_local.lease import GRACE_SECONDS, Lease
 from plugins.host_local.store import Store
 from tests.kernel.containers import Container
@@ -59,7 +62,7 @@ def reboot(node: Node) -> None:
 
 def sees(node: Node, call: Callable[[Host], Any]) -> Any:
     """Return what a function for operators says."""
-    with Host(load, "", node.log.append, state_dir=str(node.root / "run")) as host:
+    with Host(load, "", node.log.append, execute=execute, state_dir=str(node.root / "run")) as host:
         return call(host)
 
 
@@ -263,7 +266,7 @@ def test_status_keeps_no_record(node: Node, container: Start) -> None:
     make_old(node)
     req = Request.parse(node.environ("STATUS", ""), json.dumps(config).encode())
 
-    with Host(load, "", node.log.append, state_dir=str(node.root / "run")) as host:
+    with Host(load, "", node.log.append, execute=execute, state_dir=str(node.root / "run")) as host:
         with pytest.raises(CNIError, match="no IP addresses available"):
             host_local.status(req, host)
 
@@ -411,7 +414,7 @@ def test_take_over_is_taken_back(
             super().claim(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(transaction, "Store", FullStore)
+        patch.setattr(allocate, "Store", FullStore)
         assert "No space left" in node.refusal("ADD", config, "try2", CNI_ARGS=f"{POD}1")
 
     assert [str(one.address) for one in formers if one] == first

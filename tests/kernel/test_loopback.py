@@ -1,5 +1,7 @@
 """loopback: lo up and down, its result in every version, alone and beside other plugins."""
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cni_common.types import SUPPORTED_VERSIONS
+from cni_common.spec.names import SUPPORTED_VERSIONS
 from tests.machine import CNI_BIN, Json, Machine
 
 PREVIOUS = {

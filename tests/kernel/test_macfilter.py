@@ -1,12 +1,14 @@
 """macspoofchk: frames with a foreign source MAC are dropped, the container's own pass."""
 
+from __future__ import annotations
+
 import socket
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from cni_common.netns import NetNS
+from cni_common.kernel.netns import NetNS
 from tests.machine import Json, Machine
 
 FOREIGN = "02:bb:00:00:00:01"

@@ -1,14 +1,17 @@
 """Masquerading: the nftables and iptables that bridge makes, shares and takes away."""
 
+from __future__ import annotations
+
 import re
 import subprocess
 from collections.abc import Sequence
 
 import pytest
 
-from cni_common import iptables, masquerade, nft
-from cni_common.netlink import Message
-from cni_common.netns import NetNS
+from cni_common.kernel import iptables, nft_table
+from cni_common.kernel.netlink import Message
+from cni_common.kernel.netns import NetNS
+from cni_common.node import masquerade
 from tests.machine import Json, Machine, machine_at
 
 V4, V6 = {"subnet": "10.9.0.0/24"}, {"subnet": "fd00:9::/64"}
@@ -163,7 +166,7 @@ def test_element_of_a_dead_container_is_taken_over(machine: Machine) -> None:
     table, key = masquerade.TABLE, bytes([10, 9, 0, 2])
     host = NetNS(machine.host)
     chain = table.elements(host, "masquerade4")[0].chain
-    nft.apply(
+    nft_table.apply(
         host, [table.add_element("masquerade4", key, goto=chain, comment="bridge n dead eth0")]
     )
     host.close()
@@ -190,13 +193,13 @@ def test_a_table_that_vanishes_meanwhile_is_made_again(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whenever somebody flushes the ruleset during an ADD, the element is there in the end."""
-    apply = nft.apply
+    apply = nft_table.apply
 
     def flush_first(netns: NetNS, messages: Sequence[Message]) -> None:
         machine.do(machine.host, "nft flush ruleset")
         apply(netns, messages)
 
-    monkeypatch.setattr(nft, "apply", flush_first)
+    monkeypatch.setattr(nft_table, "apply", flush_first)
 
     machine.ok("bridge", "ADD", masquerading(machine), machine.container())
 
@@ -219,7 +222,7 @@ def test_del_that_a_gc_outruns(machine: Machine, monkeypatch: pytest.MonkeyPatch
     """An element that goes between the look and the deletion is as good as deleted."""
     config = masquerading(machine, V4, V6)
     machine.ok("bridge", "ADD", config, container := machine.container())
-    apply = nft.apply
+    apply = nft_table.apply
     commands = ["nft delete element inet pycni masquerade6 { fd00:9::2 }"]
 
     def outrun(netns: NetNS, messages: Sequence[Message]) -> None:
@@ -227,7 +230,7 @@ def test_del_that_a_gc_outruns(machine: Machine, monkeypatch: pytest.MonkeyPatch
             machine.do(machine.host, commands.pop())
         apply(netns, messages)
 
-    monkeypatch.setattr(nft, "apply", outrun)
+    monkeypatch.setattr(nft_table, "apply", outrun)
 
     machine.ok("bridge", "DEL", config, container)
 
@@ -324,7 +327,7 @@ def test_iptables_is_run_once_per_family(machine: Machine, monkeypatch: pytest.M
     commands: list[list[str]] = []
     real = subprocess.Popen.__init__
 
-    def record(self: "subprocess.Popen[str]", args: list[str], **kwargs: object) -> None:
+    def record(self: subprocess.Popen[str], args: list[str], **kwargs: object) -> None:
         commands.append(args)
         real(self, args, **kwargs)  # type: ignore[call-overload]
 

@@ -1,11 +1,13 @@
 """Whose answers netlink believes."""
 
+from __future__ import annotations
+
 import socket
 import struct
 
 import pytest
 
-from cni_common.netns import NetNS
+from cni_common.kernel.netns import NetNS
 from tests.machine import Machine
 
 pytestmark = pytest.mark.without_engine(reason="calls functions of this process")

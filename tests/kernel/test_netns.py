@@ -1,5 +1,7 @@
 """Visits to a container's namespace: what is opened is of there, and the caller stays here."""
 
+from __future__ import annotations
+
 import errno
 import os
 import signal
@@ -12,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from cni_common import netns
-from cni_common.netns import OWN, NetNS
+from cni_common.kernel import netns
+from cni_common.kernel.netns import OWN, NetNS
 from deploy.freeze import compile_extension
 from tests.faults.inject import Injection, Injector
 from tests.machine import Machine

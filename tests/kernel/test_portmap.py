@@ -1,5 +1,7 @@
 """portmap: what ADD, DEL and CHECK make of ports, as real connections and `nft` show."""
 
+from __future__ import annotations
+
 import json
 import os
 import socket
@@ -9,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cni_common.netns import NetNS
+from cni_common.kernel.netns import NetNS
 from tests.kernel.ports import GATEWAY4, GATEWAY6, HOST4, HOST6, OUTSIDE4, OUTSIDE6, Node, port
 from tests.machine import Json, Machine
 from tests.sockets import Server, asks, open_socket, serving

@@ -1,5 +1,7 @@
 """portmap: whatever fails, is killed or comes at once, nothing is left and nobody is harmed."""
 
+from __future__ import annotations
+
 import os
 import re
 from collections.abc import Callable, Mapping

@@ -1,5 +1,7 @@
 """portmap: whose a port is, and what DEL, CHECK, GC and STATUS do with it."""
 
+from __future__ import annotations
+
 import json
 import os
 import time
@@ -8,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from cni_common import nft
-from cni_common.masquerade import TABLE
-from cni_common.netns import NetNS
+from cni_common.kernel import nft_table
+from cni_common.kernel.netns import NetNS
+from cni_common.node.masquerade import TABLE
 from plugins.portmap import layout
 from tests.faults.inprocess import Fault, faulty
 from tests.kernel.ports import HOST4, OUTSIDE4, Node, port
@@ -376,7 +378,7 @@ def test_gc_of_lost_records(node: Node) -> None:
         key = layout.key_at("tcp", number, None)
         data = bytes([10, 9, 0, 9, 0, 80, 0, 0])
         comment = f"portmap {network} lost eth0"
-        nft.apply(host, [table.add_element("hostports4", key, data=data, comment=comment)])
+        nft_table.apply(host, [table.add_element("hostports4", key, data=data, comment=comment)])
     host.close()
 
     node.ok("GC", garbage(node.config(), "c1"))
@@ -399,7 +401,7 @@ def test_status(node: Node) -> None:
 @pytest.mark.without_engine(reason="patches this process")
 def test_status_without_iptables(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """STATUS and ADD say what is missing."""
-    monkeypatch.setattr("cni_common.iptables._PATH", "/nonexistent")
+    monkeypatch.setattr("cni_common.kernel.iptables._PATH", "/nonexistent")
     bare = {"cniVersion": "1.1.0", "name": node.machine.name, "type": "portmap"}
 
     error = node.machine.refused("portmap", "STATUS", {**bare, "backend": "iptables"})

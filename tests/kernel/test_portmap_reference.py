@@ -1,5 +1,7 @@
 """portmap beside the Go plugin: the same requests, the same connections and iptables rules."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping, Sequence
 

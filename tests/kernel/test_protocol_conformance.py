@@ -3,6 +3,8 @@
 No call gets as far as changing anything, which is looked at as well.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess
@@ -14,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from cni_common import wire
-from cni_common.errors import CNIError
-from cni_common.protocol import Reply, respond
-from cni_common.request import Request
+from cni_common.serve.protocol import Reply, respond
+from cni_common.spec import wire
+from cni_common.spec.errors import CNIError
+from cni_common.spec.request import Request
 from tests.golden import Golden
 from tests.machine import CNI_BIN, REFERENCE_BIN, Machine, machine_at
 

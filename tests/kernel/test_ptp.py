@@ -1,5 +1,7 @@
 """ptp on a real kernel: traffic, what is refused, CHECK, DEL, GC, STATUS, many at once."""
 
+from __future__ import annotations
+
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cni_common.collect import GRACE_SECONDS
+from cni_common.node.liveness import GRACE_SECONDS
 from tests.kernel.points import IPV4, IPV6, NOTHING, STATIC, left, network
 from tests.machine import REFERENCE_BIN, Json, Machine, addresses_of, files_below
 

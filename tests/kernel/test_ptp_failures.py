@@ -1,5 +1,7 @@
 """ptp: whatever fails or is killed, nothing is left behind, and nobody is harmed."""
 
+from __future__ import annotations
+
 import multiprocessing
 import re
 from contextlib import suppress

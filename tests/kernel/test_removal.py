@@ -1,5 +1,7 @@
 """An interface is deleted without waiting until the kernel has freed its memory."""
 
+from __future__ import annotations
+
 import errno
 import socket
 from collections.abc import Iterator, Sequence
@@ -9,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from cni_common.netlink import Channel, Message, NetlinkError
-from cni_common.netns import NETLINK_ROUTE, NetNS
-from cni_common.removal import delete_link, hear_only_deletion
-from cni_common.rtnetlink import RTM_DELLINK, RTMGRP_LINK
+from cni_common.kernel.link_deletion import delete_link, hear_only_deletion
+from cni_common.kernel.netlink import Channel, Message, NetlinkError
+from cni_common.kernel.netns import NETLINK_ROUTE, NetNS
+from cni_common.kernel.rtnetlink import RTM_DELLINK, RTMGRP_LINK
 from tests.machine import Machine
 
 pytestmark = pytest.mark.without_engine(reason="calls functions of this process")

@@ -1,5 +1,7 @@
 """Whatever fails, is refused or is killed: nothing is left behind, and nobody is harmed."""
 
+from __future__ import annotations
+
 import errno
 import json
 import multiprocessing
@@ -14,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from cni_common import protocol
-from cni_common.record import Records
-from cni_common.request import Attachment, Request
-from cni_common.types import Result
+from cni_common.node.host import Host
+from cni_common.node.record import Records
+from cni_common.spec.request import Attachment
+from cni_common.spec.result import Result
 from tests.faults.inprocess import INJECTED, KILLED, Fault, Terminated, faulty
 from tests.kernel.sweeps import faults, rehearsal
 from tests.machine import Json, Machine, addresses_of, error_of
@@ -335,16 +337,16 @@ def test_terminated_right_behind_ipam(machine: Machine, monkeypatch: pytest.Monk
     config = network(machine, IPV4)
     other, container = arrange(machine, config)
     before = state(machine, other, container)
-    execute = protocol.execute
+    delegate = Host.delegate
 
-    def terminated(kind: str, req: Request, *args: Any, **keys: Any) -> Result | None:
-        result = execute(kind, req, *args, **keys)
-        if (kind, req.command) == ("host-local", "ADD"):
+    def terminated(*args: Any, **keys: Any) -> Result | None:
+        result: Result | None = delegate(*args, **keys)
+        if (args[1], args[3]) == ("host-local", "ADD"):
             raise Terminated
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(protocol, "execute", terminated)
+        patch.setattr(Host, "delegate", terminated)
         with pytest.raises(Terminated):
             machine.ok("bridge", "ADD", config, container, host=machine.make_host())
 

@@ -1,5 +1,7 @@
 """tuning on a real kernel: what it sets and gives back, what is refused, failures, GC."""
 
+from __future__ import annotations
+
 import json
 import multiprocessing
 import os
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cni_common.collect import GRACE_SECONDS
+from cni_common.node.liveness import GRACE_SECONDS
 from plugins.tuning import sysctl
 from tests.faults.inprocess import INJECTED, KILLED, Fault, Terminated, faulty
 from tests.kernel.sweeps import faults, rehearsal

@@ -1,5 +1,7 @@
 """bridge with VLANs, and a plain attachment, under kernels that have all of it."""
 
+from __future__ import annotations
+
 import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any

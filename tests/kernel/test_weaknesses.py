@@ -1,13 +1,16 @@
 """Weaknesses of the reference that ours must not have, and that no other file is about."""
 
+from __future__ import annotations
+
 import errno
 import time
 from pathlib import Path
 
 import pytest
 
-from cni_common import host, iptables
-from cni_common.request import Command
+from cni_common.kernel import iptables
+from cni_common.node import host
+from cni_common.spec.request import Command
 from tests.faults.inprocess import Fault, faulty
 from tests.machine import Json, Machine, error_of, files_below
 

@@ -1,5 +1,7 @@
 """A pretend host with an outside world and two bridges whose containers get firewall rules."""
 
+from __future__ import annotations
+
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -1,5 +1,7 @@
 """What the tests of the frozen program and of its installation share."""
 
+from __future__ import annotations
+
 import shutil
 from pathlib import Path
 

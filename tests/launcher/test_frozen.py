@@ -1,5 +1,7 @@
 """The frozen program: it does what the sources do, whatever surrounds it."""
 
+from __future__ import annotations
+
 import errno
 import json
 import marshal
@@ -14,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from cni_common.cli import VERSION
+from cni_common.serve.cli import VERSION
 from deploy import freeze
 from deploy.frozen.rewrite import OURS, imports, rewrite
 from tests.faults.inject import Injection, Injector
@@ -102,7 +104,7 @@ def test_where_there_is_no_python(dist: Path, machine: Machine, tmp_path: Path) 
     config["ipam"]["dataDir"] = "/var/lib/cni/networks"
     container = machine.container()
 
-    def call(command: str) -> "subprocess.CompletedProcess[str]":
+    def call(command: str) -> subprocess.CompletedProcess[str]:
         environ = machine.environ(command, container, path="/opt/cni/bin")
         words = ["unshare", "--mount", "--", "sh", "-ec", CHANGE_ROOT, str(tmp_path)]
         done = machine.try_command(
@@ -230,7 +232,7 @@ def test_a_broken_bundle_still_answers(dist: Path, machine: Machine, tmp_path: P
     shutil.copytree(dist, copy)
     file = next(copy.glob(".pycni/*/lib/modules"))
     index, code = _modules(file)
-    del index["cni_common.errors"]
+    del index["cni_common.spec.errors"]
     _write_modules(file, index, code)
 
     done = machine.execute(copy / "bridge", "ADD", machine.network(), machine.container())

@@ -1,5 +1,7 @@
 """deploy/install.sh: what it puts where, what it leaves alone, and that nobody notices."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import stat
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cni_common.cli import VERSION
+from cni_common.serve.cli import VERSION
 from plugins import TYPES
 from tests.machine import ROOT, error_of
 from tests.other_build import OTHER_VERSION, version_behind
@@ -31,7 +33,7 @@ def place() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
-def _script(word: str, dist: Path, place: Path) -> "subprocess.CompletedProcess[str]":
+def _script(word: str, dist: Path, place: Path) -> subprocess.CompletedProcess[str]:
     path = "/usr/sbin:/usr/bin:/sbin:/bin"
     environ = {"PATH": path, "DIST": str(dist), "DESTDIR": str(place), "CNI_BIN_DIR": "/bin"}
     return subprocess.run(
@@ -72,7 +74,7 @@ def _tree(place: Path) -> dict[str, tuple[int, bytes]]:
     return found
 
 
-def _call(program: Path, command: str, stdin: str = "{}") -> "subprocess.CompletedProcess[str]":
+def _call(program: Path, command: str, stdin: str = "{}") -> subprocess.CompletedProcess[str]:
     environ = {"CNI_COMMAND": command, "CNI_CONTAINERID": "c", "CNI_IFNAME": "eth0"}
     environ |= {"CNI_NETNS": "/run/netns/none", "CNI_PATH": str(program.parent)}
     return subprocess.run(

@@ -1,5 +1,7 @@
 """The launcher, between a runtime and an engine that each test makes up."""
 
+from __future__ import annotations
+
 import json
 import os
 import shutil
@@ -16,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from cni_common.types import CURRENT_VERSION, SUPPORTED_VERSIONS
+from cni_common.spec.names import CURRENT_VERSION, SUPPORTED_VERSIONS
 from tests.machine import ROOT
 
 BUILD = "1.2.3"
@@ -41,7 +43,7 @@ class Launcher:
         plugin: str = "bridge",
         env: Mapping[str, str | None] | None = None,
         **keywords: Any,
-    ) -> "subprocess.Popen[bytes]":
+    ) -> subprocess.Popen[bytes]:
         """Start it as a runtime does; a variable that is None in `env` is not set."""
         environ = {"CNI_COMMAND": "ADD", "MARK": "untouched", **(env or {})}
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
@@ -53,7 +55,7 @@ class Launcher:
 
     def run(
         self, *arguments: str, given: bytes = CONFIG, **keywords: Any
-    ) -> "subprocess.CompletedProcess[bytes]":
+    ) -> subprocess.CompletedProcess[bytes]:
         """Run it to its end."""
         process = self.start(*arguments, **keywords)
         stdout, stderr = process.communicate(given if process.stdin else None, timeout=15)
@@ -111,7 +113,7 @@ class Request:
     files: list[os.stat_result]
 
     @classmethod
-    def receive(cls, connection: socket.socket) -> "Request":
+    def receive(cls, connection: socket.socket) -> Request:
         """Take it from a connection."""
         message, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, 16)
         (length,) = struct.unpack_from("<I", message)

@@ -1,5 +1,7 @@
 """The lists of plugins that a Kubernetes node has in /etc/cni/net.d."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable
 from dataclasses import dataclass

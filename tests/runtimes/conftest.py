@@ -1,5 +1,7 @@
 """The node that runtimes run on, its containerd, and its network."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Containerd on a node: the daemon, and what ctr does."""
 
+from __future__ import annotations
+
 import subprocess
 import uuid
 

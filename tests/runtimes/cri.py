@@ -1,5 +1,7 @@
 """CRI: what the kubelet asks of containerd, by the stubs of container-runtime-interface-api."""
 
+from __future__ import annotations
+
 import json
 import uuid
 from collections.abc import Mapping

@@ -1,5 +1,7 @@
 """The one image of these tests: busybox and a few files, without any registry."""
 
+from __future__ import annotations
+
 import hashlib
 import io
 import json

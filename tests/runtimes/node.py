@@ -1,5 +1,7 @@
 """RuntimeNode: a pretend host on which container runtimes run."""
 
+from __future__ import annotations
+
 import json
 import subprocess
 import sys

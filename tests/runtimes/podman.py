@@ -1,5 +1,7 @@
 """Podman on a node, set up as docs/podman.md tells."""
 
+from __future__ import annotations
+
 from tests.e2e.node import Done
 from tests.machine import ROOT
 from tests.runtimes import image

@@ -14,6 +14,8 @@ with it all that runs there. It is tests/in-sandbox with more of its own:
 
 # ruff: noqa: T201, TID251  # a program of its own, which may read and end its process
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess

@@ -1,5 +1,7 @@
 """Pods made by containerd through the CRI, as the kubelet has it do."""
 
+from __future__ import annotations
+
 import sys
 from concurrent.futures import ThreadPoolExecutor
 

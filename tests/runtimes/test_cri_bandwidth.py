@@ -1,5 +1,7 @@
 """The kubelet's annotations of bandwidth, which containerd hands on to the plugin of that name."""
 
+from __future__ import annotations
+
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor

@@ -1,5 +1,7 @@
 """Containers run by `ctr run --cni`, which calls DEL after their end, with an empty CNI_NETNS."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_interface, ip_network

@@ -1,5 +1,7 @@
 """What operators see of containers that containerd has made."""
 
+from __future__ import annotations
+
 import json
 
 from tests.e2e.node import Done

@@ -1,5 +1,7 @@
 """Containers that something else has started, attached by cnitool to /proc/PID/ns/net."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable
 

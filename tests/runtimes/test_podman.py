@@ -1,5 +1,7 @@
 """Podman with network_backend = "cni": its lists are bridge, portmap, firewall and tuning."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager

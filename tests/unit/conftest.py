@@ -1,5 +1,7 @@
 """What holds for every unit test: no process is started, no netlink socket is opened."""
 
+from __future__ import annotations
+
 import socket
 import sys
 from collections.abc import Iterator

@@ -1,5 +1,7 @@
 """bandwidth's arithmetic, its configuration, and the messages for the kernel."""
 
+from __future__ import annotations
+
 import json
 import sys
 from hashlib import sha512
@@ -8,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from cni_common.errors import CNIError
-from cni_common.request import Request
+from cni_common.spec.errors import CNIError
+from cni_common.spec.request import Request
 from plugins.bandwidth import ifb, tc
 from plugins.bandwidth.conf import Conf, Limit
 from plugins.bandwidth.shaper import Bucket

@@ -1,5 +1,7 @@
 """bench/: its statistics, its verdict, its page, and that it times functions which exist."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from xml.etree import ElementTree

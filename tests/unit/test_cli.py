@@ -1,5 +1,7 @@
 """The command line of `pycni`."""
 
+from __future__ import annotations
+
 import re
 import sys
 import tomllib
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cni_common.cli import COMMANDS, ENGINE_SOCKET, VERSION, run
+from cni_common.serve.cli import COMMANDS, ENGINE_SOCKET, VERSION, run
 from plugins import load, load_all
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,5 +1,7 @@
 """The operators' commands, as far as they need neither root nor a node."""
 
+from __future__ import annotations
+
 import json
 import os
 import time
@@ -7,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cni_common import cli
+from cni_common.serve import cli
 from commands import COMMANDS, FAILED, view
-from commands.sightings import Sightings
+from commands.first_seen import Sightings
 from plugins import load, load_all
 from plugins.host_local.lease import GRACE_SECONDS
 

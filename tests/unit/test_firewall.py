@@ -1,5 +1,7 @@
 """firewall's pure parts: its configuration, rules as text and as expressions, chains, D-Bus."""
 
+from __future__ import annotations
+
 import struct
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_common.errors import CNIError
-from cni_common.netlink import attribute
-from cni_common.nftmessages import Rule
-from cni_common.request import Request
-from plugins.firewall import dbus, layout
+from cni_common.kernel.netlink import attribute
+from cni_common.kernel.nft_messages import Rule
+from cni_common.spec.errors import CNIError
+from cni_common.spec.request import Request
+from plugins.firewall import cni_forward, dbus
 from plugins.firewall.conf import Conf, addresses_of
-from plugins.firewall.filters import APPEND, DELETE, DELETE_CHAIN, INSERT, Edit
+from plugins.firewall.filter_tables import APPEND, DELETE, DELETE_CHAIN, INSERT, Edit
 from plugins.firewall.rules import ACCEPT, DROP, Line, addresses_in, signature_of
 
 A, B = ip_address("10.9.0.2"), ip_address("10.9.0.3")
@@ -170,14 +172,17 @@ class Chains:
 def test_admit_and_withdraw() -> None:
     """What is admitted is withdrawn, and the chains go with the last."""
     table = Chains()
-    layout.admit(table, [A], "CNI-ADMIN")
-    layout.admit(table, [A, B], "CNI-ADMIN")
+    cni_forward.admit(table, [A], "CNI-ADMIN")
+    cni_forward.admit(table, [A, B], "CNI-ADMIN")
 
-    assert layout.admitted(table) == [A, B]
-    assert (layout.missing(table, [A], "CNI-ADMIN"), len(table.chains["CNI-FORWARD"])) == ("", 5)
-    layout.withdraw(table, [A], "CNI-ADMIN")
-    assert layout.admitted(table) == [B]
-    layout.withdraw(table, [B], "CNI-ADMIN")
+    assert cni_forward.admitted(table) == [A, B]
+    assert (cni_forward.missing(table, [A], "CNI-ADMIN"), len(table.chains["CNI-FORWARD"])) == (
+        "",
+        5,
+    )
+    cni_forward.withdraw(table, [A], "CNI-ADMIN")
+    assert cni_forward.admitted(table) == [B]
+    cni_forward.withdraw(table, [B], "CNI-ADMIN")
     assert table.chains == {"FORWARD": []}
 
 
@@ -186,8 +191,8 @@ def test_what_is_in_the_administrators_chain_stays() -> None:
     table = Chains()
     table.chains |= {"CNI-ADMIN": ["-j LOG"], "MINE": []}
     for admin in ("CNI-ADMIN", "MINE"):
-        layout.admit(table, [A], admin)
-        layout.withdraw(table, [A], admin)
+        cni_forward.admit(table, [A], admin)
+        cni_forward.withdraw(table, [A], admin)
 
     assert table.chains == {"FORWARD": [], "CNI-ADMIN": ["-j LOG"], "MINE": []}
 
@@ -195,11 +200,11 @@ def test_what_is_in_the_administrators_chain_stays() -> None:
 def test_duplicates_go_at_once() -> None:
     """What racing calls of the Go plugin have made twice goes as one."""
     table = Chains()
-    layout.admit(table, [A], "CNI-ADMIN")
+    cni_forward.admit(table, [A], "CNI-ADMIN")
     table.chains["CNI-FORWARD"] *= 2
     table.chains["FORWARD"] *= 2
 
-    layout.withdraw(table, [A], "CNI-ADMIN")
+    cni_forward.withdraw(table, [A], "CNI-ADMIN")
 
     assert table.chains == {"FORWARD": []}
 
@@ -216,39 +221,39 @@ POLICIES = st.lists(
 def test_policies(steps: list[tuple[str, set[str]]]) -> None:
     """Whatever came before, a bridge has the rules of its strictest policy, or none."""
     table = Chains()
-    layout.admit(table, [A], "CNI-ADMIN")
+    cni_forward.admit(table, [A], "CNI-ADMIN")
     last: dict[str, set[str]] = {}
     for bridge, policies in steps:
-        layout.isolate(table, bridge, policies)
+        cni_forward.isolate(table, bridge, policies)
         last[bridge] = policies
 
     for bridge, policies in last.items():
         strictest = "isolated" if "isolated" in policies else next(iter(policies), "")
-        assert layout.is_isolated(table, bridge) == bool(policies)
+        assert cni_forward.is_isolated(table, bridge) == bool(policies)
         if strictest:
-            assert layout.missing_of_policy(table, bridge, strictest) == ""
+            assert cni_forward.missing_of_policy(table, bridge, strictest) == ""
         drop = Line(
             DROP,
             iif=bridge,
             oif=bridge,
             comment="CNI firewall plugin rules (ingressPolicy: isolated)",
         ).text()
-        assert (drop in table.chains.get(layout.STAGE_1, [])) == (strictest == "isolated")
+        assert (drop in table.chains.get(cni_forward.STAGE_1, [])) == (strictest == "isolated")
     if not any(last.values()):
-        assert layout.STAGE_1 not in table.chains
+        assert cni_forward.STAGE_1 not in table.chains
         assert len(table.chains["FORWARD"]) == 1
 
 
 def test_policies_stay_first() -> None:
     """When CNI-FORWARD comes anew, it comes after the policies; CHECK knows when it does not."""
     table = Chains()
-    layout.isolate(table, "br0", ["same-bridge"])
-    layout.admit(table, [A], "CNI-ADMIN")
-    right = layout.missing_of_policy(table, "br0", "same-bridge")
+    cni_forward.isolate(table, "br0", ["same-bridge"])
+    cni_forward.admit(table, [A], "CNI-ADMIN")
+    right = cni_forward.missing_of_policy(table, "br0", "same-bridge")
     table.chains["FORWARD"].reverse()
 
     assert right == ""
-    assert "before" in layout.missing_of_policy(table, "br0", "same-bridge")
+    assert "before" in cni_forward.missing_of_policy(table, "br0", "same-bridge")
 
 
 # --- D-Bus ---

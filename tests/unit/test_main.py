@@ -1,4 +1,6 @@
-"""cni_common/main.py: the process of a one-shot call, played by this one."""
+"""cni_common/serve/main.py: the process of a one-shot call, played by this one."""
+
+from __future__ import annotations
 
 import gc
 import json
@@ -12,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from cni_common.errors import CNIError
-from cni_common.host import Host
-from cni_common.main import main
-from cni_common.request import PROTOCOL_SCHEMA, Request
-from cni_common.steps import Undo
-from cni_common.types import Interface, Result
+from cni_common.node.host import Host
+from cni_common.serve.main import main
+from cni_common.spec.errors import CNIError
+from cni_common.spec.request import PROTOCOL_SCHEMA, Request
+from cni_common.spec.result import Interface, Result
+from cni_common.spec.undo import Undo
 
 CONFIG = b'{"cniVersion": "1.1.0", "name": "net"}'
 VARIABLES = {

@@ -1,14 +1,16 @@
 """portmap's configuration: what it means, and what is refused before anything is done."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from cni_common import schema, wire
-from cni_common.errors import CNIError
-from cni_common.request import Request
+from cni_common.spec import schema, wire
+from cni_common.spec.errors import CNIError
+from cni_common.spec.request import Request
 from plugins.portmap import layout
 from plugins.portmap.conf import SCHEMA, Conf
 

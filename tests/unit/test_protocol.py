@@ -1,4 +1,6 @@
-"""cni_common/protocol.py: the one path of every invocation, with a plugin that does nothing."""
+"""cni_common/serve/protocol.py: the path of every invocation, with a plugin that does nothing."""
+
+from __future__ import annotations
 
 import json
 import os
@@ -11,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_common.errors import CNIError, Code
-from cni_common.host import Host
-from cni_common.netns import OWN
-from cni_common.protocol import Reply, respond
-from cni_common.request import PROTOCOL_PROPERTIES, Request
-from cni_common.steps import Undo
-from cni_common.types import SUPPORTED_VERSIONS, Interface, IPConfig, Result
+from cni_common.kernel.netns import OWN
+from cni_common.node.host import Host
+from cni_common.serve.protocol import Reply, execute, respond
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.names import SUPPORTED_VERSIONS
+from cni_common.spec.request import PROTOCOL_PROPERTIES, Request
+from cni_common.spec.result import Interface, IPConfig, Result
+from cni_common.spec.undo import Undo
 
 Json = dict[str, Any]
 
@@ -85,7 +88,9 @@ class Node:
             config = {"cniVersion": "1.1.0", "name": "net"}
         stdin = config if isinstance(config, bytes) else json.dumps(config).encode()
         plugins = {"test": self.plugin}
-        with Host(plugins.get, "", self.log.append, state_dir=self._state_dir) as host:
+        with Host(
+            plugins.get, "", self.log.append, execute=execute, state_dir=self._state_dir
+        ) as host:
             return respond(plugin, complete, stdin, host)
 
     def refusal(self, command: str, config: object = None, **environ: str) -> Json:

@@ -1,4 +1,6 @@
-"""cni_common/record.py: the files that say what each attachment owns."""
+"""cni_common/node/record.py: the files that say what each attachment owns."""
+
+from __future__ import annotations
 
 import json
 import os
@@ -12,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from cni_common.errors import CNIError, Code
-from cni_common.record import Records, make_directory
-from cni_common.request import Attachment
+from cni_common.node.record import Records, make_directory
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.request import Attachment
 
 OWNER = Attachment("c1", "eth0")
 OTHER = Attachment("c1", "eth1")

@@ -1,12 +1,14 @@
-"""cni_common/request.py: variables and stdin, as far as the protocol goes."""
+"""cni_common/spec/request.py: variables and stdin, as far as the protocol goes."""
+
+from __future__ import annotations
 
 import json
 from typing import Any
 
 import pytest
 
-from cni_common.errors import CNIError, Code
-from cni_common.request import VARIABLES, Attachment, Command, Request
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.request import VARIABLES, Attachment, Command, Request
 
 Json = dict[str, Any]
 

@@ -1,5 +1,7 @@
 """What the frozen build makes of modules: the same, only sooner there."""
 
+from __future__ import annotations
+
 import ast
 import functools
 import ipaddress
@@ -15,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_common import wire
+from cni_common.spec import wire
 from deploy.frozen.rewrite import SPARED, UnsupportedError, rewrite, standins
 
 SAMPLE = b'''
@@ -57,10 +59,12 @@ def _load(name: str, code: types.CodeType) -> Any:
 def both(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
     """The sample with dataclasses as they are, and as the build writes them."""
     for name, source in standins().items():
-        module = _load(name, compile(source, name, "exec"))
+        module = _load(name, compile(source, name, "exec", dont_inherit=True))
         monkeypatch.setitem(sys.modules, name, module)
     tree = rewrite("plugins.sample", SAMPLE)
-    return _load("real", compile(SAMPLE, "real", "exec")), _load("ours", compile(tree, "", "exec"))
+    return _load("real", compile(SAMPLE, "real", "exec", dont_inherit=True)), _load(
+        "ours", compile(tree, "", "exec", dont_inherit=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,7 +145,7 @@ def test_a_standin_gives_the_real_thing_when_asked(module: str, name: str) -> No
     """What a stand-in does not have itself comes from the module that it stands for."""
     source = standins()[f"standin_{module}"]
 
-    standin = _load("standin", compile(source, module, "exec"))
+    standin = _load("standin", compile(source, module, "exec", dont_inherit=True))
 
     assert getattr(standin, name) is getattr(__import__(module), name)
     with pytest.raises(AttributeError):
@@ -158,7 +162,7 @@ def test_who_serves_gets_real_sockets(use: str, module: str) -> None:
     source = f"import socket\n{use}".encode()
 
     assert ast.unparse(rewrite("cni_common.sample", source)).startswith(f"import {module}")
-    assert ast.unparse(rewrite("cni_common.engine", source)).startswith("import socket\n")
+    assert ast.unparse(rewrite("cni_common.serve.engine", source)).startswith("import socket\n")
 
 
 def test_every_module_that_is_spared_has_a_standin() -> None:

@@ -1,4 +1,6 @@
-"""cni_common/schema.py: configurations against a SCHEMA."""
+"""cni_common/spec/schema.py: configurations against a SCHEMA."""
+
+from __future__ import annotations
 
 import random
 from typing import Any
@@ -7,8 +9,8 @@ import pytest
 from jsonschema import Draft202012Validator
 from jsonschema.validators import extend
 
-from cni_common import schema
-from cni_common.errors import CNIError, Code
+from cni_common.spec import schema
+from cni_common.spec.errors import CNIError, Code
 from plugins import TYPES, load
 
 Json = dict[str, Any]

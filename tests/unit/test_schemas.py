@@ -1,5 +1,7 @@
 """conf/: the exported schemas are current, and the examples are valid, complete and disjoint."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator
 from ipaddress import ip_network

@@ -1,13 +1,15 @@
 """static: which source of addresses counts, what is refused, and what CHECK looks at."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cni_common.host import Host
-from cni_common.protocol import respond
+from cni_common.node.host import Host
+from cni_common.serve.protocol import execute, respond
 from plugins import load
 
 Json = dict[str, Any]
@@ -26,7 +28,9 @@ def call(tmp_path: Path, command: str, ipam: Any, cni_args: str = "", **keys: An
         "CNI_PATH": "/no/such/directory",
         "CNI_ARGS": cni_args,
     }
-    with Host(load, "/no/such/file", lambda _: None, state_dir=str(tmp_path)) as host:
+    with Host(
+        load, "/no/such/file", lambda _: None, execute=execute, state_dir=str(tmp_path)
+    ) as host:
         reply = respond("static", environ, json.dumps(config).encode(), host)
     assert reply.exit_code == int(b'"code"' in reply.stdout)
     printed: Json = json.loads(reply.stdout or b"{}")

@@ -1,10 +1,12 @@
-"""cni_common/steps.py: taking back, and going on."""
+"""cni_common/spec/undo.py: taking back, and going on."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 
 import pytest
 
-from cni_common.steps import BestEffort, Undo
+from cni_common.spec.undo import BestEffort, Undo
 
 Step = Callable[[], object]
 

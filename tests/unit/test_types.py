@@ -1,4 +1,6 @@
-"""cni_common/types.py: names, addresses, versions, and results in every layout."""
+"""cni_common/spec/result.py: names, addresses, versions, and results in every layout."""
+
+from __future__ import annotations
 
 import json
 from ipaddress import IPv4Address, ip_address, ip_interface, ip_network
@@ -8,23 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_common import wire
-from cni_common.errors import CNIError, Code
-from cni_common.link import parse_mac
-from cni_common.request import check_same_family
-from cni_common.types import (
+from cni_common.kernel.link import parse_mac
+from cni_common.spec import wire
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.names import (
     SUPPORTED_VERSIONS,
     Address,
-    Interface,
-    IPConfig,
-    Result,
-    Route,
     check_identifier,
     check_ifname,
     parse_address,
     parse_cidr,
     version_tuple,
 )
+from cni_common.spec.request import check_same_family
+from cni_common.spec.result import Interface, IPConfig, Result, Route
 
 Json = dict[str, Any]
 

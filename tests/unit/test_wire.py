@@ -1,4 +1,6 @@
-"""cni_common/wire.py: JSON as Go's encoding/json reads and writes it."""
+"""cni_common/spec/wire.py: JSON as Go's encoding/json reads and writes it."""
+
+from __future__ import annotations
 
 import json
 from typing import Any
@@ -7,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_common import wire
-from cni_common.errors import CNIError, Code
+from cni_common.spec import wire
+from cni_common.spec.errors import CNIError, Code
 
 SCHEMA: dict[str, Any] = {
     "properties": {

@@ -1,5 +1,7 @@
 """Show which tests passed inside the virtual machines."""
 
+from __future__ import annotations
+
 import pytest
 
 

@@ -1,5 +1,7 @@
 """A pytest plugin for the virtual machine, where all takes some twenty times as long."""
 
+from __future__ import annotations
+
 import pytest
 
 SECONDS = 300  # for any test, whatever it says itself

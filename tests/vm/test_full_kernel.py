@@ -1,5 +1,7 @@
 """Run the tests marked full_kernel or everywhere in a virtual machine, once for each kernel."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys

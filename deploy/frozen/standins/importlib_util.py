@@ -1,4 +1,4 @@
-"""For cni_common/netlink.py: pyroute2 is an empty package in the bundle, so it may be imported."""
+"""For cni_common/kernel/codec.py: pyroute2 is an empty package in the bundle."""
 
 import sys
 

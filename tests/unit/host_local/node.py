@@ -1,5 +1,7 @@
 """A pretended node: host-local in this process, with its leases and records in a directory."""
 
+from __future__ import annotations
+
 import json
 import os
 import time
@@ -8,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cni_common.host import Host
-from cni_common.protocol import respond
+from cni_common.node.host import Host
+from cni_common.serve.protocol import execute, respond
 from plugins import load
 
 NETWORK = "testnet"
@@ -54,7 +56,9 @@ class Node:
     ) -> dict[str, Any]:
         """Return what the plugin printed, an empty object for nothing."""
         stdin = json.dumps(config).encode()
-        with Host(load, "", self.log.append, state_dir=str(self.root / "run")) as host:
+        with Host(
+            load, "", self.log.append, execute=execute, state_dir=str(self.root / "run")
+        ) as host:
             reply = respond(
                 "host-local", self.environ(command, containerid, **environ), stdin, host
             )

@@ -1,13 +1,15 @@
 """host-local's configuration: what is read from where, and what is refused."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from cni_common import schema
-from cni_common.errors import Code
+from cni_common.spec import schema
+from cni_common.spec.errors import Code
 from plugins.host_local import SCHEMA
 from tests.unit.host_local.node import Node
 

@@ -1,4 +1,6 @@
-"""plugins/host_local/index.py: what is taken, by whom, and what rests."""
+"""plugins/host_local/index/blocks.py: what is taken, by whom, and what rests."""
+
+from __future__ import annotations
 
 from ipaddress import ip_address
 
@@ -6,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_common.types import Address
-from plugins.host_local import index as module
-from plugins.host_local.index import BLOCK, RESTING_MAX, FullError, Header, Index, header_for
+from cni_common.spec.names import Address
+from plugins.host_local.index import blocks as module
+from plugins.host_local.index.blocks import BLOCK, RESTING_MAX, FullError, Header, Index, header_for
 
 BOOT = b"x" * 36
 ZEROS = bytes(BLOCK)

@@ -1,5 +1,7 @@
 """plugins/host_local/ranges.py: what a range is, and which address comes next."""
 
+from __future__ import annotations
+
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
 from typing import Any
 
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from cni_common.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code
 from plugins.host_local.ranges import RangeSet, odd_gateways, parse_sets, unlisted, unused
 
 Entry = dict[str, Any]

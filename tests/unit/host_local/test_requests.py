@@ -1,13 +1,15 @@
 """host-local's operations, as far as they need no namespace and no second process."""
 
+from __future__ import annotations
+
 import time
 from collections import Counter
 from typing import Any
 
 import pytest
 
-from cni_common.errors import Code
-from plugins.host_local import transaction
+from cni_common.spec.errors import Code
+from plugins.host_local import allocate
 from plugins.host_local.store import Store
 from tests.unit.host_local.node import NETWORK, Node
 
@@ -85,7 +87,7 @@ def test_one_lock_and_one_look(node: Node, monkeypatch: pytest.MonkeyPatch, comm
             calls[args[0] if args[0] in others else call.__name__] += 1
             return call(*args, **kwargs)
 
-    monkeypatch.setattr(transaction, "Store", CountingStore)
+    monkeypatch.setattr(allocate, "Store", CountingStore)
     output = node.call(command, config)
 
     assert "code" not in output

@@ -1,12 +1,14 @@
 """plugins/host_local/resolv.py: resolv.conf as part of a result."""
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cni_common.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code
 from plugins.host_local import resolv
 
 

@@ -1,5 +1,7 @@
 """plugins/host_local/store.py: the files of the leases."""
 
+from __future__ import annotations
+
 import os
 import stat
 import time
@@ -8,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cni_common.errors import CNIError, Code
-from cni_common.request import Attachment
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.request import Attachment
 from plugins.host_local.lease import GRACE_SECONDS, Lease
 from plugins.host_local.store import Store
 

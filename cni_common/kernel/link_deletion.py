@@ -1,0 +1,160 @@
+"""Deleting an interface without waiting until the kernel has freed its memory.
+
+The kernel takes an interface out of its namespace within a millisecond or two, says so by an event,
+and lets others have the RTNL lock. Its answer comes after a grace period more (rcu_barrier in
+netdev_run_todo of net/core/dev.c), which is nine tenths of the whole.
+
+Deletions that come together are gathered, where `NetNS.doomed` is a group: each puts its interface
+into it and asks for the deletion of the group (rtnl_group_dellink of net/core/rtnetlink.c). Whoever
+is first at the RTNL lock takes along what has joined while the deletion before was under way: most
+grace periods are waited for once, whatever the number.
+"""
+
+from __future__ import annotations
+
+import _thread
+import errno
+import os
+import select
+import socket
+import struct
+from sys import byteorder
+from typing import TYPE_CHECKING
+
+from cni_common.kernel.link import decode_identity
+from cni_common.kernel.netlink import NetlinkError
+from cni_common.kernel.netns import NETLINK_ROUTE
+from cni_common.kernel.rtnetlink import RTM_DELLINK, RTMGRP_LINK, Netlink
+
+if TYPE_CHECKING:
+    from cni_common.kernel.netlink import Channel
+    from cni_common.kernel.netns import NetNS
+
+_SO_ATTACH_FILTER = 26  # asm-generic/socket.h
+# linux/filter.h: load a word, half or byte at an offset; skip unless equal; take so many bytes.
+_LOAD_WORD, _LOAD_HALF, _LOAD_BYTE, _IF_EQUAL, _RETURN = 0x20, 0x28, 0x30, 0x15, 0x06
+_SOCK_FILTER = struct.Struct("=HBBI")
+_TYPE_AT, _FAMILY_AT, _INDEX_AT = 4, 16, 20  # struct nlmsghdr, struct ifinfomsg after it
+_ALL = 0xFFFFFFFF
+
+
+def delete_link(netns: NetNS, index: int) -> bool:
+    """Delete an interface and return once nobody can see it any more; False when there was none.
+
+    The kernel's answer is awaited by a thread, which may outlive this call and `netns` by some ten
+    milliseconds, and which the process waits for when it ends. Raises NetlinkError.
+    """
+    events = netns.channel(NETLINK_ROUTE, RTMGRP_LINK)
+    if netns.doomed:
+        hear_only_deletion(events, index)
+    waiting, outcome = _start_asking(netns, index)
+    try:
+        if _await_deletion(events, index, waiting):
+            return True
+    finally:
+        os.close(waiting)
+        netns.release(events)
+        events.close()
+    answer = outcome[0]
+    if isinstance(answer, BaseException):
+        raise answer
+    if answer and netns.doomed:  # no event: was it another's, and ours out of the group again?
+        netns.netlink.delete_link(index)
+    return answer
+
+
+def _start_asking(netns: NetNS, index: int) -> tuple[int, list[bool | BaseException]]:
+    """Have a thread ask; return what reads as ended once the answer is in the list."""
+    channel = netns.channel(NETLINK_ROUTE)
+    netns.release(channel)
+    outcome: list[bool | BaseException] = []
+    waiting, working = os.pipe2(os.O_CLOEXEC)
+
+    def work() -> None:
+        try:
+            outcome.append(_ask(Netlink(channel), index, netns.doomed))
+        except BaseException as error:  # noqa: BLE001 - raised again by delete_link
+            outcome.append(error)
+        finally:
+            channel.close()
+            os.close(working)  # which wakes the caller
+
+    try:
+        _thread.start_new_thread(work, ())
+    except RuntimeError:  # there can be no more threads
+        work()
+    return waiting, outcome
+
+
+def _ask(netlink: Netlink, index: int, doomed: int) -> bool:
+    if not doomed:
+        return netlink.delete_link(index)
+    try:
+        if netlink.delete_group(doomed, index):
+            return True
+    except NetlinkError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+    # Perhaps deleted by another's request, and its event has come already; else it was taken out
+    # of the group again, or something in there cannot be deleted, or the kernel knows no groups.
+    return netlink.delete_link(index)
+
+
+def hear_only_deletion(channel: Channel, index: int) -> bool:
+    """Have no other event delivered on a channel, so that those of others wake nobody (socket(7)).
+
+    What had arrived before stays there. False when the kernel takes no filter: all events come.
+    """
+    from array import array
+
+    program = array(
+        "B",
+        b"".join(
+            (
+                _SOCK_FILTER.pack(_LOAD_HALF, 0, 0, _TYPE_AT),
+                _SOCK_FILTER.pack(_IF_EQUAL, 0, 5, _as_loaded(RTM_DELLINK, 2)),
+                _SOCK_FILTER.pack(_LOAD_BYTE, 0, 0, _FAMILY_AT),
+                _SOCK_FILTER.pack(_IF_EQUAL, 0, 3, socket.AF_UNSPEC),
+                _SOCK_FILTER.pack(_LOAD_WORD, 0, 0, _INDEX_AT),
+                _SOCK_FILTER.pack(_IF_EQUAL, 0, 1, _as_loaded(index, 4)),
+                _SOCK_FILTER.pack(_RETURN, 0, 0, _ALL),
+                _SOCK_FILTER.pack(_RETURN, 0, 0, 0),
+            )
+        ),
+    )
+    address, size = program.buffer_info()
+    sock_fprog = struct.pack("@HP", size // _SOCK_FILTER.size, address)
+    try:
+        channel.sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, sock_fprog)
+    except OSError:
+        return False
+    return True
+
+
+def _as_loaded(number: int, size: int) -> int:
+    """Return what a filter, which takes all for big endian, makes of a number of this machine."""
+    return int.from_bytes(number.to_bytes(size, byteorder), "big")
+
+
+def _await_deletion(events: Channel, index: int, end: int) -> bool:
+    """Tell whether the kernel says that the interface is gone before the other end is closed."""
+    poll = select.poll()
+    poll.register(events.sock, select.POLLIN)
+    poll.register(end, select.POLLIN)
+    while True:
+        ready = {fd for fd, _ in poll.poll()}
+        if _is_told(events, index):
+            return True
+        if end in ready:
+            return False
+
+
+def _is_told(events: Channel, index: int) -> bool:
+    """Take the events that have arrived; tell whether the interface's deletion is among them."""
+    while arrived := events.read_events():
+        if any(
+            kind == RTM_DELLINK and decode_identity(data) == (socket.AF_UNSPEC, index)
+            for kind, data in arrived
+        ):
+            return True
+    return False

@@ -1,0 +1,378 @@
+"""Network namespaces as handles. The calling thread is in its own one before and after each call.
+
+The bundle's `_setns` takes it into another for the time of one system call; what takes longer, and
+everything where that module is missing, is done by a thread that ends in there.
+"""
+
+from __future__ import annotations
+
+import _thread
+import errno
+import fcntl
+import os
+from functools import cache, cached_property
+from sys import byteorder
+from typing import TYPE_CHECKING
+
+from cni_common.spec.errors import CNIError, Code
+
+if TYPE_CHECKING:
+    import ctypes
+    import socket
+    from collections.abc import Callable, Container, Mapping
+    from typing import TypeVar
+
+    from cni_common.kernel.netlink import Channel
+    from cni_common.kernel.rtnetlink import Netlink
+    from cni_common.spec.names import Address
+
+    T = TypeVar("T")
+    Opener = Callable[[str, int], int]  # as os.open is
+
+OWN = "/proc/thread-self/ns/net"
+CLONE_NEWNET = 0x40000000  # linux/sched.h
+NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_SYSCTL_BYTES_MAX = 4096
+SO_NETNS_COOKIE = 71  # asm-generic/socket.h
+NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12  # linux/netlink.h
+
+
+class NetNS:
+    """An open network namespace.
+
+    `path` is what the runtime calls it. Sockets opened inside stay inside; they and the handle
+    are closed together. Only the thread that opened it may use it.
+
+    `doomed` is the IFLA_GROUP of those interfaces in there that this process and others are about
+    to delete, so that one request takes them all; 0: each is deleted by a request of its own.
+    """
+
+    doomed = 0
+
+    def __init__(self, path: str, fd: int = -1) -> None:
+        """Open the namespace at `path`, or take over its descriptor `fd`. Raises CNIError 8."""
+        self.path = path
+        self.fd = _checked(fd, path) if fd >= 0 else _open(path)
+        self._channels: list[Channel] = []
+
+    def run(self, function: Callable[[], T]) -> T:
+        """Return what `function` returns inside the namespace, in a thread that ends with it.
+
+        No signal interrupts it.
+        """
+        # Every thread is in the namespace of its own process already.
+        return _run_inside(-1 if self.path == OWN else self.fd, function)
+
+    def _open_file(self, path: str, flags: int) -> int:
+        """Return a descriptor of what `path` is inside: what is below /proc/sys/net stays that."""
+        return os.open(path, flags) if self.path == OWN else _open_file(self.fd, path, flags)
+
+    def _open_socket(self, family: int, kind: int, protocol: int) -> socket.socket:
+        import socket
+
+        if self.path == OWN:
+            return socket.socket(family, kind, protocol)
+        fd = _open_socket(self.fd, family, kind, protocol)
+        return socket.socket(family, kind, protocol, fileno=fd)
+
+    @cached_property
+    def netlink(self) -> Netlink:
+        """rtnetlink in this namespace."""
+        from cni_common.kernel.rtnetlink import Netlink
+
+        return Netlink(self.channel(NETLINK_ROUTE))
+
+    @cached_property
+    def netfilter(self) -> Channel:
+        """A channel to nfnetlink in this namespace."""
+        return self.channel(NETLINK_NETFILTER)
+
+    def channel(self, protocol: int, groups: int = 0) -> Channel:
+        """Return a new netlink channel inside, closed with the namespace."""
+        import socket
+
+        from cni_common.kernel.netlink import Channel
+
+        sock = self._open_socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
+        sock.bind((0, groups))
+        channel = Channel(sock)
+        self._channels.append(channel)
+        return channel
+
+    def release(self, channel: Channel) -> None:
+        """Leave it to the caller to close `channel`."""
+        self._channels = [one for one in self._channels if one.sock is not channel.sock]
+
+    def sysctl(self, name: str, value: str | None = None) -> str:
+        """Return the sysctl `name` (path below /proc/sys); with `value`, change it to that first.
+
+        Nothing is written when it has the value already: /proc/sys may be read-only. Only for
+        those of net/ipv4 and net/ipv6 that keep to the namespace in which they were opened: some
+        of other protocols go by that of the thread that writes. Raises OSError.
+        """
+        return self._sysctl(self._open_file, name, value)
+
+    def sysctls(self, values: Mapping[str, str], unseen: Container[str] = ()) -> dict[str, OSError]:
+        """Set several sysctls as `sysctl` does, and return what went wrong, by name.
+
+        Those in `unseen` are written without a look at what they are; not for what makes the
+        kernel wait for the RTNL lock (forwarding, disable_ipv6).
+        """
+        failures = {}
+        for name, value in values.items():
+            try:
+                self._sysctl(self._open_file, name, value, look=name not in unseen)
+            except OSError as error:
+                failures[name] = error
+        return failures
+
+    def sysctl_here(self, name: str, value: str | None) -> str:
+        """Do what `sysctl` does, with any of them, for a caller that is inside the namespace."""
+        return self._sysctl(os.open, name, value)
+
+    def _sysctl(self, opener: Opener, name: str, value: str | None, *, look: bool = True) -> str:
+        """Do what `sysctl` does.
+
+        Without `look` it is written at once where that is possible, and read only elsewhere.
+        """
+        path = f"/proc/sys/{name}"
+        if value is not None and not look:
+            try:
+                return _write_sysctl(opener, path, value)
+            except OSError as error:
+                if error.errno not in (errno.EROFS, errno.EACCES):
+                    raise
+        fd = opener(path, os.O_RDONLY)
+        try:
+            current = os.read(fd, _SYSCTL_BYTES_MAX).decode().strip()
+        finally:
+            os.close(fd)
+        if value is None or current == value:
+            return current
+        return _write_sysctl(opener, path, value)
+
+    def legacy_tables(self, version: int) -> list[str]:
+        """Return the tables of iptables' older flavour that are in use here, for an IP version."""
+        path = f"/proc/thread-self/net/{'ip' if version == 4 else 'ip6'}_tables_names"
+        try:
+            fd = self._open_file(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return []
+        with open(fd, encoding="ascii") as file:
+            return file.read().split()
+
+    def is_same(self, other: NetNS) -> bool:
+        """Tell whether both handles are of one namespace."""
+        return os.path.samestat(os.fstat(self.fd), os.fstat(other.fd))
+
+    @cached_property
+    def identity(self) -> str:
+        """What no other namespace of this boot has, or ever had where the kernel has cookies."""
+        if self._channels:  # a socket inside knows it, and spares the visit
+            return _identity(self.fd, self._channels[0].sock)
+        import socket
+
+        with self._open_socket(socket.AF_UNIX, socket.SOCK_DGRAM, 0) as sock:
+            return _identity(self.fd, sock)
+
+    def tidy(self) -> None:
+        """Close what was opened but the channels of `netlink` and `netfilter`."""
+        opened = self.__dict__
+        kept = [opened["netlink"].channel] if "netlink" in opened else []
+        kept += [opened["netfilter"]] if "netfilter" in opened else []
+        for channel in self._channels:
+            if channel not in kept:
+                channel.close()
+        self._channels = kept
+
+    def close(self) -> None:
+        """Close the handle and what was opened through it."""
+        for channel in self._channels:
+            channel.close()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _write_sysctl(opener: Opener, path: str, value: str) -> str:
+    fd = opener(path, os.O_WRONLY)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+    return value
+
+
+def identity(path: str) -> str:
+    """Return the identity of the network namespace at `path`, "" when there is none."""
+    try:
+        netns = NetNS(path)
+    except CNIError:
+        return ""
+    try:
+        return netns.identity
+    finally:
+        netns.close()
+
+
+def lives(path: str, wanted: str, living: Callable[[], Mapping[str, str]]) -> bool | None:
+    """Tell whether the namespace `wanted`, once found at `path`, is there or among `living`.
+
+    None: something is at the path that is no namespace. So it is where the mount that a runtime
+    has made there cannot be seen.
+    """
+    here = identity(path)
+    # It may outlive its path: that of a process, or of another mount namespace.
+    if here == wanted or wanted in living():
+        return True
+    if here:
+        return False
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ProcessLookupError, ValueError):
+        return False
+    except OSError:
+        return None  # nor can it be told
+    return None
+
+
+def reachable_namespaces() -> dict[str, str]:
+    """Return the identity of every namespace that can be found, with one path to each.
+
+    Looks where processes and runtimes keep them: /proc, /run/netns, docker's directory.
+    """
+    paths = [f"/proc/{pid}/ns/net" for pid in os.listdir("/proc") if pid.isdigit()]
+    for directory in ("/run/netns", "/var/run/netns", "/run/docker/netns"):
+        try:
+            paths += [f"{directory}/{name}" for name in os.listdir(directory)]
+        except OSError:
+            continue
+    inodes: dict[tuple[int, int], str] = {}
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError:
+            continue  # it went away
+        inodes.setdefault((status.st_dev, status.st_ino), path)
+    found = {identity(path): path for path in inodes.values()}
+    found.pop("", None)  # what went away since, or never was a namespace
+    return found
+
+
+def addresses_in_use() -> frozenset[Address]:
+    """Return every address in every reachable namespace. Slow: for GC only."""
+    found: set[Address] = set()
+    for path in reachable_namespaces().values():
+        try:
+            netns = NetNS(path)
+        except CNIError:
+            continue  # it went away, or never was a namespace
+        try:
+            found |= {cidr.ip for cidr, _ in netns.netlink.addresses()}
+        finally:
+            netns.close()
+    return frozenset(found)
+
+
+def _open(path: str) -> int:
+    try:
+        # Not blocking: somebody may have put a FIFO there.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+            raise  # which says nothing about the namespace: DEL must not take it for gone
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise CNIError(
+            Code.INVALID_NETNS, f"cannot open network namespace '{path}': {reason}"
+        ) from None
+    return _checked(fd, path)
+
+
+def _checked(fd: int, path: str) -> int:
+    try:
+        kind = fcntl.ioctl(fd, NS_GET_NSTYPE)
+    except OSError:
+        kind = 0
+    if kind != CLONE_NEWNET:
+        os.close(fd)
+        raise CNIError(Code.INVALID_NETNS, f"'{path}' is not a network namespace")
+    return fd
+
+
+def _identity(fd: int, sock: socket.socket) -> str:
+    status = os.fstat(fd)
+    # The inode's number is given to another namespace as soon as this one is gone.
+    return f"{status.st_dev}:{status.st_ino}:{_cookie(sock)}"
+
+
+def _cookie(sock: socket.socket) -> int:
+    """Return the number of a socket's namespace, 0 where the kernel has none (before 5.14)."""
+    import socket
+
+    try:
+        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), byteorder)
+    except OSError:
+        return 0
+
+
+def _run_inside(fd: int, function: Callable[[], T]) -> T:
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+    done = _thread.allocate_lock()
+    done.acquire()
+
+    def enter() -> None:
+        try:
+            if fd >= 0:
+                _setns(fd)
+            outcome.append(function())
+        except BaseException as error:  # noqa: BLE001 - raised again below, by the caller
+            failure.append(error)
+        finally:
+            done.release()
+
+    _thread.start_new_thread(enter, ())
+    try:
+        done.acquire()
+    except BaseException:  # a signal's handler raised: let the thread finish with `fd` first
+        done.acquire()
+        raise
+    if failure:
+        raise failure[0]
+    return outcome[0]
+
+
+def _setns(fd: int) -> None:
+    if hasattr(os, "setns"):  # Python 3.12
+        os.setns(fd, CLONE_NEWNET)
+        return
+    import ctypes
+
+    if _libc().setns(fd, CLONE_NEWNET):
+        code = ctypes.get_errno()
+        raise OSError(code, f"cannot enter the network namespace: {os.strerror(code)}")
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _open_file_by_thread(fd: int, path: str, flags: int) -> int:
+    return _run_inside(fd, lambda: os.open(path, flags))
+
+
+def _open_socket_by_thread(fd: int, family: int, kind: int, protocol: int) -> int:
+    import socket
+
+    return _run_inside(fd, lambda: socket.socket(family, kind, protocol).detach())
+
+
+try:
+    from _setns import open_file as _open_file
+    from _setns import open_socket as _open_socket
+except ImportError:  # it is compiled for the bundle
+    _open_file, _open_socket = _open_file_by_thread, _open_socket_by_thread

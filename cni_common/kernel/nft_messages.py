@@ -1,0 +1,175 @@
+"""What messages of nftables consist of: chains, rules, sets and their elements, packed by hand.
+
+Attributes and their numbers are those of linux/netfilter/nf_tables.h, without their NFTA_ prefix.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cni_common.kernel.netlink import attribute, attributes, be32, each_attribute, string, string_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_TYPE = 1, 3, 4, 7
+_HOOK_HOOKNUM, _HOOK_PRIORITY = 1, 2
+_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
+_SET_TABLE, _SET_NAME, _SET_FLAGS, _SET_KEY_TYPE, _SET_KEY_LEN = range(1, 6)
+_SET_DATA_TYPE, _SET_DATA_LEN, _SET_ID, _SET_USERDATA = 6, 7, 10, 13
+_SET_MAP = 0x8
+_LIST_ELEM = 1
+_EXPR_NAME, _EXPR_DATA = 1, 2
+_IMMEDIATE_DATA, _CMP_DATA = 2, 3
+_ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA = 1, 2, 6
+_DATA_VALUE, _DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 1, 2, 1, 2
+_GOTO = -4
+_COMMENT = 0  # NFTNL_UDATA_*_COMMENT of libnftnl: where nft keeps a comment
+COMMENT_MAX_BYTES = 253  # NFT_USERDATA_MAXLEN, less type, length and the terminating NUL
+# NFTNL_UDATA_SET_KEYBYTEORDER of libnftnl, so that `nft list` prints interface names.
+_HOST_ORDER_KEY = bytes([0, 4]) + (1).to_bytes(4, sys.byteorder)
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """One element of a set or map."""
+
+    key: bytes
+    chain: str  # where its verdict leads to, "" in other than a verdict map
+    comment: str
+    data: bytes  # what a map that is none of verdicts has
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule, as far as it matters here."""
+
+    handle: int
+    comment: str
+    target: str  # the chain it jumps or goes to, ""
+    compared: tuple[bytes, ...]  # what it compares with, in its order
+    expressions: bytes = b""  # all that it consists of
+
+
+def base_chain(table: str, name: str, *, kind: str, hook: int, priority: int) -> bytes:
+    """Return the attributes of a new chain of type `kind` at a netfilter hook."""
+    where = be32(_HOOK_HOOKNUM, hook) + be32(_HOOK_PRIORITY, priority & 0xFFFFFFFF)
+    names = string(_CHAIN_TABLE, table) + string(_CHAIN_NAME, name)
+    return names + attribute(_CHAIN_HOOK, where) + string(_CHAIN_TYPE, kind)
+
+
+def rule(table: str, chain: str, *expressions: bytes) -> bytes:
+    """Return the attributes of a new rule; `expressions` are those of nftrules."""
+    items = [attribute(_LIST_ELEM, expression) for expression in expressions]
+    names = string(_RULE_TABLE, table) + string(_RULE_CHAIN, chain)
+    return names + attribute(_RULE_EXPRESSIONS, *items)
+
+
+def new_set(
+    table: str,
+    name: str,
+    key: tuple[int, int],
+    *,
+    data: tuple[int, int] | None = None,
+    host_order: bool = False,
+) -> bytes:
+    """Return the attributes of a new set, or of a map from its keys to `data`.
+
+    `key` and `data` are a length and nft's number of the type.
+    """
+    attrs = [string(_SET_TABLE, table), string(_SET_NAME, name)]
+    if data:
+        attrs.append(be32(_SET_FLAGS, _SET_MAP))
+    attrs += [be32(_SET_KEY_TYPE, key[1]), be32(_SET_KEY_LEN, key[0])]
+    if data:
+        attrs += [be32(_SET_DATA_TYPE, data[1]), be32(_SET_DATA_LEN, data[0])]
+    attrs.append(be32(_SET_ID, 1))
+    if host_order:
+        attrs.append(attribute(_SET_USERDATA, _HOST_ORDER_KEY))
+    return b"".join(attrs)
+
+
+def element(key: bytes, *, goto: str = "", data: bytes = b"", comment: str = "") -> bytes:
+    """Return the attributes of an element, in a map with a verdict or with data."""
+    attrs = attribute(_ELEM_KEY, attribute(_DATA_VALUE, key))
+    if goto:
+        verdict = be32(_VERDICT_CODE, _GOTO & 0xFFFFFFFF) + string(_VERDICT_CHAIN, goto)
+        attrs += attribute(_ELEM_DATA, attribute(_DATA_VERDICT, verdict))
+    if data:
+        attrs += attribute(_ELEM_DATA, attribute(_DATA_VALUE, data))
+    if comment:
+        attrs += attribute(_ELEM_USERDATA, userdata(comment))
+    return attrs
+
+
+def userdata(comment: str) -> bytes:
+    """Return what user space keeps with an object that has this comment."""
+    text = comment.encode()[:COMMENT_MAX_BYTES] + bytes(1)
+    return bytes([_COMMENT, len(text)]) + text
+
+
+def elements(items: bytes) -> list[Element]:
+    """Return the elements in a list of them."""
+    found = []
+    for _, item in each_attribute(items):
+        parts = attributes(item)
+        data = attributes(parts.get(_ELEM_DATA, b""))
+        found.append(
+            Element(
+                attributes(parts[_ELEM_KEY])[_DATA_VALUE],
+                string_of(attributes(data.get(_DATA_VERDICT, b"")).get(_VERDICT_CHAIN)),
+                comment(parts.get(_ELEM_USERDATA)),
+                data.get(_DATA_VALUE, b""),
+            )
+        )
+    return found
+
+
+def comment(userdata: bytes | None) -> str:
+    """Return the comment in what user space keeps with an object, "" for none."""
+    data = userdata or b""
+    while len(data) >= 2:
+        kind, length = data[0], data[1]
+        if kind == _COMMENT:
+            return data[2 : 2 + length].rstrip(bytes(1)).decode("utf-8", "replace")
+        data = data[2 + length :]
+    return ""
+
+
+def rule_of(attrs: Mapping[int, bytes]) -> Rule:
+    """Return the rule that has these attributes."""
+    expressions = attrs.get(_RULE_EXPRESSIONS, b"")
+    return Rule(
+        int.from_bytes(attrs[_RULE_HANDLE], "big"),
+        comment(attrs.get(_RULE_USERDATA)),
+        target(expressions),
+        compared(expressions),
+        expressions,
+    )
+
+
+def target(expressions: bytes) -> str:
+    """Return the chain that a rule jumps or goes to, "" for none."""
+    for name, data in each_expression(expressions):
+        if name == "immediate":
+            verdict = attributes(attributes(data)[_IMMEDIATE_DATA]).get(_DATA_VERDICT, b"")
+            return string_of(attributes(verdict).get(_VERDICT_CHAIN))
+    return ""
+
+
+def compared(expressions: bytes) -> tuple[bytes, ...]:
+    """Return what a rule compares with, in its order."""
+    return tuple(
+        attributes(attributes(data)[_CMP_DATA])[_DATA_VALUE]
+        for name, data in each_expression(expressions)
+        if name == "cmp"
+    )
+
+
+def each_expression(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield name and attributes of each expression of a rule."""
+    for _, item in each_attribute(data):
+        parts = attributes(item)
+        yield string_of(parts[_EXPR_NAME]), parts.get(_EXPR_DATA, b"")

@@ -1,0 +1,388 @@
+"""nftables over netlink: one atomic transaction per call, no subprocess.
+
+Numbers are those of linux/netfilter/nf_tables.h; longer messages are in nftmessages.py.
+Only tables of our own are written to. What the reference plugins left is read by name.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cni_common.kernel import nft_messages
+from cni_common.kernel.netlink import (
+    HEADER_SIZE,
+    NLM_F_ACK,
+    NLM_F_APPEND,
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_EXCL,
+    NLM_F_NONREC,
+    Message,
+    NetlinkError,
+    attribute,
+    attributes,
+    string,
+    string_of,
+)
+from cni_common.kernel.nft_messages import Element, Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from cni_common.kernel.netns import NetNS
+    from cni_common.kernel.nft_expressions import Expression
+
+DROP, ACCEPT, JUMP, GOTO, RETURN = 0, 1, -3, -4, -5  # verdicts
+INET, IPV4, BRIDGE, IPV6 = 1, 2, 7, 10  # NFPROTO_* of linux/netfilter.h
+PREROUTING, FORWARD, OUTPUT, POSTROUTING = 0, 2, 3, 4  # NF_INET_*, the same as NF_BR_*
+IIFNAME_BYTES = 16  # IFNAMSIZ: interface names are compared with their padding
+
+_NFTABLES, _BATCH_BEGIN, _BATCH_END = 10, 0x10, 0x11  # linux/netfilter/nfnetlink.h
+_NEWTABLE, _GETTABLE, _DELTABLE, _NEWCHAIN, _GETCHAIN, _DELCHAIN = range(6)
+_NEWRULE, _GETRULE, _DELRULE, _NEWSET, _GETSET, _DELSET = range(6, 12)
+_NEWSETELEM, _GETSETELEM, _DELSETELEM = range(12, 15)
+TRIES = 10  # of a transaction that is outrun by others
+_NFGENMSG = struct.Struct("=BBH")  # family, version 0, resource id in network order
+_TABLE_NAME, _TABLE_USE = 1, 3
+_CHAIN_TABLE, _CHAIN_NAME, CHAIN_POLICY, _CHAIN_USE, CHAIN_USERDATA = 1, 3, 5, 6, 12
+_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE = 1, 2, 3
+_SET_TABLE, _SET_NAME = 1, 2
+_ELEMENTS_TABLE, _ELEMENTS_SET, _ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
+
+# Key of a set: how many bytes, and nft's own type number, which the kernel keeps for `nft list`.
+IPV4_KEY, IPV6_KEY, IIFNAME_KEY = (4, 7), (16, 8), (IIFNAME_BYTES, 41)
+IIFNAME_OIFNAME_KEY = (2 * IIFNAME_BYTES, 41 << 6 | 41)
+IIFNAME_ETHER_KEY = (IIFNAME_BYTES + 8, 41 << 6 | 9)  # a part is padded to 4 bytes
+PROTOCOL_PORT_KEY = (8, 12 << 6 | 13)
+IPV4_PROTOCOL_PORT_KEY = (12, 7 << 12 | 12 << 6 | 13)
+IPV6_PROTOCOL_PORT_KEY = (24, 8 << 12 | 12 << 6 | 13)
+# Likewise the data of a map.
+VERDICTS = (16, 0xFFFFFF00)
+IPV4_PORT, IPV6_PORT = (8, 7 << 6 | 13), (20, 8 << 6 | 13)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table, and the requests for what it holds."""
+
+    family: int
+    name: str
+
+    def add(self) -> Message:
+        """Return the request that creates the table where there is none."""
+        body = string(_TABLE_NAME, self.name)
+        return self._message("add table", _NEWTABLE, body, flags=NLM_F_CREATE)
+
+    def delete(self) -> Message:
+        """Return the request that deletes the table; EBUSY while it holds anything."""
+        body = string(_TABLE_NAME, self.name)
+        return self._message("delete table", _DELTABLE, body, flags=NLM_F_NONREC)
+
+    def add_chain(self, name: str, *, comment: str = "") -> Message:
+        """Return the request that creates a regular chain where there is none."""
+        body = self._chain(name)
+        if comment:
+            body += attribute(CHAIN_USERDATA, nft_messages.userdata(comment))
+        return self._message(f"add chain '{name}'", _NEWCHAIN, body, flags=NLM_F_CREATE)
+
+    def add_base_chain(self, name: str, *, kind: str, hook: int, priority: int) -> Message:
+        """Return the request that creates a chain of type `kind` at a netfilter hook."""
+        body = nft_messages.base_chain(self.name, name, kind=kind, hook=hook, priority=priority)
+        return self._message(f"add chain '{name}'", _NEWCHAIN, body, flags=NLM_F_CREATE)
+
+    def delete_chain(self, name: str) -> Message:
+        """Return the request that deletes a chain; EBUSY while it has rules, or is referred to."""
+        return self._message(
+            f"delete chain '{name}'", _DELCHAIN, self._chain(name), flags=NLM_F_NONREC
+        )
+
+    def add_rule(self, chain: str, *expressions: Expression, first: bool = False) -> Message:
+        """Return the request that appends a rule, or puts it `first`."""
+        body = nft_messages.rule(self.name, chain, *expressions)
+        flags = NLM_F_CREATE | (0 if first else NLM_F_APPEND)
+        return self._message(f"add rule to '{chain}'", _NEWRULE, body, flags=flags)
+
+    def delete_rule(self, chain: str, handle: int = 0) -> Message:
+        """Return the request that deletes one rule, or with no handle all rules of `chain`."""
+        body = self._rules(chain)
+        if handle:
+            body += attribute(_RULE_HANDLE, handle.to_bytes(8, "big"))
+        return self._message(f"delete rules of '{chain}'", _DELRULE, body)
+
+    def add_set(
+        self, name: str, key: tuple[int, int], *, data: tuple[int, int] | None = None
+    ) -> Message:
+        """Return the request that creates a set, or a map from its keys to `data`."""
+        body = nft_messages.new_set(self.name, name, key, data=data, host_order=key is IIFNAME_KEY)
+        return self._message(f"add set '{name}'", _NEWSET, body, flags=NLM_F_CREATE)
+
+    def delete_set(self, name: str, *, filled: bool = False) -> Message:
+        """Return the request that deletes a set; EBUSY while a rule uses it.
+
+        Likewise while it has elements, unless they are to go with it: `filled`.
+        """
+        body = string(_SET_TABLE, self.name) + string(_SET_NAME, name)
+        flags = 0 if filled else NLM_F_NONREC
+        return self._message(f"delete set '{name}'", _DELSET, body, flags=flags)
+
+    def add_element(
+        self, set_name: str, key: bytes, *, goto: str = "", data: bytes = b"", comment: str = ""
+    ) -> Message:
+        """Return the request that adds an element; EEXIST when the key is there."""
+        element = nft_messages.element(key, goto=goto, data=data, comment=comment)
+        return self._message(
+            f"add element to '{set_name}'",
+            _NEWSETELEM,
+            self._element(set_name, element),
+            flags=NLM_F_CREATE | NLM_F_EXCL,
+        )
+
+    def delete_element(self, set_name: str, key: bytes) -> Message:
+        """Return the request that deletes an element; ENOENT when there is none."""
+        body = self._element(set_name, nft_messages.element(key))
+        return self._message(f"delete element of '{set_name}'", _DELSETELEM, body)
+
+    # --- what is there ---
+
+    def present(self, netns: NetNS, keys: Sequence[tuple[str, bytes]]) -> list[Element | None]:
+        """Return the element of each (set, key), asked for by one send where all are there."""
+        queries = [self._query_element(*key) for key in keys]
+        try:
+            answers = netns.netfilter.exchange(queries) if queries else []
+        except NetlinkError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return [self.element(netns, *key) for key in keys]
+        return [answer[0][0] for answer in answers]
+
+    def element(self, netns: NetNS, set_name: str, key: bytes) -> Element | None:
+        """Return the element with this key."""
+        answers = _query(netns, self._query_element(set_name, key))
+        found = [element for answer in answers for element in answer]
+        return found[0] if found else None
+
+    def elements(self, netns: NetNS, set_name: str) -> list[Element]:
+        """Return all elements of a set; none when there is no such set."""
+        body = string(_ELEMENTS_TABLE, self.name) + string(_ELEMENTS_SET, set_name)
+        query = self._message(
+            f"list set '{set_name}'", _GETSETELEM, body, flags=NLM_F_DUMP, read=_decode_elements
+        )
+        return [element for answer in _query(netns, query) for element in answer]
+
+    def is_empty(self, netns: NetNS, set_name: str) -> bool:
+        """Tell whether a set has no element, or does not exist."""
+        body = string(_ELEMENTS_TABLE, self.name) + string(_ELEMENTS_SET, set_name)
+        query = self._message(
+            f"list set '{set_name}'", _GETSETELEM, body, flags=NLM_F_DUMP, read=_has_elements
+        )
+        return not any(_query(netns, query))
+
+    def rules(self, netns: NetNS, chain: str) -> list[Rule]:
+        """Return the rules of a chain; none when there is no such chain."""
+        answers = self._rules_of(netns, chain, read=_attributes)
+        return [
+            nft_messages.rule_of(answer)
+            for answer in answers
+            # Old kernels send every chain of the table.
+            if string_of(answer[_RULE_CHAIN]) == chain
+        ]
+
+    def has_chain(self, netns: NetNS, *chains: str) -> bool:
+        """Tell whether there are all of these chains."""
+        queries = [self._message(f"look up '{c}'", _GETCHAIN, self._chain(c)) for c in chains]
+        try:
+            return all(netns.netfilter.exchange(queries))
+        except NetlinkError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return False
+
+    def chain(self, netns: NetNS, name: str) -> dict[int, bytes] | None:
+        """Return the attributes of a chain, None when there is none."""
+        what, body = f"look up '{name}'", self._chain(name)
+        answers = _query(netns, self._message(what, _GETCHAIN, body, read=_attributes))
+        return answers[0] if answers else None
+
+    def is_idle(self, netns: NetNS, chain: str) -> bool:
+        """Tell whether nothing leads to a chain, nor will when transactions under way succeed.
+
+        The kernel can refuse to delete a chain by EBUSY, but that takes it a grace period of some
+        ten milliseconds; these two questions take a hundredth of it.
+        """
+        query = self._message(
+            f"look up '{chain}'", _GETCHAIN, self._chain(chain), read=_decode_chain_use
+        )
+        uses: list[int] = _query(netns, query)
+        rules = self._rules_of(netns, chain, read=_decode_chain_of_rule)
+        # A chain's own rules count as uses of it.
+        return sum(uses) <= rules.count(chain)
+
+    def holds(self, netns: NetNS) -> int:
+        """Return how many chains and sets the table holds, 0 when there is no such table."""
+        body = string(_TABLE_NAME, self.name)
+        query = self._message("look up", _GETTABLE, body, read=_decode_table_use)
+        return sum(_query(netns, query))
+
+    def _chain(self, name: str) -> bytes:
+        return string(_CHAIN_TABLE, self.name) + string(_CHAIN_NAME, name)
+
+    def _rules(self, chain: str) -> bytes:
+        return string(_RULE_TABLE, self.name) + string(_RULE_CHAIN, chain)
+
+    def _rules_of(self, netns: NetNS, chain: str, *, read: Callable[[bytes], Any]) -> list[Any]:
+        what, body = f"list chain '{chain}'", self._rules(chain)
+        return _query(netns, self._message(what, _GETRULE, body, flags=NLM_F_DUMP, read=read))
+
+    def _query_element(self, set_name: str, key: bytes) -> Message:
+        body = self._element(set_name, nft_messages.element(key))
+        what = f"look up element of '{set_name}'"
+        return self._message(what, _GETSETELEM, body, read=_decode_elements)
+
+    def _element(self, set_name: str, element: bytes) -> bytes:
+        names = string(_ELEMENTS_TABLE, self.name) + string(_ELEMENTS_SET, set_name)
+        return names + attribute(_ELEMENTS, attribute(_LIST_ELEM, element))
+
+    def _message(
+        self,
+        what: str,
+        kind: int,
+        attrs: bytes,
+        *,
+        flags: int = 0,
+        read: Callable[[bytes], Any] = bytes,
+    ) -> Message:
+        text = f"nftables: {what} in table '{self.name}'"
+        body = _NFGENMSG.pack(self.family, 0, 0) + attrs
+        return Message(text, _NFTABLES << 8 | kind, flags | NLM_F_ACK, body, read)
+
+
+def apply(netns: NetNS, messages: Sequence[Message]) -> None:
+    """Carry out `messages` in one transaction: all or nothing. Raises NetlinkError."""
+    frame = [_frame("begin", _BATCH_BEGIN), *messages, _frame("end", _BATCH_END)]
+    netns.netfilter.exchange(frame)
+
+
+def apply_deletions(netns: NetNS, deletions: Callable[[], Sequence[Message]]) -> bool:
+    """Carry out what `deletions` returns; False when that is nothing. Raises NetlinkError.
+
+    It is asked again when somebody else, a GC beside a DEL, was faster with a part of it.
+    """
+    for attempt in range(TRIES):
+        messages = deletions()
+        try:
+            if messages:
+                apply(netns, messages)
+        except NetlinkError as error:
+            if error.errno != errno.ENOENT or attempt == TRIES - 1:
+                raise
+        else:
+            return bool(messages)
+    raise AssertionError  # pragma: no cover - the loop returns or raises
+
+
+def apply_if_unused(netns: NetNS, deletions: Sequence[Message]) -> bool:
+    """Carry out `deletions`; False when the kernel says that something is in use, or is gone."""
+    try:
+        apply(netns, deletions)
+    except NetlinkError as error:
+        if error.errno not in (errno.EBUSY, errno.ENOENT):
+            raise
+        return False
+    return True
+
+
+def try_to_add(netns: NetNS, elements: Sequence[Message]) -> bool:
+    """Add `elements`; False when one is there already, or what they need is gone."""
+    try:
+        apply(netns, elements)
+    except NetlinkError as error:
+        if error.errno not in (errno.ENOENT, errno.EEXIST):
+            raise
+        return False
+    return True
+
+
+def add_with_frame(
+    netns: NetNS,
+    frame: Sequence[Message],
+    elements: Sequence[Message],
+    evict: Callable[[], Sequence[Message]],
+) -> None:
+    """Add `elements` and all that they need, by one transaction: nobody can come in between.
+
+    `evict` deletes what stands in the way; it is asked again when that has changed meanwhile.
+    """
+    for attempt in range(TRIES):
+        try:
+            apply(netns, [*frame, *evict(), *elements])
+        except NetlinkError as error:
+            # What `evict` saw is gone, or there is something new under a key.
+            if error.errno not in (errno.ENOENT, errno.EEXIST) or attempt == TRIES - 1:
+                raise
+        else:
+            return
+
+
+def without_base(
+    netns: NetNS,
+    table: Table,
+    deletions: Sequence[Message],
+    *,
+    size: int,
+    sets: Sequence[str],
+) -> list[Message]:
+    """Return what removes that which one user of a shared table keeps there while `sets` are used.
+
+    That is `size` chains and sets, by `deletions`; the last user's also removes the table. Empty
+    when something is in use: asked for, as a refused transaction takes some ten milliseconds.
+    """
+    held = table.holds(netns)
+    if held < size or (held > size and not all(table.is_empty(netns, name) for name in sets)):
+        return []
+    return [*deletions, *([table.delete()] if held == size else [])]
+
+
+def _frame(what: str, kind: int) -> Message:
+    body = _NFGENMSG.pack(0, 0, socket.htons(_NFTABLES))
+    return Message(f"nftables: {what} of transaction", kind, 0, body)
+
+
+def _query(netns: NetNS, message: Message) -> list[Any]:
+    """Return the answers, none when what was asked for does not exist."""
+    try:
+        if message.flags & NLM_F_DUMP:
+            return netns.netfilter.dump(message)
+        return netns.netfilter.exchange([message])[0]
+    except NetlinkError as error:
+        if error.errno == errno.ENOENT:
+            return []
+        raise
+
+
+def _attributes(data: bytes) -> dict[int, bytes]:
+    return attributes(data, HEADER_SIZE + _NFGENMSG.size)
+
+
+def _decode_table_use(data: bytes) -> int:
+    return int.from_bytes(_attributes(data)[_TABLE_USE], "big")
+
+
+def _decode_chain_use(data: bytes) -> int:
+    return int.from_bytes(_attributes(data)[_CHAIN_USE], "big")
+
+
+def _decode_chain_of_rule(data: bytes) -> str:
+    return string_of(_attributes(data)[_RULE_CHAIN])
+
+
+def _has_elements(data: bytes) -> bool:
+    return bool(_attributes(data).get(_ELEMENTS))
+
+
+def _decode_elements(data: bytes) -> list[Element]:
+    return nft_messages.elements(_attributes(data).get(_ELEMENTS, b""))

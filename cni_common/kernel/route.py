@@ -1,0 +1,159 @@
+"""Addresses and routes of an interface, and how rtnetlink says them."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from ipaddress import ip_interface, ip_network
+from typing import TYPE_CHECKING
+
+from cni_common.kernel.netlink import (
+    HEADER_SIZE,
+    NLM_F_ACK,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    Message,
+    attribute,
+    attributes,
+    number_of,
+    u32,
+)
+from cni_common.spec.result import Route
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from cni_common.spec.names import Address, Cidr
+
+# linux/rtnetlink.h, linux/if_addr.h
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTM_NEWROUTE, RTM_GETROUTE = 24, 26
+IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_TENTATIVE, IFA_F_NOPREFIXROUTE = 0x02, 0x08, 0x40, 0x200
+RTPROT_BOOT, RTPROT_RA = 3, 9
+RTN_UNICAST, RTN_LOCAL = 1, 2
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST = 0, 253, 254
+RT_TABLE_MAIN, RT_TABLE_UNSPEC = 254, 0
+FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
+_RTA_METRICS, _RTA_TABLE = 8, 15
+_RTAX_MTU, _RTAX_ADVMSS = 2, 8
+_IFADDRMSG, _RTMSG = struct.Struct("=BBBBI"), struct.Struct("=8BI")
+_NEW = NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK
+
+
+def address_message(index: int, address: Cidr, *, dad: bool, flags: int = 0) -> Message:
+    """Return the request that adds `address` with these IFA_F_ flags."""
+    flags |= IFA_F_NODAD if address.version == 6 and not dad else 0
+    body = encode_address(index, address, flags)
+    return Message(f"add address {address}", RTM_NEWADDR, _NEW, body)
+
+
+def route_message(
+    index: int, route: Route, *, source: Address | None = None, exclusive: bool = False
+) -> Message:
+    """Return the request that adds `route` over the interface `index`.
+
+    `source`: the address that packets get which have none yet. `exclusive`: it fails with EEXIST
+    where there is a route to the same destination, be it over another interface.
+    """
+    table = RT_TABLE_MAIN if route.table is None else route.table
+    attrs = [u32(_RTA_OIF, index), u32(_RTA_TABLE, table)]
+    if route.dst.prefixlen:
+        attrs.append(attribute(_RTA_DST, route.dst.network_address.packed))
+    if route.gw is not None:
+        attrs.append(attribute(_RTA_GATEWAY, route.gw.packed))
+    if route.priority is not None:
+        attrs.append(u32(_RTA_PRIORITY, route.priority))
+    if source is not None:
+        attrs.append(attribute(_RTA_PREFSRC, source.packed))
+    metrics = ((_RTAX_MTU, route.mtu), (_RTAX_ADVMSS, route.advmss))
+    if route.mtu or route.advmss:
+        attrs.append(
+            attribute(_RTA_METRICS, *(u32(kind, value) for kind, value in metrics if value))
+        )
+    body = _encode_route(
+        *attrs,
+        version=route.dst.version,
+        bits=route.dst.prefixlen,
+        table=table if table < 256 else RT_TABLE_UNSPEC,
+        proto=RTPROT_BOOT,
+        scope=RT_SCOPE_UNIVERSE if route.scope is None else route.scope,
+        kind=RTN_UNICAST,
+    )
+    gateway = f" via {route.gw}" if route.gw is not None else ""
+    flags = NLM_F_CREATE | NLM_F_ACK | (NLM_F_EXCL if exclusive else 0)
+    return Message(f"add route {route.dst}{gateway}", RTM_NEWROUTE, flags, body)
+
+
+def encode_address(index: int, address: Cidr, flags: int = 0) -> bytes:
+    """Return a struct ifaddrmsg with its attributes."""
+    version, prefixlen, packed = address.version, address.network.prefixlen, address.packed
+    attrs = [attribute(_IFA_LOCAL, packed), attribute(_IFA_ADDRESS, packed)]
+    if version == 4 and prefixlen < 31:
+        attrs.append(attribute(_IFA_BROADCAST, address.network.broadcast_address.packed))
+    if flags > 0xFF:
+        attrs.append(u32(_IFA_FLAGS, flags))
+    return _IFADDRMSG.pack(FAMILY[version], prefixlen, flags & 0xFF, 0, index) + b"".join(attrs)
+
+
+def encode_address_query(index: int, version: int) -> bytes:
+    """Return the question for the addresses of an interface, 0: of all."""
+    return _IFADDRMSG.pack(FAMILY[version], 0, 0, 0, index)
+
+
+def decode_address(data: bytes) -> tuple[int, Cidr, int]:
+    """Return index, address and IFA_F_ flags of an RTM_NEWADDR."""
+    _, prefixlen, flags, _, index = _IFADDRMSG.unpack_from(data, HEADER_SIZE)
+    attrs = attributes(data, HEADER_SIZE + _IFADDRMSG.size)
+    packed = attrs.get(_IFA_LOCAL) or attrs[_IFA_ADDRESS]
+    return index, ip_interface((packed, prefixlen)), number_of(attrs.get(_IFA_FLAGS)) or flags
+
+
+def encode_route_query(family: int) -> bytes:
+    """Return the question for all routes of an address family."""
+    return _RTMSG.pack(family, *[0] * 8)
+
+
+def encode_route_lookup(address: Address) -> bytes:
+    """Return the question for the route that a packet to `address` would take."""
+    return _encode_route(
+        attribute(_RTA_DST, address.packed), version=address.version, bits=address.max_prefixlen
+    )
+
+
+def decode_way(data: bytes) -> tuple[int, int]:
+    """Return kind and interface of the route in an RTM_NEWROUTE."""
+    kind: int = _RTMSG.unpack_from(data, HEADER_SIZE)[7]
+    return kind, number_of(attributes(data, HEADER_SIZE + _RTMSG.size).get(_RTA_OIF))
+
+
+def _encode_route(
+    *attrs: bytes,
+    version: int,
+    bits: int,
+    table: int = 0,
+    proto: int = 0,
+    scope: int = 0,
+    kind: int = 0,
+) -> bytes:
+    """Return a struct rtmsg with its attributes; `bits`: the destination's prefix length."""
+    header = _RTMSG.pack(FAMILY[version], bits, 0, 0, table, proto, scope, kind, 0)
+    return header + b"".join(attrs)
+
+
+def route_of(answer: Any) -> Route:
+    """Return the route that pyroute2 has decoded."""
+    any_address = "0.0.0.0" if answer["family"] == socket.AF_INET else "::"
+    dst = answer.get_attr("RTA_DST") or any_address
+    gw = answer.get_attr("RTA_GATEWAY")
+    metrics = answer.get_attr("RTA_METRICS")
+    return Route(
+        dst=ip_network(f"{dst}/{answer['dst_len']}"),
+        gw=ip_interface(gw).ip if gw else None,
+        mtu=metrics.get_attr("RTAX_MTU") if metrics else None,
+        advmss=metrics.get_attr("RTAX_ADVMSS") if metrics else None,
+        priority=answer.get_attr("RTA_PRIORITY"),
+        table=answer.get_attr("RTA_TABLE"),
+        scope=answer["scope"],
+    )

@@ -1,0 +1,369 @@
+"""rtnetlink's verbs: links, bridge ports, addresses, routes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import socket
+import struct
+import sys
+from typing import TYPE_CHECKING
+
+from cni_common.kernel.link import (
+    IFF_PROMISC,
+    IFF_UP,
+    IFLA_ADDRESS,
+    IFLA_EXT_MASK,
+    IFLA_GROUP,
+    IFLA_IFNAME,
+    IFLA_MASTER,
+    IFLA_MTU,
+    IFLA_TXQLEN,
+    Link,
+    VethEnd,
+    decode_link,
+    encode_bridge,
+    encode_link,
+    encode_port,
+    encode_veth,
+    mac_bytes,
+)
+from cni_common.kernel.netlink import (
+    HEADER_SIZE,
+    NLM_F_ACK,
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_ECHO,
+    NLM_F_EXCL,
+    Message,
+    NetlinkError,
+    attribute,
+    attributes,
+    number_of,
+    string,
+    u32,
+)
+from cni_common.kernel.route import (
+    FAMILY,
+    IFA_F_NOPREFIXROUTE,
+    RTM_DELADDR,
+    RTM_GETADDR,
+    RTM_GETROUTE,
+    RTN_LOCAL,
+    RTN_UNICAST,
+    RTPROT_RA,
+    address_message,
+    decode_address,
+    decode_way,
+    encode_address,
+    encode_address_query,
+    encode_route_lookup,
+    encode_route_query,
+    route_message,
+    route_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Any
+
+    from cni_common.kernel.netlink import Channel
+    from cni_common.spec.names import Address, Cidr
+    from cni_common.spec.result import Route
+
+# linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/if_bridge.h
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
+RTM_GETNSID, NSID_NOT_ASSIGNED = 90, -1  # linux/net_namespace.h
+RTMGRP_LINK, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE = 0x1, 0x100, 0x400
+RTEXT_FILTER_SKIP_STATS = 8
+_NETNSA_NSID, _NETNSA_FD = 1, 3
+_SIOCGIFHWADDR, _SIOCGIFINDEX = 0x8927, 0x8933  # linux/sockios.h
+_IFNAMSIZ, _IFREQ_SIZE = 16, 40  # struct ifreq of linux/if.h
+_RTGENMSG = struct.Struct("=B3x")
+# No route, or one of the kinds unreachable, blackhole and prohibit.
+_NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES)
+_NEW = NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK
+_NO_STATS = u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+
+
+class Netlink:
+    """rtnetlink in one namespace. Absence is None or False; everything else NetlinkError."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+
+    # --- links ---
+
+    def link(self, name: str) -> Link | None:
+        """Return the interface called `name`."""
+        return self._get_link(_named(name), f"look up '{name}'")
+
+    def link_at(self, index: int) -> Link | None:
+        """Return the interface with this index."""
+        return self._get_link(encode_link(_NO_STATS, index=index), f"look up interface {index}")
+
+    def links_at(self, indices: Sequence[int]) -> list[Link | None]:
+        """Return the interfaces with these indices, by one send."""
+        bodies = [(encode_link(_NO_STATS, index=index), index) for index in indices]
+        messages = [_look_up(body, f"look up interface {index}") for body, index in bodies]
+        try:
+            return [found[0] for found in self.channel.exchange(messages)]
+        except NetlinkError as error:
+            if error.errno != errno.ENODEV:
+                raise
+        return [self.link_at(index) for index in indices]
+
+    def identify(self, name: str) -> tuple[int, str] | None:
+        """Return index and MAC of the interface called `name`, without taking the RTNL lock.
+
+        On a busy node each look by netlink queues for it behind every other ADD and DEL.
+        """
+        request = name.encode("utf-8", "surrogateescape").ljust(_IFREQ_SIZE, bytes(1))
+        try:
+            index = fcntl.ioctl(self.channel.sock, _SIOCGIFINDEX, request)
+            mac = fcntl.ioctl(self.channel.sock, _SIOCGIFHWADDR, request)
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise NetlinkError(error.errno or 0, f"look up '{name}': {error.strerror}") from None
+        return number_of(index[_IFNAMSIZ : _IFNAMSIZ + 4]), mac[_IFNAMSIZ + 2 : _IFNAMSIZ + 8].hex(
+            ":"
+        )
+
+    def links(self) -> list[Link]:
+        """Return all interfaces."""
+        body = encode_link(_NO_STATS)
+        return self.channel.dump(
+            Message("list interfaces", RTM_GETLINK, NLM_F_DUMP, body, decode_link)
+        )
+
+    def nsid(self, fd: int) -> int | None:
+        """Return the number by which links here name the namespace `fd`, None: none does."""
+        body = _RTGENMSG.pack(0) + u32(_NETNSA_FD, fd)
+        message = Message("look up a namespace", RTM_GETNSID, NLM_F_ACK, body, _decode_nsid)
+        nsid: int = self.channel.exchange([message])[0][0]
+        return None if nsid == NSID_NOT_ASSIGNED else nsid
+
+    def add_bridge(
+        self, name: str, *, mac: str, mtu: int = 0, vlan_filtering: bool = False
+    ) -> None:
+        """Create a bridge, down, with a MAC that no port will change; EEXIST if there is one."""
+        body = encode_bridge(name, mac, mtu, vlan_filtering=vlan_filtering)
+        self._do(f"create bridge '{name}'", RTM_NEWLINK, body, _NEW)
+
+    def add_veth(self, end: VethEnd, peer: VethEnd, *, master: int = 0) -> Link:
+        """Create a veth pair, both ends in their namespaces, `end` up and enslaved; return `end`.
+
+        `peer` is born down: the kernel refuses to set it up before the pair exists (ENOTCONN).
+        """
+        what = f"create veth pair '{end.name}', '{peer.name}'"
+        body = encode_veth(end, peer, u32(IFLA_MASTER, master) if master else b"")
+        create = Message(what, RTM_NEWLINK, _NEW | NLM_F_ECHO, body, decode_link)
+        found: list[Link | None] = self.channel.exchange([create])[0]
+        # Linux 6.2 and newer tell what they have made, and spare a wait for the RTNL lock.
+        link = found[0] if found else self.link(end.name)
+        if link is None:
+            raise NetlinkError(errno.ENODEV, f"{what}: it vanished as soon as it was made")
+        return link
+
+    def set_up(self, index: int) -> None:
+        """Set the interface up."""
+        body = encode_link(index=index, flags=IFF_UP, change=IFF_UP)
+        self._do(f"set interface {index} up", RTM_NEWLINK, body)
+
+    def set_down(self, index: int) -> None:
+        """Set the interface down."""
+        body = encode_link(index=index, flags=0, change=IFF_UP)
+        self._do(f"set interface {index} down", RTM_NEWLINK, body)
+
+    def set_promiscuous(self, index: int) -> None:
+        """Set IFF_PROMISC."""
+        self.set_flag(index, IFF_PROMISC, on=True)
+
+    def set_flag(self, index: int, flag: int, *, on: bool) -> None:
+        """Set or clear one of IFF_PROMISC and IFF_ALLMULTI."""
+        body = encode_link(index=index, flags=flag if on else 0, change=flag)
+        what = "promiscuous" if flag == IFF_PROMISC else "to all multicast"
+        self._do(f"set interface {index} {what}{'' if on else ' no more'}", RTM_SETLINK, body)
+
+    def set_tx_queue(self, index: int, packets: int) -> None:
+        """Set the length of the transmit queue."""
+        body = encode_link(u32(IFLA_TXQLEN, packets), index=index)
+        self._do(f"set transmit queue of interface {index}", RTM_SETLINK, body)
+
+    def set_port(self, index: int, *, hairpin: bool, isolated: bool) -> None:
+        """Set a bridge port's flags."""
+        body = encode_port(index, hairpin=hairpin, isolated=isolated)
+        self._do(f"set port flags of interface {index}", RTM_NEWLINK, body)
+
+    def set_mac(self, index: int, mac: str) -> None:
+        """Set the MAC, which for a bridge also means: keep it, whatever ports come and go."""
+        body = encode_link(attribute(IFLA_ADDRESS, mac_bytes(mac)), index=index)
+        self._do(f"set MAC of interface {index}", RTM_SETLINK, body)
+
+    def set_mtu(self, index: int, mtu: int) -> None:
+        """Set the MTU in bytes."""
+        body = encode_link(u32(IFLA_MTU, mtu), index=index)
+        self._do(f"set MTU of interface {index}", RTM_SETLINK, body)
+
+    def delete_link(self, index: int) -> bool:
+        """Delete an interface; False when there was none."""
+        try:
+            self._do(f"delete interface {index}", RTM_DELLINK, encode_link(index=index))
+        except NetlinkError as error:
+            if error.errno == errno.ENODEV:
+                return False
+            raise
+        return True
+
+    def delete_group(self, group: int, index: int) -> bool:
+        """Put an interface into `group` and delete all that is in there, by one send.
+
+        False when the interface was gone, or nothing was in there any more: another's request has
+        taken it along.
+        """
+        mark = encode_link(u32(IFLA_GROUP, group), index=index)
+        members = encode_link(u32(IFLA_GROUP, group))
+        try:
+            self.channel.exchange(
+                [
+                    Message(f"set group of interface {index}", RTM_SETLINK, NLM_F_ACK, mark),
+                    Message(f"delete interface {index}", RTM_DELLINK, NLM_F_ACK, members),
+                ]
+            )
+        except NetlinkError as error:
+            if error.errno == errno.ENODEV:
+                return False
+            raise
+        return True
+
+    # --- addresses and routes ---
+
+    def addresses(self, index: int = 0, versions: Iterable[int] = (4, 6)) -> list[tuple[Cidr, int]]:
+        """Return the addresses of an interface (0: of all) with their IFA_F_ flags.
+
+        By IP version, since Linux 6.9 can answer that without the RTNL lock.
+        """
+        found = []
+        for version in versions:
+            body = encode_address_query(index, version)
+            message = Message("list addresses", RTM_GETADDR, NLM_F_DUMP, body, decode_address)
+            try:
+                answers = self.channel.dump(message)
+            except NetlinkError as error:
+                if error.errno != errno.ENODEV:  # there is no such interface any more
+                    raise
+                continue
+            # Kernels before 4.20 send those of all interfaces, ones without IPv6 those of IPv4.
+            found += [
+                (cidr, flags)
+                for where, cidr, flags in answers
+                if index in (0, where) and cidr.version == version
+            ]
+        return found
+
+    def add_address(self, index: int, address: Cidr, *, dad: bool = False) -> None:
+        """Add an address; EEXIST when the interface has it. `dad`: IPv6 detects duplicates."""
+        self.channel.exchange([address_message(index, address, dad=dad)])
+
+    def delete_address(self, index: int, address: Cidr) -> None:
+        """Delete an address."""
+        self._do(f"delete address {address}", RTM_DELADDR, encode_address(index, address))
+
+    def routes(self, index: int) -> list[Route]:
+        """Return the unicast routes over an interface, in every table."""
+        return [
+            route_of(answer)
+            for family in FAMILY.values()
+            for answer in self._routes(family)
+            if answer.get_attr("RTA_OIF") == index and answer["type"] == RTN_UNICAST
+        ]
+
+    def advertised_defaults(self) -> set[int]:
+        """Return the interfaces with an IPv6 default route that a router advertised."""
+        return {
+            answer.get_attr("RTA_OIF")
+            for answer in self._routes(socket.AF_INET6)
+            if not answer["dst_len"] and answer["proto"] == RTPROT_RA
+        }
+
+    def is_local(self, address: Address) -> bool:
+        """Tell whether what comes for `address` would be taken in here."""
+        return self.way_to(address)[0] == RTN_LOCAL
+
+    def way_to(self, address: Address) -> tuple[int, int]:
+        """Return the kind (RTN_*) of the route that a packet to `address` takes, and its interface.
+
+        (0, 0) where there is no route.
+        """
+        body = encode_route_lookup(address)
+        what = f"look up route to {address}"
+        message = Message(what, RTM_GETROUTE, NLM_F_ACK, body, decode_way)
+        try:
+            way: tuple[int, int] = self.channel.exchange([message])[0][0]
+        except NetlinkError as error:
+            if error.errno in _NO_WAY:
+                return 0, 0
+            raise
+        return way
+
+    def configure(
+        self,
+        index: int,
+        addresses: Sequence[Cidr],
+        routes: Sequence[Route],
+        *,
+        dad: bool,
+        on_way: Sequence[Message] | None = None,
+    ) -> None:
+        """Add `addresses`, set the interface up and add `routes`, all by one send.
+
+        `on_way` has the routes to the addresses' subnets, in place of those that the kernel makes.
+        A look at the interface makes the kernel update its operstate at once (since Linux 6.8).
+        """
+        up = encode_link(index=index, flags=IFF_UP, change=IFF_UP)
+        flags = 0 if on_way is None else IFA_F_NOPREFIXROUTE
+        self.channel.exchange(
+            [
+                *(address_message(index, one, dad=dad, flags=flags) for one in addresses),
+                Message(f"set interface {index} up", RTM_NEWLINK, NLM_F_ACK, up),
+                *(on_way or ()),
+                *(route_message(index, route) for route in routes),
+                _look_up(encode_link(_NO_STATS, index=index), f"look up interface {index}"),
+            ]
+        )
+
+    # --- how a request is made ---
+
+    def _do(self, what: str, kind: int, body: bytes, flags: int = NLM_F_ACK) -> None:
+        self.channel.exchange([Message(what, kind, flags, body)])
+
+    def _get_link(self, body: bytes, what: str) -> Link | None:
+        try:
+            found: list[Link] = self.channel.exchange([_look_up(body, what)])[0]
+        except NetlinkError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+        return found[0]
+
+    def _routes(self, family: int) -> list[Any]:
+        from cni_common.kernel.codec import decoder, rtmsg
+
+        body = encode_route_query(family)
+        return self.channel.dump(
+            Message("list routes", RTM_GETROUTE, NLM_F_DUMP, body, decoder(rtmsg))
+        )
+
+
+def _named(name: str) -> bytes:
+    return encode_link(string(IFLA_IFNAME, name), _NO_STATS)
+
+
+def _look_up(body: bytes, what: str) -> Message:
+    return Message(what, RTM_GETLINK, NLM_F_ACK, body, decode_link)
+
+
+def _decode_nsid(data: bytes) -> int:
+    payload = attributes(data, HEADER_SIZE + _RTGENMSG.size)[_NETNSA_NSID]
+    return int.from_bytes(payload, sys.byteorder, signed=True)

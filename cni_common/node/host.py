@@ -1,0 +1,341 @@
+"""Host: the way from a plugin to the node it runs on: namespaces, records, delegates."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from cni_common.kernel.netns import OWN, NetNS
+from cni_common.node.record import Records
+from cni_common.spec import wire
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.request import Command, Request
+from cni_common.spec.result import Result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+    from typing import Protocol, Self
+
+    from cni_common.spec.undo import Undo
+    from cni_common.spec.wire import Json
+
+    class Plugin(Protocol):
+        """What a plugin's module must have. Each function raises CNIError or OSError."""
+
+        @property
+        def SCHEMA(self) -> Json:  # noqa: N802 - a module constant satisfies it
+            """Every key that the plugin reads, as a JSON Schema."""
+
+        def add(self, req: Request, host: Host, undo: Undo) -> Result:
+            """Attach; push on `undo` what takes each step back."""
+
+        def delete(self, req: Request, host: Host) -> None:
+            """Detach, with whatever is still known; succeed when nothing is left to do."""
+
+        def check(self, req: Request, host: Host) -> None:
+            """Raise CNIError naming what is no longer as ADD made it."""
+
+        def gc(self, req: Request, host: Host) -> None:
+            """Remove what belongs to no attachment of `req.valid_attachments`."""
+
+        def status(self, req: Request, host: Host) -> None:
+            """Raise CNIError 50 or 51 when an ADD would fail now. Never waits."""
+
+    Loader = Callable[[str], Plugin | None]
+    Execute = Callable[[str, Request, "Host"], AbstractContextManager[Result | None]]
+
+STATE_DIR = "/run/pycni"
+# Seconds that a delegate may take: below the deadlines at which runtimes give up on us, so that
+# there is time left to take an ADD back and to say why.
+DELEGATE_SECONDS = {
+    Command.ADD: 80,
+    Command.DEL: 40,
+    Command.CHECK: 40,
+    Command.GC: 40,
+    Command.STATUS: 5,
+}
+_BUSY_TRIES, _BUSY_PAUSE = 10, 0.1
+
+
+class Host:
+    """The runtime's side of one request; everything opened through it is closed with it."""
+
+    def __init__(  # noqa: PLR0913 - a request's collaborators, most by keyword
+        self,
+        load: Loader,
+        executable: str,
+        log: Callable[[str], object],
+        given: Mapping[str, int] | None = None,
+        *,
+        execute: Execute,
+        own: NetNS | None = None,
+        state_dir: str = STATE_DIR,
+    ) -> None:
+        """`execute` runs a delegate that is ours, found by `load`.
+
+        `given` holds descriptors of namespaces that the caller has opened, by their path.
+
+        `own` is the process's own namespace where that stays open for the next request.
+        """
+        self.load = load
+        self._execute = execute
+        self.log = log
+        self.state_dir = state_dir
+        self.records = Records(state_dir)
+        self.executable = executable
+        self._given = given or {}
+        self._own = own
+        self._opened: dict[str, NetNS] = {}
+        self._found: dict[tuple[str, ...], tuple[str, bool]] = {}  # plugins, by type and CNI_PATH
+        self._delegates: list[str] = []  # ours that are at work, the innermost last
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self.records.close()
+        for netns in self._opened.values():
+            netns.close()
+        self._opened.clear()
+        if self._own:
+            self._own.tidy()
+
+    @cached_property
+    def netns(self) -> NetNS:
+        """The namespace in which the runtime lives."""
+        return self.open_netns(OWN)
+
+    def open_netns(self, path: str) -> NetNS:
+        """Return the namespace at `path`. Raises CNIError 8."""
+        if self._own and path == OWN:
+            return self._own
+        if path not in self._opened:
+            given = self._given.get(path, -1)
+            self._opened[path] = self.make_netns(path, os.dup(given) if given >= 0 else -1)
+        return self._opened[path]
+
+    def find_netns(self, path: str) -> NetNS | None:
+        """Return the namespace at `path`, None when it is gone or `path` empty, as DEL has it."""
+        if not path:
+            return None
+        try:
+            return self.open_netns(path)
+        except CNIError as error:
+            self.log(f"DEL goes on without the namespace: {error.msg}")
+            return None
+
+    def identity_of(self, path: str) -> str:
+        """Return the identity of the namespace at `path`, "" when there is none."""
+        try:
+            return self.open_netns(path).identity
+        except CNIError:
+            return ""
+
+    def make_netns(self, path: str, fd: int) -> NetNS:
+        """Return a new handle; tests make kernel calls fail here."""
+        return NetNS(path, fd)
+
+    def log_traceback(self, error: BaseException) -> None:
+        """Write the traceback of an unexpected error to the log."""
+        from traceback import format_exception  # never needed when all is well
+
+        self.log("".join(format_exception(error)).rstrip())
+
+    def delegate(
+        self,
+        type: str,
+        req: Request,
+        command: str,
+        *,
+        undo: Undo | None = None,
+        stdin: bytes | None = None,
+    ) -> Result | None:
+        """Run `command` of another plugin with the environment of `req`, and its stdin or `stdin`.
+
+        In this process when CNI_PATH leads to our own executable, else by exec: an administrator
+        who puts another implementation first gets that one. The DEL that takes an ADD back is
+        pushed on `undo`: as soon as another implementation runs, since SPEC.md section 4 asks for a
+        DEL also when its ADD fails; ours takes its own failures back, so it is pushed when ours has
+        succeeded, and a refusal costs no living container its address.
+        Raises the delegate's CNIError, or 999 when it does not give one; 50 when there is no such
+        plugin.
+        """
+        stdin = req.stdin if stdin is None else stdin
+        path, is_ours = self._find(type, req.path)
+
+        def push_deletion() -> None:
+            if undo is not None:
+                undo.push(f"{type} {command}", lambda: self.delegate(type, req, Command.DEL))
+
+        if is_ours:
+            return self._run_here(type, req.delegated(command, stdin), push_deletion)
+        environ = {**req.environ, "CNI_COMMAND": command}
+        output = self._run(path, environ, stdin, push_deletion)
+        if command != Command.ADD:
+            return None
+        return Result.parse(output or {}, req.cni_version)
+
+    def _run_here(self, type: str, req: Request, on_success: Callable[[], object]) -> Result | None:
+        if type in self._delegates:
+            raise CNIError(
+                Code.INVALID_CONFIG,
+                f"'{type}' delegates to itself: \"ipam\" must name an IPAM plugin",
+            )
+        self._delegates.append(type)
+        try:
+            with self._execute(type, req, self) as result:
+                on_success()  # in here: a signal that comes after it finds the address on one stack
+            return result
+        finally:
+            self._delegates.pop()
+
+    def is_ours(self, type: str, path: Sequence[str]) -> bool:
+        """Tell whether CNI_PATH leads to this suite's own plugin `type`. Raises as `delegate`."""
+        return self._find(type, path)[1]
+
+    def _find(self, type: str, path: Sequence[str]) -> tuple[str, bool]:
+        """Return where the plugin is, and whether it is ours; one request looks once."""
+        key = (type, *path)
+        if key not in self._found:
+            place = find_plugin(type, path)
+            self._found[key] = (place, self._is_ours(place, type))
+        return self._found[key]
+
+    def _is_ours(self, path: str, type: str) -> bool:
+        try:
+            same = os.path.samefile(path, self.executable)
+        except OSError:
+            return False
+        return same and self.load(type) is not None
+
+    def _run(
+        self,
+        path: str,
+        environ: Mapping[str, str],
+        stdin: bytes,
+        on_start: Callable[[], object],
+    ) -> wire.Json | None:
+        import subprocess
+
+        seconds = DELEGATE_SECONDS[environ["CNI_COMMAND"]]
+        started: list[subprocess.Popen[bytes]] = []
+
+        def start() -> None:  # in a thread that no signal interrupts
+            started.append(_start(path, environ))
+            on_start()
+
+        try:
+            self.netns.run(start)
+            process = started[0]
+            stdout, stderr = process.communicate(stdin, timeout=seconds)
+        except BaseException as error:  # SIGTERM's too: nobody else would end it
+            for process in started:
+                _kill(process)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise CNIError(
+                    Code.INTERNAL,
+                    f"plugin '{path}' did not answer {environ['CNI_COMMAND']} within {seconds:g} s"
+                    " and was killed",
+                ) from None
+            raise
+        complaint = stderr.decode("utf-8", "replace").strip()
+        if complaint:
+            self.log(f"{path}: {complaint}")
+        if process.returncode:
+            raise _failure(path, process.returncode, stdout, complaint)
+        if not stdout.strip():
+            return None
+        return _reply(path, stdout)
+
+
+def find_plugin(type: str, path: Sequence[str]) -> str:
+    """Return the first regular file called `type` in the directories `path`.
+
+    Raises CNIError 7 for a name that is none, 50 when there is no such file.
+    """
+    if not type:
+        raise CNIError(Code.INVALID_CONFIG, 'no plugin name provided: "type" is missing or empty')
+    if "/" in type or "\0" in type or type in (".", ".."):
+        raise CNIError(Code.INVALID_CONFIG, f"invalid plugin name: {type!r}")
+    for directory in path:
+        candidate = os.path.join(directory, type)
+        if os.path.isfile(candidate):
+            return candidate
+    raise CNIError(
+        Code.PLUGIN_NOT_AVAILABLE,
+        f'failed to find plugin "{type}" in path [{" ".join(path)}]; install it there or'
+        " correct CNI_PATH",
+    )
+
+
+def _start(path: str, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    import errno
+    import subprocess
+    import time
+
+    for attempt in range(_BUSY_TRIES):
+        try:
+            return subprocess.Popen(  # no shell; the path comes from CNI_PATH
+                [path],
+                env=dict(environ),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as error:
+            # Somebody is writing the file at this moment, as installers do.
+            if error.errno != errno.ETXTBSY or attempt == _BUSY_TRIES - 1:
+                raise CNIError(
+                    Code.INTERNAL, f"cannot start plugin '{path}': {error.strerror}"
+                ) from None
+        time.sleep(_BUSY_PAUSE)
+    raise AssertionError  # pragma: no cover - the loop returns or raises
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a delegate and its children, which may outlive it and hold its pipes."""
+    import signal
+    from contextlib import suppress
+
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe:
+            pipe.close()
+    process.wait()
+
+
+def _failure(path: str, status: int, stdout: bytes, complaint: str) -> CNIError:
+    """Return a delegate's own error, or one that quotes what it left instead."""
+    try:
+        error = wire.decode(stdout)
+        if isinstance(error.get("code"), int) and isinstance(error.get("msg"), str):
+            return CNIError(error["code"], error["msg"], str(error.get("details", "")))
+    except CNIError:
+        pass
+    said = stdout.decode("utf-8", "replace").strip() or complaint or "it said nothing"
+    how = f"signal {-status}" if status < 0 else f"exit status {status}"
+    return CNIError(Code.INTERNAL, f"plugin '{path}' failed with {how}: {said[:500]}")
+
+
+def _reply(path: str, stdout: bytes) -> wire.Json:
+    try:
+        return wire.decode(stdout)
+    except CNIError:
+        said = stdout[:200].decode("utf-8", "replace")
+        raise CNIError(
+            Code.DECODING_FAILURE, f"plugin '{path}' did not print a JSON object but: {said}"
+        ) from None
+
+
+if TYPE_CHECKING:
+    import subprocess

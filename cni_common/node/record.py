@@ -1,0 +1,381 @@
+"""Attachment records: what each plugin is about to make for each attachment.
+
+One small file per (plugin, network, container, interface) under /run, which a reboot empties
+as it empties the kernel. It is written before the kernel is changed and removed last, so DEL,
+GC and an operator can find everything an attachment owns with no namespace, no prevResult and a
+changed configuration. A file is a journal: each line is a JSON object, later lines add to
+earlier ones, and a line that a kill cut short is ignored.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from typing import TYPE_CHECKING
+
+from cni_common.spec import wire
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.request import Attachment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from cni_common.spec.wire import Json
+
+_TRIES = 100  # at a file that others create and remove meanwhile
+
+
+def make_directory(path: str, mode: int) -> None:
+    """Make the directory `path` and what is missing above it, each of `mode` whatever the umask.
+
+    What is there stays as it is. Raises OSError.
+    """
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        parent = os.path.dirname(path)
+        if parent in ("", path):
+            raise
+        make_directory(parent, mode)
+        make_directory(path, mode)
+        return
+    os.chmod(path, mode)
+
+
+def make_private_directory(path: str) -> None:
+    """Make `path`, and what is missing above it, 0700. Raises OSError, see `refuse_shared`."""
+    make_directory(path, 0o700)
+    refuse_shared(path)
+
+
+def refuse_shared(path: str) -> None:
+    """Raise PermissionError when others can change what is in the directory `path`."""
+    status = os.stat(path, follow_symlinks=False)
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise PermissionError(
+            errno.EPERM, "others can write there: it must be root's, with mode 0700", path
+        )
+
+
+class Record:
+    """One record, locked against other processes until `close` or `remove`."""
+
+    def __init__(self, path: str, fd: int, facts: Json) -> None:
+        self.path = path
+        self._fd = fd
+        self._facts = dict(facts)
+        self._is_whole = False  # the last line, as far as is known; nobody else writes here
+
+    @property
+    def facts(self) -> Json:
+        """Everything noted so far."""
+        return self._facts
+
+    @property
+    def attachment(self) -> Attachment:
+        """Whose record this is."""
+        return Attachment(self._facts.get("containerid", ""), self._facts.get("ifname", ""))
+
+    def identify(self, attachment: Attachment) -> None:
+        """State whose record this is, where the file could not say."""
+        self._facts |= {"containerid": attachment.containerid, "ifname": attachment.ifname}
+
+    def note(self, **facts: object) -> None:
+        """Add `facts` by one write at the end of the file. Raises OSError."""
+        is_whole, self._is_whole = self._is_whole, False
+        _append(self._fd, wire.encode_line(facts), is_whole=is_whole)
+        self._is_whole = True
+        self._facts |= facts
+
+    def age(self) -> float:
+        """Return the seconds since the last note, negative when the clock was set back."""
+        return time.time() - os.fstat(self._fd).st_mtime
+
+    def remove(self) -> None:
+        """Delete the record; the last step of a DEL."""
+        if _is_at(self._fd, self.path):
+            os.unlink(self.path)
+        self.close()
+
+    def close(self) -> None:
+        """Let others have the record."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Records:
+    """All records of a node, in the directory `root`/attachments (0700)."""
+
+    def __init__(self, root: str) -> None:
+        self.directory = f"{root}/attachments"
+        self._open_records: list[Record] = []
+
+    def close(self) -> None:
+        """Close every record that was opened here."""
+        for record in self._open_records:
+            record.close()
+
+    def probe(self) -> None:
+        """Raise CNIError 50 when no record could be written."""
+        try:
+            self._probe()
+        except OSError as error:
+            raise CNIError(
+                Code.PLUGIN_NOT_AVAILABLE,
+                f"cannot write to '{self.directory}': {error.strerror}; make it writable",
+            ) from None
+
+    def _probe(self) -> None:
+        make_private_directory(self.directory)
+        path = ""
+        try:  # without a name: nothing is left by who is killed
+            fd = os.open(self.directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                raise
+            path = f"{self.directory}/.probe-{os.getpid()}"
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            _append(fd, b"probe\n")
+        finally:
+            os.close(fd)
+            if path:
+                os.unlink(path)
+
+    def begin(self, plugin: str, network: str, attachment: Attachment, facts: Json) -> Record:
+        """Create the record of an attachment that is about to be made.
+
+        Raises FileExistsError when there is one already, OSError when it cannot be written.
+        """
+        try:
+            refuse_shared(self.directory)
+        except FileNotFoundError:
+            make_private_directory(self.directory)
+        path = self._path(plugin, network, attachment)
+        fd = _create_locked(path)
+        facts = {
+            "plugin": plugin,
+            "network": network,
+            "containerid": attachment.containerid,
+            "ifname": attachment.ifname,
+            **facts,
+        }
+        try:
+            _append(fd, wire.encode_line(facts))
+        except BaseException:  # SIGTERM's too
+            _give_up(path, fd)
+            raise
+        return self._opened(path, fd, facts)
+
+    def begin_anew(
+        self,
+        plugin: str,
+        network: str,
+        attachment: Attachment,
+        facts: Json,
+        *,
+        clear: Callable[[Record], object],
+    ) -> Record:
+        """Do as `begin`, but have what an earlier ADD has left, if anything, taken apart first.
+
+        `clear` gets its record, and removes it or raises.
+        """
+        try:
+            return self.begin(plugin, network, attachment, facts)
+        except FileExistsError:
+            old = self.find(plugin, network, attachment, wait=False)
+        if old:
+            clear(old)
+        return self.begin(plugin, network, attachment, facts)
+
+    def find(
+        self, plugin: str, network: str, attachment: Attachment, *, wait: bool = True
+    ) -> Record | None:
+        """Return the record of an attachment, or None.
+
+        It is locked: an ADD that is still at work is waited for, or, without `wait`, refused by
+        CNIError 11.
+        """
+        found = self._open(self._path(plugin, network, attachment), wait=wait)
+        if found is None:
+            return None
+        # An ADD killed before its first line leaves an empty file: whose it is, is known.
+        found.identify(attachment)
+        return found
+
+    def paths(self, plugin: str, network: str) -> list[str]:
+        """Return the files of all records of `network`."""
+        prefix = f"{plugin}-{_digest(network)}-"
+        names = self._names()
+        return [f"{self.directory}/{name}" for name in names if name.startswith(prefix)]
+
+    def survey(self, plugin: str) -> Iterator[Json]:
+        """Yield what each record of any network says, without waiting for whoever works on it."""
+        for name in self._names():
+            facts = _peek(f"{self.directory}/{name}") if name.startswith(f"{plugin}-") else None
+            if facts:
+                yield facts
+
+    def listing(self) -> Iterator[tuple[str, Json, float]]:
+        """Yield path, facts and last change (seconds since the epoch) of every file there is.
+
+        Waits for nobody and changes nothing. A file without facts was left by a kill.
+        """
+        for name in self._names():
+            path = f"{self.directory}/{name}"
+            facts = _peek(path)
+            try:
+                changed = os.stat(path, follow_symlinks=False).st_mtime
+            except FileNotFoundError:
+                continue
+            if facts is not None:
+                yield path, facts, changed
+
+    def open(self, path: str) -> Record | None:
+        """Return the record in the file `path`; None: gone, no file, or an ADD is at work."""
+        try:
+            return self._open(path, wait=False)
+        except (CNIError, OSError):
+            return None
+
+    def _names(self) -> list[str]:
+        """Return the names of all files, believed only where nobody else can have put them."""
+        try:
+            refuse_shared(self.directory)
+            return sorted(os.listdir(self.directory))
+        except FileNotFoundError:
+            return []
+
+    def _open(self, path: str, *, wait: bool) -> Record | None:
+        for _ in range(_TRIES):
+            try:
+                refuse_shared(self.directory)
+                fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                return None
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(fd, path):
+                    return self._opened(path, fd, _read(fd))
+            except BlockingIOError:
+                os.close(fd)
+                raise _busy() from None
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)  # its owner removed it while we waited
+        raise _busy()
+
+    def _opened(self, path: str, fd: int, facts: Json) -> Record:
+        record = Record(path, fd, facts)
+        self._open_records.append(record)
+        return record
+
+    def _path(self, plugin: str, network: str, attachment: Attachment) -> str:
+        # Digests, since the three names together can be longer than a file name may be.
+        owner = _digest(f"{attachment.containerid} {attachment.ifname}")
+        return f"{self.directory}/{plugin}-{_digest(network)}-{owner}"
+
+
+class Lock:
+    """Keeps other calls out of what they lock likewise, for the length of a `with`."""
+
+    def __init__(self, records: Records) -> None:
+        self._directory = records.directory
+        self._fd = -1
+
+    def __enter__(self) -> None:
+        make_private_directory(self._directory)
+        self._fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+        except BaseException:  # SIGTERM's too
+            os.close(self._fd)
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
+def _create_locked(path: str) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    for _ in range(_TRIES):
+        fd = os.open(path, flags, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if _is_at(fd, path):
+                return fd
+        except BaseException:
+            _give_up(path, fd)
+            raise
+        os.close(fd)  # a DEL took the empty file for a leftover before it was locked
+    raise _busy()
+
+
+def _give_up(path: str, fd: int) -> None:
+    """Remove a record that could not be written, and its lock in any case: we may live on."""
+    try:
+        if _is_at(fd, path):
+            os.unlink(path)
+    finally:
+        os.close(fd)
+
+
+def _busy() -> CNIError:
+    return CNIError(
+        Code.TRY_AGAIN_LATER,
+        "another call for this container and interface is still at work; try again",
+    )
+
+
+def _digest(text: str) -> str:
+    from hashlib import sha256
+
+    return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def _append(fd: int, line: bytes, *, is_whole: bool = False) -> None:
+    """Add `line`; `is_whole` says that the last one is, and spares the look."""
+    size = 0 if is_whole else os.fstat(fd).st_size
+    if size and os.pread(fd, 1, size - 1) != b"\n":  # a kill cut the last line short
+        line = b"\n" + line
+    # One write, so that no reader meets half a line unless the disk is full.
+    if os.write(fd, line) != len(line):
+        raise OSError(28, "no space left for the attachment record")
+
+
+def _peek(path: str) -> dict[str, Any] | None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):  # it is gone, or no file
+            raise  # whose record it is cannot be told: nobody may be taken for dead by that
+        return None
+    try:
+        return _read(fd)
+    finally:
+        os.close(fd)
+
+
+def _read(fd: int) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    data = os.pread(fd, os.fstat(fd).st_size, 0)
+    for line in data.splitlines():
+        try:
+            facts |= wire.decode(line)
+        except CNIError:
+            continue
+    return facts
+
+
+def _is_at(fd: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False

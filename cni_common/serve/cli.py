@@ -1,0 +1,154 @@
+"""The command line of `pycni`: what people and service managers ask of the suite."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from cni_common.node.host import STATE_DIR
+from cni_common.serve.stdio import say
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from collections.abc import Callable, Mapping, Sequence
+
+    from cni_common.node.host import Loader
+
+_OPTION_MAX = 1e6
+VERSION = "0.1.0"  # as in pyproject.toml
+ENGINE_SOCKET = f"{STATE_DIR}/engine.sock"  # as in launcher/launcher.c
+
+
+class Command:
+    """One sub-command: what it is for, what it does, and which options it has."""
+
+    def __init__(
+        self,
+        summary: str,
+        run: Callable[[Namespace, Loader, Callable[[], object]], int],
+        add_options: Callable[[ArgumentParser], object] = lambda _parser: None,
+        more: str = "",
+    ) -> None:
+        """`more` follows the options in the help, as it is: exit codes, examples."""
+        self.summary = summary
+        self.run = run
+        self.add_options = add_options
+        self.more = more
+
+
+def run(
+    arguments: Sequence[str],
+    load: Loader,
+    load_all: Callable[[], object],
+    commands: Mapping[str, Command] | None = None,
+) -> int:
+    """Do what `arguments` say and return the exit status, 2 when they say nothing sensible.
+
+    `commands` are those that need the plugins, beside COMMANDS.
+    """
+    from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
+    parser = ArgumentParser(prog="pycni", description=f"pycni {VERSION}, CNI plugins in Python")
+    parsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    known = {**COMMANDS, **(commands or {})}
+    for name, command in sorted(known.items()):
+        command.add_options(
+            parsers.add_parser(
+                name,
+                help=command.summary,
+                description=command.summary,
+                epilog=command.more,
+                formatter_class=RawDescriptionHelpFormatter,
+            )
+        )
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit as end:  # after --help, or an error that it has told
+        return int(end.code or 0)
+    if options.command is None:
+        parser.print_help()
+        return 0
+    return known[options.command].run(options, load, load_all)
+
+
+def _bundle() -> str:
+    """Return the directory of the frozen program, "" when this is none."""
+    # PyInstaller's bootloader sets _MEIPASS.
+    return os.path.dirname(sys.executable) if hasattr(sys, "_MEIPASS") else ""
+
+
+def _build() -> str:
+    return os.path.basename(_bundle()) or "sources"
+
+
+def _version(_options: Namespace, _load: Loader, _load_all: Callable[[], object]) -> int:
+    rows = {
+        "version": VERSION,
+        "build": _build(),
+        "plugins": os.path.dirname(os.path.realpath(sys.argv[0])),
+        "bundle": _bundle() or "none",
+        "engine": ENGINE_SOCKET,
+        "state": STATE_DIR,
+    }
+    print("".join(f"{name:8} {value}\n" for name, value in rows.items()), end="")
+    return 0
+
+
+def _add_engine_options(parser: ArgumentParser) -> None:
+    from cni_common.serve.worker import Settings
+
+    defaults = Settings(build=_build())
+    for option, kind, what in (
+        ("--workers", _positive(int), "processes that serve requests"),
+        ("--requests", _positive(int), "that a process serves before another takes its place"),
+        ("--add-seconds", _positive(float), "after which an ADD is taken back"),
+        ("--other-seconds", _positive(float), "after which another command is given up"),
+    ):
+        default = getattr(defaults, option.removeprefix("--").replace("-", "_"))
+        text = f"{what} (default: {default:g})"
+        parser.add_argument(option, type=kind, default=default, metavar="N", help=text)
+
+
+def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < _OPTION_MAX:
+            raise ValueError
+        return value
+
+    parse.__name__ = "positive number"  # for argparse's messages
+    return parse
+
+
+def _engine(options: Namespace, load: Loader, load_all: Callable[[], object]) -> int:
+    from cni_common.serve import engine
+    from cni_common.serve.worker import Settings
+
+    if os.geteuid():
+        _log("pycni engine: needs root: it makes network interfaces")
+        return 1
+    chosen = {name: value for name, value in vars(options).items() if name != "command"}
+    try:
+        engine.serve(
+            Settings(build=_build(), **chosen),
+            ENGINE_SOCKET,
+            load=load,
+            load_all=load_all,
+            log=_log,
+        )
+    except OSError as error:
+        where = f" '{error.filename}'" if error.filename else ""
+        _log(f"pycni engine: {error.strerror}{where}")
+        return 1
+    return 0
+
+
+def _log(text: str) -> None:
+    say(2, text)
+
+
+COMMANDS = {
+    "engine": Command("serve requests from a resident process", _engine, _add_engine_options),
+    "version": Command("print version, build and paths", _version),
+}

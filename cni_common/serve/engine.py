@@ -1,0 +1,302 @@
+"""The resident edge: a supervisor and its workers, which have everything imported.
+
+Nothing depends on it. Where there is none, or one that is full, hangs, or is of another build, a
+launcher starts the frozen program instead.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import gc
+import os
+import signal
+import socket
+import struct
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from cni_common.node.record import make_private_directory
+from cni_common.serve.worker import Worker
+from cni_common.spec import schema
+from cni_common.spec.errors import CNIError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import NoReturn
+
+    from cni_common.node.host import Loader
+    from cni_common.serve.worker import Settings
+
+    Log = Callable[[str], object]
+
+_BACKLOG = 128  # launchers that wait; the next one starts its own program
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2), 64 bits: type, whence, start, …
+_GIVEN_SOCKET = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
+_BURST, _BURST_SECONDS = 10, 10.0  # workers that may be replaced at once
+# Until others are, likewise after a failed fork; at the end, until launchers are turned away.
+_RETRY_SECONDS = 1.0
+_ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# What functions import when they need it: workers shall share it.
+_LAZY = (
+    *("cni_common.kernel.codec", "cni_common.kernel.iptables", "cni_common.kernel.nft_messages"),
+    *("copy", "hashlib", "re", "subprocess", "traceback"),
+)
+
+
+def serve(
+    settings: Settings, path: str, *, load: Loader, load_all: Callable[[], object], log: Log
+) -> None:
+    """Serve requests until SIGTERM, SIGINT or SIGHUP, on systemd's socket or on one at `path`.
+
+    An engine that has that path is told to end; between the two no request is lost. Raises
+    OSError when the socket cannot be made.
+    """
+    load_all()
+    _import_the_rest()
+    given = _given_socket()
+    if given:
+        # What waits there at the end is for the next engine.
+        worker = Worker(settings, load, given, leave_backlog=True)
+        _Supervisor(worker, settings.workers, log).run()
+        return
+    place = _Place(path)
+    worker = Worker(settings, load, place.listener)
+    _Supervisor(worker, settings.workers, log).run(place.take, place.leave)
+
+
+class _Supervisor:
+    """Keeps the workers alive."""
+
+    def __init__(self, worker: Worker, count: int, log: Log) -> None:
+        self._worker = worker  # as each of `count` processes is to be
+        self._count = count
+        self._log = log
+        self._workers: set[int] = set()  # process ids
+        self._starts: list[float] = []  # when the last workers were started
+        self._lifeline, self._cut = os.pipe2(os.O_CLOEXEC)  # workers end when `_cut` is closed
+        self._signals, self._wakeup = socket.socketpair()
+
+    def run(
+        self,
+        on_ready: Callable[[], object] = lambda: None,
+        on_end: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Serve until a signal, call `on_end`, and wait for the workers to finish their work."""
+        self._heed_signals()
+        gc.collect()
+        gc.freeze()  # what is here by now is never garbage, and stays shared with the workers
+        self._fill()
+        on_ready()
+        self._log(f"engine: {len(self._workers)} workers wait for requests")
+        while self._workers or not self._is_ending:
+            if self._told_to_end():
+                on_end()
+                os.close(self._cut)
+                self._cut = -1
+            self._reap()
+            if not self._is_ending:
+                self._fill()
+        self._log("engine: ended")
+
+    @property
+    def _is_ending(self) -> bool:
+        return self._cut < 0
+
+    def _heed_signals(self) -> None:
+        """Have signals wake us. Handlers, not SIG_IGN: delegates would inherit that."""
+        self._wakeup.settimeout(0)
+        signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+        for number in (*_ENDINGS, signal.SIGCHLD):
+            signal.signal(number, lambda _number, _frame: None)
+
+    def _told_to_end(self) -> bool:
+        """Wait for a signal, a moment only when workers are missing or end; tell whether to end."""
+        is_full = not self._is_ending and len(self._workers) == self._count
+        self._signals.settimeout(None if is_full else _RETRY_SECONDS)
+        try:
+            numbers = self._signals.recv(4096)
+        except TimeoutError:
+            if self._is_ending:  # a worker takes its time, and nobody else accepts here
+                self._worker.turn_away()
+            return False
+        return not self._is_ending and any(number in numbers for number in _ENDINGS)
+
+    def _fill(self) -> None:
+        """Start the workers that are missing; slowly, where they keep ending at once."""
+        now = time.monotonic()
+        self._starts = [at for at in self._starts if now - at < _BURST_SECONDS]
+        while len(self._workers) < self._count:
+            if len(self._starts) >= self._count + _BURST:
+                return
+            self._starts.append(now)
+            try:
+                self._start()
+            except OSError as error:
+                self._log(f"engine: cannot start a worker: {error.strerror}")
+                return
+
+    def _start(self) -> None:
+        pid = os.fork()
+        if pid == 0:
+            self._become_worker()
+        self._workers.add(pid)
+
+    def _become_worker(self) -> NoReturn:
+        status = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.close(self._cut)  # it would keep the lifeline whole when the supervisor is gone
+            self._signals.close()
+            self._wakeup.close()
+            self._worker.run(self._lifeline)
+            status = 0
+        except BaseException as error:  # noqa: BLE001 - the supervisor's code must not go on here
+            from traceback import format_exception
+
+            self._log("".join(format_exception(error)).rstrip())
+        finally:
+            os._exit(status)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._workers.discard(pid)
+            if status:
+                code = os.waitstatus_to_exitcode(status)
+                how = f"signal {-code}" if code < 0 else f"exit status {code}"
+                self._log(f"engine: worker {pid} ended by {how}; another one takes its place")
+
+
+class _Place:
+    """The path of the socket, and who has it: whoever was started last.
+
+    Beside it lies `engine.lock`, on which that process has a record lock (fcntl(2)): these belong
+    to a process alone, not to its children, and the kernel tells whose they are.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Make socket and lock, beside their paths. Raises OSError."""
+        self._path = path
+        self._directory = os.path.dirname(path)
+        self._lock_path = f"{self._directory}/engine.lock"
+        make_private_directory(self._directory)
+        self._new, self._new_lock = f"{path}.{os.getpid()}", f"{self._lock_path}.{os.getpid()}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        self.listener = socket.socket(
+            socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        )
+        with self._locked():  # where there is no lock nobody is at work
+            self._tidy()
+            self._lock = os.open(self._new_lock, flags, 0o600)
+            fcntl.lockf(self._lock, fcntl.LOCK_EX)
+            self.listener.bind(self._new)
+        os.chmod(self._new, 0o600)
+        self.listener.listen(_BACKLOG)
+        self._identity = os.stat(self._new).st_ino
+
+    def take(self) -> None:
+        """Take the path, and tell the engine that had it to end.
+
+        Raises FileExistsError when somebody serves there that is no engine of this kind.
+        """
+        with self._locked():
+            old = self._holder()
+            if old < 0 and self._is_served():
+                self._discard()
+                raise FileExistsError(
+                    errno.EEXIST,
+                    "another program serves there, systemd perhaps: use systemctl restart",
+                    self._path,
+                )
+            os.rename(self._new_lock, self._lock_path)
+            os.rename(self._new, self._path)
+            if old >= 0:
+                signal.pidfd_send_signal(old, signal.SIGTERM)
+                os.close(old)
+
+    def leave(self) -> None:
+        """Remove the path, unless another engine has taken it."""
+        with self._locked(), suppress(FileNotFoundError):
+            if os.stat(self._path).st_ino == self._identity:
+                os.unlink(self._path)
+                os.unlink(self._lock_path)
+
+    def _tidy(self) -> None:
+        """Remove what engines have left that were killed before they took the path."""
+        stems = (os.path.basename(self._path), os.path.basename(self._lock_path))
+        for name in os.listdir(self._directory):
+            stem, _, number = name.rpartition(".")
+            is_ours = stem in stems and number.isdecimal()
+            if is_ours and _who_locks(f"{self._lock_path}.{number}") < 0:
+                os.unlink(f"{self._directory}/{name}")
+
+    def _holder(self) -> int:
+        """Return a pidfd of the engine that has the path, -1 when there is none."""
+        pid = _who_locks(self._lock_path)
+        with suppress(ProcessLookupError):
+            return -1 if pid < 0 else os.pidfd_open(pid)
+        return -1  # it ended a moment ago
+
+    def _is_served(self) -> bool:
+        """Tell whether somebody listens at the path."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as sock:
+            try:
+                sock.connect(self._path)
+            except BlockingIOError:  # who does not keep up with it
+                return True
+            except OSError:
+                return False
+            return True
+
+    def _discard(self) -> None:
+        os.unlink(self._new)
+        os.unlink(self._new_lock)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+
+def _who_locks(path: str) -> int:
+    """Return the process that has locked a file of others, -1 for none or no file."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return -1
+    try:
+        question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, question))
+    finally:
+        os.close(fd)
+    return -1 if kind == fcntl.F_UNLCK else pid
+
+
+def _given_socket() -> socket.socket | None:
+    """Return the socket that systemd has made, None when it has made none (sd_listen_fds(3))."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
+        return None
+    fcntl.fcntl(_GIVEN_SOCKET, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    listener = socket.socket(fileno=_GIVEN_SOCKET)
+    listener.settimeout(0)
+    return listener
+
+
+def _import_the_rest() -> None:
+    """Import what functions import when it is needed: an upgrade may take the files away."""
+    for module in _LAZY:
+        __import__(module)
+    with suppress(CNIError):  # a refusal loads jsonschema with all that it has
+        schema.validate({}, {"type": "array"})

@@ -1,0 +1,149 @@
+"""The one-shot edge: one process, one request. The only file that reads the process itself."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from cni_common.serve.stdio import read_all, say, write_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import NoReturn
+
+    from cni_common.node.host import Loader
+    from cni_common.serve.cli import Command
+    from cni_common.serve.protocol import Reply
+
+_VERSION = "VERSION"
+_PROGRAM = "pycni"  # the one name that is not a plugin's
+
+
+class _Terminated(BaseException):
+    """A signal to end arrived. A BaseException: nothing may take it for a failure of its own."""
+
+
+def main(
+    load: Loader,
+    load_all: Callable[[], object] = lambda: None,
+    commands: Callable[[], Mapping[str, Command]] = dict,
+) -> int:
+    """Serve the request in the environment and on stdin; return the exit status.
+
+    `load_all` imports what `load` knows, for the engine to have it ready. `commands` gives
+    what `pycni` can do beside what is in cni_common.
+    """
+    has_stdout = _complete_standard_streams()
+    plugin = os.path.basename(sys.argv[0])
+    environ = dict(os.environ)
+    command = environ.get("CNI_COMMAND", "")
+    if not command:
+        return _command_line(load, load_all, commands) if plugin == _PROGRAM else _about(plugin)
+    gc.disable()  # the process ends before there is anything worth collecting
+    try:
+        stdin = b"" if command == _VERSION else read_all(0)
+    except OSError as error:
+        _write(_failure(5, f"cannot read the configuration from stdin: {error.strerror}"))
+        return 1
+    if command != _VERSION:
+        _raise_on_signals()
+    try:
+        return _serve(plugin, environ, stdin, load, has_stdout=has_stdout)
+    except _Terminated as error:
+        done = "is undone as far as it can be" if hasattr(error, "__notes__") else "is undone"
+        msg = f"terminated by a signal; what was begun {done}, try again later"
+        _write(_failure(11, msg, error))
+        return 1
+
+
+def _serve(
+    plugin: str, environ: dict[str, str], stdin: bytes, load: Loader, *, has_stdout: bool
+) -> int:
+    from cni_common.node.host import Host
+    from cni_common.serve.protocol import execute, respond
+
+    def deliver(reply: Reply) -> bool:
+        if environ["CNI_COMMAND"] != _VERSION:
+            _ignore_signals()  # what is done must be told, or taken back
+        return has_stdout and _write(reply.stdout)
+
+    with Host(load, os.path.realpath(sys.argv[0]), _log, execute=execute) as host:
+        return respond(plugin, environ, stdin, host, deliver=deliver).exit_code
+
+
+def _command_line(
+    load: Loader,
+    load_all: Callable[[], object],
+    commands: Callable[[], Mapping[str, Command]],
+) -> int:
+    from cni_common.serve import cli
+
+    status = cli.run(sys.argv[1:], load, load_all, commands())
+    try:
+        if sys.stdout:
+            sys.stdout.flush()  # the frozen program ends without doing so
+    except OSError as error:
+        _log(f"cannot write to stdout: {error.strerror}")
+        return 1
+    return status
+
+
+def _about(plugin: str) -> int:
+    from cni_common.spec.names import SUPPORTED_VERSIONS
+
+    _log(f"CNI {plugin} plugin of pycni")
+    _log(f"CNI protocol versions supported: {', '.join(SUPPORTED_VERSIONS)}")
+    return 0
+
+
+def _complete_standard_streams() -> bool:
+    """Fill the closed ones of descriptors 0 to 2, or the next file opened would take their place.
+
+    Returns whether there was a stdout.
+    """
+    closed = []
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            closed.append(os.open(os.devnull, os.O_RDWR))
+    return 1 not in closed
+
+
+def _write(data: bytes) -> bool:
+    try:
+        write_all(1, data)
+    except OSError as error:
+        _log(f"cannot write to stdout: {error.strerror}")
+        return False
+    return True
+
+
+def _failure(code: int, msg: str, error: BaseException | None = None) -> bytes:
+    from cni_common.serve.protocol import failure
+
+    return failure(code, msg, error).stdout
+
+
+def _log(text: str) -> None:
+    say(2, text)
+
+
+def _raise_on_signals() -> None:
+    import signal
+
+    def terminate(_number: int, _frame: object) -> NoReturn:
+        _ignore_signals()  # the undo must not be cut short in turn
+        raise _Terminated
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, terminate)
+
+
+def _ignore_signals() -> None:
+    import signal
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)

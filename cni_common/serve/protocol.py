@@ -1,0 +1,256 @@
+"""The one path that every invocation takes, whichever edge it came through."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from cni_common.kernel.netns import OWN
+from cni_common.spec import schema, wire
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.names import CURRENT_VERSION, FAMILIES, SUPPORTED_VERSIONS, version_tuple
+from cni_common.spec.request import SINCE, Command, Request
+from cni_common.spec.result import Result
+from cni_common.spec.undo import Undo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from cni_common.node.host import Host, Plugin
+    from cni_common.spec.wire import Json
+
+
+# A runtime may discard a DEL error that contains one of these, and with it the reason to retry.
+_DISCARDED_IN_DEL = (("not found", "missing"), ("no such file or directory", "absent (ENOENT)"))
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What goes to stdout, and the exit status."""
+
+    stdout: bytes
+    exit_code: int
+
+
+class _NotDeliveredError(Exception):
+    """The runtime did not get the reply."""
+
+
+def respond(
+    type: str,
+    environ: Mapping[str, str],
+    stdin: bytes,
+    host: Host,
+    *,
+    deliver: Callable[[Reply], bool] = lambda _reply: True,
+) -> Reply:
+    """Serve one invocation of the plugin `type`, and return what `deliver` was given.
+
+    Never raises: a failure is a CNI error object. `deliver` tells whether the runtime has the
+    reply. An ADD of which it has none is taken back, for nobody would ever delete it; then the
+    exit status is 1.
+    """
+    command = environ.get("CNI_COMMAND", "")
+    reply = Reply(b"", 1)
+    version = CURRENT_VERSION
+
+    try:
+        if command == Command.VERSION:
+            versions = {"cniVersion": CURRENT_VERSION, "supportedVersions": SUPPORTED_VERSIONS}
+            reply = Reply(wire.encode_line(versions), 0)
+            return reply if deliver(reply) else Reply(b"", 1)
+        req = Request.parse(environ, stdin)
+        version = req.cni_version
+        with execute(type, req, host) as result:
+            reply = _reply_of(result, version)
+            if not deliver(reply):
+                raise _NotDeliveredError
+    except _NotDeliveredError as error:
+        if command == Command.ADD:
+            what = "the result could not be written to stdout: the attachment is taken back"
+            host.log("; ".join([what, *_notes(error)]))
+        return Reply(b"", 1)
+    except Exception as error:  # noqa: BLE001 - the runtime must get an object, never a traceback
+        if not _is_expected(error):
+            host.log_traceback(error)
+        reply = Reply(_error_object(error, command, stdin), 1)
+        deliver(reply)
+    finally:
+        host.records.close()  # the next call may be for the same attachment, on the same host
+    return reply
+
+
+def _reply_of(result: Result | None, version: str) -> Reply:
+    if result is None:
+        return Reply(b"", 0)
+    sort_keys = version in ("1.0.0", "1.1.0")  # as Go prints a generic map
+    return Reply(wire.encode(result.to_json(version), sort_keys=sort_keys), 0)
+
+
+def failure(code: int, msg: str, error: BaseException | None = None) -> Reply:
+    """Return the reply for what fails outside of `respond`; with what the undo of `error` left."""
+    data: dict[str, object] = {"cniVersion": CURRENT_VERSION, "code": code, "msg": msg}
+    if error and _notes(error):
+        data["details"] = "; ".join(_notes(error))
+    return Reply(wire.encode(data, sort_keys=False), 1)
+
+
+@contextmanager
+def execute(type: str, req: Request, host: Host) -> Iterator[Result | None]:
+    """Run one command of the plugin `type`, and yield the result of an ADD, else None.
+
+    A version older than the result's drops the fields that this version lacks. Everything that can
+    be refused without looking at the kernel is refused before the plugin acts. An ADD that fails is
+    taken back, also when the `with` block raises.
+    """
+    plugin = host.load(type)
+    if plugin is None:
+        raise CNIError(Code.INVALID_CONFIG, f"'{type}' is not one of this suite's plugins")
+    _check_version(req)
+    req = replace(req, config=_checked_config(plugin, req, host))
+    with Undo() as undo:
+        yield _run(plugin, req, host, undo)
+
+
+def _checked_config(plugin: Plugin, req: Request, host: Host) -> Json:
+    """Return the configuration as SCHEMA spells it; DEL and GC do without keys that are wrong."""
+    config = wire.fold(req.config, plugin.SCHEMA)
+    if req.command not in (Command.DEL, Command.GC):
+        schema.validate(config, plugin.SCHEMA)
+        return config
+    config, refused = schema.salvage(config, plugin.SCHEMA)
+    config.setdefault("name", req.network)
+    for text in refused:
+        host.log(f"{req.command} goes on without {text}")
+    return config
+
+
+def _run(plugin: Plugin, req: Request, host: Host, undo: Undo) -> Result | None:
+    match req.command:
+        case Command.ADD:
+            _check_not_own_netns(req, host)
+            return _as_of(req.cni_version, plugin.add(req, host, undo))
+        case Command.DEL:
+            plugin.delete(_without_own_netns(req, host), host)
+        case Command.CHECK:
+            _check_not_own_netns(req, host)
+            plugin.check(req, host)
+        case Command.GC:
+            plugin.gc(req, host)
+        case Command.STATUS:
+            plugin.status(req, host)
+    return None
+
+
+def _as_of(version: str, result: Result) -> Result:
+    """Return what is left of a result in the layout of `version`. Raises CNIError 1."""
+    return Result.parse(result.to_json(version), version) if version in FAMILIES[0] else result
+
+
+def _check_version(req: Request) -> None:
+    version, since = req.cni_version, SINCE.get(req.command)
+    if since and version_tuple(version) < version_tuple(since):
+        raise CNIError(
+            Code.INCOMPATIBLE_VERSION,
+            f"config version does not allow {req.command}",
+            f"cniVersion {version} is older than {since}, which introduced {req.command}",
+        )
+    if since and version_tuple(version) > version_tuple(SUPPORTED_VERSIONS[-1]):
+        raise CNIError(
+            Code.INCOMPATIBLE_VERSION,
+            f"plugin version does not allow {req.command}",
+            f"cniVersion {version} is newer than {SUPPORTED_VERSIONS[-1]}",
+        )
+    if version not in SUPPORTED_VERSIONS:
+        raise CNIError(
+            Code.INCOMPATIBLE_VERSION,
+            "incompatible CNI versions",
+            f'config is "{version}", plugin supports {", ".join(SUPPORTED_VERSIONS)}',
+        )
+
+
+def _check_not_own_netns(req: Request, host: Host) -> None:
+    if _is_own_netns(req, host):
+        raise CNIError(
+            Code.INVALID_NETNS,
+            f"CNI_NETNS '{req.netns}' is the network namespace of the plugin itself; set"
+            " CNI_NETNS_OVERRIDE=TRUE if that is wanted",
+        )
+
+
+def _without_own_netns(req: Request, host: Host) -> Request:
+    # The id of a dead container's process may belong to one on the host by now.
+    if req.netns and _is_own_netns(req, host):
+        host.log(f"DEL takes '{req.netns}' for gone: it is the plugin's own namespace")
+        return replace(req, netns="")
+    return req
+
+
+def _is_own_netns(req: Request, host: Host) -> bool:
+    if req.environ.get("CNI_NETNS_OVERRIDE", "").upper() in ("TRUE", "1"):
+        return False
+    if not req.netns or req.netns == OWN:
+        return bool(req.netns)
+    try:
+        return host.open_netns(req.netns).is_same(host.netns)
+    except CNIError:
+        return False  # reported by whoever needs the namespace
+
+
+def _is_expected(error: Exception) -> bool:
+    if isinstance(error, ExceptionGroup):
+        return all(map(_is_expected, error.exceptions))
+    return isinstance(error, CNIError | OSError)
+
+
+def _error_object(error: Exception, command: str, stdin: bytes) -> bytes:
+    code, msg, details = _describe(error)
+    notes = "; ".join(_notes(error))
+    details = "; ".join(text for text in (details, notes) if text)
+    texts = {"msg": _one_line(msg) or "no message", "details": _one_line(details)}
+    if command == Command.DEL:
+        texts = {key: _speakable(text) for key, text in texts.items()}
+    data = {"cniVersion": _version_of(stdin), "code": int(code)}
+    return wire.encode(data | {key: text for key, text in texts.items() if text}, sort_keys=False)
+
+
+def _describe(error: Exception) -> tuple[int, str, str]:
+    if isinstance(error, CNIError):
+        return error.code, error.msg, error.details
+    if isinstance(error, ExceptionGroup):
+        parts = [_describe(part) for part in error.exceptions]
+        what = [
+            f"{'; '.join(_notes(part))}: {msg}"
+            for part, (_, msg, _) in zip(error.exceptions, parts, strict=True)
+        ]
+        details = "; ".join(text for _, _, text in parts if text)
+        return parts[0][0], f"{error.message}: {'; '.join(what)}", details
+    if isinstance(error, OSError):
+        where = f" '{error.filename}'" if error.filename else ""
+        return Code.IO_FAILURE if where else Code.INTERNAL, f"{error.strerror or error}{where}", ""
+    return Code.INTERNAL, f"internal error, see the log: {error.__class__.__name__}: {error}", ""
+
+
+def _notes(error: BaseException) -> list[str]:
+    return [str(note) for note in getattr(error, "__notes__", ())]
+
+
+def _speakable(text: str) -> str:
+    import re
+
+    for phrase, other in _DISCARDED_IN_DEL:
+        text = re.sub(phrase, other, text, flags=re.IGNORECASE)
+    return text
+
+
+def _one_line(text: str) -> str:
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _version_of(stdin: bytes) -> str:
+    try:
+        version = wire.fold(wire.decode(stdin), {"properties": {"cniVersion": {}}})["cniVersion"]
+    except (CNIError, KeyError):
+        return CURRENT_VERSION
+    return version if version in SUPPORTED_VERSIONS else CURRENT_VERSION

@@ -1,0 +1,72 @@
+"""What a configuration says about addresses: for those who give and those who ask for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.names import CURRENT_VERSION
+from cni_common.spec.result import DNS_SCHEMA, Result, Route
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cni_common.spec.wire import Json
+
+# The keys of CNI_ARGS that this suite knows: interface and IPAM plugin have the same string, and
+# the keys of the one must not make the other fail.
+CNI_ARGS = frozenset({"IP", "MAC", "GATEWAY"})
+
+
+def _key(kind: str, description: str) -> Json:
+    return {"type": kind, "description": description}
+
+
+ROUTES_SCHEMA: Json = {
+    "type": "array",
+    "description": "Routes for the container, passed on in the result.",
+    "items": {
+        "type": "object",
+        "properties": {
+            "dst": _key("string", "Destination, such as 0.0.0.0/0."),
+            "gw": _key("string", "Next hop; by default the address's gateway."),
+            "mtu": _key("integer", "MTU along the route, bytes."),
+            "advmss": _key("integer", "TCP segment size to advertise, bytes."),
+            "priority": _key("integer", "Metric; the lowest wins."),
+            "table": _key("integer", "Number of the routing table."),
+            "scope": _key("integer", "Scope of the destination: 0, 253 or 254."),
+        },
+    },
+}
+
+
+def ipam_type(config: Json) -> str:
+    """Return the type of the IPAM plugin, "" where the configuration names none."""
+    return str(config.get("ipam", {}).get("type", ""))
+
+
+def parse_routes(routes: Sequence[Json]) -> list[Route]:
+    """Return the routes of `ipam.routes`. Raises CNIError 7 naming the one that is wrong."""
+    for index, route in enumerate(routes):
+        if not route.get("dst"):
+            raise CNIError(Code.INVALID_CONFIG, f'ipam.routes[{index}]: "dst" is missing')
+    try:
+        parsed = Result.parse({"cniVersion": CURRENT_VERSION, "routes": list(routes)})
+        parsed.refuse_contradictions("ipam.routes")
+    except CNIError as error:
+        reason = error.msg.removeprefix("malformed result: ")
+        where = "" if reason.startswith("ipam.") else "ipam."
+        raise CNIError(Code.INVALID_CONFIG, f"{where}{reason}") from None
+    return parsed.routes
+
+
+def own_dns(config: Json) -> Json | None:
+    """Return the `dns` by which an interface plugin replaces IPAM's, None when it leaves that.
+
+    An empty list is enough to replace it.
+    """
+    dns = config.get("dns", {})
+    lists = [key for key, schema in DNS_SCHEMA["properties"].items() if schema["type"] == "array"]
+    if dns.get("domain") or any(key in dns for key in lists):
+        return {key: value for key, value in dns.items() if value}
+    return None

@@ -1,0 +1,315 @@
+"""Results of the CNI specification, and their layouts in each version (SPEC.md section 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from cni_common.spec import wire
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.names import (
+    CURRENT_VERSION,
+    FAMILIES,
+    SUPPORTED_VERSIONS,
+    Address,
+    Cidr,
+    Subnet,
+    parse_address,
+    parse_cidr,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Self, TypeVar
+
+    from cni_common.spec.wire import Json
+
+    T = TypeVar("T")
+
+
+_STRINGS: Json = {"type": "array", "items": {"type": "string"}}
+DNS_SCHEMA: Json = {
+    "type": "object",
+    "properties": {
+        "nameservers": {**_STRINGS, "description": "DNS servers, in order of preference."},
+        "domain": {"type": "string", "description": "Local domain for short names."},
+        "search": {**_STRINGS, "description": "Domains to search for short names."},
+        "options": {**_STRINGS, "description": "Options for the resolver."},
+    },
+}
+# What the kernel can hold (linux/rtnetlink.h): the scope in a byte, the others in 32 bits.
+_U32 = 2**32 - 1
+_ROUTE_NUMBERS = {"mtu": _U32, "advmss": _U32, "priority": _U32, "table": _U32, "scope": 255}
+
+
+def _keys(*names: str) -> Json:
+    """Return a schema that knows how these keys are spelled, and nothing more."""
+    return {"properties": {name: {} for name in names}}
+
+
+_ROUTES: Json = {"items": _keys("dst", "gw", *_ROUTE_NUMBERS)}
+_RESULT_SCHEMA: Json = {
+    "properties": {
+        "cniVersion": {},
+        "interfaces": {"items": _keys("name", "mac", "mtu", "sandbox", "socketPath", "pciID")},
+        "ips": {"items": _keys("version", "interface", "address", "gateway")},
+        "routes": _ROUTES,
+        "ip4": {},
+        "ip6": {},
+        "dns": DNS_SCHEMA,
+    }
+}
+_OLD_IP_SCHEMA: Json = {"properties": {"ip": {}, "gateway": {}, "routes": _ROUTES}}
+
+
+@dataclass(slots=True)
+class Interface:
+    """An interface that a plugin made or took over; `sandbox` is empty on the host."""
+
+    name: str
+    mac: str = ""
+    mtu: int = 0  # bytes; 0 = unknown. Printed for 1.1.0 only
+    sandbox: str = ""
+    socket_path: str = ""
+    pci_id: str = ""
+
+
+@dataclass(slots=True)
+class IPConfig:
+    """An address with its prefix, and the index of its interface in Result.interfaces."""
+
+    address: Cidr
+    gateway: Address | None = None
+    interface: int | None = None
+
+
+@dataclass(slots=True)
+class Route:
+    """A route; the numbers are those of rtnetlink (linux/rtnetlink.h), None = not set."""
+
+    dst: Subnet
+    gw: Address | None = None
+    mtu: int | None = None  # bytes
+    advmss: int | None = None  # bytes
+    priority: int | None = None  # lower wins
+    table: int | None = None
+    scope: int | None = None
+
+
+@dataclass(slots=True)
+class Result:
+    """The outcome of an ADD in the layout of spec 1.1.0 (SPEC.md section 5)."""
+
+    interfaces: list[Interface] = field(default_factory=list)
+    ips: list[IPConfig] = field(default_factory=list)
+    routes: list[Route] = field(default_factory=list)
+    dns: Json = field(default_factory=dict)
+
+    def add_interface(self, interface: Interface) -> int:
+        """Append `interface` and return its index."""
+        self.interfaces.append(interface)
+        return len(self.interfaces) - 1
+
+    def refuse_contradictions(self, whose: str) -> None:
+        """Raise CNIError 6 when no interface could be set up as this says: `whose` words are these.
+
+        Each gateway must be of the family of what it serves, and no address may come twice.
+        """
+        addresses = [ip.address for ip in self.ips]
+        wrong = [
+            f"gateway {ip.gateway} for {ip.address}"
+            for ip in self.ips
+            if ip.gateway is not None and ip.gateway.version != ip.address.version
+        ]
+        wrong += [
+            f"a route to {route.dst} via {route.gw}"
+            for route in self.routes
+            if route.gw is not None and route.gw.version != route.dst.version
+        ]
+        wrong += [f"address {a} more than once" for a in addresses if addresses.count(a) > 1]
+        if wrong:
+            text = f"{whose} gives {wrong[0]}, which cannot be; correct it there"
+            raise CNIError(Code.DECODING_FAILURE, text)
+
+    @classmethod
+    def parse(cls, data: Json, default_version: str = CURRENT_VERSION) -> Self:
+        """Return the result in `data`, of its own cniVersion or else `default_version`.
+
+        Raises CNIError 6 naming the entry that is wrong, 1 for an unknown version.
+        """
+        data = wire.fold(data, _RESULT_SCHEMA)
+        version = data.get("cniVersion") or default_version
+        if version not in SUPPORTED_VERSIONS:
+            raise CNIError(
+                Code.INCOMPATIBLE_VERSION,
+                f'result has cniVersion "{version}", supported are {", ".join(SUPPORTED_VERSIONS)}',
+            )
+        try:
+            return cls._of_ip4_ip6(data) if version in FAMILIES[0] else cls._of_lists(data)
+        except ValueError as error:
+            raise CNIError(Code.DECODING_FAILURE, f"malformed result: {error}") from None
+
+    @classmethod
+    def _of_lists(cls, data: Json) -> Self:
+        return cls(
+            _parse_list(data, "interfaces", _parse_interface),
+            _parse_list(data, "ips", _parse_ip),
+            _parse_list(data, "routes", _parse_route),
+            _parse_dns(_get(data, "dns", {})),
+        )
+
+    @classmethod
+    def _of_ip4_ip6(cls, data: Json) -> Self:
+        result = cls(dns=_parse_dns(_get(data, "dns", {})))
+        for key in ("ip4", "ip6"):
+            if key in data:
+                entry = wire.fold(_get(data, key, {}), _OLD_IP_SCHEMA)
+                result.ips.append(_parse_ip(entry, "ip"))
+                result.routes += _parse_list(entry, "routes", _parse_route)
+        return result
+
+    def to_json(self, version: str) -> dict[str, Any]:
+        """Return the result in the layout of `version`, keys in the reference's order.
+
+        What a layout cannot express is dropped as the reference drops it; CNIError 1 when
+        0.1.0 or 0.2.0 would be left without any address.
+        """
+        if version in FAMILIES[0]:
+            return self._to_ip4_ip6(version)
+        old = version in FAMILIES[1]
+        mtu = version == CURRENT_VERSION
+        data: dict[str, Any] = {"cniVersion": version}
+        lists = {
+            "interfaces": [_interface_json(i, old=old, mtu=mtu) for i in self.interfaces],
+            "ips": [_ip_json(ip, old=old) for ip in self.ips],
+            "routes": [_route_json(route) for route in self.routes],
+        }
+        data |= {key: entries for key, entries in lists.items() if entries}
+        dns = self._dns_json()
+        return data | ({"dns": dns} if old or dns else {})
+
+    def _to_ip4_ip6(self, version: str) -> dict[str, Any]:
+        data: dict[str, Any] = {"cniVersion": version}
+        for key, family in (("ip4", 4), ("ip6", 6)):
+            first = next((ip for ip in self.ips if ip.address.version == family), None)
+            if first is None:
+                continue
+            entry: dict[str, Any] = {"ip": str(first.address)}
+            if first.gateway is not None:
+                entry["gateway"] = str(first.gateway)
+            routes = [
+                _route_json(Route(route.dst, route.gw))
+                for route in self.routes
+                if route.dst.version == family
+            ]
+            data[key] = entry | ({"routes": routes} if routes else {})
+        if len(data) == 1:
+            raise CNIError(
+                Code.INCOMPATIBLE_VERSION,
+                f"cannot convert: no valid IP addresses, and a result of cniVersion {version}"
+                " must have one; use 0.3.0 or newer",
+            )
+        return data | {"dns": self._dns_json()}
+
+    def _dns_json(self) -> dict[str, Any]:
+        return {key: self.dns[key] for key in DNS_SCHEMA["properties"] if self.dns.get(key)}
+
+
+def _get(entry: Json, key: str, default: T) -> T:
+    """Return the value of `key`; ValueError when it is of another type than `default`."""
+    value = entry.get(key, default)
+    if type(value) is not type(default):
+        expected, found = wire.type_name(default), wire.type_name(value)
+        raise ValueError(f"{key}: {found} where {expected} is due")
+    return value
+
+
+def _parsed(entry: Json, key: str, parse: Callable[[str], T]) -> T:
+    text = _get(entry, key, "")
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+
+
+def _parse_list(data: Json, key: str, parse: Callable[[Json], T]) -> list[T]:
+    """Return what `parse` makes of each object in the list `key`; ValueError names the place."""
+    entries: list[Json] = _get(data, key, [])
+    parsed = []
+    for index, entry in enumerate(entries):
+        where = f"{key}[{index}]"
+        _get({where: entry}, where, {})
+        try:
+            parsed.append(parse(entry))
+        except ValueError as error:
+            raise ValueError(f"{where}.{error}") from None
+    return parsed
+
+
+def _parse_interface(entry: Json) -> Interface:
+    texts = [_get(entry, key, "") for key in ("name", "mac", "sandbox", "socketPath", "pciID")]
+    return Interface(texts[0], texts[1], _get(entry, "mtu", 0), *texts[2:])
+
+
+def _parse_ip(entry: Json, address: str = "address") -> IPConfig:
+    return IPConfig(
+        _parsed(entry, address, parse_cidr),
+        _parsed(entry, "gateway", parse_address) if entry.get("gateway") else None,
+        _get(entry, "interface", 0) if "interface" in entry else None,
+    )
+
+
+def _parse_route(entry: Json) -> Route:
+    numbers = {key: _get(entry, key, 0) for key in _ROUTE_NUMBERS if key in entry}
+    for key, number in numbers.items():
+        if not 0 <= number <= _ROUTE_NUMBERS[key]:
+            raise ValueError(f"{key}: {number} is not between 0 and {_ROUTE_NUMBERS[key]}")
+    # Go leaves these three out when they are zero, table and scope stay.
+    for key in ("mtu", "advmss", "priority"):
+        if numbers.get(key) == 0:
+            del numbers[key]
+    dst = _parsed(entry, "dst", parse_cidr).network
+    return Route(dst, _parsed(entry, "gw", parse_address) if entry.get("gw") else None, **numbers)
+
+
+def _parse_dns(data: Json) -> Json:
+    dns: dict[str, Any] = {}
+    for key, schema in DNS_SCHEMA["properties"].items():
+        value: Any = _get(data, key, "" if schema["type"] == "string" else [])
+        if not all(isinstance(part, str) for part in value):
+            raise ValueError(f"dns.{key}: all members must be strings")
+        if value:
+            dns[key] = value
+    return dns
+
+
+def _interface_json(interface: Interface, *, old: bool, mtu: bool) -> dict[str, Any]:
+    data: dict[str, Any] = {"name": interface.name}
+    optional: dict[str, Any] = {"mac": interface.mac}
+    if mtu:
+        optional["mtu"] = interface.mtu
+    optional["sandbox"] = interface.sandbox
+    if not old:
+        optional |= {"socketPath": interface.socket_path, "pciID": interface.pci_id}
+    return data | {key: value for key, value in optional.items() if value}
+
+
+def _ip_json(ip: IPConfig, *, old: bool) -> dict[str, Any]:
+    data: dict[str, Any] = {"version": str(ip.address.version)} if old else {}
+    if ip.interface is not None:
+        data["interface"] = ip.interface
+    data["address"] = str(ip.address)
+    if ip.gateway is not None:
+        data["gateway"] = str(ip.gateway)
+    return data
+
+
+def _route_json(route: Route) -> dict[str, Any]:
+    data: dict[str, Any] = {"dst": str(route.dst)}
+    if route.gw is not None:
+        data["gw"] = str(route.gw)
+    for key in _ROUTE_NUMBERS:
+        value = getattr(route, key)
+        if value is not None:
+            data[key] = value
+    return data

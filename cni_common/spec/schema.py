@@ -1,0 +1,130 @@
+"""Configuration against SCHEMA: jsonschema is the judge, a small recogniser spares its import.
+
+Importing jsonschema takes longer than a whole ADD. `_plainly_valid` reads the same SCHEMA and
+may only say "valid"; whatever it does not know goes to jsonschema, which alone can refuse.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from cni_common.spec.errors import CNIError, Code
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from jsonschema import ValidationError
+
+    from cni_common.spec.wire import Json
+
+_KINDS = {
+    "object": dict,
+    "array": list,
+    "string": str,
+    "integer": int,
+    "boolean": bool,
+}
+
+
+def validate(config: Json, schema: Json) -> None:
+    """Raise CNIError 7 that names the first key of `config` against `schema`."""
+    if _plainly_valid(config, schema):
+        return
+    for error in _errors(config, schema):
+        raise CNIError(Code.INVALID_CONFIG, f"invalid configuration: {_describe(error)}")
+
+
+def salvage(config: Json, schema: Json) -> tuple[dict[str, Any], list[str]]:
+    """Return `config` without what `schema` refuses, and what that was: DEL must go on."""
+    if _plainly_valid(config, schema):
+        return dict(config), []
+    from copy import deepcopy
+
+    refused: list[str] = []
+    rest: dict[str, Any] = deepcopy(dict(config))
+    while not _plainly_valid(rest, schema):
+        error = next(_errors(rest, schema), None)
+        if error is None:
+            break
+        refused.append(_describe(error))
+        _remove(rest, list(error.absolute_path))
+    return rest, refused
+
+
+def _remove(value: Any, path: list[str | int]) -> None:
+    """Take the member at `path` out of `value`: what stands beside it may still be of use."""
+    if not path:
+        value.clear()
+        return
+    for part in path[:-1]:
+        value = value[part]
+    del value[path[-1]]
+
+
+def _plainly_valid(value: Any, schema: Json) -> bool:
+    for keyword, argument in schema.items():
+        test = _RECOGNISED.get(keyword)
+        if test is None or not test(value, argument):
+            return False
+    return True
+
+
+def _is_kind(value: Any, name: str) -> bool:
+    kind = _KINDS.get(name)
+    return kind is not None and type(value) is kind
+
+
+def _properties(value: Any, properties: Json) -> bool:
+    return type(value) is dict and all(
+        _plainly_valid(item, properties[key]) for key, item in value.items() if key in properties
+    )
+
+
+_RECOGNISED: dict[str, Callable[[Any, Any], bool]] = {
+    "description": lambda _value, _text: True,
+    "default": lambda _value, _default: True,
+    "type": _is_kind,
+    "properties": _properties,
+    "additionalProperties": lambda value, schema: (
+        type(value) is dict
+        and schema is not False
+        and all(_plainly_valid(item, schema) for item in value.values())
+    ),
+    "items": lambda value, schema: (
+        type(value) is list and all(_plainly_valid(item, schema) for item in value)
+    ),
+    # True == 1 in Python: compare the types as well.
+    "enum": lambda value, members: any(
+        type(value) is type(member) and value == member for member in members
+    ),
+    "minimum": lambda value, least: type(value) is int and value >= least,
+    "maximum": lambda value, most: type(value) is int and value <= most,
+}
+
+
+def _errors(config: Json, schema: Json) -> Iterator[ValidationError]:
+    from jsonschema import Draft202012Validator
+    from jsonschema.validators import extend
+
+    # Go refuses 1400.0 where an integer is due, JSON Schema would take it.
+    strict = Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _checker, value: type(value) is int
+    )
+    judge = extend(Draft202012Validator, type_checker=strict)  # type: ignore[no-untyped-call]
+    yield from judge(schema).iter_errors(config)
+
+
+def _describe(error: ValidationError) -> str:
+    path = ""
+    for part in error.absolute_path:
+        path += f"[{part}]" if isinstance(part, int) else f"{'.' if path else ''}{part}"
+    message = error.message
+    if error.validator == "type":  # whose message quotes the value as Python, not as JSON
+        value = json.dumps(error.instance, ensure_ascii=False)
+        message = f"{value} is not of type {error.validator_value}"
+    message = " ".join(message.split())
+    if len(message) > 300:  # the whole value is in it
+        message = f"{message[:150]} ... {message[-140:]}"
+    return f'"{path}": {message}' if path else message

@@ -1,0 +1,76 @@
+"""What to do when a step fails: take everything back (ADD), or go on to the end (DEL, GC)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self
+
+
+class Undo:
+    """A stack of steps that take back an ADD, run last-in first-out when the block raises.
+
+    Push only what belongs to this attachment, after every check that can refuse the request:
+    what is shared (a bridge, a forwarding sysctl) may already serve another container.
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[str, Callable[[], object]]] = []
+        self.failed = False  # whether a step could not be taken back
+
+    def push(self, what: str, step: Callable[[], object]) -> None:
+        """Remember how to take back `what`; `step` must succeed when there is nothing to do."""
+        self._steps.append((what, step))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            return
+        interrupted: BaseException | None = None
+        for what, step in reversed(self._steps):
+            try:
+                step()
+            except BaseException as failure:  # noqa: BLE001 - the first error is the one to report
+                self.failed = True
+                error.add_note(f"undo of {what} failed: {failure}")
+                if not isinstance(failure, Exception):  # a signal: the other steps still count
+                    interrupted = failure
+        if interrupted:
+            raise interrupted from error
+
+
+class BestEffort:
+    """Runs every step of a clean-up, and raises what failed as one group at the end."""
+
+    def __init__(self) -> None:
+        self._failures: list[Exception] = []
+
+    def attempt(self, what: str, step: Callable[[], object]) -> None:
+        """Run `step`; keep its failure for the end."""
+        try:
+            step()
+        except Exception as failure:  # noqa: BLE001 - reported together by __exit__
+            failure.add_note(what)
+            self._failures.append(failure)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        if error is None and self._failures:
+            raise ExceptionGroup("clean-up is incomplete", self._failures)

@@ -1,0 +1,214 @@
+"""What the reference has in table filter: who is let through, and which bridges are kept apart.
+
+FORWARD leads to CNI-FORWARD, and that first to the administrator's chain; then it accepts what
+comes from a container and what answers it. Bridges with a policy are led through two more chains.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from cni_common.kernel import nft_table
+from cni_common.kernel.netlink import NetlinkError
+from cni_common.spec.errors import CNIError
+from plugins.firewall.conf import ISOLATED, SAME_BRIDGE
+from plugins.firewall.filter_tables import (
+    ADD_CHAIN,
+    APPEND,
+    DELETE,
+    DELETE_CHAIN,
+    FORWARD,
+    INSERT,
+    Edit,
+)
+from plugins.firewall.rules import ACCEPT, DROP, RETURN, Line, addresses_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+
+    from cni_common.spec.names import Address
+    from plugins.firewall.filter_tables import Filter
+
+ALLOWED = "CNI-FORWARD"
+STAGE_1, STAGE_2 = "CNI-ISOLATION-STAGE-1", "CNI-ISOLATION-STAGE-2"
+_TO_ALLOWED = Line(ALLOWED, comment="CNI firewall plugin rules")
+_OVERRIDES = "CNI firewall plugin admin overrides"
+_COMMENT = "CNI firewall plugin rules (ingressPolicy: {})"
+_OF_ALL = _COMMENT.format(f"{SAME_BRIDGE}|{ISOLATED}")
+_TO_STAGE_1 = Line(STAGE_1, comment=_OF_ALL)
+_END = Line(RETURN, comment=_OF_ALL)
+
+
+def lines_of(addresses: Collection[Address]) -> Iterator[Line]:
+    """Yield the rules that let packets from and to a container through."""
+    for address in addresses:
+        yield Line(ACCEPT, destination=address, established=True)
+        yield Line(ACCEPT, source=address)
+
+
+def admit(table: Filter, addresses: Collection[Address], admin: str) -> None:
+    """Let packets from and to `addresses` through. Raises CNIError, NetlinkError."""
+
+    def plan() -> Iterator[Edit]:
+        for chain in (ALLOWED, admin):
+            if table.rules(chain) is None:
+                yield Edit(ADD_CHAIN, chain)
+        if not _has(table, FORWARD, _TO_ALLOWED):
+            yield Edit(INSERT, FORWARD, _TO_ALLOWED)
+            if _has(table, FORWARD, _TO_STAGE_1):  # what is kept apart must not be let through
+                yield Edit(DELETE, FORWARD, _TO_STAGE_1)
+                yield Edit(INSERT, FORWARD, _TO_STAGE_1)
+        to_admin = Line(admin, comment=_OVERRIDES)
+        present = table.rules(ALLOWED) or []
+        if table.key(to_admin) not in present:
+            yield Edit(INSERT, ALLOWED, to_admin)
+        for line in lines_of(addresses):
+            if table.key(line) not in present:
+                yield Edit(APPEND, ALLOWED, line)
+
+    _carry_out(table, plan)
+
+
+def withdraw(table: Filter, addresses: Collection[Address], admin: str) -> None:
+    """Take back what `admit` made, with the last also the chain, and an empty `admin` of ours."""
+
+    def plan() -> Iterator[Edit]:
+        present = table.rules(ALLOWED) or []
+        for line in lines_of(addresses):
+            for _ in range(present.count(table.key(line))):
+                yield Edit(DELETE, ALLOWED, line)
+
+    _carry_out(table, plan)
+    present = table.rules(ALLOWED)
+    if present is not None and not any(_lets_through(table, key) for key in present):
+        _remove_chains(table, _TO_ALLOWED, (ALLOWED,))
+    if table.rules(ALLOWED) is None and table.rules(admin) == [] and table.is_ours(admin):
+        _remove_chains(table, None, (admin,))
+
+
+def missing(table: Filter, addresses: Collection[Address], admin: str) -> str:
+    """Return what of `admit`'s is not there, "" for nothing."""
+    wanted = [(FORWARD, _TO_ALLOWED), (ALLOWED, Line(admin, comment=_OVERRIDES))]
+    return _missing(table, [*wanted, *((ALLOWED, line) for line in lines_of(addresses))])
+
+
+def admitted(table: Filter) -> list[Address]:
+    """Return the addresses whose packets are let through, each once."""
+    found = dict.fromkeys(
+        address for key in table.rules(ALLOWED) or () for address in addresses_in(key)
+    )
+    return [address for address in found if _has(table, ALLOWED, Line(ACCEPT, source=address))]
+
+
+def is_isolated(table: Filter, bridge: str) -> bool:
+    """Tell whether there are rules for the policy of a bridge."""
+    rules = [*_rules_of(bridge, SAME_BRIDGE), *_rules_of(bridge, ISOLATED)]
+    return any(_has(table, chain, line) for chain, line in rules)
+
+
+def isolate(table: Filter, bridge: str, policies: Collection[str]) -> None:
+    """Make the rules of a bridge those of its policies, of which the strictest counts.
+
+    Without any they are taken away, and with the last of them the chains.
+    """
+    policy = ISOLATED if ISOLATED in policies else next(iter(policies), "")
+
+    def plan() -> Iterator[Edit]:
+        wanted = _rules_of(bridge, policy) if policy else []
+        if wanted:
+            yield from _frame(table)
+        obsolete = [*_rules_of(bridge, SAME_BRIDGE), *_rules_of(bridge, ISOLATED)]
+        for chain, line in dict.fromkeys(obsolete):
+            if (chain, line) not in wanted and _has(table, chain, line):
+                yield Edit(DELETE, chain, line)
+        for chain, line in wanted:
+            if not _has(table, chain, line):
+                yield Edit(INSERT, chain, line)
+
+    _carry_out(table, plan)
+    end = [table.key(_END)]
+    if not policy and table.rules(STAGE_1) == end and table.rules(STAGE_2) == end:
+        _remove_chains(table, _TO_STAGE_1, (STAGE_1, STAGE_2))
+
+
+def missing_of_policy(table: Filter, bridge: str, policy: str) -> str:
+    """Return what of `isolate`'s is not there, "" for nothing."""
+    what = _missing(table, [(FORWARD, _TO_STAGE_1), *_rules_of(bridge, policy)])
+    order = table.rules(FORWARD) or []
+    keys = [table.key(line) for line in (_TO_STAGE_1, _TO_ALLOWED)]
+    if not what and keys[1] in order and order.index(keys[1]) < order.index(keys[0]):
+        what = f"{FORWARD} of {table.name} leads to {ALLOWED} before {STAGE_1}"
+    return what
+
+
+def _rules_of(bridge: str, policy: str) -> list[tuple[str, Line]]:
+    """Return the rules of one bridge, in the order in which they are put first in their chains."""
+    comment = _COMMENT.format(policy)
+    rules = [
+        (STAGE_1, Line(STAGE_2, iif=bridge, but_oif=bridge, comment=comment)),
+        (STAGE_2, Line(DROP, oif=bridge, comment=_OF_ALL)),
+    ]
+    if policy == ISOLATED:
+        rules.insert(1, (STAGE_1, Line(DROP, iif=bridge, oif=bridge, comment=comment)))
+    return rules
+
+
+def _frame(table: Filter) -> Iterator[Edit]:
+    for chain in (STAGE_1, STAGE_2):
+        if table.rules(chain) is None:
+            yield Edit(ADD_CHAIN, chain)
+    if not _has(table, FORWARD, _TO_STAGE_1):
+        yield Edit(INSERT, FORWARD, _TO_STAGE_1)
+    for chain in (STAGE_1, STAGE_2):
+        if not _has(table, chain, _END):
+            yield Edit(APPEND, chain, _END)
+
+
+def _has(table: Filter, chain: str, line: Line) -> bool:
+    return table.key(line) in (table.rules(chain) or ())
+
+
+def _missing(table: Filter, wanted: Sequence[tuple[str, Line]]) -> str:
+    for chain, line in wanted:
+        if not _has(table, chain, line):
+            return f"rule '-A {chain} {line.text()}' of {table.name} is missing"
+    return ""
+
+
+def _lets_through(table: Filter, key: object) -> bool:
+    """Tell whether a rule of CNI-FORWARD does more than lead to an administrator's chain."""
+    if isinstance(key, str):
+        return _OVERRIDES not in key
+    return not isinstance(key, tuple) or key[0] != _OVERRIDES
+
+
+def _carry_out(table: Filter, plan: Callable[[], Iterator[Edit]]) -> None:
+    """Carry out what `plan` yields; it is asked again when somebody else was faster."""
+    for attempt in range(nft_table.TRIES):
+        edits = list(plan())
+        try:
+            if edits:
+                table.commit(edits)
+        except NetlinkError as error:
+            if error.errno not in (errno.ENOENT, errno.EEXIST) or attempt == nft_table.TRIES - 1:
+                raise
+        else:
+            return
+
+
+def _remove_chains(table: Filter, jump: Line | None, chains: Sequence[str]) -> None:
+    """Remove chains that do nothing, if at most `jump` leads to them."""
+    edits = []
+    if jump:
+        times = (table.rules(FORWARD) or []).count(table.key(jump))
+        edits = [Edit(DELETE, FORWARD, jump)] * times
+    try:
+        table.commit([*edits, *(Edit(DELETE_CHAIN, chain) for chain in chains)])
+    except NetlinkError as error:
+        if error.errno not in (errno.ENOENT, errno.EBUSY):
+            raise
+    except CNIError:
+        # The command does not tell why. If a rule of others leads there, the chains stay.
+        if table.rules(chains[0]) is None:
+            raise

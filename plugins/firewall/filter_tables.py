@@ -1,0 +1,278 @@
+"""Table filter of each IP version and of each flavour of iptables: read, and changed at once.
+
+A packet is forwarded only if no chain at the hook drops it, whoever's chain that is. So what
+docker's FORWARD drops must be let through in that very table, not in one of our own. The newer
+flavour keeps its tables in nftables, where netlink reaches them; the older one is reached by its
+commands.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cni_common.kernel import nft_messages, nft_table
+from cni_common.kernel.netlink import NetlinkError
+from cni_common.spec.errors import CNIError, Code
+from plugins.firewall.conf import FIREWALLD, IPTABLES
+from plugins.firewall.rules import Line, signature_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Protocol
+
+    from cni_common.kernel.netlink import Message
+    from cni_common.kernel.netns import NetNS
+    from plugins.firewall.rules import Signature
+
+    Key = str | Signature
+
+    class Filter(Protocol):
+        """Table filter of one IP version and flavour."""
+
+        @property
+        def name(self) -> str:
+            """How people call it."""
+
+        @property
+        def version(self) -> int:
+            """The IP version."""
+
+        def rules(self, chain: str) -> list[Key] | None:
+            """Return what is in a chain, None when there is none."""
+
+        def key(self, line: Line) -> Key:
+            """Return how `rules` shows that rule."""
+
+        def drops(self) -> bool:
+            """Tell whether FORWARD drops what no rule decides."""
+
+        def is_used(self) -> bool:
+            """Tell whether FORWARD does anything."""
+
+        def is_ours(self, chain: str) -> bool:
+            """Tell whether we made a chain that is not ours alone."""
+
+        def commit(self, edits: Sequence[Edit]) -> None:
+            """Carry out all edits or none. Raises CNIError, NetlinkError."""
+
+
+FORWARD = "FORWARD"
+VERSIONS = (4, 6)
+_FAMILIES = {4: nft_table.IPV4, 6: nft_table.IPV6}
+_COMMANDS = {4: "iptables", 6: "ip6tables"}
+_TABLE = "filter"
+_NO_NFTABLES = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)
+_OURS = "pycni"  # comment of a chain
+_WHY = 'the chains of this node are those of its older flavour; install it or set "backend"'
+
+ADD_CHAIN, DELETE_CHAIN, APPEND, INSERT, DELETE = "-N", "-X", "-A", "-I", "-D"
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One change of a chain, with the rule that it is about if it is about one."""
+
+    what: str
+    chain: str
+    line: Line | None = None
+
+
+class NftFilter:
+    """The table of the newer flavour, by netlink."""
+
+    def __init__(self, netns: NetNS, version: int) -> None:
+        self.version = version
+        self.name = f"'table {'ip' if version == 4 else 'ip6'} {_TABLE}'"
+        self._netns = netns
+        self._table = nft_table.Table(_FAMILIES[version], _TABLE)
+        self._handles: dict[tuple[str, Signature], list[int]] = {}
+
+    def rules(self, chain: str) -> list[Key] | None:
+        """Return what is in a chain, None when there is none."""
+        found: list[Key] = []
+        handles: dict[tuple[str, Signature], list[int]] = {}
+        for rule in self._table.rules(self._netns, chain):
+            signature = signature_of(rule)
+            found.append(signature)
+            handles.setdefault((chain, signature), []).append(rule.handle)
+        self._handles |= handles
+        if not found and not self._table.has_chain(self._netns, chain):
+            return None
+        return found
+
+    def key(self, line: Line) -> Key:
+        """Return how `rules` shows that rule."""
+        return line.signature()
+
+    def drops(self) -> bool:
+        """Tell whether FORWARD drops what no rule decides."""
+        chain = self._table.chain(self._netns, FORWARD) or {}
+        return int.from_bytes(chain.get(nft_table.CHAIN_POLICY, b"\1"), "big") == nft_table.DROP
+
+    def is_ours(self, chain: str) -> bool:
+        """Tell whether we made a chain that is not ours alone."""
+        found = self._table.chain(self._netns, chain) or {}
+        return nft_messages.comment(found.get(nft_table.CHAIN_USERDATA)) == _OURS
+
+    def is_used(self) -> bool:
+        """Tell whether FORWARD does anything."""
+        try:
+            return self.drops() or bool(self.rules(FORWARD))
+        except NetlinkError as error:
+            if error.errno not in _NO_NFTABLES:
+                raise
+            return False
+
+    def commit(self, edits: Sequence[Edit]) -> None:
+        """Carry out all edits or none. Raises NetlinkError."""
+        messages = [message for edit in edits for message in self._messages(edit)]
+        if any(edit.what in (ADD_CHAIN, INSERT) for edit in edits):
+            # As iptables makes it; what is there stays as it is, its policy, too.
+            forward = self._table.add_base_chain(
+                FORWARD, kind="filter", hook=nft_table.FORWARD, priority=0
+            )
+            messages = [self._table.add(), forward, *messages]
+        nft_table.apply(self._netns, messages)
+
+    def _messages(self, edit: Edit) -> Iterator[Message]:
+        table, line = self._table, edit.line or Line("")
+        match edit.what:
+            case "-N":
+                yield table.add_chain(edit.chain, comment=_OURS)
+            case "-X":
+                yield table.delete_rule(edit.chain)
+                yield table.delete_chain(edit.chain)
+            case "-D":
+                handle = self._handles[edit.chain, line.signature()].pop()
+                yield table.delete_rule(edit.chain, handle)
+            case _:
+                first = edit.what == INSERT
+                yield table.add_rule(edit.chain, *line.expressions(), first=first)
+
+
+class LegacyFilter:
+    """The table of the older flavour, by its commands."""
+
+    def __init__(self, netns: NetNS, version: int) -> None:
+        from cni_common.kernel import iptables
+
+        self.version = version
+        self._iptables = iptables
+        self._netns = netns
+        command = _COMMANDS[version]
+        self.name = f"table {_TABLE} of {command}-legacy"
+        self._command = iptables.find(*_older_commands(version), why=_WHY)
+        self._restore = f"{self._command}-restore"
+        self._lines: list[str] | None = None
+
+    def rules(self, chain: str) -> list[Key] | None:
+        """Return what is in a chain, None when there is none."""
+        lines = self._listing()
+        prefix = f"-A {chain} "
+        found: list[Key] = [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
+        exists = found or any(line.startswith((f"-N {chain}", f"-P {chain} ")) for line in lines)
+        return found if exists else None
+
+    def key(self, line: Line) -> Key:
+        """Return how `rules` shows that rule."""
+        return line.text()
+
+    def drops(self) -> bool:
+        """Tell whether FORWARD drops what no rule decides."""
+        return f"-P {FORWARD} DROP" in self._listing()
+
+    def is_ours(self, chain: str) -> bool:
+        """Tell whether we made a chain that is not ours alone."""
+        return False
+
+    def is_used(self) -> bool:
+        """Tell whether FORWARD does anything."""
+        return self.drops() or bool(self.rules(FORWARD))
+
+    def commit(self, edits: Sequence[Edit]) -> None:
+        """Carry out all edits or none. Raises CNIError."""
+        commands: list[str] = []
+        for edit in edits:
+            if edit.line is None:
+                commands += [f"-F {edit.chain}"] if edit.what == DELETE_CHAIN else []
+                commands.append(f"{edit.what} {edit.chain}")
+            else:
+                commands.append(f"{edit.what} {edit.chain} {edit.line.text()}")
+        self._lines = None
+        self._iptables.restore(self._netns, self._restore, commands, _TABLE)
+
+    def _listing(self) -> list[str]:
+        if self._lines is None:
+            self._lines = self._iptables.listing(self._netns, self._command, _TABLE)
+        return self._lines
+
+
+def to_admit(netns: NetNS, version: int, backend: str) -> list[Filter]:
+    """Return the tables in which packets must be let through for `backend`.
+
+    Always one, since docker may come later: by nftables, or for "iptables" of the flavour that this
+    command has. The other one if it is in use. With firewalld only what else would drop packets.
+    """
+    newer = NftFilter(netns, version)
+    if backend == FIREWALLD:
+        tables: list[Filter] = [newer, *_legacy(netns, version)]
+        return [one for one in tables if one.drops()]
+    if backend == IPTABLES and _has_older_iptables(version):
+        older = LegacyFilter(netns, version)
+        return [older, newer] if newer.is_used() else [older]
+    return [newer, *(one for one in _legacy(netns, version) if one.is_used())]
+
+
+def present(netns: NetNS, version: int) -> list[Filter]:
+    """Return the tables in which there may be rules to take back."""
+    return [NftFilter(netns, version), *_legacy(netns, version)]
+
+
+def probe(netns: NetNS, backend: str) -> None:
+    """Raise CNIError 50 when `backend` cannot be used here."""
+    if backend == IPTABLES and _has_older_iptables(4):
+        LegacyFilter(netns, 4)
+        return
+    if not has_nftables(netns):
+        raise CNIError(
+            Code.PLUGIN_NOT_AVAILABLE,
+            'nftables cannot be used; load nf_tables, or set "backend": "iptables"',
+        )
+
+
+def has_nftables(netns: NetNS) -> bool:
+    """Tell whether the kernel has nftables."""
+    try:
+        nft_table.Table(nft_table.IPV4, _TABLE).has_chain(netns, FORWARD)
+    except NetlinkError as error:
+        if error.errno not in _NO_NFTABLES:
+            raise
+        return False
+    return True
+
+
+def _legacy(netns: NetNS, version: int) -> list[LegacyFilter]:
+    """Return the table of the older flavour if it is in use, and can be read on this node."""
+    if _TABLE not in netns.legacy_tables(version):
+        return []
+    from cni_common.kernel import iptables
+
+    is_installed = any(map(iptables.installed, _older_commands(version)))
+    return [LegacyFilter(netns, version)] if is_installed else []
+
+
+def _older_commands(version: int) -> list[str]:
+    """Return the names of the older flavour's command, where it can be had."""
+    command = _COMMANDS[version]
+    return [f"{command}-legacy", *([command] if _has_older_iptables(version) else [])]
+
+
+def _has_older_iptables(version: int) -> bool:
+    """Tell whether the command of that name is of the older flavour: a link tells."""
+    from cni_common.kernel import iptables
+
+    path = iptables.installed(_COMMANDS[version])
+    return bool(path) and "nft" not in os.path.basename(os.path.realpath(path))

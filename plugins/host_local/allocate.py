@@ -1,0 +1,290 @@
+"""ADD and DEL as transactions over an attachment's record and its leases.
+
+The record is locked first, the store second, in every call; GC waits for no record.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.names import parse_address
+from cni_common.spec.undo import BestEffort
+from plugins.host_local import choose
+from plugins.host_local.lease import PLUGIN, Lease, pod_key
+from plugins.host_local.store import Store, indexes_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from cni_common.node.host import Host
+    from cni_common.node.record import Record
+    from cni_common.spec.names import Address
+    from cni_common.spec.request import Attachment, Request
+    from cni_common.spec.undo import Undo
+    from cni_common.spec.wire import Json
+    from plugins.host_local import Conf
+
+_TRIES = 4  # of an ADD: once more for what the pod has left, and each time that room was made
+
+
+def reserve(
+    req: Request, host: Host, undo: Undo, *, conf: Conf, wanted: Mapping[int, Address]
+) -> Sequence[choose.Choice]:
+    """Lease one address of each range set, or raise and leave everything as it was."""
+    facts = _facts(req, host, conf)
+    record, created = _open_record(req, host, facts)
+    taken: list[Lease] = []
+    try:
+        # In here, since it waits for the record, which is closed below even if a signal comes.
+        undo.push(
+            "address reservation",
+            partial(_take_back, req, host, conf, taken=taken, created=created),
+        )
+        _refuse_elsewhere(record, host, conf.directory, req.attachment)
+        attempt = partial(_attempt, req, host, record, conf=conf, wanted=wanted, taken=taken)
+        left: Sequence[Lease] | None = None
+        for last in (*[False] * (_TRIES - 1), True):
+            try:
+                return attempt(left=left)
+            except _LeftBehind as error:
+                left = _abandoned(req, host, conf, error)
+            except choose.Shortage as shortage:
+                if last or not _make_room(req, host, conf, shortage):
+                    raise
+        raise _busy(conf.directory)
+    finally:
+        record.close()
+
+
+def release(req: Request, host: Host, configured: str, *, rest_seconds: int) -> None:
+    """Free what the attachment holds in the directory `configured` and in the recorded one."""
+    record = host.records.find(PLUGIN, req.network, req.attachment)
+    facts = record.facts if record else {}
+    try:
+        with BestEffort() as steps:
+            for directory in sorted({configured, facts.get("directory") or configured}):
+                steps.attempt(
+                    f"releasing addresses in '{directory}'",
+                    partial(_release, directory, req, host, facts, rest_seconds=rest_seconds),
+                )
+        if record:
+            record.remove()
+    finally:
+        if record:
+            record.close()
+
+
+class _LeftBehind(Exception):  # noqa: N818 - not an error
+    """The leases that this attachment before the boot, and earlier ones of its pod, seem to have
+    left."""
+
+    def __init__(self, own: Sequence[Lease], of_pod: Sequence[Lease]) -> None:
+        super().__init__()
+        self.own = own
+        self.of_pod = of_pod
+
+
+def _attempt(  # noqa: PLR0913 - one transaction
+    req: Request,
+    host: Host,
+    record: Record,
+    *,
+    conf: Conf,
+    wanted: Mapping[int, Address],
+    taken: list[Lease],
+    left: Sequence[Lease] | None,
+) -> Sequence[choose.Choice]:
+    """Reserve under one lock. Raises Shortage, and _LeftBehind when `left` is not known yet."""
+    pod = conf.pod_key(req.attachment)
+    size = sum(one.size for one in conf.sets)
+    with Store(
+        conf.directory, create=True, indexes=indexes_of(host), capacity=size, log=host.log
+    ) as store:
+        store.lock()
+        held = store.held_by(req.attachment)
+        if left is None:
+            of_pod, own = store.held_by_pod(pod), _of_earlier_boot(store, record, held)
+            if of_pod or own:
+                raise _LeftBehind(own, of_pod)
+        lost = [lease for lease in held if lease in (left or ())]
+        held = [lease for lease in held if lease not in lost]
+        choose.refuse_duplicate(conf.sets, held, req.attachment)
+        choices = _choose(store, conf, wanted, left or ())
+        addresses = [lease.address for lease in held] + [choice.address for choice in choices]
+        facts = _facts(req, host, conf) | {"addresses": [str(address) for address in addresses]}
+        _note(record, facts)
+        for choice in choices:
+            taken.append(Lease(choice.address, req.attachment))
+            store.claim(choice.address, req.attachment, pod=pod, replace=choice.former)
+        for lease in lost:
+            if lease.address not in addresses:
+                store.release(lease)
+        _remember(req, host, store, choices)
+    return choices
+
+
+def _of_earlier_boot(store: Store, record: Record, held: Sequence[Lease]) -> Sequence[Lease]:
+    """Return those of its leases that an attachment, started again, has from before the boot."""
+    if not held or record.facts.get("addresses"):  # a record is of this boot
+        return ()
+    from plugins.host_local.expiry import is_of_earlier_boot
+
+    booted_ns = store.booted_ns()
+    return [lease for lease in held if lease.owner and is_of_earlier_boot(lease, booted_ns)]
+
+
+def _choose(
+    store: Store, conf: Conf, wanted: Mapping[int, Address], left: Sequence[Lease]
+) -> list[choose.Choice]:
+    left = [lease for lease in left if store.lease(lease.address) == lease]
+    choices = []
+    for index, range_set in enumerate(conf.sets):
+        address = wanted.get(index)
+        choice = choose.choose_left(index, range_set, address, left)
+        if choice is None and address is not None:
+            choice = choose.choose_requested(index, range_set, address, store)
+        choices.append(choice or choose.choose_next(index, range_set, store))
+    return choices
+
+
+def _make_room(req: Request, host: Host, conf: Conf, shortage: choose.Shortage) -> bool:
+    from plugins.host_local import reclaim
+
+    try:
+        return reclaim.make_room(host, req.network, conf.directory, shortage)
+    except (CNIError, OSError, ExceptionGroup) as error:
+        shortage.add_note(f"nothing could be reclaimed: {error}")
+        return False
+
+
+def _abandoned(req: Request, host: Host, conf: Conf, behind: _LeftBehind) -> Sequence[Lease]:
+    from plugins.host_local import reclaim
+
+    of_pod = [one for one in behind.of_pod if one.owner and one.owner.ifname == req.ifname]
+    return [
+        *reclaim.not_in_use(behind.own),
+        *reclaim.abandoned(host, req.network, of_pod, conf.pod_uid),
+    ]
+
+
+def _busy(directory: str) -> CNIError:
+    return CNIError(
+        Code.TRY_AGAIN_LATER, f"others keep changing the leases in '{directory}'; try again"
+    )
+
+
+def _facts(req: Request, host: Host, conf: Conf) -> dict[str, object]:
+    return {
+        "netns": req.netns,
+        "netns_id": host.identity_of(req.netns),
+        "directory": conf.directory,
+        "addresses": [],
+        "pod": conf.pod,
+        "pod_uid": conf.pod_uid,
+        "gone_since": None,
+    }
+
+
+def _open_record(req: Request, host: Host, facts: Json) -> tuple[Record, bool]:
+    """Return the attachment's record, and whether this call created it."""
+    while True:
+        try:
+            return host.records.begin(PLUGIN, req.network, req.attachment, facts), True
+        except FileExistsError:
+            record = host.records.find(PLUGIN, req.network, req.attachment)
+        if record is not None:
+            return record, False
+        # A DEL has just removed it.
+
+
+def _refuse_elsewhere(record: Record, host: Host, directory: str, owner: Attachment) -> None:
+    """Raise CNIError when an earlier ADD left a lease in another dataDir: DEL must free it."""
+    recorded = record.facts.get("directory") or directory
+    if recorded == directory:
+        return
+    with Store(recorded, indexes=indexes_of(host), log=host.log) as store:
+        for lease in store.lock().held_by(owner):
+            if lease.owner == owner:
+                raise CNIError(Code.INTERNAL, f"{choose.duplicate(lease, owner)} ('{recorded}')")
+
+
+def _note(record: Record, facts: Json) -> None:
+    try:
+        record.note(**facts)
+    except OSError as error:
+        raise CNIError(
+            Code.IO_FAILURE, f"cannot write the attachment record: {error.strerror}"
+        ) from error
+
+
+def _remember(req: Request, host: Host, store: Store, choices: Sequence[choose.Choice]) -> None:
+    """Note what follows from the leases just made; none of it is worth failing the ADD."""
+    for choice in choices:
+        if choice.former:
+            why = "it is of the same pod, and its network namespace is gone"
+            if choice.former.owner == req.attachment:
+                why = "it is its own, of an earlier boot"
+            host.log(
+                f"{PLUGIN}: network {req.network}: took over {choice.address} of"
+                f" {choice.former.holder} in '{store.directory}': {why}"
+            )
+        try:
+            store.set_last_reserved(choice.index, choice.address)
+        except OSError as error:
+            # Only the order of later addresses suffers.
+            host.log(f"{PLUGIN}: cannot write last_reserved_ip.{choice.index}: {error.strerror}")
+
+
+def _take_back(
+    req: Request, host: Host, conf: Conf, *, taken: Sequence[Lease], created: bool
+) -> None:
+    """Free what this ADD took, and nothing else of this attachment's."""
+    record = host.records.find(PLUGIN, req.network, req.attachment)
+    try:
+        if taken:
+            with Store(conf.directory, indexes=indexes_of(host), log=host.log) as store:
+                store.lock()
+                for one in taken:
+                    lease = store.lease(one.address)
+                    if lease is not None and lease.owner == req.attachment:
+                        store.release(lease, pod=conf.pod_key(req.attachment))
+        if record and created:
+            record.remove()
+    finally:
+        if record:
+            record.close()
+
+
+def _release(directory: str, req: Request, host: Host, facts: Json, *, rest_seconds: int) -> None:
+    owner = req.attachment
+    pod = pod_key(facts.get("pod_uid", ""), owner)
+    with Store(directory, indexes=indexes_of(host), log=host.log) as store:
+        held = store.lock().held_by(owner)
+        recorded = [_recorded(store, text) for text in facts.get("addresses", ())]
+        missed = [lease for lease in recorded if lease and lease.is_of(owner) and lease not in held]
+        if missed:
+            store.distrust()
+        # Only an early release of the reference wrote leases without ifname, never beside others.
+        held = [lease for lease in held + missed if lease.owner == owner] or held
+        # Torn by a crash. Nobody is at work on it: we have the lock.
+        held += [Lease(one.address, owner) for one in recorded if one and one.reclaimable]
+        with BestEffort() as steps:
+            for lease in held:
+                step = partial(store.release, lease, pod=pod, rest_seconds=rest_seconds)
+                steps.attempt(str(lease.address), step)
+        for one in recorded:
+            if one and one.owner is None and not one.reclaimable:
+                raise CNIError(
+                    Code.IO_FAILURE,
+                    f"cannot read the lease of {one.address} in '{directory}', which the"
+                    " attachment record names; repair or remove the file",
+                )
+
+
+def _recorded(store: Store, text: str) -> Lease | None:
+    try:
+        return store.lease(parse_address(text))
+    except ValueError:
+        return None  # a record that somebody else has written into

@@ -1,0 +1,100 @@
+"""Whether the next ADD would find an address: what STATUS asks, without the lock."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from typing import TYPE_CHECKING
+
+from plugins.host_local.lease import GRACE_SECONDS, PLUGIN, address_of
+from plugins.host_local.ranges import unlisted
+from plugins.host_local.store import Store, indexes_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cni_common.node.host import Host
+    from cni_common.spec.names import Address
+    from plugins.host_local.expiry import Judge
+    from plugins.host_local.ranges import RangeSet
+
+_PROBE = ".pycni-probe"
+_MODE = 0o600
+_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
+
+
+class Outlook(Store):
+    """The lease directory of `network` as STATUS looks at it."""
+
+    def __init__(self, directory: str, host: Host, network: str) -> None:
+        super().__init__(directory, create=True, indexes=indexes_of(host))
+        self._host = host
+        self._network = network
+
+    def probe(self) -> None:
+        """Prove that a lease could be written, or raise OSError."""
+        # A file without a name, where that is possible: a name would put the index out of date.
+        name, flags = "", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
+        try:
+            fd = self._disk(os.open, ".", flags, _MODE, dir_fd=self._dir)
+        except OSError as error:
+            if error.errno not in _NO_TMPFILE:
+                raise
+            name, flags = _PROBE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            fd = self._disk(os.open, name, flags, _MODE, dir_fd=self._dir)
+        try:
+            self._write_all(fd, b"\n")
+        finally:
+            os.close(fd)
+            if name:
+                self._remove(name)
+
+    def has_room(self, range_set: RangeSet) -> bool:
+        """Tell whether an address of `range_set` is free, or an ADD may take one back.
+
+        A node that is not ready gets no ADD, so nobody would take anything back.
+        """
+        if self._opened_catalog().seems_free(range_set):
+            return True
+        names = frozenset(self._names())
+        # Most names are those of addresses: too few of them settle it.
+        count = sum(name[0] not in "l." for name in names)
+        if count < range_set.size:
+            return True
+        if range_set.pick(unlisted(names, range_set.version), None) is not None:
+            return True
+        from plugins.host_local.expiry import Judge
+
+        judge = Judge(self._host, self._network, notes=False)
+        booted_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        for address in self._suspects(judge, booted_ns):
+            if range_set.range_of(address) is not None:
+                lease = self.lease(address)
+                if lease is None or judge.reason(lease, booted_ns):
+                    return True
+        return False
+
+    def _suspects(self, judge: Judge, booted_ns: int) -> Iterator[Address]:
+        """Yield each address whose lease ADD might take back, without reading all 65,000.
+
+        That is what the records of dead containers name, then what is empty or older than the boot:
+        no power loss tears a file of this boot.
+        """
+        for facts in self._host.records.survey(PLUGIN):
+            whose = facts.get("network"), facts.get("directory")
+            if whose == (self._network, self.directory) and judge.lives(facts) is False:
+                yield from filter(None, map(address_of, facts.get("addresses", ())))
+        before_ns = booted_ns - GRACE_SECONDS * 10**9
+        with self._disk(os.scandir, self._dir) as entries:
+            for entry in entries:
+                address = address_of(entry.name)
+                if address is None:
+                    continue
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    yield address  # it has just been freed
+                    continue
+                if status.st_size == 0 or status.st_mtime_ns < before_ns:
+                    yield address

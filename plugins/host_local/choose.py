@@ -1,0 +1,148 @@
+"""Which addresses an ADD takes, or why it cannot; the caller claims them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import ip_interface
+from typing import TYPE_CHECKING
+
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.names import Address, Cidr
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cni_common.spec.request import Attachment
+    from plugins.host_local.lease import Lease
+    from plugins.host_local.ranges import Range, RangeSet
+    from plugins.host_local.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The address that range set `index` gives, and the range it lies in."""
+
+    index: int
+    address: Address
+    range: Range
+    former: Lease | None = None  # of the same pod, whose place is taken
+
+    @property
+    def cidr(self) -> Cidr:
+        """The address with the prefix length of its subnet."""
+        return ip_interface((self.address, self.range.subnet.prefixlen))
+
+
+class Shortage(CNIError):  # noqa: N818 - the ADD may yet go on
+    """No address: `address` is not free, or, when that is None, none of `range_set` is."""
+
+    def __init__(
+        self, index: int, reason: str, range_set: RangeSet, address: Address | None = None
+    ) -> None:
+        super().__init__(Code.INTERNAL, _failure(index, reason))
+        self.range_set = range_set
+        self.address = address
+
+    def explain(self, held: Sequence[Lease], more: str) -> None:
+        """Add to the message what the leases `held` tell, and `more`."""
+        owned = [lease for lease in held if lease.owner is not None]
+        if owned and self.address is None:
+            oldest = min(owned, key=lambda lease: lease.since_ns)
+            self.msg += f"; the oldest lease is {oldest.address} of {oldest.holder}"
+            self.msg += f" since {oldest.since}"
+        self.msg += more
+
+
+def refuse_duplicate(sets: Sequence[RangeSet], held: Sequence[Lease], owner: Attachment) -> None:
+    """Raise CNIError when `owner`, who holds the leases `held`, has an address of `sets`."""
+    for index, range_set in enumerate(sets):
+        for lease in held:
+            if range_set.range_of(lease.address) is not None:
+                raise CNIError(Code.INTERNAL, _failure(index, duplicate(lease, owner)))
+
+
+def duplicate(lease: Lease, owner: Attachment) -> str:
+    """Return why `owner`, who holds `lease`, gets no other address."""
+    return (
+        f"{lease.address} has been allocated to {owner.containerid}, duplicate allocation is not"
+        f" allowed: held by {lease.holder} since {lease.since}, DEL frees it"
+    )
+
+
+def assign(sets: Sequence[RangeSet], wanted: Sequence[Address]) -> dict[int, Address]:
+    """Return which of the `wanted` addresses each range set is asked for.
+
+    Raises CNIError when a set is asked for two, or an address belongs to no set.
+    """
+    assigned: dict[int, Address] = {}
+    surplus: list[Address] = []
+    reasons = []
+    for address in wanted:
+        index = next((i for i, one in enumerate(sets) if one.range_of(address) is not None), None)
+        if index is None:
+            surplus.append(address)
+            reasons.append(f"{address} is in no range set")
+        elif index in assigned:
+            # Which of them to take would be a guess: name them all.
+            surplus += [a for a in (assigned[index], address) if a not in surplus]
+            reasons.append(f"range set {index} ({sets[index]}) gives one address per attachment")
+        else:
+            assigned[index] = address
+    if surplus:
+        raise CNIError(
+            Code.INTERNAL,
+            f"failed to allocate all requested IPs: {' '.join(map(str, surplus))}:"
+            f" {', '.join(dict.fromkeys(reasons))}",
+        )
+    return assigned
+
+
+def choose_requested(index: int, range_set: RangeSet, address: Address, store: Store) -> Choice:
+    """Return the choice of the requested `address`. Raises Shortage when it is not free."""
+    where = range_set.range_of(address)
+    assert where is not None, "assign() saw to it"
+    if int(address) in range_set.gateways:
+        raise CNIError(
+            Code.INTERNAL, _failure(index, f"requested ip {address} is subnet's gateway")
+        )
+    lease = store.lease(address)
+    if lease is not None:
+        reason = (
+            f"requested IP address {address} is not available in range set {range_set}:"
+            f" held by {lease.holder} since {lease.since}"
+        )
+        raise Shortage(index, reason, range_set, address)
+    return Choice(index, address, where)
+
+
+def choose_next(index: int, range_set: RangeSet, store: Store) -> Choice:
+    """Return the choice of the next free address. Raises Shortage when there is none."""
+    address = store.next_free(range_set, store.last_reserved(index))
+    if address is None:
+        raise Shortage(index, exhausted(range_set), range_set)
+    where = range_set.range_of(address)
+    assert where is not None, "next_free() stays inside"
+    return Choice(index, address, where)
+
+
+def choose_left(
+    index: int, range_set: RangeSet, wanted: Address | None, left: Sequence[Lease]
+) -> Choice | None:
+    """Return the choice of an address of the leases `left`, the `wanted` one if there is one."""
+    for lease in left:
+        where = range_set.range_of(lease.address)
+        if where is not None and wanted in (None, lease.address):
+            return Choice(index, lease.address, where, lease)
+    return None
+
+
+def exhausted(range_set: RangeSet) -> str:
+    """Return the sentence that says that no address of `range_set` is free."""
+    return (
+        f"no IP addresses available in range set: {range_set}:"
+        f" {range_set.size} of {range_set.size} in use"
+    )
+
+
+def _failure(index: int, reason: str) -> str:
+    return f"failed to allocate for range {index}: {reason}"

@@ -1,0 +1,402 @@
+"""What a lease directory holds, laid out so that every question takes the same time. Pure.
+
+Blocks of 512 bytes: a header; a queue of addresses that rest after their release; a hash table
+that leads from an owner or a pod to addresses, and from a part of the address space to its
+bitmap; the bitmaps. Blocks that were never written are zero, so a file of them has holes.
+
+Nothing in here is the truth: whoever asks looks at the lease's file before he acts, and throws
+the index away when it was wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from cni_common.spec.names import Address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+BLOCK = 512
+CAPACITY_MIN, CAPACITY_MAX = 256, 1 << 16  # leases for which there is room from the beginning
+RESTING_MAX = 1 << 14  # addresses whose rest is remembered; the oldest are dropped
+
+_MAGIC = b"pycni\0\0\3"
+_HEADER = Struct("<8s36sIIQQq")
+_BITS = 8 * BLOCK
+# A bitmap is of 32,768 addresses, half a /16; those of its blocks that are zero are holes.
+_PART_BLOCKS = 8
+_PART_BITS = _PART_BLOCKS * _BITS
+# An entry of the table: key, kind (0: none), value. The first byte of a bucket tells that an
+# entry had to go to the next one.
+_ENTRY = Struct("<16sB16s")
+_KEY_SIZE = 16
+_BUCKET_HEAD = 8
+_PER_BUCKET = (BLOCK - _BUCKET_HEAD) // _ENTRY.size
+_BUCKETS_PER_SEARCH = 32
+_RESTING = Struct("<QB16s7x")
+_PER_QUEUE_BLOCK = BLOCK // _RESTING.size
+_QUEUE_BLOCKS = RESTING_MAX // _PER_QUEUE_BLOCK
+_TABLE = 1 + _QUEUE_BLOCKS
+# The kinds of an entry: of an owner's addresses they are 4 and 6, of a pod's so much more.
+# MANY says that not all of them are noted: else one owner could fill the buckets of a search.
+_BITMAP, _MANY, _OF_POD = 1, 2, 16
+_PER_KEY_MAX = 8 * _PER_BUCKET
+_OF_POD_KINDS = (4 + _OF_POD, 6 + _OF_POD)
+_TAKEN, _RESTS = b"taken", b"rests"
+NOBODY = IPv6Address(0)  # in the queue, in the place of an address that rests anew
+_EXPIRED_PER_CALL = 64
+_ZEROS, _ONES = bytes(BLOCK), b"\xff" * BLOCK
+
+
+class FullError(Exception):
+    """The table has no room left: the index must be made anew, larger."""
+
+
+@dataclass(slots=True)
+class Header:
+    """What the index says of itself."""
+
+    boot_id: bytes  # of the boot during which it was made
+    buckets: int
+    bitmaps: int = 0
+    head: int = 0  # the entries of the queue: count of those that left,
+    tail: int = 0  # and of those that came
+    booted_ns: int = 0  # the earliest time of boot that the clock has ever told, since the epoch
+
+    @classmethod
+    def parse(cls, data: bytes) -> Header | None:
+        """Return the header in the first block, None when it is none."""
+        if len(data) != BLOCK:
+            return None
+        magic, boot_id, buckets, bitmaps, head, tail, booted_ns = _HEADER.unpack_from(data)
+        sound = magic == _MAGIC and buckets > 0 and 0 <= tail - head <= RESTING_MAX
+        return cls(boot_id, buckets, bitmaps, head, tail, booted_ns) if sound else None
+
+    @property
+    def table(self) -> tuple[int, int]:
+        """Where the table is: its first block, and the first behind it."""
+        return _TABLE, _TABLE + self.buckets
+
+    def pack(self) -> bytes:
+        """Return the first block."""
+        fields = (self.boot_id, self.buckets, self.bitmaps, self.head, self.tail, self.booted_ns)
+        return _HEADER.pack(_MAGIC, *fields).ljust(BLOCK, b"\0")
+
+
+def header_for(boot_id: bytes, capacity: int, booted_ns: int = 0) -> Header:
+    """Return the header of an empty index with room for `capacity` leases."""
+    # Half full when every lease has an owner and a pod.
+    capacity = max(capacity, CAPACITY_MIN)
+    return Header(boot_id, -(-4 * capacity // _PER_BUCKET), booted_ns=booted_ns)
+
+
+class Index:
+    """An index whose blocks come from `read`; what changes is kept in `written`."""
+
+    def __init__(self, header: Header, read: Callable[[int], bytes] = lambda _: _ZEROS) -> None:
+        """`read` returns the block of that number, zeros for one that was never written."""
+        self.header = header
+        self.written: dict[int, bytes] = {}
+        self._read = read
+
+    def take(self, address: Address, owner: str = "", pod: str = "") -> None:
+        """Note that `owner`, or somebody unknown, has `address`. Raises FullError."""
+        self._mark(_TAKEN, address, on=True)
+        for key, kind in _entries(address, owner, pod):
+            found = self._find(key)
+            if (kind, int(address).to_bytes(16, "big")) not in found and not _has_many(found):
+                is_full = len(found) >= _PER_KEY_MAX
+                self._insert(key, _MANY if is_full else kind, int(address))
+
+    def fill(self, leases: Iterable[tuple[Address, str]]) -> None:
+        """Do what `take` does for each address and owner, in an empty index. Raises FullError."""
+        bitmaps: dict[tuple[int, int], bytearray] = {}
+        buckets: dict[int, list[bytes]] = {}
+        counts: dict[bytes, int] = {}
+        for address, owner in leases:
+            number = int(address)
+            part, bit = divmod(number, _PART_BITS)
+            bits = bitmaps.setdefault((address.version, part), bytearray(_PART_BITS // 8))
+            bits[bit // 8] |= 1 << bit % 8
+            if owner:
+                key = _key(b"owner", owner)
+                count = counts[key] = counts.get(key, 0) + 1
+                if count <= _PER_KEY_MAX + 1:
+                    kind = address.version if count <= _PER_KEY_MAX else _MANY
+                    entry = _ENTRY.pack(key, kind, number.to_bytes(16, "big"))
+                    buckets.setdefault(self._bucket(key), []).append(entry)
+        # A bucket at a time, ten times as fast as an entry at a time; few are too full.
+        for bucket, entries in buckets.items():
+            data = bytes(_BUCKET_HEAD) + b"".join(entries[:_PER_BUCKET])
+            self._put(_TABLE + bucket, data.ljust(BLOCK, b"\0"))
+        for (version, part), bits in bitmaps.items():
+            block = self._add_bitmap(_TAKEN, version, part)
+            for step in range(_PART_BLOCKS):
+                piece = bytes(bits[step * BLOCK : (step + 1) * BLOCK])
+                if piece != _ZEROS:
+                    self._put(block + step, piece)
+        for entries in buckets.values():
+            for entry in entries[_PER_BUCKET:]:
+                self._insert_entry(entry)
+
+    def free(self, address: Address, owner: str = "", pod: str = "") -> None:
+        """Note that nobody has `address`, `owner` and `pod` the least. Raises FullError."""
+        self._mark(_TAKEN, address, on=False)
+        for key, kind in _entries(address, owner, pod):
+            self._delete(key, kind, int(address))
+
+    def addresses_of(self, owner: str) -> list[Address] | None:
+        """Return the addresses that `owner` seems to have, None where only the leases tell."""
+        found = self._find(_key(b"owner", owner))
+        return None if _has_many(found) else [_address(*one) for one in found if one[0] in (4, 6)]
+
+    def addresses_of_pod(self, pod: str) -> list[Address]:
+        """Return the addresses that attachments of `pod` seem to have."""
+        found = self._find(_key(b"pod", pod))
+        return [_address(kind - _OF_POD, value) for kind, value in found if kind in _OF_POD_KINDS]
+
+    def add_pods(self, pods: Iterable[bytes]) -> None:
+        """Take over what `pods_in` found in another index, for addresses that are taken.
+
+        Raises FullError.
+        """
+        for entry in pods:
+            _, kind, value = _ENTRY.unpack(entry)
+            if self._is_marked(_TAKEN, _address(kind - _OF_POD, value)):
+                self._insert_entry(entry)
+
+    def first_free(self, version: int, first: int, last: int, *, resting: bool) -> int | None:
+        """Return the lowest number from `first` to `last` that seems to be free, None for none.
+
+        With `resting` also one whose rest is not over.
+        """
+        which = (_TAKEN,) if resting or self.header.head == self.header.tail else (_TAKEN, _RESTS)
+        while first <= last:
+            part = first // _PART_BITS
+            end = min(last, (part + 1) * _PART_BITS - 1)
+            found = [block for one in which if (block := self._bitmap(one, version, part))]
+            number = self._free_in_part(found, first, end)
+            if number is not None:
+                return number
+            first = end + 1
+        return None
+
+    def _free_in_part(self, bitmaps: Sequence[int], first: int, last: int) -> int | None:
+        while first <= last:
+            block, low = divmod(first % _PART_BITS, _BITS)
+            pieces = [self._get(bitmap + block) for bitmap in bitmaps]
+            if _ONES not in pieces:
+                taken = 0
+                for piece in pieces:
+                    taken |= int.from_bytes(piece, "little")
+                high = min(last - first + low, _BITS - 1)
+                free = ~taken >> low & (1 << high - low + 1) - 1
+                if free:
+                    return first + (free & -free).bit_length() - 1
+            first += _BITS - low
+        return None
+
+    def rest(self, address: Address, until_ns: int) -> None:
+        """Let `address` rest until CLOCK_BOOTTIME shows `until_ns`. Raises FullError."""
+        if self._is_marked(_RESTS, address):
+            self._drop(address)
+        if self.header.tail - self.header.head >= RESTING_MAX:
+            self._wake()
+        position = self.header.tail
+        # Ordered by time: only a shorter rest than the last ones has to go before them.
+        while position > self.header.head and self._resting_at(position - 1)[1] > until_ns:
+            self._set_resting(position, *self._resting_at(position - 1))
+            position -= 1
+        self._set_resting(position, address, until_ns)
+        self.header.tail += 1
+        self._mark(_RESTS, address, on=True)
+
+    def expire(self, now_ns: int) -> None:
+        """End the rest of addresses whose time has come, as many as one call should."""
+        for _ in range(_EXPIRED_PER_CALL):
+            if self.header.head == self.header.tail or self.resting()[0][1] > now_ns:
+                return
+            self._wake()
+
+    def resting(self, count: int = 1) -> list[tuple[Address, int]]:
+        """Return up to `count` resting addresses and until when, the first to wake first."""
+        end = min(self.header.head + count, self.header.tail)
+        return [self._resting_at(position) for position in range(self.header.head, end)]
+
+    def _wake(self) -> None:
+        ((address, _),) = self.resting()
+        self.header.head += 1
+        self._mark(_RESTS, address, on=False)
+
+    def _drop(self, address: Address) -> None:
+        """Take the earlier rest of `address` out of the queue: nobody's is in its place."""
+        wanted = _RESTING.pack(0, address.version, int(address).to_bytes(16, "big"))[8:]
+        first = self.header.head - self.header.head % _PER_QUEUE_BLOCK
+        # Block by block: the queue can have a thousand of them, and others wait for the lock.
+        for start in range(first, self.header.tail, _PER_QUEUE_BLOCK):
+            data = self._get(self._place(start)[0])
+            at = data.find(wanted)
+            while at >= 0:
+                position, offset = start + at // _RESTING.size, at % _RESTING.size
+                if offset == 8 and self.header.head <= position < self.header.tail:
+                    self._set_resting(position, NOBODY, self._resting_at(position)[1])
+                    return
+                at = data.find(wanted, at + 1)
+
+    def _resting_at(self, position: int) -> tuple[Address, int]:
+        block, offset = self._place(position)
+        until_ns, version, number = _RESTING.unpack_from(self._get(block), offset)
+        return _address(version, number), until_ns
+
+    def _set_resting(self, position: int, address: Address, until_ns: int) -> None:
+        block, offset = self._place(position)
+        data = bytearray(self._get(block))
+        number = int(address).to_bytes(16, "big")
+        _RESTING.pack_into(data, offset, until_ns, address.version, number)
+        self._put(block, bytes(data))
+
+    def _place(self, position: int) -> tuple[int, int]:
+        block, entry = divmod(position % RESTING_MAX, _PER_QUEUE_BLOCK)
+        return 1 + block, entry * _RESTING.size
+
+    # Bitmaps.
+
+    def _mark(self, which: bytes, address: Address, *, on: bool) -> None:
+        part, bit = divmod(int(address), _PART_BITS)
+        bitmap = self._bitmap(which, address.version, part)
+        if bitmap is None:
+            if not on:
+                return
+            bitmap = self._add_bitmap(which, address.version, part)
+        block = bitmap + bit // _BITS
+        data = bytearray(self._get(block))
+        mask = 1 << bit % 8
+        byte = bit % _BITS // 8
+        data[byte] = data[byte] | mask if on else data[byte] & ~mask
+        self._put(block, bytes(data))
+
+    def _is_marked(self, which: bytes, address: Address) -> bool:
+        part, bit = divmod(int(address), _PART_BITS)
+        bitmap = self._bitmap(which, address.version, part)
+        if bitmap is None:
+            return False
+        return bool(self._get(bitmap + bit // _BITS)[bit % _BITS // 8] >> bit % 8 & 1)
+
+    def _bitmap(self, which: bytes, version: int, part: int) -> int | None:
+        """Return the first block of a bitmap."""
+        for kind, value in self._find(_key(which, f"{version} {part}")):
+            number = int.from_bytes(value, "big")
+            if kind == _BITMAP and number < self.header.bitmaps:
+                return _TABLE + self.header.buckets + number * _PART_BLOCKS
+        return None
+
+    def _add_bitmap(self, which: bytes, version: int, part: int) -> int:
+        number = self.header.bitmaps
+        self._insert(_key(which, f"{version} {part}"), _BITMAP, number)
+        self.header.bitmaps += 1
+        return _TABLE + self.header.buckets + number * _PART_BLOCKS
+
+    # The table.
+
+    def _find(self, key: bytes) -> list[tuple[int, bytes]]:
+        found = []
+        for _, data in self._chain(key):
+            for offset in _offsets(data, key):
+                _, kind, value = _ENTRY.unpack_from(data, offset)
+                if kind:
+                    found.append((kind, value))
+        return found
+
+    def _insert(self, key: bytes, kind: int, number: int) -> None:
+        self._insert_entry(_ENTRY.pack(key, kind, number.to_bytes(16, "big")))
+
+    def _insert_entry(self, entry: bytes) -> None:
+        start = self._bucket(entry)
+        for step in range(min(_BUCKETS_PER_SEARCH, self.header.buckets)):
+            block = _TABLE + (start + step) % self.header.buckets
+            data = bytearray(self._get(block))
+            for offset in range(_BUCKET_HEAD, BLOCK - _ENTRY.size + 1, _ENTRY.size):
+                if not data[offset + _KEY_SIZE]:
+                    data[offset : offset + _ENTRY.size] = entry
+                    self._put(block, bytes(data))
+                    return
+            data[0] = 1
+            self._put(block, bytes(data))
+        raise FullError
+
+    def _delete(self, key: bytes, kind: int, number: int) -> None:
+        entry = _ENTRY.pack(key, kind, number.to_bytes(16, "big"))
+        for block, data in self._chain(key):
+            for offset in _offsets(data, entry):
+                empty = bytes(_ENTRY.size)
+                self._put(block, data[:offset] + empty + data[offset + _ENTRY.size :])
+                return
+
+    def _chain(self, key: bytes) -> list[tuple[int, bytes]]:
+        """Return the blocks in which entries of `key` may be."""
+        found = []
+        start = self._bucket(key)
+        for step in range(min(_BUCKETS_PER_SEARCH, self.header.buckets)):
+            block = _TABLE + (start + step) % self.header.buckets
+            data = self._get(block)
+            found.append((block, data))
+            if not data[0]:
+                break
+        return found
+
+    def _bucket(self, key: bytes) -> int:
+        return int.from_bytes(key[:8], "big") % self.header.buckets
+
+    def _get(self, block: int) -> bytes:
+        data = self.written.get(block)
+        return self._read(block) if data is None else data
+
+    def _put(self, block: int, data: bytes) -> None:
+        self.written[block] = data
+
+
+def pods_in(blocks: bytes) -> Iterator[bytes]:
+    """Yield what blocks of a table have of pods, for `Index.add_pods`."""
+    for start in range(0, len(blocks) - BLOCK + 1, BLOCK):
+        if blocks.startswith(_ZEROS, start):
+            continue
+        for offset in range(start + _BUCKET_HEAD, start + BLOCK - _ENTRY.size + 1, _ENTRY.size):
+            if blocks[offset + _KEY_SIZE] in _OF_POD_KINDS:
+                yield blocks[offset : offset + _ENTRY.size]
+
+
+def _key(kind: bytes, text: str) -> bytes:
+    from hashlib import sha256
+
+    return sha256(kind + b" " + text.encode("utf-8", "surrogateescape")).digest()[:_KEY_SIZE]
+
+
+def _entries(address: Address, owner: str, pod: str) -> list[tuple[bytes, int]]:
+    """Return key and kind of each entry that leads to `address`."""
+    of_owner = [(_key(b"owner", owner), address.version)] if owner else []
+    of_pod = [(_key(b"pod", pod), address.version + _OF_POD)] if pod else []
+    return of_owner + of_pod
+
+
+def _has_many(found: Sequence[tuple[int, bytes]]) -> bool:
+    return any(kind == _MANY for kind, _ in found)
+
+
+def _offsets(data: bytes, wanted: bytes) -> list[int]:
+    """Return where entries of a bucket begin with `wanted`."""
+    found = []
+    at = data.find(wanted, _BUCKET_HEAD)
+    while at >= 0:
+        if (at - _BUCKET_HEAD) % _ENTRY.size == 0 and at + _ENTRY.size <= BLOCK:
+            found.append(at)
+        at = data.find(wanted, at + 1)
+    return found
+
+
+def _address(version: int, number: bytes) -> Address:
+    value = int.from_bytes(number, "big")
+    return IPv4Address(value & 0xFFFFFFFF) if version == 4 else IPv6Address(value)

@@ -1,0 +1,265 @@
+"""The index of an open store: loaded if it fits, else made anew; brought up to date at the end."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from plugins.host_local.index.blocks import CAPACITY_MAX, NOBODY, FullError, Index, header_for
+from plugins.host_local.index.file import IndexFile, Remembered, boot_id, booted_ns
+from plugins.host_local.lease import RELEASE_COOLDOWN_MAX, text_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import TypeVar
+
+    from cni_common.spec.names import Address
+    from cni_common.spec.request import Attachment
+    from plugins.host_local.lease import Lease
+    from plugins.host_local.ranges import RangeSet
+
+    T = TypeVar("T")
+
+_DOUBLINGS_MAX = 6  # one is more than enough for any leases that there can be
+_NEW, _DRAFT = "new", "draft.new"  # what is made under the lock, and without it
+
+
+class Catalog:
+    """What one call knows of the index; every verb but `seems_free` wants the directory's lock.
+
+    No failure of the index is one of the call: it goes on with an index in memory, made from
+    the leases themselves.
+    """
+
+    def __init__(
+        self,
+        file: IndexFile | None,
+        scan: Callable[[], list[Lease]],
+        log: Callable[[str], object],
+        capacity: int,
+    ) -> None:
+        """`file` is None when there is no place for one; `scan` returns all leases."""
+        self._file = file
+        self._scan = scan
+        self._log = log
+        self._capacity = min(capacity, CAPACITY_MAX)
+        self._index: Index | None = None
+
+    def close(self, *, seal: bool, changed: bool) -> None:
+        """Bring the file up to date if the index is (`seal`) and has to be (`changed`)."""
+        try:
+            if self._file and self._index is not None and changed and seal:
+                self._file.seal(self._index)
+        except OSError as error:
+            self._give_up(error)
+        finally:
+            if self._file:
+                self._file.close()
+
+    def open(self) -> None:
+        """Load the index, or make it."""
+        self._query(lambda index: index.header)
+
+    def addresses_of(self, owner: Attachment) -> list[Address]:
+        """Return the addresses that `owner` seems to have, those without ifname included."""
+        texts = dict.fromkeys((text_of(owner), owner.containerid))
+        found = [self._query(partial(Index.addresses_of, owner=text)) for text in texts]
+        if None in found:
+            leases = [one for one in self._scan() if one.owner and text_of(one.owner) in texts]
+            return [lease.address for lease in leases]
+        return list(dict.fromkeys(address for some in found for address in some or ()))
+
+    def addresses_of_pod(self, pod: str) -> list[Address]:
+        """Return the addresses that attachments of `pod` seem to have."""
+        return self._query(lambda index: index.addresses_of_pod(pod))
+
+    def next_free(self, range_set: RangeSet, after: Address | None) -> Address | None:
+        """Return the next address that seems free, one that still rests only if need be."""
+
+        def question(index: Index) -> Address | None:
+            if index.header.head != index.header.tail:
+                index.expire(time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+            for resting in (False, True):
+                search = partial(index.first_free, range_set.version, resting=resting)
+                address = range_set.pick(search, after)
+                if address is not None:
+                    return address
+            return None
+
+        return self._query(question)
+
+    def seems_free(self, range_set: RangeSet) -> bool:
+        """Tell whether an up-to-date index has a free address of `range_set`; needs no lock."""
+        try:
+            index = self._file.load() if self._file else None
+            if index is None or self._file is None:
+                return False
+            search = partial(index.first_free, range_set.version, resting=True)
+            return range_set.pick(search, None) is not None and self._file.is_fresh()
+        except OSError:
+            return False
+
+    def booted_ns(self) -> int:
+        """Return the earliest time of this boot that the clock has ever told, since the epoch."""
+        return self._query(lambda index: index.header.booted_ns)
+
+    def taken(self, address: Address, owner: Attachment, pod: str, former: Lease | None) -> None:
+        """Note that `owner`, of `pod`, has `address`, which the `former` lease had."""
+
+        def note(index: Index) -> None:
+            index.free(address, text_of(former.owner) if former and former.owner else "", pod)
+            index.take(address, text_of(owner), pod)
+
+        self._query(note)
+
+    def freed(self, lease: Lease, pod: str, rest_seconds: int) -> None:
+        """Note that `lease` is gone, and that its address rests for so long."""
+
+        def note(index: Index) -> None:
+            index.free(lease.address, text_of(lease.owner) if lease.owner else "", pod)
+            if rest_seconds:
+                # A clock that nobody sets, and that goes on while the node sleeps.
+                now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+                index.rest(lease.address, now_ns + rest_seconds * 10**9)
+
+        self._query(note)
+
+    def rebuild(self) -> None:
+        """Make the index anew, from the leases."""
+        stamp = self.stamp()  # first: what others change meanwhile shows
+        leases = self._scan()
+        index = self._made([(o.address, text_of(o.owner) if o.owner else "") for o in leases])
+        self._index = self._saved(index, lambda file: file.save(index, stamp))
+
+    # To make it anew without the lock: what the lock is wanted for is said.
+
+    def is_behind(self) -> bool:
+        """Tell whether there is a place for an index, but none that fits; wants the lock."""
+        if self._index is None and self._file:
+            self._file.close()  # another one may be in its place by now
+        self._index = self._index or self._load()
+        return self._index is None and self._file is not None
+
+    def alone(self) -> int:
+        """Return a descriptor whose flock is for one process that makes an index; -1: none."""
+        try:
+            return self._file.alone() if self._file else -1
+        except OSError as error:
+            self._give_up(error)
+            return -1
+
+    def stamp(self) -> int:
+        """Give the directory a time that no change leaves in place; wants the lock.
+
+        Returns it, 0 where there is no index.
+        """
+        try:
+            return self._file.stamp() if self._file else 0
+        except OSError as error:
+            self._give_up(error)
+            return 0
+
+    def is_unchanged(self, stamp: int) -> bool:
+        """Tell whether nobody has changed the directory since `stamp`; wants the lock."""
+        return bool(stamp and self._file and self._file.time_of_directory() == stamp)
+
+    def draft(self, leases: Sequence[tuple[Address, str]]) -> Index:
+        """Return a new index of `leases`, each with the owner's text, which nobody uses yet."""
+        index = self._made(leases)
+        return self._saved(index, lambda file: file.draft(index, _DRAFT))
+
+    def adopt(self, index: Index, changes: Callable[[Index], object]) -> None:
+        """Use a draft from now on, after `changes` to it; wants the lock."""
+        try:
+            changes(index)
+        except (FullError, OSError):
+            self.rebuild()
+            return
+        stamp = self.stamp()
+        self._index = self._saved(index, lambda file: file.adopt(index, stamp, _DRAFT))
+
+    def forget(self) -> None:
+        """Throw the index away: it has been found wrong."""
+        self._index = None
+        if self._file:
+            try:
+                self._file.forget()
+            except OSError as error:
+                self._give_up(error)
+
+    def _query(self, question: Callable[[Index], T]) -> T:
+        """Return the answer of the index, of a new one if this one is out of date or damaged."""
+        self._index = self._index or self._load()
+        for _ in range(_DOUBLINGS_MAX):
+            if self._index is None:
+                self.rebuild()
+            assert self._index is not None, "rebuild() sees to it"
+            try:
+                return question(self._index)
+            except FullError:
+                self._capacity = max(2 * self._capacity, 8 * self._index.header.buckets)
+            except OSError as error:
+                self._give_up(error)
+            self._index = None
+        raise FullError
+
+    def _load(self) -> Index | None:
+        try:
+            return self._file.load() if self._file else None
+        except OSError as error:
+            self._give_up(error)
+            return None
+
+    def _made(self, leases: Sequence[tuple[Address, str]]) -> Index:
+        """Return an index in memory, with what the file still knows of rests and pods."""
+        try:
+            old = self._file.remembered() if self._file else Remembered()
+        except OSError:
+            old = Remembered()
+        capacity = max(self._capacity, 2 * len(leases))
+        now_booted_ns = booted_ns()
+        earliest_ns = min(old.booted_ns or now_booted_ns, now_booted_ns)
+        # What a damaged file says of pods may be too much, and can be done without.
+        pods = old.pods if len(old.pods) <= capacity else ()
+        for _ in range(_DOUBLINGS_MAX):
+            index = Index(header_for(boot_id(), capacity, earliest_ns))
+            try:
+                index.fill(leases)
+                index.add_pods(pods)
+                _rest(index, old.resting)
+                break
+            except FullError:
+                capacity *= 2
+        return index
+
+    def _saved(self, index: Index, save: Callable[[IndexFile], Index]) -> Index:
+        """Return the index as it is in the file, or in memory when it cannot be written."""
+        if self._file is None:
+            return index
+        whole = dict(index.written)
+        try:
+            return save(self._file)
+        except OSError as error:
+            self._give_up(error)
+            index.written = whole
+            return index
+
+    def _give_up(self, error: OSError) -> None:
+        """Go on without a file. What is left of it does not fit the directory, or is removed."""
+        file, self._file = self._file, None
+        if file is None:
+            return
+        self._log(f"host-local: goes on without an index: {error.strerror}: {file.path}")
+        try:
+            file.forget()
+        except OSError:
+            file.close()
+
+
+def _rest(index: Index, resting: Iterable[tuple[Address, int]]) -> None:
+    # What is left of a damaged file may say anything; no rest is longer than this.
+    latest_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + RELEASE_COOLDOWN_MAX * 10**9
+    for address, until_ns in resting:
+        if until_ns <= latest_ns and address != NOBODY:
+            index.rest(address, until_ns)

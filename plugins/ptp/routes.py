@@ -1,0 +1,152 @@
+"""The way between host and container: a gateway on the host's end, and host routes to it and back.
+
+The container reaches everybody, its own subnet included, over the gateway. The same gateway stands
+on the host's end of every pair, and a route on the host leads to each container's address.
+"""
+
+from __future__ import annotations
+
+import errno
+from functools import partial
+from ipaddress import ip_interface, ip_network
+from typing import TYPE_CHECKING
+
+from cni_common.kernel.netlink import NetlinkError
+from cni_common.kernel.netns import NETLINK_ROUTE
+from cni_common.kernel.route import (
+    IFA_F_TENTATIVE,
+    RT_SCOPE_HOST,
+    RT_SCOPE_LINK,
+    RTN_LOCAL,
+    RTN_UNICAST,
+    address_message,
+    route_message,
+)
+from cni_common.kernel.rtnetlink import RTMGRP_IPV6_IFADDR
+from cni_common.node import veth
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.result import Route
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from cni_common.kernel.link import Link
+    from cni_common.kernel.netlink import Message
+    from cni_common.kernel.netns import NetNS
+    from cni_common.spec.names import Address, Subnet
+    from cni_common.spec.result import IPConfig
+
+_TRIES = 3  # at a route that a dead container's interface may have
+_SECONDS = 1.0  # until the kernel has put an IPv6 address to use
+
+
+def gateways(ips: Sequence[IPConfig]) -> list[Address]:
+    """Return the gateway of each address, each once. Raises CNIError 7 where one is missing."""
+    found: dict[Address, None] = {}
+    for ip in ips:
+        if ip.gateway is None:
+            raise CNIError(
+                Code.INVALID_CONFIG,
+                f"IPAM gave no gateway for {ip.address}, and without one nothing leads out of a"
+                " point-to-point link; have IPAM name one",
+            )
+        if ip.gateway == ip.address.ip:
+            raise CNIError(
+                Code.INVALID_CONFIG, f"IPAM gave {ip.gateway} as an address and as its gateway"
+            )
+        found[ip.gateway] = None
+    return list(found)
+
+
+def configure_host(
+    host: NetNS, ours: Link, ips: Sequence[IPConfig], evict: Callable[[Link], bool]
+) -> None:
+    """Give the host's end `ours` the gateways, and the host a route to each address.
+
+    Raises CNIError when another interface has that route and `evict` has not removed it.
+    """
+    given = gateways(ips)
+    messages = [address_message(ours.index, ip_interface(gateway), dad=False) for gateway in given]
+    try:
+        host.netlink.channel.exchange(messages + [_route_to(ours, ip) for ip in ips])
+    except NetlinkError as error:
+        if error.errno != errno.EEXIST:
+            raise
+        for ip in ips:
+            _make_way(host, ours, ip, evict)
+    if any(gateway.version == 6 for gateway in given):
+        events = partial(host.channel, NETLINK_ROUTE, RTMGRP_IPV6_IFADDR)
+        veth.wait_until(lambda: _is_settled(host, ours), events, _SECONDS)
+
+
+def routes_on_way(index: int, ips: Sequence[IPConfig]) -> list[Message]:
+    """Return what adds the container's routes to the gateways, and by them to the subnets."""
+    first: dict[Subnet, Message] = {}  # of two addresses with one gateway, or of one subnet
+    for ip in ips:
+        if ip.gateway is None:
+            continue  # gateways() has refused it
+        direct, subnet = _to(ip.gateway, RT_SCOPE_LINK), ip.address.network
+        first.setdefault(direct.dst, route_message(index, direct, source=ip.address.ip))
+        if subnet.num_addresses > 1:
+            route = Route(subnet, ip.gateway)
+            first.setdefault(subnet, route_message(index, route, source=ip.address.ip))
+    return list(first.values())
+
+
+def check_host(host: NetNS, ours: Link, ips: Sequence[IPConfig]) -> None:
+    """Raise CNIError when a gateway, a route to an address or forwarding is gone."""
+    if not ours.up:
+        raise veth.drift(f"interface '{ours.name}' is down")
+    present = {cidr for cidr, _ in host.netlink.addresses(ours.index)}
+    for gateway in gateways(ips):
+        if ip_interface(gateway) not in present:
+            raise veth.drift(f"gateway {gateway} is missing on '{ours.name}'")
+        if host.sysctl(veth.FORWARDING[gateway.version]) == "0":
+            raise veth.drift(f"the host no longer forwards IPv{gateway.version}")
+    for ip in ips:
+        if host.netlink.way_to(ip.address.ip) != (RTN_UNICAST, ours.index):
+            raise veth.drift(f"the host's way to {ip.address.ip} does not lead over '{ours.name}'")
+
+
+def check_container(container: NetNS, link: Link, ips: Sequence[IPConfig]) -> None:
+    """Raise CNIError when the container has lost its way to a gateway."""
+    for gateway in gateways(ips):
+        if container.netlink.way_to(gateway) != (RTN_UNICAST, link.index):
+            raise veth.drift(f"the way to gateway {gateway} does not lead over '{link.name}'")
+
+
+def _to(address: Address, scope: int) -> Route:
+    """Return the route to one address; IPv6 knows no scopes."""
+    return Route(ip_network(address), scope=scope if address.version == 4 else None)
+
+
+def _route_to(ours: Link, ip: IPConfig) -> Message:
+    return route_message(ours.index, _to(ip.address.ip, RT_SCOPE_HOST), exclusive=True)
+
+
+def _make_way(host: NetNS, ours: Link, ip: IPConfig, evict: Callable[[Link], bool]) -> None:
+    """Add the route to an address, though another interface may have it. Raises CNIError."""
+    other, index = None, 0
+    for _ in range(_TRIES):
+        try:
+            host.netlink.channel.exchange([_route_to(ours, ip)])
+        except NetlinkError as error:
+            if error.errno != errno.EEXIST:
+                raise
+        else:
+            return
+        kind, index = host.netlink.way_to(ip.address.ip)
+        if index == ours.index:
+            return
+        other = host.netlink.link_at(index) if kind in (RTN_UNICAST, RTN_LOCAL) else None
+        if other is not None and not evict(other):
+            break
+    raise CNIError(
+        Code.INTERNAL,
+        f"the host has a route to {ip.address.ip} already, over"
+        f" '{other.name if other else index}'; remove whatever has this address",
+    )
+
+
+def _is_settled(host: NetNS, ours: Link) -> bool:
+    return not any(flags & IFA_F_TENTATIVE for _, flags in host.netlink.addresses(ours.index, (6,)))
