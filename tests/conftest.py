@@ -1,4 +1,4 @@
-"""Fixtures for all tests."""
+"""Fixtures for all tests, and what holds for each run of them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,40 @@ from pathlib import Path
 import pytest
 
 from deploy import freeze
-from tests import other_build
+from tests import durations, other_build, scope, surroundings
+from tests.golden import Golden
 from tests.machine import DIST, Machine, machine_at
 
 
+def pytest_report_header() -> str:
+    """Say which tests run, and how to run the same again."""
+    return scope.HEADER
+
+
+def pytest_sessionstart() -> None:
+    """Have each run start in the same surroundings."""
+    surroundings.make_usual()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Write how long each test took."""
+    durations.write(terminalreporter)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what uses a machine twice: with its plugins in this process, and by an engine."""
+    """Run what uses a machine with its plugins in this process, and by an engine where marked."""
     if "machine" in metafunc.fixturenames:
-        alone = metafunc.definition.get_closest_marker("without_engine")
-        edges = ["alone"] if alone else ["alone", "engine"]
+        closest = metafunc.definition.get_closest_marker
+        both = (scope.ALL or closest("both_edges")) and not closest("without_engine")
+        edges = ["alone", "engine"] if both else ["alone"]
         metafunc.parametrize("machine", edges, indirect=True, scope="function")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs answers of the Go plugins, for `make golden`."""
+    for item in items:
+        if "golden" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.golden)
 
 
 @pytest.fixture
@@ -29,6 +53,14 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]
     name = f"net-{uuid.uuid4().hex[:12]}"
     with machine_at(tmp_path, name, by_engine=request.param == "engine") as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def golden(request: pytest.FixtureRequest) -> Iterator[Golden]:
+    """The answers of the Go plugins that the tests of a file need."""
+    made = Golden(request.path.stem.removeprefix("test_"))
+    yield made
+    made.save()
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,7 @@ INWARD = {"ingressRate": 8 * MBIT}
 # --- what is made and taken back ---------------------------------------------------------------
 
 
+@pytest.mark.both_edges
 @pytest.mark.parametrize("namespace", ["there", "gone"])
 def test_add_and_delete(machine: Machine, namespace: str) -> None:
     """Both directions have their limits after ADD, pass CHECK, and after DEL nothing is left."""
@@ -489,6 +490,7 @@ def test_check_finds_with_subnets(machine: Machine, line: str) -> None:
     assert "delete and add the attachment again" in error["msg"]
 
 
+@pytest.mark.both_edges
 def test_gc(machine: Machine) -> None:
     """GC takes the limits of what is neither listed, alive, young nor of another network."""
     conf = config(machine, **BOTH)
@@ -513,6 +515,7 @@ def test_gc(machine: Machine) -> None:
     machine.ok("bandwidth", "CHECK", config(machine, 3, **BOTH), here[3], containerid="c3")
 
 
+@pytest.mark.both_edges
 def test_status(machine: Machine) -> None:
     """STATUS needs no prevResult, and tells of a bad configuration and an unwritable state."""
     conf = config(machine, **BOTH, prevResult=None)

@@ -219,9 +219,7 @@ def test_not_masqueraded_after_del(machine: Machine, backend: str) -> None:
     assert source_seen(second, outside, OUTSIDE4) == HOST4
 
 
-def test_p13_not_masqueraded_inside_any_subnet_of_the_network(
-    machine: Machine, backend: str
-) -> None:
+def test_not_masqueraded_inside_any_subnet_of_the_network(machine: Machine, backend: str) -> None:
     """Between the subnets of one network, through the host, sources stay as they are."""
     subnets = (V4, OTHER_V4, V6, OTHER_V6)
     config = machine.network(

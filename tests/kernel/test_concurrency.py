@@ -17,6 +17,7 @@ from cni_common.node import liveness as recorded
 from cni_common.node.host import STATE_DIR
 from plugins.host_local import collect, expiry, lease
 from tests.faults.inprocess import Fault, faulty
+from tests.kernel.sweeps import faults, rehearsal
 from tests.machine import (
     CNI_BIN,
     REFERENCE_BIN,
@@ -147,6 +148,7 @@ def make_old(machine: Machine) -> None:
         os.utime(path, (0, 0))
 
 
+@pytest.mark.both_edges
 @pytest.mark.timeout(180)
 def test_storm(node: Machine) -> None:
     """16 clients, processes and threads, race from an empty host on: no error, nothing left."""
@@ -208,6 +210,7 @@ def test_storm_with_iptables(machine: Machine) -> None:
     assert_empty(machine)
 
 
+@pytest.mark.both_edges
 @pytest.mark.timeout(180)
 def test_one_attachment_from_all_sides(machine: Machine) -> None:
     """Calls for one attachment that overlap succeed, or are refused in words that fit."""
@@ -284,12 +287,12 @@ def test_at_any_moment_of_another_call(
         for which in intrusion:
             call(which, other)
 
-    for number in range(1, 400):
+    once = rehearsal(machine, "bridge", command, config, container)
+    for fault in faults(once, act=intrude, only=is_in_kernel):
         machine.try_command(machine.host, "ip", "link", "delete", "br0")
         for netns, commands in ((container, [command]), (other, intrusion)):
             if commands[0] == "DEL":
                 call("ADD", netns)
-        fault = Fault(number, act=intrude, only=is_in_kernel)
         with faulty(machine, fault) as host:
             call(command, container, host)
         if not fault.happened:
@@ -300,7 +303,7 @@ def test_at_any_moment_of_another_call(
                 call("DEL", netns)
         assert_empty(machine)
 
-    assert number > 8
+    assert len(fault.done) > 8
 
 
 @pytest.mark.timeout(200)

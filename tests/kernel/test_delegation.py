@@ -136,6 +136,7 @@ def assert_nothing_left(machine: Machine, container: str) -> None:
 # --- which one is run ----------------------------------------------------------------------
 
 
+@pytest.mark.both_edges
 def test_our_own_runs_in_process(machine: Machine, tmp_path: Path) -> None:
     """What CNI_PATH leads to first is ours: no other process is asked."""
     container = machine.container()
@@ -175,6 +176,7 @@ def test_reference_is_run_where_it_comes_first(
     assert machine.addresses(container, "eth0") == []
 
 
+@pytest.mark.both_edges
 def test_gc_and_status_reach_the_delegate(machine: Machine, fake: Delegate) -> None:
     """GC and STATUS are passed on, as CNI_COMMAND says."""
     config = {**config_of(machine), "cni.dev/valid-attachments": []}
@@ -219,6 +221,7 @@ def test_environment_and_stdin_arrive_as_they_came(machine: Machine, fake: Deleg
         assert fake.stdin(command) == stdin[command]
 
 
+@pytest.mark.both_edges
 def test_delete_releases_by_the_configuration_of_the_add(machine: Machine, fake: Delegate) -> None:
     """DEL gives the delegate what ADD gave it, even when the configuration is another by now."""
     container = machine.container()
@@ -308,6 +311,7 @@ FAILURES = {
 }
 
 
+@pytest.mark.both_edges
 @pytest.mark.parametrize(("body", "code", "msg", "details"), FAILURES.values(), ids=FAILURES)
 def test_failed_delegate(
     machine: Machine, fake: Delegate, body: str, code: int, msg: str, details: str | None
@@ -341,6 +345,7 @@ def test_failure_after_the_delegate(machine: Machine, fake: Delegate) -> None:
     assert_nothing_left(machine, container)
 
 
+@pytest.mark.both_edges
 @pytest.mark.parametrize("body", ["", "exit 3"], ids=["success", "failure"])
 def test_stderr_reaches_the_log(machine: Machine, fake: Delegate, body: str) -> None:
     """What a delegate writes to stderr is in our log, also when it failed with an answer."""
@@ -352,6 +357,7 @@ def test_stderr_reaches_the_log(machine: Machine, fake: Delegate, body: str) -> 
     assert f"{fake.path}: pool is nearly empty" in machine.log
 
 
+@pytest.mark.both_edges
 def test_failed_delete_of_the_delegate(machine: Machine, fake: Delegate) -> None:
     """A delegate that cannot release is told of; the rest is gone, and DEL can be repeated."""
     container = machine.container()
@@ -369,6 +375,7 @@ def test_failed_delete_of_the_delegate(machine: Machine, fake: Delegate) -> None
     assert_nothing_left(machine, container)
 
 
+@pytest.mark.both_edges
 def test_delegate_that_fails_both_ways(machine: Machine, fake: Delegate) -> None:
     """When ADD's failure cannot be taken back either, both are told, and DEL can do it later."""
     container = machine.container()
@@ -472,6 +479,7 @@ HANGS = {
 }
 
 
+@pytest.mark.both_edges
 @pytest.mark.parametrize("body", HANGS.values(), ids=HANGS)
 def test_delegate_that_hangs_is_killed(
     machine: Machine, fake: Delegate, monkeypatch: pytest.MonkeyPatch, body: str
@@ -492,6 +500,7 @@ def test_delegate_that_hangs_is_killed(
     assert_nothing_left(machine, container)
 
 
+@pytest.mark.both_edges
 def test_daemon_that_keeps_the_pipes_does_not_hold_us(
     machine: Machine, fake: Delegate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -606,6 +615,7 @@ def test_stderr_of_the_delegate_reaches_ours(node: Machine, fake: Delegate) -> N
     assert b"pool is nearly empty" in stderr
 
 
+@pytest.mark.both_edges
 @pytest.mark.parametrize("command", ["ADD", "CHECK", "DEL", "GC", "STATUS"])
 def test_bridge_as_its_own_ipam_plugin(machine: Machine, command: str) -> None:
     """A plugin that is to delegate to itself says so, once, and nothing is left."""

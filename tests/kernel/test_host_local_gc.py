@@ -42,7 +42,7 @@ def _gc(node: Node, *valid: tuple[str, str], **ipam: object) -> None:
     assert node.call("GC", config) == {}
 
 
-def test_h12_gc_frees_what_is_not_listed(node: Node) -> None:
+def test_gc_frees_what_is_not_listed(node: Node) -> None:
     """Leases of attachments that the runtime does not know go, both forms, with their records."""
     config = node.config(NET4, NET6)
     for containerid in ("kept", "gone"):
@@ -80,7 +80,7 @@ def test_gc_spares_the_young(node: Node) -> None:
     assert node.log == []
 
 
-def test_h8_gc_removes_what_a_crash_left(node: Node) -> None:
+def test_gc_removes_what_a_crash_left(node: Node) -> None:
     """Empty and torn files go, also without a list; locks, cursors and foreign files stay."""
     node.add(node.config(NET4, NET6))
     for name, text in (

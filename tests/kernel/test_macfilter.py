@@ -104,7 +104,7 @@ def test_ip_traffic_of_a_guarded_container(machine: Machine) -> None:
     assert not machine.ping(first, "10.9.0.1")
 
 
-def test_b19_layout(machine: Machine) -> None:
+def test_layout(machine: Machine) -> None:
     """An attachment is one element in each of two sets; repeated ADD and DEL do not pile up."""
     config = guarded(machine)
     attach(machine, config, config)
