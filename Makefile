@@ -8,7 +8,7 @@ SHELL := /bin/bash
 python := .venv/bin/python
 pytest := $(python) -m pytest
 sandboxed := tests/in-sandbox --or-skip $(pytest) -m "not full_kernel"
-kernels := 6.1-cloud 6.12-cloud # series of Debian, as tests/vm/test_full_kernel.py has them
+kernels := $(if $(PYCNI_TEST_ALL),6.1-cloud) 6.12-cloud # series of Debian, as tests/vm/test_full_kernel.py has them
 shell_scripts := .ci/run deploy/*.sh tests/in-sandbox
 pure := cni_common/spec/schema.py,cni_common/spec/undo.py,cni_common/spec/result.py,cni_common/spec/wire.py,plugins/host_local/ranges.py
 

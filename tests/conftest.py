@@ -40,11 +40,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("machine", edges, indirect=True, scope="function")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs answers of the Go plugins, for `make golden`."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what needs answers of the Go plugins, for `make golden`; leave repeats out."""
     for item in items:
         if "golden" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.golden)
+    repeats = [] if scope.ALL else [item for item in items if _is_repeat(item)]
+    if repeats:
+        config.hook.pytest_deselected(items=repeats)
+        items[:] = [item for item in items if not _is_repeat(item)]
+
+
+def _is_repeat(item: pytest.Item) -> bool:
+    """Tell whether a test has its executables served by an engine without being marked for it."""
+    callspec = getattr(item, "callspec", None)
+    has_engine = callspec is not None and callspec.params.get("bin_dir") == "engine"
+    return has_engine and item.get_closest_marker("both_edges") is None
 
 
 @pytest.fixture
@@ -83,5 +94,5 @@ def other_dist() -> Path:
 
 @pytest.fixture(params=["one-shot", "engine"])
 def bin_dir(request: pytest.FixtureRequest, launchers: Path) -> Path:
-    """A directory for CNI_PATH. Each test runs without an engine, and with one."""
+    """A directory for CNI_PATH: of plugins without an engine, and with one where marked."""
     return launchers if request.param == "engine" else DIST

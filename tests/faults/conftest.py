@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,27 +10,17 @@ import pytest
 pytest.register_assert_rewrite("tests.e2e.node", "tests.faults.rig")
 
 from tests.e2e.node import Node  # noqa: E402 - what is imported is rewritten
-from tests.everything import EVERYTHING  # noqa: E402
 from tests.faults.inject import Injector  # noqa: E402
-from tests.faults.rig import TURN, TURNS, Rig  # noqa: E402
+from tests.faults.rig import Rig  # noqa: E402
 from tests.machine import DIST  # noqa: E402
-
-# Chosen once: the workers of pytest-xdist inherit it. So hour after hour samples are other ones.
-os.environ.setdefault(TURN, str(int(time.time() / 3600) % TURNS))
-
-
-def pytest_report_header() -> str:
-    """Say which sample of the calls this run takes."""
-    if EVERYTHING:
-        return "faults: at each call"
-    return f"faults: sample {os.environ[TURN]} of {TURNS}; {TURN}={os.environ[TURN]} repeats it"
+from tests.scope import ALL  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Allow each test here more time: it starts hundreds of processes, beside other tests."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.timeout(3000 if EVERYTHING else 240))
+            item.add_marker(pytest.mark.timeout(3000 if ALL else 240))
 
 
 @pytest.fixture

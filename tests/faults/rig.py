@@ -7,15 +7,16 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.e2e.node import Done, Node, addresses_in, network, single
-from tests.everything import EVERYTHING
 from tests.faults.inject import Injection, Injector
 from tests.machine import DIST, Json
+from tests.scope import ALL, SEED
 
 NETWORKS: Mapping[str, Sequence[str]] = {
     "ipv4": ["10.9.0.0/28"],
@@ -24,8 +25,7 @@ NETWORKS: Mapping[str, Sequence[str]] = {
 DATA_DIR = "/var/lib/cni/networks"
 STATE_DIR = "/run/pycni"
 ONLY = "PYCNI_FAULT_AT"  # the number of the one case to run
-TURN = "PYCNI_FAULT_TURN"  # chooses the samples: see `sample_of`
-TURNS = 8
+TURNS = 8  # days after which each call has been in a sample
 _DEATHS_MAX = 10  # of workers, that an engine makes good at once
 _CALLS_MIN, _CALLS_MAX = 3, 400
 _EDGE = 120
@@ -252,11 +252,10 @@ def _numbers(rig: Rig, scenario: Callable[[Injection], None], most: int) -> Sequ
     scenario(Injection(0))
     calls = rig.called
     assert len(calls) > _CALLS_MIN, "the injector sees nothing"
-    if EVERYTHING:
+    if ALL:
         return _less_alike(len(calls))
-    turn = int(os.environ[TURN])
-    chosen = sample_of(calls, turn, most)
-    print(f"{TURN}={turn} of {TURNS}: of {len(calls)} calls {chosen}")
+    chosen = sample_of(calls, date.fromisoformat(SEED).toordinal(), most)
+    print(f"of {len(calls)} calls {chosen}")
     return chosen
 
 
