@@ -68,6 +68,14 @@ test-vm: dist ## what needs a complete kernel, in virtual machines
 	    $(pytest) -n 2 tests/vm; \
 	fi
 
+.PHONY: golden slowest
+golden: venv ## write tests/golden/ anew: what the Go plugins answer to fixed inputs
+	@deploy/prerequisites.sh --reference
+	PYCNI_TEST_GOLDEN=renew $(sandboxed) -n 0 -m golden tests/kernel
+
+slowest: ## print the 40 slowest tests of the last run of each suite: seconds, and which
+	@sort -rn build/durations/*.txt | head -n 40
+
 storm: dist ## 64 clients, STORM_OPERATIONS=10000 at random, killed at random; some minutes
 	@deploy/prerequisites.sh --reference
 	tests/in-sandbox $(python) -m tests.faults.storm --operations $(or $(STORM_OPERATIONS),10000)

@@ -33,11 +33,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what uses a machine with its plugins in this process, and by an engine where marked."""
+    closest = metafunc.definition.get_closest_marker
+    both = (scope.ALL or closest("both_edges")) and not closest("without_engine")
+    edges = ["alone", "engine"] if both else ["alone"]
     if "machine" in metafunc.fixturenames:
-        closest = metafunc.definition.get_closest_marker
-        both = (scope.ALL or closest("both_edges")) and not closest("without_engine")
-        edges = ["alone", "engine"] if both else ["alone"]
         metafunc.parametrize("machine", edges, indirect=True, scope="function")
+    if "arena" in metafunc.fixturenames:
+        metafunc.parametrize("arena", edges, indirect=True, scope="module")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -64,6 +66,18 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]
     name = f"net-{uuid.uuid4().hex[:12]}"
     with machine_at(tmp_path, name, by_engine=request.param == "engine") as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def arena(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Machine]:
+    """A pretend host for the calls of a file that are refused: it must stay as it is."""
+    name, by_engine = f"net-{uuid.uuid4().hex[:12]}", request.param == "engine"
+    with machine_at(tmp_path_factory.mktemp("arena"), name, by_engine=by_engine) as made:
+        before = made.snapshot()
+        yield made
+        assert made.snapshot() == before
 
 
 @pytest.fixture(scope="module")

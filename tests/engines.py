@@ -19,13 +19,13 @@ from cni_common.kernel.netns import CLONE_NEWNET
 from cni_common.serve import engine
 from cni_common.serve.worker import Settings
 from plugins import TYPES, load, load_all
+from tests.waits import GENEROUS
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = "tests"
 BUNDLE_STATUS = 7  # of tests/launcher/bundle.c: no engine has served
 _READY = "wait for requests"  # is in what an engine logs once it serves
 _READY_FD = 4  # of the engine, by which it tells us so
-_SECONDS = 120.0  # for an engine to come or to go, also where all is emulated
 
 
 @cache
@@ -88,7 +88,7 @@ class Engine:
         """Wait until it is ready."""
         happened = _first_of(ready, self._life)
         log = self.log_path.read_text() if self.log_path.exists() else ""
-        assert happened, f"no engine within {_SECONDS:.0f} s: {log}"
+        assert happened, f"no engine within {GENEROUS:.0f} s: {log}"
         assert _READY in log, f"the engine ended: {log}"
 
     def is_running(self) -> bool:
@@ -106,7 +106,7 @@ class Engine:
 
     def wait(self) -> int:
         """Return its exit code once it has ended."""
-        assert _first_of(self._life), f"the engine does not end within {_SECONDS:.0f} s"
+        assert _first_of(self._life), f"the engine does not end within {GENEROUS:.0f} s"
         os.close(self._life)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
@@ -125,11 +125,11 @@ def _import_all() -> None:
 
 
 def _first_of(*fds: int) -> list[int]:
-    """Return which of these files can be read, as soon as one can; none after _SECONDS."""
+    """Return which of these files can be read, as soon as one can; none after GENEROUS."""
     waiting = select.poll()
     for fd in fds:
         waiting.register(fd, select.POLLIN)
-    return [fd for fd, _event in waiting.poll(_SECONDS * 1000)]
+    return [fd for fd, _event in waiting.poll(GENEROUS * 1000)]
 
 
 def _become_engine(
@@ -173,6 +173,6 @@ def _tell(text: str) -> None:
 
 def _run(*words: str | Path) -> None:
     done: subprocess.CompletedProcess[str] = subprocess.run(
-        words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        words, cwd=ROOT, capture_output=True, text=True, timeout=GENEROUS, check=False
     )
     assert done.returncode == 0, done.stderr

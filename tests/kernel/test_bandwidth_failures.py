@@ -14,6 +14,7 @@ from tests.faults.inprocess import INJECTED, KILLED, Fault, Terminated, faulty
 from tests.kernel.limits import BOTH, NOTHING, SUBNETS, config, container, ifb_of, left, tbf
 from tests.kernel.sweeps import faults, rehearsal
 from tests.machine import Json, Machine, error_of
+from tests.waits import GENEROUS
 
 pytestmark = pytest.mark.timeout(300)
 alone = pytest.mark.without_engine(reason="fails in this process")
@@ -234,7 +235,7 @@ def killed(machine: Machine, conf: Json, netns: str, fault: Fault) -> bool:
 
     process = multiprocessing.get_context("fork").Process(target=add)
     process.start()
-    process.join(60)
+    process.join(GENEROUS)
     assert process.exitcode in (0, KILLED)
     return process.exitcode == KILLED
 

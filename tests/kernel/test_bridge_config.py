@@ -77,17 +77,17 @@ IGNORED = "IgnoreUnknown=1;"
     ids=str,
 )
 def test_what_is_wrong_is_refused_before_anything_is_made(
-    machine: Machine, keys: Json, named: str
+    arena: Machine, keys: Json, named: str
 ) -> None:
     """The error has code 7 and names the key; not even the bridge is made."""
-    container = machine.container()
-    before = machine.snapshot(container)
+    container = arena.container()
+    before = arena.snapshot(container)
 
-    error = machine.refused("bridge", "ADD", machine.network(**keys), container)
+    error = arena.refused("bridge", "ADD", arena.network(**keys), container)
 
     assert error["code"] == 7
     assert named in error["msg"] + error.get("details", "")
-    assert machine.snapshot(container) == before
+    assert arena.snapshot(container) == before
 
 
 def test_ipv6_needs_1280_bytes(machine: Machine) -> None:
@@ -282,15 +282,15 @@ def test_random_macs(machine: Machine) -> None:
         ("mac=02:11:22:33:44:55", 4),
     ],
 )
-def test_cni_args_are_checked(machine: Machine, args: str, code: int) -> None:
+def test_cni_args_are_checked(arena: Machine, args: str, code: int) -> None:
     """What is no pair, unknown or no MAC is refused before anything is made."""
-    container = machine.container()
-    before = machine.snapshot(container)
+    container = arena.container()
+    before = arena.snapshot(container)
 
-    error = machine.refused("bridge", "ADD", machine.network(), container, args=args)
+    error = arena.refused("bridge", "ADD", arena.network(), container, args=args)
 
     assert error["code"] == code
-    assert machine.snapshot(container) == before
+    assert arena.snapshot(container) == before
 
 
 @pytest.mark.both_edges

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import socket
 import struct
-import time
 
 import pytest
 
 from cni_common.kernel.netns import NetNS
 from tests.machine import Json, Machine
+from tests.waits import wait_until
 
 V4, V6 = {"subnet": "10.9.0.0/24"}, {"subnet": "fd00:9::/64"}
 OTHER_V4, OTHER_V6 = {"subnet": "10.19.0.0/24"}, {"subnet": "fd00:19::/64"}
@@ -234,12 +234,12 @@ def advertise(router: str) -> None:
 
 def await_default_route(machine: Machine, router: str) -> None:
     """Let the host learn its default route by advertisements."""
-    for _ in range(200):
+
+    def learnt() -> object:
         advertise(router)
-        if defaults(machine, machine.host):
-            return
-        time.sleep(0.02)
-    raise AssertionError("the host has learnt no default route")
+        return defaults(machine, machine.host)
+
+    wait_until(learnt, "the host has learnt no default route")
 
 
 def uplink_by_advertisement(machine: Machine) -> str:

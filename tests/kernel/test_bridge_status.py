@@ -143,7 +143,7 @@ def test_status_waits_for_nobody(machine: Machine) -> None:
     machine.ok("bridge", "ADD", config, machine.container())
 
     with ThreadPoolExecutor(1) as pool, everything_locked(machine):
-        answer = pool.submit(machine.invoke, "bridge", "STATUS", config).result(timeout=5)
+        answer = pool.submit(machine.invoke, "bridge", "STATUS", config).result(timeout=60)
 
     assert answer.exit_code == 0
 
@@ -155,7 +155,7 @@ def test_status_of_a_full_network_waits_for_nobody(machine: Machine) -> None:
         machine.ok("bridge", "ADD", config, machine.container(), containerid=containerid)
 
     with ThreadPoolExecutor(1) as pool, everything_locked(machine):
-        answer = pool.submit(machine.invoke, "bridge", "STATUS", config).result(timeout=5)
+        answer = pool.submit(machine.invoke, "bridge", "STATUS", config).result(timeout=60)
 
     assert answer.exit_code == 1
 

@@ -149,7 +149,7 @@ def make_old(machine: Machine) -> None:
 
 
 @pytest.mark.both_edges
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_storm(node: Machine) -> None:
     """16 clients, processes and threads, race from an empty host on: no error, nothing left."""
     config = network(node)
@@ -169,7 +169,7 @@ def test_storm(node: Machine) -> None:
     assert_empty(node)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_storm_with_both_host_locals(node: Machine) -> None:
     """Half of the clients have the Go host-local first in CNI_PATH, all share one store."""
     config = network(node)
@@ -190,7 +190,7 @@ def test_storm_with_both_host_locals(node: Machine) -> None:
     assert_empty(node)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_storm_with_iptables(machine: Machine) -> None:
     """Clients that masquerade by iptables do not disturb each other, nor those with nftables."""
     claims = Claims()
@@ -211,7 +211,7 @@ def test_storm_with_iptables(machine: Machine) -> None:
 
 
 @pytest.mark.both_edges
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_one_attachment_from_all_sides(machine: Machine) -> None:
     """Calls for one attachment that overlap succeed, or are refused in words that fit."""
     config = network(machine)
@@ -250,7 +250,7 @@ def is_in_kernel(what: str) -> bool:
     return not what.startswith(("open", "run NetNS", "sysctl", "disk")) and "record" not in what
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("command", "intrusion", "backend"),
     [
@@ -306,7 +306,7 @@ def test_at_any_moment_of_another_call(
     assert len(fault.done) > 8
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 @pytest.mark.full_kernel
 def test_vlan_interface_made_by_two(machine: Machine) -> None:
     """The host's interface in a VLAN is shared: whoever is slower uses that of the other."""
@@ -333,7 +333,7 @@ def test_vlan_interface_made_by_two(machine: Machine) -> None:
     assert number > 4
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_gc_beside_add_and_del(machine: Machine) -> None:
     """GC at any moment keeps what is valid, alive or young, and removes what is none of these."""
     config = network(machine)

@@ -10,7 +10,7 @@ import pytest
 from tests.kernel.walls import Walls
 from tests.machine import Json, Machine
 
-pytestmark = pytest.mark.timeout(150)  # many calls and connections each
+pytestmark = pytest.mark.timeout(300)  # many calls and connections each
 BACKENDS = ("nftables", "iptables")
 # What drops all that is forwarded, by name.
 DROPS: Mapping[str, str] = {

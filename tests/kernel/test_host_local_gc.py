@@ -17,6 +17,7 @@ from plugins.host_local.lease import GRACE_SECONDS, Lease
 from plugins.host_local.sweep import Sweep
 from tests.kernel.containers import Container
 from tests.unit.host_local.node import Node
+from tests.waits import wait_until
 
 OLD = GRACE_SECONDS + 10
 # Not one address of the test host may lie in here: GC spares what is seen in use.
@@ -135,8 +136,8 @@ def test_gc_sees_a_namespace_without_its_path(
     second = subprocess.Popen(["nsenter", f"--net={process.netns}", "sleep", "60"])
     try:
         node.add(node.config(NET4, NET6), CNI_NETNS=process.netns)
-        while not Path(f"/proc/{second.pid}/comm").read_text().startswith("sleep"):
-            time.sleep(0.01)
+        comm = Path(f"/proc/{second.pid}/comm")
+        wait_until(lambda: comm.read_text().startswith("sleep"), "it does not start")
         process.end()
         _make_old(node)
 

@@ -11,6 +11,7 @@ import pytest
 
 from cni_common.spec.names import SUPPORTED_VERSIONS
 from tests.machine import CNI_BIN, Json, Machine
+from tests.waits import GENEROUS
 
 PREVIOUS = {
     "interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:01", "sandbox": "/run/netns/x"}],
@@ -230,7 +231,7 @@ def test_beside_bridge(machine: Machine) -> None:
             assert process.stdout is not None
             outputs.append(json.loads(process.stdout.read()))
             process.stdout.close()
-            assert process.wait(timeout=10) == 0, outputs
+            assert process.wait(timeout=GENEROUS) == 0, outputs
 
         assert outputs[0]["ips"][0]["address"] == "127.0.0.1/8"
         assert is_up(machine, container)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -21,7 +21,7 @@ from cni_common.spec import wire
 from cni_common.spec.errors import CNIError
 from cni_common.spec.request import Request
 from tests.golden import Golden
-from tests.machine import CNI_BIN, REFERENCE_BIN, Machine, machine_at
+from tests.machine import CNI_BIN, REFERENCE_BIN, Machine
 
 Json = dict[str, Any]
 
@@ -275,15 +275,6 @@ OTHER_CODES: dict[str, tuple[int, int]] = {
     # A bad configuration has a code of its own.
     **{name: (999, 7) for name in CASES if name.startswith("type of ")},
 }
-
-
-@pytest.fixture(scope="module")
-def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """A pretend host that must be the same after all calls."""
-    with machine_at(tmp_path_factory.mktemp("arena"), "arena") as machine:
-        before = machine.snapshot()
-        yield machine
-        assert machine.snapshot() == before
 
 
 def of_reference(

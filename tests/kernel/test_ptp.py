@@ -335,7 +335,7 @@ def test_status(machine: Machine) -> None:
     assert machine.refused("ptp", "STATUS", network(machine, ipam={"type": "absent"}))["code"] == 50
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_storm(machine: Machine) -> None:
     """Twelve containers that come and go at once get addresses of their own, and leave nothing."""
     config = network(machine, ipMasq=True)

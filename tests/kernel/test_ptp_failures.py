@@ -24,6 +24,7 @@ from tests.kernel.test_rollback import (
 )
 from tests.machine import Json, Machine, error_of
 from tests.scope import ALL
+from tests.waits import GENEROUS
 
 pytestmark = [
     pytest.mark.without_engine(reason="fails in this process"),
@@ -152,7 +153,7 @@ def killed(machine: Machine, config: Json, container: str, fault: Fault) -> bool
 
     process = multiprocessing.get_context("fork").Process(target=add)
     process.start()
-    process.join(60)
+    process.join(GENEROUS)
     assert process.exitcode in (0, KILLED)
     return process.exitcode == KILLED
 

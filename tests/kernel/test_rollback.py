@@ -24,6 +24,7 @@ from tests.faults.inprocess import INJECTED, KILLED, Fault, Terminated, faulty
 from tests.kernel.sweeps import faults, rehearsal
 from tests.machine import Json, Machine, addresses_of, error_of
 from tests.scope import ALL
+from tests.waits import longer_if_busy, wait_until
 
 alone = pytest.mark.without_engine(reason="fails in this process")
 LIMIT = 400  # operations: more than any ADD or DEL here has
@@ -113,13 +114,13 @@ def calm(machine: Machine, *namespaces: str) -> None:
 
 def settle(machine: Machine, bridge: str) -> None:
     """Wait until the kernel has finished what the first port of a bridge starts."""
-    for _ in range(1000):
+
+    def is_up() -> bool:
         links = [link for link in machine.ip(machine.host, "addr") if link["ifname"] == bridge]
         local = [info for link in links for info in link["addr_info"] if info["scope"] == "link"]
-        if local and links[0]["operstate"] == "UP":
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"{bridge} does not come up: {links}")
+        return bool(local) and links[0]["operstate"] == "UP"
+
+    wait_until(is_up, f"{bridge} does not come up")
 
 
 def arrange(machine: Machine, config: Json) -> tuple[str, str]:
@@ -148,14 +149,15 @@ def settled(machine: Machine, *containers: str) -> Json:
     """Return the state once the kernel has ended what a new port starts, such as its IPv6."""
     for port in machine.ports():  # asked for by name, it gets its operstate now, not in a second
         machine.command(machine.host, "ip", "link", "show", "dev", port)
-    last = state(machine, *containers)
-    for _ in range(100):
-        time.sleep(0.05)
-        now = state(machine, *containers)
-        if now == last:
-            return now
-        last = now
-    raise AssertionError("the state goes on changing by itself")
+    seen = [state(machine, *containers)]
+
+    def is_steady() -> bool:
+        time.sleep(longer_if_busy(0.05))
+        seen.append(state(machine, *containers))
+        return seen[-1] == seen.pop(0)
+
+    wait_until(is_steady, "the state goes on changing by itself")
+    return seen[-1]
 
 
 def changes(before: Json, after: Json) -> list[str]:
@@ -181,13 +183,14 @@ def assert_attached(machine: Machine, config: Json, container: str, result: Json
     assert own is not None
     assert own["master"] == config["bridge"]
     link = machine.link(container, "eth0")
-    for _ in range(50):  # the kernel notes it a moment after the port is up, later under load
-        if link is None or link["operstate"] == "UP":
-            break
-        time.sleep(0.02)
-        link = machine.link(container, "eth0")
     assert link is not None
-    assert (link["address"], link["operstate"]) == (result["interfaces"][2]["mac"], "UP")
+    assert link["address"] == result["interfaces"][2]["mac"]
+
+    def is_up() -> bool:  # the kernel notes it a moment after the port is up, later under load
+        link = machine.link(container, "eth0")
+        return link is None or link["operstate"] == "UP"
+
+    wait_until(is_up, "the container's interface does not come up")
     assert machine.addresses(container, "eth0") == [ip["address"] for ip in result.get("ips", ())]
     routes = machine.ip(container, "route", "show", "table", "all")
     defaults = [route for route in routes if route["dst"] == "default"]

@@ -18,6 +18,7 @@ from tests.faults.inprocess import INJECTED, KILLED, Fault, Terminated, faulty
 from tests.kernel.sweeps import faults, rehearsal
 from tests.machine import REFERENCE_BIN, ROOT, Json, Machine, error_of, files_below
 from tests.scope import ALL
+from tests.waits import GENEROUS
 
 alone = pytest.mark.without_engine(reason="fails in this process")
 MAC = "02:00:00:00:12:34"
@@ -63,10 +64,11 @@ def state(machine: Machine, netns: str) -> Json:
     """Return all that tuning may change in a container."""
     link = machine.link(netns, "eth0") or {}
     paths = [sysctl.path_of(key, "eth0") for key in SYSCTLS]
+    values = machine.command(netns, "cat", *(f"/proc/sys/{path}" for path in paths)).splitlines()
     return {
         "flags": sorted({"PROMISC", "ALLMULTI"} & set(link.get("flags", ()))),
         **{key: link.get(key) for key in ("address", "mtu", "txqlen")},
-        **{path: machine.command(netns, "cat", f"/proc/sys/{path}").split() for path in paths},
+        **{path: value.split() for path, value in zip(paths, values, strict=True)},
     }
 
 
@@ -257,27 +259,27 @@ def test_congestion_control(machine: Machine) -> None:
         *("net.can.x", "net.nf_conntrack_max", "net.core.netdev_max_backlog", "net.ipv4.nonsense"),
     ],
 )
-def test_names_that_are_refused(machine: Machine, key: str) -> None:
+def test_names_that_are_refused(arena: Machine, key: str) -> None:
     """No name leads out of the container's net.*, and nothing is set before that is found."""
-    netns = container(machine)
-    before = state(machine, netns)
-    conf = config(machine, mtu=1400, sysctl={"net.core.somaxconn": "77", key: "1"})
+    netns = container(arena)
+    before = state(arena, netns)
+    conf = config(arena, mtu=1400, sysctl={"net.core.somaxconn": "77", key: "1"})
 
-    error = machine.refused("tuning", "ADD", conf, netns)
+    error = arena.refused("tuning", "ADD", conf, netns)
 
     assert error["code"] == 7
-    assert state(machine, netns) == before
-    assert files(machine) == []
+    assert state(arena, netns) == before
+    assert files(arena) == []
 
 
 @pytest.mark.parametrize(
     "value", ["", " ", "1\n2", "1\nkernel.core_pattern=x", "\0", "\x1b[0m", "1" * 2000]
 )
-def test_values_that_are_refused(machine: Machine, value: str) -> None:
+def test_values_that_are_refused(arena: Machine, value: str) -> None:
     """A value is one line that can be printed (CVE-2022-0811)."""
-    conf = config(machine, sysctl={"net.core.somaxconn": value})
+    conf = config(arena, sysctl={"net.core.somaxconn": value})
 
-    assert machine.refused("tuning", "ADD", conf, container(machine))["code"] == 7
+    assert arena.refused("tuning", "ADD", conf, container(arena))["code"] == 7
 
 
 @pytest.mark.parametrize(
@@ -296,16 +298,16 @@ def test_values_that_are_refused(machine: Machine, value: str) -> None:
         ({"prevResult": None, "mtu": 1400}, 7, "prevResult"),
     ],
 )
-def test_refused(machine: Machine, keys: Json, code: int, says: str) -> None:
+def test_refused(arena: Machine, keys: Json, code: int, says: str) -> None:
     """What cannot be is told, and all is as it was."""
-    netns = container(machine)
-    before = state(machine, netns)
+    netns = container(arena)
+    before = state(arena, netns)
 
-    error = machine.refused("tuning", "ADD", config(machine, **{"txQLen": 7, **keys}), netns)
+    error = arena.refused("tuning", "ADD", config(arena, **{"txQLen": 7, **keys}), netns)
 
     assert (error["code"], says in error["msg"]) == (code, True), error
-    assert state(machine, netns) == before
-    assert files(machine) == []
+    assert state(arena, netns) == before
+    assert files(arena) == []
 
 
 def test_sysctl_twice_in_json(machine: Machine) -> None:
@@ -549,7 +551,7 @@ def killed(machine: Machine, conf: Json, netns: str, fault: Fault) -> bool:
 
     process = multiprocessing.get_context("fork").Process(target=add)
     process.start()
-    process.join(60)
+    process.join(GENEROUS)
     assert process.exitcode in (0, KILLED)
     return process.exitcode == KILLED
 
