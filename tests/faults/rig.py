@@ -29,6 +29,7 @@ TURNS = 8  # days after which each call has been in a sample
 _DEATHS_MAX = 10  # of workers, that an engine makes good at once
 _CALLS_MIN, _CALLS_MAX = 3, 400
 _EDGE = 120
+_KERNEL_SECONDS = 30.0  # to take away the pairs of a namespace that has ended
 
 
 class Rig:
@@ -164,11 +165,9 @@ class Rig:
 
     def assert_clean(self) -> None:
         """Demand that nothing is left of any attachment."""
-        for _ in range(200):  # the kernel may still be at it
-            found = self.node.traces("br0")
-            if "links" not in found:
-                break
-            time.sleep(0.01)
+        deadline = time.monotonic() + _KERNEL_SECONDS
+        while "links" in (found := self.node.traces("br0")) and time.monotonic() < deadline:
+            time.sleep(0.01)  # the kernel may still be at it
         assert found == {}
         for name, netns in self._netns.items():
             assert self.node.links(netns) == ["lo"], name
