@@ -21,9 +21,10 @@ _SEPARATOR = "\x1e"
 _VETH = re.compile(r"veth[0-9a-f]{8}")
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 _LINK = ("mtu", "txqlen", "qdisc", "linkmode", "group", "promiscuity", "master")
-# What the kernel counts or derives from names and MACs that are random.
+# What the kernel counts, derives from names and MACs that are random, or notices some time later:
+# the state of a port follows its carrier.
 _VOLATILE = re.compile(
-    r"timer|_id$|^id$|^no$|^root_|fdb_n_|designated|topology_change|^config_pend"
+    r"timer|_id$|^id$|^no$|^root_|fdb_n_|designated|topology_change|^config_pend|^state$"
 )
 _CHAIN = re.compile(r"CNI-[0-9a-f]{24}")
 _NETWORKS = "/var/lib/cni/networks"
@@ -137,7 +138,8 @@ def plain_link(node: Node) -> Table:
 def brief(table: Table, before: Table, plain: Table) -> list[str]:
     """Return the rows, as lines, that are not as before, and not as the kernel makes them."""
     rows = {p: v for p, v in table.items() if _by_itself(p, table, before, plain) != v}
-    rows |= {path: _ABSENT for path in before if path not in table}
+    if before.keys() & table.keys():  # it is not a reply alone
+        rows |= {path: _ABSENT for path in before if path not in table}
     return [f"{path} = {value}" for path, value in rows.items()]
 
 
