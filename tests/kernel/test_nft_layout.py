@@ -238,6 +238,19 @@ def test_users_of_one_table(machine: Machine, order: tuple[str, ...]) -> None:
     assert listing(machine) == ""
 
 
+def test_base_that_is_made_again_keeps_the_rules_of_an_open_chain(machine: Machine) -> None:
+    """Networks with conditions have a jump in a chain of the base, which no other ADD flushes."""
+    first = Attachment(machine, "conditions")
+    second = Attachment(machine, "hairpin", **SECOND)
+
+    assert "jump hostports-" in listing(machine)
+    second.delete()
+    assert "jump hostports-" in listing(machine)
+    first.delete()
+
+    assert listing(machine) == ""
+
+
 # --- objects of others in our tables ---
 
 
