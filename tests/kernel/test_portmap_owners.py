@@ -12,7 +12,7 @@ import pytest
 
 from cni_common.kernel import nft_table
 from cni_common.kernel.netns import NetNS
-from cni_common.node.masquerade import TABLE
+from cni_common.kernel.nft_layout import TABLE
 from plugins.portmap import layout
 from tests.faults.inprocess import Fault, faulty
 from tests.kernel.ports import HOST4, OUTSIDE4, Node, port

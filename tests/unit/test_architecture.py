@@ -27,9 +27,12 @@ WINGS = {
     "spec": ("errors", "undo", "wire", "names", "result", "schema", "request", "ipam_config"),
     "kernel": (
         *("netlink", "codec", "link", "route", "rtnetlink", "netns", "link_deletion"),
-        *("nft_messages", "nft_expressions", "nft_table", "iptables"),
+        *("nft_messages", "nft_expressions", "nft_table", "nft_layout", "iptables"),
     ),
-    "node": ("record", "masquerade", "liveness", "veth", "lifecycle", "host"),
+    "node": (
+        *("record", "masquerade_iptables", "masquerade", "liveness", "veth", "lifecycle"),
+        "host",
+    ),
     "serve": ("stdio", "protocol", "worker", "engine", "cli", "main"),
 }
 ORDER = tuple(f"{wing}.{module}" for wing, modules in WINGS.items() for module in modules)
@@ -38,7 +41,7 @@ FOR_PLUGINS = ORDER[: ORDER.index("node.host")]  # a plugin is handed the Host
 LAZY = {
     "kernel.netns": ("kernel.netlink", "kernel.rtnetlink"),
     "kernel.rtnetlink": ("kernel.codec",),
-    "node.masquerade": ("kernel.iptables",),
+    "node.masquerade": ("kernel.iptables", "node.masquerade_iptables"),
     "serve.main": tuple(name for name in ORDER if name != "serve.stdio"),
 }
 THIRD_PARTIES = {
@@ -266,9 +269,13 @@ _INTERFACE = frozenset(
         *("kernel.rtnetlink", "node.veth"),
     }
 )
-_NFT = frozenset(
-    {"kernel.nft_expressions", "kernel.nft_messages", "kernel.nft_table", "node.masquerade"}
+_NFT_LAYOUT = frozenset(
+    {
+        *("kernel.nft_expressions", "kernel.nft_layout", "kernel.nft_messages"),
+        "kernel.nft_table",
+    }
 )
+_NFT = _NFT_LAYOUT | {"node.masquerade"}
 
 
 class Entry(NamedTuple):
@@ -356,7 +363,7 @@ ENTRIES = {
         {},
         7,
         _SERVING | _NETLINK,
-        _COMMON_SERVING | _NFT | {"kernel.netlink"},
+        _COMMON_SERVING | _NFT_LAYOUT | {"kernel.netlink"},
         frozenset(
             {
                 "firewall",
