@@ -34,6 +34,7 @@ Json = dict[str, Any]
 
 # What changes by itself, or says only in which order things were made.
 _NETNS_FD_MIN = 200
+_END_SECONDS = 60
 _VOLATILE = {
     "handle",
     "index",
@@ -103,6 +104,16 @@ class Machine:
         fd = int(netns.rpartition("/")[2])
         self._fds.remove(fd)
         os.close(fd)
+
+    def end(self, netns: str) -> None:
+        """Forget a container's namespace, and wait until the kernel has taken its pairs away."""
+        pairs = [one for one in self.ip(netns, "link") if "link_netnsid" in one]
+        expected = len(self.ports()) - len(pairs)
+        self.forget(netns)
+        deadline = time.monotonic() + _END_SECONDS
+        while len(self.ports()) != expected:
+            assert time.monotonic() < deadline, "the kernel keeps the pairs of a container"
+            time.sleep(0.01)
 
     def close(self) -> None:
         """End the engine, and let go of every namespace."""

@@ -90,12 +90,12 @@ def add(
     addresses: Sequence[Cidr],
     *,
     backend: str,
-    is_alive: Callable[[str], bool],
+    holder_of: Callable[[str, Address], str],
 ) -> None:
     """Masquerade what `addresses` send to outside of their subnets.
 
-    `is_alive` tells whether the owner named in an element's comment still exists: what a dead
-    one left under the same address is taken over. Raises CNIError, NetlinkError.
+    `holder_of` describes the owner named in the comment of an element that is there already, ""
+    when that is gone: then its element is replaced. Raises CNIError, NetlinkError.
     """
     if backend == "iptables":
         from cni_common.kernel import iptables
@@ -116,7 +116,7 @@ def add(
     frame = (*_base(), *_network_chain(chain, subnets))
     try:
         nft_table.add_with_frame(
-            netns, frame, elements, lambda: _evict(netns, owner, addresses, is_alive)
+            netns, frame, elements, lambda: _replaced(netns, owner, addresses, holder_of)
         )
     except (CNIError, NetlinkError):
         # A DEL may have left to us what it saw us use.
@@ -324,24 +324,25 @@ def _without_chain(chain: str) -> list[Message]:
     return [TABLE.delete_rule(chain), TABLE.delete_chain(chain)]
 
 
-def _evict(
+def _replaced(
     netns: NetNS,
     owner: Owner,
     addresses: Sequence[Cidr],
-    is_alive: Callable[[str], bool],
+    holder_of: Callable[[str, Address], str],
 ) -> list[Message]:
-    """Return the deletion of elements that dead owners left under `addresses`."""
+    """Return the deletion of the elements that owners which are gone left under `addresses`."""
     messages = []
     for cidr in addresses:
         family = _FAMILIES[cidr.version]
         element = TABLE.element(netns, family.map, cidr.ip.packed)
         if element is None:
             continue
-        if element.comment != str(owner) and is_alive(element.comment):
+        holder = "" if element.comment == str(owner) else holder_of(element.comment, cidr.ip)
+        if holder:
             raise CNIError(
                 Code.INTERNAL,
-                f"{cidr.ip} is masqueraded for '{element.comment}' (plugin, network, container,"
-                " interface), which is alive; give the two networks subnets that do not overlap",
+                f"{cidr.ip} is masqueraded for {holder}; give the two networks subnets that do not"
+                " overlap, or DEL that container first",
             )
         messages.append(TABLE.delete_element(family.map, cidr.ip.packed))
     return messages

@@ -234,7 +234,7 @@ class Store:
         """Return the earliest time of this boot that the clock has ever told, since the epoch."""
         return self._opened_catalog().booted_ns() if self._dir >= 0 else 0
 
-    def distrust(self) -> None:
+    def invalidate_index(self) -> None:
         """Have the index made anew by whoever needs it next: the leases say otherwise."""
         if self._dir >= 0:
             self._opened_catalog().forget()
