@@ -189,8 +189,13 @@ class Audit:
             return f"its network namespace '{one.netns}' is gone", LATER
         if one.lease.is_young() or one.lease.address in self._node.in_use:
             return "", ""
-        where = f"'{one.netns}' is no namespace" if one.netns else "no record tells its namespace"
-        return f"{where}, and its address is in none; GC by the runtime, or DEL, frees it", NEVER
+        if one.netns:
+            why = (
+                f"it cannot be told whether '{one.netns}' lives, and its address is in no namespace"
+            )
+            return f"{why}; DEL frees it", NEVER
+        why = "no record tells its namespace, and its address is in none"
+        return f"{why}; GC by the runtime, or DEL, frees it", NEVER
 
     # --- what has none ---
 
