@@ -42,6 +42,7 @@ LAZY = {
 THIRD_PARTIES = {
     "_setns": "cni_common.kernel.netns",  # of the bundle
     "jsonschema": "cni_common.spec.schema",
+    "pyroute2": "commands.dumps",
     "rich": "commands.view",
 }
 
