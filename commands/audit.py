@@ -112,7 +112,7 @@ class Audit:
                         "record", known.path, reason=reason, key=known.path, act=act, reclaim=NOW
                     )
                 continue
-            reason, when = self._fate(known)
+            reason, when = self._when(known)
             if not reason:
                 continue
             lifecycle = self._node.lifecycles.get(known.plugin)
@@ -127,12 +127,12 @@ class Audit:
                 if one.present:
                     yield self._of(known, one.kind, one.what, reason, when, act)
 
-    def _fate(self, known: Known) -> tuple[str, str]:
-        """Return why nobody lives who owns the record, and when that can be taken apart."""
+    def _when(self, known: Known) -> tuple[str, str]:
+        """Return why the owner of a record is GONE, and when that can be torn down."""
         # Not locked: an ADD or DEL that meets the lock would wait, or be refused.
-        reason = self._node.judge.of(known.attachment, known.record)
-        ripe = self._node.patient_judge.of(known.attachment, known.record)
-        return reason, NOW if ripe and not known.is_young() else LATER
+        reason = self._node.absence.reason(known.record)
+        ripe = self._node.patient_absence.reason(known.record) and not known.is_young()
+        return reason, NOW if ripe else LATER
 
     @cached_property
     def _lessees(self) -> frozenset[tuple[str, Attachment]]:
@@ -142,7 +142,7 @@ class Audit:
 
     def _leases(self) -> Iterator[Finding]:
         for one in self._node.tenancies:
-            reason, when = self._fate_of_lease(one)
+            reason, when = self._when_of_lease(one)
             if not reason:
                 continue
             act = (
@@ -162,7 +162,7 @@ class Audit:
                 act,
             )
 
-    def _fate_of_lease(self, one: Tenancy) -> tuple[str, str]:
+    def _when_of_lease(self, one: Tenancy) -> tuple[str, str]:
         if one.held.reason:
             return one.held.reason, NOW
         if one.alive is True:
@@ -172,8 +172,13 @@ class Audit:
             return f"its network namespace '{one.netns}' is gone", LATER
         if one.held.is_young or one.held.address in self._node.in_use:
             return "", ""
-        where = f"'{one.netns}' is no namespace" if one.netns else "no record tells its namespace"
-        return f"{where}, and its address is in none; GC by the runtime, or DEL, frees it", NEVER
+        if one.netns:
+            why = (
+                f"it cannot be told whether '{one.netns}' lives, and its address is in no namespace"
+            )
+            return f"{why}; DEL frees it", NEVER
+        why = "no record tells its namespace, and its address is in none"
+        return f"{why}; GC by the runtime, or DEL, frees it", NEVER
 
     # --- what has none ---
 

@@ -7,11 +7,10 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cni_common.kernel import netns
+from cni_common.node.absence import Absence
 from cni_common.node.lifecycle import as_delete
-from cni_common.node.liveness import GRACE_SECONDS
+from cni_common.node.liveness import GRACE_SECONDS, addresses_in_use
 from commands.node import PROBE, Node
-from plugins.host_local.expiry import Judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,19 +53,19 @@ def remove_empty_record(host: Host, path: str) -> None:
 
 
 def note_returns(host: Host, steps: BestEffort) -> None:
-    """Forget that a namespace was found gone where it is there again."""
-    judge = Judge(host, "", patient=True)
+    """Forget that a container was found GONE where that can no longer be told."""
+    absence = Absence(host, patient=True)
     for known in Node(host, "").records:
         record = host.records.open(known.path) if known.facts.get("gone_since") else None
         if record is not None:
-            steps.attempt(known.path, partial(judge.of, record.attachment, record))
+            steps.attempt(known.path, partial(absence.reason, record))
             record.close()
 
 
 def remove_stray(host: Host, part: Part, stray: Stray, network: str = "") -> None:
     """Remove what still has no record and no living container."""
     claimed = Node(host, "").claimed(part)
-    if stray.owner in claimed or stray.addresses & netns.addresses_in_use():
+    if stray.owner in claimed or stray.addresses & addresses_in_use():
         return
     _log(host, stray.what, stray.reason)
     if stray.remove_from:
@@ -98,10 +97,10 @@ def _probes(host: Host) -> list[str]:
 
 
 def _reason(host: Host, record: Record) -> str:
-    """Return why an attachment can go; notes the first sight of a namespace that is gone."""
+    """Return why an attachment can go; notes the first sight of a container that is GONE."""
     if record.age() < GRACE_SECONDS:
         return ""
-    return Judge(host, "", patient=True).of(record.attachment, record)
+    return Absence(host, patient=True).reason(record)
 
 
 def _age(path: str) -> float:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from cni_common.kernel import netns
+from cni_common.node import liveness
+from cni_common.node.absence import Absence
 from cni_common.node.liveness import GRACE_SECONDS
 from cni_common.spec import wire
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.names import check_identifier
 from cni_common.spec.request import Attachment
 from plugins import TYPES
-from plugins.host_local.expiry import Judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -141,23 +141,23 @@ class Node:
         return frozenset(text for one in self.records for text in part.claims(one.record))
 
     @cached_property
-    def judge(self) -> Judge:
-        """Who knows at first sight which recorded namespace is gone; writes nothing."""
-        return Judge(self.host, "", notes=False)
+    def absence(self) -> Absence:
+        """What tells at first sight which container is GONE; writes nothing."""
+        return Absence(self.host, notes=False)
 
     @cached_property
-    def patient_judge(self) -> Judge:
-        """Who knows which of them was found gone before, a grace time ago."""
-        return Judge(self.host, "", patient=True, notes=False)
+    def patient_absence(self) -> Absence:
+        """What tells which of them was found GONE before, a grace time ago."""
+        return Absence(self.host, patient=True, notes=False)
 
     @cached_property
     def in_use(self) -> frozenset[Address]:
         """Every address in every namespace that can be found."""
-        return netns.addresses_in_use()
+        return liveness.addresses_in_use()
 
     def alive(self, facts: Json) -> bool | None:
-        """Tell whether the recorded namespace exists, None when nobody can tell."""
-        return self.judge.lives(facts)
+        """Tell whether the container of a record lives, None when it cannot be told."""
+        return self.absence.liveness.state_of(facts).alive
 
     def directories(self, network: str = "") -> list[tuple[str, str]]:
         """Return network and lease directory, of all networks or of one."""
@@ -218,10 +218,10 @@ class Node:
         """Return a lease, with what the `others` of the container's records tell about it."""
         ifname = held.owner.ifname if held.owner else ""
         others = [one for one in others if ifname in (one.attachment.ifname, "")]
-        fates = [self.alive(one.facts) for one in others]
+        states = [self.alive(one.facts) for one in others]
         alive = held.alive
-        if alive is None and fates:  # the interface plugin knows what the IPAM plugin does not
-            alive = True if True in fates else fates[0]
+        if alive is None and states:  # the interface plugin knows what the IPAM plugin does not
+            alive = True if True in states else states[0]
         return Tenancy(
             held,
             leases,

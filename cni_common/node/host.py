@@ -12,15 +12,14 @@ from cni_common.spec import wire
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.request import Command, Request
 from cni_common.spec.result import Result
+from cni_common.spec.undo import Undo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import Protocol, Self
 
     from cni_common.node.lifecycle import Lifecycle
-    from cni_common.spec.undo import Undo
     from cni_common.spec.wire import Json
 
     class Plugin(Protocol):
@@ -49,7 +48,7 @@ if TYPE_CHECKING:
             """Return what an attachment consists of, None when it has no record."""
 
     Loader = Callable[[str], Plugin | None]
-    Execute = Callable[[str, Request, "Host"], AbstractContextManager[Result | None]]
+    Execute = Callable[[str, Request, "Host", Undo], Result | None]
 
 STATE_DIR = "/run/pycni"
 # Seconds that a delegate may take: below the deadlines at which runtimes give up on us, so that
@@ -177,7 +176,7 @@ class Host:
 
         def push_deletion() -> None:
             if undo is not None:
-                undo.push(f"{type} {command}", lambda: self.delegate(type, req, Command.DEL))
+                undo.push(f"the ADD of '{type}'", lambda: self.delegate(type, req, Command.DEL))
 
         if is_ours:
             return self._run_here(type, req.delegated(command, stdin), push_deletion)
@@ -195,7 +194,8 @@ class Host:
             )
         self._delegates.append(type)
         try:
-            with self._execute(type, req, self) as result:
+            with Undo() as undo:
+                result = self._execute(type, req, self, undo)
                 on_success()  # in here: a signal that comes after it finds the address on one stack
             return result
         finally:

@@ -9,7 +9,6 @@ from ipaddress import ip_interface
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.link_deletion import delete_link
-from cni_common.kernel.netns import addresses_in_use
 from cni_common.node import masquerade, veth
 from cni_common.node.lifecycle import Part
 from cni_common.spec.errors import CNIError, Code
@@ -164,6 +163,8 @@ class Masquerade(Part):
         valid = req.valid_attachments
         if valid is None:
             return
+        from cni_common.node.liveness import addresses_in_use
+
         in_use = cache(addresses_in_use)
 
         def keep() -> frozenset[Attachment]:
@@ -188,18 +189,20 @@ class Masquerade(Part):
 
     def present(self, host: Host, record: Record, facts: MasqueradeFacts) -> Iterator[Owned]:
         """Yield the chain of iptables, or the elements of nftables."""
+        from cni_common.kernel import nft_layout
         from cni_common.node.owned import Owned
 
         if facts.backend == "iptables":
             from cni_common.kernel import iptables
+            from cni_common.node import masquerade_iptables
 
-            chain = iptables.chain_of(record.network, record.attachment)
+            chain = masquerade_iptables.chain_of(record.network, record.attachment)
             there = iptables.has_chain(host.netns, chain)
             yield Owned("iptables", f"chain {chain} of table nat", there)
             return
         for text in facts.addresses:
             address = ip_interface(text).ip
-            what = f"element {address} of table inet {masquerade.TABLE.name}"
+            what = f"element {address} of {nft_layout.TABLE}"
             there = masquerade.holds(host.netns, owner_of(record), address)
             yield Owned(self.name, what, there)
 
@@ -218,7 +221,7 @@ MASQUERADE = Masquerade()
 
 
 def add_masquerade(
-    attaching: Attaching, host: Host, addresses: Sequence[Cidr], *, backend: str
+    attaching: Attaching, req: Request, host: Host, addresses: Sequence[Cidr], *, backend: str
 ) -> None:
     """Masquerade what `addresses` send to outside of their subnets. Raises CNIError, OSError."""
     attaching.note(MasqueradeFacts(backend, [str(cidr) for cidr in addresses]))
@@ -228,7 +231,7 @@ def add_masquerade(
         owner_of(attaching.record),
         addresses,
         backend=backend,
-        is_alive=lambda text: _is_alive(host, text),
+        holder_of=lambda text, address: _holder_of(req, host, text, address),
     )
 
 
@@ -244,10 +247,10 @@ def owner_of(record: Record) -> masquerade.Owner:
     return masquerade.Owner(record.plugin, record.network, record.attachment)
 
 
-def _is_alive(host: Host, owner: str) -> bool:
+def _holder_of(req: Request, host: Host, owner: str, address: Address) -> str:
     from cni_common.node import liveness
 
-    return liveness.is_alive(host.records, owner)
+    return liveness.holder_of(host, owner, address, ours=req.netns)
 
 
 def _collect_elements(

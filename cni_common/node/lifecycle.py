@@ -188,7 +188,7 @@ class Lifecycle:
                 req,
                 host,
                 steps,
-                dissolve=lambda gone, record: self.teardown(gone, host, record),
+                teardown=lambda gone, record: self.teardown(gone, host, record),
             )
             for part in self.parts:
                 steps.attempt(part.name, partial(part.collect, req, host, self.plugin))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cni_common.kernel import iptables
-from cni_common.kernel.netns import addresses_in_use
-from cni_common.node import masquerade
+from cni_common.kernel import nft_layout
+from cni_common.node import masquerade, masquerade_iptables
+from cni_common.node.liveness import addresses_in_use
 from cni_common.node.owned import Stray
 from cni_common.spec.request import Attachment
 
@@ -30,7 +30,7 @@ def _elements(host: Host) -> Iterator[Stray]:
         parts = text.split(" ") if text.count(" ") == 3 else ["", "", "", ""]
         yield Stray(
             "masquerade",
-            f"element {address} of table inet {masquerade.TABLE.name}, for '{text}'",
+            f"element {address} of {nft_layout.TABLE}, for '{text}'",
             tuple(parts[1:]),
             owner=text,
             addresses=frozenset([address]),
@@ -40,7 +40,7 @@ def _elements(host: Host) -> Iterator[Stray]:
 
 
 def _jumps(host: Host) -> Iterator[Stray]:
-    for jump in iptables.reference_jumps(host.netns):
+    for jump in masquerade_iptables.reference_jumps(host.netns):
         yield Stray(
             "iptables",
             f"chain {jump.chain} for {jump.source}",
@@ -54,7 +54,7 @@ def _jumps(host: Host) -> Iterator[Stray]:
 
 
 def _rules(host: Host) -> Iterator[Stray]:
-    for comment, source in iptables.reference_rules(host.netns):
+    for comment, source in masquerade_iptables.reference_rules(host.netns):
         yield Stray(
             "nftables",
             f"rule '{comment}' for {source}",
@@ -93,6 +93,7 @@ def _names_in(comment: str, networks: Collection[str]) -> tuple[str, ...]:
     instance, *parts = comment.split(", ")
     given = dict(part.partition(": ")[::2] for part in parts)
     network, owner = given.get("net", ""), Attachment(given.get("id", ""), given.get("if", ""))
-    if instance == iptables.reference_instance(network, owner):
+    if instance == masquerade_iptables.reference_instance(network, owner):
         return network, owner.containerid, owner.ifname
-    return (next((one for one in networks if iptables.is_of_network(instance, one)), ""),)
+    is_of = partial(masquerade_iptables.is_of_network, instance)
+    return (next(filter(is_of, networks), ""),)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # What is the same in both.
 _HEADER = (
     *("plugin", "network", "containerid", "ifname", "netns", "netns_id", "gone_since"),
-    *("stdin", "cni_args", "cni_path"),
+    *("pid_ns", "stdin", "cni_args", "cni_path"),
 )
 # By plugin each part: its name, the key that is there when the part is, and the keys of its fields.
 _INTERFACE = (
@@ -56,7 +56,7 @@ _PARTS: dict[str, tuple[tuple[str, str, dict[str, str]], ...]] = {
                 "egress": "egress",
             },
         ),
-        ("ifb", "ifb", {"name": "ifb", "mac": "ifb_mac"}),
+        ("ifb", "ifb", {"device": "ifb", "mac": "ifb_mac"}),
     ),
     "tuning": (
         ("interface", "device", {"before": "device"}),

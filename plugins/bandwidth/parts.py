@@ -61,7 +61,7 @@ class Limits(Part):
         entry = False
         if facts.egress:
             known = record.get(IfbFacts)
-            block = host.netns.netlink.identify(known.name) if known else None
+            block = host.netns.netlink.identify(known.device) if known else None
             found = tc.ingress(channel, link.index)
             entry = (
                 found is not None
@@ -88,12 +88,12 @@ class Limits(Part):
             yield Owned("limit", f"of what '{facts.host_end}' sends to the container", there)
         block = record.get(IfbFacts)
         if block:
-            found = host.netns.netlink.identify(block.name)
+            found = host.netns.netlink.identify(block.device)
             mine = found is not None and found[1] == block.mac
-            yield Owned("ifb", f"'{block.name}' ({block.mac})", mine)
+            yield Owned("ifb", f"'{block.device}' ({block.mac})", mine)
         if facts.egress:
             targets = ifb.redirections(host.netns, link) if link else set()
-            what = f"from '{facts.host_end}' to '{block.name if block else ''}'"
+            what = f"from '{facts.host_end}' to '{block.device if block else ''}'"
             yield Owned("redirection", what, max(targets, default=0) > 0)
 
 
@@ -102,7 +102,7 @@ class IfbFacts:
     """The intermediate functional block device that what leaves the container goes through."""
 
     PART = "ifb"
-    name: str = ""
+    device: str = ""
     mac: str = ""
 
 
@@ -113,7 +113,7 @@ class Ifb(Part):
 
     def teardown(self, _req: Request, host: Host, _record: Record, facts: IfbFacts) -> None:
         """Delete it."""
-        ifb.delete(host.netns, facts.name, facts.mac)
+        ifb.delete(host.netns, facts.device, facts.mac)
 
     def strays(self, host: Host) -> Iterator[Stray]:
         """Yield the ifbs to which nothing is redirected."""

@@ -52,7 +52,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
         veth.configure(container, req.ifname, ours.peer, result, dad=conf.dad)
         if conf.masquerade:
             addresses = [ip.address for ip in result.ips]
-            interface.add_masquerade(attaching, host, addresses, backend=conf.masquerade)
+            interface.add_masquerade(attaching, req, host, addresses, backend=conf.masquerade)
     elif not conf.container_down:
         container.netlink.configure(ours.peer, (), (), dad=conf.dad)
     bridge = _await_working(host, conf, ours, bridge)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING
 
-from cni_common.kernel.netns import reachable_namespaces
 from cni_common.node.interface import IPAM, MASQUERADE, Veth, VethFacts
 from cni_common.node.lifecycle import Lifecycle, Part
 from plugins.bridge import macfilter
@@ -56,7 +55,7 @@ class MacFilter(Part):
         """Yield the filter."""
         from cni_common.node.owned import Owned
 
-        what = f"port '{facts.port}', MAC {facts.mac} in table bridge {macfilter.TABLE.name}"
+        what = f"port '{facts.port}', MAC {facts.mac} in {macfilter.TABLE}"
         yield Owned(self.name, what, macfilter.holds(host.netns, facts.port, facts.mac))
 
     def strays(self, host: Host) -> Iterator[Stray]:
@@ -66,7 +65,7 @@ class MacFilter(Part):
         for port in macfilter.orphans(host.netns):
             yield Stray(
                 self.name,
-                f"port '{port}' of table bridge {macfilter.TABLE.name}",
+                f"port '{port}' of {macfilter.TABLE}",
                 (),
                 owner=port,
                 addresses=frozenset(),
@@ -109,10 +108,10 @@ class Gateway(Part):
 
 
 def user_of_gateway(req: Request, host: Host, conf: Conf, gateway: Cidr) -> str:
-    """Return another network that has living containers behind `gateway`, "" when none has."""
-    from cni_common.node.liveness import lives
+    """Describe another network that has containers behind `gateway` that are not GONE, or ""."""
+    from cni_common.node.liveness import Liveness, State, describe, owner_of
 
-    living = cache(reachable_namespaces)
+    liveness = Liveness(host)
     for record in host.records.of_plugin(LIFECYCLE.plugin):
         facts = record.get(GatewayFacts)
         if (
@@ -120,9 +119,11 @@ def user_of_gateway(req: Request, host: Host, conf: Conf, gateway: Cidr) -> str:
             and record.network != req.network
             and facts.interface == conf.gateway_interface
             and str(gateway) in facts.addresses
-            and lives(record.facts, living) is not False
         ):
-            return record.network
+            state, reason = liveness.assess(record.facts)
+            if state is not State.GONE:
+                owner = describe(owner_of(record), state, reason)
+                return f"network '{record.network}', for {owner}"
     return ""
 
 

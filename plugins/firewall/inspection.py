@@ -122,7 +122,7 @@ def _remove_policy(host: Host, pair: tuple[str, str]) -> None:
         if pair[0] == isolation.PORTS:
             isolation.open_port(host.netns, pair[1])
         else:
-            isolation.settle(host.netns, pair[1], ())
+            isolation.ensure(host.netns, pair[1], ())
 
 
 def _is_source(facts: FirewallFacts, address: Address) -> bool:

@@ -265,7 +265,7 @@ def _ensure_policies(
 ) -> None:
     """Keep the bridge of `policy` apart as `policies` say."""
     if rules.backend != IPTABLES:
-        isolation.settle(host.netns, policy.bridge, policies)
+        isolation.ensure(host.netns, policy.bridge, policies)
         return
     if not policies and policy.found:
         return  # the reference's, which may have containers there that live

@@ -1,4 +1,4 @@
-"""Takes back the leases of those that are gone: for an ADD that finds no address, and by command.
+"""Takes back leases of containers that are gone: for an ADD that finds no address, by command.
 
 A lease of an earlier boot goes at once; one of this boot goes when its namespace was found gone
 twice, a grace time apart.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cni_common.kernel.netns import addresses_in_use
-from plugins.host_local.expiry import Judge
+from cni_common.node.liveness import State, addresses_in_use
+from plugins.host_local.expiry import Expiry
 from plugins.host_local.lease import GRACE_SECONDS, PLUGIN, LeaseFacts
 from plugins.host_local.ranges import unused
 from plugins.host_local.store import Store, indexes_of
@@ -28,28 +28,25 @@ def holdings(host: Host, network: str, directory: str) -> list[Holding]:
     """Return every lease in `directory`, ordered by address; changes nothing."""
     from cni_common.node.owned import Holding
 
-    judge = Judge(host, network, patient=True, notes=False)
-    leases, booted_ns = Sweep(host, judge, "").read(directory)
+    expiry = Expiry(host, network, patient=True, notes=False)
+    leases, booted_ns = Sweep(host, expiry, "").read(directory)
     found = []
     for lease in sorted(leases, key=lambda one: (one.address.version, int(one.address))):
-        record, _ = judge.find(lease.owner) if lease.owner else (None, False)
+        record, _ = expiry.find(lease.owner) if lease.owner else (None, False)
         facts = record.facts if record else {}
         leased = record.get(LeaseFacts) if record else None
         if record:
             record.close()
-        pod, path = leased.pod if leased else "", facts.get("netns", "")
-        reason = judge.reason(lease, booted_ns)
-        alive = judge.lives(facts)
         found.append(
             Holding(
                 lease.address,
                 lease.owner,
                 lease.since,
                 is_young=lease.is_young(),
-                pod=pod,
-                netns=path,
-                alive=alive,
-                reason=reason,
+                pod=leased.pod if leased else "",
+                netns=facts.get("netns", ""),
+                alive=expiry.state_of(facts).alive,
+                reason=expiry.reason(lease, booted_ns),
             )
         )
     return found
@@ -79,25 +76,26 @@ def make_room(host: Host, network: str, directory: str, shortage: Shortage) -> b
     taken = {int(one.address) for one in leases}
     if shortage.address is None and shortage.range_set.pick(unused(taken), None) is not None:
         with Store(directory, indexes=indexes_of(host), log=host.log) as store:
-            store.lock().distrust()
+            store.lock().forget_index()
         return True
     if sweep.remove(directory, leases, booted_ns):
         return True
-    waiting = sweep.judge.waiting
+    waiting = sweep.expiry.waiting
     shortage.explain(leases, _patience(waiting) if waiting else "")
     return False
 
 
 def abandoned(host: Host, network: str, leases: Sequence[Lease], pod_uid: str) -> list[Lease]:
-    """Return those of `leases` whose owner was of the same pod, in a namespace that is gone."""
-    judge = Judge(host, network)
+    """Return those of `leases` whose owner was of the same pod and is GONE."""
+    expiry = Expiry(host, network)
     found = []
     for lease in leases:
-        record, _ = judge.find(lease.owner) if lease.owner else (None, False)
+        record, _ = expiry.find(lease.owner) if lease.owner else (None, False)
         if record is None:
             continue
         facts = record.get(LeaseFacts)
-        if facts and facts.pod_uid == pod_uid and judge.lives(record.facts) is False:
+        same = facts is not None and facts.pod_uid == pod_uid
+        if same and expiry.state_of(record.facts) is State.GONE:
             found.append(lease)
         record.close()
     return found
@@ -110,8 +108,8 @@ def not_in_use(leases: Sequence[Lease]) -> list[Lease]:
 
 
 def _sweep(host: Host, network: str) -> Sweep:
-    judge = Judge(host, network, patient=True)
-    return Sweep(host, judge, f"{PLUGIN}: network {network}: reclaimed")
+    expiry = Expiry(host, network, patient=True)
+    return Sweep(host, expiry, f"{PLUGIN}: network {network}: reclaimed")
 
 
 def _patience(count: int) -> str:

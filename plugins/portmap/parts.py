@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING
 
-from cni_common.kernel.netns import reachable_namespaces
 from cni_common.node.lifecycle import Lifecycle, Part
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.request import Attachment
@@ -78,7 +76,7 @@ class HostPorts(Part):
         self, req: Request, host: Host, record: Record, facts: HostPortsFacts
     ) -> None:
         """Raise CNIError 4 when mappings are there, for a namespace that may live."""
-        from cni_common.node.liveness import lives
+        from cni_common.node.liveness import State, state_of
 
         if facts.backend == IPTABLES:
             from plugins.portmap import iptables
@@ -87,7 +85,7 @@ class HostPorts(Part):
             present = iptables.is_there(host.netns, chain)
         else:
             present = nftables.is_there(host.netns, facts, owner(req))
-        if present and lives(record.facts, reachable_namespaces) is not False:
+        if present and state_of(host, record.facts) is not State.GONE:
             since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - record.age()))
             raise CNIError(
                 Code.INVALID_ENVIRONMENT,
@@ -225,17 +223,24 @@ def way_of_localhost(host: Host, conf: Conf) -> route_localnet.Way:
 
 
 def refuse_taken_ports(req: Request, host: Host, conf: Conf) -> None:
-    """Raise CNIError when another living attachment has one of the ports: nftables tells itself."""
-    from cni_common.node.liveness import lives
+    """Raise CNIError when another attachment that is not GONE has one of the ports.
+
+    Only for iptables: nftables itself tells whose a port is.
+    """
+    from cni_common.node.liveness import Liveness, State, describe
 
     wanted = {tuple(_port(port, cidr)): port for port, cidr in conf.targets()}
-    living = cache(reachable_namespaces)
+    liveness = Liveness(host)
     for record in host.records.of_plugin(PLUGIN):
         facts = record.get(HostPortsFacts)
         taken = [wanted[key] for key in map(tuple, facts.ports if facts else ()) if key in wanted]
         same = record.attachment.containerid == req.containerid  # the rule that is first serves
-        if taken and not same and lives(record.facts, living) is not False:
-            raise nftables.taken(f"host port {taken[0]}", owner_of(record))
+        if not taken or same:
+            continue
+        state, reason = liveness.assess(record.facts)
+        if state is not State.GONE:
+            words = describe(owner_of(record), state, reason)
+            raise nftables.taken(f"host port {taken[0]}", words)
 
 
 def _port(port: Port, cidr: Cidr) -> list[str | int]:

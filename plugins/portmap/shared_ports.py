@@ -12,7 +12,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_common.kernel import nft_table
-from cni_common.kernel.netns import reachable_namespaces
 from cni_common.node.masquerade import Owner
 from cni_common.node.record import NewerFormatError
 from cni_common.spec.errors import CNIError, Code
@@ -23,6 +22,7 @@ from plugins.portmap.conf import PLUGIN, Conf
 if TYPE_CHECKING:
     from cni_common.node.host import Host
     from cni_common.node.record import Record
+    from cni_common.spec.names import Address
     from cni_common.spec.request import Request
     from plugins.portmap.parts import HostPortsFacts
 
@@ -38,7 +38,7 @@ def claim(req: Request, host: Host, conf: Conf) -> None:
     Raises CNIError naming another container that has one, NetlinkError.
     """
     for _ in range(nft_table.TRIES):
-        holders = nftables.add(host.netns, conf, owner(req), partial(judge, req, host))
+        holders = nftables.add(host.netns, conf, owner(req), partial(holder_of, req, host))
         if all(_wait_behind(req, host, holder) for holder in sorted(holders)):
             return
     raise CNIError(
@@ -46,15 +46,19 @@ def claim(req: Request, host: Host, conf: Conf) -> None:
     )
 
 
-def judge(req: Request, host: Host, text: str) -> str:
-    """Return what the owner that an element's comment names is to the container of `req`."""
-    from cni_common.node.liveness import lives
+def holder_of(req: Request, host: Host, text: str, address: Address) -> nftables.Holder | None:
+    """Return the owner of an element for the ADD or CHECK `req`, None when it is GONE.
 
+    The element's comment names it by `text`; `address` is that of its container.
+    """
+    from cni_common.node import liveness
+
+    words = liveness.holder_of(host, text, address, ours=req.netns)
+    if not words:
+        return None
     record = _record_of(host, text)
-    if record is None or lives(record.facts, reachable_namespaces) is not True:
-        return nftables.DEAD
-    same = record.attachment.containerid == req.containerid
-    return nftables.SAME if same else nftables.ALIVE
+    same = record is not None and record.attachment.containerid == req.containerid
+    return nftables.Holder(words, same)
 
 
 def pass_on(req: Request, host: Host, facts: HostPortsFacts) -> None:
@@ -66,15 +70,15 @@ def pass_on(req: Request, host: Host, facts: HostPortsFacts) -> None:
     found = (_waiting(req, host, *names) for names in facts.waiting)
     records = [record for record in found if record]
     try:
-        heirs: dict[tuple[str, bytes], nftables.Heir] = {}
+        successors: dict[tuple[str, bytes], nftables.Successor] = {}
         for number, record in enumerate(records):
             for key, data in nftables.targets_of(_facts_of(record)).items():
-                heirs.setdefault(key, nftables.Heir(owner_of(record), data))
+                successors.setdefault(key, nftables.Successor(owner_of(record), data))
             later = [[one.network, one.attachment.ifname] for one in records[number + 1 :]]
             if later:
                 own = _facts_of(record)
                 record.put(replace(own, waiting=[*own.waiting, *later]))
-        nftables.remove(host, facts, owner(req), heirs)
+        nftables.remove(host, facts, owner(req), successors)
     finally:
         for record in records:
             record.close()

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.link import VethEnd
-from cni_common.kernel.netns import reachable_namespaces
 from cni_common.node import interface, masquerade, veth
 from cni_common.node.lifecycle import Lifecycle
 from cni_common.spec.request import Command
@@ -49,12 +48,12 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
         Interface(req.ifname, end.mac, ours.mtu, req.netns),
     ]
     veth.enable_forwarding(host.netns, {ip.address.version for ip in result.ips}, host.log)
-    routes.configure_host(host.netns, ours, result.ips, lambda other: _evict_dead(host, other))
+    routes.configure_host(host.netns, ours, result.ips, lambda other: _remove_if_gone(host, other))
     on_way = routes.routes_on_way(ours.peer, result.ips)
     veth.configure(container, req.ifname, ours.peer, result, on_way=on_way)
     if conf.masquerade:
         addresses = [ip.address for ip in result.ips]
-        interface.add_masquerade(attaching, host, addresses, backend=conf.masquerade)
+        interface.add_masquerade(attaching, req, host, addresses, backend=conf.masquerade)
     veth.await_operational(host.netns, ours.index, _UP_SECONDS)
     return result
 
@@ -112,8 +111,8 @@ def _allocate(req: Request, host: Host, conf: Conf, undo: Undo) -> Result:
     return given
 
 
-def _evict_dead(host: Host, link: Link) -> bool:
-    """Delete the host's end of a container whose namespace is gone; False when it is not.
+def _remove_if_gone(host: Host, link: Link) -> str:
+    """Delete the host's end of a container that is GONE; otherwise describe whose it is.
 
     The kernel takes such a pair away by itself, but not at once: an address that was just taken
     over may still have its route there.
@@ -121,11 +120,14 @@ def _evict_dead(host: Host, link: Link) -> bool:
     from cni_common.node import liveness
 
     record = interface.record_of(host, LIFECYCLE.plugin, link)
-    if record is None or liveness.lives(record.facts, reachable_namespaces) is not False:
-        return False
+    if record is None:
+        return "nobody that this plugin has a record of"
+    state, reason = liveness.Liveness(host).assess(record.facts)
+    if state is not liveness.State.GONE:
+        return liveness.describe(liveness.owner_of(record), state, reason)
     host.log(f"removes '{link.name}' of {record.attachment.containerid}: its namespace is gone")
     veth.delete_veth(host.netns, link.name, link.mac)
-    return True
+    return ""
 
 
 def _host_end(req: Request, host: Host, link: Link) -> Link:

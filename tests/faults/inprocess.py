@@ -57,6 +57,11 @@ class Fault:
         """The operation that failed."""
         return self.done[self.at - 1]
 
+    @property
+    def rest(self) -> list[str]:
+        """The operations from the one on that failed."""
+        return self.done[self.at - 1 :]
+
     def is_due(self, what: str) -> bool:
         """Count an operation; tell whether it is to fail."""
         if not self.only(what):
@@ -194,7 +199,7 @@ def _faulty_store(fault: Fault) -> type[store.Store]:
     class FaultyStore(store.Store):
         _opened: dict[int, str]  # what each descriptor leads to
 
-        def _disk(self, call: Any, *args: Any, **kwargs: Any) -> Any:
+        def disk(self, call: Any, *args: Any, **kwargs: Any) -> Any:
             self._opened = getattr(self, "_opened", {})
             names = [arg for arg in args if isinstance(arg, str)]
             name = names[-1] if names else self._opened.get(args[0], "directory")

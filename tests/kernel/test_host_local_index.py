@@ -22,6 +22,7 @@ from plugins.host_local.index import rebuild
 from plugins.host_local.store import Store
 from tests.kernel.test_host_local import addresses, go, ours
 from tests.unit.host_local.node import Node
+from tests.waits import GENEROUS
 
 NET4, NET6 = "198.18.64.0/24", "fd5a:18::/64"
 
@@ -45,7 +46,7 @@ def scans(node: Node, monkeypatch: pytest.MonkeyPatch, command: str, *args: Any)
     lists: list[object] = []
 
     class Watched(Store):
-        def _disk(self, call: Any, *args: Any, **kwargs: Any) -> Any:
+        def disk(self, call: Any, *args: Any, **kwargs: Any) -> Any:
             lists.extend([call] if call in (os.listdir, os.scandir) else [])
             return call(*args, **kwargs)
 
@@ -378,7 +379,7 @@ def _meanwhile(
     locks: list[tuple[int, float]] = []
 
     class Watched(Store):
-        def _disk(self, call: Any, *args: Any, **kwargs: Any) -> Any:
+        def disk(self, call: Any, *args: Any, **kwargs: Any) -> Any:
             if call is fcntl.flock:
                 locks.append((args[1], len(reads)))
             reads.extend([call] if call is os.read else [])
@@ -470,14 +471,14 @@ def test_one_makes_the_index_for_all(node: Node, monkeypatch: pytest.MonkeyPatch
     def slow(*args: Any) -> Any:
         readers.append(1)
         reading.set()
-        assert go_on.wait(10)
+        assert go_on.wait(GENEROUS)
         return read(*args)
 
     monkeypatch.setattr(rebuild, "_read", slow)
     config = node.config(NET4)
     with ThreadPoolExecutor(3) as pool:
         calls = [pool.submit(node.add, config, f"n{number}") for number in range(3)]
-        assert reading.wait(10)
+        assert reading.wait(GENEROUS)
         with node.store.joinpath("lock").open("rb") as lock:  # it is free meanwhile
             fcntl.flock(lock, fcntl.LOCK_EX)
         go_on.set()
