@@ -16,6 +16,7 @@ from plugins.portmap.shared_ports import owner, owner_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from typing import Any
 
     from cni_common.node.host import Host
     from cni_common.node.lifecycle import Attaching, Unrecorded
@@ -161,9 +162,7 @@ class ConnectionsFacts:
     """Entries of conntrack by which packets of UDP would go on to the container."""
 
     PART = "connections"
-    udp: Sequence[
-        tuple[int, int, str, int]
-    ] = ()  # IP version, host port, address in hexadecimal, port
+    udp: Sequence[Sequence[Any]] = ()  # IP version, host port, address in hexadecimal, port
 
 
 class Connections(Part):
@@ -194,7 +193,7 @@ def begin(
         **(nftables.facts_of(conf) if conf.backend == NFTABLES else {}),
     )
     udp = [
-        (cidr.version, port.host_port, cidr.ip.packed.hex(), port.container_port)
+        [cidr.version, port.host_port, cidr.ip.packed.hex(), port.container_port]
         for port, cidr in conf.targets()
         if port.protocol == "udp"
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ FILES: dict[str, tuple[str, list[object]]] = {
                 "-ab",
                 [["n2", "eth1"]],
             ),
-            ConnectionsFacts([[4, 53, "0a000002", 5353]]),  # type: ignore[list-item] - of JSON
+            ConnectionsFacts([[4, 53, "0a000002", 5353]]),
         ],
     ),
     "bandwidth": (
@@ -200,13 +200,15 @@ class TestNewer:
         """It is refused with its file, its format and what to do; nothing is changed."""
         path = written(records, "bridge", self._TEXT)
 
+        calls: dict[str, Callable[[], object]] = {
+            "find": lambda: records.find("bridge", "n1", OWNER),
+            "open": lambda: records.open(str(path)),
+            "of_plugin": lambda: list(records.of_plugin("bridge")),
+            "listing": lambda: list(records.listing()),
+        }
+
         with pytest.raises(NewerFormatError, match=r"has format 2.*use the release") as caught:
-            {
-                "find": lambda: records.find("bridge", "n1", OWNER),
-                "open": lambda: records.open(str(path)),
-                "of_plugin": lambda: list(records.of_plugin("bridge")),
-                "listing": lambda: list(records.listing()),
-            }[how]()
+            calls[how]()
 
         assert str(path) in caught.value.msg
         assert caught.value.code == Code.DECODING_FAILURE
