@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cni_common.node import unformatted
 from cni_common.node.interface import IpamFacts, MasqueradeFacts, VethFacts
 from cni_common.node.record import FORMAT, NewerFormatError, Records, dump, load
 from cni_common.spec.errors import Code
@@ -110,6 +111,16 @@ FILES: dict[str, tuple[str, list[object]]] = {
 }
 
 
+def facts_of(plugin: str) -> list[Any]:
+    """Return the dataclasses of a plugin's parts."""
+    module = load_plugin(plugin)
+    lifecycle = module.lifecycle() if module else None
+    return [part.facts for part in lifecycle.parts] if lifecycle else []
+
+
+RECORDING = [plugin for plugin in TYPES if facts_of(plugin)]
+
+
 @pytest.fixture
 def records(tmp_path: Path) -> Iterator[Records]:
     """The records of a node that has none."""
@@ -126,16 +137,10 @@ def written(records: Records, plugin: str, text: str) -> Path:
     return path
 
 
-def facts_of(plugin: str) -> list[Any]:
-    """Return the dataclasses of a plugin's parts."""
-    module = load_plugin(plugin)
-    lifecycle = module.lifecycle() if module else None
-    return [part.facts for part in lifecycle.parts] if lifecycle else []
-
-
 def test_every_plugin() -> None:
-    """Each plugin with records has a file here."""
-    assert sorted(FILES) == [plugin for plugin in TYPES if facts_of(plugin)]
+    """Each plugin that can be read without a format has a file here."""
+    assert sorted(FILES) == sorted(unformatted._PARTS)
+    assert {*FILES} <= {*RECORDING}
 
 
 @pytest.mark.parametrize("plugin", FILES)
@@ -224,7 +229,7 @@ class TestNewer:
 class TestFacts:
     """What the dataclasses of parts have in common."""
 
-    @pytest.mark.parametrize("plugin", FILES)
+    @pytest.mark.parametrize("plugin", RECORDING)
     def test_defaults(self, plugin: str) -> None:
         """Every field has a default: a later release may add one."""
         for kind in facts_of(plugin):
@@ -247,7 +252,7 @@ class TestFacts:
     def test_names(self) -> None:
         """No two parts of a plugin have one name, and none has that of a fact of all records."""
         header = {key for text, _ in FILES.values() for key in ("format", *_keys_of_page())}
-        for plugin in FILES:
+        for plugin in RECORDING:
             names = [kind.PART for kind in facts_of(plugin)]
             assert len({*names}) == len(names)
             assert not header & {*names}
@@ -259,20 +264,23 @@ def _keys_of_page() -> list[str]:
     return re.findall(r"^\| `(\w+)` \|", page.partition("\n## ")[0], re.M)
 
 
+def plugin_of(kind: type[object], plugin: str) -> str:
+    """Return by what a table of parts names the plugin that has a part."""
+    return "interface plugins" if kind.__module__.startswith("cni_common.") else plugin
+
+
 def test_page() -> None:
-    """docs/records.md has each part of each plugin, with its fields."""
-    page = (ROOT / "docs" / "records.md").read_text()
-    rows = re.findall(r"^\| `([\w-]+)` \| ([^|]+) \| ([^|]+) \|", page, re.M)
-    found = {
-        (plugin, part): re.findall(r"`(\w+)`", fields)
-        for part, plugins, fields in rows
-        for plugin in re.findall(r"[\w-]+", plugins)
-    }
+    """docs/records.md, or the plugin's page, has each part of each plugin, with its fields."""
+    pages = [ROOT / "docs" / "records.md", *(ROOT / "docs" / "plugins").glob("*.md")]
+    text = "\n".join(page.read_text() for page in pages)
+    tables = re.findall(r"^\| Part \| Plugin \| Fields \|\n(.*?)\n$", text, re.M | re.S)
+    rows = re.findall(r"^\| `([\w-]+)` \| ([^|]+) \| ([^|]+) \|", "\n".join(tables), re.M)
+    found = {(plugin, part): re.findall(r"`(\w+)`", fields) for part, plugin, fields in rows}
 
     expected = {
-        (plugin, kind.PART): list(kind.__match_args__)
-        for plugin in FILES
+        (plugin_of(kind, plugin), kind.PART): list(kind.__match_args__)
+        for plugin in RECORDING
         for kind in facts_of(plugin)
     }
     assert found == expected
-    assert f"format {FORMAT}" in page
+    assert f"format {FORMAT}" in text
