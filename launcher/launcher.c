@@ -2,10 +2,17 @@
  * and where there is none starts the frozen program in its own place. Same result, only slower.
  *
  * The conversation, on a SOCK_SEQPACKET socket, all numbers little-endian:
- *   engine:    "pycni\0", uint16 protocol number, the build
+ *   engine:    "pycni\0", uint16 protocol number, 16 random bytes, the build
+ *   launcher:  these 16 bytes, and 16 random bytes of its own
+ *   engine:    the launcher's 16 bytes
  *   launcher:  uint32 length of the plugin's type, the type; with it the descriptors of stdin,
  *              stdout, stderr, a file that holds the environment, and of CNI_NETNS if it opens
  *   engine:    int32 exit status
+ * Each side serves only a process of root in its own network and mount namespaces, under its own
+ * root directory: a container that reaches the socket is neither. The kernel writes the sender's
+ * process id on each message (SCM_CREDENTIALS of unix(7)). A process id can be reused, so a side
+ * first opens /proc/PID, then has its random bytes sent back from that process id, then looks at
+ * the namespaces: the open directory never shows a later process of the same id.
  * Until the request is sent, whatever goes wrong means: start the frozen program. From then on
  * the engine may have acted, and a second try could act twice: then the runtime gets an error.
  *
@@ -26,7 +33,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <time.h>
@@ -42,8 +51,9 @@
 #ifndef SOCKET
 #define SOCKET "/run/pycni/engine.sock" /* another one only in tests, which run side by side */
 #endif
-#define PROTOCOL 1
-#define HELLO_MS 2000
+#define PROTOCOL 2
+#define HELLO_MS 2000 /* for each message of the engine before the request */
+#define CHALLENGE 16 /* bytes */
 #define MAX_DESCRIPTORS 5
 
 /* CNI error codes */
@@ -174,17 +184,35 @@ static long now_ms(void)
 }
 
 /* Return the length of the next message, 0 at the end of the conversation, less after `limit_ms`
- * or an error. A limit below 0 is none. */
-static ssize_t receive(int sock, void *buffer, size_t size, int limit_ms)
+ * or an error. A limit below 0 is none. `sender` gets process and user, or zeros if unknown. */
+static ssize_t receive(int sock, void *buffer, size_t size, int limit_ms, struct ucred *sender)
 {
     long deadline = now_ms() + limit_ms;
 
     for (;;) {
+        union {
+            struct cmsghdr header;
+            char space[CMSG_SPACE(sizeof(struct ucred))]; /* none for descriptors: they are dropped */
+        } control = {.space = {0}};
+        struct iovec part = {.iov_base = buffer, .iov_len = size};
+        struct msghdr message = {
+            .msg_iov = &part,
+            .msg_iovlen = 1,
+            .msg_control = control.space,
+            .msg_controllen = sizeof control.space,
+        };
         struct pollfd poller = {.fd = sock, .events = POLLIN};
         long left = limit_ms < 0 ? -1 : deadline - now_ms();
-        ssize_t length = recv(sock, buffer, size, MSG_DONTWAIT | MSG_TRUNC);
+        ssize_t length = recvmsg(sock, &message, MSG_DONTWAIT | MSG_TRUNC | MSG_CMSG_CLOEXEC);
 
-        if (length >= 0 || (errno != EAGAIN && errno != EINTR))
+        if (length >= 0) {
+            const struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+            memset(sender, 0, sizeof *sender);
+            if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_CREDENTIALS)
+                memcpy(sender, CMSG_DATA(header), sizeof *sender);
+            return length;
+        }
+        if (errno != EAGAIN && errno != EINTR)
             return length;
         if (limit_ms >= 0 && left <= 0)
             return -1;
@@ -200,14 +228,65 @@ static bool is_root(int sock)
     return getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 && peer.uid == 0;
 }
 
+/* Whether the process whose /proc directory is `process` sees the network and the files that this
+ * one sees. */
+static bool has_our_surroundings(int process)
+{
+    static const char *const names[] = {"ns/net", "ns/mnt", "root"};
+    int self = open("/proc/self", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    bool are_same = self >= 0;
+
+    for (size_t at = 0; are_same && at < sizeof names / sizeof names[0]; at++) {
+        struct stat ours;
+        struct stat theirs;
+        are_same = fstatat(self, names[at], &ours, 0) == 0
+                   && fstatat(process, names[at], &theirs, 0) == 0
+                   && ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino;
+    }
+    if (self >= 0)
+        close(self);
+    return are_same;
+}
+
+/* Whether `engine`, which has sent `challenge`, sends ours back, and has our surroundings. */
+static bool proves_itself(int sock, const struct ucred *engine, const char *challenge)
+{
+    char path[32];
+    char both[2 * CHALLENGE];
+    char echo[CHALLENGE];
+    struct ucred sender;
+    int process;
+    bool is_proven;
+
+    snprintf(path, sizeof path, "/proc/%d", (int)engine->pid);
+    memcpy(both, challenge, CHALLENGE);
+    if (getrandom(both + CHALLENGE, CHALLENGE, 0) != CHALLENGE)
+        return false;
+    process = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (process < 0)
+        return false;
+    is_proven = send(sock, both, sizeof both, MSG_NOSIGNAL) == sizeof both
+                && receive(sock, echo, sizeof echo, HELLO_MS, &sender) == sizeof echo
+                && memcmp(echo, both + CHALLENGE, CHALLENGE) == 0 && sender.pid == engine->pid
+                && has_our_surroundings(process);
+    close(process);
+    return is_proven;
+}
+
 static bool is_our_engine(int sock)
 {
-    static const char expected[] = "pycni\0" /* a uint16 */ "\1\0" BUILD;
-    char hello[sizeof expected];
+    static const char start[] = "pycni\0" /* a uint16 */ "\2"; /* and the NUL at its end */
+    static const char build[] = BUILD;
+    enum { LENGTH = sizeof start + CHALLENGE + sizeof build - 1 };
+    char hello[LENGTH + 1];
+    struct ucred engine;
 
-    _Static_assert(PROTOCOL == 1, "it stands in `expected`");
-    return receive(sock, hello, sizeof hello, HELLO_MS) == sizeof expected - 1
-           && memcmp(hello, expected, sizeof expected - 1) == 0;
+    _Static_assert(PROTOCOL == 2, "it stands in `start`");
+    return receive(sock, hello, sizeof hello, HELLO_MS, &engine) == LENGTH
+           && memcmp(hello, start, sizeof start) == 0
+           && memcmp(hello + sizeof start + CHALLENGE, build, sizeof build - 1) == 0
+           && engine.pid > 0 && engine.uid == 0
+           && proves_itself(sock, &engine, hello + sizeof start);
 }
 
 /* Return a socket on which an engine of this build waits for a request, or -1. */
@@ -216,10 +295,12 @@ static int connect_to_engine(void)
     static const struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = SOCKET};
     /* Not blocking, for connect: an engine that is full is no better than none. */
     int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int yes = 1;
 
     if (sock < 0)
         return -1;
-    if (connect(sock, (const struct sockaddr *)&address, sizeof address) == 0 && is_root(sock)
+    if (setsockopt(sock, SOL_SOCKET, SO_PASSCRED, &yes, sizeof yes) == 0
+        && connect(sock, (const struct sockaddr *)&address, sizeof address) == 0 && is_root(sock)
         && is_our_engine(sock))
         return sock;
     close(sock);
@@ -303,7 +384,8 @@ __attribute__((noreturn))
 static void exit_as_engine_says(int sock)
 {
     uint32_t status = 0;
-    ssize_t length = receive(sock, &status, sizeof status, -1);
+    struct ucred sender;
+    ssize_t length = receive(sock, &status, sizeof status, -1, &sender);
 
     if (length == sizeof status)
         exit((int)le32toh(status));

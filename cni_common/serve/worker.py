@@ -12,7 +12,7 @@ import select
 import signal
 import socket
 import struct
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,12 +24,14 @@ from cni_common.spec.errors import Code
 from cni_common.spec.request import Command
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from cni_common.node.host import Loader
 
-PROTOCOL = 1  # as in launcher/launcher.c, which must be of the same build
+PROTOCOL = 2  # as in launcher/launcher.c, which must be of the same build
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
+_SCM_CREDENTIALS = 2  # linux/socket.h; Python 3.11 has no name for it
+_CHALLENGE_BYTES = 16
 _LENGTH, _STATUS = struct.Struct("<I"), struct.Struct("<i")
 _TYPE_BYTES_MAX = 255  # NAME_MAX: it is the name of an executable
 _DESCRIPTORS_MAX = 5  # stdin, stdout, stderr, environment, and CNI_NETNS if it could be opened
@@ -38,8 +40,9 @@ _COLLECT_EVERY = 100  # requests
 # Few, as those that take turns find less of theirs in the processor's caches; more than processors,
 # as they also wait, for an IPAM plugin perhaps. When all do, launchers start their own program.
 _WORKERS = min(4 * len(os.sched_getaffinity(0)), 16)
-# A launcher whose /proc/PID has others of these sees another network or other files than we do.
+# A process whose /proc/PID has others of these sees another network or other files than we do.
 _SURROUNDINGS = ("ns/net", "ns/mnt", "root")
+_PROCESS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +80,8 @@ class Worker:
         self._load = load
         self._listener = listener
         self._leave_backlog = leave_backlog
-        self._hello = b"pycni\0" + struct.pack("<H", PROTOCOL) + settings.build.encode()
-        self._surroundings = _surroundings("self")
+        with _opened("/proc/self") as process:
+            self._surroundings = _surroundings(process)
         self._is_late = False
         # A number that nobody else gives to interfaces: people count from 0.
         self._doomed = int.from_bytes(os.urandom(4), "little") >> 2 | 1 << 30
@@ -95,7 +98,9 @@ class Worker:
             poller.register(self._listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
             gc.disable()  # an answer shall not wait for it
             served = 0
-            while served < self._settings.requests:
+            # An interrupt may strike between any two instructions and leave locks and descriptors
+            # open that nothing refers to. So a worker that was interrupted answers and ends.
+            while served < self._settings.requests and not self._is_late:
                 is_ending = lifeline in (fd for fd, _ in poller.poll())
                 if is_ending and self._leave_backlog:
                     return
@@ -136,13 +141,17 @@ class Worker:
         """Return what is to be done; None: the launcher has to start its own program."""
         connection.settimeout(_CONVERSATION_SECONDS)
         pid, uid = peer_of(connection)
-        if uid != 0 or _surroundings(pid) != self._surroundings:
+        if uid != 0:
             return None
-        # By this the plugins know each other: it is the file that the runtime has started.
-        executable = os.readlink(f"/proc/{pid}/exe")
-        directory = os.open(f"/proc/{pid}/cwd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        with _opened(f"/proc/{pid}") as process:
+            challenge = self._greet(connection, pid)
+            if challenge is None or _surroundings(process) != self._surroundings:
+                return None
+            # By this the plugins know each other: it is the file that the runtime has started.
+            executable = os.readlink("exe", dir_fd=process)
+            directory = os.open("cwd", _PROCESS, dir_fd=process)
         try:
-            connection.send(self._hello)
+            connection.send(challenge)
             type, descriptors = _request(connection)
         except BaseException:
             os.close(directory)
@@ -150,6 +159,26 @@ class Worker:
         return Call(
             connection, type, executable=executable, directory=directory, descriptors=descriptors
         )
+
+    def _greet(self, connection: socket.socket, pid: int) -> bytes | None:
+        """Have process `pid` send our challenge back; return the challenge that came with it.
+
+        None: another process has answered, or the answer is another one. A process id can be reused
+        between connect and now, so it is asked for after /proc/PID was opened.
+        """
+        ours = os.urandom(_CHALLENGE_BYTES)
+        build = self._settings.build.encode()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        connection.send(b"pycni\0" + struct.pack("<H", PROTOCOL) + ours + build)
+        answer, control, _, _ = connection.recvmsg(
+            2 * _CHALLENGE_BYTES + 1, socket.CMSG_SPACE(_PEER.size)
+        )
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+        senders = [_PEER.unpack(data) for _, kind, data in control if kind == _SCM_CREDENTIALS]
+        is_proven = [sender[:2] for sender in senders] == [(pid, 0)]
+        if not is_proven or len(answer) != 2 * _CHALLENGE_BYTES or not answer.startswith(ours):
+            return None
+        return answer[_CHALLENGE_BYTES:]
 
     def _serve(self, call: Call) -> None:
         command = call.environ.get("CNI_COMMAND", "")
@@ -317,10 +346,17 @@ def _environ(fd: int) -> Mapping[str, str]:
     return environ
 
 
-def _surroundings(pid: object) -> Sequence[tuple[int, int]]:
-    """Return what tells whether a process sees the same network and files; () for none."""
+@contextmanager
+def _opened(process: str) -> Iterator[int]:
+    """Open a directory of /proc, which never shows a later process of the same id."""
+    fd = os.open(process, _PROCESS)
     try:
-        found = [os.stat(f"/proc/{pid}/{name}") for name in _SURROUNDINGS]
-    except OSError:
-        return ()
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _surroundings(process: int) -> Sequence[tuple[int, int]]:
+    """Return what tells whether a process sees the same network and files. Raises OSError."""
+    found = [os.stat(name, dir_fd=process) for name in _SURROUNDINGS]
     return [(status.st_dev, status.st_ino) for status in found]

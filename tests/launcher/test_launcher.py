@@ -22,7 +22,9 @@ from cni_common.spec.names import CURRENT_VERSION, SUPPORTED_VERSIONS
 from tests.machine import ROOT
 
 BUILD = "1.2.3"
-HELLO = b"pycni\0" + struct.pack("<H", 1) + BUILD.encode()
+PROTOCOL = 2
+CHALLENGE = bytes(range(16))
+HELLO = b"pycni\0" + struct.pack("<H", PROTOCOL) + CHALLENGE + BUILD.encode()
 CONFIG = b'{"cniVersion": "1.1.0"}'
 SERVED_BY_BUNDLE = 7
 TRY_AGAIN_LATER = 11
@@ -103,6 +105,14 @@ def _serve(listener: socket.socket, handler: Handler, failures: list[BaseExcepti
                 failures.append(error)
 
 
+def greet(connection: socket.socket) -> None:
+    """Prove to be an engine, as far as the request."""
+    connection.send(HELLO)
+    answer = connection.recv(64)
+    assert (len(answer), answer[:16]) == (32, CHALLENGE)
+    connection.send(answer[16:])
+
+
 @dataclass
 class Request:
     """What the launcher sent."""
@@ -139,7 +149,7 @@ class Worker:
 
     def __call__(self, connection: socket.socket) -> None:
         """Serve one connection."""
-        connection.send(HELLO)
+        greet(connection)
         request = Request.receive(connection)
         self.requests.append(request)
         try:
@@ -358,7 +368,7 @@ def test_an_engine_that_says_nothing_is_passed_over(launcher: Launcher) -> None:
         HELLO + b"0",
         HELLO[:-1],
         HELLO[:-1] + b"4",
-        b"pycni\0" + struct.pack("<H", 2) + BUILD.encode(),
+        b"pycni\0" + struct.pack("<H", 1) + CHALLENGE + BUILD.encode(),
         b"pycni\0",
         b"nonsense" * 1000,
         b"",
@@ -368,12 +378,12 @@ def test_an_engine_that_says_nothing_is_passed_over(launcher: Launcher) -> None:
 def test_another_version_is_passed_over(launcher: Launcher, hello: bytes) -> None:
     """An engine of another version or protocol, or something else, gets no request."""
 
-    def greet(connection: socket.socket) -> None:
+    def say(connection: socket.socket) -> None:
         if hello:
             connection.send(hello)
             assert connection.recv(1) == b""
 
-    with launcher.engine(greet):
+    with launcher.engine(say):
         done = launcher.run()
 
     assert done.returncode == SERVED_BY_BUNDLE
@@ -383,11 +393,13 @@ def test_another_version_is_passed_over(launcher: Launcher, hello: bytes) -> Non
 def test_an_engine_that_ends_before_the_request_is_passed_over(launcher: Launcher) -> None:
     """A greeting alone obliges nobody: the request was not sent yet."""
 
-    def greet(connection: socket.socket) -> None:
-        connection.shutdown(socket.SHUT_RD)  # nothing can be sent from now on
+    def end(connection: socket.socket) -> None:
         connection.send(HELLO)
+        answer = connection.recv(64)
+        connection.shutdown(socket.SHUT_RD)  # nothing can be sent from now on
+        connection.send(answer[16:])
 
-    with launcher.engine(greet):
+    with launcher.engine(end):
         done = launcher.run()
 
     assert done.returncode == SERVED_BY_BUNDLE
@@ -398,12 +410,12 @@ def test_an_engine_of_another_user_is_passed_over(launcher: Launcher) -> None:
     """Who is not root gets neither descriptors nor environment, whatever it says."""
     received: list[bytes] = []
 
-    def greet(connection: socket.socket) -> None:
+    def say(connection: socket.socket) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):  # the launcher may be gone by now
             connection.send(HELLO)
             received.append(connection.recv(1))
 
-    with launcher.engine(greet, owner=65534):
+    with launcher.engine(say, owner=65534):
         done = launcher.run()
 
     assert done.returncode == SERVED_BY_BUNDLE
@@ -558,7 +570,7 @@ def test_an_accepted_request_is_not_tried_again(
     """The engine may have acted before it died: the runtime gets an error that says so."""
 
     def die(connection: socket.socket) -> None:
-        connection.send(HELLO)
+        greet(connection)
         Request.receive(connection).close()
         if answer:
             connection.send(answer)
@@ -579,7 +591,7 @@ def test_a_request_that_nobody_read_is_not_tried_again(launcher: Launcher) -> No
     """What lay in the socket of an engine that died may have been read: nobody knows."""
 
     def die(connection: socket.socket) -> None:
-        connection.send(HELLO)
+        greet(connection)
         assert socket.recv_fds(connection, 1, 0, socket.MSG_PEEK)[0]
 
     with launcher.engine(die):
@@ -598,7 +610,7 @@ def test_a_signal_ends_the_launcher_and_tells_the_engine(
     accepted = threading.Event()
 
     def wait(connection: socket.socket) -> None:
-        connection.send(HELLO)
+        greet(connection)
         Request.receive(connection).close()
         accepted.set()
         received.append(connection.recv(1))
