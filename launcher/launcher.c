@@ -72,6 +72,11 @@ static bool write_all(int fd, const char *data, size_t length)
         ssize_t written = write(fd, data, length);
         if (written < 0 && errno == EINTR)
             continue;
+        if (written < 0 && errno == EAGAIN) {
+            struct pollfd poller = {.fd = fd, .events = POLLOUT};
+            (void)poll(&poller, 1, -1); /* a program with an event loop may pass such a pipe */
+            continue;
+        }
         if (written <= 0)
             return false;
         data += written;
@@ -112,22 +117,32 @@ static const char *base_name(const char *path)
     return slash ? slash + 1 : path;
 }
 
-/* PyInstaller's bootloader would set these and start itself once more, to have its libraries found:
- * a millisecond, and before that it would need a libz of the machine. Where it does not go along it
- * starts itself all the same. deploy/frozen/start.py takes them out again. */
-static void spare_bootloader(const char *program)
+/* Move a variable out of the dynamic loader's sight; deploy/frozen/start.py puts it back, so that
+ * delegates and iptables get what the runtime has set. */
+static bool set_aside(const char *name, const char *kept_as)
 {
-    const char *original = getenv("LD_LIBRARY_PATH");
-    /* An empty entry would be the working directory. */
-    bool has_entries = original && *original;
-    char library[2 * PATH_MAX];
-    int length = snprintf(library, sizeof library, "%.*slib%s%s",
-                          (int)(base_name(program) - program), program, has_entries ? ":" : "",
-                          has_entries ? original : "");
+    const char *value = getenv(name);
 
-    if (length < 0 || (size_t)length >= sizeof library
-        || (original ? setenv("LD_LIBRARY_PATH_ORIG", original, 1)
-                     : unsetenv("LD_LIBRARY_PATH_ORIG")) < 0
+    if ((value ? setenv(kept_as, value, 1) : unsetenv(kept_as)) < 0)
+        return false;
+    return unsetenv(name) == 0;
+}
+
+/* Have the bundle's libraries come from the bundle alone: a runtime may set these variables for
+ * libraries of its own (snap does), which can be too old for the bundle.
+ *
+ * PyInstaller's bootloader would set LD_LIBRARY_PATH and start itself once more: a millisecond, and
+ * before that it would need a libz of the machine. If it does not go along it starts itself all the
+ * same. */
+static void prepare_environment(const char *program)
+{
+    char library[2 * PATH_MAX];
+    int length = snprintf(library, sizeof library, "%.*slib",
+                          (int)(base_name(program) - program), program);
+
+    if (!set_aside("LD_PRELOAD", "_PYCNI_LD_PRELOAD") || !set_aside("LD_AUDIT", "_PYCNI_LD_AUDIT")
+        || !set_aside("LD_LIBRARY_PATH", "LD_LIBRARY_PATH_ORIG")
+        || length < 0 || (size_t)length >= sizeof library
         || setenv("LD_LIBRARY_PATH", library, 1) < 0)
         return;
     if (setenv("_PYI_ARCHIVE_FILE", program, 1) == 0)
@@ -158,7 +173,7 @@ static void start_bundle(char **argv, const char *type)
         fail(STDOUT_FILENO, IO_FAILURE, "pycni: the path of the plugin '%.100s' is too long", type);
 
     argv[0] = called_as;
-    spare_bootloader(program);
+    prepare_environment(program);
     execv(program, argv);
     fail(STDOUT_FILENO, IO_FAILURE, "pycni: cannot start '%s': %s; install pycni again", program,
          strerror(errno));
@@ -410,6 +425,7 @@ int main(int argc, char **argv)
             fail(STDERR_FILENO, IO_FAILURE, "cannot write to stdout: %s", strerror(errno));
         return 0;
     }
+    signal(SIGXFSZ, SIG_IGN); /* a limit on files is an error of the write: it must not end us */
     /* Without a command it is a person who calls, and without stdout nobody who could be told. */
     if (!command || !*command || fcntl(STDOUT_FILENO, F_GETFD) < 0 || strcmp(type, "pycni") == 0
         || !complete_standard_streams())

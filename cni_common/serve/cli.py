@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cni_common.node.host import STATE_DIR
 from cni_common.serve.stdio import say
+from cni_common.spec.names import VERSION
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from cni_common.node.host import Loader
 
 _OPTION_MAX = 1e6
-VERSION = "0.1.0"  # as in pyproject.toml
+
 ENGINE_SOCKET = f"{STATE_DIR}/engine.sock"  # as in launcher/launcher.c
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cni_common.serve.protocol import Reply
 
 _VERSION = "VERSION"
+_REFERENCE_VERSION = "1.9.1"  # of the reference plugins, as deploy/prerequisites.sh builds them
 _PROGRAM = "pycni"  # the one name that is not a plugin's
 
 
@@ -91,9 +92,10 @@ def _command_line(
 
 
 def _about(plugin: str) -> int:
-    from cni_common.spec.names import SUPPORTED_VERSIONS
+    from cni_common.spec.names import SUPPORTED_VERSIONS, VERSION
 
-    _log(f"CNI {plugin} plugin of pycni")
+    # nerdctl and Nomad read a version off this line, and decide by it what the plugin can do.
+    _log(f"CNI {plugin} plugin v{_REFERENCE_VERSION}+pycni.{VERSION}")
     _log(f"CNI protocol versions supported: {', '.join(SUPPORTED_VERSIONS)}")
     return 0
 

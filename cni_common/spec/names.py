@@ -21,6 +21,7 @@ Cidr = IPv4Interface | IPv6Interface
 Subnet = IPv4Network | IPv6Network
 
 _TEXTS = 256  # addresses of which is remembered what they mean: one ADD meets each several times
+VERSION = "0.1.0"  # of the suite, as in pyproject.toml
 OLDEST_VERSION = "0.1.0"  # what an absent cniVersion means
 CURRENT_VERSION = "1.1.0"
 SUPPORTED_VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", CURRENT_VERSION)

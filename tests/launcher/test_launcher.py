@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -191,6 +192,12 @@ def launcher(built: Launcher) -> Iterator[Launcher]:
 def _run(*words: str) -> None:
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def _go_away(connection: socket.socket) -> None:
+    """Prove to be an engine, and see the launcher hang up."""
+    greet(connection)
+    assert connection.recv(1) == b""
 
 
 def _refuse(_connection: socket.socket) -> None:
@@ -454,6 +461,18 @@ def test_the_engine_learns_the_environment(launcher: Launcher) -> None:
     assert worker.requests[0].environ == (
         b"CNI_COMMAND=ADD\0MARK=untouched\0CNI_ARGS=a=b;c=\xff\0EMPTY=\0"
     )
+
+
+def test_a_limit_on_file_sizes_does_not_end_the_launcher(launcher: Launcher) -> None:
+    """Where the environment cannot be written to a file, the bundle serves: no SIGXFSZ ends it."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+
+    with launcher.engine(_go_away):
+        done = launcher.run(preexec_fn=limit)
+
+    assert (done.returncode, done.stdout) == (SERVED_BY_BUNDLE, CONFIG)
 
 
 def test_an_environment_of_a_megabyte_is_handed_over(launcher: Launcher) -> None:

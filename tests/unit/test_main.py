@@ -150,7 +150,7 @@ class TestAbout:
 
         assert process.stdout == b""
         assert process.stderr.decode().splitlines() == [
-            "CNI test plugin of pycni",
+            "CNI test plugin v1.9.1+pycni.0.1.0",
             "CNI protocol versions supported: 0.1.0, 0.2.0, 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0",
         ]
         assert process.plugin.requests == []
