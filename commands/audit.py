@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from cni_common.kernel import iptables
-from cni_common.node import masquerade
+from cni_common.kernel import nft_layout
+from cni_common.node import masquerade, masquerade_iptables
 from cni_common.node.record import Record
 from cni_common.spec.request import Attachment
 from commands import DONE, FOUND, inventory, leftovers, view
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable, Iterable, Iterator
 
-    from cni_common.kernel.iptables import Jump
     from cni_common.node.host import Host
+    from cni_common.node.masquerade_iptables import Jump
     from cni_common.spec.names import Address
     from commands.first_seen import Sightings
     from commands.node import Tenancy
@@ -99,8 +99,8 @@ class Audit:
     def findings(self) -> list[Finding]:
         """Return everything that was found, each once."""
         elements = masquerade.owners(self._host.netns)
-        jumps = list(iptables.reference_jumps(self._host.netns))
-        rules = iptables.reference_rules(self._host.netns)
+        jumps = list(masquerade_iptables.reference_jumps(self._host.netns))
+        rules = masquerade_iptables.reference_rules(self._host.netns)
         ports = macfilter.orphans(self._host.netns)
         ports_of_reference = macfilter.orphans_of_reference(self._host.netns)
         strays = inventory.strays(self._host)
@@ -127,7 +127,7 @@ class Audit:
                         "record", known.path, reason=reason, key=known.path, act=act, reclaim=NOW
                     )
                 continue
-            reason, when = self._fate(known)
+            reason, when = self._when(known)
             if not reason:
                 continue
             if known.plugin == HOST_LOCAL:
@@ -143,12 +143,12 @@ class Audit:
             else:
                 yield self._of(known, "record", known.path, reason, NEVER, None)
 
-    def _fate(self, known: Known) -> tuple[str, str]:
-        """Return why nobody lives who owns the record, and when that can be taken apart."""
+    def _when(self, known: Known) -> tuple[str, str]:
+        """Return why the owner of a record is GONE, and when that can be taken apart."""
         # Not locked: an ADD or DEL that meets the lock would wait, or be refused.
         record = Record(known.path, -1, known.facts)
-        reason = self._node.judge.of(known.attachment, record)
-        ripe = self._node.patient_judge.of(known.attachment, record) and not known.is_young()
+        reason = self._node.expiry.of(known.attachment, record)
+        ripe = self._node.patient_expiry.of(known.attachment, record) and not known.is_young()
         return reason, NOW if ripe else LATER
 
     @cached_property
@@ -159,7 +159,7 @@ class Audit:
 
     def _leases(self) -> Iterator[Finding]:
         for one in self._node.tenancies:
-            reason, when = self._fate_of_lease(one)
+            reason, when = self._when_of_lease(one)
             if not reason:
                 continue
             act = (
@@ -179,7 +179,7 @@ class Audit:
                 act,
             )
 
-    def _fate_of_lease(self, one: Tenancy) -> tuple[str, str]:
+    def _when_of_lease(self, one: Tenancy) -> tuple[str, str]:
         if one.reason:
             return one.reason, NOW
         if one.alive is True:
@@ -189,8 +189,13 @@ class Audit:
             return f"its network namespace '{one.netns}' is gone", LATER
         if one.lease.is_young() or one.lease.address in self._node.in_use:
             return "", ""
-        where = f"'{one.netns}' is no namespace" if one.netns else "no record tells its namespace"
-        return f"{where}, and its address is in none; GC by the runtime, or DEL, frees it", NEVER
+        if one.netns:
+            why = (
+                f"it cannot be told whether '{one.netns}' lives, and its address is in no namespace"
+            )
+            return f"{why}; DEL frees it", NEVER
+        why = "no record tells its namespace, and its address is in none"
+        return f"{why}; GC by the runtime, or DEL, frees it", NEVER
 
     # --- what has none ---
 
@@ -202,7 +207,7 @@ class Audit:
             parts = text.split(" ") if text.count(" ") == 3 else ["", "", "", ""]
             yield self._finding(
                 "masquerade",
-                f"element {address} of table inet {masquerade.TABLE.name}, for '{text}'",
+                f"element {address} of {nft_layout.TABLE}, for '{text}'",
                 parts[1:],
                 reason="its owner has no record, and its address is in no namespace",
                 act=partial(leftovers.remove_element, self._host, address, text),
@@ -214,7 +219,7 @@ class Audit:
             if port not in recorded:
                 yield self._finding(
                     "mac-filter",
-                    f"port '{port}' of table bridge {macfilter.TABLE.name}",
+                    f"port '{port}' of {macfilter.TABLE}",
                     reason="the port is gone, and no record names it",
                     act=partial(leftovers.remove_filter, self._host, port),
                 )
@@ -327,7 +332,7 @@ class Audit:
         """Return a finding without a record: `sightings` know whether it was seen before."""
         network, containerid, ifname = (*names, "", "", "")[:3]
         key = key or f"{kind} {what}"
-        when = reclaim or (NOW if self._sightings.are_two(key) else LATER)
+        when = reclaim or (NOW if self._sightings.is_second(key) else LATER)
         return Finding(kind, what, network, containerid, ifname, reason, when, key, act)
 
 
@@ -339,6 +344,7 @@ def _names_in(comment: str, networks: Iterable[str]) -> tuple[str, ...]:
     instance, *parts = comment.split(", ")
     given = dict(part.partition(": ")[::2] for part in parts)
     network, owner = given.get("net", ""), Attachment(given.get("id", ""), given.get("if", ""))
-    if instance == iptables.reference_instance(network, owner):
+    if instance == masquerade_iptables.reference_instance(network, owner):
         return network, owner.containerid, owner.ifname
-    return (next((one for one in networks if iptables.is_of_network(instance, one)), ""),)
+    is_of = partial(masquerade_iptables.is_of_network, instance)
+    return (next(filter(is_of, networks), ""),)

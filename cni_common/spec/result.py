@@ -126,7 +126,9 @@ class Result:
             for route in self.routes
             if route.gw is not None and route.gw.version != route.dst.version
         ]
-        wrong += [f"address {a} more than once" for a in addresses if addresses.count(a) > 1]
+        if len(set(addresses)) < len(addresses):
+            twice = next(a for at, a in enumerate(addresses) if a in addresses[:at])
+            wrong.append(f"address {twice} more than once")
         if wrong:
             text = f"{whose} gives {wrong[0]}, which cannot be; correct it there"
             raise CNIError(Code.DECODING_FAILURE, text)

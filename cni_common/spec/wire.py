@@ -59,11 +59,12 @@ def fold(config: Json, schema: Json) -> dict[str, Any]:
     Unknown keys stay as they are.
     """
     properties = schema.get("properties", {})
+    spellings = {name.casefold(): name for name in properties}  # of two alike the last one counts
     folded: dict[str, Any] = {}
     for key, value in config.items():
         if value is None:
             continue
-        name = key if key in properties else _spelled(key, properties)
+        name = key if key in properties else spellings.get(key.casefold(), key)
         if isinstance(value, dict | list):
             value = _fold_value(value, properties.get(name, {}))
         folded[name] = _merge(folded[name], value) if name in folded else value
@@ -97,15 +98,6 @@ def type_name(value: object) -> str:
     return "null"
 
 
-def _spelled(key: str, properties: Json) -> str:
-    """Return the property that `key` means; the last one, of two that differ by case alone."""
-    folded, name = key.casefold(), key
-    for candidate in properties:
-        if candidate.casefold() == folded:
-            name = candidate
-    return name
-
-
 def _fold_value(value: Any, schema: Json) -> Any:
     if isinstance(value, dict):
         return fold(value, schema)
@@ -118,16 +110,22 @@ def _merge(old: Any, new: Any) -> Any:
     if new is None:
         return old
     if isinstance(old, dict) and isinstance(new, dict):
-        return _object([*old.items(), *new.items()])
+        _add(old, new.items())  # in place: a key that is repeated a thousand times costs no more
+        return old
     return new
 
 
 def _object(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
+    _add(result, pairs)
+    return result
+
+
+def _add(result: dict[str, Any], pairs: Iterable[tuple[str, Any]]) -> None:
+    """Put `pairs` into `result`, which belongs to the parse at hand."""
     for key, value in pairs:
         # Taken out first, so that a repeated key stands where Go would meet it last.
         result[key] = _merge(result.pop(key, None), value)
-    return result
 
 
 def _refuse_depth(value: Any) -> None:
