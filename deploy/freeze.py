@@ -3,7 +3,7 @@
     python -m deploy.freeze [DIRECTORY]
 
 PyInstaller freezes (deploy/frozen/pycni.spec) what deploy/frozen/rewrite.py makes of the sources
-of the suite and of what it uses of pyroute2. Nothing is made anew unless an input changed.
+of the suite. Nothing is made anew unless an input changed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 
-from deploy.frozen.rewrite import OURS, UnsupportedError, imports, rewrite, standins
+from deploy.frozen.rewrite import OURS, UnsupportedError, rewrite, standins
 from plugins import TYPES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +34,8 @@ BUILD = ROOT / "build/freeze"
 SOURCE, COMPILED = BUILD / "source", BUILD / "compiled"
 # Another build is what has other contents of these, another Python or other packages.
 INPUTS = (
-    *("pyproject.toml", "requirements.lock", "launcher/launcher.c", "launcher/Makefile"),
+    *("LICENSE", "NOTICE", "pyproject.toml", "requirements.lock"),
+    *("launcher/launcher.c", "launcher/Makefile"),
     *("cni_common", "commands", "plugins", "deploy/frozen", "deploy/freeze.py"),
 )
 
@@ -75,6 +76,7 @@ def _make(target: Path) -> None:
     new = BUILD / "bin"
     (new / ".pycni").mkdir(parents=True)
     shutil.move(_run_pyinstaller(), new / ".pycni" / build)
+    _copy_licences(new / ".pycni" / build)
     _make_launchers(new, build)
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -99,40 +101,19 @@ def _digest() -> str:
 
 
 def _write_modules() -> None:
-    """Write every module that is changed for the bundle: ours, and pyroute2's that they use.
-
-    pyroute2 itself is left empty: it would import all that it has, see cni_common/kernel/codec.py.
-    """
+    """Write every module that is changed for the bundle."""
     shutil.copy(FROZEN / "start.py", SOURCE)
-    _write_module("pyroute2", b"", is_package=True)
     for name, source in standins().items():
-        _write_module(name, source)
-    waiting = [Path("ipaddress.py")]
+        _write_module(Path(f"{name}.py"), source)
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    _write_module(Path("ipaddress.py"), (stdlib / "ipaddress.py").read_bytes())
     for package in OURS:
-        waiting += [path.relative_to(ROOT) for path in (ROOT / package).rglob("*.py")]
-    seen = {Path("pyroute2/__init__.py")}
-    while waiting:
-        path = waiting.pop()
-        roots = {**dict.fromkeys(OURS, ROOT), "pyroute2": Path(sysconfig.get_path("purelib"))}
-        root = roots.get(path.parts[0], Path(sysconfig.get_path("stdlib")))
-        if path in seen or not (root / path).exists():
-            continue
-        seen.add(path)
-        is_package = path.name == "__init__.py"
-        name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
-        tree = _write_module(name, (root / path).read_bytes(), is_package=is_package)
-        for found in imports(tree, name if is_package else name.rpartition(".")[0]):
-            if found.startswith("pyroute2."):
-                place = Path(*found.split("."))
-                waiting += [place / "__init__.py", place.with_suffix(".py")]
-                # A package is imported before what is in it.
-                waiting += [parent / "__init__.py" for parent in place.parents]
+        for path in (ROOT / package).rglob("*.py"):
+            _write_module(path.relative_to(ROOT), path.read_bytes())
 
 
-def _write_module(name: str, source: bytes, *, is_package: bool = False) -> ast.Module:
-    file = Path(*name.split("."), "__init__.py" if is_package else "")
-    file = file if is_package else file.with_suffix(".py")
-    tree = rewrite(name, source)
+def _write_module(file: Path, source: bytes) -> None:
+    tree = rewrite(".".join(file.with_suffix("").parts).removesuffix(".__init__"), source)
     for directory in (SOURCE, COMPILED):
         (directory / file).parent.mkdir(parents=True, exist_ok=True)
     (SOURCE / file).write_text(ast.unparse(tree))
@@ -141,7 +122,6 @@ def _write_module(name: str, source: bytes, *, is_package: bool = False) -> ast.
     # Flags, date and size of a source: none of them is looked at where there is none.
     header = MAGIC_NUMBER + bytes(12)
     (COMPILED / file).with_suffix(".pyc").write_bytes(header + marshal.dumps(code))
-    return tree
 
 
 def compile_extension(directory: Path) -> None:
@@ -185,6 +165,17 @@ def _forget_library_path(file: Path) -> None:
         if len(old) <= len(beside):
             raise BuildError(f"'{file}' looks for libraries in '{path}': use another Python")
         file.write_bytes(file.read_bytes().replace(old, beside.ljust(len(old), b"\0")))
+
+
+def _copy_licences(bundle: Path) -> None:
+    """Put the texts beside the program that its parts' licences want in every copy."""
+    for name in ("LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, bundle)
+    python = Path(sysconfig.get_path("stdlib"), "LICENSE.txt")
+    if python.exists():
+        shutil.copy(python, bundle / "LICENSE.python")
+    else:
+        _say(f"there is no '{python}': put Python's licence into '{bundle.name}/LICENSE.python'")
 
 
 def _make_launchers(directory: Path, build: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import socket
 import struct
 import sys
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from cni_common.kernel.link import (
     IFLA_IFNAME,
     IFLA_MASTER,
     IFLA_MTU,
+    IFLA_TARGET_NETNSID,
     IFLA_TXQLEN,
     Link,
     VethEnd,
@@ -54,20 +54,20 @@ from cni_common.kernel.route import (
     RTPROT_RA,
     address_message,
     decode_address,
+    decode_route,
     decode_way,
     encode_address,
     encode_address_query,
     encode_route_lookup,
     encode_route_query,
     route_message,
-    route_of,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from typing import Any
 
     from cni_common.kernel.netlink import Channel
+    from cni_common.kernel.route import KernelRoute
     from cni_common.spec.names import Address, Cidr
     from cni_common.spec.result import Route
 
@@ -143,6 +143,26 @@ class Netlink:
         message = Message("look up a namespace", RTM_GETNSID, NLM_F_ACK, body, _decode_nsid)
         nsid: int = self.channel.exchange([message])[0][0]
         return None if nsid == NSID_NOT_ASSIGNED else nsid
+
+    def has_peer(self, link: Link) -> bool:
+        """Tell whether the other end of a veth is in a namespace that somebody still has.
+
+        The kernel takes the pair away some time after the last user of the namespace has gone; by
+        then `link` may be there, but what is beyond cannot be asked for any more.
+        """
+        if link.peer_nsid is None:
+            return True  # in this namespace
+        if link.peer_nsid == NSID_NOT_ASSIGNED:
+            return False
+        body = encode_link(_NO_STATS, _s32(IFLA_TARGET_NETNSID, link.peer_nsid), index=link.peer)
+        try:
+            self.channel.exchange([_look_up(body, f"look up the other end of '{link.name}'")])
+        except NetlinkError as error:
+            if error.errno in (errno.EINVAL, errno.ENODEV):
+                return False
+            if error.errno not in (errno.EPERM, errno.EACCES):
+                raise
+        return True
 
     def add_bridge(
         self, name: str, *, mac: str, mtu: int = 0, vlan_filtering: bool = False
@@ -273,18 +293,26 @@ class Netlink:
     def routes(self, index: int) -> list[Route]:
         """Return the unicast routes over an interface, in every table."""
         return [
-            route_of(answer)
-            for family in FAMILY.values()
-            for answer in self._routes(family)
-            if answer.get_attr("RTA_OIF") == index and answer["type"] == RTN_UNICAST
+            found.route
+            for version in FAMILY
+            for found in self.all_routes(version)
+            if found.interface == index and found.kind == RTN_UNICAST
         ]
+
+    def all_routes(self, version: int) -> list[KernelRoute]:
+        """Return the routes of an IP version, of every kind and in every table."""
+        body = encode_route_query(FAMILY[version])
+        message = Message("list routes", RTM_GETROUTE, NLM_F_DUMP, body, decode_route)
+        answers: list[KernelRoute | None] = self.channel.dump(message)
+        # Kernels without IPv6 answer with the routes of every family that they have.
+        return [one for one in answers if one and one.route.dst.version == version]
 
     def advertised_defaults(self) -> set[int]:
         """Return the interfaces with an IPv6 default route that a router advertised."""
         return {
-            answer.get_attr("RTA_OIF")
-            for answer in self._routes(socket.AF_INET6)
-            if not answer["dst_len"] and answer["proto"] == RTPROT_RA
+            found.interface
+            for found in self.all_routes(6)
+            if not found.route.dst.prefixlen and found.protocol == RTPROT_RA and found.interface
         }
 
     def is_local(self, address: Address) -> bool:
@@ -347,14 +375,6 @@ class Netlink:
             raise
         return found[0]
 
-    def _routes(self, family: int) -> list[Any]:
-        from cni_common.kernel.codec import decoder, rtmsg
-
-        body = encode_route_query(family)
-        return self.channel.dump(
-            Message("list routes", RTM_GETROUTE, NLM_F_DUMP, body, decoder(rtmsg))
-        )
-
 
 def _named(name: str) -> bytes:
     return encode_link(string(IFLA_IFNAME, name), _NO_STATS)
@@ -362,6 +382,10 @@ def _named(name: str) -> bytes:
 
 def _look_up(body: bytes, what: str) -> Message:
     return Message(what, RTM_GETLINK, NLM_F_ACK, body, decode_link)
+
+
+def _s32(kind: int, value: int) -> bytes:
+    return attribute(kind, value.to_bytes(4, sys.byteorder, signed=True))
 
 
 def _decode_nsid(data: bytes) -> int:

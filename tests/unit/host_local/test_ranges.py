@@ -103,7 +103,7 @@ def test_defaults(entry: Entry, first: str, last: str, gateway: str, size: int) 
         ),
     ],
 )
-def test_h10_refused(sets: list[list[Entry]], message: str) -> None:
+def test_refused(sets: list[list[Entry]], message: str) -> None:
     """Each mistake is refused by one line that names the range set and what would be right."""
     with pytest.raises(CNIError) as caught:
         parse(*sets)
@@ -140,7 +140,7 @@ def test_slices_of_one_subnet() -> None:
     assert [str(one) for one in range_set.addresses()] == ["10.0.0.11", "10.0.0.4", "10.0.0.5"]
 
 
-def test_h10_odd_gateways() -> None:
+def test_odd_gateways() -> None:
     """A gateway outside of its subnet is worth a line in the log."""
     sets = parse([{"subnet": "10.0.0.0/24", "gateway": "10.1.0.1"}], [{"subnet": "fd00::/64"}])
 
