@@ -140,9 +140,9 @@ class Layout:
     ) -> None:
         """Add `elements`, with the base and the networks' `chains` where there are none.
 
-        That is one transaction: nobody can come in between. When a key is taken, `take_over`
-        returns what adds the elements then, with the deletion of what may be replaced; it is called
-        again when that has changed meanwhile. Raises what it raises, and NetlinkError.
+        All is one transaction. When a key is taken, `take_over` returns the requests to send
+        instead: they add the elements, and delete those that may be replaced. It is called again
+        when the set has changed meanwhile. Raises NetlinkError, and the errors of `take_over`.
         """
         needed = [chain.name for chain in chains] or [self.chains[0].name]
         # Asked for, since a refused transaction takes tens of milliseconds.
