@@ -173,7 +173,7 @@ class Host:
 
         def push_deletion() -> None:
             if undo is not None:
-                undo.push(f"{type} {command}", lambda: self.delegate(type, req, Command.DEL))
+                undo.push(f"the ADD of '{type}'", lambda: self.delegate(type, req, Command.DEL))
 
         if is_ours:
             return self._run_here(type, req.delegated(command, stdin), push_deletion)

@@ -265,7 +265,7 @@ def _release(directory: str, req: Request, host: Host, facts: Json, *, rest_seco
         recorded = [_recorded(store, text) for text in facts.get("addresses", ())]
         missed = [lease for lease in recorded if lease and lease.is_of(owner) and lease not in held]
         if missed:
-            store.distrust()
+            store.forget_index()
         # Only an early release of the reference wrote leases without ifname, never beside others.
         held = [lease for lease in held + missed if lease.owner == owner] or held
         # Torn by a crash. Nobody is at work on it: we have the lock.

@@ -37,12 +37,12 @@ class Outlook(Store):
         # A file without a name, where that is possible: a name would put the index out of date.
         name, flags = "", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
         try:
-            fd = self._disk(os.open, ".", flags, _MODE, dir_fd=self._dir)
+            fd = self.disk(os.open, ".", flags, _MODE, dir_fd=self._dir)
         except OSError as error:
             if error.errno not in _NO_TMPFILE:
                 raise
             name, flags = _PROBE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            fd = self._disk(os.open, name, flags, _MODE, dir_fd=self._dir)
+            fd = self.disk(os.open, name, flags, _MODE, dir_fd=self._dir)
         try:
             self._write_all(fd, b"\n")
         finally:
@@ -86,7 +86,7 @@ class Outlook(Store):
             if whose == (self._network, self.directory) and judge.lives(facts) is False:
                 yield from filter(None, map(address_of, facts.get("addresses", ())))
         before_ns = booted_ns - GRACE_SECONDS * 10**9
-        with self._disk(os.scandir, self._dir) as entries:
+        with self.disk(os.scandir, self._dir) as entries:
             for entry in entries:
                 address = address_of(entry.name)
                 if address is None:

@@ -75,7 +75,7 @@ def make_room(host: Host, network: str, directory: str, shortage: Shortage) -> b
     taken = {int(one.address) for one in leases}
     if shortage.address is None and shortage.range_set.pick(unused(taken), None) is not None:
         with Store(directory, indexes=indexes_of(host), log=host.log) as store:
-            store.lock().distrust()
+            store.lock().forget_index()
         return True
     if sweep.remove(directory, leases, booted_ns):
         return True

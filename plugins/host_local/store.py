@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 from cni_common.node.record import make_directory
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.names import Address, parse_address
-from plugins.host_local.index.file import IndexFile
 from plugins.host_local.index.lookup import Catalog
 from plugins.host_local.lease import Lease, address_of, owner_in, text_of
 
@@ -92,9 +91,9 @@ class Store:
     def __enter__(self) -> Self:
         try:
             if self._create:
-                self._disk(make_directory, self.directory, _DIRECTORY_MODE)
+                self.disk(make_directory, self.directory, _DIRECTORY_MODE)
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-            self._dir = self._disk(os.open, self.directory, flags)
+            self._dir = self.disk(os.open, self.directory, flags)
         except OSError as error:
             if self._create or error.errno != errno.ENOENT:
                 raise self._failure(error) from error
@@ -128,7 +127,7 @@ class Store:
             return self
         try:
             # Not O_RDONLY: a directory, which the Go plugin cannot lock, could be opened by it.
-            self._lock = self._disk(os.open, _LOCK, _READ | os.O_RDWR, dir_fd=self._dir)
+            self._lock = self.disk(os.open, _LOCK, _READ | os.O_RDWR, dir_fd=self._dir)
         except FileNotFoundError:
             # Perhaps there is no room for a lock, and never was: then there is nothing of ours.
             if not self._create and not any(
@@ -137,23 +136,19 @@ class Store:
                 os.close(self._dir)
                 self._dir = -1
                 return self
-            self._lock = self._disk(os.open, _LOCK, _READ | os.O_CREAT, _MODE, dir_fd=self._dir)
+            self._lock = self.disk(os.open, _LOCK, _READ | os.O_CREAT, _MODE, dir_fd=self._dir)
         self.relock()
-        if for_index and self._disk(os.fstat, self._dir).st_size > LARGE_BYTES:
-            catalog = self._opened_catalog()
-            if catalog.is_behind():
-                from plugins.host_local.index import rebuild
-
-                rebuild.renew(self, catalog)
+        if for_index and self.disk(os.fstat, self._dir).st_size > LARGE_BYTES:
+            self._opened_catalog().renew(self)
         return self
 
     def unlock(self) -> None:
         """Let others have the lock, until `relock`."""
-        self._disk(fcntl.flock, self._lock, fcntl.LOCK_UN)
+        self.disk(fcntl.flock, self._lock, fcntl.LOCK_UN)
 
     def relock(self) -> None:
         """Wait for the lock, whose file is open."""
-        self._disk(fcntl.flock, self._lock, fcntl.LOCK_EX)
+        self.disk(fcntl.flock, self._lock, fcntl.LOCK_EX)
 
     def leases(self) -> list[Lease]:
         """Return all leases, by one pass; with the lock, remove what a killed call left behind."""
@@ -170,7 +165,7 @@ class Store:
 
     def inodes(self) -> dict[str, int]:
         """Return the inode of each name in the directory, by one pass. Needs no lock."""
-        with self._disk(os.scandir, self._dir) as entries:
+        with self.disk(os.scandir, self._dir) as entries:
             return {entry.name: entry.inode() for entry in entries}
 
     def tidy(self, names: Iterable[str]) -> None:
@@ -184,7 +179,7 @@ class Store:
         if self._dir < 0:
             return None
         try:
-            fd = self._disk(os.open, str(address), _READ, dir_fd=self._dir)
+            fd = self.disk(os.open, str(address), _READ, dir_fd=self._dir)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -234,8 +229,8 @@ class Store:
         """Return the earliest time of this boot that the clock has ever told, since the epoch."""
         return self._opened_catalog().booted_ns() if self._dir >= 0 else 0
 
-    def distrust(self) -> None:
-        """Have the index made anew by whoever needs it next: the leases say otherwise."""
+    def forget_index(self) -> None:
+        """Have the next call that needs the index rebuild it: the leases contradict it."""
         if self._dir >= 0:
             self._opened_catalog().forget()
 
@@ -251,11 +246,11 @@ class Store:
         self._write_new(text_of(owner))
         try:
             if replace:
-                self._disk(
+                self.disk(
                     os.replace, _NEW, str(address), src_dir_fd=self._dir, dst_dir_fd=self._dir
                 )
             else:
-                self._disk(
+                self.disk(
                     os.link,
                     _NEW,
                     str(address),
@@ -280,11 +275,11 @@ class Store:
     def last_reserved(self, index: int) -> Address | None:
         """Return where the search in range set `index` ended last time, None if unknown."""
         try:
-            fd = self._disk(os.open, f"{_LAST_RESERVED}{index}", _READ, dir_fd=self._dir)
+            fd = self.disk(os.open, f"{_LAST_RESERVED}{index}", _READ, dir_fd=self._dir)
         except OSError:
             return None  # only the order of the addresses depends on it
         try:
-            return parse_address(self._disk(os.read, fd, 64).decode("ascii"))
+            return parse_address(self.disk(os.read, fd, 64).decode("ascii"))
         except (OSError, ValueError):
             return None
         finally:
@@ -297,7 +292,7 @@ class Store:
             return
         self._write_new(text)
         try:
-            self._disk(os.replace, _NEW, name, src_dir_fd=self._dir, dst_dir_fd=self._dir)
+            self.disk(os.replace, _NEW, name, src_dir_fd=self._dir, dst_dir_fd=self._dir)
         finally:
             self._discard_new()
 
@@ -310,13 +305,15 @@ class Store:
 
     def _opened_catalog(self) -> Catalog:
         if self._catalog is None:
-            file = None
-            if self._indexes:
-                file = IndexFile(self._dir, self._indexes, self._disk)
-            self._catalog = Catalog(file, self.leases, self._log, self._capacity)
+            self._catalog = Catalog.at(self, self._indexes, log=self._log, capacity=self._capacity)
         return self._catalog
 
-    def _disk(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    @property
+    def descriptor(self) -> int:
+        """The open directory, -1 when there is none."""
+        return self._dir
+
+    def disk(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         # Every call that can fail passes here, so that a test can make each of them fail.
         return call(*args, **kwargs)
 
@@ -328,15 +325,15 @@ class Store:
         )
 
     def _names(self) -> list[str]:
-        return self._disk(os.listdir, self._dir) if self._dir >= 0 else []
+        return self.disk(os.listdir, self._dir) if self._dir >= 0 else []
 
     def _read_lease(self, address: Address, fd: int) -> Lease:
-        status = self._disk(os.fstat, fd)
+        status = self.disk(os.fstat, fd)
         inode, since = status.st_ino, status.st_mtime_ns
         if not stat.S_ISREG(status.st_mode) or status.st_size > LEASE_BYTES_MAX:
             return Lease(address, None, since, inode)
         try:
-            data = self._disk(os.read, fd, status.st_size) if status.st_size else b""
+            data = self.disk(os.read, fd, status.st_size) if status.st_size else b""
         except OSError as error:
             if error.errno in _FOREIGN:
                 return Lease(address, None, since, inode)
@@ -348,16 +345,16 @@ class Store:
         flags = _WRITE | os.O_EXCL
         self._changed = True
         try:
-            fd = self._disk(os.open, _NEW, flags, _MODE, dir_fd=self._dir)
+            fd = self.disk(os.open, _NEW, flags, _MODE, dir_fd=self._dir)
         except FileExistsError:
             # Of a killed call. It may be a second name of a live lease: never truncate it.
             self._remove(_NEW)
-            fd = self._disk(os.open, _NEW, flags, _MODE, dir_fd=self._dir)
+            fd = self.disk(os.open, _NEW, flags, _MODE, dir_fd=self._dir)
         try:
             try:
                 self._write_all(fd, os.fsencode(text))
             finally:
-                self._disk(os.close, fd)  # where NFS tells that the disk is full
+                self.disk(os.close, fd)  # where NFS tells that the disk is full
         except BaseException:
             self._discard_new()
             raise
@@ -370,11 +367,11 @@ class Store:
         """
         flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            fd = self._disk(os.open, name, flags, dir_fd=self._dir)
+            fd = self.disk(os.open, name, flags, dir_fd=self._dir)
         except OSError:
             return False
         try:
-            status = self._disk(os.fstat, fd)
+            status = self.disk(os.fstat, fd)
             if not stat.S_ISREG(status.st_mode) or status.st_size != len(data):
                 return False
             self._write_all(fd, data)
@@ -384,7 +381,7 @@ class Store:
 
     def _write_all(self, fd: int, data: bytes) -> None:
         # No fsync: see "Files on disk" in docs/plugins/host-local.md.
-        if self._disk(os.write, fd, data) != len(data):
+        if self.disk(os.write, fd, data) != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _discard_new(self) -> None:
@@ -396,6 +393,6 @@ class Store:
     def _remove(self, name: str) -> None:
         self._changed = True
         try:
-            self._disk(os.unlink, name, dir_fd=self._dir)
+            self.disk(os.unlink, name, dir_fd=self._dir)
         except FileNotFoundError:
             return

@@ -194,7 +194,7 @@ def _faulty_store(fault: Fault) -> type[store.Store]:
     class FaultyStore(store.Store):
         _opened: dict[int, str]  # what each descriptor leads to
 
-        def _disk(self, call: Any, *args: Any, **kwargs: Any) -> Any:
+        def disk(self, call: Any, *args: Any, **kwargs: Any) -> Any:
             self._opened = getattr(self, "_opened", {})
             names = [arg for arg in args if isinstance(arg, str)]
             name = names[-1] if names else self._opened.get(args[0], "directory")

@@ -383,7 +383,7 @@ def test_delegate_that_fails_both_ways(machine: Machine, fake: Delegate) -> None
     machine.ok("bridge", "DEL", config, container, path=str(fake.directory))
 
     assert (error["code"], error["msg"]) == (123, "half done")
-    assert error["details"] == "undo of IPAM ADD failed: cannot undo"
+    assert error["details"] == f"undo of the ADD of '{config['ipam']['type']}' failed: cannot undo"
     assert fake.calls == ["ADD", "DEL", "DEL"]
     assert_nothing_left(machine, container)
 

@@ -345,7 +345,7 @@ def test_what_an_overdue_undo_leaves_is_told(machine: Machine, tmp_path: Path) -
     error = error_of(printed)
     assert (status, error["code"]) == (1, 11)
     assert "as far as it can be" in error["msg"]
-    assert "undo of IPAM ADD failed" in error["details"]
+    assert "undo of the ADD of 'odd' failed" in error["details"]
 
 
 def test_an_overdue_del_can_be_repeated(machine: Machine) -> None:

@@ -34,7 +34,7 @@ def _failing_store(fail_at: int, failure: Callable[[], object]) -> tuple[type[st
     done: list[str] = []
 
     class FailingStore(store.Store):
-        def _disk(self, call: Any, *args: Any, **kwargs: Any) -> Any:
+        def disk(self, call: Any, *args: Any, **kwargs: Any) -> Any:
             done.append(call.__name__)
             if len(done) == fail_at:
                 if call is os.close:

@@ -45,7 +45,7 @@ def scans(node: Node, monkeypatch: pytest.MonkeyPatch, command: str, *args: Any)
     lists: list[object] = []
 
     class Watched(Store):
-        def _disk(self, call: Any, *args: Any, **kwargs: Any) -> Any:
+        def disk(self, call: Any, *args: Any, **kwargs: Any) -> Any:
             lists.extend([call] if call in (os.listdir, os.scandir) else [])
             return call(*args, **kwargs)
 
@@ -378,7 +378,7 @@ def _meanwhile(
     locks: list[tuple[int, float]] = []
 
     class Watched(Store):
-        def _disk(self, call: Any, *args: Any, **kwargs: Any) -> Any:
+        def disk(self, call: Any, *args: Any, **kwargs: Any) -> Any:
             if call is fcntl.flock:
                 locks.append((args[1], len(reads)))
             reads.extend([call] if call is os.read else [])

@@ -12,7 +12,7 @@ from plugins.host_local.lease import RELEASE_COOLDOWN_MAX, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from typing import TypeVar
+    from typing import Any, Protocol, Self, TypeVar
 
     from cni_common.spec.names import Address
     from cni_common.spec.request import Attachment
@@ -20,6 +20,35 @@ if TYPE_CHECKING:
     from plugins.host_local.ranges import RangeSet
 
     T = TypeVar("T")
+
+    class LeaseDirectory(Protocol):
+        """The lease directory as its index sees it; `host_local.store.Store` is one."""
+
+        @property
+        def descriptor(self) -> int:
+            """The open directory."""
+
+        def disk(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            """Make one system call on the directory or the index."""
+
+        def leases(self) -> list[Lease]:
+            """Return all leases."""
+
+        def lease(self, address: Address) -> Lease | None:
+            """Return the lease of `address`, None when it is free."""
+
+        def inodes(self) -> dict[str, int]:
+            """Return the inode of each name in the directory."""
+
+        def tidy(self, names: Iterable[str]) -> None:
+            """Remove those of `names` that a killed call left behind."""
+
+        def unlock(self) -> None:
+            """Let others have the lock."""
+
+        def relock(self) -> None:
+            """Wait for the lock."""
+
 
 _DOUBLINGS_MAX = 6  # one is more than enough for any leases that there can be
 _NEW, _DRAFT = "new", "draft.new"  # what is made under the lock, and without it
@@ -45,6 +74,19 @@ class Catalog:
         self._log = log
         self._capacity = min(capacity, CAPACITY_MAX)
         self._index: Index | None = None
+
+    @classmethod
+    def at(
+        cls,
+        leases: LeaseDirectory,
+        place: str,
+        *,
+        log: Callable[[str], object],
+        capacity: int,
+    ) -> Self:
+        """Return the index of `leases`, kept below the directory `place`, "" keeps it in memory."""
+        file = IndexFile(leases.descriptor, place, leases.disk) if place else None
+        return cls(file, leases.leases, log, capacity)
 
     def close(self, *, seal: bool, changed: bool) -> None:
         """Bring the file up to date if the index is (`seal`) and has to be (`changed`)."""
@@ -132,7 +174,14 @@ class Catalog:
         index = self._made([(o.address, text_of(o.owner) if o.owner else "") for o in leases])
         self._index = self._saved(index, lambda file: file.save(index, stamp))
 
-    # To make it anew without the lock: what the lock is wanted for is said.
+    def renew(self, leases: LeaseDirectory) -> None:
+        """Rebuild an index that is out of date, mostly without the lock that the caller holds."""
+        if self.is_behind():
+            from plugins.host_local.index import rebuild
+
+            rebuild.renew(leases, self)
+
+    # For `rebuild`, which works without the lock; each verb that needs the lock says so.
 
     def is_behind(self) -> bool:
         """Tell whether there is a place for an index, but none that fits; wants the lock."""

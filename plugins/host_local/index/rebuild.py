@@ -18,8 +18,7 @@ from plugins.host_local.lease import address_of, text_of
 if TYPE_CHECKING:
     from cni_common.spec.names import Address
     from plugins.host_local.index.blocks import Index
-    from plugins.host_local.index.lookup import Catalog
-    from plugins.host_local.store import Store
+    from plugins.host_local.index.lookup import Catalog, LeaseDirectory
 
 
 _TRIES = 3  # at reading without the lock what others change meanwhile
@@ -34,7 +33,7 @@ class _Seen:
     owner: str  # as the file says it, "" when it names nobody
 
 
-def renew(store: Store, catalog: Catalog) -> None:
+def renew(store: LeaseDirectory, catalog: Catalog) -> None:
     """Bring the index of `store` up to date; the lock is held at the beginning and at the end.
 
     Nobody waits in here who has the lock, so two that wait for each other cannot be. What fails of
@@ -74,7 +73,7 @@ def renew(store: Store, catalog: Catalog) -> None:
             os.close(alone)
 
 
-def _read(store: Store, inodes: dict[str, int]) -> dict[str, _Seen]:
+def _read(store: LeaseDirectory, inodes: dict[str, int]) -> dict[str, _Seen]:
     """Return those of the leases that are there, by the names of their files."""
     seen = {}
     for name, inode in inodes.items():
@@ -86,7 +85,7 @@ def _read(store: Store, inodes: dict[str, int]) -> dict[str, _Seen]:
     return seen
 
 
-def _catch_up(store: Store, index: Index, seen: dict[str, _Seen]) -> None:
+def _catch_up(store: LeaseDirectory, index: Index, seen: dict[str, _Seen]) -> None:
     """Tell `index`, and `seen`, what has become of the directory since that was read."""
     there = store.inodes()
     before = {name: one.inode for name, one in seen.items()}

@@ -85,7 +85,7 @@ def test_h2_h6_one_lock_and_one_look(
     calls: Counter[str] = Counter()
 
     class CountingStore(Store):
-        def _disk(self, call: Any, *args: Any, **kwargs: Any) -> Any:
+        def disk(self, call: Any, *args: Any, **kwargs: Any) -> Any:
             calls[args[0] if args[0] in others else call.__name__] += 1
             return call(*args, **kwargs)
 
