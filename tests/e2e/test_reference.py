@@ -1,7 +1,7 @@
 """The same calls to the Go reference plugins and to ours, on two equal nodes.
 
 Replies, interfaces, addresses, routes, sysctls, files and firewall are compared after ADD, and
-what is left after DEL. A difference is named by its subject in docs/differences.md.
+what is left after DEL. Whatever differs is named by its heading in docs/differences.md.
 """
 
 from __future__ import annotations
