@@ -63,19 +63,17 @@ SCHEMA: Json = {
         },
         "runtimeConfig": {
             "type": "object",
-            "description": "What the runtime fills in for the declared capabilities.",
-            "properties": {"ips": _ips("Addresses in place of all others.")},
+            "description": "Values from the runtime, by capability.",
+            "properties": {"ips": _ips("Addresses, replacing all others.")},
         },
         "args": {
             "type": "object",
-            "description": "Arguments of the runtime.",
+            "description": "Arguments of the runtime, by the CNI conventions.",
             "properties": {
                 "cni": {
                     "type": "object",
-                    "description": "Arguments of the CNI conventions.",
-                    "properties": {
-                        "ips": _ips("Addresses in place of those of ipam and CNI_ARGS.")
-                    },
+                    "description": "Arguments for all plugins.",
+                    "properties": {"ips": _ips("Addresses, replacing those of ipam and CNI_ARGS.")},
                 }
             },
         },

@@ -193,7 +193,7 @@ class Request:
 _ATTACHMENT_KEYS = ("cni.dev/valid-attachments", "cni.dev/attachments")  # new and old spelling
 _ATTACHMENTS: Json = {
     "type": "array",
-    "description": "What GC must keep: the runtime fills it in.",
+    "description": "Valid attachments, which GC keeps; filled in by the runtime.",
     "items": {
         "type": "object",
         "properties": {
@@ -210,7 +210,7 @@ PROTOCOL_PROPERTIES: Json = {
     "capabilities": {
         "type": "object",
         "additionalProperties": {"type": "boolean"},
-        "description": "Capabilities that the runtime may fill in as runtimeConfig.",
+        "description": "Capabilities; the runtime fills in their values as runtimeConfig.",
     },
     "dns": {**DNS_SCHEMA, "description": "DNS settings for the container."},
     "prevResult": {

@@ -81,7 +81,7 @@ SCHEMA: Json = {
         },
         "runtimeConfig": {
             "type": "object",
-            "description": "What the runtime fills in for the declared capabilities.",
+            "description": "Values from the runtime, by capability.",
             "properties": {
                 "ipRanges": {**_RANGE_SETS, "description": "Range sets, put before all others."},
                 "ips": {**_ADDRESSES, "description": "Requested addresses, at most one per set."},
@@ -89,11 +89,11 @@ SCHEMA: Json = {
         },
         "args": {
             "type": "object",
-            "description": "Arguments of the runtime.",
+            "description": "Arguments of the runtime, by the CNI conventions.",
             "properties": {
                 "cni": {
                     "type": "object",
-                    "description": "Arguments of the CNI conventions.",
+                    "description": "Arguments for all plugins.",
                     "properties": {
                         "ips": {
                             **_ADDRESSES,
