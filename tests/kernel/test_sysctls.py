@@ -13,7 +13,7 @@ mount -o remount,bind,ro /proc/sys
 exec "$0" -c "$1"
 """
 SET_BOTH = """
-from cni_common.netns import OWN, NetNS
+from cni_common.kernel.netns import OWN, NetNS
 
 name = "net/ipv6/conf/lo/accept_ra"
 netns = NetNS(OWN)
