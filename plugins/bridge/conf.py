@@ -156,7 +156,7 @@ class Conf:
 
     @property
     def vlans(self) -> list[Vlan]:
-        """The VLANs of the port."""
+        """The VLANs of the port, the untagged one first; empty without `vlan` and `vlanTrunk`."""
         tagged = [Vlan(vid) for vid in self.trunk]
         if self.vlan:
             own = Vlan(self.vlan, pvid=True, untagged=True)
