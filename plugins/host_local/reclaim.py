@@ -29,10 +29,10 @@ class Holding:
     """One lease, and what is known about its owner."""
 
     lease: Lease
-    pod: str  # namespace/name, "" when the runtime did not say
-    netns: str  # path, "" when no record tells
+    pod: str  # namespace/name, "" if the runtime did not pass it
+    netns: str  # path, "" without a record
     alive: bool | None  # whether its namespace exists; None when nobody knows
-    reason: str  # why `reclaim` would take it, "" when it would not
+    reason: str  # why `reclaim` would remove it, "" if it would not
 
 
 def holdings(host: Host, network: str, directory: str) -> list[Holding]:
@@ -52,19 +52,19 @@ def holdings(host: Host, network: str, directory: str) -> list[Holding]:
 
 
 def reclaim(host: Host, network: str, directory: str) -> list[tuple[Lease, str]]:
-    """Take back what belongs to nobody in `directory`; return it with reasons; each is logged.
+    """Remove the stale leases in `directory`, log each, and return them with the reasons.
 
-    What has lost its namespace is noted at first, and taken by a call a grace time later.
-    Raises an ExceptionGroup when something could not be removed.
+    A lease without a living namespace is noted at first, and removed by a call GRACE_SECONDS later.
+    Raises an ExceptionGroup if a lease could not be removed.
     """
     sweep = _sweep(host, network)
     return sweep.remove(directory, *sweep.read(directory))
 
 
 def make_room(host: Host, network: str, directory: str, shortage: Shortage) -> bool:
-    """Take back what stands in the way of an ADD; False when there is nothing to be had.
+    """Remove the stale leases that block an ADD; return False if no address became free.
 
-    Adds to the message of `shortage` who holds the addresses.
+    Then the message of `shortage` names the holders of the addresses.
     """
     sweep = _sweep(host, network)
     leases, booted_ns = sweep.read(directory)

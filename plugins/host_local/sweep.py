@@ -1,4 +1,4 @@
-"""Removes the leases that nobody needs, without keeping others from the lock for long.
+"""Removal of stale leases, without blocking other calls for long.
 
 First all leases are read, then what is alive is looked at, both without the lock; then what is
 neither is removed under it, unless it has changed meanwhile: in this order no address of a new
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from plugins.host_local.expiry import Judge
     from plugins.host_local.lease import Lease
 
-BATCH = 16  # leases that are removed while others wait for the lock
+BATCH = 16  # leases that are removed while other calls wait for the lock
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """One sweep through lease directories; `verb` says in the log what is being done."""
+    """One sweep through lease directories; `verb` begins its lines in the log."""
 
     host: Host
     judge: Judge
