@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from cni_common.kernel import iptables
-from cni_common.node import masquerade
+from cni_common.kernel import nft_layout
+from cni_common.node import masquerade, masquerade_iptables
 from cni_common.node.record import Record
 from cni_common.spec.request import Attachment
 from commands import DONE, FOUND, inventory, leftovers, view
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable, Iterable, Iterator
 
-    from cni_common.kernel.iptables import Jump
     from cni_common.node.host import Host
+    from cni_common.node.masquerade_iptables import Jump
     from cni_common.spec.names import Address
     from commands.first_seen import Sightings
     from commands.node import Tenancy
@@ -99,8 +99,8 @@ class Audit:
     def findings(self) -> list[Finding]:
         """Return everything that was found, each once."""
         elements = masquerade.owners(self._host.netns)
-        jumps = list(iptables.reference_jumps(self._host.netns))
-        rules = iptables.reference_rules(self._host.netns)
+        jumps = list(masquerade_iptables.reference_jumps(self._host.netns))
+        rules = masquerade_iptables.reference_rules(self._host.netns)
         ports = macfilter.orphans(self._host.netns)
         ports_of_reference = macfilter.orphans_of_reference(self._host.netns)
         strays = inventory.strays(self._host)
@@ -202,7 +202,7 @@ class Audit:
             parts = text.split(" ") if text.count(" ") == 3 else ["", "", "", ""]
             yield self._finding(
                 "masquerade",
-                f"element {address} of table inet {masquerade.TABLE.name}, for '{text}'",
+                f"element {address} of {nft_layout.TABLE}, for '{text}'",
                 parts[1:],
                 reason="its owner has no record, and its address is in no namespace",
                 act=partial(leftovers.remove_element, self._host, address, text),
@@ -214,7 +214,7 @@ class Audit:
             if port not in recorded:
                 yield self._finding(
                     "mac-filter",
-                    f"port '{port}' of table bridge {macfilter.TABLE.name}",
+                    f"port '{port}' of {macfilter.TABLE}",
                     reason="the port is gone, and no record names it",
                     act=partial(leftovers.remove_filter, self._host, port),
                 )
@@ -339,6 +339,7 @@ def _names_in(comment: str, networks: Iterable[str]) -> tuple[str, ...]:
     instance, *parts = comment.split(", ")
     given = dict(part.partition(": ")[::2] for part in parts)
     network, owner = given.get("net", ""), Attachment(given.get("id", ""), given.get("if", ""))
-    if instance == iptables.reference_instance(network, owner):
+    if instance == masquerade_iptables.reference_instance(network, owner):
         return network, owner.containerid, owner.ifname
-    return (next((one for one in networks if iptables.is_of_network(instance, one)), ""),)
+    is_of = partial(masquerade_iptables.is_of_network, instance)
+    return (next(filter(is_of, networks), ""),)

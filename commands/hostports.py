@@ -8,7 +8,8 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from cni_common.kernel import iptables
-from cni_common.node.masquerade import TABLE, Owner
+from cni_common.kernel.nft_layout import TABLE
+from cni_common.node.masquerade import Owner
 from cni_common.spec.errors import CNIError, Code
 from commands.owned import Owned, Stray
 from plugins.portmap import iptables as chains
@@ -63,7 +64,7 @@ def _elements(host: Host) -> Iterator[Stray]:
     suffixes = ("", *nftables.suffixes(host.netns))
     for version, family in layout.FAMILIES.items():
         size = 4 if version == 4 else 16
-        maps = (name + suffix for suffix in suffixes for name in (family.ports, family.at))
+        maps = (one.name for suffix in suffixes for one in family.port_maps(suffix))
         for name in (*maps, family.hairpin):
             for element in TABLE.elements(host.netns, name):
                 found = element.key if name == family.hairpin else element.data[:size]
@@ -73,7 +74,7 @@ def _elements(host: Host) -> Iterator[Stray]:
         parts = text.split(" ") if text.count(" ") == 3 else ["", "", "", ""]
         yield Stray(
             "host-port",
-            f"{counts[text]} elements of table inet {TABLE.name}, for '{text}'",
+            f"{counts[text]} elements of {TABLE}, for '{text}'",
             tuple(parts[1:]),
             owner=text,
             addresses=frozenset(used),

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from ipaddress import ip_interface
 from typing import TYPE_CHECKING
 
-from cni_common.kernel import iptables
-from cni_common.node import masquerade
+from cni_common.kernel import iptables, nft_layout
+from cni_common.node import masquerade, masquerade_iptables
 from plugins.bridge import macfilter
 
 if TYPE_CHECKING:
@@ -53,14 +53,14 @@ def objects_of_pair(host: Host, known: Known) -> Iterator[Owned]:
     yield from _masquerading(host, known)
     if facts.get("mac_filter"):
         port_name, mac = facts.get("veth", ""), facts["mac_filter"]
-        what = f"port '{port_name}', MAC {mac} in table bridge {macfilter.TABLE.name}"
+        what = f"port '{port_name}', MAC {mac} in {macfilter.TABLE}"
         yield Owned("mac-filter", what, macfilter.holds(host.netns, port_name, mac))
 
 
 def _masquerading(host: Host, known: Known) -> Iterator[Owned]:
     facts = known.facts
     if facts.get("masquerade") == "iptables":
-        chain = iptables.chain_of(known.network, known.attachment)
+        chain = masquerade_iptables.chain_of(known.network, known.attachment)
         yield Owned(
             "iptables", f"chain {chain} of table nat", iptables.has_chain(host.netns, chain)
         )
@@ -68,5 +68,5 @@ def _masquerading(host: Host, known: Known) -> Iterator[Owned]:
         owner = masquerade.Owner(known.plugin, known.network, known.attachment)
         for text in facts.get("addresses", ()):
             address = ip_interface(text).ip
-            what = f"element {address} of table inet {masquerade.TABLE.name}"
+            what = f"element {address} of {nft_layout.TABLE}"
             yield Owned("masquerade", what, masquerade.holds(host.netns, owner, address))

@@ -27,7 +27,7 @@ _CHANGES = (
     ("cni_common/spec/wire.py", "indent=4", "indent=2"),
     ("plugins/__init__.py", '    "loopback",\n', ""),
 )
-_SECONDS = 75  # a little less than a test may take
+_SECONDS = 250  # a little less than a test may take that waits for it
 
 
 def make() -> Path:

@@ -61,7 +61,7 @@ def base_chain(table: str, name: str, *, kind: str, hook: int, priority: int) ->
 
 
 def rule(table: str, chain: str, *expressions: bytes) -> bytes:
-    """Return the attributes of a new rule; `expressions` are those of nftrules."""
+    """Return the attributes of a new rule; `expressions` are those of nft_expressions."""
     items = [attribute(_LIST_ELEM, expression) for expression in expressions]
     names = string(_RULE_TABLE, table) + string(_RULE_CHAIN, chain)
     return names + attribute(_RULE_EXPRESSIONS, *items)

@@ -1,6 +1,6 @@
 """nftables over netlink: one atomic transaction per call, no subprocess.
 
-Numbers are those of linux/netfilter/nf_tables.h; longer messages are in nftmessages.py.
+Numbers are those of linux/netfilter/nf_tables.h; the longer messages are in nft_messages.py.
 Only tables of our own are written to. What the reference plugins left is read by name.
 """
 
@@ -41,6 +41,7 @@ DROP, ACCEPT, JUMP, GOTO, RETURN = 0, 1, -3, -4, -5  # verdicts
 INET, IPV4, BRIDGE, IPV6 = 1, 2, 7, 10  # NFPROTO_* of linux/netfilter.h
 PREROUTING, FORWARD, OUTPUT, POSTROUTING = 0, 2, 3, 4  # NF_INET_*, the same as NF_BR_*
 IIFNAME_BYTES = 16  # IFNAMSIZ: interface names are compared with their padding
+_FAMILY_WORDS = {INET: "inet", IPV4: "ip", BRIDGE: "bridge", IPV6: "ip6"}  # as nft(8) has them
 
 _NFTABLES, _BATCH_BEGIN, _BATCH_END = 10, 0x10, 0x11  # linux/netfilter/nfnetlink.h
 _NEWTABLE, _GETTABLE, _DELTABLE, _NEWCHAIN, _GETCHAIN, _DELCHAIN = range(6)
@@ -72,6 +73,9 @@ class Table:
 
     family: int
     name: str
+
+    def __str__(self) -> str:
+        return f"table {_FAMILY_WORDS[self.family]} {self.name}"
 
     def add(self) -> Message:
         """Return the request that creates the table where there is none."""
@@ -261,6 +265,16 @@ class Table:
         return Message(text, _NFTABLES << 8 | kind, flags | NLM_F_ACK, body, read)
 
 
+def interface_key(name: str) -> bytes:
+    """Return an interface's name as sets have it, in whole or as the first part of a key."""
+    return name.encode("utf-8", "surrogateescape").ljust(IIFNAME_BYTES, bytes(1))
+
+
+def interface_name(key: bytes) -> str:
+    """Return the name that `interface_key` has packed."""
+    return key.rstrip(bytes(1)).decode("utf-8", "surrogateescape")
+
+
 def apply(netns: NetNS, messages: Sequence[Message]) -> None:
     """Carry out `messages` in one transaction: all or nothing. Raises NetlinkError."""
     frame = [_frame("begin", _BATCH_BEGIN), *messages, _frame("end", _BATCH_END)]
@@ -294,57 +308,6 @@ def apply_if_unused(netns: NetNS, deletions: Sequence[Message]) -> bool:
             raise
         return False
     return True
-
-
-def try_to_add(netns: NetNS, elements: Sequence[Message]) -> bool:
-    """Add `elements`; False when one is there already, or what they need is gone."""
-    try:
-        apply(netns, elements)
-    except NetlinkError as error:
-        if error.errno not in (errno.ENOENT, errno.EEXIST):
-            raise
-        return False
-    return True
-
-
-def add_with_frame(
-    netns: NetNS,
-    frame: Sequence[Message],
-    elements: Sequence[Message],
-    evict: Callable[[], Sequence[Message]],
-) -> None:
-    """Add `elements` and all that they need, by one transaction: nobody can come in between.
-
-    `evict` deletes what stands in the way; it is asked again when that has changed meanwhile.
-    """
-    for attempt in range(TRIES):
-        try:
-            apply(netns, [*frame, *evict(), *elements])
-        except NetlinkError as error:
-            # What `evict` saw is gone, or there is something new under a key.
-            if error.errno not in (errno.ENOENT, errno.EEXIST) or attempt == TRIES - 1:
-                raise
-        else:
-            return
-
-
-def without_base(
-    netns: NetNS,
-    table: Table,
-    deletions: Sequence[Message],
-    *,
-    size: int,
-    sets: Sequence[str],
-) -> list[Message]:
-    """Return what removes that which one user of a shared table keeps there while `sets` are used.
-
-    That is `size` chains and sets, by `deletions`; the last user's also removes the table. Empty
-    when something is in use: asked for, as a refused transaction takes some ten milliseconds.
-    """
-    held = table.holds(netns)
-    if held < size or (held > size and not all(table.is_empty(netns, name) for name in sets)):
-        return []
-    return [*deletions, *([table.delete()] if held == size else [])]
 
 
 def _frame(what: str, kind: int) -> Message:

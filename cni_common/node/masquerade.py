@@ -10,62 +10,40 @@ DEL no more than one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from cni_common.kernel import nft_expressions, nft_table
+from cni_common.kernel import nft_expressions, nft_layout, nft_table
 from cni_common.kernel.netlink import NetlinkError
+from cni_common.kernel.nft_layout import FAMILIES, TABLE, Chain, Hook, Layout, Set
 from cni_common.kernel.nft_messages import COMMENT_MAX_BYTES
 from cni_common.spec.errors import CNIError, Code
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from cni_common.kernel.netlink import Message
     from cni_common.kernel.netns import NetNS
+    from cni_common.kernel.nft_layout import Key, Rule
     from cni_common.spec.names import Address, Cidr, Subnet
     from cni_common.spec.request import Attachment
 
-TABLE = nft_table.Table(nft_table.INET, "pycni")
 BACKENDS = ("nftables", "iptables")
 _POSTROUTING = "postrouting"
-_BASE_SIZE = 3  # a chain and two maps
-_SRCNAT = 100  # NF_IP_PRI_NAT_SRC of linux/netfilter_ipv4.h
+_MAPS = {4: "masquerade4", 6: "masquerade6"}  # from a container's address to its network's chain
+_MULTICAST = {4: (bytes([224, 0, 0, 0]), 4), 6: (b"\xff" + bytes(15), 8)}
 
 
-@dataclass(frozen=True, slots=True)
-class _Family:
-    """What IPv4 and IPv6 do differently here."""
-
-    protocol: int
-    map: str
-    key: tuple[int, int]
-    source: int  # where the source address stands in the network header, bytes
-    destination: int
-    multicast: tuple[bytes, int]
+def _look_ups() -> Iterator[Rule]:
+    for version, family in FAMILIES.items():
+        yield family.look_up(family.source, _MAPS[version])
 
 
-_FAMILIES = {
-    4: _Family(
-        nft_table.IPV4,
-        "masquerade4",
-        nft_table.IPV4_KEY,
-        12,
-        16,
-        (bytes([224, 0, 0, 0]), 4),
-    ),
-    6: _Family(
-        nft_table.IPV6,
-        "masquerade6",
-        nft_table.IPV6_KEY,
-        8,
-        24,
-        (b"\xff" + bytes(15), 8),
-    ),
-}
-
-
-_MAPS = tuple(family.map for family in _FAMILIES.values())
+LAYOUT = Layout(
+    TABLE,
+    tuple(Set(_MAPS[v], family.key, nft_table.VERDICTS) for v, family in FAMILIES.items()),
+    (Chain(_POSTROUTING, _look_ups, Hook("nat", nft_table.POSTROUTING, nft_layout.SRCNAT)),),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,29 +76,23 @@ def add(
     one left under the same address is taken over. Raises CNIError, NetlinkError.
     """
     if backend == "iptables":
-        from cni_common.kernel import iptables
+        from cni_common.node import masquerade_iptables
 
-        iptables.add(netns, owner.network, owner.attachment, addresses)
+        masquerade_iptables.add(netns, owner.network, owner.attachment, addresses)
         return
-    subnets = frozenset(cidr.network for cidr in addresses)
-    chain = _chain(owner.network, subnets)
+    chain = _network_chain(owner.network, frozenset(cidr.network for cidr in addresses))
     elements = [
-        TABLE.add_element(
-            _FAMILIES[cidr.version].map, cidr.ip.packed, goto=chain, comment=str(owner)
-        )
-        for cidr in addresses
+        TABLE.add_element(*_key(cidr.ip), goto=chain.name, comment=str(owner)) for cidr in addresses
     ]
-    # Asked for, since a refused transaction takes tens of milliseconds.
-    if TABLE.has_chain(netns, chain) and nft_table.try_to_add(netns, elements):
-        return
-    frame = (*_base(), *_network_chain(chain, subnets))
+
+    def take_over() -> list[Message]:
+        return [*_evict(netns, owner, addresses, is_alive), *elements]
+
     try:
-        nft_table.add_with_frame(
-            netns, frame, elements, lambda: _evict(netns, owner, addresses, is_alive)
-        )
+        LAYOUT.add(netns, elements, chains=[chain], take_over=take_over)
     except (CNIError, NetlinkError):
         # A DEL may have left to us what it saw us use.
-        _remove_unused(netns, {chain})
+        _remove_unused(netns, {chain.name})
         raise
 
 
@@ -137,64 +109,47 @@ def remove(
     With the `subnets` of the addresses also the chain that a DEL has emptied before it was killed.
     """
     if backend == "iptables":
-        from cni_common.kernel import iptables
+        from cni_common.node import masquerade_iptables
 
-        iptables.remove(netns, owner.network, owner.attachment)
+        masquerade_iptables.remove(netns, owner.network, owner.attachment)
         return
-    emptied = [_chain(owner.network, frozenset(subnets))] if subnets else []
+    emptied = [_chain_name(owner.network, frozenset(subnets))] if subnets else []
     _remove_elements(netns, list(addresses), str(owner), emptied)
 
 
 def _remove_elements(
     netns: NetNS, addresses: Sequence[Address], owner: str, emptied: Iterable[str] = ()
 ) -> None:
-    chains = set(emptied)
-
-    def deletions() -> list[Message]:
-        messages = []
-        for address in addresses:
-            family = _FAMILIES[address.version]
-            element = TABLE.element(netns, family.map, address.packed)
-            if element and element.comment == owner:
-                messages.append(TABLE.delete_element(family.map, address.packed))
-                chains.add(element.chain)
-        return messages
-
-    nft_table.apply_deletions(netns, deletions)
-    _remove_unused(netns, chains)
+    removed = LAYOUT.remove(netns, [_key(address) for address in addresses], owner=owner)
+    _remove_unused(netns, {*emptied, *(element.chain for element in removed)})
 
 
-def _remove_unused(netns: NetNS, chains: set[str]) -> None:
+def _remove_unused(netns: NetNS, chains: Collection[str]) -> None:
     """Remove those of the networks' `chains` that have no element left, and then the base."""
-    idle = [chain for chain in chains if TABLE.is_idle(netns, chain)]
-    for chain in idle:
-        nft_table.apply_if_unused(netns, _without_chain(chain))
-    if idle:
-        base = nft_table.without_base(netns, TABLE, _without_base(), size=_BASE_SIZE, sets=_MAPS)
-        if base:
-            nft_table.apply_if_unused(netns, base)
+    if LAYOUT.remove_idle_chains(netns, chains):
+        LAYOUT.remove_if_unused(netns)
 
 
 def check(netns: NetNS, owner: Owner, addresses: Sequence[Cidr], *, backend: str) -> None:
     """Raise CNIError naming the address that is no longer masqueraded."""
     if backend == "iptables":
-        from cni_common.kernel import iptables
+        from cni_common.node import masquerade_iptables
 
-        drift = iptables.check(netns, owner.network, owner.attachment, addresses)
-        if drift:
-            raise _drift(drift)
-        return
-    chain = _chain(owner.network, frozenset(cidr.network for cidr in addresses))
+        found = masquerade_iptables.check(netns, owner.network, owner.attachment, addresses)
+    else:
+        found = _nftables_drift(netns, owner.network, addresses)
+    if found:
+        raise CNIError(Code.INTERNAL, f"{found}; delete and add the attachment again")
+
+
+def _nftables_drift(netns: NetNS, network: str, addresses: Sequence[Cidr]) -> str:
+    chain = _chain_name(network, frozenset(cidr.network for cidr in addresses))
     for cidr in addresses:
-        element = TABLE.element(netns, _FAMILIES[cidr.version].map, cidr.ip.packed)
+        element = TABLE.element(netns, *_key(cidr.ip))
         if element is None or element.chain != chain:
             where = f"leads to '{element.chain}'" if element else "is missing"
-            raise _drift(
-                f"the masquerade element of {cidr.ip} in 'table inet {TABLE.name}' {where}"
-            )
-    for name in (chain, _POSTROUTING):
-        if not TABLE.rules(netns, name):
-            raise _drift(f"chain '{name}' of 'table inet {TABLE.name}' has lost its rules")
+            return f"the masquerade element of {cidr.ip} in '{TABLE}' {where}"
+    return LAYOUT.drift(netns, chain)
 
 
 def owners(netns: NetNS) -> list[tuple[str, Address]]:
@@ -203,14 +158,14 @@ def owners(netns: NetNS) -> list[tuple[str, Address]]:
 
     return [
         (element.comment, ip_address(element.key))
-        for family in _FAMILIES.values()
-        for element in TABLE.elements(netns, family.map)
+        for name in _MAPS.values()
+        for element in TABLE.elements(netns, name)
     ]
 
 
 def holds(netns: NetNS, owner: Owner, address: Address) -> bool:
     """Tell whether `owner` has an element for `address`."""
-    element = TABLE.element(netns, _FAMILIES[address.version].map, address.packed)
+    element = TABLE.element(netns, *_key(address))
     return element is not None and element.comment == str(owner)
 
 
@@ -221,10 +176,10 @@ def remove_element(netns: NetNS, address: Address, owner: str) -> None:
 
 def remove_of_reference(netns: NetNS, owner: Owner, addresses: Collection[Address]) -> None:
     """Remove what was made by the reference plugins, or by us with iptables and no record left."""
-    from cni_common.kernel import iptables
+    from cni_common.node import masquerade_iptables
 
-    iptables.remove_of_reference(netns, owner.network, owner.attachment, addresses)
-    iptables.remove(netns, owner.network, owner.attachment)
+    masquerade_iptables.remove_of_reference(netns, owner.network, owner.attachment, addresses)
+    masquerade_iptables.remove(netns, owner.network, owner.attachment)
 
 
 def gc_of_reference(
@@ -237,9 +192,9 @@ def gc_of_reference(
 
     `keep` is asked after a look at what there is.
     """
-    from cni_common.kernel import iptables
+    from cni_common.node import masquerade_iptables
 
-    return iptables.gc_of_reference(netns, network, keep, is_used)
+    return masquerade_iptables.gc_of_reference(netns, network, keep, is_used)
 
 
 def probe(netns: NetNS, backend: str) -> None:
@@ -262,66 +217,34 @@ def probe(netns: NetNS, backend: str) -> None:
 # --- nftables ------------------------------------------------------------------------------
 
 
-def _chain(network: str, subnets: frozenset[Subnet]) -> str:
+def _key(address: Address) -> Key:
+    return _MAPS[address.version], address.packed
+
+
+def _chain_name(network: str, subnets: frozenset[Subnet]) -> str:
     """Return the name of a network's chain; other subnets make another chain."""
     text = " ".join([network, *sorted(map(str, subnets))])
     return f"masquerade-{network[:64]}-{_digest(text)}"
 
 
-@cache
-def _base() -> tuple[Message, ...]:
-    messages = [TABLE.add()]
-    for family in _FAMILIES.values():
-        messages.append(TABLE.add_set(family.map, family.key, data=nft_table.VERDICTS))
-    messages.append(
-        TABLE.add_base_chain(_POSTROUTING, kind="nat", hook=nft_table.POSTROUTING, priority=_SRCNAT)
-    )
-    messages.append(TABLE.delete_rule(_POSTROUTING))
-    for family in _FAMILIES.values():
-        source = nft_expressions.network_bytes(family.source, family.key[0])
-        look_up = nft_expressions.lookup(family.map, verdict=True)
-        messages.append(
-            TABLE.add_rule(
-                _POSTROUTING, *nft_expressions.meta_nfproto(family.protocol), source, look_up
-            )
-        )
-    return tuple(messages)
-
-
-def _without_base() -> list[Message]:
-    maps = [TABLE.delete_set(family.map) for family in _FAMILIES.values()]
-    return [
-        TABLE.delete_rule(_POSTROUTING),
-        TABLE.delete_chain(_POSTROUTING),
-        *maps,
-    ]
-
-
 @lru_cache(maxsize=64)  # networks
-def _network_chain(chain: str, subnets: frozenset[Subnet]) -> tuple[Message, ...]:
-    messages = [TABLE.add_chain(chain), TABLE.delete_rule(chain)]
+def _network_chain(network: str, subnets: frozenset[Subnet]) -> Chain:
+    return Chain(_chain_name(network, subnets), lambda: _network_rules(subnets))
+
+
+def _network_rules(subnets: frozenset[Subnet]) -> Iterator[Rule]:
+    """Yield the rules that masquerade what leaves a network, by its subnets of both versions."""
     for version in sorted({subnet.version for subnet in subnets}):
-        family = _FAMILIES[version]
+        family = FAMILIES[version]
         own = [
             (subnet.network_address.packed, subnet.prefixlen)
             for subnet in sorted(subnets, key=str)
             if subnet.version == version
         ]
-        for network, prefixlen in (*own, family.multicast):
-            messages.append(
-                TABLE.add_rule(
-                    chain,
-                    *nft_expressions.meta_nfproto(family.protocol),
-                    nft_expressions.network_bytes(family.destination, len(network)),
-                    *nft_expressions.in_subnet(network, prefixlen),
-                    nft_expressions.verdict(nft_table.ACCEPT),
-                )
-            )
-    return (*messages, TABLE.add_rule(chain, nft_expressions.masquerade()))
-
-
-def _without_chain(chain: str) -> list[Message]:
-    return [TABLE.delete_rule(chain), TABLE.delete_chain(chain)]
+        for network, prefixlen in (*own, _MULTICAST[version]):
+            match = family.within(family.destination, network, prefixlen)
+            yield [*match, nft_expressions.verdict(nft_table.ACCEPT)]
+    yield [nft_expressions.masquerade()]
 
 
 def _evict(
@@ -333,8 +256,7 @@ def _evict(
     """Return the deletion of elements that dead owners left under `addresses`."""
     messages = []
     for cidr in addresses:
-        family = _FAMILIES[cidr.version]
-        element = TABLE.element(netns, family.map, cidr.ip.packed)
+        element = TABLE.element(netns, *_key(cidr.ip))
         if element is None:
             continue
         if element.comment != str(owner) and is_alive(element.comment):
@@ -343,7 +265,7 @@ def _evict(
                 f"{cidr.ip} is masqueraded for '{element.comment}' (plugin, network, container,"
                 " interface), which is alive; give the two networks subnets that do not overlap",
             )
-        messages.append(TABLE.delete_element(family.map, cidr.ip.packed))
+        messages.append(TABLE.delete_element(*_key(cidr.ip)))
     return messages
 
 
@@ -351,7 +273,3 @@ def _digest(text: str) -> str:
     from hashlib import sha256
 
     return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
-def _drift(what: str) -> CNIError:
-    return CNIError(Code.INTERNAL, f"{what}; delete and add the attachment again")

@@ -189,7 +189,7 @@ def _settle(host: Host, facts: Json, policies: Collection[str]) -> None:
     """Keep the bridge of `facts` apart as `policies` say."""
     bridge = facts["bridge"]
     if facts.get("backend") != IPTABLES:
-        isolation.settle(host.netns, bridge, policies)
+        isolation.ensure(host.netns, bridge, policies)
         return
     if not policies and facts.get("found"):
         return  # the reference's, which may have containers there that live

@@ -63,7 +63,7 @@ def remove_policy(host: Host, pair: tuple[str, str]) -> bool:
         if pair[0] == isolation.PORTS:
             isolation.open_port(host.netns, pair[1])
         else:
-            isolation.settle(host.netns, pair[1], ())
+            isolation.ensure(host.netns, pair[1], ())
     return True
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cni_common.node.masquerade import TABLE
+from cni_common.kernel.nft_layout import TABLE
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.undo import BestEffort
 from plugins.portmap import conntrack, layout, nftables, parts, route_localnet, shared_ports

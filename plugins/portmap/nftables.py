@@ -8,20 +8,19 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel import nft_table
 from cni_common.kernel.netlink import NetlinkError
-from cni_common.node.masquerade import TABLE
+from cni_common.kernel.nft_layout import TABLE
 from cni_common.spec.errors import CNIError, Code
 from plugins.portmap import layout, route_localnet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from cni_common.kernel.netlink import Message
     from cni_common.kernel.netns import NetNS
+    from cni_common.kernel.nft_layout import Key
     from cni_common.node.host import Host
     from plugins.portmap.conf import Conf
-
-    Key = tuple[str, bytes]
 
 DEAD, SAME, ALIVE = "dead", "same", "alive"  # what the owner of an element can be to an ADD
 
@@ -58,7 +57,7 @@ def add(netns: NetNS, conf: Conf, owner: str, judge: Callable[[str], str]) -> se
     from plugins.portmap import conditions
 
     for attempt in range(nft_table.TRIES):
-        nft_table.apply(netns, layout.base())
+        nft_table.apply(netns, layout.LAYOUT.base())
         conditions.ensure(netns, suffix, conf.conditions)
         try:
             return _add(netns, conf, owner, suffix, judge=judge)
@@ -73,17 +72,17 @@ def _add(
     netns: NetNS, conf: Conf, owner: str, suffix: str, *, judge: Callable[[str], str]
 ) -> set[str]:
     elements = layout.elements(conf, suffix)
-    messages = [element.add(owner) for element in elements]
-    chains = {element.goto for element in elements if element.goto} or {layout.PORTS}
-    # Asked for, since a refused transaction takes tens of milliseconds.
-    if TABLE.has_chain(netns, *chains) and nft_table.try_to_add(netns, messages):
-        return set()
-    frame = [*layout.base()]
+    chains = []
     if conf.snat and not conf.masquerade_all:
-        for subnet in {cidr.network for _, cidr in conf.targets()}:
-            frame += layout.hairpin(subnet)
+        subnets = {cidr.network for _, cidr in conf.targets()}
+        chains = [layout.hairpin(subnet) for subnet in subnets]
     claim = Claim(netns, elements, owner, judge)
-    nft_table.add_with_frame(netns, frame, (), claim.messages)
+    layout.LAYOUT.add(
+        netns,
+        [element.add(owner) for element in elements],
+        chains=chains,
+        take_over=claim.messages,
+    )
     return claim.holders
 
 
@@ -101,30 +100,22 @@ def remove_elements(
 ) -> None:
     """Remove those of the elements under `keys` that are of `owner`, or hand them over."""
 
-    def changes() -> Iterator[Message]:
-        present = TABLE.present(netns, keys)
-        for key, element in zip(keys, present, strict=True):
-            if element and element.comment == owner:
-                yield TABLE.delete_element(*key)
-                if heirs and key in heirs:
-                    heir = heirs[key]
-                    yield TABLE.add_element(*key, data=heir.data, comment=heir.owner)
+    def successor(key: Key) -> list[Message]:
+        if not heirs or key not in heirs:
+            return []
+        return [TABLE.add_element(*key, data=heirs[key].data, comment=heirs[key].owner)]
 
-    nft_table.apply_deletions(netns, lambda: list(changes()))
+    layout.LAYOUT.remove(netns, keys, owner=owner, successor=successor)
 
 
 def remove_unused(host: Host, chains: Sequence[str], suffix: str) -> None:
     """Remove those of `chains`, and of what `suffix` tells, that nothing needs; then the base."""
-    netns = host.netns
-    idle = [chain for chain in chains if TABLE.is_idle(netns, chain)]
-    for chain in idle:
-        if chain != layout.MASQUERADE:
-            nft_table.apply_if_unused(netns, layout.without_chain(chain))
+    was_idle = layout.LAYOUT.remove_idle_chains(host.netns, chains)
     if suffix:
         from plugins.portmap import conditions
 
-        conditions.remove_unused(netns, suffix)
-    if not chains or idle:
+        conditions.remove_unused(host.netns, suffix)
+    if was_idle or not chains:
         route_localnet.remove_with_base(host)
 
 
@@ -148,17 +139,15 @@ def check(netns: NetNS, conf: Conf, owner: str, judge: Callable[[str], str]) -> 
             return f"{where} is of '{found.comment}'"
         if (found.data, found.chain) != (element.data, element.goto):
             return f"{where} leads elsewhere"
-    needed = {layout.PREROUTING, layout.OUTPUT, layout.POSTROUTING, layout.PORTS}
-    for chain in sorted(needed | {element.goto for element in elements if element.goto}):
-        if not TABLE.rules(netns, chain):
-            return f"chain '{chain}' of 'table inet {TABLE.name}' has lost its rules"
-    return ""
+    chains = {element.goto for element in elements if element.goto}
+    return layout.LAYOUT.drift(netns, layout.PORTS, *chains)
 
 
 def owners(netns: NetNS) -> dict[str, list[Key]]:
     """Return the keys of all elements there are by their owners' texts."""
     found: dict[str, list[Key]] = {}
-    for name in (*layout.MAPS, *(name for one in suffixes(netns) for name in layout.maps_of(one))):
+    layouts = [layout.LAYOUT, *map(layout.of_conditions, suffixes(netns))]
+    for name in [one.name for own in layouts for one in own.sets]:
         for element in TABLE.elements(netns, name):
             found.setdefault(element.comment, []).append((name, element.key))
     return found

@@ -76,8 +76,9 @@ def abandoned(machine: Machine, config: Json, tmp_path: Path, containerid: str =
     return container
 
 
+@pytest.mark.both_edges
 @pytest.mark.parametrize("key", [KEY, OLD_KEY])
-def test_p2_gc_removes_what_is_not_valid(
+def test_gc_removes_what_is_not_valid(
     machine: Machine, config: Json, tmp_path: Path, key: str
 ) -> None:
     """Lease, veth, nftables elements and record of a dead, unnamed attachment go; named ones stay.
@@ -118,6 +119,7 @@ def test_gc_without_a_list(machine: Machine, config: Json, tmp_path: Path) -> No
     assert left(machine) == before
 
 
+@pytest.mark.both_edges
 @pytest.mark.parametrize("how", ["path", "process", "run-netns"])
 def test_gc_spares_a_living_namespace(
     machine: Machine, config: Json, tmp_path: Path, how: str
@@ -297,7 +299,8 @@ def test_gc_of_an_l2_network(machine: Machine, tmp_path: Path) -> None:
     assert left(machine) == NOTHING
 
 
-def test_p3_gc_is_forwarded(machine: Machine, config: Json, tmp_path: Path) -> None:
+@pytest.mark.both_edges
+def test_gc_is_forwarded(machine: Machine, config: Json, tmp_path: Path) -> None:
     """The IPAM plugin gets the same GC, here an executable that writes down what it was asked."""
     script = tmp_path / "writes"
     script.write_text(
@@ -312,6 +315,7 @@ def test_p3_gc_is_forwarded(machine: Machine, config: Json, tmp_path: Path) -> N
     assert '"containerID": "c9"' in (tmp_path / "stdin").read_text()
 
 
+@pytest.mark.both_edges
 @pytest.mark.parametrize("version", ["0.4.0", "1.0.0"])
 def test_gc_needs_1_1(machine: Machine, config: Json, version: str) -> None:
     """GC did not exist before 1.1.0."""

@@ -97,7 +97,7 @@ def costs(node: Node, subnet: str, monkeypatch: pytest.MonkeyPatch) -> dict[str,
     return found
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("subnet", "first", "leases", "more"),
     [

@@ -25,6 +25,7 @@ def attached(machine: Machine, config: Json, containerid: str = "c1") -> tuple[s
 # --- ADD -----------------------------------------------------------------------------------
 
 
+@pytest.mark.both_edges
 @pytest.mark.parametrize("backend", ["nftables", "iptables"])
 def test_traffic(machine: Machine, backend: str) -> None:
     """Each first packet arrives: at the neighbour, the gateway, the host and the world."""
@@ -221,6 +222,7 @@ def test_check_tells(machine: Machine, where: str, line: str, says: str) -> None
     assert says in error["msg"], error
 
 
+@pytest.mark.both_edges
 def test_check_without_result(machine: Machine) -> None:
     """CHECK needs the result of ADD."""
     config = network(machine)
@@ -301,6 +303,7 @@ def age(machine: Machine) -> None:
         os.utime(path, (path.stat().st_mtime - GRACE_SECONDS - 60,) * 2)
 
 
+@pytest.mark.both_edges
 def test_gc(machine: Machine) -> None:
     """GC removes what is not listed and dead, with its address; it spares the listed and living."""
     config = network(machine, "10.119.7.0/24", ipMasq=True)
@@ -319,6 +322,7 @@ def test_gc(machine: Machine) -> None:
     assert machine.ping(machine.host, addresses_of(result)[0])
 
 
+@pytest.mark.both_edges
 def test_status(machine: Machine) -> None:
     """STATUS is silent where an ADD would work, and says why where it would not."""
     machine.ok("ptp", "STATUS", network(machine, ipMasq=True))
@@ -331,7 +335,7 @@ def test_status(machine: Machine) -> None:
     assert machine.refused("ptp", "STATUS", network(machine, ipam={"type": "absent"}))["code"] == 50
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_storm(machine: Machine) -> None:
     """Twelve containers that come and go at once get addresses of their own, and leave nothing."""
     config = network(machine, ipMasq=True)

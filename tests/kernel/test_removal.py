@@ -17,6 +17,8 @@ from cni_common.kernel.netns import NETLINK_ROUTE, NetNS
 from cni_common.kernel.rtnetlink import RTM_DELLINK, RTMGRP_LINK
 from tests.machine import Machine
 
+pytestmark = pytest.mark.without_engine(reason="calls functions of this process")
+
 PATIENCE = 30  # seconds
 DOOMED = 123456  # a group
 SO_LOCK_FILTER = 44  # asm-generic/socket.h

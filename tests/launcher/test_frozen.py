@@ -23,7 +23,7 @@ from tests.faults.inject import Injection, Injector
 from tests.machine import CNI_BIN, ROOT, Machine, error_of
 from tests.unit.test_architecture import ENTRIES, below
 
-pytestmark = pytest.mark.timeout(90)  # the first test may have to wait for the build
+pytestmark = pytest.mark.timeout(300)  # the first test may have to wait for the build
 
 
 def _attached(machine: Machine, program: Path, config: dict[str, Any]) -> None:
@@ -191,7 +191,7 @@ def test_the_environment_does_not_steer_it(dist: Path, machine: Machine, tmp_pat
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=15,
+        timeout=60,
         check=False,
     )
 
@@ -317,7 +317,7 @@ def test_each_entry_loads_what_is_written_here(telling: Path, machine: Machine, 
         env=environ,
         capture_output=True,
         text=True,
-        timeout=15,
+        timeout=60,
         check=False,
     )
 
@@ -355,7 +355,7 @@ def test_no_library_is_looked_for_outside(dist: Path) -> None:
     libraries = list(dist.glob(".pycni/*/**/*.so*"))
 
     done = subprocess.run(
-        ["readelf", "-dW", *libraries], capture_output=True, text=True, timeout=15, check=True
+        ["readelf", "-dW", *libraries], capture_output=True, text=True, timeout=60, check=True
     )
 
     paths = set(re.findall(r"\(R(?:UN)?PATH\).*\[(.*)\]", done.stdout))
@@ -370,7 +370,7 @@ def test_pycni_says_what_it_is(dist: Path) -> None:
     bundle = next((dist / ".pycni").iterdir())
 
     done = subprocess.run(
-        [str(dist / "pycni"), "version"], capture_output=True, text=True, timeout=15, check=True
+        [str(dist / "pycni"), "version"], capture_output=True, text=True, timeout=60, check=True
     )
 
     rows = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
@@ -431,7 +431,7 @@ def _on_terminal(netns: str, words: list[str]) -> str:
         pass
     finally:
         os.close(ours)
-    process.wait(timeout=15)
+    process.wait(timeout=60)
     return output.decode()
 
 

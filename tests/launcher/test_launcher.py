@@ -58,7 +58,7 @@ class Launcher:
     ) -> subprocess.CompletedProcess[bytes]:
         """Run it to its end."""
         process = self.start(*arguments, **keywords)
-        stdout, stderr = process.communicate(given if process.stdin else None, timeout=15)
+        stdout, stderr = process.communicate(given if process.stdin else None, timeout=60)
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     @contextmanager
@@ -96,7 +96,7 @@ def _serve(listener: socket.socket, handler: Handler, failures: list[BaseExcepti
         except OSError:
             return  # shut down
         with connection:
-            connection.settimeout(10)
+            connection.settimeout(60)
             try:
                 handler(connection)
             except Exception as error:  # noqa: BLE001 - raised again by the test's thread
@@ -605,9 +605,9 @@ def test_a_signal_ends_the_launcher_and_tells_the_engine(
 
     with launcher.engine(wait):
         process = launcher.start()
-        assert accepted.wait(15)
+        assert accepted.wait(60)
         process.send_signal(number)
-        stdout, _ = process.communicate(CONFIG, timeout=15)
+        stdout, _ = process.communicate(CONFIG, timeout=60)
 
     assert process.returncode == -number
     assert stdout == b""

@@ -102,7 +102,7 @@ class RuntimeNode(Node):
 
     def get(self, url: str, netns: str = "") -> str:
         """Return what a web server answers the node or somebody else, "" when nothing does."""
-        words = ("timeout", "5", "busybox", "wget", "-q", "-O", "-", f"http://{url}")
+        words = ("timeout", "30", "busybox", "wget", "-q", "-O", "-", f"http://{url}")
         return self.run(*words, netns=netns).stdout.strip()
 
     def serve_outside(self) -> str:

@@ -103,7 +103,7 @@ def test_defaults(entry: Entry, first: str, last: str, gateway: str, size: int) 
         ),
     ],
 )
-def test_h10_refused(sets: list[list[Entry]], message: str) -> None:
+def test_refused(sets: list[list[Entry]], message: str) -> None:
     """Each mistake is refused by one line that names the range set and what would be right."""
     with pytest.raises(CNIError) as caught:
         parse(*sets)
