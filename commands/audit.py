@@ -127,7 +127,7 @@ class Audit:
                         "record", known.path, reason=reason, key=known.path, act=act, reclaim=NOW
                     )
                 continue
-            reason, when = self._fate(known)
+            reason, when = self._when(known)
             if not reason:
                 continue
             if known.plugin == HOST_LOCAL:
@@ -143,12 +143,12 @@ class Audit:
             else:
                 yield self._of(known, "record", known.path, reason, NEVER, None)
 
-    def _fate(self, known: Known) -> tuple[str, str]:
-        """Return why nobody lives who owns the record, and when that can be taken apart."""
+    def _when(self, known: Known) -> tuple[str, str]:
+        """Return why the owner of a record is GONE, and when that can be taken apart."""
         # Not locked: an ADD or DEL that meets the lock would wait, or be refused.
         record = Record(known.path, -1, known.facts)
-        reason = self._node.judge.of(known.attachment, record)
-        ripe = self._node.patient_judge.of(known.attachment, record) and not known.is_young()
+        reason = self._node.expiry.of(known.attachment, record)
+        ripe = self._node.patient_expiry.of(known.attachment, record) and not known.is_young()
         return reason, NOW if ripe else LATER
 
     @cached_property
@@ -159,7 +159,7 @@ class Audit:
 
     def _leases(self) -> Iterator[Finding]:
         for one in self._node.tenancies:
-            reason, when = self._fate_of_lease(one)
+            reason, when = self._when_of_lease(one)
             if not reason:
                 continue
             act = (
@@ -179,7 +179,7 @@ class Audit:
                 act,
             )
 
-    def _fate_of_lease(self, one: Tenancy) -> tuple[str, str]:
+    def _when_of_lease(self, one: Tenancy) -> tuple[str, str]:
         if one.reason:
             return one.reason, NOW
         if one.alive is True:
@@ -189,8 +189,13 @@ class Audit:
             return f"its network namespace '{one.netns}' is gone", LATER
         if one.lease.is_young() or one.lease.address in self._node.in_use:
             return "", ""
-        where = f"'{one.netns}' is no namespace" if one.netns else "no record tells its namespace"
-        return f"{where}, and its address is in none; GC by the runtime, or DEL, frees it", NEVER
+        if one.netns:
+            why = (
+                f"it cannot be told whether '{one.netns}' lives, and its address is in no namespace"
+            )
+            return f"{why}; DEL frees it", NEVER
+        why = "no record tells its namespace, and its address is in none"
+        return f"{why}; GC by the runtime, or DEL, frees it", NEVER
 
     # --- what has none ---
 
@@ -327,7 +332,7 @@ class Audit:
         """Return a finding without a record: `sightings` know whether it was seen before."""
         network, containerid, ifname = (*names, "", "", "")[:3]
         key = key or f"{kind} {what}"
-        when = reclaim or (NOW if self._sightings.are_two(key) else LATER)
+        when = reclaim or (NOW if self._sightings.is_second(key) else LATER)
         return Finding(kind, what, network, containerid, ifname, reason, when, key, act)
 
 

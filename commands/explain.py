@@ -81,8 +81,8 @@ class _Attachment:
         self._records = records
         self._leases = leases
         self._facts = {k: v for one in records for k, v in one.facts.items() if v}
-        fates = [node.alive(one.facts) for one in records]
-        self._alive = True if True in fates else next((f for f in fates if f is not None), None)
+        states = [node.alive(one.facts) for one in records]
+        self._alive = True if True in states else next((s for s in states if s is not None), None)
         pods = [*(one.pod for one in records), *(one.pod for one in leases)]
         self._pod = next(filter(None, pods), "")
         held = {str(one.lease.address) for one in leases}

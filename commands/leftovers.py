@@ -7,13 +7,13 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cni_common.kernel import netns
 from cni_common.node import lifecycle, masquerade
+from cni_common.node.liveness import addresses_in_use
 from cni_common.spec.request import Attachment
 from commands import inventory
 from commands.node import PROBE, Node
 from plugins.bridge import macfilter
-from plugins.host_local.expiry import Judge
+from plugins.host_local.expiry import Expiry
 from plugins.host_local.lease import GRACE_SECONDS
 from plugins.host_local.store import Store, indexes_of
 
@@ -81,20 +81,20 @@ def remove_empty_record(host: Host, path: str) -> None:
     record.close()
 
 
-def forgive(host: Host, steps: BestEffort) -> None:
-    """Forget that a namespace was seen gone where it is there again."""
-    judge = Judge(host, "", patient=True)
+def note_returns(host: Host, steps: BestEffort) -> None:
+    """Forget that a container was found GONE where that can no longer be told."""
+    expiry = Expiry(host, "", patient=True)
     for known in Node(host, "").records:
         record = host.records.open(known.path) if known.facts.get("gone_since") else None
         if record is not None:
-            steps.attempt(known.path, partial(judge.of, record.attachment, record))
+            steps.attempt(known.path, partial(expiry.of, record.attachment, record))
             record.close()
 
 
 def remove_element(host: Host, address: Address, text: str) -> None:
     """Remove a masquerade element unless it has got an owner since."""
     recorded = {owner_text(one) for one in Node(host, "").records}
-    if text not in recorded and address not in netns.addresses_in_use():
+    if text not in recorded and address not in addresses_in_use():
         _log(host, f"the masquerade element of {address}", f"no record of '{text}'")
         masquerade.remove_element(host.netns, address, text)
 
@@ -102,7 +102,7 @@ def remove_element(host: Host, address: Address, text: str) -> None:
 def remove_stray(host: Host, stray: Stray) -> None:
     """Remove what still has no record and no living container."""
     is_claimed = stray.owner in inventory.claimed(Node(host, "").records)
-    if not is_claimed and not stray.addresses & netns.addresses_in_use():
+    if not is_claimed and not stray.addresses & addresses_in_use():
         _log(host, stray.what, stray.reason)
         stray.remove()
 
@@ -132,7 +132,7 @@ def remove_of_reference(host: Host, node: Node, network: str, source: Address) -
     in_use: list[frozenset[Address]] = []
 
     def is_used(address: Address) -> bool:
-        in_use[:] = in_use or [netns.addresses_in_use()]
+        in_use[:] = in_use or [addresses_in_use()]
         return address != source or address in in_use[0]
 
     for what in masquerade.gc_of_reference(host.netns, network, keep, is_used):
@@ -156,7 +156,7 @@ def _reason(host: Host, record: Record) -> str:
     """Return why an attachment can go; notes the first sight of a namespace that is gone."""
     if record.age() < GRACE_SECONDS:
         return ""
-    return Judge(host, "", patient=True).of(record.attachment, record)
+    return Expiry(host, "", patient=True).of(record.attachment, record)
 
 
 def _old_files(directory: str, is_ours: Callable[[str], bool]) -> list[str]:

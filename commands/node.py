@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from cni_common.kernel import netns
+from cni_common.node import liveness
 from cni_common.spec import wire
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.names import check_identifier
 from cni_common.spec.request import Attachment
 from plugins.host_local import reclaim
-from plugins.host_local.expiry import Judge
+from plugins.host_local.expiry import Expiry
 from plugins.host_local.lease import GRACE_SECONDS
 from plugins.host_local.lease import PLUGIN as HOST_LOCAL
 
@@ -99,23 +99,23 @@ class Node:
         return [Known(*one) for one in listing if not os.path.basename(one[0]).startswith(PROBE)]
 
     @cached_property
-    def judge(self) -> Judge:
-        """Who knows at first sight which recorded namespace is gone; writes nothing."""
-        return Judge(self.host, "", notes=False)
+    def expiry(self) -> Expiry:
+        """What tells at first sight which container is GONE; writes nothing."""
+        return Expiry(self.host, "", notes=False)
 
     @cached_property
-    def patient_judge(self) -> Judge:
-        """Who knows which of them was found gone before, a grace time ago."""
-        return Judge(self.host, "", patient=True, notes=False)
+    def patient_expiry(self) -> Expiry:
+        """What tells which of them was found GONE before, a grace time ago."""
+        return Expiry(self.host, "", patient=True, notes=False)
 
     @cached_property
     def in_use(self) -> frozenset[Address]:
         """Every address in every namespace that can be found."""
-        return netns.addresses_in_use()
+        return liveness.addresses_in_use()
 
     def alive(self, facts: Json) -> bool | None:
-        """Tell whether the recorded namespace exists, None when nobody can tell."""
-        return self.judge.lives(facts)
+        """Tell whether the container of a record lives, None when it cannot be told."""
+        return self.expiry.state_of(facts).alive
 
     def directories(self, network: str = "") -> list[tuple[str, str]]:
         """Return network and lease directory, of all networks or of one."""
@@ -151,10 +151,10 @@ class Node:
                     for one in by_container.get((name, owner.containerid), ())
                     if owner.ifname in (one.attachment.ifname, "")
                 ]
-                fates = [self.alive(one.facts) for one in others]
+                states = [self.alive(one.facts) for one in others]
                 alive = held.alive
-                if alive is None and fates:  # the interface plugin knows what host-local does not
-                    alive = True if True in fates else fates[0]
+                if alive is None and states:  # the interface plugin knows what host-local does not
+                    alive = True if True in states else states[0]
                 yield Tenancy(
                     held.lease,
                     name,

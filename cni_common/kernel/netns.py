@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from cni_common.kernel.netlink import Channel
     from cni_common.kernel.rtnetlink import Netlink
-    from cni_common.spec.names import Address
 
     T = TypeVar("T")
     Opener = Callable[[str, int], int]  # as os.open is
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 OWN = "/proc/thread-self/ns/net"
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
+FIRST_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO of linux/proc_ns.h: it has every process
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _SYSCTL_BYTES_MAX = 4096
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h
@@ -216,63 +216,13 @@ def identity(path: str) -> str:
         netns.close()
 
 
-def lives(path: str, wanted: str, living: Callable[[], Mapping[str, str]]) -> bool | None:
-    """Tell whether the namespace `wanted`, once found at `path`, is there or among `living`.
-
-    None: something is at the path that is no namespace. So it is where the mount that a runtime
-    has made there cannot be seen.
-    """
-    here = identity(path)
-    # It may outlive its path: that of a process, or of another mount namespace.
-    if here == wanted or wanted in living():
-        return True
-    if here:
-        return False
+@cache
+def pid_namespace() -> int:
+    """Return the number of the PID namespace of this process, 0 where /proc does not tell."""
     try:
-        os.stat(path)
-    except (FileNotFoundError, NotADirectoryError, ProcessLookupError, ValueError):
-        return False
+        return os.stat("/proc/self/ns/pid").st_ino
     except OSError:
-        return None  # nor can it be told
-    return None
-
-
-def reachable_namespaces() -> dict[str, str]:
-    """Return the identity of every namespace that can be found, with one path to each.
-
-    Looks where processes and runtimes keep them: /proc, /run/netns, docker's directory.
-    """
-    paths = [f"/proc/{pid}/ns/net" for pid in os.listdir("/proc") if pid.isdigit()]
-    for directory in ("/run/netns", "/var/run/netns", "/run/docker/netns"):
-        try:
-            paths += [f"{directory}/{name}" for name in os.listdir(directory)]
-        except OSError:
-            continue
-    inodes: dict[tuple[int, int], str] = {}
-    for path in paths:
-        try:
-            status = os.stat(path)
-        except OSError:
-            continue  # it went away
-        inodes.setdefault((status.st_dev, status.st_ino), path)
-    found = {identity(path): path for path in inodes.values()}
-    found.pop("", None)  # what went away since, or never was a namespace
-    return found
-
-
-def addresses_in_use() -> frozenset[Address]:
-    """Return every address in every reachable namespace. Slow: for GC only."""
-    found: set[Address] = set()
-    for path in reachable_namespaces().values():
-        try:
-            netns = NetNS(path)
-        except CNIError:
-            continue  # it went away, or never was a namespace
-        try:
-            found |= {cidr.ip for cidr, _ in netns.netlink.addresses()}
-        finally:
-            netns.close()
-    return frozenset(found)
+        return 0
 
 
 def _open(path: str) -> int:

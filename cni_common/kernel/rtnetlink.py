@@ -18,6 +18,7 @@ from cni_common.kernel.link import (
     IFLA_IFNAME,
     IFLA_MASTER,
     IFLA_MTU,
+    IFLA_TARGET_NETNSID,
     IFLA_TXQLEN,
     Link,
     VethEnd,
@@ -143,6 +144,26 @@ class Netlink:
         message = Message("look up a namespace", RTM_GETNSID, NLM_F_ACK, body, _decode_nsid)
         nsid: int = self.channel.exchange([message])[0][0]
         return None if nsid == NSID_NOT_ASSIGNED else nsid
+
+    def has_peer(self, link: Link) -> bool:
+        """Tell whether the other end of a veth is in a namespace that somebody still has.
+
+        The kernel takes the pair away some time after the last user of the namespace has gone; by
+        then `link` may be there, but what is beyond cannot be asked for any more.
+        """
+        if link.peer_nsid is None:
+            return True  # in this namespace
+        if link.peer_nsid == NSID_NOT_ASSIGNED:
+            return False
+        body = encode_link(_NO_STATS, _s32(IFLA_TARGET_NETNSID, link.peer_nsid), index=link.peer)
+        try:
+            self.channel.exchange([_look_up(body, f"look up the other end of '{link.name}'")])
+        except NetlinkError as error:
+            if error.errno in (errno.EINVAL, errno.ENODEV):
+                return False
+            if error.errno not in (errno.EPERM, errno.EACCES):
+                raise
+        return True
 
     def add_bridge(
         self, name: str, *, mac: str, mtu: int = 0, vlan_filtering: bool = False
@@ -362,6 +383,10 @@ def _named(name: str) -> bytes:
 
 def _look_up(body: bytes, what: str) -> Message:
     return Message(what, RTM_GETLINK, NLM_F_ACK, body, decode_link)
+
+
+def _s32(kind: int, value: int) -> bytes:
+    return attribute(kind, value.to_bytes(4, sys.byteorder, signed=True))
 
 
 def _decode_nsid(data: bytes) -> int:

@@ -12,7 +12,6 @@ from ipaddress import ip_address, ip_interface
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.link_deletion import delete_link
-from cni_common.kernel.netns import addresses_in_use
 from cni_common.node import liveness, masquerade, veth
 from cni_common.spec import wire
 from cni_common.spec.errors import CNIError, Code
@@ -190,7 +189,7 @@ def mask(
         kind.owner(req),
         addresses,
         backend=backend,
-        is_alive=lambda text: liveness.is_alive(host.records, text),
+        holder_of=lambda text, address: liveness.holder_of(host, text, address, ours=req.netns),
     )
 
 
@@ -234,7 +233,7 @@ def gc(kind: Kind, req: Request, host: Host) -> None:
 def _collect_unrecorded(
     kind: Kind, req: Request, host: Host, steps: BestEffort, *, valid: frozenset[Attachment]
 ) -> None:
-    in_use = cache(addresses_in_use)
+    in_use = cache(liveness.addresses_in_use)
 
     def is_used(address: Address) -> bool:
         return address in in_use()

@@ -68,12 +68,12 @@ def add(
     addresses: Sequence[Cidr],
     *,
     backend: str,
-    is_alive: Callable[[str], bool],
+    holder_of: Callable[[str, Address], str],
 ) -> None:
     """Masquerade what `addresses` send to outside of their subnets.
 
-    `is_alive` tells whether the owner named in an element's comment still exists: what a dead
-    one left under the same address is taken over. Raises CNIError, NetlinkError.
+    `holder_of` describes the owner named in the comment of an element that is there already, ""
+    when that is gone: then its element is replaced. Raises CNIError, NetlinkError.
     """
     if backend == "iptables":
         from cni_common.node import masquerade_iptables
@@ -86,7 +86,7 @@ def add(
     ]
 
     def take_over() -> list[Message]:
-        return [*_evict(netns, owner, addresses, is_alive), *elements]
+        return [*_replaced(netns, owner, addresses, holder_of), *elements]
 
     try:
         LAYOUT.add(netns, elements, chains=[chain], take_over=take_over)
@@ -247,23 +247,24 @@ def _network_rules(subnets: frozenset[Subnet]) -> Iterator[Rule]:
     yield [nft_expressions.masquerade()]
 
 
-def _evict(
+def _replaced(
     netns: NetNS,
     owner: Owner,
     addresses: Sequence[Cidr],
-    is_alive: Callable[[str], bool],
+    holder_of: Callable[[str, Address], str],
 ) -> list[Message]:
-    """Return the deletion of elements that dead owners left under `addresses`."""
+    """Return the deletion of the elements that owners which are gone left under `addresses`."""
     messages = []
     for cidr in addresses:
         element = TABLE.element(netns, *_key(cidr.ip))
         if element is None:
             continue
-        if element.comment != str(owner) and is_alive(element.comment):
+        holder = "" if element.comment == str(owner) else holder_of(element.comment, cidr.ip)
+        if holder:
             raise CNIError(
                 Code.INTERNAL,
-                f"{cidr.ip} is masqueraded for '{element.comment}' (plugin, network, container,"
-                " interface), which is alive; give the two networks subnets that do not overlap",
+                f"{cidr.ip} is masqueraded for {holder}; give the two networks subnets that do not"
+                " overlap, or DEL that container first",
             )
         messages.append(TABLE.delete_element(*_key(cidr.ip)))
     return messages

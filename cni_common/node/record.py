@@ -15,6 +15,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from cni_common.kernel.netns import pid_namespace
 from cni_common.spec import wire
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.request import Attachment
@@ -96,6 +97,10 @@ class Record:
         """Return the seconds since the last note, negative when the clock was set back."""
         return time.time() - os.fstat(self._fd).st_mtime
 
+    def is_empty(self) -> bool:
+        """Tell whether nothing was ever noted: an ADD was killed before it had made anything."""
+        return os.fstat(self._fd).st_size == 0
+
     def remove(self) -> None:
         """Delete the record; the last step of a DEL."""
         if _is_at(self._fd, self.path):
@@ -164,6 +169,7 @@ class Records:
             "network": network,
             "containerid": attachment.containerid,
             "ifname": attachment.ifname,
+            "pid_ns": pid_namespace(),
             **facts,
         }
         try:

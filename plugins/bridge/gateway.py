@@ -68,7 +68,7 @@ def ensure(
 ) -> None:
     """Add the gateways of `result` to the bridge, and enable forwarding. Never rolled back: shared.
 
-    `user_of` tells which other network needs an address on the bridge, "" when none does.
+    `user_of` describes the other network that needs an address on the bridge, "" when none does.
     """
     link = bridge
     if conf.vlan:
@@ -122,8 +122,8 @@ def _refuse_to_replace(conf: Conf, link: Link, gateway: Cidr, other: Cidr, *, us
     if user:
         raise CNIError(
             Code.INVALID_CONFIG,
-            f"{other} on '{link.name}' is the gateway of network '{user}', which has living"
-            f" containers, and leaves no room for {gateway}; give this network another bridge",
+            f"{other} on '{link.name}' is the gateway of {user}; no room is left for {gateway};"
+            " give this network another bridge",
         )
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING
 
-from cni_common.kernel.netns import reachable_namespaces
 from cni_common.node import lifecycle
-from cni_common.node.liveness import lives
+from cni_common.node.liveness import Liveness, State, describe, owner_of
 from plugins.bridge import macfilter
 
 if TYPE_CHECKING:
@@ -21,16 +19,18 @@ if TYPE_CHECKING:
 
 
 def user_of_gateway(req: Request, host: Host, conf: Conf, gateway: Cidr) -> str:
-    """Return another network that has living containers behind `gateway`, "" when none has."""
-    living = cache(reachable_namespaces)
+    """Describe another network that has containers behind `gateway` that are not GONE, or ""."""
+    liveness = Liveness(host)
     for facts in host.records.survey(KIND.plugin):
         if (
             facts.get("network") != req.network
             and facts.get("gateway_interface") == conf.gateway_interface
             and str(gateway) in facts.get("gateways", ())
-            and lives(facts, living) is not False
         ):
-            return str(facts["network"])
+            state, reason = liveness.assess(facts)
+            if state is not State.GONE:
+                owner = describe(owner_of(KIND.plugin, facts), state, reason)
+                return f"network '{facts['network']}', for {owner}"
     return ""
 
 

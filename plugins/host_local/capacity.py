@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from cni_common.node.host import Host
     from cni_common.spec.names import Address
-    from plugins.host_local.expiry import Judge
+    from plugins.host_local.expiry import Expiry
     from plugins.host_local.ranges import RangeSet
 
 _PROBE = ".pycni-probe"
@@ -64,26 +64,28 @@ class Capacity(Store):
             return True
         if range_set.pick(unlisted(names, range_set.version), None) is not None:
             return True
-        from plugins.host_local.expiry import Judge
+        from plugins.host_local.expiry import Expiry
 
-        judge = Judge(self._host, self._network, notes=False)
+        expiry = Expiry(self._host, self._network, notes=False)
         booted_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        for address in self._suspects(judge, booted_ns):
+        for address in self._suspects(expiry, booted_ns):
             if range_set.range_of(address) is not None:
                 lease = self.lease(address)
-                if lease is None or judge.reason(lease, booted_ns):
+                if lease is None or expiry.reason(lease, booted_ns):
                     return True
         return False
 
-    def _suspects(self, judge: Judge, booted_ns: int) -> Iterator[Address]:
+    def _suspects(self, expiry: Expiry, booted_ns: int) -> Iterator[Address]:
         """Yield each address whose lease ADD might take back, without reading all 65,000.
 
-        That is what the records of dead containers name, then what is empty or older than the boot:
-        no power loss tears a file of this boot.
+        That is what the records of containers that are GONE name, then what is empty or older than
+        the boot: no power loss tears a file of this boot.
         """
+        from cni_common.node.liveness import State
+
         for facts in self._host.records.survey(PLUGIN):
             whose = facts.get("network"), facts.get("directory")
-            if whose == (self._network, self.directory) and judge.lives(facts) is False:
+            if whose == (self._network, self.directory) and expiry.state_of(facts) is State.GONE:
                 yield from filter(None, map(address_of, facts.get("addresses", ())))
         before_ns = booted_ns - GRACE_SECONDS * 10**9
         with self.disk(os.scandir, self._dir) as entries:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_common.spec.undo import BestEffort
-from plugins.host_local.expiry import Judge
+from plugins.host_local.expiry import Expiry
 from plugins.host_local.lease import GRACE_SECONDS, PLUGIN
 from plugins.host_local.sweep import Sweep
 
@@ -28,8 +28,8 @@ def collect(req: Request, host: Host, configured: str, *, rest_seconds: int) -> 
 
     def sweep() -> Sweep:
         # What lives is looked at after the leases are read: for each directory anew.
-        judge = Judge(host, req.network, valid=req.valid_attachments)
-        return Sweep(host, judge, verb, rest_seconds)
+        expiry = Expiry(host, req.network, valid=req.valid_attachments)
+        return Sweep(host, expiry, verb, rest_seconds)
 
     left: Counter[Attachment] = Counter()  # leases that remain, by owner
     with BestEffort() as steps:
@@ -57,7 +57,7 @@ def _clean_records(network: str, sweep: Sweep, left: Counter[Attachment]) -> Non
             continue  # a call for this attachment is in progress
         owner = record.attachment
         idle = not left[owner] and record.age() >= GRACE_SECONDS
-        why = sweep.judge.of(owner, record) if idle else ""
+        why = sweep.expiry.of(owner, record) if idle else ""
         if why:
             record.remove()
             whose = f"the attachment record of {owner.containerid} ({owner.ifname})"

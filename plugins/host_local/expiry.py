@@ -1,22 +1,17 @@
-"""Whether what a lease is for is gone, by its record, its namespace, its age and the boot."""
+"""Whether a lease can go: by the state of its owner, its age, the boot and the runtime's list."""
 
 from __future__ import annotations
 
 import time
-from functools import cache
 from typing import TYPE_CHECKING
 
-from cni_common.kernel import netns
+from cni_common.node.liveness import Liveness, State, is_hidden
 from cni_common.spec.errors import CNIError
 from plugins.host_local.lease import GRACE_SECONDS, PLUGIN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from functools import _lru_cache_wrapper
-
     from cni_common.node.host import Host
     from cni_common.node.record import Record
-    from cni_common.spec.names import Address
     from cni_common.spec.request import Attachment
     from cni_common.spec.wire import Json
     from plugins.host_local.lease import Lease
@@ -26,13 +21,13 @@ NOT_LISTED = "the runtime does not list its owner"
 EARLIER_BOOT = "it is of an earlier boot"
 
 
-class Judge:
-    """Judges the leases of one network during one call.
+class Expiry:
+    """Tells which leases of one network can go, during one call.
 
-    `valid` are the attachments that the runtime lists, None when there is no list. Without a
-    list, only what is known to be dead can go: what names nobody, what is of an earlier boot,
-    what had a namespace that is gone. A `patient` judge wants to see the last twice, a grace
-    time apart, and notes the first sight in the record.
+    `valid` are the attachments that the runtime lists, None when there is no list. What can go:
+    a lease that names no owner, that is of an earlier boot, whose owner is GONE; with a list also
+    one that is not listed, and of which nothing is recorded by which its owner could be found.
+    `patient`: an owner must be found GONE twice, a grace time apart; the record has the first time.
     """
 
     def __init__(
@@ -53,8 +48,7 @@ class Judge:
         self._patient = patient
         self._notes = notes
         self.waiting = 0  # how many leases want a second look
-        self._in_use: Callable[[], frozenset[Address]] = cache(netns.addresses_in_use)
-        self._living: _lru_cache_wrapper[dict[str, str]] = cache(netns.reachable_namespaces)
+        self._liveness = Liveness(host)
 
     def find(self, owner: Attachment) -> tuple[Record | None, bool]:
         """Return the record of `owner`, if any, and whether a call of its is at work."""
@@ -78,7 +72,10 @@ class Judge:
             if record:
                 record.close()
         # Where nothing tells the lease's namespace, the address itself may still be seen.
-        if why in (NO_OWNER, NOT_LISTED, EARLIER_BOOT) and lease.address in self._in_use():
+        if (
+            why in (NO_OWNER, NOT_LISTED, EARLIER_BOOT)
+            and lease.address in self._liveness.addresses
+        ):
             return ""
         return why
 
@@ -97,19 +94,18 @@ class Judge:
         if record is None and lease is not None and is_of_earlier_boot(lease, booted_ns):
             return EARLIER_BOOT
         facts = record.facts if record else {}
-        alive = self.lives(facts)
-        if alive is not False:
+        state = self.state_of(facts)
+        if state is not State.GONE:
             self._note(record, None)
-            return NOT_LISTED if alive is None and self._has_list else ""
+            return NOT_LISTED if self._has_list and _names_no_namespace(facts, state) else ""
         if self._patient and not self._seen_before(record):
             self.waiting += 1
             return ""
         return f"its network namespace '{facts['netns']}' is gone"
 
-    def lives(self, facts: Json) -> bool | None:
-        """Tell whether the namespace that a record names exists, None when nobody can tell."""
-        wanted = facts.get("netns_id")
-        return netns.lives(facts.get("netns", ""), wanted, self._living) if wanted else None
+    def state_of(self, facts: Json) -> State:
+        """Return the state of the container that a record is about; `facts` {} for no record."""
+        return self._liveness.state_of(facts)
 
     def _seen_before(self, record: Record | None) -> bool:
         # The clock that nobody sets; it begins anew with each boot, as the records do.
@@ -127,6 +123,11 @@ class Judge:
             record.note(gone_since=moment)
         except OSError:
             return  # it will be seen for the first time once more
+
+
+def _names_no_namespace(facts: Json, state: State) -> bool:
+    """Tell whether the list and the address alone decide, as with a lease of the Go plugin."""
+    return state is State.UNKNOWN and not facts.get("netns_id") and not (facts and is_hidden(facts))
 
 
 def is_of_earlier_boot(lease: Lease, booted_ns: int) -> bool:

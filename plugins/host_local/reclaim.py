@@ -1,4 +1,4 @@
-"""Takes back the leases of those that are gone: for an ADD that finds no address, and by command.
+"""Takes back leases of containers that are gone: for an ADD that finds no address, by command.
 
 A lease of an earlier boot goes at once; one of this boot goes when its namespace was found gone
 twice, a grace time apart.
@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_common.kernel.netns import addresses_in_use
-from plugins.host_local.expiry import Judge
+from cni_common.node.liveness import State, addresses_in_use
+from plugins.host_local.expiry import Expiry
 from plugins.host_local.lease import GRACE_SECONDS, PLUGIN
 from plugins.host_local.ranges import unused
 from plugins.host_local.store import Store, indexes_of
@@ -31,23 +31,23 @@ class Holding:
     lease: Lease
     pod: str  # namespace/name, "" if the runtime did not pass it
     netns: str  # path, "" without a record
-    alive: bool | None  # whether its namespace exists; None when nobody knows
+    alive: bool | None  # whether its container is alive; None: unknown
     reason: str  # why `reclaim` would remove it, "" if it would not
 
 
 def holdings(host: Host, network: str, directory: str) -> list[Holding]:
     """Return every lease in `directory`, ordered by address; changes nothing."""
-    judge = Judge(host, network, patient=True, notes=False)
-    leases, booted_ns = Sweep(host, judge, "").read(directory)
+    expiry = Expiry(host, network, patient=True, notes=False)
+    leases, booted_ns = Sweep(host, expiry, "").read(directory)
     found = []
     for lease in sorted(leases, key=lambda one: (one.address.version, int(one.address))):
-        record, _ = judge.find(lease.owner) if lease.owner else (None, False)
+        record, _ = expiry.find(lease.owner) if lease.owner else (None, False)
         facts = record.facts if record else {}
         if record:
             record.close()
         pod, path = facts.get("pod", ""), facts.get("netns", "")
-        reason = judge.reason(lease, booted_ns)
-        found.append(Holding(lease, pod, path, judge.lives(facts), reason))
+        reason = expiry.reason(lease, booted_ns)
+        found.append(Holding(lease, pod, path, expiry.state_of(facts).alive, reason))
     return found
 
 
@@ -79,21 +79,21 @@ def make_room(host: Host, network: str, directory: str, shortage: Shortage) -> b
         return True
     if sweep.remove(directory, leases, booted_ns):
         return True
-    waiting = sweep.judge.waiting
+    waiting = sweep.expiry.waiting
     shortage.explain(leases, _patience(waiting) if waiting else "")
     return False
 
 
 def abandoned(host: Host, network: str, leases: Sequence[Lease], pod_uid: str) -> list[Lease]:
-    """Return those of `leases` whose owner was of the same pod, in a namespace that is gone."""
-    judge = Judge(host, network)
+    """Return those of `leases` whose owner was of the same pod and is GONE."""
+    expiry = Expiry(host, network)
     found = []
     for lease in leases:
-        record, _ = judge.find(lease.owner) if lease.owner else (None, False)
+        record, _ = expiry.find(lease.owner) if lease.owner else (None, False)
         if record is None:
             continue
         facts = record.facts
-        if facts.get("pod_uid") == pod_uid and judge.lives(facts) is False:
+        if facts.get("pod_uid") == pod_uid and expiry.state_of(facts) is State.GONE:
             found.append(lease)
         record.close()
     return found
@@ -106,8 +106,8 @@ def not_in_use(leases: Sequence[Lease]) -> list[Lease]:
 
 
 def _sweep(host: Host, network: str) -> Sweep:
-    judge = Judge(host, network, patient=True)
-    return Sweep(host, judge, f"{PLUGIN}: network {network}: reclaimed")
+    expiry = Expiry(host, network, patient=True)
+    return Sweep(host, expiry, f"{PLUGIN}: network {network}: reclaimed")
 
 
 def _patience(count: int) -> str:

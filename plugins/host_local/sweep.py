@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cni_common.node.host import Host
-    from plugins.host_local.expiry import Judge
+    from plugins.host_local.expiry import Expiry
     from plugins.host_local.lease import Lease
 
 BATCH = 16  # leases that are removed while other calls wait for the lock
@@ -30,7 +30,7 @@ class Sweep:
     """One sweep through lease directories; `verb` begins its lines in the log."""
 
     host: Host
-    judge: Judge
+    expiry: Expiry
     verb: str
     rest_seconds: int = 0
 
@@ -45,11 +45,11 @@ class Sweep:
         self, directory: str, leases: Sequence[Lease], booted_ns: int
     ) -> list[tuple[Lease, str]]:
         """Remove those of `leases` that can go; return them, each with the reason."""
-        doomed = [(one, why) for one in leases if (why := self.judge.reason(one, booted_ns))]
+        expired = [(one, why) for one in leases if (why := self.expiry.reason(one, booted_ns))]
         removed: list[tuple[Lease, str]] = []
         with BestEffort() as steps:
-            for start in range(0, len(doomed), BATCH):
-                batch = doomed[start : start + BATCH]
+            for start in range(0, len(expired), BATCH):
+                batch = expired[start : start + BATCH]
                 step = partial(self._remove_batch, directory, batch, booted_ns, removed)
                 steps.attempt(f"'{directory}'", step)
         return removed
@@ -70,17 +70,17 @@ class Sweep:
     def _remove_one(
         self,
         store: Store,
-        condemned: tuple[Lease, str],
+        expired: tuple[Lease, str],
         booted_ns: int,
         removed: list[tuple[Lease, str]],
     ) -> None:
-        """Remove a lease unless it, or the fate of its owner, has changed."""
-        lease, why = condemned
+        """Remove a lease unless it, or the state of its owner, has changed."""
+        lease, why = expired
         record = None
         try:
             if lease.owner is not None:
-                record, at_work = self.judge.find(lease.owner)
-                if at_work or not self.judge.of(lease.owner, record, lease, booted_ns):
+                record, at_work = self.expiry.find(lease.owner)
+                if at_work or not self.expiry.of(lease.owner, record, lease, booted_ns):
                     return
             if store.lease(lease.address) != lease:
                 return
@@ -91,7 +91,7 @@ class Sweep:
             self.host.log(f"{self.verb} {lease.address}{whose} in '{store.directory}': {why}")
             if record and lease.owner and not store.held_by(lease.owner):
                 record.remove()
-            removed.append(condemned)
+            removed.append(expired)
         finally:
             if record:
                 record.close()

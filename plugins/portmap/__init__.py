@@ -65,8 +65,8 @@ def check(req: Request, host: Host) -> None:
 
         drift = iptables.check(host.netns, conf, req.network, req.attachment)
     else:
-        judge = partial(shared_ports.judge, req, host)
-        drift = nftables.check(host.netns, conf, shared_ports.owner(req), judge)
+        holder_of = partial(shared_ports.holder_of, req, host)
+        drift = nftables.check(host.netns, conf, shared_ports.owner(req), holder_of)
     if not drift and conf.opens_localhost:
         drift = route_localnet.check(host.netns, conf.addresses[4].ip)
     if drift:

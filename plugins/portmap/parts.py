@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from functools import cache
 from typing import TYPE_CHECKING
 
-from cni_common.kernel.netns import reachable_namespaces
+from cni_common.node.liveness import Liveness, State, describe, owner_of, state_of
 from cni_common.node.liveness import collect as collect_recorded
-from cni_common.node.liveness import lives, owner_of
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.request import Attachment
 from cni_common.spec.undo import BestEffort
@@ -107,25 +105,30 @@ def dissolve_unrecorded(req: Request, host: Host) -> None:
 
 
 def refuse_taken_ports(req: Request, host: Host, conf: Conf) -> None:
-    """Raise CNIError when another living attachment has one of the ports: nftables tells itself."""
+    """Raise CNIError when another attachment that is not GONE has one of the ports.
+
+    Only for iptables: nftables itself tells whose a port is.
+    """
     wanted = {
         (port.protocol, port.host_port, str(port.only_at or ""), cidr.version): port
         for port, cidr in conf.targets()
     }
-    living = cache(reachable_namespaces)
+    liveness = Liveness(host)
     for facts in host.records.survey(PLUGIN):
         whose = owner_of(PLUGIN, facts)
         taken = [wanted[key] for key in map(tuple, facts.get("ports", ())) if key in wanted]
         same = facts.get("containerid") == req.containerid  # the rule that is first serves
-        if taken and not same and lives(facts, living) is not False:
-            raise nftables.taken(f"host port {taken[0]}", whose)
+        if not taken or same:
+            continue
+        state, reason = liveness.assess(facts)
+        if state is not State.GONE:
+            raise nftables.taken(f"host port {taken[0]}", describe(whose, state, reason))
 
 
 def collect(req: Request, host: Host, steps: BestEffort) -> None:
     """Take apart the mappings of every attachment of this network that the runtime does not name.
 
-    Left alone are those that are young, are being worked on, or whose namespace lives. Without a
-    list only those are taken that are known to be dead.
+    Left alone are those that are young, are being worked on, or are not GONE.
     """
     collect_recorded(
         PLUGIN, req, host, steps, dissolve=lambda gone, record: dissolve(gone, host, record)
@@ -177,7 +180,7 @@ def _refuse_living(req: Request, host: Host, record: Record) -> None:
         present = iptables.is_there(host.netns, iptables.chain_of(req.network, req.attachment))
     else:
         present = nftables.is_there(host.netns, facts, owner(req))
-    if present and lives(facts, reachable_namespaces) is not False:
+    if present and state_of(host, facts) is not State.GONE:
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - record.age()))
         raise CNIError(
             Code.INVALID_ENVIRONMENT,

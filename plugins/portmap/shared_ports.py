@@ -1,8 +1,8 @@
 """Ports that one container wants on several networks: one has them, the next inherits them.
 
 A runtime passes a container's ports to each of its networks (`podman network connect`). They lead
-to the network that was first, as with the reference. The others are noted in its record as heirs;
-its DEL hands over to them what they wait for, by the transaction that takes it from it.
+to the network that was first, as with the reference. The others are noted in its record; its DEL
+lets them inherit what they wait for, by the transaction that takes it back.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_common.kernel import nft_table
-from cni_common.kernel.netns import reachable_namespaces
-from cni_common.node.liveness import lives, owner_of
+from cni_common.node import liveness
+from cni_common.node.liveness import owner_of
 from cni_common.node.masquerade import Owner
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.request import Attachment
@@ -22,6 +22,7 @@ from plugins.portmap.conf import PLUGIN, Conf
 if TYPE_CHECKING:
     from cni_common.node.host import Host
     from cni_common.node.record import Record
+    from cni_common.spec.names import Address
     from cni_common.spec.request import Request
     from cni_common.spec.wire import Json
 
@@ -37,7 +38,7 @@ def claim(req: Request, host: Host, conf: Conf) -> None:
     Raises CNIError naming another container that has one, NetlinkError.
     """
     for _ in range(nft_table.TRIES):
-        holders = nftables.add(host.netns, conf, owner(req), partial(judge, req, host))
+        holders = nftables.add(host.netns, conf, owner(req), partial(holder_of, req, host))
         if all(_wait_behind(req, host, holder) for holder in sorted(holders)):
             return
     raise CNIError(
@@ -45,42 +46,47 @@ def claim(req: Request, host: Host, conf: Conf) -> None:
     )
 
 
-def judge(req: Request, host: Host, text: str) -> str:
-    """Return what the owner that an element's comment names is to the container of `req`."""
-    facts = _facts_of(host, text)
-    if facts is None or lives(facts, reachable_namespaces) is not True:
-        return nftables.DEAD
-    return nftables.SAME if facts.get("containerid") == req.containerid else nftables.ALIVE
+def holder_of(req: Request, host: Host, text: str, address: Address) -> nftables.Holder | None:
+    """Return the owner of an element for the ADD or CHECK `req`, None when it is GONE.
+
+    The element's comment names it by `text`; `address` is that of its container.
+    """
+    words = liveness.holder_of(host, text, address, ours=req.netns)
+    if not words:
+        return None
+    facts = _facts_of(host, text) or {}
+    return nftables.Holder(words, facts.get("containerid") == req.containerid)
 
 
 def pass_on(req: Request, host: Host, facts: Json) -> None:
-    """Take back the elements that `facts` tell of; what an heir waits for goes over to him.
+    """Take back the elements that `facts` tell of; attachments that wait for one inherit it.
 
-    Who is being deleted inherits nothing, and who is being added looks himself once this record is
-    gone: he waits for it with his own locked, so his is only tried here.
+    One that is being deleted inherits nothing. One that is being added looks for itself once this
+    record is gone: its ADD waits for that with its own record locked, which is only tried here.
     """
-    records = [record for record in (_heir(req, host, *whose) for whose in _heirs(facts)) if record]
+    found = (_waiting(req, host, *names) for names in _waiting_in(facts))
+    records = [record for record in found if record]
     try:
-        heirs: dict[tuple[str, bytes], nftables.Heir] = {}
+        successors: dict[tuple[str, bytes], nftables.Successor] = {}
         for number, record in enumerate(records):
             whose = owner_of(PLUGIN, record.facts)
             for key, data in nftables.targets_of(record.facts).items():
-                heirs.setdefault(key, nftables.Heir(whose, data))
+                successors.setdefault(key, nftables.Successor(whose, data))
             if records[number + 1 :]:
                 later = [[r.facts["network"], r.facts["ifname"]] for r in records[number + 1 :]]
-                record.note(heirs=[*_heirs(record.facts), *later])
-        nftables.remove(host, facts, owner(req), heirs)
+                record.note(heirs=[*_waiting_in(record.facts), *later])
+        nftables.remove(host, facts, owner(req), successors)
     finally:
         for record in records:
             record.close()
 
 
-def _heirs(facts: Json) -> list[list[str]]:
-    """Return networks and interfaces of those who wait for ports of the attachment."""
+def _waiting_in(facts: Json) -> list[list[str]]:
+    """Return network and interface of each attachment that waits for ports of this one."""
     return list(facts.get("heirs", ()))
 
 
-def _heir(req: Request, host: Host, network: str, ifname: str) -> Record | None:
+def _waiting(req: Request, host: Host, network: str, ifname: str) -> Record | None:
     try:
         attachment = Attachment(req.containerid, ifname)
         return host.records.find(PLUGIN, network, attachment, wait=False)
@@ -89,7 +95,7 @@ def _heir(req: Request, host: Host, network: str, ifname: str) -> Record | None:
 
 
 def _wait_behind(req: Request, host: Host, holder: str) -> bool:
-    """Become an heir of `holder`; False when he is gone by now."""
+    """Note in the record of `holder` that `req` inherits its ports; False without a record."""
     facts = _facts_of(host, holder)
     if facts is None:
         return False
@@ -97,9 +103,9 @@ def _wait_behind(req: Request, host: Host, holder: str) -> bool:
     record = host.records.find(PLUGIN, facts.get("network", ""), attachment)
     if record is None:
         return False
-    own, heirs = [req.network, req.ifname], _heirs(record.facts)
-    if own not in heirs:
-        record.note(heirs=[*heirs, own])
+    own, waiting = [req.network, req.ifname], _waiting_in(record.facts)
+    if own not in waiting:
+        record.note(heirs=[*waiting, own])
     record.close()
     return True
 

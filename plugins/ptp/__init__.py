@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.link import VethEnd
-from cni_common.kernel.netns import reachable_namespaces
 from cni_common.node import lifecycle, liveness, masquerade, veth
 from cni_common.spec.request import Command
 from cni_common.spec.result import Interface, Result
@@ -48,7 +47,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
         Interface(req.ifname, end.mac, ours.mtu, req.netns),
     ]
     veth.enable_forwarding(host.netns, {ip.address.version for ip in result.ips}, host.log)
-    routes.configure_host(host.netns, ours, result.ips, lambda other: _evict_dead(host, other))
+    routes.configure_host(host.netns, ours, result.ips, lambda other: _remove_if_gone(host, other))
     on_way = routes.routes_on_way(ours.peer, result.ips)
     veth.configure(container, req.ifname, ours.peer, result, on_way=on_way)
     if conf.masquerade:
@@ -113,20 +112,21 @@ def _masquerade(
     lifecycle.mask(KIND, req, host, addresses, backend=conf.masquerade, record=record)
 
 
-def _evict_dead(host: Host, link: Link) -> bool:
-    """Delete the host's end of a container whose namespace is gone; False when it is not.
+def _remove_if_gone(host: Host, link: Link) -> str:
+    """Delete the host's end of a container that is GONE; otherwise describe whose it is.
 
     The kernel takes such a pair away by itself, but not at once: an address that was just taken
     over may still have its route there.
     """
     for facts in host.records.survey(KIND.plugin):
         if (facts.get("veth"), facts.get("veth_mac")) == (link.name, link.mac):
-            if liveness.lives(facts, reachable_namespaces) is not False:
-                return False
+            state, reason = liveness.Liveness(host).assess(facts)
+            if state is not liveness.State.GONE:
+                return liveness.describe(liveness.owner_of(KIND.plugin, facts), state, reason)
             host.log(f"removes '{link.name}' of {facts.get('containerid')}: its namespace is gone")
             veth.delete_veth(host.netns, link.name, link.mac)
-            return True
-    return False
+            return ""
+    return "nobody that this plugin has a record of"
 
 
 def _host_end(req: Request, host: Host, link: Link) -> Link:

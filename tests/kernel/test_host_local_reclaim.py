@@ -225,7 +225,7 @@ def test_namespace_seen_gone_twice(node: Node, container: Start) -> None:
 
 
 def test_path_without_its_mount(node: Node, container: Start, tmp_path: Path) -> None:
-    """Where something else is at the path nobody is taken for dead, but GC has its list."""
+    """Where something else is at the path nobody is taken for dead, GC's list or not."""
     config, at = node.config(NET30), tmp_path / "netns"
     at.touch()
     process = container()
@@ -241,6 +241,9 @@ def test_path_without_its_mount(node: Node, container: Start, tmp_path: Path) ->
     assert node.call("GC", config) == {}
     assert (holdings(node)[0].alive, list(node.leases())) == (None, [ONLY])
 
+    assert node.call("GC", {**config, "cni.dev/valid-attachments": []}) == {}
+    assert list(node.leases()) == [ONLY]
+    at.unlink()
     assert node.call("GC", {**config, "cni.dev/valid-attachments": []}) == {}
     assert node.leases() == {}
 

@@ -61,6 +61,7 @@ class TestBegin:
             "network": "net",
             "containerid": "c1",
             "ifname": "eth0",
+            "pid_ns": os.stat("/proc/self/ns/pid").st_ino,
             "netns": "/n",
         }
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
