@@ -66,6 +66,7 @@ exit status:
 
 examples:
   pycni explain 3f2c9a
+  pycni explain --kernel 3f2c9a
   pycni explain --json 3f2c9a
 """
 
@@ -192,6 +193,11 @@ def _add_reclaim_options(parser: ArgumentParser) -> None:
 
 def _add_explain_options(parser: ArgumentParser) -> None:
     parser.add_argument("containerid", metavar="CONTAINERID", help="its id, or how that begins")
+    parser.add_argument(
+        "--kernel",
+        action="store_true",
+        help="also show links, addresses, routes, queues, listening sockets and connections",
+    )
     _add_options(parser)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cni_common.kernel.netns import NetNS
+from cni_common.spec.errors import CNIError
 from commands import DONE, FAILED, FOUND, inventory, view
 from commands.node import Known, Node
 from plugins.host_local.lease import PLUGIN as HOST_LOCAL
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 
     from cni_common.node.host import Host
     from cni_common.spec.request import Attachment
+    from commands.dumps import Dump
     from commands.node import Tenancy
     from commands.owned import Owned
 
@@ -55,7 +58,7 @@ def _explain(options: Namespace, node: Node, containerid: str) -> None:
         for network, owner in sorted(whose)
     ]
     if options.json:
-        found = [one.json() for one in attachments]
+        found = [one.json() | _kernel_json(one, options) for one in attachments]
         view.write_json({"containerid": containerid, "attachments": found})
         return
     view.write_line(f"container {containerid}")
@@ -63,6 +66,17 @@ def _explain(options: Namespace, node: Node, containerid: str) -> None:
         view.write_line()
         title = f"{one.owner.ifname or 'any interface'} on network {one.network}"
         view.write_table(("what", "which", "state"), one.rows(), title=title)
+        if options.kernel:
+            view.write_line()
+            rows = [[found.kind, found.what, where] for where, found in one.kernel()]
+            view.write_table(("kernel", "which", "where"), rows)
+
+
+def _kernel_json(attachment: _Attachment, options: Namespace) -> Json:
+    if not options.kernel:
+        return {}
+    found = attachment.kernel()
+    return {"kernel": [{"where": where, "kind": o.kind, "what": o.what} for where, o in found]}
 
 
 class _Attachment:
@@ -80,6 +94,7 @@ class _Attachment:
         self.owner = owner
         self._records = records
         self._leases = leases
+        self._host = node.host
         self._facts = {k: v for one in records for k, v in one.facts.items() if v}
         states = [node.alive(one.facts) for one in records]
         self._alive = True if True in states else next((s for s in states if s is not None), None)
@@ -117,6 +132,31 @@ class _Attachment:
             gateways = " ".join(facts.get("gateways", ()))
             rows.append(["gateway (shared)", f"'{facts['gateway_interface']}' {gateways}", ""])
         return rows
+
+    def kernel(self) -> list[tuple[str, Dump]]:
+        """Return what the kernel has of it now, and where: in the container or on the host."""
+        from commands import dumps
+
+        facts = self._facts
+        devices = [facts[key] for key in ("veth", "ifb") if facts.get(key)]
+        addresses = [str(one.lease.address) for one in self._leases]
+        addresses += facts.get("addresses", ())
+        found = [("host", one) for one in dumps.of_host(self._host.netns, devices, addresses)]
+        if self._alive:
+            found += [("container", one) for one in self._inside(str(facts.get("netns")))]
+        return found
+
+    def _inside(self, path: str) -> list[Dump]:
+        from commands import dumps
+
+        try:
+            netns = NetNS(path)
+        except CNIError as error:  # it lives elsewhere
+            return [dumps.Dump("netns", error.msg)]
+        try:
+            return dumps.of_container(netns, self.owner.ifname)
+        finally:
+            netns.close()
 
     def json(self) -> Json:
         """Return what programs get."""

@@ -2,9 +2,8 @@
 
     python -m deploy.freeze [DIRECTORY]
 
-deploy/frozen/rewrite.py rewrites the sources of the suite and the modules of pyroute2 that the
-suite uses; PyInstaller freezes the result (deploy/frozen/pycni.spec). An unchanged build is not
-repeated.
+deploy/frozen/rewrite.py rewrites the sources of the suite; PyInstaller freezes the result
+(deploy/frozen/pycni.spec). An unchanged build is not repeated.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 
-from deploy.frozen.rewrite import OURS, UnsupportedError, imports, rewrite, standins
+from deploy.frozen.rewrite import OURS, UnsupportedError, rewrite, standins
 from plugins import TYPES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,41 +101,19 @@ def _digest() -> str:
 
 
 def _write_modules() -> None:
-    """Write every module that is rewritten for the bundle: ours, and the used ones of pyroute2.
-
-    The package pyroute2 itself is left empty: it would import all of its modules, see
-    cni_common/kernel/codec.py.
-    """
+    """Write every module that is rewritten for the bundle."""
     shutil.copy(FROZEN / "start.py", SOURCE)
-    _write_module("pyroute2", b"", is_package=True)
     for name, source in standins().items():
-        _write_module(name, source)
-    waiting = [Path("ipaddress.py")]
+        _write_module(Path(f"{name}.py"), source)
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    _write_module(Path("ipaddress.py"), (stdlib / "ipaddress.py").read_bytes())
     for package in OURS:
-        waiting += [path.relative_to(ROOT) for path in (ROOT / package).rglob("*.py")]
-    seen = {Path("pyroute2/__init__.py")}
-    while waiting:
-        path = waiting.pop()
-        roots = {**dict.fromkeys(OURS, ROOT), "pyroute2": Path(sysconfig.get_path("purelib"))}
-        root = roots.get(path.parts[0], Path(sysconfig.get_path("stdlib")))
-        if path in seen or not (root / path).exists():
-            continue
-        seen.add(path)
-        is_package = path.name == "__init__.py"
-        name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
-        tree = _write_module(name, (root / path).read_bytes(), is_package=is_package)
-        for found in imports(tree, name if is_package else name.rpartition(".")[0]):
-            if found.startswith("pyroute2."):
-                place = Path(*found.split("."))
-                waiting += [place / "__init__.py", place.with_suffix(".py")]
-                # A package is imported before its modules.
-                waiting += [parent / "__init__.py" for parent in place.parents]
+        for path in (ROOT / package).rglob("*.py"):
+            _write_module(path.relative_to(ROOT), path.read_bytes())
 
 
-def _write_module(name: str, source: bytes, *, is_package: bool = False) -> ast.Module:
-    file = Path(*name.split("."), "__init__.py" if is_package else "")
-    file = file if is_package else file.with_suffix(".py")
-    tree = rewrite(name, source)
+def _write_module(file: Path, source: bytes) -> None:
+    tree = rewrite(".".join(file.with_suffix("").parts).removesuffix(".__init__"), source)
     for directory in (SOURCE, COMPILED):
         (directory / file).parent.mkdir(parents=True, exist_ok=True)
     (SOURCE / file).write_text(ast.unparse(tree))
@@ -145,7 +122,6 @@ def _write_module(name: str, source: bytes, *, is_package: bool = False) -> ast.
     # Flags, date and size of the source: not checked, since there is no source.
     header = MAGIC_NUMBER + bytes(12)
     (COMPILED / file).with_suffix(".pyc").write_bytes(header + marshal.dumps(code))
-    return tree
 
 
 def compile_extension(directory: Path) -> None:

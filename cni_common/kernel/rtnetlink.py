@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import socket
 import struct
 import sys
 from typing import TYPE_CHECKING
@@ -55,20 +54,20 @@ from cni_common.kernel.route import (
     RTPROT_RA,
     address_message,
     decode_address,
+    decode_route,
     decode_way,
     encode_address,
     encode_address_query,
     encode_route_lookup,
     encode_route_query,
     route_message,
-    route_of,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from typing import Any
 
     from cni_common.kernel.netlink import Channel
+    from cni_common.kernel.route import KernelRoute
     from cni_common.spec.names import Address, Cidr
     from cni_common.spec.result import Route
 
@@ -294,18 +293,26 @@ class Netlink:
     def routes(self, index: int) -> list[Route]:
         """Return the unicast routes over an interface, in every table."""
         return [
-            route_of(answer)
-            for family in FAMILY.values()
-            for answer in self._routes(family)
-            if answer.get_attr("RTA_OIF") == index and answer["type"] == RTN_UNICAST
+            found.route
+            for version in FAMILY
+            for found in self.all_routes(version)
+            if found.interface == index and found.kind == RTN_UNICAST
         ]
+
+    def all_routes(self, version: int) -> list[KernelRoute]:
+        """Return the routes of an IP version, of every kind and in every table."""
+        body = encode_route_query(FAMILY[version])
+        message = Message("list routes", RTM_GETROUTE, NLM_F_DUMP, body, decode_route)
+        answers: list[KernelRoute | None] = self.channel.dump(message)
+        # Kernels without IPv6 answer with the routes of every family that they have.
+        return [one for one in answers if one and one.route.dst.version == version]
 
     def advertised_defaults(self) -> set[int]:
         """Return the interfaces with an IPv6 default route that a router advertised."""
         return {
-            answer.get_attr("RTA_OIF")
-            for answer in self._routes(socket.AF_INET6)
-            if not answer["dst_len"] and answer["proto"] == RTPROT_RA
+            found.interface
+            for found in self.all_routes(6)
+            if not found.route.dst.prefixlen and found.protocol == RTPROT_RA and found.interface
         }
 
     def is_local(self, address: Address) -> bool:
@@ -367,14 +374,6 @@ class Netlink:
                 return None
             raise
         return found[0]
-
-    def _routes(self, family: int) -> list[Any]:
-        from cni_common.kernel.codec import decoder, rtmsg
-
-        body = encode_route_query(family)
-        return self.channel.dump(
-            Message("list routes", RTM_GETROUTE, NLM_F_DUMP, body, decoder(rtmsg))
-        )
 
 
 def _named(name: str) -> bytes:

@@ -40,7 +40,7 @@ _RETRY_SECONDS = 1.0
 _ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Modules that functions import on demand: imported before the fork, so that workers share them.
 _LAZY = (
-    *("cni_common.kernel.codec", "cni_common.kernel.iptables", "cni_common.kernel.nft_messages"),
+    *("cni_common.kernel.iptables", "cni_common.kernel.nft_messages"),
     "cni_common.node.masquerade_iptables",
     *("copy", "hashlib", "re", "subprocess", "traceback"),
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from cni_common.spec.result import Result
 from cni_common.spec.undo import Undo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from cni_common.node.host import Host, Plugin
     from cni_common.spec.wire import Json
@@ -62,8 +61,8 @@ def respond(
             return reply if deliver(reply) else Reply(b"", 1)
         req = Request.parse(environ, stdin)
         version = req.cni_version
-        with execute(type, req, host) as result:
-            reply = _reply_of(result, version)
+        with Undo() as undo:
+            reply = _reply_of(execute(type, req, host, undo), version)
             if not deliver(reply):
                 raise _NotDeliveredError
     except _NotDeliveredError as error:
@@ -96,21 +95,19 @@ def failure(code: int, msg: str, error: BaseException | None = None) -> Reply:
     return Reply(wire.encode(data, sort_keys=False), 1)
 
 
-@contextmanager
-def execute(type: str, req: Request, host: Host) -> Iterator[Result | None]:
-    """Run one command of the plugin `type`, and yield the result of an ADD, else None.
+def execute(type: str, req: Request, host: Host, undo: Undo) -> Result | None:
+    """Run one command of the plugin `type`, and return the result of an ADD, else None.
 
     A version older than the result's drops the fields that this version lacks. Everything that can
-    be refused without looking at the kernel is refused before the plugin acts. An ADD that fails is
-    taken back, also when the `with` block raises.
+    be refused without looking at the kernel is refused before the plugin acts. `undo` gets what
+    takes an ADD back.
     """
     plugin = host.load(type)
     if plugin is None:
         raise CNIError(Code.INVALID_CONFIG, f"'{type}' is not one of this suite's plugins")
     _check_version(req)
     req = replace(req, config=_checked_config(plugin, req, host))
-    with Undo() as undo:
-        yield _run(plugin, req, host, undo)
+    return _run(plugin, req, host, undo)
 
 
 def _checked_config(plugin: Plugin, req: Request, host: Host) -> Json:

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WINGS = {
     "spec": ("errors", "undo", "wire", "names", "result", "schema", "request", "ipam_config"),
     "kernel": (
-        *("netlink", "codec", "link", "route", "rtnetlink", "netns", "link_deletion"),
+        *("netlink", "link", "route", "rtnetlink", "netns", "link_deletion"),
         *("nft_messages", "nft_expressions", "nft_table", "nft_layout", "iptables"),
     ),
     "node": (
@@ -40,14 +40,13 @@ FOR_PLUGINS = ORDER[: ORDER.index("node.host")]  # a plugin is handed the Host
 # Who may import what only inside functions: each costs a cold start that has no need of it.
 LAZY = {
     "kernel.netns": ("kernel.netlink", "kernel.rtnetlink"),
-    "kernel.rtnetlink": ("kernel.codec",),
     "node.masquerade": ("kernel.iptables", "node.masquerade_iptables"),
     "serve.main": tuple(name for name in ORDER if name != "serve.stdio"),
 }
 THIRD_PARTIES = {
     "_setns": "cni_common.kernel.netns",  # of the bundle
-    "pyroute2": "cni_common.kernel.codec",
     "jsonschema": "cni_common.spec.schema",
+    "pyroute2": "commands.dumps",
     "rich": "commands.view",
 }
 
