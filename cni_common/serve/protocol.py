@@ -99,8 +99,8 @@ def execute(type: str, req: Request, host: Host, undo: Undo) -> Result | None:
     """Run one command of the plugin `type`, and return the result of an ADD, else None.
 
     A version older than the result's drops the fields that this version lacks. Everything that can
-    be refused without looking at the kernel is refused before the plugin acts. `undo` gets what
-    takes an ADD back.
+    be refused without asking the kernel is refused before the plugin acts. An ADD pushes its
+    rollback steps onto `undo`. Raises CNIError, OSError and, from DEL and GC, an ExceptionGroup.
     """
     plugin = host.load(type)
     if plugin is None:

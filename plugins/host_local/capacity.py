@@ -76,10 +76,10 @@ class Capacity(Store):
         return False
 
     def _suspects(self, expiry: Expiry, booted_ns: int) -> Iterator[Address]:
-        """Yield each address whose lease ADD might take back, without reading all 65,000.
+        """Yield each address whose lease ADD might reclaim, without reading all 65,000 files.
 
-        That is what the records of containers that are GONE name, then what is empty or older than
-        the boot: no power loss tears a file of this boot.
+        First the addresses in records of containers that are GONE, then files that are empty or
+        older than the boot: no power loss tears a file of this boot.
         """
         from cni_common.node.liveness import State
 

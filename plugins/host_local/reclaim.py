@@ -1,7 +1,7 @@
-"""Takes back leases of containers that are gone: for an ADD that finds no address, by command.
+"""Reclaim of stale leases, by an ADD that finds no address and by `pycni reclaim`.
 
-A lease of an earlier boot goes at once; one of this boot goes when its namespace was found gone
-twice, a grace time apart.
+A lease of an earlier boot is removed at once; a lease of this boot, after its namespace was found
+gone twice, GRACE_SECONDS apart.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """One lease, and what is known about its owner."""
+    """One lease, and the known state of its owner."""
 
     lease: Lease
     pod: str  # namespace/name, "" if the runtime did not pass it

@@ -5,9 +5,9 @@ The directory has one file per address, named after it, with the content "contai
 behind which the search in range set i continues. The Go plugin may work in the same directory at
 any time. It reads every file in it, so no file of ours may mislead it.
 
-These files are the truth. An index outside of the directory says where to look: what it says of
-an owner or of a free address is verified by a look at that lease, and what others have changed
-makes it be made anew.
+These files are the truth. An index outside of the directory leads to them: a call verifies each
+answer of the index by reading that lease, and rebuilds the index after other programs changed the
+leases.
 """
 
 from __future__ import annotations
