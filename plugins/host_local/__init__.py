@@ -270,7 +270,7 @@ def _requested(req: Request) -> list[Address]:
 
 def _check_held(address: Address, lease: Lease | None, owner: Attachment) -> None:
     if lease is None or not lease.is_of(owner):
-        instead = f"held by {lease.holder} since {lease.since}" if lease else "reserved by nobody"
+        instead = f"held by {lease.holder} since {lease.since}" if lease else "not reserved"
         raise CNIError(
             Code.INTERNAL,
             f"{PLUGIN}: {address} should be reserved for {owner.containerid} ({owner.ifname})"
