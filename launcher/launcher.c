@@ -1,16 +1,15 @@
-/* What a runtime starts in the name of each plugin: hands the request over to the resident engine,
- * and where there is none starts the frozen program in its own place. Same result, only slower.
+/* The executable of every plugin: hands the request over to the engine. Without an engine it execs
+ * the frozen program, with the same result, only slower.
  *
- * The conversation, on a SOCK_SEQPACKET socket, all numbers little-endian:
+ * The messages, on a SOCK_SEQPACKET socket, all numbers little-endian:
  *   engine:    "pycni\0", uint16 protocol number, the build
- *   launcher:  uint32 length of the plugin's type, the type; with it the descriptors of stdin,
- *              stdout, stderr, a file that holds the environment, and of CNI_NETNS if it opens
+ *   launcher:  uint32 length of the plugin's type, the type; as SCM_RIGHTS the descriptors of
+ *              stdin, stdout, stderr, a file that holds the environment, and CNI_NETNS if it opens
  *   engine:    int32 exit status
- * Until the request is sent, whatever goes wrong means: start the frozen program. From then on
- * the engine may have acted, and a second try could act twice: then the runtime gets an error.
+ * A failure before the request is sent starts the frozen program. After that the engine may have
+ * acted, and a second try could act twice: the runtime gets an error.
  *
- * There is no allocation here but what setenv needs, and no copy but into buffers whose size
- * bounds it.
+ * Only setenv allocates memory, and every copy is bounded by the size of its buffer.
  */
 #define _GNU_SOURCE
 #include <endian.h>
@@ -33,20 +32,20 @@
 #include <unistd.h>
 
 #ifndef BUILD
-#error "BUILD is to be the build that launcher, engine and frozen program are of"
+#error "define BUILD: the common build of launcher, engine and frozen program"
 #endif
 #ifndef BUNDLE
-#error "BUNDLE is to be the frozen program's path, as seen from the launcher's directory"
+#error "define BUNDLE: the path of the frozen program, relative to the launcher's directory"
 #endif
 
 #ifndef SOCKET
-#define SOCKET "/run/pycni/engine.sock" /* another one only in tests, which run side by side */
+#define SOCKET "/run/pycni/engine.sock" /* overridden only by tests, which run in parallel */
 #endif
 #define PROTOCOL 1
 #define HELLO_MS 2000
 #define MAX_DESCRIPTORS 5
 
-/* CNI error codes */
+/* CNI error codes: SPEC.md section 5 */
 #define IO_FAILURE 5
 #define TRY_AGAIN_LATER 11
 
@@ -70,7 +69,7 @@ static bool write_all(int fd, const char *data, size_t length)
     return true;
 }
 
-/* Print a CNI error object on `fd` and end. */
+/* Print a CNI error object on `fd` and exit with status 1. */
 __attribute__((noreturn, format(printf, 3, 4)))
 static void fail(int fd, int code, const char *format, ...)
 {
@@ -90,7 +89,7 @@ static void fail(int fd, int code, const char *format, ...)
     }
     length = snprintf(line, sizeof line, "{\"cniVersion\":\"1.1.0\",\"code\":%d,\"msg\":\"%s\"}\n",
                       code, msg);
-    signal(SIGPIPE, SIG_IGN); /* nobody reads it: the exit status still tells */
+    signal(SIGPIPE, SIG_IGN); /* without a reader the exit status still reports the failure */
     if (length > 0)
         (void)write_all(fd, line, (size_t)length);
     exit(1);
@@ -102,13 +101,14 @@ static const char *base_name(const char *path)
     return slash ? slash + 1 : path;
 }
 
-/* PyInstaller's bootloader would set these and start itself once more, to have its libraries found:
- * a millisecond, and before that it would need a libz of the machine. Where it does not go along it
- * starts itself all the same. deploy/frozen/start.py takes them out again. */
+/* Set the variables that PyInstaller's bootloader would set before it restarts itself to find its
+ * libraries. That restart takes a millisecond, and needs the machine's libz before it. If the
+ * bootloader does not accept them it restarts itself all the same. deploy/frozen/start.py removes
+ * these variables. */
 static void spare_bootloader(const char *program)
 {
     const char *original = getenv("LD_LIBRARY_PATH");
-    /* An empty entry would be the working directory. */
+    /* An empty entry would mean the working directory. */
     bool has_entries = original && *original;
     char library[2 * PATH_MAX];
     int length = snprintf(library, sizeof library, "%.*slib%s%s",
@@ -124,8 +124,8 @@ static void spare_bootloader(const char *program)
         setenv("_PYI_PARENT_PROCESS_LEVEL", "-1", 1);
 }
 
-/* Become the frozen program, called as this one is, by the path at which this one lies: by that
- * it knows which plugins are its own. */
+/* Exec the frozen program, with the plugin's path in this launcher's directory as argv[0]: by that
+ * path the program recognises delegates of its own. */
 __attribute__((noreturn))
 static void start_bundle(char **argv, const char *type)
 {
@@ -154,12 +154,12 @@ static void start_bundle(char **argv, const char *type)
          strerror(errno));
 }
 
-/* A closed stdin or stderr becomes /dev/null: there must be three descriptors to hand over, and
- * no file that is opened from here on may take the place of one. */
+/* Open /dev/null for each closed descriptor of 0 to 2: the request needs three descriptors, and a
+ * file that is opened later must not get one of these numbers. */
 static bool complete_standard_streams(void)
 {
     for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
-        /* The lowest number that is free is this one, as those below it are not. */
+        /* `fd` is the lowest free number, since all lower ones are open. */
         if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd)
             return false;
     }
@@ -173,8 +173,8 @@ static long now_ms(void)
     return (long)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* Return the length of the next message, 0 at the end of the conversation, less after `limit_ms`
- * or an error. A limit below 0 is none. */
+/* Return the length of the next message, 0 if the peer closed the socket, -1 after `limit_ms` or an
+ * error. A negative limit means no limit. */
 static ssize_t receive(int sock, void *buffer, size_t size, int limit_ms)
 {
     long deadline = now_ms() + limit_ms;
@@ -205,16 +205,16 @@ static bool is_our_engine(int sock)
     static const char expected[] = "pycni\0" /* a uint16 */ "\1\0" BUILD;
     char hello[sizeof expected];
 
-    _Static_assert(PROTOCOL == 1, "it stands in `expected`");
+    _Static_assert(PROTOCOL == 1, "`expected` contains it");
     return receive(sock, hello, sizeof hello, HELLO_MS) == sizeof expected - 1
            && memcmp(hello, expected, sizeof expected - 1) == 0;
 }
 
-/* Return a socket on which an engine of this build waits for a request, or -1. */
+/* Return a socket to an engine of this build that waits for a request, or -1. */
 static int connect_to_engine(void)
 {
     static const struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = SOCKET};
-    /* Not blocking, for connect: an engine that is full is no better than none. */
+    /* Not blocking: connect must not wait for a full engine. */
     int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
     if (sock < 0)
@@ -226,8 +226,8 @@ static int connect_to_engine(void)
     return -1;
 }
 
-/* Return a file that holds what /proc/self/environ does, or -1. No message: an environment may
- * have megabytes, and a message may not. */
+/* Return a file with the content of /proc/self/environ, or -1. A file, since an environment may
+ * have megabytes, too much for a message. */
 static int file_of_environment(void)
 {
     int fd = memfd_create("environ", MFD_CLOEXEC);
@@ -236,7 +236,7 @@ static int file_of_environment(void)
     if (fd < 0)
         return -1;
     for (char **entry = environ; *entry;) {
-        /* The kernel lays the strings side by side, so all of them go by one call. */
+        /* The kernel puts the strings side by side, so one call writes all of them. */
         const char *start = *entry;
         const char *end = start;
         while (*entry == end) {
@@ -244,7 +244,7 @@ static int file_of_environment(void)
             entry++;
         }
         while (start < end) {
-            /* pwrite leaves the file's offset at its start, for whoever reads it. */
+            /* pwrite leaves the file's offset at its start, for the reader. */
             ssize_t written = pwrite(fd, start, (size_t)(end - start), offset);
             if (written <= 0) {
                 close(fd);
@@ -282,10 +282,10 @@ static bool send_request(int sock, const char *type)
     if (descriptors[3] < 0)
         return false;
     if (netns && *netns) {
-        /* Opened here, as the engine may see other mounts. Not blocking: it may be a FIFO. */
+        /* Opened here, as the engine may see other mounts. Not blocking: the path may be a FIFO. */
         descriptors[count] = open(netns, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
         if (descriptors[count] >= 0)
-            count++; /* else the engine tries, and words the error */
+            count++; /* otherwise the engine tries, and reports the error */
     }
     message.msg_controllen = (socklen_t)CMSG_SPACE(count * sizeof(int));
     control.header.cmsg_level = SOL_SOCKET;
@@ -298,7 +298,7 @@ static bool send_request(int sock, const char *type)
     return sent >= 0;
 }
 
-/* Wait for the engine to answer, however long: it has deadlines of its own. */
+/* Wait for the engine's answer without a limit: the engine has its own time limits. */
 __attribute__((noreturn))
 static void exit_as_engine_says(int sock)
 {
@@ -328,7 +328,7 @@ int main(int argc, char **argv)
             fail(STDERR_FILENO, IO_FAILURE, "cannot write to stdout: %s", strerror(errno));
         return 0;
     }
-    /* Without a command it is a person who calls, and without stdout nobody who could be told. */
+    /* Without a command a person calls; without stdout the result cannot be printed. */
     if (!command || !*command || fcntl(STDOUT_FILENO, F_GETFD) < 0 || strcmp(type, "pycni") == 0
         || !complete_standard_streams())
         start_bundle(arguments, type);

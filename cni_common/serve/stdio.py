@@ -1,4 +1,4 @@
-"""Whole reads and writes of a process's standard streams, by descriptor."""
+"""Complete reads and writes of standard streams, by descriptor."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def read_all(fd: int) -> bytes:
-    """Return all that comes until the end of the file. Raises OSError."""
+    """Return all bytes until the end of the file. Raises OSError."""
     return b"".join(iter(lambda: os.read(fd, 1 << 16), b""))
 
 
@@ -17,7 +17,7 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def say(fd: int, text: str) -> None:
-    """Write a line for people; nothing happens when nobody reads it any more."""
+    """Write a line of text for the log; a closed or full stream is ignored."""
     try:
         write_all(fd, f"{text}\n".encode("utf-8", "replace"))
     except OSError:
