@@ -1,6 +1,6 @@
-"""The one judge of death: whether a recorded container lives, and GC of those that do not.
+"""Whether the container of a record lives, told in one place, and GC of those that are gone.
 
-Whatever takes something over from another container, or removes it, asks here, and treats UNKNOWN
+What takes something over from another container, or removes it, asks here, and treats UNKNOWN
 as it treats ALIVE: nothing is taken, nothing is removed. docs/architecture.md has the table.
 """
 
