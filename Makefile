@@ -112,5 +112,5 @@ lock: ## write requirements.lock anew after a change of versions in pyproject.to
 	    --custom-compile-command "make lock" --output-file requirements.lock
 
 clean: ## remove all that was made here
-	rm -rf .venv .tools build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .tools build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -34,7 +34,8 @@ BUILD = ROOT / "build/freeze"
 SOURCE, COMPILED = BUILD / "source", BUILD / "compiled"
 # Another build is what has other contents of these, another Python or other packages.
 INPUTS = (
-    *("pyproject.toml", "requirements.lock", "launcher/launcher.c", "launcher/Makefile"),
+    *("LICENSE", "NOTICE", "pyproject.toml", "requirements.lock"),
+    *("launcher/launcher.c", "launcher/Makefile"),
     *("cni_common", "commands", "plugins", "deploy/frozen", "deploy/freeze.py"),
 )
 
@@ -75,6 +76,7 @@ def _make(target: Path) -> None:
     new = BUILD / "bin"
     (new / ".pycni").mkdir(parents=True)
     shutil.move(_run_pyinstaller(), new / ".pycni" / build)
+    _copy_licences(new / ".pycni" / build)
     _make_launchers(new, build)
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -185,6 +187,17 @@ def _forget_library_path(file: Path) -> None:
         if len(old) <= len(beside):
             raise BuildError(f"'{file}' looks for libraries in '{path}': use another Python")
         file.write_bytes(file.read_bytes().replace(old, beside.ljust(len(old), b"\0")))
+
+
+def _copy_licences(bundle: Path) -> None:
+    """Put the texts beside the program that its parts' licences want in every copy."""
+    for name in ("LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, bundle)
+    python = Path(sysconfig.get_path("stdlib"), "LICENSE.txt")
+    if python.exists():
+        shutil.copy(python, bundle / "LICENSE.python")
+    else:
+        _say(f"there is no '{python}': put Python's licence into '{bundle.name}/LICENSE.python'")
 
 
 def _make_launchers(directory: Path, build: str) -> None:

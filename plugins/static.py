@@ -212,7 +212,7 @@ def _refuse_contradictions(ips: list[IPConfig]) -> None:
 
 
 def _drift(text: str) -> CNIError:
-    # Without cni_common.interface, which would bring in netlink.
+    # Without cni_common.node.veth, which would bring in netlink.
     return CNIError(Code.INTERNAL, f"static: {text}; delete and add the attachment again")
 
 
