@@ -1,23 +1,23 @@
-/* What a runtime starts in the name of each plugin: hands the request over to the resident engine,
- * and where there is none starts the frozen program in its own place. Same result, only slower.
+/* The executable of every plugin: hands the request over to the engine. Without an engine it execs
+ * the frozen program, with the same result, only slower.
  *
- * The conversation, on a SOCK_SEQPACKET socket, all numbers little-endian:
+ * The messages, on a SOCK_SEQPACKET socket, all numbers little-endian:
  *   engine:    "pycni\0", uint16 protocol number, 16 random bytes, the build
  *   launcher:  these 16 bytes, and 16 random bytes of its own
  *   engine:    the launcher's 16 bytes
- *   launcher:  uint32 length of the plugin's type, the type; with it the descriptors of stdin,
- *              stdout, stderr, a file that holds the environment, and of CNI_NETNS if it opens
+ *   launcher:  uint32 length of the plugin's type, the type; as SCM_RIGHTS the descriptors of
+ *              stdin, stdout, stderr, a file that holds the environment, and CNI_NETNS if it opens
  *   engine:    int32 exit status
  * Each side serves only a process of root in its own network and mount namespaces, under its own
- * root directory: a container that reaches the socket is neither. The kernel writes the sender's
- * process id on each message (SCM_CREDENTIALS of unix(7)). A process id can be reused, so a side
- * first opens /proc/PID, then has its random bytes sent back from that process id, then looks at
- * the namespaces: the open directory never shows a later process of the same id.
- * Until the request is sent, whatever goes wrong means: start the frozen program. From then on
- * the engine may have acted, and a second try could act twice: then the runtime gets an error.
+ * root directory: a process of a container that reaches the socket fails that test. The kernel
+ * writes the sender's process id on each message (SCM_CREDENTIALS of unix(7)). A process id can be
+ * reused. So a side first opens /proc/PID, then lets its random bytes come back from that process
+ * id, then reads the namespaces: the open directory never shows a later process with the same id.
  *
- * There is no allocation here but what setenv needs, and no copy but into buffers whose size
- * bounds it.
+ * A failure before the request is sent starts the frozen program. After that the engine may have
+ * acted, and a second try could act twice: the runtime gets an error.
+ *
+ * Only setenv allocates memory, and every copy is bounded by the size of its buffer.
  */
 #define _GNU_SOURCE
 #include <endian.h>
@@ -42,21 +42,21 @@
 #include <unistd.h>
 
 #ifndef BUILD
-#error "BUILD is to be the build that launcher, engine and frozen program are of"
+#error "define BUILD: the common build of launcher, engine and frozen program"
 #endif
 #ifndef BUNDLE
-#error "BUNDLE is to be the frozen program's path, as seen from the launcher's directory"
+#error "define BUNDLE: the path of the frozen program, relative to the launcher's directory"
 #endif
 
 #ifndef SOCKET
-#define SOCKET "/run/pycni/engine.sock" /* another one only in tests, which run side by side */
+#define SOCKET "/run/pycni/engine.sock" /* overridden only by tests, which run in parallel */
 #endif
 #define PROTOCOL 2
 #define HELLO_MS 2000 /* for each message of the engine before the request */
 #define CHALLENGE 16 /* bytes */
 #define MAX_DESCRIPTORS 5
 
-/* CNI error codes */
+/* CNI error codes: SPEC.md section 5 */
 #define IO_FAILURE 5
 #define TRY_AGAIN_LATER 11
 
@@ -85,7 +85,7 @@ static bool write_all(int fd, const char *data, size_t length)
     return true;
 }
 
-/* Print a CNI error object on `fd` and end. */
+/* Print a CNI error object on `fd` and exit with status 1. */
 __attribute__((noreturn, format(printf, 3, 4)))
 static void fail(int fd, int code, const char *format, ...)
 {
@@ -105,7 +105,7 @@ static void fail(int fd, int code, const char *format, ...)
     }
     length = snprintf(line, sizeof line, "{\"cniVersion\":\"1.1.0\",\"code\":%d,\"msg\":\"%s\"}\n",
                       code, msg);
-    signal(SIGPIPE, SIG_IGN); /* nobody reads it: the exit status still tells */
+    signal(SIGPIPE, SIG_IGN); /* without a reader the exit status still reports the failure */
     if (length > 0)
         (void)write_all(fd, line, (size_t)length);
     exit(1);
@@ -117,8 +117,8 @@ static const char *base_name(const char *path)
     return slash ? slash + 1 : path;
 }
 
-/* Move a variable out of the dynamic loader's sight; deploy/frozen/start.py puts it back, so that
- * delegates and iptables get what the runtime has set. */
+/* Hide a variable from the dynamic loader. deploy/frozen/start.py restores it, so that delegates and
+ * iptables get the environment that the runtime has set. */
 static bool set_aside(const char *name, const char *kept_as)
 {
     const char *value = getenv(name);
@@ -128,12 +128,12 @@ static bool set_aside(const char *name, const char *kept_as)
     return unsetenv(name) == 0;
 }
 
-/* Have the bundle's libraries come from the bundle alone: a runtime may set these variables for
- * libraries of its own (snap does), which can be too old for the bundle.
+/* Let the bundle's libraries come from the bundle alone: a runtime may set these variables for its
+ * own libraries, as snap does, and those can be too old for the bundle.
  *
- * PyInstaller's bootloader would set LD_LIBRARY_PATH and start itself once more: a millisecond, and
- * before that it would need a libz of the machine. If it does not go along it starts itself all the
- * same. */
+ * PyInstaller's bootloader would set LD_LIBRARY_PATH and restart itself to find its libraries. That
+ * restart takes a millisecond, and needs the machine's libz before it. If the bootloader does not
+ * accept the variables it restarts itself all the same. */
 static void prepare_environment(const char *program)
 {
     char library[2 * PATH_MAX];
@@ -149,8 +149,8 @@ static void prepare_environment(const char *program)
         setenv("_PYI_PARENT_PROCESS_LEVEL", "-1", 1);
 }
 
-/* Become the frozen program, called as this one is, by the path at which this one lies: by that
- * it knows which plugins are its own. */
+/* Exec the frozen program, with the plugin's path in this launcher's directory as argv[0]: by that
+ * path the program recognises delegates of its own. */
 __attribute__((noreturn))
 static void start_bundle(char **argv, const char *type)
 {
@@ -179,12 +179,12 @@ static void start_bundle(char **argv, const char *type)
          strerror(errno));
 }
 
-/* A closed stdin or stderr becomes /dev/null: there must be three descriptors to hand over, and
- * no file that is opened from here on may take the place of one. */
+/* Open /dev/null for each closed descriptor of 0 to 2: the request needs three descriptors, and a
+ * file that is opened later must not get one of these numbers. */
 static bool complete_standard_streams(void)
 {
     for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
-        /* The lowest number that is free is this one, as those below it are not. */
+        /* `fd` is the lowest free number, since all lower ones are open. */
         if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd)
             return false;
     }
@@ -198,8 +198,8 @@ static long now_ms(void)
     return (long)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* Return the length of the next message, 0 at the end of the conversation, less after `limit_ms`
- * or an error. A limit below 0 is none. `sender` gets process and user, or zeros if unknown. */
+/* Return the length of the next message, 0 if the peer closed the socket, -1 after `limit_ms` or an
+ * error. A negative limit means no limit. `sender` gets the sender's process and user, or zeros. */
 static ssize_t receive(int sock, void *buffer, size_t size, int limit_ms, struct ucred *sender)
 {
     long deadline = now_ms() + limit_ms;
@@ -304,11 +304,11 @@ static bool is_our_engine(int sock)
            && proves_itself(sock, &engine, hello + sizeof start);
 }
 
-/* Return a socket on which an engine of this build waits for a request, or -1. */
+/* Return a socket to an engine of this build that waits for a request, or -1. */
 static int connect_to_engine(void)
 {
     static const struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = SOCKET};
-    /* Not blocking, for connect: an engine that is full is no better than none. */
+    /* Not blocking: connect must not wait for a full engine. */
     int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     int yes = 1;
 
@@ -322,8 +322,8 @@ static int connect_to_engine(void)
     return -1;
 }
 
-/* Return a file that holds what /proc/self/environ does, or -1. No message: an environment may
- * have megabytes, and a message may not. */
+/* Return a file with the content of /proc/self/environ, or -1. A file, since an environment may
+ * have megabytes, too much for a message. */
 static int file_of_environment(void)
 {
     int fd = memfd_create("environ", MFD_CLOEXEC);
@@ -332,7 +332,7 @@ static int file_of_environment(void)
     if (fd < 0)
         return -1;
     for (char **entry = environ; *entry;) {
-        /* The kernel lays the strings side by side, so all of them go by one call. */
+        /* The kernel puts the strings side by side, so one call writes all of them. */
         const char *start = *entry;
         const char *end = start;
         while (*entry == end) {
@@ -340,7 +340,7 @@ static int file_of_environment(void)
             entry++;
         }
         while (start < end) {
-            /* pwrite leaves the file's offset at its start, for whoever reads it. */
+            /* pwrite leaves the file's offset at its start, for the reader. */
             ssize_t written = pwrite(fd, start, (size_t)(end - start), offset);
             if (written <= 0) {
                 close(fd);
@@ -378,10 +378,10 @@ static bool send_request(int sock, const char *type)
     if (descriptors[3] < 0)
         return false;
     if (netns && *netns) {
-        /* Opened here, as the engine may see other mounts. Not blocking: it may be a FIFO. */
+        /* Opened here, as the engine may see other mounts. Not blocking: the path may be a FIFO. */
         descriptors[count] = open(netns, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
         if (descriptors[count] >= 0)
-            count++; /* else the engine tries, and words the error */
+            count++; /* otherwise the engine tries, and reports the error */
     }
     message.msg_controllen = (socklen_t)CMSG_SPACE(count * sizeof(int));
     control.header.cmsg_level = SOL_SOCKET;
@@ -394,7 +394,7 @@ static bool send_request(int sock, const char *type)
     return sent >= 0;
 }
 
-/* Wait for the engine to answer, however long: it has deadlines of its own. */
+/* Wait for the engine's answer without a limit: the engine has its own time limits. */
 __attribute__((noreturn))
 static void exit_as_engine_says(int sock)
 {

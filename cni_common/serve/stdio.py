@@ -1,4 +1,4 @@
-"""Whole reads and writes of a process's standard streams, by descriptor."""
+"""Complete reads and writes of standard streams, by descriptor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def say(fd: int, text: str) -> None:
-    """Write a line for people; nothing happens when nobody reads it, or there is no room for it."""
+    """Write a line of text for the log; a stream that is closed or full loses it."""
     data = f"{text}\n".encode("utf-8", "replace")
     try:
         while data:

@@ -1,4 +1,4 @@
-"""Ranges of addresses: how they are checked and completed, and where the next one is. Pure."""
+"""Ranges of addresses: checks, defaults, and the search for a free address. Pure."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class RangeSet:
-    """Ranges of one family that together are one pool: an attachment gets one address of it."""
+    """Ranges of one family that form one pool; an attachment gets one address of it."""
 
     ranges: Sequence[Range]
 
@@ -58,20 +58,20 @@ class RangeSet:
 
     @property
     def gateways(self) -> frozenset[int]:
-        """The gateways of all ranges, which are never given away."""
+        """The gateways of all ranges, which are never given out."""
         return frozenset(int(one.gateway) for one in self.ranges)
 
     @property
     def size(self) -> int:
-        """How many addresses can be given away."""
+        """The number of addresses that can be given out."""
         total = sum(int(one.last) - int(one.first) + 1 for one in self.ranges)
         return total - sum(1 for number in self.gateways if self._contains(number))
 
     def pick(self, first_free: Search, after: Address | None) -> Address | None:
-        """Return the first free address behind `after`, cyclically; None when there is none.
+        """Return the first free address behind `after`, cyclically; None if there is none.
 
-        The search begins at the first range when `after` is outside of the set, and looks at
-        `after` itself last. `first_free` returns the first free number between two, inclusive.
+        The search begins at the first range if `after` is outside of the set; `after` itself comes
+        last. `first_free` returns the first free number between two, both inclusive.
         """
         gateways = sorted(self.gateways)
         for first, last in self._pieces(after):
@@ -84,7 +84,7 @@ class RangeSet:
         return None
 
     def addresses(self) -> Iterator[Address]:
-        """Return every address that can be given away."""
+        """Yield every address that can be given out."""
         gateways = self.gateways
         numbers = (one for first, last in self._pieces(None) for one in range(first, last + 1))
         return (self._family(one) for one in numbers if one not in gateways)
@@ -126,7 +126,7 @@ def unlisted(names: frozenset[str], version: int) -> Search:
         return next((one for one in numbers if str(IPv6Address(one)) not in names), None)
 
     def search4(first: int, last: int) -> int | None:
-        # A /24 at a time, ten times as fast as one by one: there may be 65,000 to look at.
+        # A /24 at a time, ten times as fast as one by one: a range may have 65,000 addresses.
         while first <= last:
             end = min(first | 255, last)
             prefix = f"{first >> 24}.{first >> 16 & 255}.{first >> 8 & 255}."
@@ -142,8 +142,8 @@ def unlisted(names: frozenset[str], version: int) -> Search:
 def parse_sets(sets: Sequence[Sequence[Json]], *, several_per_family: bool) -> tuple[RangeSet, ...]:
     """Return the range sets of a configuration, completed by the defaults.
 
-    `several_per_family` says whether a result can carry two addresses of one family, which
-    0.3.0 brought. Raises CNIError 7 that names the range set by its index.
+    `several_per_family`: whether the result can carry two addresses of one family, as from 0.3.0
+    on. Raises CNIError 7 that names the range set by its index.
     """
     if not sets:
         raise CNIError(
@@ -166,8 +166,8 @@ def parse_sets(sets: Sequence[Sequence[Json]], *, several_per_family: bool) -> t
     return parsed
 
 
-def odd_gateways(sets: Sequence[RangeSet]) -> list[str]:
-    """Return one line for each gateway outside of its subnet, which is accepted but unusual."""
+def gateways_outside(sets: Sequence[RangeSet]) -> list[str]:
+    """Return a log line for each gateway outside of its subnet: accepted, but unusual."""
     return [
         f"range set {index}: gateway {one.gateway} is outside of subnet {one.subnet}"
         for index, range_set in enumerate(sets)

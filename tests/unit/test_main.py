@@ -316,7 +316,7 @@ class TestSignals:
         assert error(process.stdout) == {
             "cniVersion": "1.1.0",
             "code": 11,
-            "msg": "terminated by a signal; what was begun is undone, try again later",
+            "msg": "terminated by a signal; its changes are undone, try again later",
         }
 
     def test_twice(self, process: Process) -> None:

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cni_common.spec.errors import CNIError, Code
-from plugins.host_local.ranges import RangeSet, odd_gateways, parse_sets, unlisted, unused
+from plugins.host_local.ranges import RangeSet, gateways_outside, parse_sets, unlisted, unused
 
 Entry = dict[str, Any]
 
@@ -140,11 +140,13 @@ def test_slices_of_one_subnet() -> None:
     assert [str(one) for one in range_set.addresses()] == ["10.0.0.11", "10.0.0.4", "10.0.0.5"]
 
 
-def test_odd_gateways() -> None:
+def test_gateways_outside() -> None:
     """A gateway outside of its subnet is worth a line in the log."""
     sets = parse([{"subnet": "10.0.0.0/24", "gateway": "10.1.0.1"}], [{"subnet": "fd00::/64"}])
 
-    assert odd_gateways(sets) == ["range set 0: gateway 10.1.0.1 is outside of subnet 10.0.0.0/24"]
+    assert gateways_outside(sets) == [
+        "range set 0: gateway 10.1.0.1 is outside of subnet 10.0.0.0/24"
+    ]
 
 
 def test_other_family_is_outside() -> None:
