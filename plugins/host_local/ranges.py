@@ -64,8 +64,11 @@ class RangeSet:
     @property
     def size(self) -> int:
         """The number of addresses that can be given out."""
-        total = sum(int(one.last) - int(one.first) + 1 for one in self.ranges)
-        return total - sum(1 for number in self.gateways if self._contains(number))
+        gateways = sorted(self.gateways)
+        pieces = [(int(one.first), int(one.last)) for one in self.ranges]
+        return sum(
+            last - first + 1 - len(_between(gateways, first, last)) for first, last in pieces
+        )
 
     def pick(self, first_free: Search, after: Address | None) -> Address | None:
         """Return the first free address behind `after`, cyclically; None if there is none.
@@ -76,7 +79,7 @@ class RangeSet:
         gateways = sorted(self.gateways)
         for first, last in self._pieces(after):
             start = first
-            for end in (*(one for one in gateways if first <= one <= last), last + 1):
+            for end in (*_between(gateways, first, last), last + 1):
                 number = first_free(start, end - 1) if start < end else None
                 if number is not None:
                     return self._family(number)
@@ -92,9 +95,6 @@ class RangeSet:
     @property
     def _family(self) -> type[Address]:
         return type(self.ranges[0].first)
-
-    def _contains(self, number: int) -> bool:
-        return any(int(one.first) <= number <= int(one.last) for one in self.ranges)
 
     def _pieces(self, after: Address | None) -> Iterator[tuple[int, int]]:
         here = self.range_of(after) if after is not None else None
@@ -156,13 +156,13 @@ def parse_sets(sets: Sequence[Sequence[Json]], *, several_per_family: bool) -> t
             "cniVersion below 0.3.0 does not support more than one range set per address family;"
             " use cniVersion 0.3.0 or newer",
         )
-    for index, one in enumerate(parsed):
-        for other, earlier in enumerate(parsed[:index]):
-            if _overlap(one.ranges, earlier.ranges):
-                raise CNIError(
-                    Code.INVALID_CONFIG,
-                    f"range set {other} overlaps with {index}: {earlier} and {one}",
-                )
+    overlap = _overlap([(index, one) for index, of in enumerate(parsed) for one in of.ranges])
+    if overlap:
+        (earlier, _), (later, _) = overlap
+        raise CNIError(
+            Code.INVALID_CONFIG,
+            f"range set {earlier} overlaps with {later}: {parsed[earlier]} and {parsed[later]}",
+        )
     return parsed
 
 
@@ -186,10 +186,9 @@ def _parse_set(index: int, entries: Sequence[Json]) -> RangeSet:
                 "mixed address families; give IPv4 and IPv6 a range set each: "
                 + ", ".join(str(one.subnet) for one in ranges)
             )
-        for position, one in enumerate(ranges):
-            for earlier in ranges[:position]:
-                if _overlap((one,), (earlier,)):
-                    raise ValueError(f"subnets {earlier} and {one} overlap")
+        overlap = _overlap(list(enumerate(ranges)))
+        if overlap:
+            raise ValueError(f"subnets {overlap[0][1]} and {overlap[1][1]} overlap")
     except ValueError as error:
         raise CNIError(Code.INVALID_CONFIG, f"invalid range set {index}: {error}") from None
     return RangeSet(ranges)
@@ -246,11 +245,33 @@ def _parse_member(entry: Json, key: str) -> Address | None:
         raise ValueError(f'{key} "{text}" is not an IP address such as 10.0.0.10') from None
 
 
-def _overlap(ours: Sequence[Range], theirs: Sequence[Range]) -> bool:
-    return any(
-        one.subnet.version == other.subnet.version
-        and int(one.first) <= int(other.last)
-        and int(other.first) <= int(one.last)
-        for one in ours
-        for other in theirs
-    )
+def _overlap(
+    ranges: Sequence[tuple[int, Range]],
+) -> tuple[tuple[int, Range], tuple[int, Range]] | None:
+    """Return two of the numbered ranges that overlap, the lower number first; in n log n steps."""
+    widest: tuple[int, Range] | None = None
+    for one in sorted(ranges, key=lambda one: (one[1].subnet.version, int(one[1].first))):
+        if widest is None or widest[1].subnet.version != one[1].subnet.version:
+            widest = one
+        elif int(one[1].first) <= int(widest[1].last):
+            return (widest, one) if widest[0] <= one[0] else (one, widest)
+        elif int(one[1].last) > int(widest[1].last):
+            widest = one
+    return None
+
+
+def _between(numbers: Sequence[int], first: int, last: int) -> Sequence[int]:
+    """Return those of the sorted `numbers` that are `first` to `last`, both inclusive."""
+    return numbers[_position(numbers, first) : _position(numbers, last + 1)]
+
+
+def _position(numbers: Sequence[int], least: int) -> int:
+    """Return how many of the sorted `numbers` are below `least` (bisect costs an import)."""
+    low, high = 0, len(numbers)
+    while low < high:
+        middle = (low + high) // 2
+        if numbers[middle] < least:
+            low = middle + 1
+        else:
+            high = middle
+    return low
