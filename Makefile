@@ -28,7 +28,7 @@ check: venv ## format, lint, types, unit tests: no root, less than half a minute
 	$(python) -m mypy
 	$(python) -m tests.conformance build/conformance.py && $(python) -m mypy build/conformance.py
 	[[ ! -x .venv/bin/shellcheck ]] || .venv/bin/shellcheck $(shell_scripts)
-	$(pytest) tests/unit
+	$(pytest) -n 2 tests/unit
 
 coverage: venv ## what the unit tests run; the parts without input or output must have it all
 	$(pytest) tests/unit --cov --cov-report=term

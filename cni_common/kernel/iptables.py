@@ -1,7 +1,7 @@
 """The programs of iptables: found, run inside a namespace, and their listings.
 
-Data reaches them through stdin only. Whether a chain exists is asked of netlink, so that the usual
-case, nothing there, starts no process.
+Data reaches the programs through stdin only. Netlink tells whether a chain exists, so the usual
+case, no chain, starts no process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COMMANDS = {4: "iptables", 6: "ip6tables"}  # by IP version
 _NAT = {4: nft_table.Table(nft_table.IPV4, "nat"), 6: nft_table.Table(nft_table.IPV6, "nat")}
 _WAIT_SECONDS = "5"  # for the xtables lock
 _RUN_SECONDS = 30
-_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"  # the caller's may be empty
+_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"  # the caller's PATH may be empty
 _WHY = 'the iptables backend needs it; install it or set "ipMasqBackend": "nftables"'
 _NAME_MAX = 110  # characters of each of two names, as a comment can have 255
 
@@ -38,7 +38,7 @@ def find(*names: str, why: str = _WHY) -> str:
 
 
 def installed(name: str) -> str:
-    """Return the path of this command, "" when there is none."""
+    """Return the path of this command, "" if it is not installed."""
     return shutil.which(name, path=_PATH) or ""
 
 
@@ -61,12 +61,12 @@ def has_chain(netns: NetNS, chain: str) -> bool:
 
 
 def listing(netns: NetNS, binary: str, table: str = "nat") -> list[str]:
-    """Return the chains and rules of a table, as commands that would make them."""
+    """Return the chains and rules of a table, as commands of iptables-save(8)."""
     return _list(netns, binary, "", table).stdout.splitlines()
 
 
 def listed(netns: NetNS, binary: str, chain: str) -> list[str]:
-    """Return the rules of `chain` in table nat; none when there is no such chain."""
+    """Return the rules of `chain` in table nat; none if the chain does not exist."""
     lines = _list(netns, binary, chain).stdout.splitlines()
     return [line for line in lines if line.startswith("-A ")]
 
@@ -80,7 +80,7 @@ def _list(
 
 
 def restore(netns: NetNS, binary: str, commands: Sequence[str], table: str = "nat") -> None:
-    """Carry out commands on a table, all or none."""
+    """Run commands on a table, all or none (iptables-restore(8))."""
     text = "\n".join([f"*{table}", *commands, "COMMIT", ""])
     done = run(netns, [binary, "-w", _WAIT_SECONDS, "--noflush"], text)
     if done.returncode:
@@ -88,7 +88,7 @@ def restore(netns: NetNS, binary: str, commands: Sequence[str], table: str = "na
 
 
 def run(netns: NetNS, command: Sequence[str], stdin: str) -> subprocess.CompletedProcess[str]:
-    """Run a command inside `netns`. No shell, and a bounded time."""
+    """Run a command inside `netns`, without a shell and with a time limit."""
 
     def start() -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -111,8 +111,8 @@ def comment(network: str, containerid: str, what: str = "") -> str:
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a listed rule, none of one that cannot be split."""
+    """Return the words of a listed rule, none if it cannot be split."""
     try:
         return shlex.split(text)
-    except ValueError:  # somebody else's comment, with a quote of its own
+    except ValueError:  # a foreign comment that contains a quote
         return []

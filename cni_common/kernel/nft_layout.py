@@ -1,8 +1,8 @@
 """A layout: the sets, maps and chains that one subject has in a table of nftables, as data.
 
-The base is shared by all attachments: it is made with the first element and removed with the last
-one. What it consists of is declared once; requests and counts are derived from that. Chains of
-single networks, which elements lead to, come and go beside it.
+All attachments share the base: it is made with the first element and removed with the last one. Its
+parts are declared once; requests and counts are derived from the declaration. The chains of single
+networks, to which elements lead, are made and removed beside it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Key = tuple[str, bytes]  # a set's name, and the key of an element
     Rule = Sequence[Expression]
 
-TABLE = nft_table.Table(nft_table.INET, "pycni")  # of every layout that is about IP packets
+TABLE = nft_table.Table(nft_table.INET, "pycni")  # of every layout for IP packets
 # Priorities: NF_IP_PRI_* of linux/netfilter_ipv4.h, NF_BR_PRI_* of linux/netfilter_bridge.h.
 RAW, DSTNAT, FILTER, SRCNAT = -300, -100, 0, 100
 BRIDGE_DSTNAT, BRIDGE_FILTER = -300, -200
@@ -34,15 +34,15 @@ BRIDGE_DSTNAT, BRIDGE_FILTER = -300, -200
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Where packets of an IP version have their addresses, and how sets have these as keys."""
+    """An IP version: the place of addresses in packets, and their keys in sets."""
 
     protocol: int  # NFPROTO_*
-    key: tuple[int, int]  # as nft_table has keys: length, type
+    key: tuple[int, int]  # length and type, as in nft_table
     source: int  # offset in the network header, bytes
     destination: int
 
     def look_up(self, offset: int, verdict_map: str) -> list[Expression]:
-        """Return the rule that goes where a verdict map says for the address at `offset`."""
+        """Return the rule that looks up the address at `offset` in a verdict map."""
         return [
             *nft_expressions.meta_nfproto(self.protocol),
             nft_expressions.network_bytes(offset, self.key[0]),
@@ -71,31 +71,25 @@ class Set:
     name: str
     key: tuple[int, int]
     data: tuple[int, int] | None = None
-    goes_filled: bool = False  # its elements do not keep the base, and are removed with it
-
-
-@dataclass(frozen=True, slots=True)
-class Hook:
-    """The place where packets enter a base chain."""
-
-    kind: str  # "nat" or "filter"
-    number: int
-    priority: int
+    goes_filled: bool = False  # its elements do not keep the base; they are removed with it
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A chain; `rules` is called only when the chain has to be made."""
+    """A chain; `rules` is called only to make the chain.
+
+    A base chain has a `hook`: its type, NF_INET_* or NF_BR_*, and the priority.
+    """
 
     name: str
     rules: Callable[[], Iterable[Rule]] = tuple
-    hook: Hook | None = None
-    is_open: bool = False  # rules come from elsewhere, are never flushed, and keep the base
+    hook: tuple[str, int, int] | None = None
+    is_open: bool = False  # others add its rules; these are never flushed, and keep the base
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The base that one subject has in a table."""
+    """The base of one subject in a table."""
 
     table: nft_table.Table
     sets: tuple[Set, ...]
@@ -103,11 +97,11 @@ class Layout:
 
     @property
     def size(self) -> int:
-        """How many objects of the table are the base's."""
+        """The number of the base's objects in the table."""
         return len(self.sets) + len(self.chains)
 
     def base(self) -> tuple[Message, ...]:
-        """Return the requests that make the base, or make it again where a part is missing."""
+        """Return the requests that make the base, or its missing parts."""
         return _base(self)
 
     def removal(self) -> list[Message]:
@@ -129,7 +123,7 @@ class Layout:
         return not all(self.table.is_empty(netns, name) for name in names)
 
     def drift(self, netns: NetNS, *chains: str) -> str:
-        """Return which of `chains` and of the chains at hooks has no rules, "" for none of them."""
+        """Return the first of `chains` and of the chains at hooks without rules, "" for none."""
         hooked = {chain.name for chain in self.chains if chain.hook}
         for name in sorted(hooked.union(chains)):
             if not self.table.rules(netns, name):
@@ -144,14 +138,14 @@ class Layout:
         chains: Sequence[Chain] = (),
         take_over: Callable[[], Sequence[Message]] | None = None,
     ) -> None:
-        """Add `elements`, with the base and the networks' `chains` where there are none.
+        """Add `elements`, with the base and the networks' `chains` where they are missing.
 
-        That is one transaction: nobody can come in between. When a key is taken, `take_over`
-        returns what adds the elements then, with the deletion of what may be replaced; it is called
-        again when that has changed meanwhile. Raises what it raises, and NetlinkError.
+        All is one transaction, so no other call can come in between. If a key exists, `take_over`
+        returns the requests that delete replaceable elements and add ours; it is called again if
+        the elements have changed meanwhile. Raises NetlinkError, and the errors of `take_over`.
         """
         needed = [chain.name for chain in chains] or [self.chains[0].name]
-        # Asked for, since a refused transaction takes tens of milliseconds.
+        # Queried first, since a refused transaction takes tens of milliseconds.
         if self.table.has_chain(netns, *needed) and _try_to_add(netns, elements):
             return
         frame = [*self.base(), *(one for chain in chains for one in _chain(self.table, chain))]
@@ -159,7 +153,7 @@ class Layout:
             try:
                 nft_table.apply(netns, [*frame, *(take_over() if take_over else elements)])
             except NetlinkError as error:
-                # What `take_over` saw is gone, or there is something new under a key.
+                # An element that `take_over` saw is gone, or a key has a new one.
                 is_outrun = take_over and error.errno in (errno.ENOENT, errno.EEXIST)
                 if not is_outrun or attempt == nft_table.TRIES - 1:
                     raise
@@ -176,7 +170,7 @@ class Layout:
     ) -> list[Element]:
         """Remove the elements under `keys` that have the comment `owner`, or any; return them.
 
-        `successor` returns what the same transaction puts into the place of one.
+        `successor` returns the requests that replace an element in the same transaction.
         """
         removed: list[Element] = []
 
@@ -194,9 +188,9 @@ class Layout:
         return removed
 
     def remove_idle_chains(self, netns: NetNS, names: Iterable[str]) -> bool:
-        """Remove those of the networks' chains that nothing leads to; tell whether one was idle.
+        """Remove the unused ones of the networks' chains; return whether one was unused.
 
-        Chains of the base among `names` are asked about, but stay.
+        Chains of the base among `names` are checked, but stay.
         """
         idle = [name for name in names if self.table.is_idle(netns, name)]
         for name in idle:
@@ -206,16 +200,16 @@ class Layout:
         return bool(idle)
 
     def remove_if_unused(self, netns: NetNS) -> None:
-        """Remove the base once no element is left, and the table when it holds nothing else."""
+        """Remove the base if no element is left, and the table if it is then empty."""
         messages = removal(netns, [self]) if self.is_there(netns) else []
         if messages:
             nft_table.apply_if_unused(netns, messages)
 
 
 def removal(netns: NetNS, layouts: Sequence[Layout]) -> list[Message]:
-    """Return the requests that remove layouts of one table which are there, none while in use.
+    """Return the requests that remove existing, unused layouts of one table.
 
-    The table is removed as well when it holds nothing else. Asked for, since the kernel takes some
+    The table is removed too if it is then empty. Use is queried first, since the kernel takes some
     ten milliseconds to refuse a transaction.
     """
     if not layouts or any(one.is_used(netns) for one in layouts):
@@ -231,7 +225,7 @@ def _base(layout: Layout) -> tuple[Message, ...]:
     table = layout.table
     messages = [table.add()]
     messages += [table.add_set(one.name, one.key, data=one.data) for one in layout.sets]
-    # All chains come before the first rule, as rules lead from one to another.
+    # All chains come before the first rule, since rules refer to chains.
     messages += [_add_chain(table, chain) for chain in layout.chains]
     for chain in layout.chains:
         messages += _rules(table, chain)
@@ -244,12 +238,10 @@ def _chain(table: nft_table.Table, chain: Chain) -> tuple[Message, ...]:
 
 
 def _add_chain(table: nft_table.Table, chain: Chain) -> Message:
-    hook = chain.hook
-    if hook is None:
+    if chain.hook is None:
         return table.add_chain(chain.name)
-    return table.add_base_chain(
-        chain.name, kind=hook.kind, hook=hook.number, priority=hook.priority
-    )
+    kind, hook, priority = chain.hook
+    return table.add_base_chain(chain.name, kind=kind, hook=hook, priority=priority)
 
 
 def _rules(table: nft_table.Table, chain: Chain) -> list[Message]:
@@ -260,7 +252,7 @@ def _rules(table: nft_table.Table, chain: Chain) -> list[Message]:
 
 
 def _try_to_add(netns: NetNS, elements: Sequence[Message]) -> bool:
-    """Add `elements`; False when one is there already, or what they need is gone."""
+    """Add `elements`; return False if one exists already, or if their chain or set is gone."""
     try:
         nft_table.apply(netns, elements)
     except NetlinkError as error:

@@ -1,7 +1,7 @@
-"""The one judge of death: whether a recorded container lives, and GC of those that do not.
+"""The liveness of a recorded container: ALIVE, GONE or UNKNOWN; and GC of gone ones.
 
-Whatever takes something over from another container, or removes it, asks here, and treats UNKNOWN
-as it treats ALIVE: nothing is taken, nothing is removed. docs/architecture.md has the table.
+Every caller that takes over or removes an object of another container asks this module, and treats
+UNKNOWN as ALIVE: nothing is taken over, nothing is removed. docs/architecture.md has the table.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NETNS_DIRECTORIES = ("/run/netns", "/var/run/netns", "/run/docker/netns")
 
 
 class State(Enum):
-    """What can be told about the container of a record."""
+    """The liveness of a record's container."""
 
     ALIVE = "alive"
     GONE = "gone"
@@ -40,30 +40,30 @@ class State(Enum):
 
     @property
     def alive(self) -> bool | None:
-        """The same for programs: null is UNKNOWN."""
+        """The same for JSON: None is UNKNOWN."""
         return {State.ALIVE: True, State.GONE: False}.get(self)
 
 
 class Liveness:
-    """One look at the node. Each part is read once, when it is first needed.
+    """A snapshot of the node; each part is read once, at its first use.
 
-    So what is to be judged is read before: what an ADD makes meanwhile is not judged by a look that
-    is older.
+    Read the objects in question before: an object that an ADD makes meanwhile must not be checked
+    against an older snapshot.
     """
 
     def __init__(self, host: Host) -> None:
         self._host = host
 
     def state_of(self, facts: Json) -> State:
-        """Return the state of the container that a record's `facts` are about. Raises OSError."""
+        """Return the state of the container of a record with these `facts`. Raises OSError."""
         return self.assess(facts)[0]
 
     def assess(self, facts: Json) -> tuple[State, str]:
-        """Return the state, and for UNKNOWN the reason why it cannot be told. Raises OSError.
+        """Return the state, and for UNKNOWN the reason. Raises OSError.
 
-        Proof of life is any of: the recorded namespace is at its path; a thread of any process is
-        in it; the host's end of a veth pair that a record names, by name and MAC, leads to a
-        namespace. It is gone when none of these is found, though it would have been.
+        A container is ALIVE if the recorded namespace is at its path, if a thread of any process is
+        in it, or if the host's end of a recorded veth pair, by name and MAC, leads to a namespace.
+        It is GONE if none of these was found, although it would have been visible.
         """
         path, wanted = str(facts.get("netns", "")), str(facts.get("netns_id") or "")
         own_end = self._state_by(_host_ends(facts))
@@ -106,16 +106,16 @@ class Liveness:
 
     @cached_property
     def namespaces(self) -> dict[str, str]:
-        """One path to every namespace that can be found, by its identity."""
+        """One path to every visible namespace, by its identity."""
         return reachable_namespaces()
 
     @cached_property
     def addresses(self) -> frozenset[Address]:
-        """Every address in every namespace that can be found."""
+        """Every address in every visible namespace."""
         return self.addresses_beside("")
 
     def addresses_beside(self, ours: str) -> frozenset[Address]:
-        """Return every address in every namespace that can be found, but the one `ours`. Slow."""
+        """Return every address in every visible namespace except the one `ours`. Slow."""
         found: set[Address] = set()
         for one, path in self.namespaces.items():
             if one != ours:
@@ -137,7 +137,7 @@ class Liveness:
     def _state_by(
         self, ends: Iterator[tuple[str, str]] | list[tuple[str, str]] | tuple[()]
     ) -> State:
-        """Return what the host's `ends`, names and MACs, tell about the namespace beyond."""
+        """Return the state by the host's `ends` (name, MAC) of veth pairs into the namespace."""
         state = State.UNKNOWN
         netlink = self._host.netns.netlink
         for name, mac in ends:
@@ -147,46 +147,46 @@ class Liveness:
                 continue
             if netlink.has_peer(link):
                 return State.ALIVE
-            # The kernel takes such a pair away by itself, but not at once.
+            # The kernel removes such a pair by itself, but not at once.
             state = State.GONE
         return state
 
 
 def state_of(host: Host, facts: Json) -> State:
-    """Return the state of one container by a look of its own, see `Liveness`. Raises OSError."""
+    """Return the state of one container by a snapshot of its own. Raises OSError."""
     return Liveness(host).state_of(facts)
 
 
 def is_hidden(facts: Json) -> bool:
-    """Tell whether /proc may not show all processes that the writer of the record could see."""
+    """Tell whether /proc may hide processes that the writer of the record could see."""
     own = pid_namespace()
     return own != FIRST_PID_NAMESPACE and facts.get("pid_ns") != own
 
 
 def reachable_namespaces() -> dict[str, str]:
-    """Return one path to every network namespace that can be found, by its identity.
+    """Return one path to every visible network namespace, by its identity.
 
-    Looks where processes and runtimes keep them: /proc, /run/netns, docker's directory. The main
-    thread of a process may have ended before others, or one of these be elsewhere: all are looked
-    at, but those of this process, which visit other namespaces. Raises OSError.
+    Reads /proc, /run/netns and docker's directory. The main thread of a process may have ended
+    before others, or another thread may be in another namespace: all threads are read, except those
+    of this process, which visit other namespaces. Raises OSError.
     """
     inodes: dict[tuple[int, int], str] = {}
     processes = [name for name in os.listdir("/proc") if name.isdigit()]
     of_processes = (f"/proc/{process}/ns/net" for process in processes)
-    # The last ones, as threads come and go faster than what they are in.
+    # Threads last, as they come and go faster than their namespaces.
     for path in (*of_processes, *_mounted_namespaces(), *_namespaces_of_threads(processes)):
         try:
             status = os.stat(path)
         except OSError:
-            continue  # it went away, or the thread has ended
+            continue  # the path is gone, or the thread has ended
         inodes.setdefault((status.st_dev, status.st_ino), path)
     found = {identity(path): path for path in inodes.values()}
-    found.pop("", None)  # it went away since, or never was a namespace
+    found.pop("", None)  # the path is gone, or is no namespace
     return found
 
 
 def addresses_in_use() -> frozenset[Address]:
-    """Return every address in every namespace that can be found. Slow. Raises OSError."""
+    """Return every address in every visible namespace. Slow. Raises OSError."""
     return frozenset().union(*map(_addresses_in, reachable_namespaces().values()))
 
 
@@ -196,17 +196,17 @@ def owner_of(record: Record) -> str:
 
 
 def holder_of(host: Host, text: str, address: Address, *, ours: str) -> str:
-    """Describe the owner `text` of an nftables element, "" when it is GONE.
+    """Describe the owner `text` of an nftables element, "" if it is GONE.
 
-    `address` is that of the container which the element is for, `ours` the path of the namespace
-    for which it is wanted. Raises OSError.
+    `address` is the address of the element's container, `ours` the path of the namespace that wants
+    the element. Raises OSError.
     """
     state, reason = Liveness(host).state_of_owner(text, address, host.identity_of(ours))
     return "" if state is State.GONE else describe(text, state, reason)
 
 
 def describe(text: str, state: State, reason: str) -> str:
-    """Return, for a message, the owner `text` of something that cannot be taken over."""
+    """Return, for a message, the owner `text` of an object that cannot be taken over."""
     known = f"'{text}' (plugin, network, container, interface)"
     if state is State.ALIVE:
         return f"{known}, which is alive"
@@ -249,13 +249,13 @@ def _reason_to_keep(record: Record, valid: frozenset[Attachment] | None, livenes
         return "valid"
     if record.age() < GRACE_SECONDS:
         return f"younger than {GRACE_SECONDS} s"
-    if record.is_empty():
+    if record.is_unbegun():
         return ""  # its ADD was killed before it had made anything
     state, reason = liveness.assess(record.facts)
     if state is State.ALIVE:
         return f"its namespace lives ('{record.facts.get('netns')}')"
     if state is State.UNKNOWN:
-        return f"nobody can tell whether it lives: {reason}; DEL removes it"
+        return f"its liveness is unknown: {reason}; DEL removes it"
     return ""
 
 
@@ -287,9 +287,9 @@ def _host_ends(facts: Json) -> Iterator[tuple[str, str]]:
 
 
 def _is_something_else(path: str) -> bool:
-    """Tell whether there may be something at `path`, which is no namespace.
+    """Tell whether `path` may hold something other than a namespace.
 
-    So it is where the mount that a runtime has made there cannot be seen.
+    That is the case if the runtime's mount on it is not visible here.
     """
     try:
         os.stat(path)

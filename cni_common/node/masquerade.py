@@ -1,10 +1,9 @@
-"""Packets that leave a network get the host's address: by nftables, or iptables as the reference.
+"""Masquerading of packets that leave a network: by nftables, or by iptables as the reference.
 
-In `table inet pycni` a packet's source address is looked up in a verdict map, one for IPv4 and one
-for IPv6. If a container has it, its network's chain decides: to the network's own subnets and to
-multicast the packet goes as it is, else it is masqueraded. Each address of an attachment is an
-element of such a map, with the owner in its comment; a thousand of them cost a packet, an ADD or a
-DEL no more than one.
+`table inet pycni` looks up a packet's source address in a verdict map, one for IPv4 and one for
+IPv6. An element leads to its network's chain: packets to the network's own subnets and to multicast
+are accepted, all others are masqueraded. Each address of an attachment is an element of such a map,
+with the owner in its comment; a packet, an ADD or a DEL cost the same for one and a thousand.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel import nft_expressions, nft_layout, nft_table
 from cni_common.kernel.netlink import NetlinkError
-from cni_common.kernel.nft_layout import FAMILIES, TABLE, Chain, Hook, Layout, Set
+from cni_common.kernel.nft_layout import FAMILIES, TABLE, Chain, Layout, Set
 from cni_common.kernel.nft_messages import COMMENT_MAX_BYTES
 from cni_common.spec.errors import CNIError, Code
 
@@ -42,13 +41,13 @@ def _look_ups() -> Iterator[Rule]:
 LAYOUT = Layout(
     TABLE,
     tuple(Set(_MAPS[v], family.key, nft_table.VERDICTS) for v, family in FAMILIES.items()),
-    (Chain(_POSTROUTING, _look_ups, Hook("nat", nft_table.POSTROUTING, nft_layout.SRCNAT)),),
+    (Chain(_POSTROUTING, _look_ups, ("nat", nft_table.POSTROUTING, nft_layout.SRCNAT)),),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose masquerading it is."""
+    """The owner of an element: plugin, network and attachment."""
 
     plugin: str
     network: str
@@ -70,10 +69,10 @@ def add(
     backend: str,
     holder_of: Callable[[str, Address], str],
 ) -> None:
-    """Masquerade what `addresses` send to outside of their subnets.
+    """Masquerade packets from `addresses` that leave their subnets.
 
-    `holder_of` describes the owner named in the comment of an element that is there already, ""
-    when that is gone: then its element is replaced. Raises CNIError, NetlinkError.
+    `holder_of` describes the owner in an existing element's comment, "" if that owner is gone: then
+    the element is replaced. Raises CNIError, NetlinkError.
     """
     if backend == "iptables":
         from cni_common.node import masquerade_iptables
@@ -91,7 +90,7 @@ def add(
     try:
         LAYOUT.add(netns, elements, chains=[chain], take_over=take_over)
     except (CNIError, NetlinkError):
-        # A DEL may have left to us what it saw us use.
+        # A DEL may have left objects to us because this ADD used them.
         _remove_unused(netns, {chain.name})
         raise
 
@@ -104,9 +103,9 @@ def remove(
     backend: str = BACKENDS[0],
     subnets: Collection[Subnet] = (),
 ) -> None:
-    """Take back what `add` made for this owner; nothing of another's under the same address.
+    """Remove this owner's masquerading, but no other owner's under the same address.
 
-    With the `subnets` of the addresses also the chain that a DEL has emptied before it was killed.
+    With the `subnets` of the addresses also remove the chain that a killed DEL has emptied.
     """
     if backend == "iptables":
         from cni_common.node import masquerade_iptables
@@ -131,7 +130,7 @@ def _remove_unused(netns: NetNS, chains: Collection[str]) -> None:
 
 
 def check(netns: NetNS, owner: Owner, addresses: Sequence[Cidr], *, backend: str) -> None:
-    """Raise CNIError naming the address that is no longer masqueraded."""
+    """Raise CNIError that names the first address without masquerading."""
     if backend == "iptables":
         from cni_common.node import masquerade_iptables
 
@@ -153,7 +152,7 @@ def _nftables_drift(netns: NetNS, network: str, addresses: Sequence[Cidr]) -> st
 
 
 def owners(netns: NetNS) -> list[tuple[str, Address]]:
-    """Return the owner's text and the address of every element there is."""
+    """Return the owner's text and the address of every element."""
     from ipaddress import ip_address
 
     return [
@@ -175,7 +174,7 @@ def remove_element(netns: NetNS, address: Address, owner: str) -> None:
 
 
 def remove_of_reference(netns: NetNS, owner: Owner, addresses: Collection[Address]) -> None:
-    """Remove what was made by the reference plugins, or by us with iptables and no record left."""
+    """Remove masquerading of the reference plugins, or ours by iptables without a record."""
     from cni_common.node import masquerade_iptables
 
     masquerade_iptables.remove_of_reference(netns, owner.network, owner.attachment, addresses)
@@ -188,9 +187,9 @@ def gc_of_reference(
     keep: Callable[[], Collection[Attachment]],
     is_used: Callable[[Address], bool],
 ) -> list[str]:
-    """Remove the reference plugins' masquerading of what `keep` does not name; return what it was.
+    """Remove the reference plugins' masquerading of attachments not in `keep`; describe each.
 
-    `keep` is asked after a look at what there is.
+    `keep` is called after the existing rules are read.
     """
     from cni_common.node import masquerade_iptables
 
@@ -198,7 +197,7 @@ def gc_of_reference(
 
 
 def probe(netns: NetNS, backend: str) -> None:
-    """Raise CNIError 50 when `backend` cannot be used here."""
+    """Raise CNIError 50 if `backend` cannot be used here."""
     if backend == "iptables":
         from cni_common.kernel import iptables
 
@@ -222,7 +221,7 @@ def _key(address: Address) -> Key:
 
 
 def _chain_name(network: str, subnets: frozenset[Subnet]) -> str:
-    """Return the name of a network's chain; other subnets make another chain."""
+    """Return the name of a network's chain, which depends on its subnets."""
     text = " ".join([network, *sorted(map(str, subnets))])
     return f"masquerade-{network[:64]}-{_digest(text)}"
 
@@ -233,7 +232,7 @@ def _network_chain(network: str, subnets: frozenset[Subnet]) -> Chain:
 
 
 def _network_rules(subnets: frozenset[Subnet]) -> Iterator[Rule]:
-    """Yield the rules that masquerade what leaves a network, by its subnets of both versions."""
+    """Yield the rules that masquerade packets which leave a network, by its subnets."""
     for version in sorted({subnet.version for subnet in subnets}):
         family = FAMILIES[version]
         own = [
@@ -253,7 +252,7 @@ def _replaced(
     addresses: Sequence[Cidr],
     holder_of: Callable[[str, Address], str],
 ) -> list[Message]:
-    """Return the deletion of the elements that owners which are gone left under `addresses`."""
+    """Return the requests that delete the elements of gone owners under `addresses`."""
     messages = []
     for cidr in addresses:
         element = TABLE.element(netns, *_key(cidr.ip))

@@ -1,4 +1,4 @@
-"""Masquerading in the reference plugins' iptables layout, and the removal of what they left."""
+"""Masquerading in the reference plugins' iptables layout, and the removal of their leftovers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Jump:
 
 
 def add(netns: NetNS, network: str, attachment: Attachment, addresses: Sequence[Cidr]) -> None:
-    """Masquerade what `addresses` send to outside of their subnets. Raises CNIError."""
+    """Masquerade packets from `addresses` that leave their subnets. Raises CNIError."""
     chain = chain_of(network, attachment)
     mark = iptables.comment(network, attachment.containerid)
     for version, command in iptables.COMMANDS.items():
@@ -52,7 +52,7 @@ def add(netns: NetNS, network: str, attachment: Attachment, addresses: Sequence[
 
 
 def check(netns: NetNS, network: str, attachment: Attachment, addresses: Sequence[Cidr]) -> str:
-    """Return what is no longer as `add` made it, "" when nothing has changed."""
+    """Return the first difference from the result of `add`, "" for none."""
     chain = chain_of(network, attachment)
     for version, command in iptables.COMMANDS.items():
         own = [cidr.ip for cidr in addresses if cidr.version == version]
@@ -69,17 +69,17 @@ def check(netns: NetNS, network: str, attachment: Attachment, addresses: Sequenc
 
 
 def remove(netns: NetNS, network: str, attachment: Attachment) -> None:
-    """Take back what `add` made."""
+    """Remove the rules and chain of `add`."""
     _remove_chain(netns, chain_of(network, attachment), ())
 
 
 def remove_of_reference(
     netns: NetNS, network: str, attachment: Attachment, addresses: Collection[Address]
 ) -> None:
-    """Remove what the reference's bridge or ptp made for this attachment, with either backend.
+    """Remove the masquerading of the reference's bridge or ptp for this attachment, either backend.
 
-    Given `addresses`, only the jumps from these go: the reference shares one chain among all
-    interfaces of a container on a network.
+    Given `addresses`, only the jumps from these are removed: the reference shares one chain among
+    all interfaces of a container on a network.
     """
     instance = reference_instance(network, attachment)
     _delete_reference_rules(netns, lambda rule: rule.comment.startswith(instance))
@@ -93,9 +93,9 @@ def gc_of_reference(
     keep: Callable[[], Collection[Attachment]],
     is_used: Callable[[Address], bool],
 ) -> list[str]:
-    """Remove the reference's masquerading of what `keep` does not name; return what that was.
+    """Remove the reference's masquerading of attachments not in `keep`; describe each.
 
-    What comes from an address that `is_used` stays. `keep` is asked after a look at the rules.
+    Rules of an address that `is_used` stay. `keep` is called after the rules are read.
     """
     jumps = [jump for jump in reference_jumps(netns) if jump.network == network]
     kept = keep()
@@ -123,7 +123,7 @@ def reference_jumps(netns: NetNS) -> Iterator[Jump]:
     except CNIError as error:
         if error.code != Code.PLUGIN_NOT_AVAILABLE:
             raise
-        return  # the table is nftables' own: without iptables nobody has made rules of its kind
+        return  # the table is nftables' own: without iptables there are no rules of iptables
     for line in (line for binary in found for line in iptables.listed(netns, binary, _POSTROUTING)):
         pairs = dict(pairwise(iptables.words(line)))
         chain = pairs.get("-j", "")
@@ -134,7 +134,7 @@ def reference_jumps(netns: NetNS) -> Iterator[Jump]:
 
 
 def reference_instance(network: str, attachment: Attachment) -> str:
-    """Return how the comment of an attachment's rules begins in the reference's nftables layout."""
+    """Return the beginning of the comments of an attachment in the reference's nftables layout."""
     owner = _digest(f"{attachment.ifname}:{attachment.containerid}", 16)
     return f"{_digest(network, 16)}-{owner}"
 
@@ -151,7 +151,7 @@ def reference_rules(netns: NetNS) -> list[tuple[str, Address]]:
 
 
 def chain_of(network: str, attachment: Attachment) -> str:
-    """Return the chain of one attachment; the reference has one for all of a container's."""
+    """Return the chain of one attachment; the reference has one chain per container."""
     # With separators, which no name can contain: "a" and "bc" are not "ab" and "c".
     parts = (network, attachment.containerid, attachment.ifname)
     return f"CNI-{_digest(' '.join(parts), 24)}"
@@ -174,7 +174,7 @@ def _sources(rule: Rule) -> list[Address]:
 
 
 def _remove_chain(netns: NetNS, chain: str, addresses: Collection[Address]) -> None:
-    """Delete the jumps to `chain` (only from `addresses`, if any), then the chain if it is free."""
+    """Delete the jumps to `chain` (only from `addresses`, if any), then the chain if unused."""
     for binary in _binaries(netns, chain):
         jumps = _jumps(netns, binary, chain)
         ours = [
@@ -182,7 +182,7 @@ def _remove_chain(netns: NetNS, chain: str, addresses: Collection[Address]) -> N
             for line in jumps
             if not addresses or any(_is_from(line, address) for address in addresses)
         ]
-        # "-A POSTROUTING …" as iptables listed it, quotes and all, is what -D wants.
+        # -D takes the words of "-A POSTROUTING …" as iptables listed them, quotes included.
         commands = [f"-D{line.removeprefix('-A')}" for line in ours]
         if len(ours) == len(jumps):
             commands += [f"-F {chain}", f"-X {chain}"]

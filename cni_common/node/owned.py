@@ -41,7 +41,7 @@ class Stray:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """One lease, and what is known about its owner."""
+    """One lease, and the known state of its owner."""
 
     address: Address
     owner: Attachment | None  # None: its file names nobody
@@ -49,5 +49,5 @@ class Holding:
     is_young: bool  # so its ADD may still be at work
     pod: str  # namespace/name, "" when the runtime did not say
     netns: str  # path, "" when no record tells
-    alive: bool | None  # whether its namespace exists; None when nobody knows
+    alive: bool | None  # whether its namespace exists; None: unknown
     reason: str  # why it would be reclaimed now, "" when it would not

@@ -109,7 +109,7 @@ def status(req: Request, host: Host) -> None:
     7: something else has the bridge's name; 50: state, firewall, IPAM.
     """
     conf = Conf.of(replace(req, environ={}))  # CNI_ARGS belong to an attachment
-    port.refuse_other_kind(host.netns.netlink.link(conf.bridge), conf)
+    port.refuse_other_type(host.netns.netlink.link(conf.bridge), conf)
     interface.probe(host, conf.masquerade)
     if conf.ipam:
         host.delegate(conf.ipam, req, Command.STATUS)

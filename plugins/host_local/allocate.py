@@ -1,6 +1,6 @@
 """ADD and DEL as transactions over an attachment's record and its leases.
 
-The record is locked first, the store second, in every call; GC waits for no record.
+Every call locks the record first and the store second; GC waits for no record.
 """
 
 from __future__ import annotations
@@ -26,17 +26,20 @@ if TYPE_CHECKING:
     from cni_common.spec.undo import Undo
     from plugins.host_local import Conf
 
-_TRIES = 4  # of an ADD: once more for what the pod has left, and each time that room was made
+_TRIES = 4  # attempts of an ADD: one more for the pod's stale leases, others after a reclaim
 
 
 def reserve(
     req: Request, host: Host, undo: Undo, *, conf: Conf, wanted: Mapping[int, Address]
 ) -> Sequence[choose.Choice]:
-    """Lease one address of each range set, or raise and leave everything as it was."""
+    """Lease one address of each range set, or raise and change nothing.
+
+    Raises CNIError 5, 11 or 999.
+    """
     record, created = _open_record(req, host, conf)
     taken: list[Lease] = []
     try:
-        # In here, since it waits for the record, which is closed below even if a signal comes.
+        # Inside `try`: the undo waits for the record, which is closed below even after a signal.
         undo.push(
             "address reservation",
             partial(_take_back, req, host, conf, taken=taken, created=created),
@@ -58,7 +61,10 @@ def reserve(
 
 
 def release(req: Request, host: Host, configured: str, *, rest_seconds: int) -> None:
-    """Free what the attachment holds in the directory `configured` and in the recorded one."""
+    """Free the attachment's leases in the directory `configured` and in the recorded one.
+
+    Raises an ExceptionGroup.
+    """
     record = host.records.find(PLUGIN, req.network, req.attachment)
     facts = (record.get(LeaseFacts) if record else None) or LeaseFacts()
     try:
@@ -87,7 +93,7 @@ def free(directory: str, req: Request, host: Host, facts: LeaseFacts, *, rest_se
             store.forget_index()
         # Only an early release of the reference wrote leases without ifname, never beside others.
         held = [lease for lease in held + missed if lease.owner == owner] or held
-        # Torn by a crash. Nobody is at work on it: we have the lock.
+        # Torn by a crash, and not in progress: this call has the lock.
         held += [Lease(one.address, owner) for one in recorded if one and one.reclaimable]
         with BestEffort() as steps:
             for lease in held:
@@ -103,8 +109,7 @@ def free(directory: str, req: Request, host: Host, facts: LeaseFacts, *, rest_se
 
 
 class _LeftBehind(Exception):  # noqa: N818 - not an error
-    """The leases that this attachment before the boot, and earlier ones of its pod, seem to have
-    left."""
+    """Leases that seem stale: the attachment's from before the boot, its pod's earlier ones."""
 
     def __init__(self, own: Sequence[Lease], of_pod: Sequence[Lease]) -> None:
         super().__init__()
@@ -122,7 +127,7 @@ def _attempt(  # noqa: PLR0913 - one transaction
     taken: list[Lease],
     left: Sequence[Lease] | None,
 ) -> Sequence[choose.Choice]:
-    """Reserve under one lock. Raises Shortage, and _LeftBehind when `left` is not known yet."""
+    """Reserve under one lock. Raises Shortage, and _LeftBehind if `left` is not known yet."""
     pod = conf.pod_key(req.attachment)
     size = sum(one.size for one in conf.sets)
     with Store(
@@ -152,7 +157,7 @@ def _attempt(  # noqa: PLR0913 - one transaction
 
 
 def _of_earlier_boot(store: Store, record: Record, held: Sequence[Lease]) -> Sequence[Lease]:
-    """Return those of its leases that an attachment, started again, has from before the boot."""
+    """Return the leases `held` that the attachment has from before the boot."""
     facts = record.get(LeaseFacts)
     if not held or (facts and facts.addresses):  # a record is of this boot
         return ()
@@ -198,7 +203,7 @@ def _abandoned(req: Request, host: Host, conf: Conf, behind: _LeftBehind) -> Seq
 
 def _busy(directory: str) -> CNIError:
     return CNIError(
-        Code.TRY_AGAIN_LATER, f"others keep changing the leases in '{directory}'; try again"
+        Code.TRY_AGAIN_LATER, f"other calls keep changing the leases in '{directory}'; try again"
     )
 
 
@@ -224,7 +229,7 @@ def _open_record(req: Request, host: Host, conf: Conf) -> tuple[Record, bool]:
 
 
 def _refuse_elsewhere(record: Record, host: Host, directory: str, owner: Attachment) -> None:
-    """Raise CNIError when an earlier ADD left a lease in another dataDir: DEL must free it."""
+    """Raise CNIError if an earlier ADD left a lease in another dataDir: DEL must free it."""
     facts = record.get(LeaseFacts)
     recorded = (facts and facts.directory) or directory
     if recorded == directory:
@@ -245,7 +250,7 @@ def _note(record: Record, facts: LeaseFacts, header: dict[str, object]) -> None:
 
 
 def _remember(req: Request, host: Host, store: Store, choices: Sequence[choose.Choice]) -> None:
-    """Note what follows from the leases just made; none of it is worth failing the ADD."""
+    """Log reused leases and write last_reserved_ip; a failure here does not fail the ADD."""
     for choice in choices:
         if choice.former:
             why = "it is of the same pod, and its network namespace is gone"
@@ -265,7 +270,7 @@ def _remember(req: Request, host: Host, store: Store, choices: Sequence[choose.C
 def _take_back(
     req: Request, host: Host, conf: Conf, *, taken: Sequence[Lease], created: bool
 ) -> None:
-    """Free what this ADD took, and nothing else of this attachment's."""
+    """Free the leases of this ADD, and no other lease of the attachment."""
     record = host.records.find(PLUGIN, req.network, req.attachment)
     try:
         if taken:
@@ -286,4 +291,4 @@ def _recorded(store: Store, text: str) -> Lease | None:
     try:
         return store.lease(parse_address(text))
     except ValueError:
-        return None  # a record that somebody else has written into
+        return None  # another program has written into the record

@@ -41,7 +41,7 @@ def collect(req: Request, host: Host, configured: str, *, rest_seconds: int) -> 
 
 
 def _clean(sweep: Sweep, directory: str, left: Counter[Attachment]) -> None:
-    """Remove the leases in `directory` that nobody needs."""
+    """Remove the stale leases in `directory`, and count the others in `left`."""
     leases, booted_ns = sweep.read(directory)
     left.update(lease.owner for lease in leases if lease.owner is not None)
     for lease, _ in sweep.remove(directory, leases, booted_ns):
@@ -55,7 +55,7 @@ def _clean_records(network: str, sweep: Sweep, left: Counter[Attachment]) -> Non
     for path in records.paths(PLUGIN, network):
         record = records.open(path)
         if record is None:
-            continue  # a call for this attachment is at work
+            continue  # a call for this attachment is in progress
         owner = record.attachment
         idle = not left[owner] and record.age() >= GRACE_SECONDS
         why = sweep.expiry.of(owner, record) if idle else ""

@@ -1,4 +1,4 @@
-"""Whether a lease can go: by the state of its owner, its age, the boot and the runtime's list."""
+"""Whether a lease is stale: by its owner's liveness, its age, the boot and the runtime's list."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ EARLIER_BOOT = "it is of an earlier boot"
 
 
 class Expiry:
-    """Tells which leases of one network can go, during one call.
+    """Tells which leases of one network are stale, during one call.
 
-    `valid` are the attachments that the runtime lists, None when there is no list. What can go:
-    a lease that names no owner, that is of an earlier boot, whose owner is GONE; with a list also
-    one that is not listed, and of which nothing is recorded by which its owner could be found.
-    `patient`: an owner must be found GONE twice, a grace time apart; the record has the first time.
+    `valid` are the attachments that the runtime lists, None without a list. A lease is stale if it
+    names no owner, if it is of an earlier boot, or if its owner is GONE; with a list also if its
+    owner is not listed and no record names its namespace. `patient`: an owner must be found GONE
+    twice, GRACE_SECONDS apart; the record has the first time.
     """
 
     def __init__(
@@ -39,26 +39,26 @@ class Expiry:
         patient: bool = False,
         notes: bool = True,
     ) -> None:
-        """Without `notes` nothing is written, so that nothing is ever seen a second time."""
+        """Without `notes` nothing is written: no owner is ever found GONE a second time."""
         self._records = host.records
         self._network = network
         self._has_list = valid is not None
         self._valid = valid or frozenset()
         self._valid_ids = {one.containerid for one in self._valid}
         self._absence = Absence(host, patient=patient, notes=notes)
-        self.waiting = 0  # how many leases want a second look
+        self.waiting = 0  # number of leases that wait for the second time
 
     def find(self, owner: Attachment) -> tuple[Record | None, bool]:
-        """Return the record of `owner`, if any, and whether a call of its is at work."""
+        """Return the record of `owner`, if any, and whether a call for it is in progress."""
         try:
             return self._records.find(PLUGIN, self._network, owner, wait=False), False
         except CNIError:
             return None, True
 
     def reason(self, lease: Lease, booted_ns: int) -> str:
-        """Return why `lease` can go, or an empty string.
+        """Return why `lease` is stale, or an empty string.
 
-        `booted_ns` is the earliest time at which this boot can have begun, since the epoch.
+        `booted_ns`: as Store.booted_ns.
         """
         if lease.is_young():
             return ""
@@ -69,7 +69,7 @@ class Expiry:
             why = "" if at_work else self.of(lease.owner, record, lease, booted_ns)
             if record:
                 record.close()
-        # Where nothing tells the lease's namespace, the address itself may still be seen.
+        # Without a known namespace, the address itself may still be in use.
         if (
             why in (NO_OWNER, NOT_LISTED, EARLIER_BOOT)
             and lease.address in self._absence.liveness.addresses
@@ -84,11 +84,11 @@ class Expiry:
         lease: Lease | None = None,
         booted_ns: int = 0,
     ) -> str:
-        """Return why what `owner` holds can go, or an empty string."""
+        """Return why the leases and the record of `owner` are stale, or an empty string."""
         listed = owner in self._valid if owner.ifname else owner.containerid in self._valid_ids
         if listed:
             return ""
-        # Records do not outlive a boot: who has one is of this boot, whatever the clock said.
+        # Records do not outlive a boot: a lease with a record is of this boot, by any clock.
         if record is None and lease is not None and is_of_earlier_boot(lease, booted_ns):
             return EARLIER_BOOT
         facts = record.facts if record else {}
@@ -102,12 +102,12 @@ class Expiry:
         return describe(facts)
 
     def state_of(self, facts: Json) -> State:
-        """Return the state of the container that a record is about; `facts` {} for no record."""
+        """Return the state of a record's container; `facts` {} for no record."""
         return self._absence.liveness.state_of(facts)
 
 
 def _names_no_namespace(facts: Json, state: State) -> bool:
-    """Tell whether the list and the address alone decide, as with a lease of the Go plugin."""
+    """Tell whether only the list and the address decide, as for a lease of the Go plugin."""
     return state is State.UNKNOWN and not facts.get("netns_id") and not (facts and is_hidden(facts))
 
 

@@ -1,7 +1,7 @@
-"""Takes back leases of containers that are gone: for an ADD that finds no address, by command.
+"""Reclaim of stale leases, by an ADD that finds no address and by `pycni reclaim`.
 
-A lease of an earlier boot goes at once; one of this boot goes when its namespace was found gone
-twice, a grace time apart.
+A lease of an earlier boot is removed at once; a lease of this boot, after its namespace was found
+gone twice, GRACE_SECONDS apart.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ def holdings(host: Host, network: str, directory: str) -> list[Holding]:
 
 
 def reclaim(host: Host, network: str, directory: str) -> list[tuple[Lease, str]]:
-    """Take back what belongs to nobody in `directory`; return it with reasons; each is logged.
+    """Remove the stale leases in `directory`, log each, and return them with the reasons.
 
-    What has lost its namespace is noted at first, and taken by a call a grace time later.
-    Raises an ExceptionGroup when something could not be removed.
+    A lease without a living namespace is noted at first, and removed by a call GRACE_SECONDS later.
+    Raises an ExceptionGroup if a lease could not be removed.
     """
     sweep = _sweep(host, network)
     return sweep.remove(directory, *sweep.read(directory))
 
 
 def make_room(host: Host, network: str, directory: str, shortage: Shortage) -> bool:
-    """Take back what stands in the way of an ADD; False when there is nothing to be had.
+    """Remove the stale leases that block an ADD; return False if no address became free.
 
-    Adds to the message of `shortage` who holds the addresses.
+    Then the message of `shortage` names the holders of the addresses.
     """
     sweep = _sweep(host, network)
     leases, booted_ns = sweep.read(directory)

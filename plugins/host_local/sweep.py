@@ -1,7 +1,7 @@
-"""Removes the leases that nobody needs, without keeping others from the lock for long.
+"""Removal of stale leases, without blocking other calls for long.
 
-First all leases are read, then what is alive is looked at, both without the lock; then what is
-neither is removed under it, unless it has changed meanwhile: in this order no address of a new
+The order is: read all leases, find living containers, both without the lock; then remove stale
+leases under the lock, unless a lease has changed meanwhile. In this order no address of a new
 container is freed.
 """
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from plugins.host_local.expiry import Expiry
     from plugins.host_local.lease import Lease
 
-BATCH = 16  # leases that are removed while others wait for the lock
+BATCH = 16  # leases that are removed while other calls wait for the lock
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """One sweep through lease directories; `verb` says in the log what is being done."""
+    """One sweep through lease directories; `verb` begins its lines in the log."""
 
     host: Host
     expiry: Expiry
@@ -35,8 +35,10 @@ class Sweep:
     rest_seconds: int = 0
 
     def read(self, directory: str) -> tuple[list[Lease], int]:
-        """Return all leases in `directory`, and the earliest time at which this boot can have
-        begun, nanoseconds since the epoch."""
+        """Return all leases in `directory`, and the beginning of this boot as in Store.booted_ns.
+
+        The latter is 0 without leases. Raises CNIError 5.
+        """
         with self._store(directory) as store:
             leases = store.leases()
             return leases, store.lock().booted_ns() if leases else 0
@@ -44,7 +46,10 @@ class Sweep:
     def remove(
         self, directory: str, leases: Sequence[Lease], booted_ns: int
     ) -> list[tuple[Lease, str]]:
-        """Remove those of `leases` that can go; return them, each with the reason."""
+        """Remove the stale ones of `leases`, and return them with the reasons.
+
+        Raises an ExceptionGroup.
+        """
         expired = [(one, why) for one in leases if (why := self.expiry.reason(one, booted_ns))]
         removed: list[tuple[Lease, str]] = []
         with BestEffort() as steps:

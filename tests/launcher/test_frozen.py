@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from cni_common.serve.cli import VERSION
+from cni_common.spec.names import VERSION
 from deploy import freeze
 from deploy.frozen.rewrite import OURS, rewrite
 from tests.faults.inject import Injection, Injector
@@ -200,7 +200,31 @@ def test_the_environment_does_not_steer_it(dist: Path, machine: Machine, tmp_pat
     assert json.loads(done.stdout)["ips"]
 
 
-@pytest.mark.parametrize("extra", [{}, {"LD_LIBRARY_PATH": "/nowhere"}], ids=["none", "set"])
+@pytest.mark.parametrize("name", ["LD_LIBRARY_PATH", "LD_PRELOAD", "LD_AUDIT"])
+def test_libraries_of_the_runtime_do_not_reach_the_bundle(
+    dist: Path, machine: Machine, tmp_path: Path, name: str
+) -> None:
+    """A runtime's own libraries, as snap has them, may be too old for the bundle, or broken."""
+    for library in ("libc.so.6", "libz.so.1", "libm.so.6", "libdl.so.2", "libpthread.so.0"):
+        (tmp_path / library).write_text("this is no library")
+    value = str(tmp_path) if name == "LD_LIBRARY_PATH" else str(tmp_path / "libz.so.1")
+    environ = machine.environ("ADD", machine.container(), path=str(dist))
+
+    done = machine.try_command(
+        machine.host,
+        *("env", f"{name}={value}", str(dist / "bridge")),
+        stdin=json.dumps(machine.network()),
+        env=environ,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{}, {"LD_LIBRARY_PATH": "/nowhere", "LD_PRELOAD": "", "LD_AUDIT": ""}],
+    ids=["none", "set"],
+)
 def test_a_delegate_gets_the_environment_untouched(
     dist: Path, machine: Machine, tmp_path: Path, extra: dict[str, str]
 ) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cni_common.serve.cli import VERSION
+from cni_common.spec.names import VERSION
 from deploy.frozen.rewrite import OURS
 from tests.machine import ROOT
 
