@@ -27,7 +27,7 @@ check: venv ## format, lint, types, unit tests: no root, less than half a minute
 	$(python) -m ruff check
 	$(python) -m mypy
 	[[ ! -x .venv/bin/shellcheck ]] || .venv/bin/shellcheck $(shell_scripts)
-	$(pytest) tests/unit
+	$(pytest) -n 2 tests/unit
 
 coverage: venv ## what the unit tests run; the parts without input or output must have it all
 	$(pytest) tests/unit --cov --cov-report=term

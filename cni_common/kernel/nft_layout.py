@@ -75,21 +75,15 @@ class Set:
 
 
 @dataclass(frozen=True, slots=True)
-class Hook:
-    """The netfilter hook of a base chain."""
-
-    kind: str  # "nat" or "filter"
-    number: int
-    priority: int
-
-
-@dataclass(frozen=True, slots=True)
 class Chain:
-    """A chain; `rules` is called only to make the chain."""
+    """A chain; `rules` is called only to make the chain.
+
+    A base chain has a `hook`: its type, NF_INET_* or NF_BR_*, and the priority.
+    """
 
     name: str
     rules: Callable[[], Iterable[Rule]] = tuple
-    hook: Hook | None = None
+    hook: tuple[str, int, int] | None = None
     is_open: bool = False  # others add its rules; these are never flushed, and keep the base
 
 
@@ -244,12 +238,10 @@ def _chain(table: nft_table.Table, chain: Chain) -> tuple[Message, ...]:
 
 
 def _add_chain(table: nft_table.Table, chain: Chain) -> Message:
-    hook = chain.hook
-    if hook is None:
+    if chain.hook is None:
         return table.add_chain(chain.name)
-    return table.add_base_chain(
-        chain.name, kind=hook.kind, hook=hook.number, priority=hook.priority
-    )
+    kind, hook, priority = chain.hook
+    return table.add_base_chain(chain.name, kind=kind, hook=hook, priority=priority)
 
 
 def _rules(table: nft_table.Table, chain: Chain) -> list[Message]:

@@ -251,8 +251,8 @@ def _reason_to_keep(record: Record, valid: frozenset[Attachment] | None, livenes
         return "valid"
     if record.age() < GRACE_SECONDS:
         return f"younger than {GRACE_SECONDS} s"
-    if record.is_empty():
-        return ""  # its ADD was killed before it made anything
+    if record.is_unbegun():
+        return ""  # its ADD was killed before it had made anything
     state, reason = liveness.assess(record.facts)
     if state is State.ALIVE:
         return f"its namespace lives ('{record.facts.get('netns')}')"

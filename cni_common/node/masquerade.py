@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel import nft_expressions, nft_layout, nft_table
 from cni_common.kernel.netlink import NetlinkError
-from cni_common.kernel.nft_layout import FAMILIES, TABLE, Chain, Hook, Layout, Set
+from cni_common.kernel.nft_layout import FAMILIES, TABLE, Chain, Layout, Set
 from cni_common.kernel.nft_messages import COMMENT_MAX_BYTES
 from cni_common.spec.errors import CNIError, Code
 
@@ -41,7 +41,7 @@ def _look_ups() -> Iterator[Rule]:
 LAYOUT = Layout(
     TABLE,
     tuple(Set(_MAPS[v], family.key, nft_table.VERDICTS) for v, family in FAMILIES.items()),
-    (Chain(_POSTROUTING, _look_ups, Hook("nat", nft_table.POSTROUTING, nft_layout.SRCNAT)),),
+    (Chain(_POSTROUTING, _look_ups, ("nat", nft_table.POSTROUTING, nft_layout.SRCNAT)),),
 )
 
 

@@ -97,9 +97,9 @@ class Record:
         """Return the seconds since the last note, negative when the clock was set back."""
         return time.time() - os.fstat(self._fd).st_mtime
 
-    def is_empty(self) -> bool:
-        """Tell whether nothing was ever noted: an ADD was killed before it had made anything."""
-        return os.fstat(self._fd).st_size == 0
+    def is_unbegun(self) -> bool:
+        """Tell whether no line is whole: its ADD was killed before it had made anything."""
+        return b"\n" not in os.pread(self._fd, os.fstat(self._fd).st_size, 0)
 
     def remove(self) -> None:
         """Delete the record; the last step of a DEL."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cni_common.kernel import nft_expressions, nft_layout, nft_table
-from cni_common.kernel.nft_layout import Chain, Hook, Layout, Set
+from cni_common.kernel.nft_layout import Chain, Layout, Set
 from cni_common.kernel.nft_table import interface_key, interface_name
 from cni_common.node.veth import drift
 
@@ -43,7 +43,7 @@ LAYOUT = Layout(
         Chain(
             "prerouting",
             _drop,
-            Hook("filter", nft_table.PREROUTING, nft_layout.BRIDGE_DSTNAT),
+            ("filter", nft_table.PREROUTING, nft_layout.BRIDGE_DSTNAT),
         ),
     ),
 )

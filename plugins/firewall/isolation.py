@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cni_common.kernel import nft_expressions, nft_layout, nft_table
-from cni_common.kernel.nft_layout import TABLE, Chain, Hook, Layout, Set
+from cni_common.kernel.nft_layout import TABLE, Chain, Layout, Set
 from cni_common.kernel.nft_table import interface_key, interface_name
 from plugins.firewall.conf import ISOLATED
 
@@ -50,12 +50,12 @@ def _port_rules() -> Iterator[Rule]:
 LAYOUT = Layout(
     TABLE,
     (Set(BRIDGES, nft_table.IIFNAME_KEY), Set(SAME, nft_table.IIFNAME_OIFNAME_KEY)),
-    (Chain(CHAIN, _bridge_rules, Hook("filter", nft_table.FORWARD, nft_layout.FILTER)),),
+    (Chain(CHAIN, _bridge_rules, ("filter", nft_table.FORWARD, nft_layout.FILTER)),),
 )
 PORTS_LAYOUT = Layout(
     PORTS_TABLE,
     (Set(PORTS, nft_table.IIFNAME_KEY),),
-    (Chain(CHAIN, _port_rules, Hook("filter", nft_table.FORWARD, nft_layout.BRIDGE_FILTER)),),
+    (Chain(CHAIN, _port_rules, ("filter", nft_table.FORWARD, nft_layout.BRIDGE_FILTER)),),
 )
 
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from cni_common.kernel import nft_expressions, nft_layout, nft_table
-from cni_common.kernel.nft_layout import TABLE, Chain, Hook, Layout, Set
+from cni_common.kernel.nft_layout import TABLE, Chain, Layout, Set
 from plugins.portmap.conf import PROTOCOLS
 
 if TYPE_CHECKING:
@@ -121,9 +121,9 @@ LAYOUT = Layout(
         Chain(PORTS, _to_containers),
         Chain(MASQUERADE, _masquerade),
         Chain(CONDITIONS, is_open=True),
-        Chain(PREROUTING, _to_ports, Hook("nat", nft_table.PREROUTING, _AFTER_DSTNAT)),
-        Chain(OUTPUT, _to_ports, Hook("nat", nft_table.OUTPUT, _AFTER_DSTNAT)),
-        Chain(POSTROUTING, _to_hairpins, Hook("nat", nft_table.POSTROUTING, nft_layout.SRCNAT)),
+        Chain(PREROUTING, _to_ports, ("nat", nft_table.PREROUTING, _AFTER_DSTNAT)),
+        Chain(OUTPUT, _to_ports, ("nat", nft_table.OUTPUT, _AFTER_DSTNAT)),
+        Chain(POSTROUTING, _to_hairpins, ("nat", nft_table.POSTROUTING, nft_layout.SRCNAT)),
     ),
 )
 

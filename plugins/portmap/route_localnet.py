@@ -24,7 +24,7 @@ from cni_common.kernel.netlink import (
     number_of,
 )
 from cni_common.kernel.netns import NETLINK_ROUTE
-from cni_common.kernel.nft_layout import TABLE, Chain, Hook, Layout, Set
+from cni_common.kernel.nft_layout import TABLE, Chain, Layout, Set
 from cni_common.kernel.nft_table import interface_key, interface_name
 from cni_common.node.record import Lock
 from cni_common.spec.errors import CNIError, Code
@@ -65,7 +65,7 @@ LAYOUT = Layout(
     TABLE,
     (Set(INTERFACES, nft_table.IIFNAME_KEY, goes_filled=True),),
     # Before connection tracking.
-    (Chain(GUARD, _drop, Hook("filter", nft_table.PREROUTING, nft_layout.RAW)),),
+    (Chain(GUARD, _drop, ("filter", nft_table.PREROUTING, nft_layout.RAW)),),
 )
 
 

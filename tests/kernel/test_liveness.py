@@ -506,11 +506,13 @@ def test_empty_record(case: Case) -> None:
     path = case.record("bridge")
     empty = path.with_name(path.name[:-4] + "0000")
     empty.touch()
+    cut_short = path.with_name(path.name[:-4] + "0002")
+    cut_short.write_text('{"plugin":"bridge","net')
     damaged = path.with_name(path.name[:-4] + "0001")
-    damaged.write_text("{")
-    for one in (empty, damaged):
+    damaged.write_text("{\n")
+    for one in (empty, cut_short, damaged):
         os.utime(one, (time.time() - OLD,) * 2)
 
     case.machine.ok("bridge", "GC", config)
 
-    assert [one.exists() for one in (empty, damaged, path)] == [False, True, True]
+    assert [one.exists() for one in (empty, cut_short, damaged, path)] == [False, False, True, True]

@@ -311,7 +311,7 @@ def test_gc(machine: Machine) -> None:
     attached(machine, config, "listed")
     living, result = attached(machine, config, "living")
     with machine.process_in(living):
-        machine.forget(dead)
+        machine.end(dead)
         age(machine)
         names = [{"containerID": "listed", "ifname": "eth0"}]
         machine.ok("ptp", "GC", {**config, KEY: names})

@@ -617,7 +617,7 @@ def by_delete_after_namespace(machine: Machine, config: Json, container: str) ->
 
 def by_gc(machine: Machine, config: Json, container: str) -> None:
     """GC, later, when the namespace is gone."""
-    machine.forget(container)
+    machine.end(container)
     for directory in (machine.state_dir, machine.data_dir):
         for path in Path(directory).rglob("*"):
             os.utime(path, (0, 0))
