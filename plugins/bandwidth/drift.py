@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check(req: Request, host: Host, conf: Conf) -> None:
-    """Raise CNIError naming the first thing that differs."""
+    """Raise CNIError that names the first difference from ADD's result."""
     ours = parts.host_veth(req, host)
     channel = host.netns.netlink.channel
     inward, outward = parts.shapers(conf, ours.mtu)
@@ -28,7 +28,7 @@ def check(req: Request, host: Host, conf: Conf) -> None:
 
 
 def _ifb(req: Request, host: Host, ours: Link) -> Link:
-    """Return the ifb that what the container sends goes through. Raises CNIError."""
+    """Return the ifb of the container's egress. Raises CNIError."""
     targets = ifb.redirections(host.netns, ours)
     if len(targets) != 1:
         raise _lost(ours)
