@@ -142,7 +142,7 @@ class Masquerade(Part):
         addresses = [ip_interface(text) for text in facts.addresses]
         masquerade.remove(
             host.netns,
-            owner_of(record),
+            masquerade.owner_of(record),
             [cidr.ip for cidr in addresses],
             backend=facts.backend,
             subnets={cidr.network for cidr in addresses},
@@ -203,7 +203,7 @@ class Masquerade(Part):
         for text in facts.addresses:
             address = ip_interface(text).ip
             what = f"element {address} of {nft_layout.TABLE}"
-            there = masquerade.holds(host.netns, owner_of(record), address)
+            there = masquerade.holds(host.netns, masquerade.owner_of(record), address)
             yield Owned(self.name, what, there)
 
     def strays(self, host: Host) -> list[Stray]:
@@ -214,7 +214,7 @@ class Masquerade(Part):
 
     def claims(self, record: Record) -> tuple[str, ...]:
         """Return the owner as elements name it, and as chains of the reference do."""
-        return str(owner_of(record)), f"{record.network} {record.attachment.containerid}"
+        return str(masquerade.owner_of(record)), f"{record.network} {record.attachment.containerid}"
 
 
 MASQUERADE = Masquerade()
@@ -228,7 +228,7 @@ def add_masquerade(
     attaching.take_back(MASQUERADE)
     masquerade.add(
         host.netns,
-        owner_of(attaching.record),
+        masquerade.owner_of(attaching.record),
         addresses,
         backend=backend,
         holder_of=lambda text, address: _holder_of(req, host, text, address),
@@ -240,11 +240,6 @@ def probe(host: Host, backend: str) -> None:
     host.records.probe()
     if backend:
         masquerade.probe(host.netns, backend)
-
-
-def owner_of(record: Record) -> masquerade.Owner:
-    """Return the recorded attachment as nftables elements name their owner."""
-    return masquerade.Owner(record.plugin, record.network, record.attachment)
 
 
 def _holder_of(req: Request, host: Host, owner: str, address: Address) -> str:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.netns import FIRST_PID_NAMESPACE, NetNS, identity, pid_namespace
-from cni_common.node.masquerade import Owner
+from cni_common.node.masquerade import owner_of
 from cni_common.spec.errors import CNIError
 from cni_common.spec.request import Attachment, Command
 
@@ -102,7 +102,7 @@ class Liveness:
         """Return the record of the owner that an nftables element's comment names."""
         plugin = text.partition(" ")[0]
         records = self._host.records.of_plugin(plugin)
-        return next((record for record in records if owner_of(record) == text), None)
+        return next((record for record in records if str(owner_of(record)) == text), None)
 
     @cached_property
     def namespaces(self) -> dict[str, str]:
@@ -188,11 +188,6 @@ def reachable_namespaces() -> dict[str, str]:
 def addresses_in_use() -> frozenset[Address]:
     """Return every address in every visible namespace. Slow. Raises OSError."""
     return frozenset().union(*map(_addresses_in, reachable_namespaces().values()))
-
-
-def owner_of(record: Record) -> str:
-    """Return the recorded attachment as the comments of its elements name it."""
-    return str(Owner(record.plugin, record.network, record.attachment))
 
 
 def holder_of(host: Host, text: str, address: Address, *, ours: str) -> str:

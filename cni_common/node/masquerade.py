@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cni_common.kernel.netlink import Message
     from cni_common.kernel.netns import NetNS
     from cni_common.kernel.nft_layout import Key, Rule
+    from cni_common.node.record import Record
     from cni_common.spec.names import Address, Cidr, Subnet
     from cni_common.spec.request import Attachment
 
@@ -59,6 +60,11 @@ class Owner:
         if len(text.encode("utf-8", "surrogateescape")) <= COMMENT_MAX_BYTES:
             return text
         return f"{self.plugin} sha256:{_digest(text)}"
+
+
+def owner_of(record: Record) -> Owner:
+    """Return the recorded attachment as an owner."""
+    return Owner(record.plugin, record.network, record.attachment)
 
 
 def add(

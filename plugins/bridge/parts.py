@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cni_common.node.interface import IPAM, MASQUERADE, Veth, VethFacts
 from cni_common.node.lifecycle import Lifecycle, Part
+from cni_common.node.masquerade import owner_of
 from plugins.bridge import macfilter
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class Gateway(Part):
 
 def user_of_gateway(req: Request, host: Host, conf: Conf, gateway: Cidr) -> str:
     """Describe another network that has containers behind `gateway` that are not GONE, or ""."""
-    from cni_common.node.liveness import Liveness, State, describe, owner_of
+    from cni_common.node.liveness import Liveness, State, describe
 
     liveness = Liveness(host)
     for record in host.records.of_plugin(LIFECYCLE.plugin):
@@ -122,7 +123,7 @@ def user_of_gateway(req: Request, host: Host, conf: Conf, gateway: Cidr) -> str:
         ):
             state, reason = liveness.assess(record.facts)
             if state is not State.GONE:
-                owner = describe(owner_of(record), state, reason)
+                owner = describe(str(owner_of(record)), state, reason)
                 return f"network '{record.network}', for {owner}"
     return ""
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_common.kernel import nft_table
-from cni_common.node.masquerade import Owner
+from cni_common.node import masquerade
 from cni_common.node.record import NewerFormatError
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.request import Attachment
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def owner(req: Request) -> str:
     """Return the attachment as the comments of its elements name it."""
-    return str(Owner(PLUGIN, req.network, req.attachment))
+    return str(masquerade.Owner(PLUGIN, req.network, req.attachment))
 
 
 def claim(req: Request, host: Host, conf: Conf) -> None:
@@ -86,7 +86,7 @@ def pass_on(req: Request, host: Host, facts: HostPortsFacts) -> None:
 
 def owner_of(record: Record) -> str:
     """Return the recorded attachment as the comments of its elements name it."""
-    return str(Owner(PLUGIN, record.network, record.attachment))
+    return str(masquerade.owner_of(record))
 
 
 def _facts_of(record: Record) -> HostPortsFacts:

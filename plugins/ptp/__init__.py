@@ -124,7 +124,7 @@ def _remove_if_gone(host: Host, link: Link) -> str:
         return "nobody that this plugin has a record of"
     state, reason = liveness.Liveness(host).assess(record.facts)
     if state is not liveness.State.GONE:
-        return liveness.describe(liveness.owner_of(record), state, reason)
+        return liveness.describe(str(masquerade.owner_of(record)), state, reason)
     host.log(f"removes '{link.name}' of {record.attachment.containerid}: its namespace is gone")
     veth.delete_veth(host.netns, link.name, link.mac)
     return ""
