@@ -22,7 +22,6 @@ from cni_common.kernel.link import (
     encode_link,
     mac_bytes,
 )
-from cni_common.kernel.link_deletion import delete_link
 from cni_common.kernel.netlink import (
     NLM_F_ACK,
     NLM_F_CREATE,
@@ -40,6 +39,7 @@ from plugins.bandwidth import tc
 if TYPE_CHECKING:
     from cni_common.kernel.link import Link
     from cni_common.kernel.netns import NetNS
+    from cni_common.node.host import Host
     from cni_common.spec.request import Request
 
 PREFIX, KIND = "bwp", "ifb"
@@ -80,14 +80,6 @@ def create(host: NetNS, name: str, mac: str, mtu: int) -> Link | None:
     if link is None:
         raise NetlinkError(errno.ENODEV, f"{what}: it vanished as soon as it was made")
     return link
-
-
-def delete(host: NetNS, name: str, mac: str) -> bool:
-    """Delete the interface `name`; return False if it is gone, or another one has its name."""
-    found = host.netlink.identify(name)
-    if found is None or found[1] != mac:
-        return False
-    return delete_link(host, found[0])
 
 
 def users(host: NetNS, ifb: Link) -> list[Link]:
@@ -137,10 +129,10 @@ def orphans(host: NetNS) -> list[Link]:
     return [link for link in ours if link.index not in used]
 
 
-def delete_idle(host: NetNS, name: str, mac: str) -> bool:
+def delete_idle(host: Host, name: str, mac: str) -> bool:
     """Delete an ifb unless an interface redirects to it by now; return whether it was deleted."""
-    found = {(one.name, one.mac) for one in orphans(host)}
-    return (name, mac) in found and delete(host, name, mac)
+    found = {(one.name, one.mac) for one in orphans(host.netns)}
+    return (name, mac) in found and host.delete_link(host.netns, name, mac)
 
 
 def _name(text: str) -> str:

@@ -14,6 +14,7 @@ from plugins.bridge.conf import SCHEMA, Conf
 from plugins.bridge.parts import (
     LIFECYCLE,
     MAC_FILTER,
+    VETH,
     GatewayFacts,
     MacFilterFacts,
     user_of_gateway,
@@ -43,7 +44,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     attaching = LIFECYCLE.begin(req, host, undo, *facts)
     bridge = port.ensure_bridge(host.netns, conf)
     end = VethEnd(req.ifname, conf.mac or veth.random_mac(), netns=container.fd)
-    ours = _plug_in(host, conf, end, bridge=bridge, attaching=attaching, undo=undo)
+    ours = _plug_in(host, conf, end, bridge=bridge, attaching=attaching)
     result = _interfaces(req, bridge, ours, end)
     if conf.ipam:
         _allocate(req, host, conf, result, undo=undo)
@@ -120,18 +121,9 @@ def lifecycle() -> Lifecycle:
     return LIFECYCLE
 
 
-def _plug_in(
-    host: Host, conf: Conf, end: VethEnd, *, bridge: Link, attaching: Attaching, undo: Undo
-) -> Link:
+def _plug_in(host: Host, conf: Conf, end: VethEnd, *, bridge: Link, attaching: Attaching) -> Link:
     """Make the veth pair; return the host's end, which is the port."""
-    ours = veth.create_veth(
-        host.netns,
-        end,
-        undo,
-        mtu=conf.mtu,
-        master=bridge.index,
-        intend=lambda own: attaching.note(interface.VethFacts(own.name, own.mac, end.mac)),
-    )
+    ours = VETH.create(attaching, host, end, mtu=conf.mtu, master=bridge.index)
     port.configure(host.netns, ours, conf)
     if conf.mac_filter:
         attaching.note(MacFilterFacts(ours.name, end.mac))

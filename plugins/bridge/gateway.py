@@ -11,7 +11,6 @@ from cni_common.kernel.route import RT_TABLE_MAIN, RT_TABLE_UNSPEC
 from cni_common.node import veth
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.result import Interface, Route
-from cni_common.spec.undo import Undo
 from plugins.bridge import vlan
 
 if TYPE_CHECKING:
@@ -164,7 +163,6 @@ def _ensure_vlan_interface(host: NetNS, conf: Conf) -> Link:
             veth.create_veth(
                 host,
                 VethEnd(name, veth.random_mac()),
-                Undo(),
                 mtu=bridge.mtu,
                 master=bridge.index,
             )

@@ -35,13 +35,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     veth.refuse_existing(container, req.ifname)
     attaching = LIFECYCLE.begin(req, host, undo, interface.IpamFacts(conf.ipam))
     end = VethEnd(req.ifname, veth.random_mac(), netns=container.fd)
-    ours = veth.create_veth(
-        host.netns,
-        end,
-        undo,
-        mtu=conf.mtu,
-        intend=lambda own: attaching.note(interface.VethFacts(own.name, own.mac, end.mac)),
-    )
+    ours = _VETH.create(attaching, host, end, mtu=conf.mtu)
     result = _allocate(req, host, conf, undo)
     result.interfaces = [
         Interface(ours.name, ours.mac, ours.mtu),
@@ -126,7 +120,7 @@ def _remove_if_gone(host: Host, link: Link) -> str:
     if state is not liveness.State.GONE:
         return liveness.describe(str(masquerade.owner_of(record)), state, reason)
     host.log(f"removes '{link.name}' of {record.attachment.containerid}: its namespace is gone")
-    veth.delete_veth(host.netns, link.name, link.mac)
+    host.delete_link(host.netns, link.name, link.mac)
     return ""
 
 

@@ -281,7 +281,7 @@ _COMMON_SERVING = _COMMON_BASE | frozenset(
 )
 _INTERFACE = frozenset(
     {
-        *("kernel.link", "kernel.link_deletion", "kernel.netlink", "kernel.route"),
+        *("kernel.link", "kernel.netlink", "kernel.route"),
         *("kernel.rtnetlink", "node.veth"),
     }
 )
