@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
-from commands import DONE, FAILED, FOUND, inventory, view
+from cni_common.kernel.netns import NetNS
+from cni_common.spec.errors import CNIError
+from commands import DONE, FAILED, FOUND, view
 from commands.node import Known, Node
-from plugins.host_local.lease import PLUGIN as HOST_LOCAL
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
     from cni_common.node.host import Host
+    from cni_common.node.owned import Owned
     from cni_common.spec.request import Attachment
+    from commands.dumps import Dump
     from commands.node import Tenancy
-    from commands.owned import Owned
 
     Json = dict[str, object]
 
@@ -55,7 +58,7 @@ def _explain(options: Namespace, node: Node, containerid: str) -> None:
         for network, owner in sorted(whose)
     ]
     if options.json:
-        found = [one.json() for one in attachments]
+        found = [one.json() | _kernel_json(one, options) for one in attachments]
         view.write_json({"containerid": containerid, "attachments": found})
         return
     view.write_line(f"container {containerid}")
@@ -63,6 +66,17 @@ def _explain(options: Namespace, node: Node, containerid: str) -> None:
         view.write_line()
         title = f"{one.owner.ifname or 'any interface'} on network {one.network}"
         view.write_table(("what", "which", "state"), one.rows(), title=title)
+        if options.kernel:
+            view.write_line()
+            rows = [[found.kind, found.what, where] for where, found in one.kernel()]
+            view.write_table(("kernel", "which", "where"), rows)
+
+
+def _kernel_json(attachment: _Attachment, options: Namespace) -> Json:
+    if not options.kernel:
+        return {}
+    found = attachment.kernel()
+    return {"kernel": [{"where": where, "kind": o.kind, "what": o.what} for where, o in found]}
 
 
 class _Attachment:
@@ -80,22 +94,26 @@ class _Attachment:
         self.owner = owner
         self._records = records
         self._leases = leases
+        self._host = node.host
         self._facts = {k: v for one in records for k, v in one.facts.items() if v}
-        fates = [node.alive(one.facts) for one in records]
-        self._alive = True if True in fates else next((f for f in fates if f is not None), None)
+        states = [node.alive(one.facts) for one in records]
+        self._alive = True if True in states else next((s for s in states if s is not None), None)
         pods = [*(one.pod for one in records), *(one.pod for one in leases)]
         self._pod = next(filter(None, pods), "")
-        held = {str(one.lease.address) for one in leases}
-        self._lost = [  # addresses whose lease is gone: whoever removed it may give them away
-            (address, f"{one.facts.get('directory')}/{address}")
+        held = {str(one.held.address) for one in leases}
+        self._lost = [  # leases that are gone: their addresses may be given to others
+            file
             for one in records
-            if one.plugin == HOST_LOCAL
-            for address in one.facts.get("addresses", ())
-            if address not in held
+            for ipam in node.leases_of_plugins
+            for file in ipam.missing(one.record, held)
         ]
         self._objects: list[Owned] = [
-            o for one in records for o in inventory.objects_of(node.host, one)
+            owned
+            for one in records
+            if one.plugin in node.lifecycles
+            for owned in node.lifecycles[one.plugin].present(node.host, one.record)
         ]
+        self._gateway = self._facts.get("gateway", {})
 
     def rows(self) -> list[list[str]]:
         """Return the rows of a table."""
@@ -106,17 +124,41 @@ class _Attachment:
         rows += [
             [f"record of {o.plugin}", o.path, f"changed {o.changed_at}"] for o in self._records
         ]
-        rows += [
-            ["lease", f"{o.directory}/{o.lease.address}", f"since {o.lease.since}"]
-            for o in self._leases
-        ]
-        rows += [["lease", file, "missing"] for _, file in self._lost]
+        rows += [["lease", o.file, f"since {o.held.since}"] for o in self._leases]
+        rows += [["lease", file, "missing"] for file in self._lost]
         for one in self._objects:
             rows.append([one.kind, one.what, "present" if one.present else "missing"])
-        if facts.get("gateway_interface"):
-            gateways = " ".join(facts.get("gateways", ()))
-            rows.append(["gateway (shared)", f"'{facts['gateway_interface']}' {gateways}", ""])
+        if self._gateway:
+            gateways = " ".join(self._gateway["addresses"])
+            rows.append(["gateway (shared)", f"'{self._gateway['interface']}' {gateways}", ""])
         return rows
+
+    def kernel(self) -> list[tuple[str, Dump]]:
+        """Return what the kernel has of it now, and where: in the container or on the host."""
+        from commands import dumps
+
+        facts = self._facts
+        parts = [one for one in facts.values() if isinstance(one, dict)]
+        named = [one.get(key) for one in parts for key in ("host_end", "device")]
+        devices = list(dict.fromkeys(name for name in named if name))
+        addresses = [str(one.held.address) for one in self._leases]
+        addresses += facts.get("masquerade", {}).get("addresses", ())
+        found = [("host", one) for one in dumps.of_host(self._host.netns, devices, addresses)]
+        if self._alive:
+            found += [("container", one) for one in self._inside(str(facts.get("netns")))]
+        return found
+
+    def _inside(self, path: str) -> list[Dump]:
+        from commands import dumps
+
+        try:
+            netns = NetNS(path)
+        except CNIError as error:  # it lives elsewhere
+            return [dumps.Dump("netns", error.msg)]
+        try:
+            return dumps.of_container(netns, self.owner.ifname)
+        finally:
+            netns.close()
 
     def json(self) -> Json:
         """Return what programs get."""
@@ -131,22 +173,27 @@ class _Attachment:
             ],
             "addresses": [
                 {
-                    "address": str(o.lease.address),
-                    "file": f"{o.directory}/{o.lease.address}",
-                    "since": o.lease.since,
+                    "address": str(o.held.address),
+                    "file": o.file,
+                    "since": o.held.since,
                     "present": True,
                 }
                 for o in self._leases
             ]
             + [
-                {"address": address, "file": file, "since": "", "present": False}
-                for address, file in self._lost
+                {
+                    "address": os.path.basename(file),
+                    "file": file,
+                    "since": "",
+                    "present": False,
+                }
+                for file in self._lost
             ],
             "objects": [
                 {"kind": o.kind, "what": o.what, "present": o.present} for o in self._objects
             ],
             "gateway": {
-                "interface": facts.get("gateway_interface", ""),
-                "addresses": list(facts.get("gateways", ())),
+                "interface": self._gateway.get("interface", ""),
+                "addresses": list(self._gateway.get("addresses", ())),
             },
         }

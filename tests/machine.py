@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
@@ -39,6 +40,7 @@ _NETNS_FD_MIN = 200
 _LISTINGS = ("link", "addr", "route show table all", "rule")  # `table all` has both families
 _IP, _NFT = ("ip", "-j", "-d"), ("nft", "-j")
 # What changes by itself, or says only in which order things were made.
+_END_SECONDS = 60
 _VOLATILE = {
     "handle",
     "index",
@@ -117,6 +119,16 @@ class Machine:
         fd = int(netns.rpartition("/")[2])
         self._fds.remove(fd)
         os.close(fd)
+
+    def end(self, netns: str) -> None:
+        """Forget a container's namespace, and wait until the kernel has taken its pairs away."""
+        pairs = [one for one in self.ip(netns, "link") if "link_netnsid" in one]
+        expected = len(self.ports()) - len(pairs)
+        self.forget(netns)
+        deadline = time.monotonic() + _END_SECONDS
+        while len(self.ports()) != expected:
+            assert time.monotonic() < deadline, "the kernel keeps the pairs of a container"
+            time.sleep(0.01)
 
     def close(self) -> None:
         """End the engine, and let go of every namespace."""

@@ -1,10 +1,11 @@
-"""Addresses and routes of an interface, and how rtnetlink says them."""
+"""Addresses and routes of an interface, and their rtnetlink encoding (linux/rtnetlink.h)."""
 
 from __future__ import annotations
 
 import socket
 import struct
-from ipaddress import ip_interface, ip_network
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.netlink import (
@@ -21,8 +22,6 @@ from cni_common.kernel.netlink import (
 from cni_common.spec.result import Route
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from cni_common.spec.names import Address, Cidr
 
 # linux/rtnetlink.h, linux/if_addr.h
@@ -36,10 +35,21 @@ RT_TABLE_MAIN, RT_TABLE_UNSPEC = 254, 0
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
-_RTA_METRICS, _RTA_TABLE = 8, 15
+_RTA_METRICS, _RTA_TABLE, _RTA_VIA = 8, 15, 18
 _RTAX_MTU, _RTAX_ADVMSS = 2, 8
 _IFADDRMSG, _RTMSG = struct.Struct("=BBBBI"), struct.Struct("=8BI")
+_ADDRESS_SIZE = {socket.AF_INET: 4, socket.AF_INET6: 16}  # bytes
 _NEW = NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK
+
+
+@dataclass(frozen=True, slots=True)
+class KernelRoute:
+    """A route as the kernel describes it."""
+
+    route: Route
+    kind: int  # RTN_*
+    protocol: int  # RTPROT_*
+    interface: int  # its index; 0: none, or several next hops
 
 
 def address_message(index: int, address: Cidr, *, dad: bool, flags: int = 0) -> Message:
@@ -54,8 +64,8 @@ def route_message(
 ) -> Message:
     """Return the request that adds `route` over the interface `index`.
 
-    `source`: the address that packets get which have none yet. `exclusive`: it fails with EEXIST
-    where there is a route to the same destination, be it over another interface.
+    `source`: the preferred source address (RTA_PREFSRC). `exclusive`: the request fails with EEXIST
+    if there is a route to the same destination, even over another interface.
     """
     table = RT_TABLE_MAIN if route.table is None else route.table
     attrs = [u32(_RTA_OIF, index), u32(_RTA_TABLE, table)]
@@ -98,7 +108,7 @@ def encode_address(index: int, address: Cidr, flags: int = 0) -> bytes:
 
 
 def encode_address_query(index: int, version: int) -> bytes:
-    """Return the question for the addresses of an interface, 0: of all."""
+    """Return the request for the addresses of an interface, 0: of all."""
     return _IFADDRMSG.pack(FAMILY[version], 0, 0, 0, index)
 
 
@@ -111,21 +121,53 @@ def decode_address(data: bytes) -> tuple[int, Cidr, int]:
 
 
 def encode_route_query(family: int) -> bytes:
-    """Return the question for all routes of an address family."""
+    """Return the request for all routes of an address family."""
     return _RTMSG.pack(family, *[0] * 8)
 
 
 def encode_route_lookup(address: Address) -> bytes:
-    """Return the question for the route that a packet to `address` would take."""
+    """Return the request for the route that a packet to `address` would take."""
     return _encode_route(
         attribute(_RTA_DST, address.packed), version=address.version, bits=address.max_prefixlen
     )
 
 
 def decode_way(data: bytes) -> tuple[int, int]:
-    """Return kind and interface of the route in an RTM_NEWROUTE."""
+    """Return kind (RTN_*) and interface index of the route in an RTM_NEWROUTE."""
     kind: int = _RTMSG.unpack_from(data, HEADER_SIZE)[7]
     return kind, number_of(attributes(data, HEADER_SIZE + _RTMSG.size).get(_RTA_OIF))
+
+
+def decode_route(data: bytes) -> KernelRoute | None:
+    """Return the route that an RTM_NEWROUTE describes, None unless it is IPv4 or IPv6.
+
+    The next hops of a multipath route (RTA_MULTIPATH) are left out.
+    """
+    family, bits, _, _, table, protocol, scope, kind, _ = _RTMSG.unpack_from(data, HEADER_SIZE)
+    if family not in _ADDRESS_SIZE:
+        return None
+    attrs = attributes(data, HEADER_SIZE + _RTMSG.size)
+    metrics = attributes(attrs.get(_RTA_METRICS, b""))
+    gateway = attrs.get(_RTA_GATEWAY) or attrs.get(_RTA_VIA, b"")[2:]  # behind its family
+    dst = attrs.get(_RTA_DST) or bytes(_ADDRESS_SIZE[family])
+    return KernelRoute(
+        Route(
+            dst=ip_network((dst, bits), strict=False),
+            gw=ip_address(gateway) if gateway else None,
+            mtu=_given_number(metrics.get(_RTAX_MTU)),
+            advmss=_given_number(metrics.get(_RTAX_ADVMSS)),
+            priority=_given_number(attrs.get(_RTA_PRIORITY)),
+            table=_given_number(attrs.get(_RTA_TABLE)) or table,
+            scope=scope,
+        ),
+        kind=kind,
+        protocol=protocol,
+        interface=number_of(attrs.get(_RTA_OIF)),
+    )
+
+
+def _given_number(payload: bytes | None) -> int | None:
+    return None if payload is None else number_of(payload)
 
 
 def _encode_route(
@@ -140,20 +182,3 @@ def _encode_route(
     """Return a struct rtmsg with its attributes; `bits`: the destination's prefix length."""
     header = _RTMSG.pack(FAMILY[version], bits, 0, 0, table, proto, scope, kind, 0)
     return header + b"".join(attrs)
-
-
-def route_of(answer: Any) -> Route:
-    """Return the route that pyroute2 has decoded."""
-    any_address = "0.0.0.0" if answer["family"] == socket.AF_INET else "::"
-    dst = answer.get_attr("RTA_DST") or any_address
-    gw = answer.get_attr("RTA_GATEWAY")
-    metrics = answer.get_attr("RTA_METRICS")
-    return Route(
-        dst=ip_network(f"{dst}/{answer['dst_len']}"),
-        gw=ip_interface(gw).ip if gw else None,
-        mtu=metrics.get_attr("RTAX_MTU") if metrics else None,
-        advmss=metrics.get_attr("RTAX_ADVMSS") if metrics else None,
-        priority=answer.get_attr("RTA_PRIORITY"),
-        table=answer.get_attr("RTA_TABLE"),
-        scope=answer["scope"],
-    )

@@ -12,14 +12,14 @@ from cni_common.spec import wire
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.request import Command, Request
 from cni_common.spec.result import Result
+from cni_common.spec.undo import Undo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import Protocol, Self
 
-    from cni_common.spec.undo import Undo
+    from cni_common.node.lifecycle import Lifecycle
     from cni_common.spec.wire import Json
 
     class Plugin(Protocol):
@@ -44,8 +44,11 @@ if TYPE_CHECKING:
         def status(self, req: Request, host: Host) -> None:
             """Raise CNIError 50 or 51 when an ADD would fail now. Never waits."""
 
+        def lifecycle(self) -> Lifecycle | None:
+            """Return what an attachment consists of, None when it has no record."""
+
     Loader = Callable[[str], Plugin | None]
-    Execute = Callable[[str, Request, "Host"], AbstractContextManager[Result | None]]
+    Execute = Callable[[str, Request, "Host", Undo], Result | None]
 
 STATE_DIR = "/run/pycni"
 # Seconds that a delegate may take: below the deadlines at which runtimes give up on us, so that
@@ -191,7 +194,8 @@ class Host:
             )
         self._delegates.append(type)
         try:
-            with self._execute(type, req, self) as result:
+            with Undo() as undo:
+                result = self._execute(type, req, self, undo)
                 on_success()  # in here: a signal that comes after it finds the address on one stack
             return result
         finally:

@@ -11,17 +11,12 @@ from pathlib import Path
 
 OURS = ("cni_common", "commands", "plugins")  # whose dataclasses are written out
 
-# Modules that cost more than what is used of them. They get a stand-in: a file in standins/, or
-# nothing, and the real module as soon as more is asked for. First who imports, then what.
+# Modules that cost more than what is used of them. They get a stand-in, a file in standins/, and
+# the real module as soon as more is asked for. First the importer, then the modules.
 SPARED = {
     "cni_common": {"functools", "hashlib", "json", "signal", "socket"},
     "plugins": {"functools", "hashlib", "socket"},
     "ipaddress": {"functools"},
-    "cni_common.kernel.codec": {"importlib.util"},
-    "pyroute2": {
-        *("collections", "functools", "logging", "socket", "threading", "traceback", "typing"),
-        "weakref",
-    },
 }
 # The engine serves many requests: it may take its time to start, and gets the real modules.
 _NEVER_SPARED = ("cni_common.serve.engine",)
@@ -32,7 +27,7 @@ _REAL_SOCKETS = {
     *("recv_fds", "send_fds", "sendfile", "socketpair"),
 }
 # Stand-ins that never load the real one.
-_WHOLE = {"dataclasses", "importlib.util", "typing"}
+_WHOLE = {"dataclasses"}
 _STANDINS = Path(__file__).parent / "standins"
 _REST = """
 def __getattr__(name):
@@ -63,23 +58,10 @@ def standins() -> dict[str, bytes]:
     """Return the source of each stand-in, by the name that it has in the bundle."""
     sources = {}
     for module in sorted({"dataclasses"}.union(*SPARED.values())):
-        file = _STANDINS / f"{module.replace('.', '_')}.py"
-        source = file.read_text() if file.exists() else ""
+        source = (_STANDINS / f"{module}.py").read_text()
         rest = "" if module in _WHOLE else _REST.format(module=module)
         sources[_standin(module)] = (source + rest).encode()
     return sources
-
-
-def imports(tree: ast.AST, package: str) -> Iterator[str]:
-    """Give the names of what a module in `package` imports; some are no modules."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = package.split(".")[: len(package.split(".")) - node.level + 1]
-            prefix = [*(base if node.level else ()), *([node.module] if node.module else ())]
-            yield ".".join(prefix)
-            yield from (".".join([*prefix, alias.name]) for alias in node.names)
 
 
 def _spared(module: str, tree: ast.AST) -> set[str]:
@@ -93,7 +75,7 @@ def _spared(module: str, tree: ast.AST) -> set[str]:
 
 
 def _standin(module: str) -> str:
-    return f"standin_{module.replace('.', '_')}"
+    return f"standin_{module}"
 
 
 def _attributes(tree: ast.AST) -> set[str]:

@@ -30,14 +30,12 @@ SCHEMA: Json = {
         "backend": {
             "type": "string",
             "enum": ["", *BACKENDS],
-            "description": "Where to let packets through; empty: firewalld if it runs, else"
-            " nftables.",
+            "description": "Firewall backend; empty: firewalld if it runs, else nftables.",
         },
         "ingressPolicy": {
             "type": "string",
             "enum": ["", *POLICIES],
-            "description": "Who reaches the container: anybody, its bridge and outside, or outside"
-            " alone.",
+            "description": "Containers that may reach it: all, those of its bridge, or none.",
         },
         "iptablesAdminChainName": {
             "type": "string",
@@ -45,7 +43,7 @@ SCHEMA: Json = {
         },
         "firewalldZone": {
             "type": "string",
-            "description": "Zone of firewalld that the container's addresses belong to.",
+            "description": "Zone of firewalld for the container's addresses.",
         },
     },
 }

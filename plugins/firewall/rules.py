@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel import nft_expressions, nft_table
 from cni_common.kernel.netlink import attribute, attributes, be32, string, string_of
+from cni_common.kernel.nft_layout import FAMILIES
 from cni_common.kernel.nft_messages import each_expression
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 ACCEPT, DROP, RETURN = "ACCEPT", "DROP", "RETURN"
 _VERDICTS = {ACCEPT: nft_table.ACCEPT, DROP: nft_table.DROP, RETURN: nft_table.RETURN}
-_OFFSETS = {4: (12, 16), 6: (8, 24)}  # of source and destination in the network header, bytes
 _MATCH_NAME, _MATCH_REV, _MATCH_INFO = 1, 2, 3  # NFTA_MATCH_* of linux/netfilter/nf_tables.h
 _COMMENT_BYTES = 256  # struct xt_comment_info of linux/netfilter/xt_comment.h
 # struct xt_conntrack_mtinfo3 of linux/netfilter/xt_conntrack.h: eight addresses, two numbers,
@@ -68,11 +68,10 @@ class Line:
 
     def expressions(self) -> Iterator[bytes]:
         """Yield what the rule consists of in nftables."""
-        for address, which in ((self.source, 0), (self.destination, 1)):
-            if address:
-                offset = _OFFSETS[address.version][which]
-                yield nft_expressions.network_bytes(offset, len(address.packed))
-                yield nft_expressions.equals(address.packed)
+        if self.source:
+            yield from _is_at(FAMILIES[self.source.version].source, self.source)
+        if self.destination:
+            yield from _is_at(FAMILIES[self.destination.version].destination, self.destination)
         if self.iif:
             yield nft_expressions.iifname()
             yield nft_expressions.equals(_name(self.iif))
@@ -129,6 +128,11 @@ def _signature(expressions: bytes, comment: str) -> Signature:
         elif name != "counter":
             parts.append((name, data))
     return (comment, *parts)
+
+
+def _is_at(offset: int, address: Address) -> Iterator[bytes]:
+    yield nft_expressions.network_bytes(offset, len(address.packed))
+    yield nft_expressions.equals(address.packed)
 
 
 def _match(name: str, revision: int, info: bytes) -> bytes:

@@ -37,29 +37,29 @@ SCHEMA: Json = {
         "backend": {
             "type": "string",
             "enum": list(BACKENDS),
-            "description": 'How to map; "nftables" unless another key is for iptables only.',
+            "description": 'Backend; "nftables" unless another key requires iptables.',
         },
         "snat": {
             "type": "boolean",
-            "description": "Let the container and the node itself use the mapped ports.",
+            "description": "Masquerade the container's and the node's connections to mapped ports.",
         },
         "masqAll": {
             "type": "boolean",
-            "description": "Let the container see the node as the source of all connections.",
+            "description": "Masquerade all connections to mapped ports; needs snat.",
         },
         "markMasqBit": {
             "type": "integer",
-            "description": "Bit of the packet mark that iptables masquerades by, 0 to 31.",
+            "description": "Bit of the packet mark for masquerading by iptables, 0 to 31.",
         },
         "externalSetMarkChain": {
             "type": "string",
-            "description": "Chain of iptables that marks what is to be masqueraded elsewhere.",
+            "description": "Chain of iptables that marks packets for masquerading by others.",
         },
         "conditionsV4": _strings("Matches that IPv4 connections must meet to be mapped."),
         "conditionsV6": _strings("Matches that IPv6 connections must meet to be mapped."),
         "runtimeConfig": {
             "type": "object",
-            "description": "What the runtime fills in for capabilities.",
+            "description": "Values from the runtime, by capability.",
             "properties": {
                 "portMappings": {
                     "type": "array",
@@ -77,7 +77,7 @@ SCHEMA: Json = {
                             },
                             "protocol": {
                                 "type": "string",
-                                "description": "tcp, udp or sctp; tcp when absent.",
+                                "description": "tcp, udp or sctp; tcp if absent.",
                             },
                             "hostIP": {
                                 "type": "string",

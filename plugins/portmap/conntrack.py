@@ -24,7 +24,8 @@ from cni_common.kernel.netlink import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+    from typing import Any
 
     from cni_common.kernel.netns import NetNS
     from plugins.portmap.conf import Conf
@@ -70,7 +71,7 @@ def forget(netns: NetNS, conf: Conf) -> None:
             _delete(netns, cidr.version, _for_this_host(netns, stale))
 
 
-def forget_redirected(netns: NetNS, udp: Iterable[tuple[int, int, str, int]]) -> None:
+def forget_redirected(netns: NetNS, udp: Iterable[Sequence[Any]]) -> None:
     """Forget the UDP connections that were led to a container.
 
     `udp` has for each IP version and port of the host the container's address, in hexadecimal

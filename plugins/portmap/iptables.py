@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from plugins.portmap.conf import Conf, Port
 
 SETMARK, MASQUERADE = "CNI-HOSTPORT-SETMARK", "CNI-HOSTPORT-MASQ"
-_COMMANDS = {4: "iptables", 6: "ip6tables"}
 _HOOKS = ("PREROUTING", "OUTPUT", "POSTROUTING")
 _PORTS_MAX = 15  # of a multiport match
 _WHY = 'the iptables backend needs it; install it or set "backend": "nftables"'
@@ -47,7 +46,7 @@ def add(host: Host, conf: Conf, network: str, attachment: Attachment) -> None:
         ports = [port for port in conf.ports if port.serves(version)]
         if not ports:
             continue
-        command = _COMMANDS[version]
+        command = iptables.COMMANDS[version]
         restore = iptables.find(f"{command}-restore", why=_WHY)
         with Lock(host.records):
             present = iptables.listing(host.netns, iptables.find(command, why=_WHY))
@@ -64,7 +63,7 @@ def add(host: Host, conf: Conf, network: str, attachment: Attachment) -> None:
 def remove(host: Host, chain: str) -> None:
     """Take back what `add` made."""
     with Lock(host.records):
-        for version in _COMMANDS:
+        for version in iptables.COMMANDS:
             _remove_chain(host.netns, version, chain)
 
 
@@ -75,20 +74,21 @@ def check(netns: NetNS, conf: Conf, network: str, attachment: Attachment) -> str
         ports = [port for port in conf.ports if port.serves(version)]
         if not ports:
             continue
+        command = iptables.COMMANDS[version]
         binary = next(iter(iptables.binaries(netns, version, chain)), "")
         rules = iptables.listed(netns, binary, chain) if binary else []
         for port in ports:
             if not any(_maps(line, port, cidr) for line in rules):
-                return f"the {_COMMANDS[version]} rule of host port {port} in {chain} is missing"
+                return f"the {command} rule of host port {port} in {chain} is missing"
         jumps = iptables.listed(netns, binary, DNAT)
         if not any(_leads_to(line, chain) for line in jumps):
-            return f"no {_COMMANDS[version]} rule of {DNAT} leads to {chain}"
+            return f"no {command} rule of {DNAT} leads to {chain}"
     return ""
 
 
 def is_there(netns: NetNS, chain: str) -> bool:
     """Tell whether an attachment's chain exists."""
-    return any(iptables.binaries(netns, version, chain) for version in _COMMANDS)
+    return any(iptables.binaries(netns, version, chain) for version in iptables.COMMANDS)
 
 
 def remove_of_reference(host: Host, conf: Conf, network: str, containerid: str) -> None:
@@ -105,12 +105,12 @@ def remove_of_reference(host: Host, conf: Conf, network: str, containerid: str) 
         own = conf.addresses.get(version)
         address = {own.ip.packed} if own else set()
         for chain, wanted in (("hostports", ports), ("masquerading", address)):
-            doomed = [
+            deletions = [
                 table.delete_rule(chain, rule.handle)
                 for rule in table.rules(host.netns, chain)
                 if rule.comment == containerid and wanted & set(rule.compared)
             ]
-            nft_table.apply_deletions(host.netns, lambda: doomed)  # noqa: B023 - called at once
+            nft_table.apply_deletions(host.netns, lambda: deletions)  # noqa: B023 - called at once
 
 
 def probe() -> None:

@@ -23,16 +23,16 @@ SCHEMA: Json = {
         **PROTOCOL_PROPERTIES,
         "ipMasq": {
             "type": "boolean",
-            "description": "Masquerade what leaves the network.",
+            "description": "Masquerade traffic that leaves the network.",
         },
         "ipMasqBackend": {
             "type": "string",
             "enum": list(BACKENDS),
-            "description": 'How to masquerade; "nftables" when absent.',
+            "description": 'Masquerade backend; "nftables" if absent.',
         },
         "mtu": {
             "type": "integer",
-            "description": "MTU of the veth pair in bytes; 0: the kernel's.",
+            "description": "MTU of the veth pair in bytes; 0: the kernel's choice.",
         },
         "ipam": {
             "type": "object",

@@ -59,11 +59,12 @@ def gateways(ips: Sequence[IPConfig]) -> list[Address]:
 
 
 def configure_host(
-    host: NetNS, ours: Link, ips: Sequence[IPConfig], evict: Callable[[Link], bool]
+    host: NetNS, ours: Link, ips: Sequence[IPConfig], remove_if_gone: Callable[[Link], str]
 ) -> None:
     """Give the host's end `ours` the gateways, and the host a route to each address.
 
-    Raises CNIError when another interface has that route and `evict` has not removed it.
+    Raises CNIError when another interface has that route, and `remove_if_gone` has not removed it
+    but says whose it is.
     """
     given = gateways(ips)
     messages = [address_message(ours.index, ip_interface(gateway), dad=False) for gateway in given]
@@ -73,7 +74,7 @@ def configure_host(
         if error.errno != errno.EEXIST:
             raise
         for ip in ips:
-            _make_way(host, ours, ip, evict)
+            _make_way(host, ours, ip, remove_if_gone)
     if any(gateway.version == 6 for gateway in given):
         events = partial(host.channel, NETLINK_ROUTE, RTMGRP_IPV6_IFADDR)
         veth.wait_until(lambda: _is_settled(host, ours), events, _SECONDS)
@@ -124,9 +125,9 @@ def _route_to(ours: Link, ip: IPConfig) -> Message:
     return route_message(ours.index, _to(ip.address.ip, RT_SCOPE_HOST), exclusive=True)
 
 
-def _make_way(host: NetNS, ours: Link, ip: IPConfig, evict: Callable[[Link], bool]) -> None:
+def _make_way(host: NetNS, ours: Link, ip: IPConfig, remove_if_gone: Callable[[Link], str]) -> None:
     """Add the route to an address, though another interface may have it. Raises CNIError."""
-    other, index = None, 0
+    other, index, whose = None, 0, ""
     for _ in range(_TRIES):
         try:
             host.netlink.channel.exchange([_route_to(ours, ip)])
@@ -139,12 +140,13 @@ def _make_way(host: NetNS, ours: Link, ip: IPConfig, evict: Callable[[Link], boo
         if index == ours.index:
             return
         other = host.netlink.link_at(index) if kind in (RTN_UNICAST, RTN_LOCAL) else None
-        if other is not None and not evict(other):
+        whose = remove_if_gone(other) if other is not None else ""
+        if whose:
             break
+    over = f"over '{other.name if other else index}'" + (f", of {whose}" if whose else "")
     raise CNIError(
         Code.INTERNAL,
-        f"the host has a route to {ip.address.ip} already, over"
-        f" '{other.name if other else index}'; remove whatever has this address",
+        f"the host has a route to {ip.address.ip} already, {over}; remove what has this address",
     )
 
 

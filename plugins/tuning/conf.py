@@ -33,10 +33,10 @@ def _keys(more: str) -> dict[str, Json]:
             "type": "integer",
             "minimum": 0,
             "maximum": _U32 >> 1,
-            "description": f"MTU of the interface in bytes, 0: as it is{more}.",
+            "description": f"MTU of the interface in bytes, 0: unchanged{more}.",
         },
         "promisc": {"type": "boolean", "description": f"Set the interface promiscuous{more}."},
-        "allmulti": {"type": "boolean", "description": f"Receive all multicast or not{more}."},
+        "allmulti": {"type": "boolean", "description": f"All-multicast mode on or off{more}."},
         "txQLen": {
             "type": "integer",
             "minimum": 0,
@@ -53,23 +53,23 @@ SCHEMA: Json = {
         **_keys(""),
         "dataDir": {
             "type": "string",
-            "description": "Directory where the interface's former state is kept.",
+            "description": "Directory for the interface's former settings.",
             "default": DEFAULT_DATA_DIR,
         },
         "args": {
             "type": "object",
-            "description": "Arguments by the conventions.",
+            "description": "Arguments of the runtime, by the CNI conventions.",
             "properties": {
                 "cni": {
                     "type": "object",
-                    "description": "Arguments that are the same for all plugins.",
-                    "properties": _keys(", before all others"),
+                    "description": "Arguments for all plugins.",
+                    "properties": _keys("; overrides all other sources"),
                 }
             },
         },
         "runtimeConfig": {
             "type": "object",
-            "description": "What the runtime fills in for capabilities.",
+            "description": "Values from the runtime, by capability.",
             "properties": {
                 "mac": {"type": "string", "description": "MAC by the capability `mac`."}
             },

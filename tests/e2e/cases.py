@@ -1,6 +1,6 @@
 """Configurations for both the Go reference plugins and ours, and what may differ between them.
 
-Each difference has its entry in docs/differences.md, by whose heading it is known here.
+Each difference has its row in docs/differences.md; its subject there is its name here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ NET4, NET6 = "10.81.0.0/24", "fd00:81::/64"
 DEFAULT4, DEFAULT6 = {"dst": "0.0.0.0/0"}, {"dst": "::/0"}
 MAC = "02:00:00:00:81:01"
 
-# Heading in docs/differences.md: what it explains, of lines "what: theirs -> ours".
+# Subject in docs/differences.md: the lines that it explains, "what: theirs -> ours".
 EVERYWHERE = {
     "Attachment records": r"ADD: files in /run/pycni/attachments: absent -> there",
     "Router advertisements": r"ADD: c1 sysctl net/ipv6/conf/eth0/accept_ra: 1 -> 0",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cni_common.serve.cli import VERSION
+from cni_common.spec.names import VERSION
 from tests.e2e.node import Node, node_with
 from tests.e2e.upgrades import CONFIG, Clients, install, version_of_engine
 from tests.machine import DIST, ROOT

@@ -72,7 +72,9 @@ def assert_limited(sender: str, receiver: str, address: str) -> None:
 
 def assert_free(sender: str, receiver: str, address: str) -> None:
     """There is no limit."""
-    seen = [measure(sender, receiver, address) for _ in range(TRIES)]
+    seen: list[float] = []
+    while len(seen) < TRIES and max(seen, default=0) <= FREE:
+        seen.append(measure(sender, receiver, address))
     assert max(seen) > FREE, seen
 
 

@@ -193,7 +193,7 @@ def test_force_address_replaces_the_gateway_of_a_network_without_containers(
         machine.ok("bridge", "ADD", machine.network(), container, containerid=containerid)
         if containerid == "deleted":
             machine.ok("bridge", "DEL", machine.network(), container, containerid=containerid)
-        machine.forget(container)
+        machine.end(container)
     second = machine.network(
         name=f"{machine.name}-2", forceAddress=True, ipam=ipam(machine, OTHER_V4)
     )

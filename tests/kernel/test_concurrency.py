@@ -343,7 +343,7 @@ def test_gc_beside_add_and_del(machine: Machine) -> None:
         name: machine.ok("bridge", "ADD", config, netns, containerid=name)
         for name, netns in containers.items()
     }
-    machine.forget(containers.pop("dead"))
+    machine.end(containers.pop("dead"))
     make_old(machine)
     claims = Claims()
     churn = [

@@ -210,7 +210,7 @@ def test_what_no_launcher_sends(machine: Machine, message: bytes) -> None:
 
     send = (
         "import socket, sys; s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET);"
-        "s.connect(sys.argv[1]); s.recv(99);"
+        "s.connect(sys.argv[1]); s.send(s.recv(99)[8:24] + bytes(16)); s.recv(99);"
         "import os; fds = [os.pipe()[0]] * int(sys.argv[3]);"
         "socket.send_fds(s, [bytes.fromhex(sys.argv[2])], fds)"
     )
@@ -291,8 +291,13 @@ def machine_calls(machine: Machine, config: Json) -> None:
 
 
 def test_an_overdue_add_is_taken_back(machine: Machine) -> None:
-    """An ADD that hangs ends by the deadline with code 11 and leaves nothing."""
-    machine.start_engine(add_seconds=3)
+    """An ADD that hangs ends by the deadline with code 11 and leaves nothing; so does its worker.
+
+    The interrupt may strike between any two instructions, and a worker that lived on could keep
+    locks and the runtime's descriptors.
+    """
+    engine = machine.start_engine(add_seconds=3, workers=1)
+    interrupted = engine.workers()
 
     with store_locked(machine) as release:
         process = start(machine, "ADD", machine.network(), machine.container())
@@ -304,6 +309,7 @@ def test_an_overdue_add_is_taken_back(machine: Machine) -> None:
     assert (status, error["code"]) == (1, 11)
     assert "given up after 3 s" in error["msg"]
     assert_nothing_left(machine)
+    wait_until(lambda: engine.workers() not in ([], interrupted), "the worker lives on")
 
 
 def test_an_undo_that_hangs_as_well(machine: Machine, tmp_path: Path) -> None:

@@ -362,7 +362,7 @@ def test_gc(walls: Walls, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cni_common.node.liveness.GRACE_SECONDS", -1)
     walls.admitted("gone", "valid", "alive", ingressPolicy="same-bridge")
     for cid in ("gone", "valid"):
-        walls.machine.forget(walls.netns[cid])
+        walls.machine.end(walls.netns[cid])
     config = walls.config("valid", prevResult=None)
     config["cni.dev/valid-attachments"] = [{"containerID": "valid", "ifname": "eth0"}]
 

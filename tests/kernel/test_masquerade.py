@@ -8,10 +8,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from cni_common.kernel import iptables, nft_table
+from cni_common.kernel import iptables, nft_layout, nft_table
 from cni_common.kernel.netlink import Message
 from cni_common.kernel.netns import NetNS
-from cni_common.node import masquerade
 from tests.machine import Json, Machine, machine_at
 
 V4, V6 = {"subnet": "10.9.0.0/24"}, {"subnet": "fd00:9::/64"}
@@ -163,7 +162,7 @@ def test_element_of_a_dead_container_is_taken_over(machine: Machine) -> None:
     """An address that was freed without its element can be masqueraded for its next owner."""
     config = masquerading(machine)
     machine.ok("bridge", "ADD", config, machine.container(), args="IP=10.9.0.9")
-    table, key = masquerade.TABLE, bytes([10, 9, 0, 2])
+    table, key = nft_layout.TABLE, bytes([10, 9, 0, 2])
     host = NetNS(machine.host)
     chain = table.elements(host, "masquerade4")[0].chain
     nft_table.apply(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cni_common.serve.cli import VERSION
+from cni_common.spec.names import VERSION
 from plugins import TYPES
 from tests.machine import ROOT, error_of
 from tests.other_build import OTHER_VERSION, version_behind

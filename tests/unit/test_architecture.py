@@ -26,10 +26,13 @@ ROOT = Path(__file__).resolve().parents[2]
 WINGS = {
     "spec": ("errors", "undo", "wire", "names", "result", "schema", "request", "ipam_config"),
     "kernel": (
-        *("netlink", "codec", "link", "route", "rtnetlink", "netns", "link_deletion"),
-        *("nft_messages", "nft_expressions", "nft_table", "iptables"),
+        *("netlink", "link", "route", "rtnetlink", "netns", "link_deletion"),
+        *("nft_messages", "nft_expressions", "nft_table", "nft_layout", "iptables"),
     ),
-    "node": ("record", "masquerade", "liveness", "veth", "lifecycle", "host"),
+    "node": (
+        *("unformatted", "record", "owned", "masquerade_iptables", "masquerade", "liveness"),
+        *("absence", "masquerade_strays", "veth", "lifecycle", "interface", "host"),
+    ),
     "serve": ("stdio", "protocol", "worker", "engine", "cli", "main"),
 }
 ORDER = tuple(f"{wing}.{module}" for wing, modules in WINGS.items() for module in modules)
@@ -37,14 +40,19 @@ FOR_PLUGINS = ORDER[: ORDER.index("node.host")]  # a plugin is handed the Host
 # Who may import what only inside functions: each costs a cold start that has no need of it.
 LAZY = {
     "kernel.netns": ("kernel.netlink", "kernel.rtnetlink"),
-    "kernel.rtnetlink": ("kernel.codec",),
-    "node.masquerade": ("kernel.iptables",),
+    "node.record": ("node.unformatted",),
+    "node.masquerade": ("kernel.iptables", "node.masquerade_iptables"),
+    "node.lifecycle": ("node.liveness", "node.owned"),
+    "node.interface": (
+        *("kernel.iptables", "node.liveness", "node.masquerade_iptables", "node.masquerade_strays"),
+        "node.owned",
+    ),
     "serve.main": tuple(name for name in ORDER if name != "serve.stdio"),
 }
 THIRD_PARTIES = {
     "_setns": "cni_common.kernel.netns",  # of the bundle
-    "pyroute2": "cni_common.kernel.codec",
     "jsonschema": "cni_common.spec.schema",
+    "pyroute2": "commands.dumps",
     "rich": "commands.view",
 }
 
@@ -198,6 +206,17 @@ class TestImports:
 
         assert wrong == []
 
+    def test_commands_name_no_plugin(self) -> None:
+        """The operator's commands know plugins by what each says of its lifecycle."""
+        wrong = [
+            f"{name_of(path)} imports {one.name}"
+            for path in COMMANDS
+            for one in imports(path)
+            if one.name.startswith("plugins.") and one.name != "plugins.TYPES"
+        ]
+
+        assert wrong == []
+
     def test_third_parties(self) -> None:
         """Each library is known to one file."""
         known = {*sys.stdlib_module_names, "cni_common", "commands", "plugins"}
@@ -266,9 +285,13 @@ _INTERFACE = frozenset(
         *("kernel.rtnetlink", "node.veth"),
     }
 )
-_NFT = frozenset(
-    {"kernel.nft_expressions", "kernel.nft_messages", "kernel.nft_table", "node.masquerade"}
+_NFT_LAYOUT = frozenset(
+    {
+        *("kernel.nft_expressions", "kernel.nft_layout", "kernel.nft_messages"),
+        "kernel.nft_table",
+    }
 )
+_NFT = _NFT_LAYOUT | {"node.masquerade"}
 
 
 class Entry(NamedTuple):
@@ -317,7 +340,7 @@ ENTRIES = {
         _COMMON_SERVING
         | _INTERFACE
         | _NFT
-        | {"node.lifecycle", "node.liveness", "spec.ipam_config"},
+        | {"node.lifecycle", "node.interface", "spec.ipam_config"},
         frozenset(
             {
                 "bridge",
@@ -336,7 +359,7 @@ ENTRIES = {
         {},
         7,
         _SERVING | _NETLINK,
-        _COMMON_SERVING | _NFT | {"kernel.netlink", "node.liveness"},
+        _COMMON_SERVING | _NFT | {"kernel.netlink", "node.lifecycle"},
         frozenset(
             {
                 "portmap",
@@ -356,7 +379,7 @@ ENTRIES = {
         {},
         7,
         _SERVING | _NETLINK,
-        _COMMON_SERVING | _NFT | {"kernel.netlink"},
+        _COMMON_SERVING | _NFT_LAYOUT | {"kernel.netlink", "node.lifecycle"},
         frozenset(
             {
                 "firewall",
@@ -387,7 +410,7 @@ ENTRIES = {
         _COMMON_SERVING
         | _INTERFACE
         | _NFT
-        | {"node.lifecycle", "node.liveness", "spec.ipam_config"},
+        | {"node.lifecycle", "node.interface", "spec.ipam_config"},
         frozenset({"ptp", "ptp.conf", "ptp.routes"}),
     ),
     "bandwidth refuses an ADD": Entry(
@@ -405,8 +428,8 @@ ENTRIES = {
         {},
         7,
         _SERVING | _NETLINK,
-        _COMMON_SERVING | {"kernel.link", "kernel.netlink", "spec.ipam_config"},
-        frozenset({"tuning", "tuning.conf", "tuning.device", "tuning.sysctl"}),
+        _COMMON_SERVING | {"kernel.link", "kernel.netlink", "node.lifecycle", "spec.ipam_config"},
+        frozenset({"tuning", "tuning.conf", "tuning.device", "tuning.parts", "tuning.sysctl"}),
     ),
     "static refuses an ADD": Entry(
         "static",
@@ -571,7 +594,7 @@ class TestPlugins:
 
     def test_loaded(self) -> None:
         """load() returns the module of that name, which has all that a plugin must have."""
-        verbs = ("add", "delete", "check", "gc", "status")
+        verbs = ("add", "delete", "check", "gc", "status", "lifecycle")
         modules: dict[str, Any] = {plugin: load(plugin) for plugin in TYPES}
 
         assert [

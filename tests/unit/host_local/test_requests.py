@@ -307,7 +307,10 @@ def test_delete_stays_in_its_directory(node: Node) -> None:
             ["10.0.0.3/29"],
             "host-local: 10.0.0.3 should be reserved for c1 (eth0) but is held by c2",
         ),
-        (["10.0.0.2/29", "fd00::7/64"], "fd00::7 should be reserved for c1 (eth0) but is reserved"),
+        (
+            ["10.0.0.2/29", "fd00::7/64"],
+            "fd00::7 should be reserved for c1 (eth0) but is not reserved",
+        ),
     ],
 )
 def test_check_compares_with_prev_result(node: Node, ips: list[str], message: str) -> None:

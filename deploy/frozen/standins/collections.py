@@ -1,5 +1,0 @@
-"""collections, as far as it is C."""
-
-from _collections import OrderedDict
-
-__all__ = ["OrderedDict"]
