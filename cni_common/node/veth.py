@@ -14,7 +14,7 @@ from cni_common.kernel.netlink import NetlinkError
 from cni_common.kernel.netns import NETLINK_ROUTE
 from cni_common.kernel.route import IFA_F_DADFAILED, IFA_F_TENTATIVE, RT_SCOPE_LINK
 from cni_common.kernel.rtnetlink import RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, RTMGRP_LINK
-from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code, drifted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -177,23 +177,18 @@ def check(container: NetNS, ifname: str, expected: Result) -> Link:
     """Raise CNIError that names the first difference of the container from `expected`."""
     link = container.netlink.link(ifname)
     if link is None:
-        raise drift(f"interface '{ifname}' is missing in '{container.path}'")
+        raise drifted(f"interface '{ifname}' is missing in '{container.path}'")
     for interface in expected.interfaces:
         if interface.name == ifname and interface.sandbox:
             if interface.mac and interface.mac.lower() != link.mac:
-                raise drift(f"MAC of '{ifname}' is {link.mac}, ADD gave {interface.mac}")
+                raise drifted(f"MAC of '{ifname}' is {link.mac}, ADD gave {interface.mac}")
             if interface.mtu and interface.mtu != link.mtu:
-                raise drift(f"MTU of '{ifname}' is {link.mtu}, ADD gave {interface.mtu}")
+                raise drifted(f"MTU of '{ifname}' is {link.mtu}, ADD gave {interface.mtu}")
     if not link.up:
-        raise drift(f"interface '{ifname}' is down")
+        raise drifted(f"interface '{ifname}' is down")
     _check_addresses(container, link, expected)
     _check_routes(container, link, expected)
     return link
-
-
-def drift(what: str) -> CNIError:
-    """Return the error for an object that differs from ADD's result."""
-    return CNIError(Code.INTERNAL, f"{what}; delete and add the attachment again")
 
 
 def await_operational(host: NetNS, index: int, seconds: float) -> None:
@@ -353,7 +348,7 @@ def _check_addresses(container: NetNS, link: Link, expected: Result) -> None:
     for ip in ips_of(expected, link.name):
         if ip.address not in present:
             have = ", ".join(sorted(map(str, present))) or "none"
-            raise drift(f"address {ip.address} of '{link.name}' is missing, it has {have}")
+            raise drifted(f"address {ip.address} of '{link.name}' is missing, it has {have}")
 
 
 def _check_routes(container: NetNS, link: Link, expected: Result) -> None:
@@ -367,7 +362,7 @@ def _check_routes(container: NetNS, link: Link, expected: Result) -> None:
         ]
         if not any(_matches(found, wanted) for found in same):
             have = ", ".join(_route_text(found) for found in same) or "nothing"
-            raise drift(
+            raise drifted(
                 f"route {_route_text(wanted)} over '{link.name}' is missing, there is {have}"
             )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cni_common.node.veth import drift
+from cni_common.spec.errors import drifted
 from plugins.bandwidth import ifb, parts
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def check(req: Request, host: Host, conf: Conf) -> None:
     if outward and not difference:
         difference = outward.difference(channel, _ifb(req, host, ours))
     if difference:
-        raise drift(difference)
+        raise drifted(difference)
 
 
 def _ifb(req: Request, host: Host, ours: Link) -> Link:
@@ -37,9 +37,9 @@ def _ifb(req: Request, host: Host, ours: Link) -> Link:
     if block is None or block.kind != ifb.KIND or block.name not in ifb.names_of(req):
         raise _lost(ours)
     if not block.up:
-        raise drift(f"interface '{block.name}' is down")
+        raise drifted(f"interface '{block.name}' is down")
     return block
 
 
 def _lost(ours: Link) -> CNIError:
-    return drift(f"what '{ours.name}' receives is not redirected to the attachment's ifb")
+    return drifted(f"what '{ours.name}' receives is not redirected to the attachment's ifb")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel.link import VethEnd
 from cni_common.node import interface, masquerade, veth
+from cni_common.spec.errors import drifted
 from cni_common.spec.request import Command
 from cni_common.spec.result import Interface, Result
 from plugins.bridge import gateway, macfilter, port
@@ -84,7 +85,7 @@ def check(req: Request, host: Host) -> None:
         else veth.check(container, req.ifname, expected)
     )
     if link is None:
-        raise veth.drift(f"interface '{req.ifname}' is missing in '{req.netns}'")
+        raise drifted(f"interface '{req.ifname}' is missing in '{req.netns}'")
     ours = port.check(host.netns, container, conf, link, expected=expected)
     if conf.mac_filter:
         macfilter.check(host.netns, ours.name, link.mac)

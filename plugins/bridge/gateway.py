@@ -9,7 +9,7 @@ from cni_common.kernel.link import VethEnd
 from cni_common.kernel.netlink import NetlinkError
 from cni_common.kernel.route import RT_TABLE_MAIN, RT_TABLE_UNSPEC
 from cni_common.node import veth
-from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code, drifted
 from cni_common.spec.result import Interface, Route
 from plugins.bridge import vlan
 
@@ -92,13 +92,13 @@ def check(host: NetNS, conf: Conf, expected: Result) -> None:
     """Raise CNIError if a gateway address is missing or forwarding is off."""
     link = host.netlink.link(conf.gateway_interface)
     if link is None:
-        raise veth.drift(f"gateway interface '{conf.gateway_interface}' is missing")
+        raise drifted(f"gateway interface '{conf.gateway_interface}' is missing")
     present = {cidr for cidr, _ in host.netlink.addresses(link.index)}
     for gateway in gateways(expected):
         if gateway not in present:
-            raise veth.drift(f"gateway {gateway} is missing on '{link.name}'")
+            raise drifted(f"gateway {gateway} is missing on '{link.name}'")
         if host.sysctl(veth.FORWARDING[gateway.version]) == "0":
-            raise veth.drift(f"the host no longer forwards IPv{gateway.version}")
+            raise drifted(f"the host no longer forwards IPv{gateway.version}")
 
 
 def gateways(result: Result) -> list[Cidr]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cni_common.kernel import nft_expressions, nft_layout, nft_table
 from cni_common.kernel.nft_layout import Chain, Layout, Set
 from cni_common.kernel.nft_table import interface_key, interface_name
-from cni_common.node.veth import drift
+from cni_common.spec.errors import drifted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -62,12 +62,12 @@ def remove(host: NetNS, port: str, mac: str) -> None:
 def check(host: NetNS, port: str, mac: str) -> None:
     """Raise CNIError if frames with another MAC could pass."""
     if TABLE.element(host, _GUARDED, interface_key(port)) is None:
-        raise drift(f"'{port}' is no longer in the MAC filter's set '{_GUARDED}'")
+        raise drifted(f"'{port}' is no longer in the MAC filter's set '{_GUARDED}'")
     if TABLE.element(host, _ALLOWED, _pair(port, mac)) is None:
-        raise drift(f"MAC {mac} of '{port}' is no longer in the MAC filter's set '{_ALLOWED}'")
+        raise drifted(f"MAC {mac} of '{port}' is no longer in the MAC filter's set '{_ALLOWED}'")
     lost = LAYOUT.drift(host)
     if lost:
-        raise drift(lost)
+        raise drifted(lost)
 
 
 def holds(host: NetNS, port: str, mac: str) -> bool:

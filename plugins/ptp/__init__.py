@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cni_common.kernel.link import VethEnd
 from cni_common.node import interface, masquerade, veth
 from cni_common.node.lifecycle import Lifecycle
+from cni_common.spec.errors import drifted
 from cni_common.spec.request import Command
 from cni_common.spec.result import Interface, Result
 from plugins.ptp import routes
@@ -127,8 +128,8 @@ def _remove_if_gone(host: Host, link: Link) -> str:
 def _host_end(req: Request, host: Host, link: Link) -> Link:
     """Return the other end of the container's interface. Raises CNIError."""
     if link.kind != "veth":
-        raise veth.drift(f"'{link.name}' is no veth but '{link.kind}'")
+        raise drifted(f"'{link.name}' is no veth but '{link.kind}'")
     ours = veth.host_end(host.netns, host.open_netns(req.netns), link)
     if ours is None:
-        raise veth.drift(f"the host's end of '{link.name}' is missing")
+        raise drifted(f"the host's end of '{link.name}' is missing")
     return ours

@@ -24,7 +24,7 @@ from cni_common.kernel.route import (
 )
 from cni_common.kernel.rtnetlink import RTMGRP_IPV6_IFADDR
 from cni_common.node import veth
-from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code, drifted
 from cni_common.spec.result import Route
 
 if TYPE_CHECKING:
@@ -97,23 +97,23 @@ def routes_on_way(index: int, ips: Sequence[IPConfig]) -> list[Message]:
 def check_host(host: NetNS, ours: Link, ips: Sequence[IPConfig]) -> None:
     """Raise CNIError if a gateway, a route to an address or forwarding is missing."""
     if not ours.up:
-        raise veth.drift(f"interface '{ours.name}' is down")
+        raise drifted(f"interface '{ours.name}' is down")
     present = {cidr for cidr, _ in host.netlink.addresses(ours.index)}
     for gateway in gateways(ips):
         if ip_interface(gateway) not in present:
-            raise veth.drift(f"gateway {gateway} is missing on '{ours.name}'")
+            raise drifted(f"gateway {gateway} is missing on '{ours.name}'")
         if host.sysctl(veth.FORWARDING[gateway.version]) == "0":
-            raise veth.drift(f"the host no longer forwards IPv{gateway.version}")
+            raise drifted(f"the host no longer forwards IPv{gateway.version}")
     for ip in ips:
         if host.netlink.way_to(ip.address.ip) != (RTN_UNICAST, ours.index):
-            raise veth.drift(f"the host's way to {ip.address.ip} does not lead over '{ours.name}'")
+            raise drifted(f"the host's way to {ip.address.ip} does not lead over '{ours.name}'")
 
 
 def check_container(container: NetNS, link: Link, ips: Sequence[IPConfig]) -> None:
     """Raise CNIError if the container has no route to a gateway over its interface."""
     for gateway in gateways(ips):
         if container.netlink.way_to(gateway) != (RTN_UNICAST, link.index):
-            raise veth.drift(f"the way to gateway {gateway} does not lead over '{link.name}'")
+            raise drifted(f"the way to gateway {gateway} does not lead over '{link.name}'")
 
 
 def _to(address: Address, scope: int) -> Route:
