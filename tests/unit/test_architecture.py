@@ -397,8 +397,8 @@ ENTRIES = {
         "ADD",
         {},
         8,
-        _SERVING | _NETLINK,
-        _COMMON_SERVING | _INTERFACE,
+        _SERVING | {"signal"},
+        _COMMON_SERVING,
         frozenset({"loopback"}),
     ),
     "ptp refuses an ADD": Entry(
