@@ -39,7 +39,7 @@ STEPS: Mapping[str, Mapping[str, str]] = {
         "plugins.bridge._await_working": "port and bridge awaited",
     },
     "DEL": {
-        "cni_common.node.veth.delete_veth": "veth pair deleted",
+        "cni_common.node.interface.Veth.teardown": "veth pair deleted",
         "cni_common.node.interface.Masquerade.teardown": "masquerading taken back",
         "cni_common.node.interface.Ipam.teardown": "address given back by host-local",
         "cni_common.node.record.Record.remove": "record removed",

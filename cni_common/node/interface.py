@@ -8,7 +8,6 @@ from functools import cache
 from ipaddress import ip_interface
 from typing import TYPE_CHECKING
 
-from cni_common.kernel.link_deletion import delete_link
 from cni_common.node import masquerade, veth
 from cni_common.node.lifecycle import Part
 from cni_common.spec.errors import CNIError, Code
@@ -19,7 +18,7 @@ from cni_common.spec.undo import BestEffort
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
-    from cni_common.kernel.link import Link
+    from cni_common.kernel.link import Link, VethEnd
     from cni_common.node.host import Host
     from cni_common.node.lifecycle import Attaching, Unrecorded
     from cni_common.node.owned import Owned, Stray
@@ -52,14 +51,28 @@ class Veth(Part):
         """`is_in_network` decides on a pair without a record, by its end on the host."""
         self._is_in_network = is_in_network
 
+    def create(
+        self, attaching: Attaching, host: Host, end: VethEnd, *, mtu: int, master: int = 0
+    ) -> Link:
+        """Create the pair with `end` in the container; return the host's end, a port of `master`.
+
+        The pair is noted before it exists, and taken back if the ADD fails. Raises NetlinkError.
+        """
+
+        def intend(ours: VethEnd) -> None:
+            attaching.note(VethFacts(ours.name, ours.mac, end.mac))
+            attaching.take_back(self)
+
+        return veth.create_veth(host.netns, end, mtu=mtu, master=master, intend=intend)
+
     def teardown(self, req: Request, host: Host, _record: Record, facts: VethFacts) -> None:
         """Delete the pair, by either end."""
-        if veth.delete_veth(host.netns, facts.host_end, facts.host_end_mac):
+        if host.delete_link(host.netns, facts.host_end, facts.host_end_mac):
             return
         # The host's end may have been renamed; the container's end still has its MAC.
         container = host.find_netns(req.netns)
         if container and facts.container_mac:
-            veth.delete_veth(container, req.ifname, facts.container_mac)
+            host.delete_link(container, req.ifname, facts.container_mac)
 
     def teardown_unrecorded(self, req: Request, host: Host, found: Unrecorded) -> None:
         """Delete the container's interface if it leads to the network; note its addresses."""
@@ -78,7 +91,7 @@ class Veth(Part):
             host.log(f"DEL leaves '{req.ifname}' alone: it is of container {other}")
             return
         addresses = {cidr.ip for cidr, _ in container.netlink.addresses(link.index)}
-        delete_link(host.netns, ours.index)
+        host.delete_link(host.netns, ours.name, ours.mac)
         found.addresses.update(one for one in addresses if not one.is_link_local)
 
     def refuse_living(self, req: Request, host: Host, record: Record, facts: VethFacts) -> None:

@@ -16,7 +16,7 @@ from cni_common.kernel import nft_expressions, nft_layout, nft_table
 from cni_common.kernel.netlink import NetlinkError
 from cni_common.kernel.nft_layout import FAMILIES, TABLE, Chain, Layout, Set
 from cni_common.kernel.nft_messages import COMMENT_MAX_BYTES
-from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code, drifted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -144,7 +144,7 @@ def check(netns: NetNS, owner: Owner, addresses: Sequence[Cidr], *, backend: str
     else:
         found = _nftables_drift(netns, owner.network, addresses)
     if found:
-        raise CNIError(Code.INTERNAL, f"{found}; delete and add the attachment again")
+        raise drifted(found)
 
 
 def _nftables_drift(netns: NetNS, network: str, addresses: Sequence[Cidr]) -> str:

@@ -113,7 +113,7 @@ class Ifb(Part):
 
     def teardown(self, _req: Request, host: Host, _record: Record, facts: IfbFacts) -> None:
         """Delete it."""
-        ifb.delete(host.netns, facts.device, facts.mac)
+        host.delete_link(host.netns, facts.device, facts.mac)
 
     def strays(self, host: Host) -> Iterator[Stray]:
         """Yield the ifbs to which nothing is redirected."""
@@ -127,7 +127,7 @@ class Ifb(Part):
                 owner=link.mac,
                 addresses=frozenset(),
                 reason="nothing is redirected to it, and no record names it",
-                remove=partial(ifb.delete_idle, host.netns, link.name, link.mac),
+                remove=partial(ifb.delete_idle, host, link.name, link.mac),
                 idle=True,
             )
 
@@ -252,7 +252,7 @@ def _remove_stale(host: Host, name: str) -> bool:
     if not ifb.is_ours(found) or _is_claimed(host, found) or ifb.users(host.netns, found):
         return False
     host.log(f"'{name}', which an interrupted ADD has left, is removed")
-    ifb.delete(host.netns, name, found.mac)
+    host.delete_link(host.netns, name, found.mac)
     return True
 
 
@@ -276,7 +276,7 @@ def _teardown_unrecorded(req: Request, host: Host) -> None:
         for block in blocks:
             steps.attempt(
                 f"ifb '{block.name}'",
-                lambda: ifb.delete(host.netns, block.name, block.mac),  # noqa: B023 - as above
+                lambda: host.delete_link(host.netns, block.name, block.mac),  # noqa: B023 - as above
             )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel.link import VethEnd
 from cni_common.node import interface, masquerade, veth
+from cni_common.spec.errors import drifted
 from cni_common.spec.request import Command
 from cni_common.spec.result import Interface, Result
 from plugins.bridge import gateway, macfilter, port
@@ -14,6 +15,7 @@ from plugins.bridge.conf import SCHEMA, Conf
 from plugins.bridge.parts import (
     LIFECYCLE,
     MAC_FILTER,
+    VETH,
     GatewayFacts,
     MacFilterFacts,
     user_of_gateway,
@@ -43,7 +45,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     attaching = LIFECYCLE.begin(req, host, undo, *facts)
     bridge = port.ensure_bridge(host.netns, conf)
     end = VethEnd(req.ifname, conf.mac or veth.random_mac(), netns=container.fd)
-    ours = _plug_in(host, conf, end, bridge=bridge, attaching=attaching, undo=undo)
+    ours = _plug_in(host, conf, end, bridge=bridge, attaching=attaching)
     result = _interfaces(req, bridge, ours, end)
     if conf.ipam:
         _allocate(req, host, conf, result, undo=undo)
@@ -83,7 +85,7 @@ def check(req: Request, host: Host) -> None:
         else veth.check(container, req.ifname, expected)
     )
     if link is None:
-        raise veth.drift(f"interface '{req.ifname}' is missing in '{req.netns}'")
+        raise drifted(f"interface '{req.ifname}' is missing in '{req.netns}'")
     ours = port.check(host.netns, container, conf, link, expected=expected)
     if conf.mac_filter:
         macfilter.check(host.netns, ours.name, link.mac)
@@ -120,18 +122,9 @@ def lifecycle() -> Lifecycle:
     return LIFECYCLE
 
 
-def _plug_in(
-    host: Host, conf: Conf, end: VethEnd, *, bridge: Link, attaching: Attaching, undo: Undo
-) -> Link:
+def _plug_in(host: Host, conf: Conf, end: VethEnd, *, bridge: Link, attaching: Attaching) -> Link:
     """Make the veth pair; return the host's end, which is the port."""
-    ours = veth.create_veth(
-        host.netns,
-        end,
-        undo,
-        mtu=conf.mtu,
-        master=bridge.index,
-        intend=lambda own: attaching.note(interface.VethFacts(own.name, own.mac, end.mac)),
-    )
+    ours = VETH.create(attaching, host, end, mtu=conf.mtu, master=bridge.index)
     port.configure(host.netns, ours, conf)
     if conf.mac_filter:
         attaching.note(MacFilterFacts(ours.name, end.mac))

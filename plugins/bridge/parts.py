@@ -144,4 +144,5 @@ def _remove_of_reference(host: Host, port: str, whose: str) -> None:
 
 
 MAC_FILTER = MacFilter()
-LIFECYCLE = Lifecycle("bridge", Veth(_is_in_bridge), MASQUERADE, MAC_FILTER, Gateway(), IPAM)
+VETH = Veth(_is_in_bridge)
+LIFECYCLE = Lifecycle("bridge", VETH, MASQUERADE, MAC_FILTER, Gateway(), IPAM)

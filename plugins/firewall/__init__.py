@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code, drifted
 from plugins.firewall import filter_tables, parts
 from plugins.firewall.conf import FIREWALLD, SCHEMA, Conf
 
@@ -37,7 +37,7 @@ def check(req: Request, host: Host) -> None:
     conf = Conf.of(req)
     drift = parts.missing(req, host, conf, req.require_prev_result())
     if drift:
-        raise CNIError(Code.INTERNAL, f"{drift}; delete and add the attachment again")
+        raise drifted(drift)
 
 
 def gc(req: Request, host: Host) -> None:

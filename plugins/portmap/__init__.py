@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.nft_layout import TABLE
-from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code, drifted
 from plugins.portmap import conntrack, layout, nftables, parts, route_localnet, shared_ports
 from plugins.portmap.conf import IPTABLES, SCHEMA, Conf
 
@@ -64,7 +64,7 @@ def check(req: Request, host: Host) -> None:
     if not drift and conf.opens_localhost:
         drift = route_localnet.check(host.netns, conf.addresses[4].ip)
     if drift:
-        raise CNIError(Code.INTERNAL, f"{drift}; delete and add the attachment again")
+        raise drifted(drift)
 
 
 def gc(req: Request, host: Host) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cni_common.kernel.link import VethEnd
 from cni_common.node import interface, masquerade, veth
 from cni_common.node.lifecycle import Lifecycle
+from cni_common.spec.errors import drifted
 from cni_common.spec.request import Command
 from cni_common.spec.result import Interface, Result
 from plugins.ptp import routes
@@ -35,13 +36,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     veth.refuse_existing(container, req.ifname)
     attaching = LIFECYCLE.begin(req, host, undo, interface.IpamFacts(conf.ipam))
     end = VethEnd(req.ifname, veth.random_mac(), netns=container.fd)
-    ours = veth.create_veth(
-        host.netns,
-        end,
-        undo,
-        mtu=conf.mtu,
-        intend=lambda own: attaching.note(interface.VethFacts(own.name, own.mac, end.mac)),
-    )
+    ours = _VETH.create(attaching, host, end, mtu=conf.mtu)
     result = _allocate(req, host, conf, undo)
     result.interfaces = [
         Interface(ours.name, ours.mac, ours.mtu),
@@ -126,15 +121,15 @@ def _remove_if_gone(host: Host, link: Link) -> str:
     if state is not liveness.State.GONE:
         return liveness.describe(str(masquerade.owner_of(record)), state, reason)
     host.log(f"removes '{link.name}' of {record.attachment.containerid}: its namespace is gone")
-    veth.delete_veth(host.netns, link.name, link.mac)
+    host.delete_link(host.netns, link.name, link.mac)
     return ""
 
 
 def _host_end(req: Request, host: Host, link: Link) -> Link:
     """Return the other end of the container's interface. Raises CNIError."""
     if link.kind != "veth":
-        raise veth.drift(f"'{link.name}' is no veth but '{link.kind}'")
+        raise drifted(f"'{link.name}' is no veth but '{link.kind}'")
     ours = veth.host_end(host.netns, host.open_netns(req.netns), link)
     if ours is None:
-        raise veth.drift(f"the host's end of '{link.name}' is missing")
+        raise drifted(f"the host's end of '{link.name}' is missing")
     return ours

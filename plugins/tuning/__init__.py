@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code, drifted
 from plugins.tuning import device, parts, sysctl
 from plugins.tuning.conf import SCHEMA, Conf, Device, backup_path
 from plugins.tuning.parts import LIFECYCLE
@@ -66,11 +66,11 @@ def check(req: Request, host: Host) -> None:
         due = {**conf.sysctls, **_sysctls_after(req, host)}
         for path, value in sysctl.read(container, conf.sysctls).items():
             if value is not None and not sysctl.is_same(value, due[path]):
-                raise _drift(f"sysctl {path} is {value!r}, it should be {due[path]!r}")
+                raise drifted(f"sysctl {path} is {value!r}, it should be {due[path]!r}")
     if conf.device:
         difference = device.difference(device.required(container, req.ifname), conf.device)
         if difference:
-            raise _drift(difference)
+            raise drifted(difference)
 
 
 def gc(req: Request, host: Host) -> None:
@@ -122,7 +122,3 @@ def _change_device(
     attaching.take_back(parts.INTERFACE)
     device.save(path, before)
     device.apply(container, link.index, wanted)
-
-
-def _drift(what: str) -> CNIError:
-    return CNIError(Code.INTERNAL, f"{what}; delete and add the attachment again")

@@ -273,6 +273,8 @@ def test_a_namespace_that_comes_back(machine: Machine, tmp_path: Path) -> None:
     path.touch()
     subprocess.run(["mount", "--bind", container, str(path)], check=True)
     machine.ok("bridge", "ADD", config(machine), str(path))
+    # A pair that leads into the namespace would prove that it lives.
+    machine.do(container, f"ip link set eth0 netns {machine.host} name of-c1")
     subprocess.run(["umount", str(path)], check=True)
     path.unlink()
     age(machine)

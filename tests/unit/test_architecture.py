@@ -281,7 +281,7 @@ _COMMON_SERVING = _COMMON_BASE | frozenset(
 )
 _INTERFACE = frozenset(
     {
-        *("kernel.link", "kernel.link_deletion", "kernel.netlink", "kernel.route"),
+        *("kernel.link", "kernel.netlink", "kernel.route"),
         *("kernel.rtnetlink", "node.veth"),
     }
 )
@@ -397,8 +397,8 @@ ENTRIES = {
         "ADD",
         {},
         8,
-        _SERVING | _NETLINK,
-        _COMMON_SERVING | _INTERFACE,
+        _SERVING | {"signal"},
+        _COMMON_SERVING,
         frozenset({"loopback"}),
     ),
     "ptp refuses an ADD": Entry(
