@@ -2,14 +2,14 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .NOTPARALLEL:
 .PHONY: help venv fmt check coverage test test-kernel test-e2e test-dataplane test-runtimes test-faults \
-    test-faults-all test-launcher test-vm storm demo dist install uninstall bench bench-quick schemas lock \
+    test-all test-faults-all test-launcher test-vm storm demo dist install uninstall bench bench-quick schemas lock \
     clean
 
 python := .venv/bin/python
 pytest := $(python) -m pytest
 sandboxed := tests/in-sandbox --or-skip $(pytest) -m "not full_kernel"
-kernels := 6.1-cloud 6.12-cloud # series of Debian, as tests/vm/test_full_kernel.py has them
-shell_scripts := .ci/run deploy/*.sh tests/in-sandbox
+kernels := $(if $(PYCNI_TEST_ALL),6.1-cloud) 6.12-cloud # series of Debian, as tests/vm/test_full_kernel.py has them
+shell_scripts := .ci/run deploy/*.sh tests/in-sandbox tests/parts
 pure := cni_common/spec/schema.py,cni_common/spec/undo.py,cni_common/spec/result.py,cni_common/spec/wire.py,plugins/host_local/ranges.py
 
 help: ## list these targets
@@ -26,27 +26,32 @@ check: venv ## format, lint, types, unit tests: no root, less than half a minute
 	$(python) -m ruff format --check
 	$(python) -m ruff check
 	$(python) -m mypy
+	$(python) -m tests.conformance build/conformance.py && $(python) -m mypy build/conformance.py
 	[[ ! -x .venv/bin/shellcheck ]] || .venv/bin/shellcheck $(shell_scripts)
-	$(pytest) tests/unit
+	$(pytest) -n 2 tests/unit
 
 coverage: venv ## what the unit tests run; the parts without input or output must have it all
 	$(pytest) tests/unit --cov --cov-report=term
 	$(python) -m coverage report --include=$(pure) --fail-under=100
 
-test: ## all tests, also with failures among the first: check and the seven below
+test: ## all tests, also with failures among the first: check and the seven below; 12 minutes
 	@deploy/prerequisites.sh --reference
-	@$(MAKE) --no-print-directory --keep-going check test-kernel test-e2e test-dataplane test-runtimes \
-	    test-faults test-launcher test-vm
+	@tests/parts check test-kernel test-e2e test-dataplane test-faults test-launcher test-runtimes,test-vm
+
+test-all: ## the same with every case, both edges, Go plugins beside ours, two kernels; and the storm
+	@deploy/prerequisites.sh --reference
+	@PYCNI_TEST_ALL=1 tests/parts check test-kernel test-e2e test-dataplane test-launcher test-runtimes \
+	    test-vm storm test-faults
 
 test-kernel: venv ## each plugin on network namespaces of its own
-	$(sandboxed) -n 2 tests/kernel
+	$(sandboxed) -n 4 --dist worksteal tests/kernel # which wait for the kernel half of the time
 
 test-e2e: dist ## the executables, driven by cnitool, beside the Go plugins
 	$(sandboxed) -n 2 tests/e2e
 
 test-runtimes: dist ## driven by podman, by containerd as ctr and the kubelet do, and for containers of others
 	@deploy/prerequisites.sh --runtimes
-	$(sandboxed) -n 2 tests/runtimes
+	$(sandboxed) -n 5 tests/runtimes # which mostly wait
 
 test-dataplane: dist ## sockets of all kinds across the networks that the executables made
 	$(sandboxed) -n 2 -rs tests/dataplane
@@ -54,8 +59,8 @@ test-dataplane: dist ## sockets of all kinds across the networks that the execut
 test-faults: dist ## killed, on a full disk, after a power loss; a short storm: tests/faults/README.md
 	$(sandboxed) -n 2 tests/faults
 
-test-faults-all: dist ## the same at each system call also where test-faults takes a sample; an hour
-	PYCNI_FAULT_ALL=1 $(sandboxed) -n 2 --timeout 3000 tests/faults/test_{chains,renewal}.py
+test-faults-all: ## the same at each system call, where test-faults takes a sample; an hour
+	@PYCNI_TEST_ALL=1 $(MAKE) --no-print-directory test-faults
 
 test-launcher: dist ## launcher, also under sanitizers; what dist and install make
 	$(sandboxed) -n 2 tests/launcher
@@ -67,6 +72,14 @@ test-vm: dist ## what needs a complete kernel, in virtual machines
 	    set -x; for kernel in $(kernels); do $(python) tests/vm/boot.py --kernel $$kernel; done; \
 	    $(pytest) -n 2 tests/vm; \
 	fi
+
+.PHONY: golden slowest
+golden: dist ## write tests/golden/ anew: what the Go plugins answer to fixed inputs
+	@deploy/prerequisites.sh --reference
+	PYCNI_TEST_GOLDEN=renew $(sandboxed) -n 0 -m golden tests/kernel tests/e2e
+
+slowest: ## print the 40 slowest tests of the last run of each suite: seconds, and which
+	@sort -rn build/durations/*.txt | head -n 40
 
 storm: dist ## 64 clients, STORM_OPERATIONS=10000 at random, killed at random; some minutes
 	@deploy/prerequisites.sh --reference
@@ -104,5 +117,5 @@ lock: ## write requirements.lock anew after a change of versions in pyproject.to
 	    --custom-compile-command "make lock" --output-file requirements.lock
 
 clean: ## remove all that was made here
-	rm -rf .venv .tools build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .tools build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -25,7 +25,7 @@ _CNITOOL = ROOT / ".tools" / "bin" / "cnitool"
 
 
 def main(words: Sequence[str]) -> int:
-    """Measure or render; return 1 when a bar is missed, 2 when nothing could be measured."""
+    """Measure or render; return 1 if a bar is missed, 2 if nothing could be measured."""
     options = _options(words)
     if options.render:
         found = Report.from_json((options.output / report.JSON).read_text())
@@ -44,7 +44,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def measure(bin_dir: Path, rounds: int, *, quick: bool) -> Report:
-    """Return what one run finds; a quick one leaves out what takes long."""
+    """Return the report of one run; a quick run skips long experiments."""
     missing: dict[str, str] = {}
     machine = description(_REFERENCE)
     with tempfile.TemporaryDirectory() as directory:
@@ -61,7 +61,7 @@ def measure(bin_dir: Path, rounds: int, *, quick: bool) -> Report:
 
 @contextmanager
 def _columns(bin_dir: Path, driver: Path, missing: dict[str, str]) -> Iterator[list[Column]]:
-    """Have the columns, each started and warm; those that cannot be had are in `missing`."""
+    """Start and warm up the columns; put the reason of each missing column into `missing`."""
     with ExitStack() as stack:
         found = []
         for name, directory in ((REFERENCE, _REFERENCE), (ONE_SHOT, bin_dir), (ENGINE, bin_dir)):

@@ -1,4 +1,4 @@
-"""The columns: how the reference, one-shot and engine are called, side by side on one host.
+"""The columns: the reference, one-shot and engine, called side by side on one host.
 
 All are in one network namespace. Each has mounts of its own, so each has its own files below
 /run/pycni and /var/lib/cni, and only those of the engine's column have the engine's socket.
@@ -20,9 +20,9 @@ from cni_common.node.record import make_directory
 ROOT = Path(__file__).resolve().parents[1]
 SOCKET = "/run/pycni/engine.sock"
 _READY_SECONDS = 20.0
-_SETTLE_SECONDS = 0.002  # what an engine does after its answer belongs to that call
+_SETTLE_SECONDS = 0.002  # an engine's work after its answer belongs to that call
 _CFLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror")
-# Mounts that show up nowhere else, then the driver in place of the shell.
+# Mounts that are visible nowhere else, then the driver instead of the shell.
 _MOUNTS = """
 mount -t tmpfs -o mode=700 tmpfs /run/pycni
 mount -t tmpfs -o mode=755 tmpfs /var/lib/cni
@@ -37,7 +37,7 @@ class BenchError(Exception):
 
 @dataclass(frozen=True)
 class Call:
-    """One start of a program, with a whole environment."""
+    """One start of a program, with its complete environment."""
 
     program: Path
     environ: Mapping[str, str]
@@ -45,7 +45,7 @@ class Call:
     arguments: tuple[str, ...] = ()
 
     def line(self) -> str:
-        """Return the call as bench/driver.c reads it."""
+        """Return the call in the form of bench/driver.c."""
         fields = [f"p{self.program}", *(f"a{argument}" for argument in self.arguments)]
         fields += [f"e{name}={value}" for name, value in self.environ.items()]
         return "\t".join([*fields, f"i{self.stdin}"]) + "\n"
@@ -53,7 +53,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call took: wall time, CPU of it and its children, peak of the largest of them."""
+    """The cost of a call: wall time, CPU and peak memory, its children included."""
 
     wall_ms: float
     cpu_ms: float
@@ -64,11 +64,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Batch:
-    """What calls took that were started side by side."""
+    """The cost of calls that were started side by side."""
 
     outcomes: Sequence[Outcome]
     wall_ms: float
-    engine_ms: float  # CPU of the engine meanwhile
+    engine_ms: float  # CPU of the engine during the calls
 
 
 def compiled(name: str, directory: Path) -> Path:
@@ -95,7 +95,7 @@ class Column:
             errors="replace",
         )
         assert self._driver.stdout is not None
-        if self._driver.stdout.readline() != "mounted\n":  # before an engine looks for its place
+        if self._driver.stdout.readline() != "mounted\n":  # before an engine opens its socket
             raise BenchError("cannot mount anything here: run it in tests/in-sandbox")
 
     def close(self) -> None:
@@ -114,11 +114,11 @@ class Column:
         self._driver.wait()
 
     def path(self, name: str) -> Path:
-        """Return where a file of this column is to be found from here."""
+        """Return the path of a column's file, as seen from this process."""
         return Path(f"/proc/{self._driver.pid}/root{name}")
 
     def run(self, calls: Sequence[Call], *, must_succeed: bool = True) -> Batch:
-        """Run calls side by side. Raises BenchError when one fails that must not."""
+        """Run calls side by side. Raises BenchError if a call fails that must not."""
         before = self._engine_cpu()
         assert self._driver.stdin is not None
         self._driver.stdin.write("".join(call.line() for call in calls) + "\n")
@@ -127,7 +127,7 @@ class Column:
         wall_ms = int(self._line()) / 1e6
         time.sleep(_SETTLE_SECONDS)
         after = self._engine_cpu()
-        # Those that have ended meanwhile are not there to be asked.
+        # Processes that have ended meanwhile have no clock any more.
         engine_ms = sum(ms - before.get(pid, 0.0) for pid, ms in after.items())
         if must_succeed:
             for call, outcome in zip(calls, outcomes, strict=True):
@@ -146,7 +146,7 @@ class Column:
             )
 
     def start_engine(self) -> None:
-        """Start `pycni engine`; return when it accepts. Raises BenchError when it does not."""
+        """Start `pycni engine`; return when it accepts. Raises BenchError if it does not."""
         program = self.bin_dir / "pycni"
         if not program.exists():
             raise BenchError(f"there is no {program.name} in the bin directory")
@@ -200,7 +200,7 @@ class Floor:
         self._process.communicate()
 
     def ms(self, *words: str) -> float:
-        """Return what one request took."""
+        """Return the time of one request in ms. Raises BenchError."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(" ".join(words) + "\n")
@@ -212,13 +212,13 @@ class Floor:
 
 
 def default_bin_dir() -> Path:
-    """Return what `make dist` has made, else the scripts of this checkout."""
+    """Return the directory of `make dist`, else that of this checkout's scripts."""
     made = ROOT / "dist" / "bin"
     return made if made.exists() else ROOT / ".tools" / "cni"
 
 
 def descendants(pid: int) -> list[int]:
-    """Return a process and all below it."""
+    """Return a process and all its descendants."""
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdecimal() and (parent := _parent(entry)):
@@ -230,7 +230,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def sh(command: str) -> None:
-    """Run a command, words separated by spaces, on the pretend host; it must succeed."""
+    """Run a command, words separated by spaces, on the simulated host; it must succeed."""
     words = command.split()
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
     if done.returncode:
@@ -238,7 +238,7 @@ def sh(command: str) -> None:
 
 
 def empty(directory: Path) -> None:
-    """Remove all that is in a directory, but for the engine's socket."""
+    """Empty a directory, except for the engine's socket."""
     for entry in directory.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry)

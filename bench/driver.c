@@ -1,15 +1,15 @@
-/* Runs programs as a container runtime does, and tells what each took.
+/* Runs programs as a container runtime does, and measures each.
  *
- * A program of its own, not Python's: vfork from a large process costs more, and the kernel counts
+ * A C program, not Python: vfork from a large process costs more, and the kernel counts
  * the parent's memory as the child's peak until the child has called exec.
  *
  * A line on stdin is a call; its fields are separated by tabs, and begin with a letter:
- *   p PROGRAM   a ARGUMENT   e VARIABLE=VALUE   i what the program gets on stdin
+ *   p PROGRAM   a ARGUMENT   e VARIABLE=VALUE   i STDIN
  * An empty line starts all calls since the last one, side by side. For each of them, in the order
  * of the request, one line answers:
  *   nanoseconds from before fork to its end, microseconds of CPU, kilobytes of peak memory (both
- *   with the children it waited for), exit status, and what it printed on stdout
- * then one line with the nanoseconds that all of them took.
+ *   with the children it waited for), exit status, and its stdout
+ * then one line with the nanoseconds of all together.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -26,8 +26,8 @@
 
 #define CALLS_MAX 128
 #define WORDS_MAX 32
-#define OUTPUT_MAX 65536 /* what a pipe holds: nobody reads before the program ends */
-#define LIMIT_SECONDS 300 /* for calls that run side by side; SIGALRM ends us then */
+#define OUTPUT_MAX 65536 /* capacity of a pipe: it is read after the program's end */
+#define LIMIT_SECONDS 300 /* for calls that run side by side; then SIGALRM ends the driver */
 
 struct call {
     char *line;
@@ -120,7 +120,7 @@ static void start(struct call *call)
     call->output = output[0];
 }
 
-/* Note the end of one program; with WNOHANG, return 0 when none has ended. */
+/* Record the end of one program; with WNOHANG, return 0 if none has ended. */
 static int reap(unsigned count, int flags)
 {
     int status;

@@ -1,4 +1,4 @@
-"""What is measured: each experiment fills some rows, the columns interleaved round by round."""
+"""The experiments: each fills some rows, with the columns interleaved round by round."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from plugins import TYPES
 
 AT_ONCE = (1, 8, 32)
 LEASES = (0, 1_000, 10_000, 60_000)
-_ADDRESSES = (1 << 16) - 3  # that a /16 has for containers
+_ADDRESSES = (1 << 16) - 3  # addresses of a /16 for containers
 SLOW = ("at-once-32", "leases-10000", "leases-60000", "leases-one-free", "leases-64")
-_MEGABYTES = 64  # they take less than a tenth of a second
+_MEGABYTES = 64  # takes less than a tenth of a second
 _CIDRS = count(1)
 
 
@@ -38,7 +38,7 @@ class Bench:
     _ids: Iterator[int] = field(default_factory=count)
 
     def row(self, key: str, title: str, unit: str = "ms") -> Row:
-        """Return a row, made when it is new."""
+        """Return a row; create it if it is new."""
         return self.rows.setdefault(key, Row(key, title, unit))
 
     def turns(self, what: str, share: float = 1.0) -> Iterator[list[Column]]:
@@ -54,7 +54,7 @@ class Bench:
         progress(f"{what}: done")
 
     def attachment(self, network: Network, container: int) -> Attachment:
-        """Return an attachment that has not been before, in a container's namespace."""
+        """Return a new attachment, in a container's namespace."""
         number = next(self._ids)
         return Attachment(
             network, f"/run/netns/c{container}", f"{number:064x}", 20000 + 10 * container
@@ -62,7 +62,7 @@ class Bench:
 
 
 def progress(text: str, *, last: bool = True) -> None:
-    """Show how far it is: on a terminal in one line, which `last` leaves standing."""
+    """Show the progress: on a terminal in one line, which `last` completes."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\033[K{text}" + ("\n" if last else ""))
     elif last:
@@ -71,7 +71,7 @@ def progress(text: str, *, last: bool = True) -> None:
 
 
 def prepare() -> None:
-    """Make the namespaces that all columns share; before the columns are made."""
+    """Make the namespaces that all columns share; call it before the columns are made."""
     for number in range(max(AT_ONCE)):
         sh(f"ip netns add c{number}")
     for resident in ("resident0", "resident1", "resident2", "resident3"):
@@ -79,7 +79,7 @@ def prepare() -> None:
 
 
 def warm_up(column: Column) -> None:
-    """Have one ADD and DEL served. Raises BenchError when that fails."""
+    """Run one ADD and DEL. Raises BenchError if one fails."""
     attachment = Attachment(Network("warm", column.name, column.bin_dir), "/run/netns/c0", "warm")
     for command in ("ADD", "DEL"):
         run_chain(column, [attachment], command)
@@ -89,7 +89,7 @@ def warm_up(column: Column) -> None:
 def experiments(types: Sequence[str] = TYPES) -> dict[str, Callable[[Bench], None]]:
     """Return every experiment by name, in the order of the table."""
     found: dict[str, Callable[[Bench], None]] = {
-        "first": first_container,  # while the host is still empty
+        "first": first_container,  # first, while the host is still empty
         "version": version,
         "loopback": loopback,
     }
@@ -157,7 +157,7 @@ def loopback(bench: Bench) -> None:
 
 
 def attach(bench: Bench, key: str, title: str, kind: Kind) -> None:
-    """ADD and DEL of one container beside another that stays."""
+    """ADD and DEL of one container, while another one stays attached."""
     rows = {
         command: bench.row(f"{key}.{command.lower()}", f"bridge {command}{title}")
         for command in ("ADD", "DEL")
@@ -178,7 +178,7 @@ def attach(bench: Bench, key: str, title: str, kind: Kind) -> None:
 
 
 def first_container(bench: Bench) -> None:
-    """ADD of the first container on an empty host: bridge and base chains have to be made."""
+    """ADD of the first container on an empty host: it makes bridge and base chains."""
     row = bench.row("first.add", "bridge ADD, masquerade, first container on an empty node")
     for turn in bench.turns(row.title, 0.5):
         for column in turn:
@@ -193,7 +193,7 @@ def first_container(bench: Bench) -> None:
 
 
 def at_once(bench: Bench, number: int) -> None:
-    """`number` containers that arrive together, then go together."""
+    """ADDs of `number` containers at a time, then their DELs."""
     key, title = f"at-once-{number}", f"{number} at a time"
     rows = {
         command: bench.row(f"{key}.{command.lower()}", f"bridge {command}, {title}", "per second")
@@ -215,7 +215,7 @@ def at_once(bench: Bench, number: int) -> None:
 
 
 def interpreter(bench: Bench) -> None:
-    """The interpreter alone, started and ended: no process of ours takes less."""
+    """The interpreter alone, started and ended: the least of any process of ours."""
     number = max(AT_ONCE)
     row = bench.row("interpreter", f"bare interpreter, {number} at a time", "per second")
     call = Call(Path(sys.executable).resolve(), {}, arguments=("-I", "-S", "-c", "pass"))
@@ -248,7 +248,7 @@ def throughput(bench: Bench) -> None:
 
 @contextmanager
 def _iperf3_pair(bench: Bench, column: Column, first: int) -> Iterator[tuple[str, str]]:
-    """Have two containers on a column's bridge; give the client's name and the server's address."""
+    """Attach two containers to a column's bridge; yield the client's name and server's address."""
     network = Network("throughput", column.name, column.bin_dir)
     pair = [bench.attachment(network, first), bench.attachment(network, first + 1)]
     run_chain(column, pair, "ADD")
@@ -279,7 +279,7 @@ def by_cnitool(bench: Bench) -> None:
 
 @dataclass(frozen=True)
 class Leases:
-    """How many leases of others are in which subnet; `share` is that of the run's rounds."""
+    """The number of other leases and their subnet; `share` is the part of the run's rounds."""
 
     key: str
     title: str
@@ -289,7 +289,7 @@ class Leases:
 
 
 def leases(bench: Bench, among: Leases) -> None:
-    """ADD, CHECK and DEL of host-local beside leases of others."""
+    """ADD, CHECK and DEL of host-local among leases of other containers."""
     rows = {
         command: bench.row(
             f"leases-{among.key}.{command.lower()}", f"host-local {command}, {among.title}"
@@ -339,7 +339,7 @@ def run_chain(column: Column, group: Sequence[Attachment], command: str) -> list
 
 
 def _add_costs(bench: Bench, row: Row, column: Column, batches: Sequence[Batch]) -> None:
-    """Add what the calls of one chain cost beside time."""
+    """Add CPU and memory of the calls of one chain."""
     cpu = sum(batch.engine_ms + sum(one.cpu_ms for one in batch.outcomes) for batch in batches)
     peak = max(one.peak_mb for batch in batches for one in batch.outcomes)
     if column.name == ENGINE:
@@ -350,7 +350,7 @@ def _add_costs(bench: Bench, row: Row, column: Column, batches: Sequence[Batch])
 
 @contextmanager
 def _residents(bench: Bench, key: str, kind: Kind) -> Iterator[None]:
-    """Have a container on each column's network that stays, and take all away afterwards."""
+    """Keep one container on each column's network; remove everything afterwards."""
     groups = []
     for number, column in enumerate(bench.columns):
         network = Network(key, column.name, column.bin_dir, kind)
@@ -365,7 +365,7 @@ def _residents(bench: Bench, key: str, kind: Kind) -> Iterator[None]:
 
 @contextmanager
 def _floor(bench: Bench, kind: Kind) -> Iterator[Floor]:
-    """Have the floor's program on a bridge with gateway addresses and a container that stays."""
+    """Run the floor's program, on a bridge with gateway addresses and one resident container."""
     network = Network("floor", FLOOR, Path(), kind)
     sh(f"ip link add {network.bridge} type bridge")
     sh(f"ip address add {network.prefix4}.0.1/16 dev {network.bridge}")
@@ -391,7 +391,7 @@ def _floor_add(
 
 
 def _write_leases(store: Path, among: Leases) -> None:
-    """Write leases as the reference does: .2 and on, each of another container."""
+    """Write leases as the reference does: from .2 on, each of another container."""
     gateway = ip_network(among.subnet)[1]
     last = str(gateway)
     for host in range(1, among.present + 1):

@@ -1,18 +1,18 @@
-/* The floor: what the kernel alone takes for one attachment, asked by one process that stays.
+/* The floor: the kernel's time for one attachment, asked by one resident process.
  *
- *   floor BRIDGE     reads from stdin, and answers each line with the nanoseconds that it took:
+ *   floor BRIDGE     reads lines from stdin, and answers each with its nanoseconds:
  *   add HOST_END NETNS ADDRESS/PREFIX GATEWAY [ADDRESS/PREFIX GATEWAY]
  *   del HOST_END
- *   adds COUNT HOST_END NETNS PREFIX     COUNT at a time, each by a process of its own that waits
- *   dels COUNT HOST_END                  for the start: HOST_END0, NETNS0, PREFIX.1.0/16 and so on
+ *   adds COUNT HOST_END NETNS PREFIX     COUNT at a time, each in its own process, which waits for
+ *   dels COUNT HOST_END                  the start: HOST_END0, NETNS0, PREFIX.1.0/16 and so on
  *
  * An ADD opens the namespace, makes the veth pair by one message (both ends in their namespaces,
  * the host's up and in the bridge), opens a socket in the container, asks for the index of eth0,
  * and by one more sendmsg gives it its addresses, sets it up and adds a default route for each
- * gateway. A DEL is the deletion of the pair. Both end when the kernel has confirmed everything, but
- * one of many DELs when the kernel tells that the host's end is gone: the memory is freed later. Many
- * DELs are gathered: each puts its pair into a group, then asks for the deletion of the group, which
- * takes along what others have put there while it waited for the RTNL lock.
+ * gateway. A DEL is the deletion of the pair. Both end with the kernel's acknowledgement; one of
+ * many DELs ends with the event that the host's end is deleted, since its memory is freed later. Many
+ * DELs are grouped: each moves its pair into a group, then asks for the deletion of the group. That
+ * deletion includes all pairs that were moved there while it waited for the RTNL lock.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -61,7 +61,7 @@ static uint64_t now(void)
     return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
 }
 
-/* Append `length` bytes, padded; `data` may be NULL for zeros. Return where they are. */
+/* Append `length` bytes, padded; `data` may be NULL for zeros. Return their address. */
 static void *append(struct batch *batch, const void *data, size_t length)
 {
     char *place = batch->data + batch->length;
@@ -270,7 +270,7 @@ static void delete(int host, const char *name)
     exchange(host, &batch, "deletion");
 }
 
-/* Put an interface into the group and delete all that is there; perhaps another has just done it. */
+/* Move an interface into the group and delete the group; another process may have just done it. */
 static void delete_group(int host, int index)
 {
     struct batch batch = {.length = 0};
@@ -286,7 +286,7 @@ static void delete_group(int host, int index)
         die("deletion");
 }
 
-/* Have only the deletion of one interface delivered: the events of all others wake nobody. */
+/* Filter events to the deletion of one interface, so that no other event wakes the process. */
 static void hear_only_deletion(int events, int index)
 {
     struct sock_filter program[] = {
@@ -305,7 +305,7 @@ static void hear_only_deletion(int events, int index)
         die("filter");
 }
 
-/* Delete the pair of `name`, and tell by `done` as soon as the kernel says that it is gone. */
+/* Delete the pair of `name`, and write to `done` at the kernel's event of the deletion. */
 static void delete_and_tell(const char *name, int done)
 {
     _Alignas(struct nlmsghdr) char answer[32768];
@@ -317,7 +317,7 @@ static void delete_and_tell(const char *name, int done)
     hear_only_deletion(events, index);
     if (bind(events, (struct sockaddr *)&links, sizeof links) < 0)
         die("bind");
-    /* Another process waits for the answer, which comes a grace period later. */
+    /* Another process waits for the acknowledgement, which comes an RCU grace period later. */
     if (fork() == 0) {
         delete_group(host, index);
         _exit(0);
@@ -329,7 +329,7 @@ static void delete_and_tell(const char *name, int done)
     wait(NULL);
 }
 
-/* Be number `number` of those that `words` ask for, once `start` is closed. */
+/* Run as process `number` of the request `words`, once `start` is closed. */
 __attribute__((noreturn))
 static void take_part(char **words, unsigned number, int bridge, int start, int done)
 {
@@ -360,7 +360,7 @@ static void take_part(char **words, unsigned number, int bridge, int start, int 
     _exit(0);
 }
 
-/* Have as many processes as `words` say work at once; return when they were started. */
+/* Run the number of processes in `words` at once; return the time of their start. */
 static uint64_t many(char **words, int bridge)
 {
     unsigned count = (unsigned)atoi(words[1]);
@@ -377,7 +377,7 @@ static uint64_t many(char **words, int bridge)
         }
     }
     close(start[0]);
-    usleep(50000); /* until all wait */
+    usleep(50000); /* until all processes wait */
     began = now();
     close(start[1]);
     close(done[1]);

@@ -1,4 +1,4 @@
-"""iperf3: how much one TCP connection carries from one namespace to another."""
+"""iperf3: the throughput of one TCP connection from one namespace to another."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RUN_SECONDS = 60.0
 
 @contextmanager
 def serving(netns: str) -> Iterator[None]:
-    """Have an iperf3 that listens in a namespace of `ip netns`. Raises BenchError."""
+    """Run an iperf3 server in a namespace of `ip netns`. Raises BenchError."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [*_inside(netns), "--server", "--forceflush"], stdout=log, stderr=subprocess.STDOUT
@@ -37,7 +37,7 @@ def serving(netns: str) -> Iterator[None]:
 
 
 def gbit_per_second(netns: str, address: str, megabytes: int, *options: str) -> float:
-    """Return what the server at `address` received per second, sent from a namespace.
+    """Return the rate at which the server at `address` receives from a namespace, in Gbit/s.
 
     Raises BenchError.
     """
@@ -55,7 +55,7 @@ def _inside(netns: str) -> list[str]:
 
 @cache
 def _ahead() -> list[str]:
-    """Return what has iperf3 run before all else, where that may be: others would disturb it."""
+    """Return the command prefix for real-time priority, if permitted: other processes disturb."""
     first = ["chrt", "--fifo", "1"]
     allowed = subprocess.run([*first, "true"], capture_output=True, check=False).returncode == 0
     return first if allowed else []

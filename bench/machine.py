@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def description(reference: Path) -> dict[str, str]:
-    """Return what the figures depend on; `reference` is the Go plugins' directory."""
+    """Return the properties that the figures depend on; `reference`: the Go plugins' directory."""
     return {
         "processor": f"{_processor()}, {os.cpu_count()} cores",
         "load before the run": f"{os.getloadavg()[0]:.1f}",

@@ -1,4 +1,4 @@
-"""The networks that are measured, and calls on them as containerd makes them."""
+"""The measured networks, and calls on them as containerd makes them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(frozen=True)
 class Kind:
-    """What a network is like, whichever column's."""
+    """The properties of a network, the same for every column."""
 
     dual: bool = False
     masquerade: str = ""  # the reference's backend; ours always takes its own default
@@ -29,7 +29,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Network:
-    """One column's network of a kind: bridge, subnets and data of its own."""
+    """One column's network, with its own bridge, subnets and data."""
 
     name: str
     column: str
@@ -79,7 +79,7 @@ class Network:
         return chain
 
     def list(self) -> Json:
-        """Return the network's configuration as a file has it."""
+        """Return the content of the network's configuration file."""
         return {"cniVersion": VERSION, "name": self.name, "plugins": self.plugins()}
 
     @property
@@ -89,7 +89,7 @@ class Network:
 
 @dataclass
 class Attachment:
-    """One container on a network, and what the last ADD said."""
+    """One container on a network, and the result of its last ADD."""
 
     network: Network
     netns: str
@@ -108,7 +108,7 @@ class Attachment:
 
 @dataclass(frozen=True)
 class PluginCall:
-    """One plugin's part in an ADD or DEL; the configuration is complete only when it starts."""
+    """One plugin's call in an ADD or DEL; its configuration is complete when it starts."""
 
     attachment: Attachment
     conf: Mapping[str, Any]
@@ -135,7 +135,7 @@ class PluginCall:
 
 
 def environment(command: str, attachment: Attachment, bin_dir: Path) -> dict[str, str]:
-    """Return a plugin's environment as containerd gives it."""
+    """Return a plugin's environment as from containerd."""
     pod = {
         "IgnoreUnknown": "1",
         "K8S_POD_NAMESPACE": "default",
@@ -162,7 +162,7 @@ def cnitool_call(cnitool: Path, command: str, attachment: Attachment, directory:
 
 
 def lease_call(column: Column, command: str, network: str, *, subnet: str, result: Json) -> Call:
-    """Return a call of host-local by itself; `result` is that of ADD, {} before."""
+    """Return a call of host-local alone; `result` is that of ADD, {} before."""
     conf = {
         "cniVersion": VERSION,
         "name": network,

@@ -1,4 +1,4 @@
-"""Charts as SVG, by hand: two shapes are all that is needed."""
+"""Charts as SVG, without a library: bars and lines."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def curve(title: str, xs: Sequence[int], lines: Mapping[str, Sequence[float]], u
 
 
 def number(value: float) -> str:
-    """Return a figure with as many digits as can be told apart."""
+    """Return a figure with its significant digits."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 

@@ -1,4 +1,4 @@
-"""Where the time of a masqueraded ADD and DEL goes, step by step.
+"""The time of a masqueraded ADD and DEL, step by step.
 
 In a warm process by timing its functions; in a process of its own from outside, by calls that get
 ever further before they are refused.
@@ -29,19 +29,19 @@ from plugins import load
 # Functions of one ADD or DEL that do not call each other.
 STEPS: Mapping[str, Mapping[str, str]] = {
     "ADD": {
-        "cni_common.node.lifecycle.begin": "record begun",
+        "cni_common.node.lifecycle.Lifecycle.begin": "record begun",
         "plugins.bridge.port.ensure_bridge": "bridge looked at",
         "cni_common.node.veth.create_veth": "veth pair made, in both namespaces and the bridge",
-        "cni_common.node.lifecycle.allocate": "address leased by host-local",
+        "cni_common.node.interface.allocate": "address leased by host-local",
         "plugins.bridge.gateway.ensure": "gateway addresses and forwarding looked at",
         "cni_common.node.veth.configure": "sysctls, addresses, link up, routes",
         "cni_common.node.masquerade.add": "masquerading, one nftables transaction",
         "plugins.bridge._await_working": "port and bridge awaited",
     },
     "DEL": {
-        "cni_common.node.veth.delete_veth": "veth pair deleted",
-        "cni_common.node.lifecycle.unmask": "masquerading taken back",
-        "cni_common.node.lifecycle._release": "address given back by host-local",
+        "cni_common.node.interface.Veth.teardown": "veth pair deleted",
+        "cni_common.node.interface.Masquerade.teardown": "masquerading taken back",
+        "cni_common.node.interface.Ipam.teardown": "address given back by host-local",
         "cni_common.node.record.Record.remove": "record removed",
     },
 }
@@ -58,7 +58,7 @@ Steps = dict[str, float]  # ms by step
 
 
 def profiles(bench: Bench) -> dict[str, Steps]:
-    """Return the medians of each step: of a warm process, and of one process a call."""
+    """Return the medians of each step: in a warm process, and with one process per call."""
     columns = {column.name: column for column in bench.columns}
     rounds = max(3, bench.rounds)
     one_shot = columns[ONE_SHOT]
@@ -70,7 +70,7 @@ def profiles(bench: Bench) -> dict[str, Steps]:
 
 
 def from_outside(bench: Bench, column: Column, rounds: int) -> Steps:
-    """Return the steps of an ADD that can be told from outside."""
+    """Return the steps of an ADD that can be timed from outside."""
     network = Network("profile", column.name, column.bin_dir, _KIND)
     resident = Attachment(network, "/run/netns/resident0", "resident")
     run_chain(column, [resident], "ADD")
@@ -86,7 +86,7 @@ def from_outside(bench: Bench, column: Column, rounds: int) -> Steps:
         walls = [column.run([call], must_succeed=False).wall_ms for call in calls]
         walls.append(run_chain(column, [attachment], "ADD")[0].wall_ms)
         run_chain(column, [attachment], "DEL")
-        # Differences within a round: what else the machine does changes from round to round.
+        # Differences within a round: the machine's other load changes from round to round.
         for title, before, after in zip(_FROM_OUTSIDE, [0.0, *walls], walls, strict=False):
             samples[title].append(after - before)
     run_chain(column, [resident], "DEL")
@@ -116,7 +116,7 @@ def _warm(bin_dir: Path, rounds: int) -> Iterator[tuple[str, Steps]]:
                     whole = (time.perf_counter() - begin) * 1000
                 if act == command:
                     steps = {**spent, _REST: whole - sum(spent.values())}
-            if number:  # the first is not warm
+            if number:  # the first call is not warm
                 for step, ms in steps.items():
                     samples[step].append(ms)
         yield f"{command}, warm", {step: statistics.median(ms) for step, ms in samples.items()}
@@ -129,7 +129,7 @@ def _serve(attachment: Attachment, command: str, own: NetNS) -> None:
     """Run bridge in this process."""
     (part,) = attachment.add_calls() if command == "ADD" else attachment.delete_calls()
     call = part.call()
-    executable = str(attachment.network.bin_dir / "host-local")  # so that it is not executed
+    executable = str(attachment.network.bin_dir / "host-local")  # so that it runs in this process
     with Host(load, executable, lambda _text: None, execute=execute, own=own) as host:
         reply = respond("bridge", call.environ, call.stdin.encode(), host)
     if reply.exit_code:

@@ -1,4 +1,4 @@
-"""What was measured: rows of samples by column, their medians and percentiles."""
+"""The samples: rows by column, their medians and percentiles."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Row:
     title: str
     unit: str = "ms"
     samples: Samples = field(default_factory=dict)
-    # Single calls in ms, where a sample is that of many at a time.
+    # Single calls in ms, for rows whose sample is of many calls at a time.
     latencies: Samples = field(default_factory=dict)
 
     def add(self, column: str, sample: float, latencies: Sequence[float] = ()) -> None:
@@ -34,24 +34,24 @@ class Row:
             calls += [round(latency, 3) for latency in latencies]
 
     def median(self, column: str) -> float | None:
-        """Return the median of a column, None when it was not measured."""
+        """Return the median of a column, None if it was not measured."""
         samples = self.samples.get(column)
         return statistics.median(samples) if samples else None
 
     def p99(self, column: str) -> float | None:
-        """Return what 99 of 100 calls do not exceed: ms, or for single calls the row's unit."""
+        """Return the 99th percentile: of single calls in ms, else in the row's unit."""
         calls = self.latencies.get(column) or self.samples.get(column)
         return percentile(calls, 99) if calls else None
 
     def ratio(self, column: str, to: str) -> float | None:
-        """Return median over median; None when one of them was not measured."""
+        """Return the ratio of two columns' medians, None if one was not measured."""
         ours, theirs = self.median(column), self.median(to)
         return ours / theirs if ours is not None and theirs else None
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that one run has found, as it is in docs/benchmarks.json."""
+    """The result of one run, as in docs/benchmarks.json."""
 
     machine: Mapping[str, str]
     rounds: int
@@ -60,7 +60,7 @@ class Report:
     profile: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # ms by step
 
     def row(self, key: str) -> Row | None:
-        """Return one row, None when it was not measured."""
+        """Return one row, None if it was not measured."""
         return next((row for row in self.rows if row.key == key), None)
 
     def to_json(self) -> str:
@@ -73,12 +73,12 @@ class Report:
 
     @staticmethod
     def from_json(text: str) -> Report:
-        """Return what `to_json` wrote."""
+        """Return the report that `to_json` wrote."""
         data: dict[str, Any] = json.loads(text)
         return Report(**{**data, "rows": [Row(**row) for row in data["rows"]]})
 
 
 def percentile(samples: Sequence[float], percent: int) -> float:
-    """Return the smallest sample that `percent` of all do not exceed (nearest rank)."""
+    """Return a percentile by the nearest-rank method, `percent` from 0 to 100."""
     rank = math.ceil(len(samples) * percent / 100)
     return sorted(samples)[max(rank, 1) - 1]

@@ -11,13 +11,13 @@ from plugins import TYPES
 
 @dataclass(frozen=True)
 class Bar:
-    """What the ratio of one column to another must be in one row."""
+    """The required ratio of two columns in one row."""
 
     row: str
     column: str
     limit: float
     to: str = REFERENCE
-    at_least: bool = False  # else at most
+    at_least: bool = False  # False: the limit is a maximum
 
     @property
     def rule(self) -> str:
@@ -25,7 +25,7 @@ class Bar:
         return f"{'≥' if self.at_least else '≤'} {self.limit:g}"
 
     def holds(self, ratio: float | None) -> bool:
-        """Tell whether `ratio` reaches the bar; what was not measured does not."""
+        """Tell whether `ratio` reaches the bar; None, not measured, does not."""
         if ratio is None:
             return False
         return ratio >= self.limit if self.at_least else ratio <= self.limit
@@ -39,7 +39,7 @@ def _both(row: str, one_shot: float, engine: float, *, at_least: bool = False) -
 
 
 def bars(types: Sequence[str] = TYPES) -> tuple[Bar, ...]:
-    """Return the bars for a suite that has the plugins `types`."""
+    """Return the bars of a suite with the plugins `types`."""
     return (
         *_both("version", 0.4, 0.4),
         *_both("plain.add", 4.0, 0.45),
@@ -58,7 +58,7 @@ def bars(types: Sequence[str] = TYPES) -> tuple[Bar, ...]:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A bar beside what was measured."""
+    """A bar, and its measurement."""
 
     bar: Bar
     title: str
@@ -83,7 +83,7 @@ class Judgement:
 
 
 def judge(report: Report, types: Sequence[str] = TYPES) -> list[Judgement]:
-    """Return every bar with what was measured."""
+    """Return every bar with its measurement."""
     found = []
     for bar in bars(types):
         row = report.row(bar.row)

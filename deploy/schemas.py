@@ -1,4 +1,4 @@
-"""Write conf/schema: each plugin's SCHEMA as a file for editors, and one for lists of plugins.
+"""Write conf/schema: each plugin's SCHEMA as a file for editors, and one for plugin lists.
 
 python -m deploy.schemas
 """
@@ -50,15 +50,15 @@ def _of_list() -> Json:
             "cniVersions": {
                 "type": "array",
                 "items": {"type": "string"},
-                "description": "All versions that will do; the runtime takes the newest it knows.",
+                "description": "Supported versions; the runtime uses the newest that it knows.",
             },
             "name": {"type": "string", "description": "Name of the network."},
-            "disableCheck": {**_FLAG, "description": "The runtime is not to call CHECK."},
-            "disableGC": {**_FLAG, "description": "The runtime is not to call GC."},
+            "disableCheck": {**_FLAG, "description": "The runtime must not call CHECK."},
+            "disableGC": {**_FLAG, "description": "The runtime must not call GC."},
             "plugins": {
                 "type": "array",
                 "minItems": 1,
-                "description": "The plugins, in the order in which they are called.",
+                "description": "The plugins, in the order of their ADD.",
                 "items": {
                     "type": "object",
                     "required": ["type"],

@@ -1,4 +1,4 @@
-"""Tell whoever connects from which address they seem to come; deploy/demo.sh asks it."""
+"""A server that sends each client its source address, for deploy/demo.sh."""
 
 from __future__ import annotations
 

@@ -1,16 +1,23 @@
-/* What a runtime starts in the name of each plugin: hands the request over to the resident engine,
- * and where there is none starts the frozen program in its own place. Same result, only slower.
+/* The executable of every plugin: hands the request over to the engine. Without an engine it execs
+ * the frozen program, with the same result, only slower.
  *
- * The conversation, on a SOCK_SEQPACKET socket, all numbers little-endian:
- *   engine:    "pycni\0", uint16 protocol number, the build
- *   launcher:  uint32 length of the plugin's type, the type; with it the descriptors of stdin,
- *              stdout, stderr, a file that holds the environment, and of CNI_NETNS if it opens
+ * The messages, on a SOCK_SEQPACKET socket, all numbers little-endian:
+ *   engine:    "pycni\0", uint16 protocol number, 16 random bytes, the build
+ *   launcher:  these 16 bytes, and 16 random bytes of its own
+ *   engine:    the launcher's 16 bytes
+ *   launcher:  uint32 length of the plugin's type, the type; as SCM_RIGHTS the descriptors of
+ *              stdin, stdout, stderr, a file that holds the environment, and CNI_NETNS if it opens
  *   engine:    int32 exit status
- * Until the request is sent, whatever goes wrong means: start the frozen program. From then on
- * the engine may have acted, and a second try could act twice: then the runtime gets an error.
+ * Each side serves only a process of root in its own network and mount namespaces, under its own
+ * root directory: a process of a container that reaches the socket fails that test. The kernel
+ * writes the sender's process id on each message (SCM_CREDENTIALS of unix(7)). A process id can be
+ * reused. So a side first opens /proc/PID, then lets its random bytes come back from that process
+ * id, then reads the namespaces: the open directory never shows a later process with the same id.
  *
- * There is no allocation here but what setenv needs, and no copy but into buffers whose size
- * bounds it.
+ * A failure before the request is sent starts the frozen program. After that the engine may have
+ * acted, and a second try could act twice: the runtime gets an error.
+ *
+ * Only setenv allocates memory, and every copy is bounded by the size of its buffer.
  */
 #define _GNU_SOURCE
 #include <endian.h>
@@ -26,27 +33,30 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
 #ifndef BUILD
-#error "BUILD is to be the build that launcher, engine and frozen program are of"
+#error "define BUILD: the common build of launcher, engine and frozen program"
 #endif
 #ifndef BUNDLE
-#error "BUNDLE is to be the frozen program's path, as seen from the launcher's directory"
+#error "define BUNDLE: the path of the frozen program, relative to the launcher's directory"
 #endif
 
 #ifndef SOCKET
-#define SOCKET "/run/pycni/engine.sock" /* another one only in tests, which run side by side */
+#define SOCKET "/run/pycni/engine.sock" /* overridden only by tests, which run in parallel */
 #endif
-#define PROTOCOL 1
-#define HELLO_MS 2000
+#define PROTOCOL 2
+#define HELLO_MS 2000 /* for each message of the engine before the request */
+#define CHALLENGE 16 /* bytes */
 #define MAX_DESCRIPTORS 5
 
-/* CNI error codes */
+/* CNI error codes: SPEC.md section 5 */
 #define IO_FAILURE 5
 #define TRY_AGAIN_LATER 11
 
@@ -62,6 +72,11 @@ static bool write_all(int fd, const char *data, size_t length)
         ssize_t written = write(fd, data, length);
         if (written < 0 && errno == EINTR)
             continue;
+        if (written < 0 && errno == EAGAIN) {
+            struct pollfd poller = {.fd = fd, .events = POLLOUT};
+            (void)poll(&poller, 1, -1); /* a program with an event loop may pass such a pipe */
+            continue;
+        }
         if (written <= 0)
             return false;
         data += written;
@@ -70,7 +85,7 @@ static bool write_all(int fd, const char *data, size_t length)
     return true;
 }
 
-/* Print a CNI error object on `fd` and end. */
+/* Print a CNI error object on `fd` and exit with status 1. */
 __attribute__((noreturn, format(printf, 3, 4)))
 static void fail(int fd, int code, const char *format, ...)
 {
@@ -90,7 +105,7 @@ static void fail(int fd, int code, const char *format, ...)
     }
     length = snprintf(line, sizeof line, "{\"cniVersion\":\"1.1.0\",\"code\":%d,\"msg\":\"%s\"}\n",
                       code, msg);
-    signal(SIGPIPE, SIG_IGN); /* nobody reads it: the exit status still tells */
+    signal(SIGPIPE, SIG_IGN); /* without a reader the exit status still reports the failure */
     if (length > 0)
         (void)write_all(fd, line, (size_t)length);
     exit(1);
@@ -102,30 +117,40 @@ static const char *base_name(const char *path)
     return slash ? slash + 1 : path;
 }
 
-/* PyInstaller's bootloader would set these and start itself once more, to have its libraries found:
- * a millisecond, and before that it would need a libz of the machine. Where it does not go along it
- * starts itself all the same. deploy/frozen/start.py takes them out again. */
-static void spare_bootloader(const char *program)
+/* Hide a variable from the dynamic loader. deploy/frozen/start.py restores it, so that delegates and
+ * iptables get the environment that the runtime has set. */
+static bool set_aside(const char *name, const char *kept_as)
 {
-    const char *original = getenv("LD_LIBRARY_PATH");
-    /* An empty entry would be the working directory. */
-    bool has_entries = original && *original;
-    char library[2 * PATH_MAX];
-    int length = snprintf(library, sizeof library, "%.*slib%s%s",
-                          (int)(base_name(program) - program), program, has_entries ? ":" : "",
-                          has_entries ? original : "");
+    const char *value = getenv(name);
 
-    if (length < 0 || (size_t)length >= sizeof library
-        || (original ? setenv("LD_LIBRARY_PATH_ORIG", original, 1)
-                     : unsetenv("LD_LIBRARY_PATH_ORIG")) < 0
+    if ((value ? setenv(kept_as, value, 1) : unsetenv(kept_as)) < 0)
+        return false;
+    return unsetenv(name) == 0;
+}
+
+/* Let the bundle's libraries come from the bundle alone: a runtime may set these variables for its
+ * own libraries, as snap does, and those can be too old for the bundle.
+ *
+ * PyInstaller's bootloader would set LD_LIBRARY_PATH and restart itself to find its libraries. That
+ * restart takes a millisecond, and needs the machine's libz before it. If the bootloader does not
+ * accept the variables it restarts itself all the same. */
+static void prepare_environment(const char *program)
+{
+    char library[2 * PATH_MAX];
+    int length = snprintf(library, sizeof library, "%.*slib",
+                          (int)(base_name(program) - program), program);
+
+    if (!set_aside("LD_PRELOAD", "_PYCNI_LD_PRELOAD") || !set_aside("LD_AUDIT", "_PYCNI_LD_AUDIT")
+        || !set_aside("LD_LIBRARY_PATH", "LD_LIBRARY_PATH_ORIG")
+        || length < 0 || (size_t)length >= sizeof library
         || setenv("LD_LIBRARY_PATH", library, 1) < 0)
         return;
     if (setenv("_PYI_ARCHIVE_FILE", program, 1) == 0)
         setenv("_PYI_PARENT_PROCESS_LEVEL", "-1", 1);
 }
 
-/* Become the frozen program, called as this one is, by the path at which this one lies: by that
- * it knows which plugins are its own. */
+/* Exec the frozen program, with the plugin's path in this launcher's directory as argv[0]: by that
+ * path the program recognises delegates of its own. */
 __attribute__((noreturn))
 static void start_bundle(char **argv, const char *type)
 {
@@ -148,18 +173,18 @@ static void start_bundle(char **argv, const char *type)
         fail(STDOUT_FILENO, IO_FAILURE, "pycni: the path of the plugin '%.100s' is too long", type);
 
     argv[0] = called_as;
-    spare_bootloader(program);
+    prepare_environment(program);
     execv(program, argv);
     fail(STDOUT_FILENO, IO_FAILURE, "pycni: cannot start '%s': %s; install pycni again", program,
          strerror(errno));
 }
 
-/* A closed stdin or stderr becomes /dev/null: there must be three descriptors to hand over, and
- * no file that is opened from here on may take the place of one. */
+/* Open /dev/null for each closed descriptor of 0 to 2: the request needs three descriptors, and a
+ * file that is opened later must not get one of these numbers. */
 static bool complete_standard_streams(void)
 {
     for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
-        /* The lowest number that is free is this one, as those below it are not. */
+        /* `fd` is the lowest free number, since all lower ones are open. */
         if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd)
             return false;
     }
@@ -173,18 +198,36 @@ static long now_ms(void)
     return (long)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* Return the length of the next message, 0 at the end of the conversation, less after `limit_ms`
- * or an error. A limit below 0 is none. */
-static ssize_t receive(int sock, void *buffer, size_t size, int limit_ms)
+/* Return the length of the next message, 0 if the peer closed the socket, -1 after `limit_ms` or an
+ * error. A negative limit means no limit. `sender` gets the sender's process and user, or zeros. */
+static ssize_t receive(int sock, void *buffer, size_t size, int limit_ms, struct ucred *sender)
 {
     long deadline = now_ms() + limit_ms;
 
     for (;;) {
+        union {
+            struct cmsghdr header;
+            char space[CMSG_SPACE(sizeof(struct ucred))]; /* none for descriptors: they are dropped */
+        } control = {.space = {0}};
+        struct iovec part = {.iov_base = buffer, .iov_len = size};
+        struct msghdr message = {
+            .msg_iov = &part,
+            .msg_iovlen = 1,
+            .msg_control = control.space,
+            .msg_controllen = sizeof control.space,
+        };
         struct pollfd poller = {.fd = sock, .events = POLLIN};
         long left = limit_ms < 0 ? -1 : deadline - now_ms();
-        ssize_t length = recv(sock, buffer, size, MSG_DONTWAIT | MSG_TRUNC);
+        ssize_t length = recvmsg(sock, &message, MSG_DONTWAIT | MSG_TRUNC | MSG_CMSG_CLOEXEC);
 
-        if (length >= 0 || (errno != EAGAIN && errno != EINTR))
+        if (length >= 0) {
+            const struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+            memset(sender, 0, sizeof *sender);
+            if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_CREDENTIALS)
+                memcpy(sender, CMSG_DATA(header), sizeof *sender);
+            return length;
+        }
+        if (errno != EAGAIN && errno != EINTR)
             return length;
         if (limit_ms >= 0 && left <= 0)
             return -1;
@@ -200,34 +243,87 @@ static bool is_root(int sock)
     return getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 && peer.uid == 0;
 }
 
-static bool is_our_engine(int sock)
+/* Whether the process whose /proc directory is `process` sees the network and the files that this
+ * one sees. */
+static bool has_our_surroundings(int process)
 {
-    static const char expected[] = "pycni\0" /* a uint16 */ "\1\0" BUILD;
-    char hello[sizeof expected];
+    static const char *const names[] = {"ns/net", "ns/mnt", "root"};
+    int self = open("/proc/self", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    bool are_same = self >= 0;
 
-    _Static_assert(PROTOCOL == 1, "it stands in `expected`");
-    return receive(sock, hello, sizeof hello, HELLO_MS) == sizeof expected - 1
-           && memcmp(hello, expected, sizeof expected - 1) == 0;
+    for (size_t at = 0; are_same && at < sizeof names / sizeof names[0]; at++) {
+        struct stat ours;
+        struct stat theirs;
+        are_same = fstatat(self, names[at], &ours, 0) == 0
+                   && fstatat(process, names[at], &theirs, 0) == 0
+                   && ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino;
+    }
+    if (self >= 0)
+        close(self);
+    return are_same;
 }
 
-/* Return a socket on which an engine of this build waits for a request, or -1. */
+/* Whether `engine`, which has sent `challenge`, sends ours back, and has our surroundings. */
+static bool proves_itself(int sock, const struct ucred *engine, const char *challenge)
+{
+    char path[32];
+    char both[2 * CHALLENGE];
+    char echo[CHALLENGE];
+    struct ucred sender;
+    int process;
+    bool is_proven;
+
+    snprintf(path, sizeof path, "/proc/%d", (int)engine->pid);
+    memcpy(both, challenge, CHALLENGE);
+    if (getrandom(both + CHALLENGE, CHALLENGE, 0) != CHALLENGE)
+        return false;
+    process = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (process < 0)
+        return false;
+    is_proven = send(sock, both, sizeof both, MSG_NOSIGNAL) == sizeof both
+                && receive(sock, echo, sizeof echo, HELLO_MS, &sender) == sizeof echo
+                && memcmp(echo, both + CHALLENGE, CHALLENGE) == 0 && sender.pid == engine->pid
+                && has_our_surroundings(process);
+    close(process);
+    return is_proven;
+}
+
+static bool is_our_engine(int sock)
+{
+    static const char start[] = "pycni\0" /* a uint16 */ "\2"; /* and the NUL at its end */
+    static const char build[] = BUILD;
+    enum { LENGTH = sizeof start + CHALLENGE + sizeof build - 1 };
+    char hello[LENGTH + 1];
+    struct ucred engine;
+
+    _Static_assert(PROTOCOL == 2, "it stands in `start`");
+    return receive(sock, hello, sizeof hello, HELLO_MS, &engine) == LENGTH
+           && memcmp(hello, start, sizeof start) == 0
+           && memcmp(hello + sizeof start + CHALLENGE, build, sizeof build - 1) == 0
+           && engine.pid > 0 && engine.uid == 0
+           && proves_itself(sock, &engine, hello + sizeof start);
+}
+
+/* Return a socket to an engine of this build that waits for a request, or -1. */
 static int connect_to_engine(void)
 {
     static const struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = SOCKET};
-    /* Not blocking, for connect: an engine that is full is no better than none. */
+    /* Not blocking: connect must not wait for a full engine. */
     int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int yes = 1;
 
     if (sock < 0)
         return -1;
-    if (connect(sock, (const struct sockaddr *)&address, sizeof address) == 0 && is_root(sock)
+    if (setsockopt(sock, SOL_SOCKET, SO_PASSCRED, &yes, sizeof yes) == 0
+        && connect(sock, (const struct sockaddr *)&address, sizeof address) == 0 && is_root(sock)
         && is_our_engine(sock))
         return sock;
     close(sock);
     return -1;
 }
 
-/* Return a file that holds what /proc/self/environ does, or -1. No message: an environment may
- * have megabytes, and a message may not. */
+/* Return a file with the content of /proc/self/environ, or -1. A file, since an environment may
+ * have megabytes, too much for a message. */
 static int file_of_environment(void)
 {
     int fd = memfd_create("environ", MFD_CLOEXEC);
@@ -236,7 +332,7 @@ static int file_of_environment(void)
     if (fd < 0)
         return -1;
     for (char **entry = environ; *entry;) {
-        /* The kernel lays the strings side by side, so all of them go by one call. */
+        /* The kernel puts the strings side by side, so one call writes all of them. */
         const char *start = *entry;
         const char *end = start;
         while (*entry == end) {
@@ -244,7 +340,7 @@ static int file_of_environment(void)
             entry++;
         }
         while (start < end) {
-            /* pwrite leaves the file's offset at its start, for whoever reads it. */
+            /* pwrite leaves the file's offset at its start, for the reader. */
             ssize_t written = pwrite(fd, start, (size_t)(end - start), offset);
             if (written <= 0) {
                 close(fd);
@@ -282,10 +378,10 @@ static bool send_request(int sock, const char *type)
     if (descriptors[3] < 0)
         return false;
     if (netns && *netns) {
-        /* Opened here, as the engine may see other mounts. Not blocking: it may be a FIFO. */
+        /* Opened here, as the engine may see other mounts. Not blocking: the path may be a FIFO. */
         descriptors[count] = open(netns, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
         if (descriptors[count] >= 0)
-            count++; /* else the engine tries, and words the error */
+            count++; /* otherwise the engine tries, and reports the error */
     }
     message.msg_controllen = (socklen_t)CMSG_SPACE(count * sizeof(int));
     control.header.cmsg_level = SOL_SOCKET;
@@ -298,12 +394,13 @@ static bool send_request(int sock, const char *type)
     return sent >= 0;
 }
 
-/* Wait for the engine to answer, however long: it has deadlines of its own. */
+/* Wait for the engine's answer without a limit: the engine has its own time limits. */
 __attribute__((noreturn))
 static void exit_as_engine_says(int sock)
 {
     uint32_t status = 0;
-    ssize_t length = receive(sock, &status, sizeof status, -1);
+    struct ucred sender;
+    ssize_t length = receive(sock, &status, sizeof status, -1, &sender);
 
     if (length == sizeof status)
         exit((int)le32toh(status));
@@ -328,7 +425,8 @@ int main(int argc, char **argv)
             fail(STDERR_FILENO, IO_FAILURE, "cannot write to stdout: %s", strerror(errno));
         return 0;
     }
-    /* Without a command it is a person who calls, and without stdout nobody who could be told. */
+    signal(SIGXFSZ, SIG_IGN); /* a limit on files is an error of the write: it must not end us */
+    /* Without a command a person calls; without stdout the result cannot be printed. */
     if (!command || !*command || fcntl(STDOUT_FILENO, F_GETFD) < 0 || strcmp(type, "pycni") == 0
         || !complete_standard_streams())
         start_bundle(arguments, type);

@@ -1,11 +1,10 @@
-"""loopback: the container's own lo, up."""
+"""loopback: sets the container's lo up."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cni_common.node.veth import drift
-from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code, drifted
 from cni_common.spec.request import PROTOCOL_SCHEMA
 from cni_common.spec.result import Interface, IPConfig, Result
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from cni_common.spec.request import Request
     from cni_common.spec.undo import Undo
 
-__all__ = ["SCHEMA", "add", "check", "delete", "gc", "status"]
+__all__ = ["SCHEMA", "add", "check", "delete", "gc", "lifecycle", "status"]
 
 SCHEMA = PROTOCOL_SCHEMA  # no keys of its own
 _NAME = "lo"  # CNI_IFNAME does not matter: a namespace has one loopback interface
@@ -24,7 +23,10 @@ _MAC = "00:00:00:00:00:00"
 
 
 def add(req: Request, host: Host, undo: Undo) -> Result:
-    """Set lo up; return prevResult, or else the addresses that the kernel gave to lo."""
+    """Set lo up; return prevResult, or else lo with its first address of each family.
+
+    Raises CNIError 999 if lo has an address that is no loopback address, NetlinkError.
+    """
     container = host.open_netns(req.netns)
     previous = req.prev_result
     link = _lo(container)
@@ -50,35 +52,39 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
 
 
 def delete(req: Request, host: Host) -> None:
-    """Set lo down, if its namespace is still there."""
+    """Set lo down, if its namespace still exists. Raises NetlinkError."""
     if not req.netns:
         return
     try:
         container = host.open_netns(req.netns)
     except CNIError:
-        return  # lo went with it
+        return  # the namespace is gone, and lo with it
     container.netlink.set_down(_lo(container).index)
 
 
 def check(req: Request, host: Host) -> None:
-    """Raise CNIError unless lo is up and has the addresses of prevResult that are lo's."""
+    """Raise CNIError unless lo is up and has the loopback addresses of prevResult."""
     container = host.open_netns(req.netns)
     link = _lo(container)
     if not link.up:
-        raise drift(f"lo in '{req.netns}' is down")
+        raise drifted(f"lo in '{req.netns}' is down")
     present = {cidr for cidr, _ in container.netlink.addresses(link.index)}
     previous = req.prev_result
     for ip in previous.ips if previous else ():
         if ip.address.ip.is_loopback and ip.address not in present:
-            raise drift(f"address {ip.address} of lo in '{req.netns}' is missing")
+            raise drifted(f"address {ip.address} of lo in '{req.netns}' is missing")
 
 
 def gc(req: Request, host: Host) -> None:
-    """Nothing to do: lo goes with its namespace."""
+    """Nothing to do: lo is removed with its namespace."""
 
 
 def status(req: Request, host: Host) -> None:
     """Nothing can keep lo from coming up."""
+
+
+def lifecycle() -> None:
+    """Return nothing: attachments have no record."""
 
 
 def _lo(container: NetNS) -> Link:

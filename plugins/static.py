@@ -1,11 +1,11 @@
-"""static: gives out the addresses that configuration and runtime name, and keeps no account."""
+"""static: gives out the addresses of configuration and runtime, and stores nothing."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code, drifted
 from cni_common.spec.ipam_config import CNI_ARGS, ROUTES_SCHEMA, parse_routes
 from cni_common.spec.names import FAMILIES, parse_address, parse_cidr
 from cni_common.spec.request import PROTOCOL_PROPERTIES
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-__all__ = ["SCHEMA", "add", "check", "delete", "gc", "status"]
+__all__ = ["SCHEMA", "add", "check", "delete", "gc", "lifecycle", "status"]
 
 
 def _ips(description: str) -> Json:
@@ -63,19 +63,17 @@ SCHEMA: Json = {
         },
         "runtimeConfig": {
             "type": "object",
-            "description": "What the runtime fills in for the declared capabilities.",
-            "properties": {"ips": _ips("Addresses in place of all others.")},
+            "description": "Values from the runtime, by capability.",
+            "properties": {"ips": _ips("Addresses, replacing all others.")},
         },
         "args": {
             "type": "object",
-            "description": "Arguments of the runtime.",
+            "description": "Arguments of the runtime, by the CNI conventions.",
             "properties": {
                 "cni": {
                     "type": "object",
-                    "description": "Arguments of the CNI conventions.",
-                    "properties": {
-                        "ips": _ips("Addresses in place of those of ipam and CNI_ARGS.")
-                    },
+                    "description": "Arguments for all plugins.",
+                    "properties": {"ips": _ips("Addresses, replacing those of ipam and CNI_ARGS.")},
                 }
             },
         },
@@ -85,7 +83,7 @@ SCHEMA: Json = {
 
 @dataclass(frozen=True, slots=True)
 class Conf:
-    """What the attachment is to have."""
+    """The configuration, complete and consistent."""
 
     ips: list[IPConfig]
     routes: list[Route]
@@ -105,41 +103,45 @@ class Conf:
 
 
 def add(req: Request, host: Host, undo: Undo) -> Result:
-    """Return the addresses; nothing is made that would have to be taken back."""
+    """Return the addresses. Makes nothing, so pushes no undo. Raises CNIError 4 or 7."""
     conf = Conf.of(req)
     return Result(ips=conf.ips, routes=conf.routes, dns=conf.dns)
 
 
 def delete(req: Request, host: Host) -> None:
-    """Nothing to do: nobody has noted who has which address."""
+    """Nothing to do: ADD stores nothing."""
 
 
 def check(req: Request, host: Host) -> None:
-    """Demand that prevResult has each address, with its gateway where one is named."""
+    """Raise CNIError unless prevResult has each address, with its gateway if one is configured."""
     conf = Conf.of(req)
     previous = req.require_prev_result()
     gateways = {ip.address: ip.gateway for ip in previous.ips}
     for ip in conf.ips:
         if ip.address not in gateways:
-            raise _drift(f"{ip.address} of {req.ifname} is missing in prevResult")
+            raise drifted(f"{ip.address} of {req.ifname} is missing in prevResult")
         if ip.gateway not in (None, gateways[ip.address]):
-            raise _drift(
+            raise drifted(
                 f"the gateway of {ip.address} is {gateways[ip.address]} in prevResult,"
                 f" {ip.gateway} in the configuration"
             )
 
 
 def gc(req: Request, host: Host) -> None:
-    """Nothing to do, as for DEL."""
+    """Nothing to do: ADD stores nothing."""
 
 
 def status(req: Request, host: Host) -> None:
-    """Raise CNIError 7 when no ADD could use the configuration."""
+    """Raise CNIError 7 if the configuration is invalid."""
     Conf.of(req)
 
 
+def lifecycle() -> None:
+    """Return nothing: attachments have no record."""
+
+
 def _addresses(req: Request, ipam: Json) -> list[IPConfig]:
-    """Return the addresses, each source that replaces the ones before it heeded."""
+    """Return the addresses of the source that overrides the others, with their gateways."""
     asked = req.cni_args(CNI_ARGS)
     by_runtime = req.config.get("runtimeConfig", {}).get("ips", ())
     by_args = req.config.get("args", {}).get("cni", {}).get("ips", ())
@@ -209,11 +211,6 @@ def _refuse_contradictions(ips: list[IPConfig]) -> None:
         Result(ips=ips).refuse_contradictions("static")
     except CNIError as error:
         raise _refuse(error.msg) from None
-
-
-def _drift(text: str) -> CNIError:
-    # Without cni_common.interface, which would bring in netlink.
-    return CNIError(Code.INTERNAL, f"static: {text}; delete and add the attachment again")
 
 
 def _refuse(text: str) -> CNIError:

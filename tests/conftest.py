@@ -1,4 +1,4 @@
-"""Fixtures for all tests."""
+"""Fixtures for all tests, and what holds for each run of them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,53 @@ from pathlib import Path
 import pytest
 
 from deploy import freeze
-from tests import other_build
+from tests import durations, other_build, scope, surroundings
+from tests.golden import Golden
 from tests.machine import DIST, Machine, machine_at
 
 
+def pytest_report_header() -> str:
+    """Say which tests run, and how to run the same again."""
+    return scope.HEADER
+
+
+def pytest_sessionstart() -> None:
+    """Have each run start in the same surroundings."""
+    surroundings.make_usual()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Write how long each test took."""
+    durations.write(terminalreporter)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what uses a machine twice: with its plugins in this process, and by an engine."""
+    """Run what uses a machine with its plugins in this process, and by an engine where marked."""
+    closest = metafunc.definition.get_closest_marker
+    both = (scope.ALL or closest("both_edges")) and not closest("without_engine")
+    edges = ["alone", "engine"] if both else ["alone"]
     if "machine" in metafunc.fixturenames:
-        alone = metafunc.definition.get_closest_marker("without_engine")
-        edges = ["alone"] if alone else ["alone", "engine"]
         metafunc.parametrize("machine", edges, indirect=True, scope="function")
+    if "arena" in metafunc.fixturenames:
+        metafunc.parametrize("arena", edges, indirect=True, scope="module")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what needs answers of the Go plugins, for `make golden`; leave repeats out."""
+    for item in items:
+        if "golden" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.golden)
+    repeats = [] if scope.ALL else [item for item in items if _is_repeat(item)]
+    if repeats:
+        config.hook.pytest_deselected(items=repeats)
+        items[:] = [item for item in items if not _is_repeat(item)]
+
+
+def _is_repeat(item: pytest.Item) -> bool:
+    """Tell whether a test has its executables served by an engine without being marked for it."""
+    callspec = getattr(item, "callspec", None)
+    has_engine = callspec is not None and callspec.params.get("bin_dir") == "engine"
+    return has_engine and item.get_closest_marker("both_edges") is None
 
 
 @pytest.fixture
@@ -29,6 +66,26 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]
     name = f"net-{uuid.uuid4().hex[:12]}"
     with machine_at(tmp_path, name, by_engine=request.param == "engine") as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def arena(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Machine]:
+    """A pretend host for the calls of a file that are refused: it must stay as it is."""
+    name, by_engine = f"net-{uuid.uuid4().hex[:12]}", request.param == "engine"
+    with machine_at(tmp_path_factory.mktemp("arena"), name, by_engine=by_engine) as made:
+        before = made.snapshot()
+        yield made
+        assert made.snapshot() == before
+
+
+@pytest.fixture(scope="module")
+def golden(request: pytest.FixtureRequest) -> Iterator[Golden]:
+    """The answers of the Go plugins that the tests of a file need."""
+    made = Golden(request.path.stem.removeprefix("test_"))
+    yield made
+    made.save()
 
 
 @pytest.fixture(scope="session")
@@ -51,5 +108,5 @@ def other_dist() -> Path:
 
 @pytest.fixture(params=["one-shot", "engine"])
 def bin_dir(request: pytest.FixtureRequest, launchers: Path) -> Path:
-    """A directory for CNI_PATH. Each test runs without an engine, and with one."""
+    """A directory for CNI_PATH: of plugins without an engine, and with one where marked."""
     return launchers if request.param == "engine" else DIST

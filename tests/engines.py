@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import fcntl
 import os
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
-import time
 from functools import cache
 from pathlib import Path
 
 from cni_common.kernel.netns import CLONE_NEWNET
-from cni_common.serve.engine import serve
+from cni_common.serve import engine
 from cni_common.serve.worker import Settings
 from plugins import TYPES, load, load_all
+from tests.waits import GENEROUS
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = "tests"
 BUNDLE_STATUS = 7  # of tests/launcher/bundle.c: no engine has served
-_SECONDS = 15.0
+_READY = "wait for requests"  # is in what an engine logs once it serves
+_READY_FD = 4  # of the engine, by which it tells us so
 
 
 @cache
@@ -69,18 +72,24 @@ class Engine:
         """`listener` is what systemd would hand over, None: the engine makes its socket."""
         self.log_path = log
         path = str(socket_path())
+        _import_all()
+        ready, told = os.pipe2(os.O_CLOEXEC)
         self.pid = os.fork()
         if self.pid == 0:
-            _become_engine(netns, settings, path, log=log, listener=listener)
-        self._await()
+            _become_engine(netns, settings, path, log=log, listener=listener, told=told)
+        os.close(told)
+        self._life = os.pidfd_open(self.pid)  # readable once it has ended
+        try:
+            self._await(ready)
+        finally:
+            os.close(ready)
 
-    def _await(self) -> None:
+    def _await(self, ready: int) -> None:
         """Wait until it is ready."""
-        deadline = time.monotonic() + _SECONDS
-        while not self.log_path.exists() or "wait for requests" not in self.log_path.read_text():
-            assert time.monotonic() < deadline, f"no engine: {self.log_path.read_text()}"
-            assert self.is_running(), f"the engine ended: {self.log_path.read_text()}"
-            time.sleep(0.002)
+        happened = _first_of(ready, self._life)
+        log = self.log_path.read_text() if self.log_path.exists() else ""
+        assert happened, f"no engine within {GENEROUS:.0f} s: {log}"
+        assert _READY in log, f"the engine ended: {log}"
 
     def is_running(self) -> bool:
         """Tell whether its supervisor has not ended."""
@@ -97,10 +106,8 @@ class Engine:
 
     def wait(self) -> int:
         """Return its exit code once it has ended."""
-        deadline = time.monotonic() + _SECONDS
-        while self.is_running():
-            assert time.monotonic() < deadline, "the engine does not end"
-            time.sleep(0.002)
+        assert _first_of(self._life), f"the engine does not end within {GENEROUS:.0f} s"
+        os.close(self._life)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
     def end(self) -> None:
@@ -110,8 +117,29 @@ class Engine:
         assert code == 0, self.log_path.read_text()
 
 
+@cache
+def _import_all() -> None:
+    """Import once what every engine imports at its start."""
+    load_all()
+    engine._import_the_rest()
+
+
+def _first_of(*fds: int) -> list[int]:
+    """Return which of these files can be read, as soon as one can; none after GENEROUS."""
+    waiting = select.poll()
+    for fd in fds:
+        waiting.register(fd, select.POLLIN)
+    return [fd for fd, _event in waiting.poll(GENEROUS * 1000)]
+
+
 def _become_engine(
-    netns: str, settings: Settings, path: str, *, log: Path, listener: socket.socket | None
+    netns: str,
+    settings: Settings,
+    path: str,
+    *,
+    log: Path,
+    listener: socket.socket | None,
+    told: int,
 ) -> None:
     status = 1
     try:
@@ -120,24 +148,31 @@ def _become_engine(
             os.dup2(output, fd)
         with open(netns, "rb") as file:
             assert ctypes.CDLL(None).setns(file.fileno(), CLONE_NEWNET) == 0
+        # Out of the way first: any of them may have a number that another is to have.
+        copies = [fcntl.fcntl(file, fcntl.F_DUPFD, 10) for file in (told, listener or told)]
+        os.dup2(copies[0], _READY_FD, inheritable=False)
         if listener:
-            os.dup2(listener.fileno(), 3)
+            os.dup2(copies[1], 3)
             os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
-        os.closerange(4 if listener else 3, 1 << 16)  # a test may hold locks by some of them
-        serve(
-            settings,
-            path,
-            load=load,
-            load_all=load_all,
-            log=lambda text: os.write(2, f"{text}\n".encode()),
-        )
+        else:
+            os.closerange(3, _READY_FD)
+        os.closerange(_READY_FD + 1, 1 << 16)  # a test may hold locks by some of them
+        engine.serve(settings, path, load=load, load_all=load_all, log=_tell)
         status = 0
     finally:
         os._exit(status)
 
 
+def _tell(text: str) -> None:
+    """Log a line; have the test know when it is the one that says that the engine serves."""
+    os.write(2, f"{text}\n".encode())
+    if _READY in text:
+        os.write(_READY_FD, b"!")
+        os.close(_READY_FD)
+
+
 def _run(*words: str | Path) -> None:
     done: subprocess.CompletedProcess[str] = subprocess.run(
-        words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        words, cwd=ROOT, capture_output=True, text=True, timeout=GENEROUS, check=False
     )
     assert done.returncode == 0, done.stderr

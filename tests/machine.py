@@ -6,12 +6,13 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
@@ -22,6 +23,8 @@ from cni_common.serve.protocol import Reply, execute, respond
 from cni_common.serve.worker import Settings
 from plugins import load
 from tests.engines import BUILD, BUNDLE_STATUS, Engine, launcher_dir
+from tests.resident import Resident, start_in
+from tests.waits import longer_if_busy, wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / ".tools"
@@ -32,8 +35,12 @@ CNITOOL = TOOLS / "bin" / "cnitool"
 
 Json = dict[str, Any]
 
-# What changes by itself, or says only in which order things were made.
 _NETNS_FD_MIN = 200
+# What a resident `ip` is asked: it remembers the names of interfaces, so none may be in a question.
+_LISTINGS = ("link", "addr", "route show table all", "rule")  # `table all` has both families
+_IP, _NFT = ("ip", "-j", "-d"), ("nft", "-j")
+# What changes by itself, or says only in which order things were made.
+_END_SECONDS = 60
 _VOLATILE = {
     "handle",
     "index",
@@ -79,13 +86,17 @@ class Machine:
         self.data_dir = str(tmp / "networks")
         self.log: list[str] = []
         self.variables: dict[str, str] = {}  # more of a plugin's environment
+        self.workers = 4  # of an engine: of more requests at once, some would wait too long
         self.engine: Engine | None = None
         self._by_engine = by_engine
         self._starting = Lock()
         self._tmp = tmp
         self._fds: list[int] = []
         self.host = self.container()
-        self.command(self.host, "ip", "link", "set", "lo", "up")
+        # In no container: a process there would make it, and its addresses, alive to other tests.
+        self._ip = Resident(self.host, *_IP, "-batch", "-")
+        self._nft = Resident(self.host, *_NFT, "-i")
+        assert self._ip.ask("link set lo up\nlink"), "lo does not come up"
 
     # --- namespaces ---
 
@@ -104,13 +115,27 @@ class Machine:
         self._fds.remove(fd)
         os.close(fd)
 
+    def end(self, netns: str) -> None:
+        """Forget a container's namespace, and wait until the kernel has taken its pairs away."""
+        pairs = [one for one in self.ip(netns, "link") if "link_netnsid" in one]
+        expected = len(self.ports()) - len(pairs)
+        self.forget(netns)
+        deadline = time.monotonic() + _END_SECONDS
+        while len(self.ports()) != expected:
+            assert time.monotonic() < deadline, "the kernel keeps the pairs of a container"
+            time.sleep(0.01)
+
     def close(self) -> None:
         """End the engine, and let go of every namespace."""
-        if self.engine:
-            self.engine.end()
-        for fd in self._fds:
-            os.close(fd)
-        self._fds.clear()
+        for resident in (self._ip, self._nft):
+            resident.close()
+        try:
+            if self.engine:
+                self.engine.end()
+        finally:
+            for fd in self._fds:
+                os.close(fd)
+            self._fds.clear()
 
     def command(self, netns: str, *words: str, stdin: str = "") -> str:
         """Return what a command prints inside a namespace; it must succeed."""
@@ -120,6 +145,10 @@ class Machine:
 
     def do(self, netns: str, *lines: str) -> None:
         """Run commands, split at spaces, inside a namespace; each must succeed."""
+        if all(re.match(r"ip [a-z]", line) and " del" not in line for line in lines):
+            # By one process, which remembers names: none of them may become another's meanwhile.
+            self.command(netns, "ip", "-batch", "-", stdin="\n".join(x[3:] for x in (*lines, "")))
+            return
         for line in lines:
             self.command(netns, *line.split())
 
@@ -129,26 +158,24 @@ class Machine:
         *words: str,
         stdin: str = "",
         env: Mapping[str, str] | None = None,
-        seconds: float = 60,
+        seconds: float = 120,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside a namespace."""
-        return subprocess.run(
-            ["nsenter", f"--net={netns}", *words],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            env=None if env is None else dict(env),
-            timeout=seconds,
-            check=False,
-        )
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        environ = None if env is None else dict(env)
+        with start_in(netns, *words, env=environ, text=True, **pipes) as process:
+            try:
+                stdout, stderr = process.communicate(stdin, seconds)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
 
     @contextmanager
     def process_in(self, netns: str) -> Iterator[None]:
         """Let a process live in a namespace, as a container's does."""
-        process = subprocess.Popen(["nsenter", f"--net={netns}", "sleep", "60"])
+        process = start_in(netns, "sleep", "infinity")
         try:
-            while not os.path.samefile(f"/proc/{process.pid}/ns/net", netns):
-                assert process.poll() is None
             yield
         finally:
             process.kill()
@@ -190,15 +217,14 @@ class Machine:
         and what comes before is lost: packets, solicitations, and answers to its own.
         """
         words = ("ip", "-6", "route", "show", "table", "local", "type", "local", "dev", name)
-        for _ in range(1000):
-            if len(self.command(netns, *words).splitlines()) == 2:
-                return
-            time.sleep(0.01)
-        raise AssertionError(f"the kernel does not use the addresses of {name}")
+        wait_until(
+            lambda: len(self.command(netns, *words).splitlines()) == 2,
+            f"the kernel does not use the addresses of {name}",
+        )
 
     def ping(self, netns: str, address: str, *options: str) -> bool:
-        """Tell whether an address answers one echo request within a second."""
-        words = ("ping", "-c1", "-W1", *options, address)
+        """Tell whether an address answers one echo request within a second, or what that is."""
+        words = ("ping", "-c1", f"-W{longer_if_busy(1):.2f}", *options, address)
         return self.try_command(netns, *words).returncode == 0
 
     # --- plugins ---
@@ -271,7 +297,8 @@ class Machine:
         It serves on `listener`, as if systemd had made that, or on a socket of its own.
         """
         number = len(list(self._tmp.glob("engine-*.log")))
-        chosen = Settings(**{"build": BUILD, "state_dir": self.state_dir, "workers": 4, **settings})
+        keys = {"build": BUILD, "state_dir": self.state_dir, "workers": self.workers}
+        chosen = Settings(**{**keys, **settings})
         self.engine = Engine(self.host, chosen, self._tmp / f"engine-{number}.log", listener)
         return self.engine
 
@@ -341,7 +368,10 @@ class Machine:
 
     def ip(self, netns: str, *words: str) -> list[Json]:
         """Return what `ip -j` says inside a namespace."""
-        text = self.command(netns, "ip", "-j", "-d", *words)
+        question, text = " ".join(words), None
+        if netns == self.host and question in _LISTINGS:
+            text = self._ip.ask(question)
+        text = text or self.command(netns, *_IP, *words)
         return [entry for entry in json.loads(text or "[]") if entry]
 
     def link(self, netns: str, name: str) -> Json | None:
@@ -363,7 +393,9 @@ class Machine:
 
     def nft(self) -> list[Json]:
         """Return the host's nftables ruleset, handles left out."""
-        listing = json.loads(self.command(self.host, "nft", "-j", "list", "ruleset"))["nftables"]
+        question = "list ruleset"
+        text = self._nft.ask(question) or self.command(self.host, *_NFT, *question.split())
+        listing = json.loads(text)["nftables"]
         return [_steady(entry) for entry in listing if "metainfo" not in entry]
 
     def masqueraded(self) -> dict[str, str]:
@@ -399,21 +431,14 @@ class Machine:
         }
 
     def _namespace(self, netns: str) -> Json:
-        # All by one process: a sweep takes hundreds of snapshots. `table all` has both families.
-        kinds = {
-            "links": "link",
-            "addresses": "addr",
-            "routes": "route show table all",
-            "rules": "rule",
-        }
-        batch = "\n".join([*kinds.values(), ""])
-        text = self.command(netns, "ip", "-j", "-d", "-batch", "-", stdin=batch)
-        return {
-            name: sorted(
-                json.dumps(_steady(entry), sort_keys=True) for entry in json.loads(line) if entry
-            )
-            for name, line in zip(kinds, text.splitlines(), strict=True)
-        }
+        kinds = ("links", "addresses", "routes", "rules")
+        lines = None
+        if netns == self.host:
+            lines = [self._ip.ask(question) for question in _LISTINGS]
+        if lines is None or None in lines:
+            batch = "\n".join([*_LISTINGS, ""])
+            lines = [*self.command(netns, *_IP, "-batch", "-", stdin=batch).splitlines()]
+        return {kind: _listed(line or "") for kind, line in zip(kinds, lines, strict=True)}
 
 
 @contextmanager
@@ -475,6 +500,12 @@ def _steady(entry: Any) -> Any:
     if isinstance(entry, list):
         return [_steady(item) for item in entry]
     return entry
+
+
+@lru_cache(64)
+def _listed(line: str) -> list[str]:
+    """Return the entries of a listing, comparable; of one that came before, those of then."""
+    return sorted(json.dumps(_steady(entry), sort_keys=True) for entry in json.loads(line) if entry)
 
 
 def _new_netns() -> int:

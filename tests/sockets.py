@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from cni_common.kernel.netns import NetNS
+from tests.waits import longer_if_busy
 
 SECONDS = 2.5  # more than two lost neighbour solicitations or SYNs take to be sent again
 REFUSALS = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EINVAL)
@@ -26,7 +27,7 @@ def open_socket(netns: str, protocol: str, address: str) -> socket.socket:
         sock = handle.run(lambda: socket.socket(family, *KINDS[protocol]))
     finally:
         handle.close()
-    sock.settimeout(SECONDS)
+    sock.settimeout(longer_if_busy(SECONDS))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -97,7 +98,7 @@ def _answer(server: Server) -> str:
         return str(peer[0])
     connection, peer = server.sock.accept()
     with connection:
-        connection.settimeout(SECONDS)
+        connection.settimeout(longer_if_busy(SECONDS))
         assert connection.recv(16) == b"?"
         connection.send(b"!")
     return str(peer[0])

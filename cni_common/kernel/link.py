@@ -1,4 +1,4 @@
-"""What a network interface is like, and how rtnetlink says it (linux/if_link.h)."""
+"""The attributes of a network interface, and their rtnetlink encoding (linux/if_link.h)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ IFF_UP, IFF_PROMISC, IFF_ALLMULTI = 0x1, 0x100, 0x200  # linux/if.h
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_TXQLEN, IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_NET_NS_FD = 13, 16, 18, 26, 28
 IFLA_GROUP, IFLA_EXT_MASK, IFLA_PROMISCUITY, IFLA_LINK_NETNSID = 27, 29, 30, 37
+IFLA_TARGET_NETNSID = 46
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_BR_VLAN_FILTERING, IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 7, 4, 33
 VETH_INFO_PEER = 1  # linux/veth.h
@@ -33,7 +34,7 @@ class Link:
 
     index: int
     name: str
-    kind: str  # "" for physical ones and lo
+    kind: str  # IFLA_INFO_KIND, such as "veth"; "" for physical interfaces and lo
     mac: str
     mtu: int
     master: int  # index, 0 = none
@@ -49,13 +50,13 @@ class Link:
 
     @property
     def up(self) -> bool:
-        """Whether it is up administratively."""
+        """Whether the interface is administratively up (IFF_UP)."""
         return bool(self.flags & IFF_UP)
 
 
 @dataclass(frozen=True, slots=True)
 class VethEnd:
-    """One end of a veth pair to be: `netns` is a descriptor of its namespace, -1 = the socket's."""
+    """One end of a new veth pair; `netns`: descriptor of its namespace, -1 = the socket's."""
 
     name: str
     mac: str
@@ -77,14 +78,14 @@ class VethEnd:
 def encode_link(
     *attrs: bytes, family: int = 0, index: int = 0, flags: int = 0, change: int = 0
 ) -> bytes:
-    """Return a struct ifinfomsg with its attributes; `change` tells which `flags` are meant."""
+    """Return a struct ifinfomsg with its attributes; `change` is the mask of `flags`."""
     return _IFINFOMSG.pack(family, 0, index, flags, change) + b"".join(attrs)
 
 
 def encode_veth(end: VethEnd, peer: VethEnd, *more: bytes) -> bytes:
-    """Return the description of a veth pair to be, `end` up, with more attributes for `end`.
+    """Return the description of a new veth pair, `end` up, with more attributes for `end`.
 
-    `peer` is born down: the kernel refuses to set it up before the pair exists (ENOTCONN).
+    `peer` is created down: the kernel refuses to set it up before the pair exists (ENOTCONN).
     """
     other = attribute(IFLA_INFO_DATA, attribute(VETH_INFO_PEER, encode_link(peer.encode())))
     info = attribute(IFLA_LINKINFO, string(IFLA_INFO_KIND, "veth"), other)
@@ -92,7 +93,7 @@ def encode_veth(end: VethEnd, peer: VethEnd, *more: bytes) -> bytes:
 
 
 def encode_bridge(name: str, mac: str, mtu: int, *, vlan_filtering: bool) -> bytes:
-    """Return the description of a bridge to be; `mtu` 0 = the kernel's default."""
+    """Return the description of a new bridge; `mtu` in bytes, 0 = the kernel's default."""
     info = string(IFLA_INFO_KIND, "bridge")
     if vlan_filtering:
         info += attribute(IFLA_INFO_DATA, attribute(IFLA_BR_VLAN_FILTERING, bytes([1])))
@@ -118,7 +119,7 @@ def encode_port(index: int, *, hairpin: bool, isolated: bool) -> bytes:
 def decode_link(data: bytes) -> Link:
     """Return the link that an RTM_NEWLINK describes.
 
-    Taken apart by hand: of its 60 attributes 13 matter, and this is on the path of every ADD.
+    Decoded by hand: 13 of its 60 attributes matter, and every ADD decodes links.
     """
     _, _, index, flags, _ = _IFINFOMSG.unpack_from(data, HEADER_SIZE)
     attrs = attributes(data, HEADER_SIZE + _IFINFOMSG.size)
@@ -149,7 +150,7 @@ def decode_link(data: bytes) -> Link:
 
 
 def decode_identity(data: bytes) -> tuple[int, int]:
-    """Return family and index of the interface that a message is about."""
+    """Return family and index of an RTM_*LINK message."""
     family, _, index, _, _ = _IFINFOMSG.unpack_from(data, HEADER_SIZE)
     return family, index
 
@@ -166,7 +167,7 @@ def mac_bytes(mac: str) -> bytes:
 
 
 def parse_mac(text: str) -> str:
-    """Return an Ethernet MAC in colon form; ValueError unless it is a unicast one of 6 bytes."""
+    """Return an Ethernet MAC in colon form. Raises ValueError unless it is 6 bytes, unicast."""
     digits = ""
     for mark, width, count in ((":", 2, 6), ("-", 2, 6), (".", 4, 3)):
         groups = text.split(mark)

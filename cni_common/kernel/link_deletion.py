@@ -1,13 +1,14 @@
 """Deleting an interface without waiting until the kernel has freed its memory.
 
-The kernel takes an interface out of its namespace within a millisecond or two, says so by an event,
-and lets others have the RTNL lock. Its answer comes after a grace period more (rcu_barrier in
+The kernel removes an interface from its namespace within a millisecond or two, sends an event, and
+releases the RTNL lock. Its acknowledgement comes an RCU grace period later (rcu_barrier in
 netdev_run_todo of net/core/dev.c), which is nine tenths of the whole.
 
-Deletions that come together are gathered, where `NetNS.doomed` is a group: each puts its interface
-into it and asks for the deletion of the group (rtnl_group_dellink of net/core/rtnetlink.c). Whoever
-is first at the RTNL lock takes along what has joined while the deletion before was under way: most
-grace periods are waited for once, whatever the number.
+Deletions that come together are grouped if their callers name the same group: each moves its
+interface into the group and asks for the deletion of the group (rtnl_group_dellink of
+net/core/rtnetlink.c). The request that gets the RTNL lock first deletes all interfaces that joined
+during the deletion before. Most grace periods are thereby waited for once, for any number of
+interfaces.
 """
 
 from __future__ import annotations
@@ -31,23 +32,24 @@ if TYPE_CHECKING:
     from cni_common.kernel.netns import NetNS
 
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h
-# linux/filter.h: load a word, half or byte at an offset; skip unless equal; take so many bytes.
+# linux/filter.h: load a word, half or byte at an offset; skip unless equal; accept so many bytes.
 _LOAD_WORD, _LOAD_HALF, _LOAD_BYTE, _IF_EQUAL, _RETURN = 0x20, 0x28, 0x30, 0x15, 0x06
 _SOCK_FILTER = struct.Struct("=HBBI")
 _TYPE_AT, _FAMILY_AT, _INDEX_AT = 4, 16, 20  # struct nlmsghdr, struct ifinfomsg after it
 _ALL = 0xFFFFFFFF
 
 
-def delete_link(netns: NetNS, index: int) -> bool:
-    """Delete an interface and return once nobody can see it any more; False when there was none.
+def delete_link(netns: NetNS, index: int, group: int = 0) -> bool:
+    """Delete an interface and return once it is invisible; return False if there was none.
 
-    The kernel's answer is awaited by a thread, which may outlive this call and `netns` by some ten
-    milliseconds, and which the process waits for when it ends. Raises NetlinkError.
+    A thread waits for the kernel's acknowledgement. The thread may outlive this call and `netns` by
+    some ten milliseconds; the process waits for it at its end. `group` is the IFLA_GROUP of the
+    interfaces that this process and others delete at this moment, 0 for none. Raises NetlinkError.
     """
     events = netns.channel(NETLINK_ROUTE, RTMGRP_LINK)
-    if netns.doomed:
+    if group:
         hear_only_deletion(events, index)
-    waiting, outcome = _start_asking(netns, index)
+    waiting, outcome = _start_asking(netns, index, group)
     try:
         if _await_deletion(events, index, waiting):
             return True
@@ -58,13 +60,13 @@ def delete_link(netns: NetNS, index: int) -> bool:
     answer = outcome[0]
     if isinstance(answer, BaseException):
         raise answer
-    if answer and netns.doomed:  # no event: was it another's, and ours out of the group again?
+    if answer and group:  # no event: ours may have left the group again
         netns.netlink.delete_link(index)
     return answer
 
 
-def _start_asking(netns: NetNS, index: int) -> tuple[int, list[bool | BaseException]]:
-    """Have a thread ask; return what reads as ended once the answer is in the list."""
+def _start_asking(netns: NetNS, index: int, group: int) -> tuple[int, list[bool | BaseException]]:
+    """Send the request in a thread; return a descriptor that reads as ended after the answer."""
     channel = netns.channel(NETLINK_ROUTE)
     netns.release(channel)
     outcome: list[bool | BaseException] = []
@@ -72,38 +74,39 @@ def _start_asking(netns: NetNS, index: int) -> tuple[int, list[bool | BaseExcept
 
     def work() -> None:
         try:
-            outcome.append(_ask(Netlink(channel), index, netns.doomed))
+            outcome.append(_ask(Netlink(channel), index, group))
         except BaseException as error:  # noqa: BLE001 - raised again by delete_link
             outcome.append(error)
         finally:
             channel.close()
-            os.close(working)  # which wakes the caller
+            os.close(working)  # wakes the caller
 
     try:
         _thread.start_new_thread(work, ())
-    except RuntimeError:  # there can be no more threads
+    except RuntimeError:  # no more threads are possible
         work()
     return waiting, outcome
 
 
-def _ask(netlink: Netlink, index: int, doomed: int) -> bool:
-    if not doomed:
+def _ask(netlink: Netlink, index: int, group: int) -> bool:
+    if not group:
         return netlink.delete_link(index)
     try:
-        if netlink.delete_group(doomed, index):
+        if netlink.delete_group(group, index):
             return True
     except NetlinkError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise
-    # Perhaps deleted by another's request, and its event has come already; else it was taken out
-    # of the group again, or something in there cannot be deleted, or the kernel knows no groups.
+    # Perhaps another request has deleted it, and its event has come already. Otherwise it left the
+    # group again, or the group has an undeletable interface, or the kernel has no groups.
     return netlink.delete_link(index)
 
 
 def hear_only_deletion(channel: Channel, index: int) -> bool:
-    """Have no other event delivered on a channel, so that those of others wake nobody (socket(7)).
+    """Filter a channel to one interface's events, so that no other event wakes it (socket(7)).
 
-    What had arrived before stays there. False when the kernel takes no filter: all events come.
+    Events that had arrived before stay. Return False if the kernel accepts no filter: then all
+    events arrive.
     """
     from array import array
 
@@ -132,12 +135,12 @@ def hear_only_deletion(channel: Channel, index: int) -> bool:
 
 
 def _as_loaded(number: int, size: int) -> int:
-    """Return what a filter, which takes all for big endian, makes of a number of this machine."""
+    """Return a number of this machine's byte order as a filter, always big-endian, reads it."""
     return int.from_bytes(number.to_bytes(size, byteorder), "big")
 
 
 def _await_deletion(events: Channel, index: int, end: int) -> bool:
-    """Tell whether the kernel says that the interface is gone before the other end is closed."""
+    """Tell whether the event of the deletion comes before the answer's descriptor ends."""
     poll = select.poll()
     poll.register(events.sock, select.POLLIN)
     poll.register(end, select.POLLIN)
@@ -150,7 +153,7 @@ def _await_deletion(events: Channel, index: int, end: int) -> bool:
 
 
 def _is_told(events: Channel, index: int) -> bool:
-    """Take the events that have arrived; tell whether the interface's deletion is among them."""
+    """Consume the events that have arrived; return whether the deletion is among them."""
     while arrived := events.read_events():
         if any(
             kind == RTM_DELLINK and decode_identity(data) == (socket.AF_UNSPEC, index)

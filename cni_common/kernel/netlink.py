@@ -1,6 +1,6 @@
-"""Netlink: requests and answers on a socket, and the attributes that they consist of.
+"""Netlink: requests and answers on a socket, and the attributes in them (netlink(7)).
 
-Packed by hand: that takes a tenth of the time that a library's classes take, and no import.
+Packed by hand: that takes a tenth of the time of a library's classes, and no import.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ NLM_F_NONREC, NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x100, 0x200
 NLMSGERR_ATTR_MSG = 1
 HEADER_SIZE = 16  # bytes of struct nlmsghdr
 _HEADER, _NLATTR = struct.Struct("=IHHII"), struct.Struct("=HH")
-_NLA_TYPE_MASK = 0x3FFF  # a type less its flags
+_NLA_TYPE_MASK = 0x3FFF  # the type without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 _DUMP_TRIES = 5
 _RECEIVE_SECONDS = 30
 
 
 class NetlinkError(OSError):
-    """The kernel refused a request; `errno` says why, the text also what was asked."""
+    """The kernel refused a request; `errno` gives the reason, the text names the request too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One request: what it does (for error texts), its type and flags, its body."""
+    """One request: its description for error texts, its type and flags, its body."""
 
     what: str
     type: int
     flags: int
-    body: bytes  # what follows struct nlmsghdr
-    read: Callable[[bytes], Any] = bytes  # makes a value of an answer, nlmsghdr included
+    body: bytes  # the bytes behind struct nlmsghdr
+    read: Callable[[bytes], Any] = bytes  # decodes an answer, nlmsghdr included
 
     def encode(self, sequence: int) -> bytes:
-        """Return the bytes of the message under the number `sequence`."""
+        """Return the bytes of the message, with the sequence number `sequence`."""
         length, flags = HEADER_SIZE + len(self.body), self.flags | NLM_F_REQUEST
         return _HEADER.pack(length, self.type, flags, sequence, 0) + self.body
 
@@ -59,17 +59,17 @@ def attribute(kind: int, *payload: bytes) -> bytes:
 
 
 def u32(kind: int, value: int) -> bytes:
-    """Return an attribute of 32 bits in the machine's order."""
+    """Return an attribute of 32 bits in the machine's byte order."""
     return attribute(kind, value.to_bytes(4, sys.byteorder))
 
 
 def be32(kind: int, value: int) -> bytes:
-    """Return an attribute of 32 bits in network order."""
+    """Return an attribute of 32 bits in network byte order."""
     return attribute(kind, value.to_bytes(4, "big"))
 
 
 def string(kind: int, value: str) -> bytes:
-    """Return an attribute that holds a string and its NUL."""
+    """Return an attribute with a string and its NUL."""
     return attribute(kind, value.encode("utf-8", "surrogateescape"), bytes(1))
 
 
@@ -86,17 +86,17 @@ def each_attribute(data: bytes, offset: int = 0) -> list[tuple[int, bytes]]:
 
 
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
-    """Return the attributes in `data` by their types; of several of one type, the last."""
+    """Return the attributes in `data` by their types; the last of several of one type."""
     return dict(each_attribute(data, offset))
 
 
 def number_of(payload: bytes | None) -> int:
-    """Return the number in the machine's order that an attribute holds, 0 without one."""
+    """Return an attribute's number, in the machine's byte order; 0 if it is absent."""
     return int.from_bytes(payload, sys.byteorder) if payload else 0
 
 
 def string_of(payload: bytes | None) -> str:
-    """Return the string that an attribute holds, "" without one."""
+    """Return an attribute's string, "" if it is absent."""
     return (payload or b"").rstrip(bytes(1)).decode("utf-8", "surrogateescape")
 
 
@@ -115,7 +115,7 @@ class Channel:
     def exchange(self, messages: Sequence[Message]) -> list[list[Any]]:
         """Send `messages` at once and return the answers to each, decoded by its own class.
 
-        The kernel goes on after a failure; the first one is raised when all are answered.
+        The kernel continues after a failure; the first NetlinkError is raised after all answers.
         Messages with neither NLM_F_ACK nor NLM_F_DUMP get no answer of their own.
         """
         first = self._sequence + 1
@@ -150,7 +150,10 @@ class Channel:
         return list(answers.values())
 
     def dump(self, message: Message) -> list[Any]:
-        """Return all answers to a dump, asked again when the kernel's list changed meanwhile."""
+        """Return all answers to a dump, repeated if the kernel's list changed meanwhile.
+
+        Raises NetlinkError.
+        """
         for attempt in range(_DUMP_TRIES):
             try:
                 return self.exchange([message])[0]
@@ -160,9 +163,9 @@ class Channel:
         raise AssertionError  # pragma: no cover - the loop returns or raises
 
     def await_event(self, seconds: float) -> bool:
-        """Wait for something to arrive on a subscribed channel; False when nothing did.
+        """Wait for an event on a subscribed channel; return False if none arrived.
 
-        All that has arrived is taken, since one look at the state answers it all.
+        All events that have arrived are consumed, since the caller then reads the state once.
         """
         self.sock.settimeout(max(seconds, 0.001))
         arrived = False
@@ -173,12 +176,12 @@ class Channel:
         except (TimeoutError, BlockingIOError):
             return arrived
         except OSError as error:
-            if error.errno != errno.ENOBUFS:  # events were lost: something did happen
+            if error.errno != errno.ENOBUFS:  # events were lost, so there were events
                 raise
         return True
 
     def read_events(self) -> list[tuple[int, bytes]]:
-        """Return type and bytes of what has arrived on a subscribed channel; lost ones are not."""
+        """Return type and bytes of each event that has arrived on a subscribed channel."""
         try:
             data = self._receive(socket.MSG_DONTWAIT)
         except OSError as error:
@@ -188,9 +191,10 @@ class Channel:
         return [(kind, part) for _, kind, _, part in _parts(data)]
 
     def _receive(self, flags: int = 0) -> bytes:
-        """Return what the kernel has sent next. Raises OSError.
+        """Return the next datagram of the kernel. Raises OSError.
 
-        Who has CAP_NET_ADMIN in the namespace, as a container may, can send to our socket, too.
+        Datagrams of other senders are dropped: a process with CAP_NET_ADMIN in the namespace, as in
+        some containers, can send to our socket, too.
         """
         while True:
             data, (sender, _groups) = self.sock.recvfrom(1 << 16, flags)
@@ -203,7 +207,7 @@ class Channel:
 
 
 def _set_strict(sock: socket.socket) -> None:
-    """Have dumps be of one interface's addresses, not of all, where the kernel can (4.20)."""
+    """Let dumps filter by interface, if the kernel can (NETLINK_GET_STRICT_CHK, Linux 4.20)."""
     try:
         sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
     except OSError:
@@ -221,7 +225,7 @@ def _parts(data: bytes) -> Sequence[tuple[int, int, int, bytes]]:
 
 
 def _error(flags: int, part: bytes) -> tuple[int, str]:
-    """Return errno and text of an NLMSG_ERROR, with the kernel's own words where it has any."""
+    """Return errno and text of an NLMSG_ERROR, with the kernel's extended ack if there is one."""
     (code,) = struct.unpack_from("=i", part, HEADER_SIZE)
     words = os.strerror(-code)
     if code and flags & NLM_F_ACK_TLVS:

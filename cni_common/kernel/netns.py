@@ -1,7 +1,7 @@
-"""Network namespaces as handles. The calling thread is in its own one before and after each call.
+"""Network namespaces as handles. The calling thread never stays in another namespace.
 
-The bundle's `_setns` takes it into another for the time of one system call; what takes longer, and
-everything where that module is missing, is done by a thread that ends in there.
+The bundle's `_setns` enters a namespace for one system call. A throwaway thread does everything
+that takes longer, and everything where that module is missing.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
     from cni_common.kernel.netlink import Channel
     from cni_common.kernel.rtnetlink import Netlink
-    from cni_common.spec.names import Address
 
     T = TypeVar("T")
-    Opener = Callable[[str, int], int]  # as os.open is
+    Opener = Callable[[str, int], int]  # with the signature of os.open
 
 OWN = "/proc/thread-self/ns/net"
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
+FIRST_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO of linux/proc_ns.h: sees every process
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _SYSCTL_BYTES_MAX = 4096
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h
@@ -41,14 +41,9 @@ NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12  # linux/netlink.h
 class NetNS:
     """An open network namespace.
 
-    `path` is what the runtime calls it. Sockets opened inside stay inside; they and the handle
-    are closed together. Only the thread that opened it may use it.
-
-    `doomed` is the IFLA_GROUP of those interfaces in there that this process and others are about
-    to delete, so that one request takes them all; 0: each is deleted by a request of its own.
+    `path` is the runtime's path of it. Sockets opened inside stay inside; they and the handle are
+    closed together. Only the thread that opened the handle may use it.
     """
-
-    doomed = 0
 
     def __init__(self, path: str, fd: int = -1) -> None:
         """Open the namespace at `path`, or take over its descriptor `fd`. Raises CNIError 8."""
@@ -57,15 +52,15 @@ class NetNS:
         self._channels: list[Channel] = []
 
     def run(self, function: Callable[[], T]) -> T:
-        """Return what `function` returns inside the namespace, in a thread that ends with it.
+        """Call `function` inside the namespace, in a throwaway thread, and return its result.
 
-        No signal interrupts it.
+        No signal interrupts it. Raises the function's exception.
         """
-        # Every thread is in the namespace of its own process already.
+        # A thread is in its process's own namespace already.
         return _run_inside(-1 if self.path == OWN else self.fd, function)
 
     def _open_file(self, path: str, flags: int) -> int:
-        """Return a descriptor of what `path` is inside: what is below /proc/sys/net stays that."""
+        """Open `path` inside the namespace; a file of /proc/sys/net stays bound to it."""
         return os.open(path, flags) if self.path == OWN else _open_file(self.fd, path, flags)
 
     def _open_socket(self, family: int, kind: int, protocol: int) -> socket.socket:
@@ -101,23 +96,23 @@ class NetNS:
         return channel
 
     def release(self, channel: Channel) -> None:
-        """Leave it to the caller to close `channel`."""
+        """Leave closing `channel` to the caller."""
         self._channels = [one for one in self._channels if one.sock is not channel.sock]
 
     def sysctl(self, name: str, value: str | None = None) -> str:
-        """Return the sysctl `name` (path below /proc/sys); with `value`, change it to that first.
+        """Return the sysctl `name` (path below /proc/sys); with `value`, set it to that first.
 
-        Nothing is written when it has the value already: /proc/sys may be read-only. Only for
-        those of net/ipv4 and net/ipv6 that keep to the namespace in which they were opened: some
-        of other protocols go by that of the thread that writes. Raises OSError.
+        Nothing is written if it has the value already: /proc/sys may be read-only. Only for sysctls
+        of net/ipv4 and net/ipv6, which are bound to the namespace where the file was opened; some
+        of other protocols use the namespace of the writing thread. Raises OSError.
         """
         return self._sysctl(self._open_file, name, value)
 
     def sysctls(self, values: Mapping[str, str], unseen: Container[str] = ()) -> dict[str, OSError]:
-        """Set several sysctls as `sysctl` does, and return what went wrong, by name.
+        """Set several sysctls as `sysctl` does, and return the failures, by name.
 
-        Those in `unseen` are written without a look at what they are; not for what makes the
-        kernel wait for the RTNL lock (forwarding, disable_ipv6).
+        Names in `unseen` are written without reading them first. Do not use it for sysctls whose
+        write waits for the RTNL lock (forwarding, disable_ipv6).
         """
         failures = {}
         for name, value in values.items():
@@ -128,13 +123,13 @@ class NetNS:
         return failures
 
     def sysctl_here(self, name: str, value: str | None) -> str:
-        """Do what `sysctl` does, with any of them, for a caller that is inside the namespace."""
+        """Read or set any sysctl as `sysctl` does, for a caller inside the namespace."""
         return self._sysctl(os.open, name, value)
 
     def _sysctl(self, opener: Opener, name: str, value: str | None, *, look: bool = True) -> str:
-        """Do what `sysctl` does.
+        """Read or set a sysctl as `sysctl` does.
 
-        Without `look` it is written at once where that is possible, and read only elsewhere.
+        Without `look` it is written without reading it first, if that is possible.
         """
         path = f"/proc/sys/{name}"
         if value is not None and not look:
@@ -153,7 +148,7 @@ class NetNS:
         return _write_sysctl(opener, path, value)
 
     def legacy_tables(self, version: int) -> list[str]:
-        """Return the tables of iptables' older flavour that are in use here, for an IP version."""
+        """Return the iptables-legacy tables in use here, for an IP version."""
         path = f"/proc/thread-self/net/{'ip' if version == 4 else 'ip6'}_tables_names"
         try:
             fd = self._open_file(path, os.O_RDONLY)
@@ -168,8 +163,8 @@ class NetNS:
 
     @cached_property
     def identity(self) -> str:
-        """What no other namespace of this boot has, or ever had where the kernel has cookies."""
-        if self._channels:  # a socket inside knows it, and spares the visit
+        """An identity that is unique in this boot: inode, and cookie if the kernel has one."""
+        if self._channels:  # a socket inside tells it without entering
             return _identity(self.fd, self._channels[0].sock)
         import socket
 
@@ -177,7 +172,7 @@ class NetNS:
             return _identity(self.fd, sock)
 
     def tidy(self) -> None:
-        """Close what was opened but the channels of `netlink` and `netfilter`."""
+        """Close everything opened except the channels of `netlink` and `netfilter`."""
         opened = self.__dict__
         kept = [opened["netlink"].channel] if "netlink" in opened else []
         kept += [opened["netfilter"]] if "netfilter" in opened else []
@@ -187,7 +182,7 @@ class NetNS:
         self._channels = kept
 
     def close(self) -> None:
-        """Close the handle and what was opened through it."""
+        """Close the handle and everything opened through it."""
         for channel in self._channels:
             channel.close()
         if self.fd >= 0:
@@ -205,7 +200,7 @@ def _write_sysctl(opener: Opener, path: str, value: str) -> str:
 
 
 def identity(path: str) -> str:
-    """Return the identity of the network namespace at `path`, "" when there is none."""
+    """Return the identity of the network namespace at `path`, "" if there is none."""
     try:
         netns = NetNS(path)
     except CNIError:
@@ -216,72 +211,22 @@ def identity(path: str) -> str:
         netns.close()
 
 
-def lives(path: str, wanted: str, living: Callable[[], Mapping[str, str]]) -> bool | None:
-    """Tell whether the namespace `wanted`, once found at `path`, is there or among `living`.
-
-    None: something is at the path that is no namespace. So it is where the mount that a runtime
-    has made there cannot be seen.
-    """
-    here = identity(path)
-    # It may outlive its path: that of a process, or of another mount namespace.
-    if here == wanted or wanted in living():
-        return True
-    if here:
-        return False
+@cache
+def pid_namespace() -> int:
+    """Return the inode of this process's PID namespace, 0 if /proc does not tell."""
     try:
-        os.stat(path)
-    except (FileNotFoundError, NotADirectoryError, ProcessLookupError, ValueError):
-        return False
+        return os.stat("/proc/self/ns/pid").st_ino
     except OSError:
-        return None  # nor can it be told
-    return None
-
-
-def reachable_namespaces() -> dict[str, str]:
-    """Return the identity of every namespace that can be found, with one path to each.
-
-    Looks where processes and runtimes keep them: /proc, /run/netns, docker's directory.
-    """
-    paths = [f"/proc/{pid}/ns/net" for pid in os.listdir("/proc") if pid.isdigit()]
-    for directory in ("/run/netns", "/var/run/netns", "/run/docker/netns"):
-        try:
-            paths += [f"{directory}/{name}" for name in os.listdir(directory)]
-        except OSError:
-            continue
-    inodes: dict[tuple[int, int], str] = {}
-    for path in paths:
-        try:
-            status = os.stat(path)
-        except OSError:
-            continue  # it went away
-        inodes.setdefault((status.st_dev, status.st_ino), path)
-    found = {identity(path): path for path in inodes.values()}
-    found.pop("", None)  # what went away since, or never was a namespace
-    return found
-
-
-def addresses_in_use() -> frozenset[Address]:
-    """Return every address in every reachable namespace. Slow: for GC only."""
-    found: set[Address] = set()
-    for path in reachable_namespaces().values():
-        try:
-            netns = NetNS(path)
-        except CNIError:
-            continue  # it went away, or never was a namespace
-        try:
-            found |= {cidr.ip for cidr, _ in netns.netlink.addresses()}
-        finally:
-            netns.close()
-    return frozenset(found)
+        return 0
 
 
 def _open(path: str) -> int:
     try:
-        # Not blocking: somebody may have put a FIFO there.
+        # Not blocking: the path may be a FIFO.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in _EXHAUSTED:
-            raise  # which says nothing about the namespace: DEL must not take it for gone
+            raise  # the error does not prove that the namespace is gone
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise CNIError(
             Code.INVALID_NETNS, f"cannot open network namespace '{path}': {reason}"
@@ -302,12 +247,12 @@ def _checked(fd: int, path: str) -> int:
 
 def _identity(fd: int, sock: socket.socket) -> str:
     status = os.fstat(fd)
-    # The inode's number is given to another namespace as soon as this one is gone.
+    # The kernel reuses the inode number for another namespace as soon as this one is gone.
     return f"{status.st_dev}:{status.st_ino}:{_cookie(sock)}"
 
 
 def _cookie(sock: socket.socket) -> int:
-    """Return the number of a socket's namespace, 0 where the kernel has none (before 5.14)."""
+    """Return the cookie of a socket's namespace, 0 before Linux 5.14 (SO_NETNS_COOKIE)."""
     import socket
 
     try:
@@ -335,7 +280,7 @@ def _run_inside(fd: int, function: Callable[[], T]) -> T:
     _thread.start_new_thread(enter, ())
     try:
         done.acquire()
-    except BaseException:  # a signal's handler raised: let the thread finish with `fd` first
+    except BaseException:  # a signal handler raised: let the thread finish with `fd` first
         done.acquire()
         raise
     if failure:
@@ -374,5 +319,5 @@ def _open_socket_by_thread(fd: int, family: int, kind: int, protocol: int) -> in
 try:
     from _setns import open_file as _open_file
     from _setns import open_socket as _open_socket
-except ImportError:  # it is compiled for the bundle
+except ImportError:  # compiled for the bundle only
     _open_file, _open_socket = _open_file_by_thread, _open_socket_by_thread

@@ -1,4 +1,4 @@
-"""What an nftables rule consists of: expressions, each packed as the kernel takes it."""
+"""Expressions of an nftables rule, packed for the kernel."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def oifname(register: int = _REG_1) -> Expression:
 
 
 def iifname_oifname() -> list[Expression]:
-    """Return a load of both names, one behind the other."""
+    """Return a load of both interface names, one behind the other."""
     return [_meta(_META_IIFNAME, _REG_1), _meta(_META_OIFNAME, _REG_2)]
 
 
@@ -70,7 +70,7 @@ def in_subnet(network: bytes, prefixlen: int) -> list[Expression]:
 
 
 def equals(value: bytes, *, invert: bool = False) -> Expression:
-    """Return a comparison of what is loaded with `value`, of its length."""
+    """Return a comparison of the loaded bytes with `value`, in its length."""
     return _compare(value, _NOT_EQUAL if invert else _EQUAL)
 
 
@@ -109,7 +109,7 @@ def verdict(code: int, chain: str = "") -> Expression:
 
 
 def counter() -> Expression:
-    """Return what counts packets, as iptables has it in each rule."""
+    """Return a packet counter, which iptables has in each rule."""
     return expression("counter", b"")
 
 
@@ -119,7 +119,7 @@ def masquerade() -> Expression:
 
 
 def dnat(family: int, port_register: int) -> Expression:
-    """Return the statement that sends packets to the address looked up, and to the port."""
+    """Return the dnat statement to the address and the port that were looked up."""
     where = be32(3, _REG_1) + be32(5, port_register)
     return expression("nat", be32(1, _NAT_DESTINATION) + be32(2, family) + where)
 
@@ -139,7 +139,7 @@ def _payload(base: int, offset: int, length: int, register: int) -> Expression:
 
 
 def _masked(mask: bytes) -> Expression:
-    """Return the loaded value less the bits that are not in `mask`."""
+    """Return a bitwise AND of the loaded value with `mask`."""
     registers = be32(1, _REG_1) + be32(2, _REG_1) + be32(3, len(mask))
     return expression("bitwise", registers + _value(4, mask) + _value(5, bytes(len(mask))))
 

@@ -1,4 +1,4 @@
-"""What messages of nftables consist of: chains, rules, sets and their elements, packed by hand.
+"""Messages of nftables: chains, rules, sets and their elements, packed by hand.
 
 Attributes and their numbers are those of linux/netfilter/nf_tables.h, without their NFTA_ prefix.
 """
@@ -26,7 +26,7 @@ _IMMEDIATE_DATA, _CMP_DATA = 2, 3
 _ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA = 1, 2, 6
 _DATA_VALUE, _DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 1, 2, 1, 2
 _GOTO = -4
-_COMMENT = 0  # NFTNL_UDATA_*_COMMENT of libnftnl: where nft keeps a comment
+_COMMENT = 0  # NFTNL_UDATA_*_COMMENT of libnftnl: nft's type of comments
 COMMENT_MAX_BYTES = 253  # NFT_USERDATA_MAXLEN, less type, length and the terminating NUL
 # NFTNL_UDATA_SET_KEYBYTEORDER of libnftnl, so that `nft list` prints interface names.
 _HOST_ORDER_KEY = bytes([0, 4]) + (1).to_bytes(4, sys.byteorder)
@@ -37,9 +37,9 @@ class Element:
     """One element of a set or map."""
 
     key: bytes
-    chain: str  # where its verdict leads to, "" in other than a verdict map
+    chain: str  # the chain of its verdict, "" outside of a verdict map
     comment: str
-    data: bytes  # what a map that is none of verdicts has
+    data: bytes  # the value in a map that is no verdict map
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ class Rule:
     handle: int
     comment: str
     target: str  # the chain it jumps or goes to, ""
-    compared: tuple[bytes, ...]  # what it compares with, in its order
-    expressions: bytes = b""  # all that it consists of
+    compared: tuple[bytes, ...]  # values of its comparisons, in order
+    expressions: bytes = b""  # the whole NFTA_RULE_EXPRESSIONS
 
 
 def base_chain(table: str, name: str, *, kind: str, hook: int, priority: int) -> bytes:
@@ -61,7 +61,7 @@ def base_chain(table: str, name: str, *, kind: str, hook: int, priority: int) ->
 
 
 def rule(table: str, chain: str, *expressions: bytes) -> bytes:
-    """Return the attributes of a new rule; `expressions` are those of nftrules."""
+    """Return the attributes of a new rule; `expressions` are those of nft_expressions."""
     items = [attribute(_LIST_ELEM, expression) for expression in expressions]
     names = string(_RULE_TABLE, table) + string(_RULE_CHAIN, chain)
     return names + attribute(_RULE_EXPRESSIONS, *items)
@@ -105,7 +105,7 @@ def element(key: bytes, *, goto: str = "", data: bytes = b"", comment: str = "")
 
 
 def userdata(comment: str) -> bytes:
-    """Return what user space keeps with an object that has this comment."""
+    """Return the NFTA_*_USERDATA of an object with this comment."""
     text = comment.encode()[:COMMENT_MAX_BYTES] + bytes(1)
     return bytes([_COMMENT, len(text)]) + text
 
@@ -128,7 +128,7 @@ def elements(items: bytes) -> list[Element]:
 
 
 def comment(userdata: bytes | None) -> str:
-    """Return the comment in what user space keeps with an object, "" for none."""
+    """Return the comment in an object's NFTA_*_USERDATA, "" for none."""
     data = userdata or b""
     while len(data) >= 2:
         kind, length = data[0], data[1]
@@ -160,7 +160,7 @@ def target(expressions: bytes) -> str:
 
 
 def compared(expressions: bytes) -> tuple[bytes, ...]:
-    """Return what a rule compares with, in its order."""
+    """Return the values of a rule's comparisons, in order."""
     return tuple(
         attributes(attributes(data)[_CMP_DATA])[_DATA_VALUE]
         for name, data in each_expression(expressions)

@@ -1,6 +1,6 @@
 """nftables over netlink: one atomic transaction per call, no subprocess.
 
-Numbers are those of linux/netfilter/nf_tables.h; longer messages are in nftmessages.py.
+Numbers are those of linux/netfilter/nf_tables.h; the longer messages are in nft_messages.py.
 Only tables of our own are written to. What the reference plugins left is read by name.
 """
 
@@ -41,12 +41,13 @@ DROP, ACCEPT, JUMP, GOTO, RETURN = 0, 1, -3, -4, -5  # verdicts
 INET, IPV4, BRIDGE, IPV6 = 1, 2, 7, 10  # NFPROTO_* of linux/netfilter.h
 PREROUTING, FORWARD, OUTPUT, POSTROUTING = 0, 2, 3, 4  # NF_INET_*, the same as NF_BR_*
 IIFNAME_BYTES = 16  # IFNAMSIZ: interface names are compared with their padding
+_FAMILY_WORDS = {INET: "inet", IPV4: "ip", BRIDGE: "bridge", IPV6: "ip6"}  # in nft(8)
 
 _NFTABLES, _BATCH_BEGIN, _BATCH_END = 10, 0x10, 0x11  # linux/netfilter/nfnetlink.h
 _NEWTABLE, _GETTABLE, _DELTABLE, _NEWCHAIN, _GETCHAIN, _DELCHAIN = range(6)
 _NEWRULE, _GETRULE, _DELRULE, _NEWSET, _GETSET, _DELSET = range(6, 12)
 _NEWSETELEM, _GETSETELEM, _DELSETELEM = range(12, 15)
-TRIES = 10  # of a transaction that is outrun by others
+TRIES = 10  # attempts of a transaction that other calls outrun
 _NFGENMSG = struct.Struct("=BBH")  # family, version 0, resource id in network order
 _TABLE_NAME, _TABLE_USE = 1, 3
 _CHAIN_TABLE, _CHAIN_NAME, CHAIN_POLICY, _CHAIN_USE, CHAIN_USERDATA = 1, 3, 5, 6, 12
@@ -54,37 +55,40 @@ _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE = 1, 2, 3
 _SET_TABLE, _SET_NAME = 1, 2
 _ELEMENTS_TABLE, _ELEMENTS_SET, _ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
 
-# Key of a set: how many bytes, and nft's own type number, which the kernel keeps for `nft list`.
+# Key of a set: bytes, and nft's own type number, which the kernel keeps for `nft list`.
 IPV4_KEY, IPV6_KEY, IIFNAME_KEY = (4, 7), (16, 8), (IIFNAME_BYTES, 41)
 IIFNAME_OIFNAME_KEY = (2 * IIFNAME_BYTES, 41 << 6 | 41)
 IIFNAME_ETHER_KEY = (IIFNAME_BYTES + 8, 41 << 6 | 9)  # a part is padded to 4 bytes
 PROTOCOL_PORT_KEY = (8, 12 << 6 | 13)
 IPV4_PROTOCOL_PORT_KEY = (12, 7 << 12 | 12 << 6 | 13)
 IPV6_PROTOCOL_PORT_KEY = (24, 8 << 12 | 12 << 6 | 13)
-# Likewise the data of a map.
+# Data of a map, likewise.
 VERDICTS = (16, 0xFFFFFF00)
 IPV4_PORT, IPV6_PORT = (8, 7 << 6 | 13), (20, 8 << 6 | 13)
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table, and the requests for what it holds."""
+    """A table, and the requests for its objects."""
 
     family: int
     name: str
 
+    def __str__(self) -> str:
+        return f"table {_FAMILY_WORDS[self.family]} {self.name}"
+
     def add(self) -> Message:
-        """Return the request that creates the table where there is none."""
+        """Return the request that creates the table unless it exists."""
         body = string(_TABLE_NAME, self.name)
         return self._message("add table", _NEWTABLE, body, flags=NLM_F_CREATE)
 
     def delete(self) -> Message:
-        """Return the request that deletes the table; EBUSY while it holds anything."""
+        """Return the request that deletes the table; EBUSY unless it is empty."""
         body = string(_TABLE_NAME, self.name)
         return self._message("delete table", _DELTABLE, body, flags=NLM_F_NONREC)
 
     def add_chain(self, name: str, *, comment: str = "") -> Message:
-        """Return the request that creates a regular chain where there is none."""
+        """Return the request that creates a regular chain unless it exists."""
         body = self._chain(name)
         if comment:
             body += attribute(CHAIN_USERDATA, nft_messages.userdata(comment))
@@ -96,19 +100,19 @@ class Table:
         return self._message(f"add chain '{name}'", _NEWCHAIN, body, flags=NLM_F_CREATE)
 
     def delete_chain(self, name: str) -> Message:
-        """Return the request that deletes a chain; EBUSY while it has rules, or is referred to."""
+        """Return the request that deletes a chain; EBUSY while it has rules or references."""
         return self._message(
             f"delete chain '{name}'", _DELCHAIN, self._chain(name), flags=NLM_F_NONREC
         )
 
     def add_rule(self, chain: str, *expressions: Expression, first: bool = False) -> Message:
-        """Return the request that appends a rule, or puts it `first`."""
+        """Return the request that appends a rule, or inserts it `first`."""
         body = nft_messages.rule(self.name, chain, *expressions)
         flags = NLM_F_CREATE | (0 if first else NLM_F_APPEND)
         return self._message(f"add rule to '{chain}'", _NEWRULE, body, flags=flags)
 
     def delete_rule(self, chain: str, handle: int = 0) -> Message:
-        """Return the request that deletes one rule, or with no handle all rules of `chain`."""
+        """Return the request that deletes one rule, or without a handle all rules of `chain`."""
         body = self._rules(chain)
         if handle:
             body += attribute(_RULE_HANDLE, handle.to_bytes(8, "big"))
@@ -124,7 +128,7 @@ class Table:
     def delete_set(self, name: str, *, filled: bool = False) -> Message:
         """Return the request that deletes a set; EBUSY while a rule uses it.
 
-        Likewise while it has elements, unless they are to go with it: `filled`.
+        EBUSY too while it has elements, unless `filled`: then they are deleted with it.
         """
         body = string(_SET_TABLE, self.name) + string(_SET_NAME, name)
         flags = 0 if filled else NLM_F_NONREC
@@ -133,7 +137,7 @@ class Table:
     def add_element(
         self, set_name: str, key: bytes, *, goto: str = "", data: bytes = b"", comment: str = ""
     ) -> Message:
-        """Return the request that adds an element; EEXIST when the key is there."""
+        """Return the request that adds an element; EEXIST if the key exists."""
         element = nft_messages.element(key, goto=goto, data=data, comment=comment)
         return self._message(
             f"add element to '{set_name}'",
@@ -143,14 +147,14 @@ class Table:
         )
 
     def delete_element(self, set_name: str, key: bytes) -> Message:
-        """Return the request that deletes an element; ENOENT when there is none."""
+        """Return the request that deletes an element; ENOENT if there is none."""
         body = self._element(set_name, nft_messages.element(key))
         return self._message(f"delete element of '{set_name}'", _DELSETELEM, body)
 
-    # --- what is there ---
+    # --- queries ---
 
     def present(self, netns: NetNS, keys: Sequence[tuple[str, bytes]]) -> list[Element | None]:
-        """Return the element of each (set, key), asked for by one send where all are there."""
+        """Return the element of each (set, key), by one send if all exist."""
         queries = [self._query_element(*key) for key in keys]
         try:
             answers = netns.netfilter.exchange(queries) if queries else []
@@ -161,13 +165,13 @@ class Table:
         return [answer[0][0] for answer in answers]
 
     def element(self, netns: NetNS, set_name: str, key: bytes) -> Element | None:
-        """Return the element with this key."""
+        """Return the element with this key, None if there is none."""
         answers = _query(netns, self._query_element(set_name, key))
         found = [element for answer in answers for element in answer]
         return found[0] if found else None
 
     def elements(self, netns: NetNS, set_name: str) -> list[Element]:
-        """Return all elements of a set; none when there is no such set."""
+        """Return all elements of a set; none if the set does not exist."""
         body = string(_ELEMENTS_TABLE, self.name) + string(_ELEMENTS_SET, set_name)
         query = self._message(
             f"list set '{set_name}'", _GETSETELEM, body, flags=NLM_F_DUMP, read=_decode_elements
@@ -183,17 +187,17 @@ class Table:
         return not any(_query(netns, query))
 
     def rules(self, netns: NetNS, chain: str) -> list[Rule]:
-        """Return the rules of a chain; none when there is no such chain."""
+        """Return the rules of a chain; none if the chain does not exist."""
         answers = self._rules_of(netns, chain, read=_attributes)
         return [
             nft_messages.rule_of(answer)
             for answer in answers
-            # Old kernels send every chain of the table.
+            # Old kernels send the rules of every chain.
             if string_of(answer[_RULE_CHAIN]) == chain
         ]
 
     def has_chain(self, netns: NetNS, *chains: str) -> bool:
-        """Tell whether there are all of these chains."""
+        """Tell whether all of these chains exist."""
         queries = [self._message(f"look up '{c}'", _GETCHAIN, self._chain(c)) for c in chains]
         try:
             return all(netns.netfilter.exchange(queries))
@@ -203,16 +207,16 @@ class Table:
             return False
 
     def chain(self, netns: NetNS, name: str) -> dict[int, bytes] | None:
-        """Return the attributes of a chain, None when there is none."""
+        """Return the attributes of a chain, None if it does not exist."""
         what, body = f"look up '{name}'", self._chain(name)
         answers = _query(netns, self._message(what, _GETCHAIN, body, read=_attributes))
         return answers[0] if answers else None
 
     def is_idle(self, netns: NetNS, chain: str) -> bool:
-        """Tell whether nothing leads to a chain, nor will when transactions under way succeed.
+        """Tell whether no rule or element leads to a chain, transactions in progress included.
 
-        The kernel can refuse to delete a chain by EBUSY, but that takes it a grace period of some
-        ten milliseconds; these two questions take a hundredth of it.
+        The kernel would refuse the deletion of a used chain by EBUSY, but after an RCU grace period
+        of some ten milliseconds; these two queries take a hundredth of it.
         """
         query = self._message(
             f"look up '{chain}'", _GETCHAIN, self._chain(chain), read=_decode_chain_use
@@ -223,7 +227,7 @@ class Table:
         return sum(uses) <= rules.count(chain)
 
     def holds(self, netns: NetNS) -> int:
-        """Return how many chains and sets the table holds, 0 when there is no such table."""
+        """Return the number of the table's chains and sets, 0 if it does not exist."""
         body = string(_TABLE_NAME, self.name)
         query = self._message("look up", _GETTABLE, body, read=_decode_table_use)
         return sum(_query(netns, query))
@@ -261,16 +265,27 @@ class Table:
         return Message(text, _NFTABLES << 8 | kind, flags | NLM_F_ACK, body, read)
 
 
+def interface_key(name: str) -> bytes:
+    """Return an interface's name as a key of a set, or as the first part of one."""
+    return name.encode("utf-8", "surrogateescape").ljust(IIFNAME_BYTES, bytes(1))
+
+
+def interface_name(key: bytes) -> str:
+    """Return the interface name in a key of `interface_key`."""
+    return key.rstrip(bytes(1)).decode("utf-8", "surrogateescape")
+
+
 def apply(netns: NetNS, messages: Sequence[Message]) -> None:
-    """Carry out `messages` in one transaction: all or nothing. Raises NetlinkError."""
+    """Send `messages` as one transaction: all or nothing. Raises NetlinkError."""
     frame = [_frame("begin", _BATCH_BEGIN), *messages, _frame("end", _BATCH_END)]
     netns.netfilter.exchange(frame)
 
 
 def apply_deletions(netns: NetNS, deletions: Callable[[], Sequence[Message]]) -> bool:
-    """Carry out what `deletions` returns; False when that is nothing. Raises NetlinkError.
+    """Send the requests of `deletions` as one transaction; return False if there are none.
 
-    It is asked again when somebody else, a GC beside a DEL, was faster with a part of it.
+    `deletions` is called again if another call, as a GC beside a DEL, was faster with a part of it.
+    Raises NetlinkError.
     """
     for attempt in range(TRIES):
         messages = deletions()
@@ -286,7 +301,7 @@ def apply_deletions(netns: NetNS, deletions: Callable[[], Sequence[Message]]) ->
 
 
 def apply_if_unused(netns: NetNS, deletions: Sequence[Message]) -> bool:
-    """Carry out `deletions`; False when the kernel says that something is in use, or is gone."""
+    """Send `deletions`; return False if the kernel reports an object in use or missing."""
     try:
         apply(netns, deletions)
     except NetlinkError as error:
@@ -296,64 +311,13 @@ def apply_if_unused(netns: NetNS, deletions: Sequence[Message]) -> bool:
     return True
 
 
-def try_to_add(netns: NetNS, elements: Sequence[Message]) -> bool:
-    """Add `elements`; False when one is there already, or what they need is gone."""
-    try:
-        apply(netns, elements)
-    except NetlinkError as error:
-        if error.errno not in (errno.ENOENT, errno.EEXIST):
-            raise
-        return False
-    return True
-
-
-def add_with_frame(
-    netns: NetNS,
-    frame: Sequence[Message],
-    elements: Sequence[Message],
-    evict: Callable[[], Sequence[Message]],
-) -> None:
-    """Add `elements` and all that they need, by one transaction: nobody can come in between.
-
-    `evict` deletes what stands in the way; it is asked again when that has changed meanwhile.
-    """
-    for attempt in range(TRIES):
-        try:
-            apply(netns, [*frame, *evict(), *elements])
-        except NetlinkError as error:
-            # What `evict` saw is gone, or there is something new under a key.
-            if error.errno not in (errno.ENOENT, errno.EEXIST) or attempt == TRIES - 1:
-                raise
-        else:
-            return
-
-
-def without_base(
-    netns: NetNS,
-    table: Table,
-    deletions: Sequence[Message],
-    *,
-    size: int,
-    sets: Sequence[str],
-) -> list[Message]:
-    """Return what removes that which one user of a shared table keeps there while `sets` are used.
-
-    That is `size` chains and sets, by `deletions`; the last user's also removes the table. Empty
-    when something is in use: asked for, as a refused transaction takes some ten milliseconds.
-    """
-    held = table.holds(netns)
-    if held < size or (held > size and not all(table.is_empty(netns, name) for name in sets)):
-        return []
-    return [*deletions, *([table.delete()] if held == size else [])]
-
-
 def _frame(what: str, kind: int) -> Message:
     body = _NFGENMSG.pack(0, 0, socket.htons(_NFTABLES))
     return Message(f"nftables: {what} of transaction", kind, 0, body)
 
 
 def _query(netns: NetNS, message: Message) -> list[Any]:
-    """Return the answers, none when what was asked for does not exist."""
+    """Return the answers, none if the queried object does not exist."""
     try:
         if message.flags & NLM_F_DUMP:
             return netns.netfilter.dump(message)

@@ -1,4 +1,4 @@
-"""Addresses and routes of an interface, and how rtnetlink says them."""
+"""Addresses and routes of an interface, and their rtnetlink encoding (linux/rtnetlink.h)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class KernelRoute:
     route: Route
     kind: int  # RTN_*
     protocol: int  # RTPROT_*
-    interface: int  # its index, 0: none, or one for each of several next hops
+    interface: int  # its index; 0: none, or several next hops
 
 
 def address_message(index: int, address: Cidr, *, dad: bool, flags: int = 0) -> Message:
@@ -64,8 +64,8 @@ def route_message(
 ) -> Message:
     """Return the request that adds `route` over the interface `index`.
 
-    `source`: the address that packets get which have none yet. `exclusive`: it fails with EEXIST
-    where there is a route to the same destination, be it over another interface.
+    `source`: the preferred source address (RTA_PREFSRC). `exclusive`: the request fails with EEXIST
+    if there is a route to the same destination, even over another interface.
     """
     table = RT_TABLE_MAIN if route.table is None else route.table
     attrs = [u32(_RTA_OIF, index), u32(_RTA_TABLE, table)]
@@ -108,7 +108,7 @@ def encode_address(index: int, address: Cidr, flags: int = 0) -> bytes:
 
 
 def encode_address_query(index: int, version: int) -> bytes:
-    """Return the question for the addresses of an interface, 0: of all."""
+    """Return the request for the addresses of an interface, 0: of all."""
     return _IFADDRMSG.pack(FAMILY[version], 0, 0, 0, index)
 
 
@@ -121,34 +121,34 @@ def decode_address(data: bytes) -> tuple[int, Cidr, int]:
 
 
 def encode_route_query(family: int) -> bytes:
-    """Return the question for all routes of an address family."""
+    """Return the request for all routes of an address family."""
     return _RTMSG.pack(family, *[0] * 8)
 
 
 def encode_route_lookup(address: Address) -> bytes:
-    """Return the question for the route that a packet to `address` would take."""
+    """Return the request for the route that a packet to `address` would take."""
     return _encode_route(
         attribute(_RTA_DST, address.packed), version=address.version, bits=address.max_prefixlen
     )
 
 
 def decode_way(data: bytes) -> tuple[int, int]:
-    """Return kind and interface of the route in an RTM_NEWROUTE."""
+    """Return kind (RTN_*) and interface index of the route in an RTM_NEWROUTE."""
     kind: int = _RTMSG.unpack_from(data, HEADER_SIZE)[7]
     return kind, number_of(attributes(data, HEADER_SIZE + _RTMSG.size).get(_RTA_OIF))
 
 
 def decode_route(data: bytes) -> KernelRoute | None:
-    """Return the route that an RTM_NEWROUTE describes, None for another family than IP's.
+    """Return the route that an RTM_NEWROUTE describes, None unless it is IPv4 or IPv6.
 
-    The next hops of a route that has several (RTA_MULTIPATH) are left out.
+    The next hops of a multipath route (RTA_MULTIPATH) are left out.
     """
     family, bits, _, _, table, protocol, scope, kind, _ = _RTMSG.unpack_from(data, HEADER_SIZE)
     if family not in _ADDRESS_SIZE:
         return None
     attrs = attributes(data, HEADER_SIZE + _RTMSG.size)
     metrics = attributes(attrs.get(_RTA_METRICS, b""))
-    gateway = attrs.get(_RTA_GATEWAY) or attrs.get(_RTA_VIA, b"")[2:]  # after the other family
+    gateway = attrs.get(_RTA_GATEWAY) or attrs.get(_RTA_VIA, b"")[2:]  # behind its family
     dst = attrs.get(_RTA_DST) or bytes(_ADDRESS_SIZE[family])
     return KernelRoute(
         Route(

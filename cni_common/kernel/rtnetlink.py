@@ -1,4 +1,4 @@
-"""rtnetlink's verbs: links, bridge ports, addresses, routes."""
+"""Operations of rtnetlink: links, bridge ports, addresses, routes (rtnetlink(7))."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from cni_common.kernel.link import (
     IFLA_IFNAME,
     IFLA_MASTER,
     IFLA_MTU,
+    IFLA_TARGET_NETNSID,
     IFLA_TXQLEN,
     Link,
     VethEnd,
@@ -79,14 +80,14 @@ _NETNSA_NSID, _NETNSA_FD = 1, 3
 _SIOCGIFHWADDR, _SIOCGIFINDEX = 0x8927, 0x8933  # linux/sockios.h
 _IFNAMSIZ, _IFREQ_SIZE = 16, 40  # struct ifreq of linux/if.h
 _RTGENMSG = struct.Struct("=B3x")
-# No route, or one of the kinds unreachable, blackhole and prohibit.
+# Errors for no route, or for a route of kind unreachable, blackhole or prohibit.
 _NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES)
 _NEW = NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK
 _NO_STATS = u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
 
 
 class Netlink:
-    """rtnetlink in one namespace. Absence is None or False; everything else NetlinkError."""
+    """rtnetlink in one namespace. Absence is None or False; other failures raise NetlinkError."""
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
@@ -94,11 +95,11 @@ class Netlink:
     # --- links ---
 
     def link(self, name: str) -> Link | None:
-        """Return the interface called `name`."""
+        """Return the interface called `name`, None if there is none."""
         return self._get_link(_named(name), f"look up '{name}'")
 
     def link_at(self, index: int) -> Link | None:
-        """Return the interface with this index."""
+        """Return the interface with this index, None if there is none."""
         return self._get_link(encode_link(_NO_STATS, index=index), f"look up interface {index}")
 
     def links_at(self, indices: Sequence[int]) -> list[Link | None]:
@@ -113,9 +114,9 @@ class Netlink:
         return [self.link_at(index) for index in indices]
 
     def identify(self, name: str) -> tuple[int, str] | None:
-        """Return index and MAC of the interface called `name`, without taking the RTNL lock.
+        """Return index and MAC of the interface called `name`, without the RTNL lock.
 
-        On a busy node each look by netlink queues for it behind every other ADD and DEL.
+        Uses ioctl: on a busy node a netlink request queues for that lock behind all ADDs and DELs.
         """
         request = name.encode("utf-8", "surrogateescape").ljust(_IFREQ_SIZE, bytes(1))
         try:
@@ -137,29 +138,49 @@ class Netlink:
         )
 
     def nsid(self, fd: int) -> int | None:
-        """Return the number by which links here name the namespace `fd`, None: none does."""
+        """Return the nsid of the namespace `fd` in this one, None if it has none (RTM_GETNSID)."""
         body = _RTGENMSG.pack(0) + u32(_NETNSA_FD, fd)
         message = Message("look up a namespace", RTM_GETNSID, NLM_F_ACK, body, _decode_nsid)
         nsid: int = self.channel.exchange([message])[0][0]
         return None if nsid == NSID_NOT_ASSIGNED else nsid
 
+    def has_peer(self, link: Link) -> bool:
+        """Tell whether the other end of a veth is in a namespace that still has users.
+
+        The kernel removes the pair some time after the last user of the namespace has gone. Until
+        then `link` exists, but its other end cannot be queried any more.
+        """
+        if link.peer_nsid is None:
+            return True  # in this namespace
+        if link.peer_nsid == NSID_NOT_ASSIGNED:
+            return False
+        body = encode_link(_NO_STATS, _s32(IFLA_TARGET_NETNSID, link.peer_nsid), index=link.peer)
+        try:
+            self.channel.exchange([_look_up(body, f"look up the other end of '{link.name}'")])
+        except NetlinkError as error:
+            if error.errno in (errno.EINVAL, errno.ENODEV):
+                return False
+            if error.errno not in (errno.EPERM, errno.EACCES):
+                raise
+        return True
+
     def add_bridge(
         self, name: str, *, mac: str, mtu: int = 0, vlan_filtering: bool = False
     ) -> None:
-        """Create a bridge, down, with a MAC that no port will change; EEXIST if there is one."""
+        """Create a bridge, down, with a fixed MAC. NetlinkError EEXIST if the name exists."""
         body = encode_bridge(name, mac, mtu, vlan_filtering=vlan_filtering)
         self._do(f"create bridge '{name}'", RTM_NEWLINK, body, _NEW)
 
     def add_veth(self, end: VethEnd, peer: VethEnd, *, master: int = 0) -> Link:
         """Create a veth pair, both ends in their namespaces, `end` up and enslaved; return `end`.
 
-        `peer` is born down: the kernel refuses to set it up before the pair exists (ENOTCONN).
+        `peer` is created down: the kernel refuses to set it up before the pair exists (ENOTCONN).
         """
         what = f"create veth pair '{end.name}', '{peer.name}'"
         body = encode_veth(end, peer, u32(IFLA_MASTER, master) if master else b"")
         create = Message(what, RTM_NEWLINK, _NEW | NLM_F_ECHO, body, decode_link)
         found: list[Link | None] = self.channel.exchange([create])[0]
-        # Linux 6.2 and newer tell what they have made, and spare a wait for the RTNL lock.
+        # Linux 6.2 and newer echo the new link, which saves a wait for the RTNL lock.
         link = found[0] if found else self.link(end.name)
         if link is None:
             raise NetlinkError(errno.ENODEV, f"{what}: it vanished as soon as it was made")
@@ -186,7 +207,7 @@ class Netlink:
         self._do(f"set interface {index} {what}{'' if on else ' no more'}", RTM_SETLINK, body)
 
     def set_tx_queue(self, index: int, packets: int) -> None:
-        """Set the length of the transmit queue."""
+        """Set the length of the transmit queue, in packets."""
         body = encode_link(u32(IFLA_TXQLEN, packets), index=index)
         self._do(f"set transmit queue of interface {index}", RTM_SETLINK, body)
 
@@ -196,7 +217,7 @@ class Netlink:
         self._do(f"set port flags of interface {index}", RTM_NEWLINK, body)
 
     def set_mac(self, index: int, mac: str) -> None:
-        """Set the MAC, which for a bridge also means: keep it, whatever ports come and go."""
+        """Set the MAC. A bridge then keeps it when ports come and go."""
         body = encode_link(attribute(IFLA_ADDRESS, mac_bytes(mac)), index=index)
         self._do(f"set MAC of interface {index}", RTM_SETLINK, body)
 
@@ -206,7 +227,7 @@ class Netlink:
         self._do(f"set MTU of interface {index}", RTM_SETLINK, body)
 
     def delete_link(self, index: int) -> bool:
-        """Delete an interface; False when there was none."""
+        """Delete an interface; return False if there was none."""
         try:
             self._do(f"delete interface {index}", RTM_DELLINK, encode_link(index=index))
         except NetlinkError as error:
@@ -216,10 +237,10 @@ class Netlink:
         return True
 
     def delete_group(self, group: int, index: int) -> bool:
-        """Put an interface into `group` and delete all that is in there, by one send.
+        """Move an interface into `group` and delete the whole group, by one send.
 
-        False when the interface was gone, or nothing was in there any more: another's request has
-        taken it along.
+        Return False if the interface was gone, or if the group was empty: another request has
+        deleted it.
         """
         mark = encode_link(u32(IFLA_GROUP, group), index=index)
         members = encode_link(u32(IFLA_GROUP, group))
@@ -241,7 +262,7 @@ class Netlink:
     def addresses(self, index: int = 0, versions: Iterable[int] = (4, 6)) -> list[tuple[Cidr, int]]:
         """Return the addresses of an interface (0: of all) with their IFA_F_ flags.
 
-        By IP version, since Linux 6.9 can answer that without the RTNL lock.
+        One request per IP version, since Linux 6.9 answers that without the RTNL lock.
         """
         found = []
         for version in versions:
@@ -250,10 +271,10 @@ class Netlink:
             try:
                 answers = self.channel.dump(message)
             except NetlinkError as error:
-                if error.errno != errno.ENODEV:  # there is no such interface any more
+                if error.errno != errno.ENODEV:  # the interface is gone
                     raise
                 continue
-            # Kernels before 4.20 send those of all interfaces, ones without IPv6 those of IPv4.
+            # Kernels before 4.20 send those of all interfaces, kernels without IPv6 those of IPv4.
             found += [
                 (cidr, flags)
                 for where, cidr, flags in answers
@@ -262,7 +283,7 @@ class Netlink:
         return found
 
     def add_address(self, index: int, address: Cidr, *, dad: bool = False) -> None:
-        """Add an address; EEXIST when the interface has it. `dad`: IPv6 detects duplicates."""
+        """Add an address. NetlinkError EEXIST if the interface has it. `dad`: detect duplicates."""
         self.channel.exchange([address_message(index, address, dad=dad)])
 
     def delete_address(self, index: int, address: Cidr) -> None:
@@ -283,7 +304,7 @@ class Netlink:
         body = encode_route_query(FAMILY[version])
         message = Message("list routes", RTM_GETROUTE, NLM_F_DUMP, body, decode_route)
         answers: list[KernelRoute | None] = self.channel.dump(message)
-        # Kernels without IPv6 answer with the routes of every family that they have.
+        # Kernels without IPv6 answer with the routes of all their families.
         return [one for one in answers if one and one.route.dst.version == version]
 
     def advertised_defaults(self) -> set[int]:
@@ -295,13 +316,13 @@ class Netlink:
         }
 
     def is_local(self, address: Address) -> bool:
-        """Tell whether what comes for `address` would be taken in here."""
+        """Tell whether the namespace would accept packets for `address` as local."""
         return self.way_to(address)[0] == RTN_LOCAL
 
     def way_to(self, address: Address) -> tuple[int, int]:
-        """Return the kind (RTN_*) of the route that a packet to `address` takes, and its interface.
+        """Return kind (RTN_*) and interface index of the route that a packet to `address` takes.
 
-        (0, 0) where there is no route.
+        Return (0, 0) if there is no route.
         """
         body = encode_route_lookup(address)
         what = f"look up route to {address}"
@@ -325,8 +346,8 @@ class Netlink:
     ) -> None:
         """Add `addresses`, set the interface up and add `routes`, all by one send.
 
-        `on_way` has the routes to the addresses' subnets, in place of those that the kernel makes.
-        A look at the interface makes the kernel update its operstate at once (since Linux 6.8).
+        `on_way`: routes to the addresses' subnets, replacing those that the kernel makes. A request
+        for the interface makes the kernel update its operstate at once (since Linux 6.8).
         """
         up = encode_link(index=index, flags=IFF_UP, change=IFF_UP)
         flags = 0 if on_way is None else IFA_F_NOPREFIXROUTE
@@ -340,7 +361,7 @@ class Netlink:
             ]
         )
 
-    # --- how a request is made ---
+    # --- requests ---
 
     def _do(self, what: str, kind: int, body: bytes, flags: int = NLM_F_ACK) -> None:
         self.channel.exchange([Message(what, kind, flags, body)])
@@ -361,6 +382,10 @@ def _named(name: str) -> bytes:
 
 def _look_up(body: bytes, what: str) -> Message:
     return Message(what, RTM_GETLINK, NLM_F_ACK, body, decode_link)
+
+
+def _s32(kind: int, value: int) -> bytes:
+    return attribute(kind, value.to_bytes(4, sys.byteorder, signed=True))
 
 
 def _decode_nsid(data: bytes) -> int:

@@ -1,25 +1,211 @@
-"""Whether a recorded attachment still lives, and GC of those that do not."""
+"""The liveness of a recorded container: ALIVE, GONE or UNKNOWN; and GC of gone ones.
+
+Every caller that takes over or removes an object of another container asks this module, and treats
+UNKNOWN as ALIVE: nothing is taken over, nothing is removed. docs/architecture.md has the table.
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
-from functools import cache
+from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from cni_common.kernel import netns
-from cni_common.node.masquerade import Owner
+from cni_common.kernel.netns import FIRST_PID_NAMESPACE, NetNS, identity, pid_namespace
+from cni_common.node.masquerade import owner_of
+from cni_common.spec.errors import CNIError
 from cni_common.spec.request import Attachment, Command
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from cni_common.node.host import Host
-    from cni_common.node.record import Record, Records
+    from cni_common.node.record import Record
+    from cni_common.spec.names import Address
     from cni_common.spec.request import Request
     from cni_common.spec.undo import BestEffort
     from cni_common.spec.wire import Json
 
 GRACE_SECONDS = 60  # GC leaves younger attachments alone: their ADD may not have returned yet
+_NETNS_DIRECTORIES = ("/run/netns", "/var/run/netns", "/run/docker/netns")
+
+
+class State(Enum):
+    """The liveness of a record's container."""
+
+    ALIVE = "alive"
+    GONE = "gone"
+    UNKNOWN = "unknown"
+
+    @property
+    def alive(self) -> bool | None:
+        """The same for JSON: None is UNKNOWN."""
+        return {State.ALIVE: True, State.GONE: False}.get(self)
+
+
+class Liveness:
+    """A snapshot of the node; each part is read once, at its first use.
+
+    Read the objects in question before: an object that an ADD makes meanwhile must not be checked
+    against an older snapshot.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def state_of(self, facts: Json) -> State:
+        """Return the state of the container of a record with these `facts`. Raises OSError."""
+        return self.assess(facts)[0]
+
+    def assess(self, facts: Json) -> tuple[State, str]:
+        """Return the state, and for UNKNOWN the reason. Raises OSError.
+
+        A container is ALIVE if the recorded namespace is at its path, if a thread of any process is
+        in it, or if the host's end of a recorded veth pair, by name and MAC, leads to a namespace.
+        It is GONE if none of these was found, although it would have been visible.
+        """
+        path, wanted = str(facts.get("netns", "")), str(facts.get("netns_id") or "")
+        own_end = self._state_by(_host_ends(facts))
+        if own_end is State.ALIVE:
+            return State.ALIVE, ""
+        if not wanted:
+            return own_end, "its record names no network namespace"
+        here = identity(path)
+        # The namespace may outlive its path: that of a process, or of another mount namespace.
+        if here == wanted or wanted in self.namespaces:
+            return State.ALIVE, ""
+        if self._state_by(self._ends_by_namespace.get(wanted, ())) is State.ALIVE:
+            return State.ALIVE, ""
+        if own_end is State.GONE:
+            return State.GONE, ""
+        if is_hidden(facts):
+            return State.UNKNOWN, "its processes may be in a PID namespace that is hidden from here"
+        if not here and _is_something_else(path):
+            return State.UNKNOWN, f"'{path}' is there, but is no network namespace here"
+        return State.GONE, ""
+
+    def state_of_owner(self, text: str, address: Address, ours: str) -> tuple[State, str]:
+        """Return what `assess` does for the owner that an nftables element's comment names.
+
+        Without a record of that owner its `address` decides: GONE when no namespace has it but the
+        one of the identity `ours`.
+        """
+        record = self.record_of_owner(text)
+        if record is not None:
+            return self.assess(record.facts)
+        if address in self.addresses_beside(ours):
+            return State.ALIVE, ""
+        return State.GONE, ""
+
+    def record_of_owner(self, text: str) -> Record | None:
+        """Return the record of the owner that an nftables element's comment names."""
+        plugin = text.partition(" ")[0]
+        records = self._host.records.of_plugin(plugin)
+        return next((record for record in records if str(owner_of(record)) == text), None)
+
+    @cached_property
+    def namespaces(self) -> dict[str, str]:
+        """One path to every visible namespace, by its identity."""
+        return reachable_namespaces()
+
+    @cached_property
+    def addresses(self) -> frozenset[Address]:
+        """Every address in every visible namespace."""
+        return self.addresses_beside("")
+
+    def addresses_beside(self, ours: str) -> frozenset[Address]:
+        """Return every address in every visible namespace except the one `ours`. Slow."""
+        found: set[Address] = set()
+        for one, path in self.namespaces.items():
+            if one != ours:
+                found |= _addresses_in(path)
+        return frozenset(found)
+
+    @cached_property
+    def _ends_by_namespace(self) -> dict[str, list[tuple[str, str]]]:
+        """The host's ends that all records name, by the identities of their namespaces.
+
+        The record of a lease or of a host port names none, but that of the interface does.
+        """
+        found: dict[str, list[tuple[str, str]]] = {}
+        for record, _ in self._host.records.listing():
+            known = found.setdefault(str(record.facts.get("netns_id") or ""), [])
+            known.extend(_host_ends(record.facts))
+        return found
+
+    def _state_by(
+        self, ends: Iterator[tuple[str, str]] | list[tuple[str, str]] | tuple[()]
+    ) -> State:
+        """Return the state by the host's `ends` (name, MAC) of veth pairs into the namespace."""
+        state = State.UNKNOWN
+        netlink = self._host.netns.netlink
+        for name, mac in ends:
+            link = netlink.link(name)
+            # A pair with both ends on the host tells nothing about any container.
+            if link is None or link.mac != mac or link.peer_nsid is None:
+                continue
+            if netlink.has_peer(link):
+                return State.ALIVE
+            # The kernel removes such a pair by itself, but not at once.
+            state = State.GONE
+        return state
+
+
+def state_of(host: Host, facts: Json) -> State:
+    """Return the state of one container by a snapshot of its own. Raises OSError."""
+    return Liveness(host).state_of(facts)
+
+
+def is_hidden(facts: Json) -> bool:
+    """Tell whether /proc may hide processes that the writer of the record could see."""
+    own = pid_namespace()
+    return own != FIRST_PID_NAMESPACE and facts.get("pid_ns") != own
+
+
+def reachable_namespaces() -> dict[str, str]:
+    """Return one path to every visible network namespace, by its identity.
+
+    Reads /proc, /run/netns and docker's directory. The main thread of a process may have ended
+    before others, or another thread may be in another namespace: all threads are read, except those
+    of this process, which visit other namespaces. Raises OSError.
+    """
+    inodes: dict[tuple[int, int], str] = {}
+    processes = [name for name in os.listdir("/proc") if name.isdigit()]
+    of_processes = (f"/proc/{process}/ns/net" for process in processes)
+    # Threads last, as they come and go faster than their namespaces.
+    for path in (*of_processes, *_mounted_namespaces(), *_namespaces_of_threads(processes)):
+        try:
+            status = os.stat(path)
+        except OSError:
+            continue  # the path is gone, or the thread has ended
+        inodes.setdefault((status.st_dev, status.st_ino), path)
+    found = {identity(path): path for path in inodes.values()}
+    found.pop("", None)  # the path is gone, or is no namespace
+    return found
+
+
+def addresses_in_use() -> frozenset[Address]:
+    """Return every address in every visible namespace. Slow. Raises OSError."""
+    return frozenset().union(*map(_addresses_in, reachable_namespaces().values()))
+
+
+def holder_of(host: Host, text: str, address: Address, *, ours: str) -> str:
+    """Describe the owner `text` of an nftables element, "" if it is GONE.
+
+    `address` is the address of the element's container, `ours` the path of the namespace that wants
+    the element. Raises OSError.
+    """
+    state, reason = Liveness(host).state_of_owner(text, address, host.identity_of(ours))
+    return "" if state is State.GONE else describe(text, state, reason)
+
+
+def describe(text: str, state: State, reason: str) -> str:
+    """Return, for a message, the owner `text` of an object that cannot be taken over."""
+    known = f"'{text}' (plugin, network, container, interface)"
+    if state is State.ALIVE:
+        return f"{known}, which is alive"
+    return f"{known}, of which it cannot be told whether it is alive ({reason})"
 
 
 def collect(
@@ -28,66 +214,43 @@ def collect(
     host: Host,
     steps: BestEffort,
     *,
-    dissolve: Callable[[Request, Record], object],
+    teardown: Callable[[Request, Record], object],
 ) -> None:
-    """Have every recorded attachment of this network dissolved that the runtime does not name.
+    """Have every recorded attachment of this network torn down that the runtime does not name.
 
-    `dissolve` gets the DEL that the runtime did not send, and the record. Left alone are those that
-    are young, are being worked on, or whose namespace lives: another runtime may know them.
-    Without a list only those are taken that are known to be dead.
+    `teardown` gets the DEL that the runtime did not send, and the record. Only those go that are
+    GONE: what lives may be another runtime's. Left alone are also those that are young, or are
+    being worked on.
     """
     valid = req.valid_attachments
-    living = cache(netns.reachable_namespaces)
+    liveness = Liveness(host)
     for path in host.records.paths(plugin, req.network):
         record = host.records.open(path)
         if record is None:
             continue
         whose = record.attachment
-        reason = _reason_to_keep(record, valid, living)
+        reason = _reason_to_keep(record, valid, liveness)
         if reason:
             host.log(f"GC keeps {whose.containerid} {whose.ifname}: {reason}")
             record.close()
             continue
         host.log(f"GC removes {whose.containerid} {whose.ifname}: not valid, namespace gone")
         gone = _as_delete(req, whose)
-        steps.attempt(f"{whose.containerid} {whose.ifname}", lambda: dissolve(gone, record))  # noqa: B023 - called at once
+        steps.attempt(f"{whose.containerid} {whose.ifname}", lambda: teardown(gone, record))  # noqa: B023 - called at once
 
 
-def lives(facts: Json, living: Callable[[], dict[str, str]]) -> bool | None:
-    """Tell whether the recorded namespace exists, if any; None when nobody can tell."""
-    wanted = facts.get("netns_id")
-    return bool(wanted) and netns.lives(facts.get("netns", ""), str(wanted), living)
-
-
-def is_alive(records: Records, owner_text: str) -> bool:
-    """Tell whether the attachment that an nftables element names still has its namespace."""
-    plugin = owner_text.partition(" ")[0]
-    for facts in records.survey(plugin):
-        if owner_of(plugin, facts) == owner_text:
-            return lives(facts, netns.reachable_namespaces) is True
-    return False
-
-
-def owner_of(plugin: str, facts: Json) -> str:
-    """Return the recorded attachment as the comments of its elements name it."""
-    whose = Attachment(facts.get("containerid", ""), facts.get("ifname", ""))
-    return str(Owner(plugin, facts.get("network", ""), whose))
-
-
-def _reason_to_keep(
-    record: Record,
-    valid: frozenset[Attachment] | None,
-    living: Callable[[], dict[str, str]],
-) -> str:
+def _reason_to_keep(record: Record, valid: frozenset[Attachment] | None, liveness: Liveness) -> str:
     if valid is not None and record.attachment in valid:
         return "valid"
     if record.age() < GRACE_SECONDS:
         return f"younger than {GRACE_SECONDS} s"
-    alive = lives(record.facts, living)
-    if alive:
+    if record.is_unbegun():
+        return ""  # its ADD was killed before it had made anything
+    state, reason = liveness.assess(record.facts)
+    if state is State.ALIVE:
         return f"its namespace lives ('{record.facts.get('netns')}')"
-    if alive is None and valid is None:
-        return f"nobody can tell whether its namespace lives ('{record.facts.get('netns')}')"
+    if state is State.UNKNOWN:
+        return f"its liveness is unknown: {reason}; DEL removes it"
     return ""
 
 
@@ -109,3 +272,56 @@ def _as_delete(req: Request, whose: Attachment) -> Request:
         netns="",
         environ=environ,
     )
+
+
+def _host_ends(facts: Json) -> Iterator[tuple[str, str]]:
+    """Yield name and MAC of each end on the host that a part of a record names."""
+    for part in facts.values():
+        if isinstance(part, dict) and part.get("host_end") and part.get("host_end_mac"):
+            yield str(part["host_end"]), str(part["host_end_mac"])
+
+
+def _is_something_else(path: str) -> bool:
+    """Tell whether `path` may hold something other than a namespace.
+
+    That is the case if the runtime's mount on it is not visible here.
+    """
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ProcessLookupError, ValueError):
+        return False
+    except OSError:
+        return True  # it cannot be told
+    return True
+
+
+def _namespaces_of_threads(processes: list[str]) -> Iterator[str]:
+    for process in processes:
+        try:
+            threads = os.listdir(f"/proc/{process}/task")
+        except OSError:
+            continue  # it has ended
+        for thread in threads:
+            if thread != process and int(process) != os.getpid():
+                yield f"/proc/{process}/task/{thread}/ns/net"
+
+
+def _mounted_namespaces() -> Iterator[str]:
+    for directory in _NETNS_DIRECTORIES:
+        try:
+            names = os.listdir(directory)
+        except OSError:
+            continue
+        for name in names:
+            yield f"{directory}/{name}"
+
+
+def _addresses_in(path: str) -> set[Address]:
+    try:
+        netns = NetNS(path)
+    except CNIError:
+        return set()  # it went away
+    try:
+        return {cidr.ip for cidr, _ in netns.netlink.addresses()}
+    finally:
+        netns.close()

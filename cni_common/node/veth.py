@@ -1,4 +1,4 @@
-"""Wiring that interface plugins share: the veth pair, addresses, routes, CHECK."""
+"""Operations shared by interface plugins: the veth pair, addresses, routes, CHECK."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.link import VethEnd
-from cni_common.kernel.link_deletion import delete_link
 from cni_common.kernel.netlink import NetlinkError
 from cni_common.kernel.netns import NETLINK_ROUTE
 from cni_common.kernel.route import IFA_F_DADFAILED, IFA_F_TENTATIVE, RT_SCOPE_LINK
 from cni_common.kernel.rtnetlink import RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, RTMGRP_LINK
-from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code, drifted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -25,21 +24,20 @@ if TYPE_CHECKING:
     from cni_common.kernel.netns import NetNS
     from cni_common.spec.names import Address
     from cni_common.spec.result import IPConfig, Result, Route
-    from cni_common.spec.undo import Undo
 
     Events = Callable[[], Channel]
 
 _NAME_TRIES = 10
 _DAD_SECONDS = 5.0
 _DELIVERY_SECONDS = 1.0
-_MTU_MIN, _MTU_MAX = 68, 65535  # what veth takes (drivers/net/veth.c, RFC 791)
+_MTU_MIN, _MTU_MAX = 68, 65535  # bytes, the range of veth (drivers/net/veth.c, RFC 791)
 IPV6_MTU_MIN = 1280  # bytes, RFC 8200 section 5
 _IPV6_EVENTS = RTMGRP_LINK | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE
 FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 
 
 def refuse_existing(container: NetNS, ifname: str) -> None:
-    """Raise CNIError 4 when the container has an interface called `ifname`."""
+    """Raise CNIError 4 if the container has an interface called `ifname`."""
     if container.netlink.identify(ifname) is not None:
         raise CNIError(
             Code.INVALID_ENVIRONMENT,
@@ -49,7 +47,7 @@ def refuse_existing(container: NetNS, ifname: str) -> None:
 
 
 def required(netns: NetNS, name: str) -> Link:
-    """Return an interface that must be there; CNIError when somebody took it away meanwhile."""
+    """Return an interface that must exist. Raises CNIError if it was removed meanwhile."""
     link = netns.netlink.link(name)
     if link is None:
         raise CNIError(
@@ -61,7 +59,6 @@ def required(netns: NetNS, name: str) -> Link:
 def create_veth(
     host: NetNS,
     end: VethEnd,
-    undo: Undo,
     *,
     mtu: int = 0,
     master: int = 0,
@@ -70,52 +67,44 @@ def create_veth(
     """Create a veth pair of which `end` is the container's, and return the host's end.
 
     Both ends are born in their namespaces with name, MAC and MTU; the host's, of random name and
-    MAC, is up and in the bridge `master`. `intend` is told what it will be before it exists.
+    MAC, is up and in the bridge `master`. `intend` is told the host's end before it exists. Raises
+    NetlinkError.
     """
     for attempt in range(_NAME_TRIES):
         ours = VethEnd(f"veth{os.urandom(4).hex()}", random_mac(), mtu)
         intend(ours)
-        undo.push(f"veth '{ours.name}'", partial(delete_veth, host, ours.name, ours.mac))
         try:
             link = host.netlink.add_veth(ours, replace(end, mtu=mtu), master=master)
         except NetlinkError as error:
-            # The name was taken a moment ago, on the host or in the container.
+            # The name appeared a moment ago, on the host or in the container.
             taken = error.errno == errno.EEXIST and host.netlink.link(ours.name) is not None
             if not taken or attempt == _NAME_TRIES - 1:
                 raise
             continue
-        # Before the other end is up, so before there is a carrier.
+        # Before the other end is up, so before the carrier.
         stay_silent(host, ours.name)
         return link
     raise AssertionError  # pragma: no cover - the loop returns or raises
 
 
 def host_end(host: NetNS, container: NetNS, link: Link) -> Link | None:
-    """Return the other end of the container's veth `link`; None when it is not on the host."""
+    """Return the other end of the container's veth `link`, None if it is not on the host."""
     other = host.netlink.link_at(link.peer) if link.kind == "veth" else None
     if other is None or other.kind != "veth" or other.peer != link.index:
         return None
-    # Every namespace counts its interfaces from 1, so that the numbers may agree by chance.
+    # Every namespace numbers its interfaces from 1, so the indices may agree by chance.
     return other if other.peer_nsid == host.netlink.nsid(container.fd) else None
 
 
-def delete_veth(host: NetNS, name: str, mac: str) -> bool:
-    """Delete the host's end `name`, and with it the pair; False when it is gone or another's."""
-    found = host.netlink.identify(name)
-    if found is None or found[1] != mac:
-        return False
-    return delete_link(host, found[0])
-
-
 def random_mac() -> str:
-    """Return a random unicast MAC of the locally administered kind (IEEE 802, 8.2.2)."""
+    """Return a random, locally administered unicast MAC (IEEE 802, 8.2.2)."""
     octets = bytearray(os.urandom(6))
     octets[0] = octets[0] & 0xFC | 0x02
     return octets.hex(":")
 
 
 def veth_mtu(mtu: int) -> int:
-    """Return `mtu` if a veth can have it, 0 meaning the kernel's choice; else CNIError 7."""
+    """Return `mtu`, 0 for the kernel's choice. Raises CNIError 7 outside of 68 to 65535 bytes."""
     if mtu and not _MTU_MIN <= mtu <= _MTU_MAX:
         raise CNIError(
             Code.INVALID_CONFIG, f'"mtu" is {mtu}, it must be {_MTU_MIN} to {_MTU_MAX} bytes, or 0'
@@ -124,7 +113,7 @@ def veth_mtu(mtu: int) -> int:
 
 
 def set_sysctls(netns: NetNS, wanted: dict[str, str], needed: dict[str, str]) -> None:
-    """Set sysctls: `wanted` ones may be absent or read-only, a failure of `needed` is CNIError."""
+    """Set sysctls; `wanted` ones may be absent or read-only, a failure of `needed` is CNIError."""
     failures = netns.sysctls({**wanted, **needed}, unseen=wanted)
     for name, error in failures.items():
         tolerable = error.errno in (errno.ENOENT, errno.EROFS, errno.EACCES)
@@ -137,11 +126,11 @@ def set_sysctls(netns: NetNS, wanted: dict[str, str], needed: dict[str, str]) ->
 
 
 def stay_silent(host: NetNS, name: str, *, dad: bool = False) -> None:
-    """Keep IPv6 on an interface of the host from acting by itself; to be called before it is up.
+    """Disable router advertisements on a host's interface, and without `dad` duplicate detection.
 
-    No router advertisement of a container may change the host's routes (CVE-2020-10749). And
-    nobody has the link-local address of its random MAC: without `dad` it can be used at once,
-    as it must be for the host to find its containers.
+    Call it before the interface is up. A container's router advertisement must not change the
+    host's routes (CVE-2020-10749). No other host has the link-local address of a random MAC: it can
+    be used at once without duplicate detection, which the host needs to find its containers.
     """
     conf = f"net/ipv6/conf/{name}"
     quiet = {} if dad else {f"{conf}/accept_dad": "0"}
@@ -149,7 +138,7 @@ def stay_silent(host: NetNS, name: str, *, dad: bool = False) -> None:
 
 
 def enable_forwarding(host: NetNS, versions: set[int], log: Callable[[str], object]) -> None:
-    """Let the host forward packets of these IP versions. Never reverted. Raises CNIError."""
+    """Enable forwarding on the host for these IP versions. Never reverted. Raises CNIError."""
     if 6 in versions and host.sysctl(FORWARDING[6]) == "0":
         _keep_advertised_routes(host, log)
     set_sysctls(host, {}, {FORWARDING[version]: "1" for version in sorted(versions)})
@@ -164,10 +153,10 @@ def configure(
     dad: bool = False,
     on_way: Sequence[Message] | None = None,
 ) -> None:
-    """Give an interface what `result` has for it, set it up, and wait until it works.
+    """Configure an interface with the addresses and routes of `result`, set it up, and wait for it.
 
-    With `dad` IPv6 duplicate address detection runs and is waited for. `on_way`: the routes to the
-    addresses' subnets, in place of the kernel's own. Raises NetlinkError, CNIError.
+    With `dad` it runs IPv6 duplicate address detection and waits for that. `on_way`: routes to the
+    addresses' subnets, replacing the kernel's own. Raises NetlinkError, CNIError.
     """
     ips = ips_of(result, ifname)
     versions = {ip.address.version for ip in ips}
@@ -185,30 +174,25 @@ def configure(
 
 
 def check(container: NetNS, ifname: str, expected: Result) -> Link:
-    """Raise CNIError naming the first thing in the container that differs from `expected`."""
+    """Raise CNIError that names the first difference of the container from `expected`."""
     link = container.netlink.link(ifname)
     if link is None:
-        raise drift(f"interface '{ifname}' is missing in '{container.path}'")
+        raise drifted(f"interface '{ifname}' is missing in '{container.path}'")
     for interface in expected.interfaces:
         if interface.name == ifname and interface.sandbox:
             if interface.mac and interface.mac.lower() != link.mac:
-                raise drift(f"MAC of '{ifname}' is {link.mac}, ADD gave {interface.mac}")
+                raise drifted(f"MAC of '{ifname}' is {link.mac}, ADD gave {interface.mac}")
             if interface.mtu and interface.mtu != link.mtu:
-                raise drift(f"MTU of '{ifname}' is {link.mtu}, ADD gave {interface.mtu}")
+                raise drifted(f"MTU of '{ifname}' is {link.mtu}, ADD gave {interface.mtu}")
     if not link.up:
-        raise drift(f"interface '{ifname}' is down")
+        raise drifted(f"interface '{ifname}' is down")
     _check_addresses(container, link, expected)
     _check_routes(container, link, expected)
     return link
 
 
-def drift(what: str) -> CNIError:
-    """Return the error for something that is no longer as ADD made it."""
-    return CNIError(Code.INTERNAL, f"{what}; delete and add the attachment again")
-
-
 def await_operational(host: NetNS, index: int, seconds: float) -> None:
-    """Wait until the interface's operstate is UP; CNIError after `seconds`."""
+    """Wait until the interface's operstate is UP. Raises CNIError after `seconds`."""
     link = await_link(host, index, seconds)
     if link.operstate != "UP":
         raise CNIError(
@@ -218,9 +202,9 @@ def await_operational(host: NetNS, index: int, seconds: float) -> None:
 
 
 def await_link(host: NetNS, index: int, seconds: float) -> Link:
-    """Return an interface as soon as its operstate is UP, else as it is after `seconds`.
+    """Return an interface as soon as its operstate is UP, or as it is after `seconds`.
 
-    Raises CNIError when it is gone.
+    Raises CNIError if it is gone.
     """
     found: list[Link | None] = []
 
@@ -237,15 +221,15 @@ def await_link(host: NetNS, index: int, seconds: float) -> Link:
 
 
 def wait_until(condition: Callable[[], bool], subscribe: Events, seconds: float) -> bool:
-    """Tell whether `condition` became true within `seconds`; it is asked after each event.
+    """Tell whether `condition` became true within `seconds`; it is checked after each event.
 
-    `subscribe` returns the events. It is called only when they have to be waited for, since
-    each subscriber gets those of all interfaces, and that while the kernel holds the RTNL lock.
+    `subscribe` returns the channel of events. It is called only if waiting is necessary: each
+    subscriber gets the events of all interfaces, while the kernel holds the RTNL lock.
     """
     if condition():
         return True
     deadline = time.monotonic() + seconds
-    events = subscribe()  # and ask again: it may have come about before
+    events = subscribe()  # then check again: it may have become true before
     while not condition():
         left = deadline - time.monotonic()
         if left <= 0 or not events.await_event(left):
@@ -260,10 +244,10 @@ def is_operational(netns: NetNS, index: int) -> bool:
 
 
 def _keep_advertised_routes(host: NetNS, log: Callable[[str], object]) -> None:
-    """Make the host heed router advertisements as a router, too: it may get its uplink by them.
+    """Let the host accept router advertisements as a router, too: its uplink may need them.
 
-    The kernel drops advertised default routes when forwarding is switched on, unless accept_ra
-    is 2 (ip-sysctl.rst). Where it is 0, somebody else listens to the advertisements.
+    The kernel drops advertised default routes when forwarding is switched on, unless accept_ra is 2
+    (ip-sysctl.rst). If it is 0, another program handles the advertisements.
     """
     for index in host.netlink.advertised_defaults():
         link = host.netlink.link_at(index)
@@ -274,12 +258,12 @@ def _keep_advertised_routes(host: NetNS, log: Callable[[str], object]) -> None:
 
 
 def _prepare(container: NetNS, ifname: str, versions: Collection[int], *, dad: bool) -> None:
-    """Set what must be set before the link is up."""
+    """Set the sysctls that must be set before the link is up."""
     conf4, conf6 = f"net/ipv4/conf/{ifname}", f"net/ipv6/conf/{ifname}"
     wanted = {
         # Announce the addresses, or a neighbour may keep the MAC of their last owner for a while.
         f"{conf4}/arp_notify": "1",
-        # The addresses come from IPAM: no neighbour's router advertisement may add to them.
+        # The addresses come from IPAM: a router advertisement must not add any.
         f"{conf6}/accept_ra": "0",
         f"{conf6}/accept_dad": "1" if dad else "0",
     }
@@ -319,10 +303,10 @@ def _first_gateways(ips: Sequence[IPConfig]) -> dict[int, Address]:
 
 
 def _with_next_hop(route: Route, gateways: dict[int, Address]) -> Route:
-    """Return `route` as the kernel is to have it: 0.0.0.0 and :: as `gw` mean on-link."""
+    """Return `route` in the form for the kernel: 0.0.0.0 and :: as `gw` mean on-link."""
     if route.gw is not None:
         return replace(route, gw=None) if route.gw.is_unspecified else route
-    if route.scope is not None and route.scope >= RT_SCOPE_LINK:  # these have no next hop
+    if route.scope is not None and route.scope >= RT_SCOPE_LINK:  # on-link: no next hop
         return route
     return replace(route, gw=gateways.get(route.dst.version))
 
@@ -347,10 +331,10 @@ def _await_dad(container: NetNS, ifname: str, index: int, events: Events) -> Non
 def _await_delivery(
     container: NetNS, index: int, addresses: Sequence[Address], events: Events
 ) -> None:
-    """Wait until the container takes in what comes for its IPv6 addresses; a second at most.
+    """Wait until the container accepts packets for its IPv6 addresses, at most a second.
 
-    The kernel puts an IPv6 address to use some time after it was added, in a work item of its
-    own. A neighbour's solicitation before that is lost, and costs its first packet a second.
+    The kernel activates an IPv6 address some time after it was added, in a work item. A neighbour's
+    solicitation before that is lost, and delays its first packet by a second.
     """
 
     def delivers() -> bool:
@@ -364,7 +348,7 @@ def _check_addresses(container: NetNS, link: Link, expected: Result) -> None:
     for ip in ips_of(expected, link.name):
         if ip.address not in present:
             have = ", ".join(sorted(map(str, present))) or "none"
-            raise drift(f"address {ip.address} of '{link.name}' is missing, it has {have}")
+            raise drifted(f"address {ip.address} of '{link.name}' is missing, it has {have}")
 
 
 def _check_routes(container: NetNS, link: Link, expected: Result) -> None:
@@ -378,7 +362,7 @@ def _check_routes(container: NetNS, link: Link, expected: Result) -> None:
         ]
         if not any(_matches(found, wanted) for found in same):
             have = ", ".join(_route_text(found) for found in same) or "nothing"
-            raise drift(
+            raise drifted(
                 f"route {_route_text(wanted)} over '{link.name}' is missing, there is {have}"
             )
 

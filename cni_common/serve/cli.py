@@ -1,4 +1,4 @@
-"""The command line of `pycni`: what people and service managers ask of the suite."""
+"""The command line of `pycni`, for people and service managers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cni_common.node.host import STATE_DIR
 from cni_common.serve.stdio import say
+from cni_common.spec.names import VERSION
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
     from cni_common.node.host import Loader
 
 _OPTION_MAX = 1e6
-VERSION = "0.1.0"  # as in pyproject.toml
+
 ENGINE_SOCKET = f"{STATE_DIR}/engine.sock"  # as in launcher/launcher.c
 
 
 class Command:
-    """One sub-command: what it is for, what it does, and which options it has."""
+    """One sub-command: its summary, its function and its options."""
 
     def __init__(
         self,
@@ -30,7 +31,7 @@ class Command:
         add_options: Callable[[ArgumentParser], object] = lambda _parser: None,
         more: str = "",
     ) -> None:
-        """`more` follows the options in the help, as it is: exit codes, examples."""
+        """`more` follows the options in the help, verbatim: exit codes, examples."""
         self.summary = summary
         self.run = run
         self.add_options = add_options
@@ -43,9 +44,9 @@ def run(
     load_all: Callable[[], object],
     commands: Mapping[str, Command] | None = None,
 ) -> int:
-    """Do what `arguments` say and return the exit status, 2 when they say nothing sensible.
+    """Run the command in `arguments` and return the exit status, 2 for invalid arguments.
 
-    `commands` are those that need the plugins, beside COMMANDS.
+    `commands` are the commands that need the plugins; COMMANDS are always known.
     """
     from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
@@ -64,7 +65,7 @@ def run(
         )
     try:
         options = parser.parse_args(arguments)
-    except SystemExit as end:  # after --help, or an error that it has told
+    except SystemExit as end:  # after --help, or an error that argparse has printed
         return int(end.code or 0)
     if options.command is None:
         parser.print_help()
@@ -73,7 +74,7 @@ def run(
 
 
 def _bundle() -> str:
-    """Return the directory of the frozen program, "" when this is none."""
+    """Return the directory of the frozen program, "" if this program is not frozen."""
     # PyInstaller's bootloader sets _MEIPASS.
     return os.path.dirname(sys.executable) if hasattr(sys, "_MEIPASS") else ""
 
@@ -100,10 +101,10 @@ def _add_engine_options(parser: ArgumentParser) -> None:
 
     defaults = Settings(build=_build())
     for option, kind, what in (
-        ("--workers", _positive(int), "processes that serve requests"),
-        ("--requests", _positive(int), "that a process serves before another takes its place"),
-        ("--add-seconds", _positive(float), "after which an ADD is taken back"),
-        ("--other-seconds", _positive(float), "after which another command is given up"),
+        ("--workers", _positive(int), "number of processes that serve requests"),
+        ("--requests", _positive(int), "requests that a process serves before another replaces it"),
+        ("--add-seconds", _positive(float), "seconds after which an ADD is rolled back"),
+        ("--other-seconds", _positive(float), "seconds after which another command is abandoned"),
     ):
         default = getattr(defaults, option.removeprefix("--").replace("-", "_"))
         text = f"{what} (default: {default:g})"

@@ -1,7 +1,7 @@
-"""The resident edge: a supervisor and its workers, which have everything imported.
+"""The engine: a resident supervisor and its workers, forked with all modules imported.
 
-Nothing depends on it. Where there is none, or one that is full, hangs, or is of another build, a
-launcher starts the frozen program instead.
+The engine is optional. If it is absent, full, hung or of another build, a launcher starts the
+frozen program instead.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ if TYPE_CHECKING:
 
     Log = Callable[[str], object]
 
-_BACKLOG = 128  # launchers that wait; the next one starts its own program
+_BACKLOG = 128  # waiting launchers; the next one starts the frozen program
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2), 64 bits: type, whence, start, …
 _GIVEN_SOCKET = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
-_BURST, _BURST_SECONDS = 10, 10.0  # workers that may be replaced at once
-# Until others are, likewise after a failed fork; at the end, until launchers are turned away.
+_BURST, _BURST_SECONDS = 10, 10.0  # workers replaced at once, within so many seconds
+# The pause beyond that, and after a failed fork; at the end, until launchers are turned away.
 _RETRY_SECONDS = 1.0
 _ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# What functions import when they need it: workers shall share it.
+# Modules that functions import on demand: imported before the fork, so that workers share them.
 _LAZY = (
     *("cni_common.kernel.iptables", "cni_common.kernel.nft_messages"),
+    "cni_common.node.masquerade_iptables",
     *("copy", "hashlib", "re", "subprocess", "traceback"),
 )
 
@@ -50,14 +51,14 @@ def serve(
 ) -> None:
     """Serve requests until SIGTERM, SIGINT or SIGHUP, on systemd's socket or on one at `path`.
 
-    An engine that has that path is told to end; between the two no request is lost. Raises
-    OSError when the socket cannot be made.
+    Another engine at that path is told to end; no request is lost in between. Raises OSError if
+    the socket cannot be made, FileExistsError if another program serves it.
     """
     load_all()
     _import_the_rest()
     given = _given_socket()
     if given:
-        # What waits there at the end is for the next engine.
+        # Requests that wait at the end are for the next engine.
         worker = Worker(settings, load, given, leave_backlog=True)
         _Supervisor(worker, settings.workers, log).run()
         return
@@ -67,10 +68,10 @@ def serve(
 
 
 class _Supervisor:
-    """Keeps the workers alive."""
+    """Forks the workers, and replaces each one that ends."""
 
     def __init__(self, worker: Worker, count: int, log: Log) -> None:
-        self._worker = worker  # as each of `count` processes is to be
+        self._worker = worker  # copied into each of `count` processes by fork
         self._count = count
         self._log = log
         self._workers: set[int] = set()  # process ids
@@ -83,10 +84,13 @@ class _Supervisor:
         on_ready: Callable[[], object] = lambda: None,
         on_end: Callable[[], object] = lambda: None,
     ) -> None:
-        """Serve until a signal, call `on_end`, and wait for the workers to finish their work."""
-        self._heed_signals()
+        """Serve until a signal, call `on_end`, and wait for the workers to finish.
+
+        `on_ready` is called once the first workers are forked.
+        """
+        self._wake_on_signals()
         gc.collect()
-        gc.freeze()  # what is here by now is never garbage, and stays shared with the workers
+        gc.freeze()  # objects made so far are never garbage, and stay shared with the workers
         self._fill()
         on_ready()
         self._log(f"engine: {len(self._workers)} workers wait for requests")
@@ -104,27 +108,27 @@ class _Supervisor:
     def _is_ending(self) -> bool:
         return self._cut < 0
 
-    def _heed_signals(self) -> None:
-        """Have signals wake us. Handlers, not SIG_IGN: delegates would inherit that."""
+    def _wake_on_signals(self) -> None:
+        """Let signals wake the supervisor. Handlers, not SIG_IGN: delegates would inherit that."""
         self._wakeup.settimeout(0)
         signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
         for number in (*_ENDINGS, signal.SIGCHLD):
             signal.signal(number, lambda _number, _frame: None)
 
     def _told_to_end(self) -> bool:
-        """Wait for a signal, a moment only when workers are missing or end; tell whether to end."""
+        """Wait for a signal, briefly unless all workers run; return whether to end."""
         is_full = not self._is_ending and len(self._workers) == self._count
         self._signals.settimeout(None if is_full else _RETRY_SECONDS)
         try:
             numbers = self._signals.recv(4096)
         except TimeoutError:
-            if self._is_ending:  # a worker takes its time, and nobody else accepts here
+            if self._is_ending:  # a worker is still busy, and no process accepts on the socket
                 self._worker.turn_away()
             return False
         return not self._is_ending and any(number in numbers for number in _ENDINGS)
 
     def _fill(self) -> None:
-        """Start the workers that are missing; slowly, where they keep ending at once."""
+        """Start missing workers, at most _BURST replacements in _BURST_SECONDS."""
         now = time.monotonic()
         self._starts = [at for at in self._starts if now - at < _BURST_SECONDS]
         while len(self._workers) < self._count:
@@ -148,12 +152,12 @@ class _Supervisor:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            os.close(self._cut)  # it would keep the lifeline whole when the supervisor is gone
+            os.close(self._cut)  # a copy would keep the lifeline open after the supervisor's end
             self._signals.close()
             self._wakeup.close()
             self._worker.run(self._lifeline)
             status = 0
-        except BaseException as error:  # noqa: BLE001 - the supervisor's code must not go on here
+        except BaseException as error:  # noqa: BLE001 - the supervisor's code must not run in this process
             from traceback import format_exception
 
             self._log("".join(format_exception(error)).rstrip())
@@ -176,10 +180,10 @@ class _Supervisor:
 
 
 class _Place:
-    """The path of the socket, and who has it: whoever was started last.
+    """The path of the socket, held by the engine that was started last.
 
-    Beside it lies `engine.lock`, on which that process has a record lock (fcntl(2)): these belong
-    to a process alone, not to its children, and the kernel tells whose they are.
+    Beside the socket lies `engine.lock`, on which that engine holds a record lock (fcntl(2)). Such
+    a lock belongs to one process and not to its children, and F_GETLK returns the owner.
     """
 
     def __init__(self, path: str) -> None:
@@ -193,8 +197,8 @@ class _Place:
         self.listener = socket.socket(
             socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         )
-        with self._locked():  # where there is no lock nobody is at work
-            self._tidy()
+        with self._locked():  # a file without a lock belongs to no running engine
+            self._remove_leftovers()
             self._lock = os.open(self._new_lock, flags, 0o600)
             fcntl.lockf(self._lock, fcntl.LOCK_EX)
             self.listener.bind(self._new)
@@ -203,9 +207,9 @@ class _Place:
         self._identity = os.stat(self._new).st_ino
 
     def take(self) -> None:
-        """Take the path, and tell the engine that had it to end.
+        """Take the path, and tell the engine that held it to end.
 
-        Raises FileExistsError when somebody serves there that is no engine of this kind.
+        Raises FileExistsError if a program that is no such engine serves at the path.
         """
         with self._locked():
             old = self._holder()
@@ -229,28 +233,28 @@ class _Place:
                 os.unlink(self._path)
                 os.unlink(self._lock_path)
 
-    def _tidy(self) -> None:
-        """Remove what engines have left that were killed before they took the path."""
+    def _remove_leftovers(self) -> None:
+        """Remove the files of engines that were killed before they took the path."""
         stems = (os.path.basename(self._path), os.path.basename(self._lock_path))
         for name in os.listdir(self._directory):
             stem, _, number = name.rpartition(".")
             is_ours = stem in stems and number.isdecimal()
-            if is_ours and _who_locks(f"{self._lock_path}.{number}") < 0:
+            if is_ours and _lock_owner(f"{self._lock_path}.{number}") < 0:
                 os.unlink(f"{self._directory}/{name}")
 
     def _holder(self) -> int:
-        """Return a pidfd of the engine that has the path, -1 when there is none."""
-        pid = _who_locks(self._lock_path)
+        """Return a pidfd of the engine that holds the path, -1 for none."""
+        pid = _lock_owner(self._lock_path)
         with suppress(ProcessLookupError):
             return -1 if pid < 0 else os.pidfd_open(pid)
         return -1  # it ended a moment ago
 
     def _is_served(self) -> bool:
-        """Tell whether somebody listens at the path."""
+        """Tell whether a process listens at the path."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as sock:
             try:
                 sock.connect(self._path)
-            except BlockingIOError:  # who does not keep up with it
+            except BlockingIOError:  # a listener with a full backlog
                 return True
             except OSError:
                 return False
@@ -270,8 +274,8 @@ class _Place:
             os.close(fd)
 
 
-def _who_locks(path: str) -> int:
-    """Return the process that has locked a file of others, -1 for none or no file."""
+def _lock_owner(path: str) -> int:
+    """Return the id of another process that holds a record lock on `path`, -1 for none."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -285,7 +289,7 @@ def _who_locks(path: str) -> int:
 
 
 def _given_socket() -> socket.socket | None:
-    """Return the socket that systemd has made, None when it has made none (sd_listen_fds(3))."""
+    """Return the socket that systemd passed, None for none (sd_listen_fds(3))."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
         return None
     fcntl.fcntl(_GIVEN_SOCKET, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
@@ -295,8 +299,8 @@ def _given_socket() -> socket.socket | None:
 
 
 def _import_the_rest() -> None:
-    """Import what functions import when it is needed: an upgrade may take the files away."""
+    """Import modules that functions import on demand: an upgrade may remove their files."""
     for module in _LAZY:
         __import__(module)
-    with suppress(CNIError):  # a refusal loads jsonschema with all that it has
+    with suppress(CNIError):  # a refusal loads all of jsonschema
         schema.validate({}, {"type": "array"})

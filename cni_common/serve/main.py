@@ -1,4 +1,4 @@
-"""The one-shot edge: one process, one request. The only file that reads the process itself."""
+"""The one-shot entry: one process, one request. Only this file reads argv and the environment."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from cni_common.serve.protocol import Reply
 
 _VERSION = "VERSION"
-_PROGRAM = "pycni"  # the one name that is not a plugin's
+_REFERENCE_VERSION = "1.9.1"  # of the reference plugins, as deploy/prerequisites.sh builds them
+_PROGRAM = "pycni"  # the only name of the executable that is not a plugin's
 
 
 class _Terminated(BaseException):
-    """A signal to end arrived. A BaseException: nothing may take it for a failure of its own."""
+    """A terminating signal arrived. A BaseException, so that no `except Exception` catches it."""
 
 
 def main(
@@ -32,8 +33,8 @@ def main(
 ) -> int:
     """Serve the request in the environment and on stdin; return the exit status.
 
-    `load_all` imports what `load` knows, for the engine to have it ready. `commands` gives
-    what `pycni` can do beside what is in cni_common.
+    `load_all` imports all plugins that `load` can load, for the engine. `commands` returns the
+    commands of `pycni` that need the plugins.
     """
     has_stdout = _complete_standard_streams()
     plugin = os.path.basename(sys.argv[0])
@@ -41,7 +42,7 @@ def main(
     command = environ.get("CNI_COMMAND", "")
     if not command:
         return _command_line(load, load_all, commands) if plugin == _PROGRAM else _about(plugin)
-    gc.disable()  # the process ends before there is anything worth collecting
+    gc.disable()  # the process ends before a collection pays
     try:
         stdin = b"" if command == _VERSION else read_all(0)
     except OSError as error:
@@ -52,8 +53,8 @@ def main(
     try:
         return _serve(plugin, environ, stdin, load, has_stdout=has_stdout)
     except _Terminated as error:
-        done = "is undone as far as it can be" if hasattr(error, "__notes__") else "is undone"
-        msg = f"terminated by a signal; what was begun {done}, try again later"
+        extent = " as far as possible" if hasattr(error, "__notes__") else ""
+        msg = f"terminated by a signal; its changes are undone{extent}, try again later"
         _write(_failure(11, msg, error))
         return 1
 
@@ -66,7 +67,7 @@ def _serve(
 
     def deliver(reply: Reply) -> bool:
         if environ["CNI_COMMAND"] != _VERSION:
-            _ignore_signals()  # what is done must be told, or taken back
+            _ignore_signals()  # a finished ADD must be reported or rolled back, not interrupted
         return has_stdout and _write(reply.stdout)
 
     with Host(load, os.path.realpath(sys.argv[0]), _log, execute=execute) as host:
@@ -83,7 +84,7 @@ def _command_line(
     status = cli.run(sys.argv[1:], load, load_all, commands())
     try:
         if sys.stdout:
-            sys.stdout.flush()  # the frozen program ends without doing so
+            sys.stdout.flush()  # the frozen program exits without a flush
     except OSError as error:
         _log(f"cannot write to stdout: {error.strerror}")
         return 1
@@ -91,17 +92,18 @@ def _command_line(
 
 
 def _about(plugin: str) -> int:
-    from cni_common.spec.names import SUPPORTED_VERSIONS
+    from cni_common.spec.names import SUPPORTED_VERSIONS, VERSION
 
-    _log(f"CNI {plugin} plugin of pycni")
+    # nerdctl and Nomad read a version off this line, and decide by it what the plugin can do.
+    _log(f"CNI {plugin} plugin v{_REFERENCE_VERSION}+pycni.{VERSION}")
     _log(f"CNI protocol versions supported: {', '.join(SUPPORTED_VERSIONS)}")
     return 0
 
 
 def _complete_standard_streams() -> bool:
-    """Fill the closed ones of descriptors 0 to 2, or the next file opened would take their place.
+    """Open /dev/null for each closed descriptor of 0 to 2: the next open() would reuse it.
 
-    Returns whether there was a stdout.
+    Return whether stdout was open.
     """
     closed = []
     for fd in range(3):
@@ -135,7 +137,7 @@ def _raise_on_signals() -> None:
     import signal
 
     def terminate(_number: int, _frame: object) -> NoReturn:
-        _ignore_signals()  # the undo must not be cut short in turn
+        _ignore_signals()  # a second signal must not interrupt the undo
         raise _Terminated
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -1,4 +1,4 @@
-"""The one path that every invocation takes, whichever edge it came through."""
+"""The path of every invocation, one-shot or by the engine."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from cni_common.spec.wire import Json
 
 
-# A runtime may discard a DEL error that contains one of these, and with it the reason to retry.
+# Some runtimes treat a DEL error with one of these phrases as success, and do not retry.
 _DISCARDED_IN_DEL = (("not found", "missing"), ("no such file or directory", "absent (ENOENT)"))
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What goes to stdout, and the exit status."""
+    """The bytes for stdout, and the exit status."""
 
     stdout: bytes
     exit_code: int
 
 
 class _NotDeliveredError(Exception):
-    """The runtime did not get the reply."""
+    """The reply could not be delivered to the runtime."""
 
 
 def respond(
@@ -44,11 +44,11 @@ def respond(
     *,
     deliver: Callable[[Reply], bool] = lambda _reply: True,
 ) -> Reply:
-    """Serve one invocation of the plugin `type`, and return what `deliver` was given.
+    """Serve one invocation of the plugin `type`, and return the reply.
 
-    Never raises: a failure is a CNI error object. `deliver` tells whether the runtime has the
-    reply. An ADD of which it has none is taken back, for nobody would ever delete it; then the
-    exit status is 1.
+    Never raises an Exception: a failure becomes a CNI error object (SPEC.md section 5). `deliver`
+    writes the reply and returns whether the runtime has it. An undelivered ADD is rolled back,
+    since no runtime would ever delete it; then the exit status is 1.
     """
     command = environ.get("CNI_COMMAND", "")
     reply = Reply(b"", 1)
@@ -76,7 +76,7 @@ def respond(
         reply = Reply(_error_object(error, command, stdin), 1)
         deliver(reply)
     finally:
-        host.records.close()  # the next call may be for the same attachment, on the same host
+        host.records.close()  # the next call may need the same record
     return reply
 
 
@@ -88,7 +88,7 @@ def _reply_of(result: Result | None, version: str) -> Reply:
 
 
 def failure(code: int, msg: str, error: BaseException | None = None) -> Reply:
-    """Return the reply for what fails outside of `respond`; with what the undo of `error` left."""
+    """Return the reply for a failure outside of `respond`; the notes of `error` become details."""
     data: dict[str, object] = {"cniVersion": CURRENT_VERSION, "code": code, "msg": msg}
     if error and _notes(error):
         data["details"] = "; ".join(_notes(error))
@@ -99,8 +99,8 @@ def execute(type: str, req: Request, host: Host, undo: Undo) -> Result | None:
     """Run one command of the plugin `type`, and return the result of an ADD, else None.
 
     A version older than the result's drops the fields that this version lacks. Everything that can
-    be refused without looking at the kernel is refused before the plugin acts. `undo` gets what
-    takes an ADD back.
+    be refused without asking the kernel is refused before the plugin acts. An ADD pushes its
+    rollback steps onto `undo`. Raises CNIError, OSError and, from DEL and GC, an ExceptionGroup.
     """
     plugin = host.load(type)
     if plugin is None:
@@ -111,7 +111,7 @@ def execute(type: str, req: Request, host: Host, undo: Undo) -> Result | None:
 
 
 def _checked_config(plugin: Plugin, req: Request, host: Host) -> Json:
-    """Return the configuration as SCHEMA spells it; DEL and GC do without keys that are wrong."""
+    """Return the configuration in the spelling of SCHEMA; DEL and GC ignore invalid keys."""
     config = wire.fold(req.config, plugin.SCHEMA)
     if req.command not in (Command.DEL, Command.GC):
         schema.validate(config, plugin.SCHEMA)
@@ -141,7 +141,7 @@ def _run(plugin: Plugin, req: Request, host: Host, undo: Undo) -> Result | None:
 
 
 def _as_of(version: str, result: Result) -> Result:
-    """Return what is left of a result in the layout of `version`. Raises CNIError 1."""
+    """Return a result without the fields that `version` lacks. Raises CNIError 1."""
     return Result.parse(result.to_json(version), version) if version in FAMILIES[0] else result
 
 
@@ -177,7 +177,7 @@ def _check_not_own_netns(req: Request, host: Host) -> None:
 
 
 def _without_own_netns(req: Request, host: Host) -> Request:
-    # The id of a dead container's process may belong to one on the host by now.
+    # The PID of a dead container may belong to a process on the host by now.
     if req.netns and _is_own_netns(req, host):
         host.log(f"DEL takes '{req.netns}' for gone: it is the plugin's own namespace")
         return replace(req, netns="")
@@ -192,7 +192,7 @@ def _is_own_netns(req: Request, host: Host) -> bool:
     try:
         return host.open_netns(req.netns).is_same(host.netns)
     except CNIError:
-        return False  # reported by whoever needs the namespace
+        return False  # the plugin reports it when it opens the namespace
 
 
 def _is_expected(error: Exception) -> bool:
@@ -207,7 +207,7 @@ def _error_object(error: Exception, command: str, stdin: bytes) -> bytes:
     details = "; ".join(text for text in (details, notes) if text)
     texts = {"msg": _one_line(msg) or "no message", "details": _one_line(details)}
     if command == Command.DEL:
-        texts = {key: _speakable(text) for key, text in texts.items()}
+        texts = {key: _without_discarded_phrases(text) for key, text in texts.items()}
     data = {"cniVersion": _version_of(stdin), "code": int(code)}
     return wire.encode(data | {key: text for key, text in texts.items() if text}, sort_keys=False)
 
@@ -233,7 +233,7 @@ def _notes(error: BaseException) -> list[str]:
     return [str(note) for note in getattr(error, "__notes__", ())]
 
 
-def _speakable(text: str) -> str:
+def _without_discarded_phrases(text: str) -> str:
     import re
 
     for phrase, other in _DISCARDED_IN_DEL:

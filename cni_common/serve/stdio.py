@@ -1,4 +1,4 @@
-"""Whole reads and writes of a process's standard streams, by descriptor."""
+"""Complete reads and writes of standard streams, by descriptor."""
 
 from __future__ import annotations
 
@@ -6,19 +6,42 @@ import os
 
 
 def read_all(fd: int) -> bytes:
-    """Return all that comes until the end of the file. Raises OSError."""
-    return b"".join(iter(lambda: os.read(fd, 1 << 16), b""))
+    """Return all bytes to the end of a file, which may be non-blocking. Raises OSError."""
+    parts: list[bytes] = []
+    while True:
+        try:
+            part = os.read(fd, 1 << 16)
+        except BlockingIOError:
+            _wait(fd, for_input=True)
+            continue
+        if not part:
+            return b"".join(parts)
+        parts.append(part)
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Write all of `data`. Raises OSError."""
+    """Write all of `data`, also to a file that does not block. Raises OSError."""
     while data:
-        data = data[os.write(fd, data) :]
+        try:
+            data = data[os.write(fd, data) :]
+        except BlockingIOError:
+            _wait(fd, for_input=False)
 
 
 def say(fd: int, text: str) -> None:
-    """Write a line for people; nothing happens when nobody reads it any more."""
+    """Write a line of text for the log; a stream that is closed or full loses it."""
+    data = f"{text}\n".encode("utf-8", "replace")
     try:
-        write_all(fd, f"{text}\n".encode("utf-8", "replace"))
+        while data:
+            data = data[os.write(fd, data) :]
     except OSError:
         return
+
+
+def _wait(fd: int, *, for_input: bool) -> None:
+    """Wait until `fd` can be read or written: a program with an event loop may pass such pipes."""
+    import select
+
+    poller = select.poll()
+    poller.register(fd, select.POLLIN if for_input else select.POLLOUT)
+    poller.poll()

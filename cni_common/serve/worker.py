@@ -1,7 +1,7 @@
 """One worker of the engine: takes requests over from launchers, one at a time.
 
-The conversation is told at the top of launcher/launcher.c. A worker answers as the one-shot edge
-would: same user, same namespaces, same working directory, same file descriptors.
+The comment at the top of launcher/launcher.c describes the messages. A worker answers as the
+one-shot entry would: same user, namespaces, working directory and file descriptors.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import select
 import signal
 import socket
 import struct
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,43 +24,47 @@ from cni_common.spec.errors import Code
 from cni_common.spec.request import Command
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from cni_common.node.host import Loader
 
-PROTOCOL = 1  # as in launcher/launcher.c, which must be of the same build
+PROTOCOL = 2  # as in launcher/launcher.c, which must be of the same build
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
+_SCM_CREDENTIALS = 2  # linux/socket.h; Python 3.11 has no name for it
+_CHALLENGE_BYTES = 16
 _LENGTH, _STATUS = struct.Struct("<I"), struct.Struct("<i")
-_TYPE_BYTES_MAX = 255  # NAME_MAX: it is the name of an executable
+_TYPE_BYTES_MAX = 255  # NAME_MAX of linux/limits.h: the type is the name of an executable
 _DESCRIPTORS_MAX = 5  # stdin, stdout, stderr, environment, and CNI_NETNS if it could be opened
-_CONVERSATION_SECONDS = 2.0  # the launcher is a program of ours: it does not pause
+_CONVERSATION_SECONDS = 2.0  # the launcher is our own program and does not pause
 _COLLECT_EVERY = 100  # requests
-# Few, as those that take turns find less of theirs in the processor's caches; more than processors,
-# as they also wait, for an IPAM plugin perhaps. When all do, launchers start their own program.
+# Few, since processes that take turns lose the processor's caches; more than processors, since
+# workers also wait, for instance for an IPAM plugin. If all wait, launchers start the frozen
+# program.
 _WORKERS = min(4 * len(os.sched_getaffinity(0)), 16)
-# A launcher whose /proc/PID has others of these sees another network or other files than we do.
+# A process that differs in one of these (below /proc/PID) sees another network or other files.
 _SURROUNDINGS = ("ns/net", "ns/mnt", "root")
+_PROCESS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What can be chosen when an engine is started."""
+    """Options of an engine."""
 
-    build: str  # of launchers that are served; others start their own program
+    build: str  # launchers of another build start the frozen program
     workers: int = _WORKERS
-    requests: int = 10_000  # that a worker serves before another takes its place
-    add_seconds: float = 90.0  # until an ADD is taken back: less than runtimes wait for it
-    other_seconds: float = 45.0  # likewise until any other command is given up
-    undo_seconds: float = 30.0  # for taking back; then the worker ends
+    requests: int = 10_000  # served by a worker before another replaces it
+    add_seconds: float = 90.0  # until an ADD is rolled back: less than runtimes wait
+    other_seconds: float = 45.0  # until any other command is abandoned
+    undo_seconds: float = 30.0  # limit of the rollback; then the worker exits
     state_dir: str = STATE_DIR
 
 
 class _Overdue(BaseException):
-    """The request's time is over. A BaseException: nothing may take it for a failure of its own."""
+    """The request's time is over. A BaseException, so that no `except Exception` catches it."""
 
 
 class Worker:
-    """A process that serves what arrives on the shared socket `listener`, which does not block."""
+    """A process that serves requests of the shared, non-blocking socket `listener`."""
 
     _own: NetNS
 
@@ -72,30 +76,32 @@ class Worker:
         *,
         leave_backlog: bool = False,
     ) -> None:
-        """`leave_backlog`: launchers that wait when it ends are for whoever has the socket then."""
+        """`leave_backlog`: at its end, leave waiting launchers to the socket's next owner."""
         self._settings = settings
         self._load = load
         self._listener = listener
         self._leave_backlog = leave_backlog
-        self._hello = b"pycni\0" + struct.pack("<H", PROTOCOL) + settings.build.encode()
-        self._surroundings = _surroundings("self")
+        with _opened("/proc/self") as process:
+            self._surroundings = _surroundings(process)
         self._is_late = False
-        # A number that nobody else gives to interfaces: people count from 0.
-        self._doomed = int.from_bytes(os.urandom(4), "little") >> 2 | 1 << 30
+        # The group of interfaces to delete (IFLA_GROUP): above 2^30, which no other program uses.
+        self._link_group = int.from_bytes(os.urandom(4), "little") >> 2 | 1 << 30
 
     def run(self, lifeline: int) -> None:
-        """Serve until there were enough requests, or the supervisor has closed its `lifeline`."""
-        # Open for all requests: to close a socket of nfnetlink waits for what nftables has to free,
-        # under a lock that deletions of interfaces need (nft_rcv_nl_event of the kernel).
+        """Serve until Settings.requests, or until the supervisor closes its `lifeline`."""
+        # Open for all requests: closing an nfnetlink socket waits until nftables has freed its
+        # objects, under a lock that deletions of interfaces need (nft_rcv_nl_event of the kernel).
         self._open_own()
         signal.signal(signal.SIGALRM, self._on_alarm)
         with select.epoll() as poller:
             poller.register(lifeline, select.EPOLLIN)
             # One request wakes one worker.
             poller.register(self._listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
-            gc.disable()  # an answer shall not wait for it
+            gc.disable()  # an answer must not wait for a collection
             served = 0
-            while served < self._settings.requests:
+            # An interrupt may strike between any two instructions and leave locks and descriptors
+            # open that nothing refers to. So a worker that was interrupted answers and ends.
+            while served < self._settings.requests and not self._is_late:
                 is_ending = lifeline in (fd for fd, _ in poller.poll())
                 if is_ending and self._leave_backlog:
                     return
@@ -108,8 +114,8 @@ class Worker:
                     return
 
     def turn_away(self) -> None:
-        """Have the launchers that wait start their own program."""
-        with suppress(OSError):  # no descriptor or memory for one: then it waits on
+        """Close the connections of waiting launchers: these start the frozen program."""
+        with suppress(OSError):  # no descriptor or memory left: the launcher waits on
             while connection := self._accept():
                 connection.close()
 
@@ -117,32 +123,39 @@ class Worker:
         try:
             return self._listener.accept()[0]
         except (BlockingIOError, ConnectionError):
-            return None  # another worker was faster, or the launcher is gone
+            return None  # another worker was faster, or the launcher has ended
 
     def _take(self, connection: socket.socket) -> bool:
-        """Serve one connection; False when no request came by it."""
+        """Serve one connection; return False if it brought no request."""
         with connection:
             try:
                 call = self._receive(connection)
             except (OSError, ValueError):
-                return False  # the launcher ended, or it is none of ours
+                return False  # the launcher ended, or the peer is no launcher of ours
             if call is None:
                 return False
-            with suppress(_Overdue):  # in the instant after the end
+            with suppress(_Overdue):  # the timer may fire just after the end
                 self._serve(call)
         return True
 
     def _receive(self, connection: socket.socket) -> Call | None:
-        """Return what is to be done; None: the launcher has to start its own program."""
+        """Return the request; None if the launcher must start the frozen program.
+
+        Raises OSError, ValueError.
+        """
         connection.settimeout(_CONVERSATION_SECONDS)
         pid, uid = peer_of(connection)
-        if uid != 0 or _surroundings(pid) != self._surroundings:
+        if uid != 0:
             return None
-        # By this the plugins know each other: it is the file that the runtime has started.
-        executable = os.readlink(f"/proc/{pid}/exe")
-        directory = os.open(f"/proc/{pid}/cwd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        with _opened(f"/proc/{pid}") as process:
+            challenge = self._greet(connection, pid)
+            if challenge is None or _surroundings(process) != self._surroundings:
+                return None
+            # The file that the runtime has started: a delegate of that file runs in this process.
+            executable = os.readlink("exe", dir_fd=process)
+            directory = os.open("cwd", _PROCESS, dir_fd=process)
         try:
-            connection.send(self._hello)
+            connection.send(challenge)
             type, descriptors = _request(connection)
         except BaseException:
             os.close(directory)
@@ -150,6 +163,26 @@ class Worker:
         return Call(
             connection, type, executable=executable, directory=directory, descriptors=descriptors
         )
+
+    def _greet(self, connection: socket.socket, pid: int) -> bytes | None:
+        """Have process `pid` send our challenge back; return the challenge that came with it.
+
+        None: another process has answered, or the answer is another one. A process id can be reused
+        between connect and now, so it is asked for after /proc/PID was opened.
+        """
+        ours = os.urandom(_CHALLENGE_BYTES)
+        build = self._settings.build.encode()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        connection.send(b"pycni\0" + struct.pack("<H", PROTOCOL) + ours + build)
+        answer, control, _, _ = connection.recvmsg(
+            2 * _CHALLENGE_BYTES + 1, socket.CMSG_SPACE(_PEER.size)
+        )
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+        senders = [_PEER.unpack(data) for _, kind, data in control if kind == _SCM_CREDENTIALS]
+        is_proven = [sender[:2] for sender in senders] == [(pid, 0)]
+        if not is_proven or len(answer) != 2 * _CHALLENGE_BYTES or not answer.startswith(ours):
+            return None
+        return answer[_CHALLENGE_BYTES:]
 
     def _serve(self, call: Call) -> None:
         command = call.environ.get("CNI_COMMAND", "")
@@ -164,18 +197,18 @@ class Worker:
             with self._host(call) as host:
                 reply = respond(call.type, call.environ, stdin, host, deliver=call.deliver)
                 status = reply.exit_code
-        except OSError as error:  # of read_stdin: respond raises nothing
+        except OSError as error:  # of read_stdin: respond raises no Exception
             msg = f"cannot read the configuration from stdin: {error.strerror}"
             call.deliver(failure(Code.IO_FAILURE, msg))
         except _Overdue as error:
-            rest = "what was begun is undone" if is_add else "what it has not done is still there"
+            rest = "its changes are undone" if is_add else "its remaining work is not done"
             if hasattr(error, "__notes__"):
-                rest = "what was begun is undone as far as it can be"
+                rest = "its changes are undone as far as possible"
             msg = f"{command} was given up after {seconds:g} s; {rest}, try again"
             call.deliver(failure(Code.TRY_AGAIN_LATER, msg, error))
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            # Before the runtime hears of the end: it may want to unmount what is open here.
+            # Before the runtime hears of the end: it may unmount the file systems of these files.
             os.chdir("/")
             call.close()
             call.end(status)
@@ -191,21 +224,21 @@ class Worker:
             given,
             execute=execute,
             own=self._own,
+            link_group=self._link_group,
             state_dir=self._settings.state_dir,
         )
 
     def _renew(self) -> None:
-        """Open new sockets: answers to what has failed may still come on the old ones."""
+        """Open new sockets: answers to failed requests may still arrive on the old ones."""
         self._own.close()
         self._open_own()
 
     def _open_own(self) -> None:
         self._own = NetNS(OWN)
-        self._own.doomed = self._doomed
 
     def _on_alarm(self, _number: int, _frame: object) -> None:
         if self._is_late:
-            os._exit(1)  # taking it back hangs as well; the launcher says that there is no answer
+            os._exit(1)  # the rollback hangs as well; the launcher reports a missing answer
         self._is_late = True
         raise _Overdue
 
@@ -222,7 +255,7 @@ class Call:
         directory: int,
         descriptors: Sequence[int],
     ) -> None:
-        """Take over the descriptors, or close them. Raises OSError."""
+        """Take over the descriptors; close them on failure. Raises OSError."""
         self.type = type
         self.executable = executable
         self.directory = directory
@@ -238,17 +271,17 @@ class Call:
             raise
 
     def read_stdin(self) -> bytes:
-        """Return all that comes on stdin. Raises OSError."""
+        """Return all bytes of stdin. Raises OSError."""
         return read_all(self._stdin)
 
     def log(self, text: str) -> None:
-        """Tell the runtime, on the stderr that it gave."""
+        """Write a line to the runtime's stderr."""
         say(self._stderr, text)
 
     def deliver(self, reply: Reply) -> bool:
-        """Print the reply; False when the launcher is gone, or whoever reads what it prints.
+        """Write the reply to stdout; return False if the launcher or the reader is gone.
 
-        Once it is printed, nothing is given up any more.
+        After a complete write the timer is off: the request is no longer abandoned.
         """
         try:
             if self._is_alone():
@@ -265,17 +298,17 @@ class Call:
         return True
 
     def end(self, status: int) -> None:
-        """Have the launcher end with `status`."""
-        with suppress(OSError):  # it is gone
+        """Send the exit status to the launcher."""
+        with suppress(OSError):  # the launcher is gone
             self._connection.send(_STATUS.pack(status))
 
     def close(self) -> None:
-        """Close the descriptors that came with it."""
+        """Close the descriptors of the request."""
         for fd in self._descriptors:
             os.close(fd)
 
     def _is_alone(self) -> bool:
-        """Tell whether the launcher has ended: a runtime that lost patience kills it."""
+        """Tell whether the launcher has ended: a runtime kills it at its own time limit."""
         try:
             return not self._connection.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -283,7 +316,7 @@ class Call:
 
 
 def peer_of(sock: socket.socket) -> tuple[int, int]:
-    """Return process and user id of who connected, or who listens (SO_PEERCRED of unix(7))."""
+    """Return process id and user id of the peer of `sock` (SO_PEERCRED of unix(7))."""
     pid, uid, _ = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
     return pid, uid
 
@@ -307,7 +340,7 @@ def _request(connection: socket.socket) -> tuple[str, Sequence[int]]:
 
 
 def _environ(fd: int) -> Mapping[str, str]:
-    """Return the variables in a file like /proc/PID/environ; of two alike the first counts."""
+    """Return the variables in a file like /proc/PID/environ; of equal names the first counts."""
     data = os.pread(fd, os.fstat(fd).st_size, 0)
     environ: dict[str, str] = {}
     for entry in os.fsdecode(data).split("\0"):
@@ -317,10 +350,17 @@ def _environ(fd: int) -> Mapping[str, str]:
     return environ
 
 
-def _surroundings(pid: object) -> Sequence[tuple[int, int]]:
-    """Return what tells whether a process sees the same network and files; () for none."""
+@contextmanager
+def _opened(process: str) -> Iterator[int]:
+    """Open a directory of /proc, which never shows a later process with the same id."""
+    fd = os.open(process, _PROCESS)
     try:
-        found = [os.stat(f"/proc/{pid}/{name}") for name in _SURROUNDINGS]
-    except OSError:
-        return ()
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _surroundings(process: int) -> Sequence[tuple[int, int]]:
+    """Return the identities of a process's namespaces and root. Raises OSError if it has ended."""
+    found = [os.stat(name, dir_fd=process) for name in _SURROUNDINGS]
     return [(status.st_dev, status.st_ino) for status in found]

@@ -1,4 +1,4 @@
-"""What a configuration says about addresses: for those who give and those who ask for them."""
+"""Keys of a configuration about addresses, shared by interface and IPAM plugins."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from cni_common.spec.wire import Json
 
-# The keys of CNI_ARGS that this suite knows: interface and IPAM plugin have the same string, and
-# the keys of the one must not make the other fail.
+# The keys of CNI_ARGS that this suite knows. Interface and IPAM plugin get the same string, so the
+# keys of one plugin must not make the other fail.
 CNI_ARGS = frozenset({"IP", "MAC", "GATEWAY"})
 
 
@@ -41,12 +41,12 @@ ROUTES_SCHEMA: Json = {
 
 
 def ipam_type(config: Json) -> str:
-    """Return the type of the IPAM plugin, "" where the configuration names none."""
+    """Return the type of the IPAM plugin, "" if the configuration names none."""
     return str(config.get("ipam", {}).get("type", ""))
 
 
 def parse_routes(routes: Sequence[Json]) -> list[Route]:
-    """Return the routes of `ipam.routes`. Raises CNIError 7 naming the one that is wrong."""
+    """Return the routes of `ipam.routes`. Raises CNIError 7 that names the invalid route."""
     for index, route in enumerate(routes):
         if not route.get("dst"):
             raise CNIError(Code.INVALID_CONFIG, f'ipam.routes[{index}]: "dst" is missing')
@@ -61,9 +61,9 @@ def parse_routes(routes: Sequence[Json]) -> list[Route]:
 
 
 def own_dns(config: Json) -> Json | None:
-    """Return the `dns` by which an interface plugin replaces IPAM's, None when it leaves that.
+    """Return the `dns` with which an interface plugin replaces that of IPAM, None to keep IPAM's.
 
-    An empty list is enough to replace it.
+    Any list, even an empty one, or a domain replaces it, as in the reference.
     """
     dns = config.get("dns", {})
     lists = [key for key, schema in DNS_SCHEMA["properties"].items() if schema["type"] == "array"]

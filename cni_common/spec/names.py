@@ -20,13 +20,14 @@ Address = IPv4Address | IPv6Address
 Cidr = IPv4Interface | IPv6Interface
 Subnet = IPv4Network | IPv6Network
 
-_TEXTS = 256  # addresses of which is remembered what they mean: one ADD meets each several times
-OLDEST_VERSION = "0.1.0"  # what an absent cniVersion means
+_TEXTS = 256  # parsed addresses kept in each cache: an ADD parses the same text several times
+VERSION = "0.1.0"  # of the suite, as in pyproject.toml
+OLDEST_VERSION = "0.1.0"  # the meaning of an absent cniVersion
 CURRENT_VERSION = "1.1.0"
 SUPPORTED_VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", CURRENT_VERSION)
 
 IFNAME_MAX_BYTES = 15  # IFNAMSIZ of linux/if.h, less its terminating NUL
-# What Go's unicode.IsSpace accepts; str.isspace would also take U+001C to U+001F.
+# The spaces of Go's unicode.IsSpace; str.isspace also accepts U+001C to U+001F.
 _SPACES = "\t\n\v\f\r \u0085\u00a0\u1680\u2028\u2029\u202f\u205f\u3000"
 _NOT_IN_IFNAME = frozenset("/:%" + _SPACES) | frozenset(map(chr, range(0x2000, 0x200B)))
 _ALNUM = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
@@ -34,7 +35,10 @@ _IDENTIFIER = _ALNUM | frozenset("_.-")
 
 
 def check_identifier(value: str, what: str, code: int) -> None:
-    """Raise CNIError unless `value` is a container id or network name as SPEC.md allows them."""
+    """Raise CNIError `code` unless `value` is a valid container id or network name.
+
+    SPEC.md sections 1 and 2 give the syntax; `what` names the value in the message.
+    """
     if not value or value[0] not in _ALNUM or not _IDENTIFIER.issuperset(value):
         raise CNIError(
             code,
@@ -45,9 +49,11 @@ def check_identifier(value: str, what: str, code: int) -> None:
 
 
 def check_ifname(value: str, what: str, code: int) -> None:
-    """Raise CNIError unless `value` can be the name of a network interface (dev_valid_name).
+    """Raise CNIError `code` unless `value` can name a network interface.
 
-    The kernel would take one that is not UTF-8, but no result can name it.
+    The rules are those of the kernel's dev_valid_name, at most IFNAME_MAX_BYTES. The kernel accepts
+    names that are not UTF-8, but no result can carry such a name. `what` names the value in the
+    message.
     """
     try:
         size = len(value.encode())
@@ -57,7 +63,7 @@ def check_ifname(value: str, what: str, code: int) -> None:
         raise CNIError(
             code, f"{what} is too long", f"{value!r} has more than {IFNAME_MAX_BYTES} bytes"
         )
-    # The kernel takes % for a pattern to make a name from; all and default are of its sysctls.
+    # The kernel treats % as a name pattern; all and default are directories of its sysctls.
     if value in ("", ".", "..", "all", "default") or not _NOT_IN_IFNAME.isdisjoint(value):
         raise CNIError(
             code,
@@ -68,7 +74,7 @@ def check_ifname(value: str, what: str, code: int) -> None:
 
 @lru_cache(_TEXTS)
 def parse_address(text: str) -> Address:
-    """Return the address `text` as Go's net.ParseIP reads it; ValueError where Go has nil."""
+    """Return the address `text` as Go's net.ParseIP reads it. Raises ValueError if Go has nil."""
     if "%" in text:
         raise ValueError(f"{text!r} has a zone")
     address = ip_address(text)
@@ -77,7 +83,7 @@ def parse_address(text: str) -> Address:
 
 @lru_cache(_TEXTS)
 def parse_cidr(text: str) -> Cidr:
-    """Return address and prefix length of `text` as Go's net.ParseCIDR reads it, or ValueError."""
+    """Return address and prefix of `text` as Go's net.ParseCIDR reads it. Raises ValueError."""
     host, _, prefix = text.partition("/")
     if not (prefix.isascii() and prefix.isdigit()) or "%" in host:
         raise ValueError(f"{text!r} is not an address with a prefix length, such as 10.0.0.2/24")
@@ -90,7 +96,7 @@ def parse_cidr(text: str) -> Cidr:
 
 
 def version_tuple(version: str) -> tuple[int, int, int]:
-    """Return the three numbers of a spec version; missing ones are 0. Raises CNIError 6."""
+    """Return the three numbers of a spec version; a missing number is 0. Raises CNIError 6."""
     parts = (version or OLDEST_VERSION).split(".")
     if len(parts) > 3 or not all(p.isascii() and p.isdigit() and len(p) < 10 for p in parts):
         raise CNIError(
@@ -100,5 +106,6 @@ def version_tuple(version: str) -> tuple[int, int, int]:
     return (numbers[0], numbers[1], numbers[2])
 
 
-# Versions of one family differ by their name alone; prevResult and configuration share one.
+# Versions of one family have the same layout of results. prevResult and configuration must be of
+# one family.
 FAMILIES = (("0.1.0", "0.2.0"), ("0.3.0", "0.3.1", "0.4.0"), ("1.0.0", CURRENT_VERSION))

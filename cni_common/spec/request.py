@@ -1,4 +1,4 @@
-"""What a plugin is asked to do: Command and Request."""
+"""The request to a plugin: its command, variables and configuration (SPEC.md sections 2 and 3)."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def _check_cni_ifname(value: str) -> None:
 
 _ATTACHED = frozenset({Command.ADD, Command.CHECK, Command.DEL})
 
-# Variable, the commands that need it, its syntax check; in the order in which the reference
-# implementation reports them (pkg/skel).
+# Variable, the commands that need it, its syntax check; in the order of the reference's reports
+# (pkg/skel).
 VARIABLES: Sequence[tuple[str, frozenset[str], Callable[[str], None] | None]] = (
     ("CNI_CONTAINERID", _ATTACHED, _check_containerid),
     ("CNI_NETNS", frozenset({Command.ADD, Command.CHECK}), None),
@@ -54,7 +54,7 @@ VARIABLES: Sequence[tuple[str, frozenset[str], Callable[[str], None] | None]] = 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Attachment:
-    """One interface of one container on the network at hand."""
+    """One interface of one container on the network of the request."""
 
     containerid: str
     ifname: str
@@ -62,7 +62,7 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One invocation of a plugin, checked as far as the protocol goes."""
+    """One invocation of a plugin, with variables and protocol keys checked."""
 
     command: str  # one of Command
     containerid: str
@@ -72,11 +72,11 @@ class Request:
     config: Json
     environ: Mapping[str, str]  # verbatim, for delegates
     stdin: bytes  # verbatim, for delegates
-    given: Json  # `config` as it was before a plugin's SCHEMA was applied to it
+    given: Json  # `config` before a plugin's SCHEMA was applied to it
 
     @classmethod
     def parse(cls, environ: Mapping[str, str], stdin: bytes) -> Self:
-        """Return the request; CNIError 4 for a variable, 6 or 7 for what came on stdin."""
+        """Return the request. Raises CNIError 4 for a variable, 6 or 7 for the JSON on stdin."""
         command = environ.get("CNI_COMMAND", "")
         _check_variables(environ, command)
         config = wire.fold(wire.decode(stdin), PROTOCOL_SCHEMA)
@@ -85,7 +85,7 @@ class Request:
             raise CNIError(Code.INVALID_ENVIRONMENT, f"unknown CNI_COMMAND: {command}")
         _string(config, "cniVersion")
         if command == Command.GC:
-            # What is left of a damaged list would let GC take away what is in use.
+            # With the rest of a damaged list GC would remove attachments in use.
             lists = {key: config[key] for key in _ATTACHMENT_KEYS if key in config}
             schema.validate(lists, PROTOCOL_SCHEMA)
         return cls(
@@ -101,7 +101,7 @@ class Request:
         )
 
     def delegated(self, command: str, stdin: bytes) -> Self:
-        """Return what a delegate in this process gets. Raises CNIError as `parse`."""
+        """Return the request for a delegate in this process. Raises CNIError as `parse` does."""
         environ = {**self.environ, "CNI_COMMAND": command}
         if stdin != self.stdin:
             return self.parse(environ, stdin)
@@ -114,7 +114,7 @@ class Request:
 
     @property
     def attachment(self) -> Attachment:
-        """The attachment that ADD, CHECK and DEL are about."""
+        """The attachment of an ADD, CHECK or DEL."""
         return Attachment(self.containerid, self.ifname)
 
     @property
@@ -124,7 +124,7 @@ class Request:
 
     @property
     def prev_result(self) -> Result | None:
-        """The result handed down by the runtime, if any. Raises CNIError 7."""
+        """The prevResult that the runtime passed, None if absent. Raises CNIError 7."""
         data = self.config.get("prevResult")
         if data is None:
             return None
@@ -135,9 +135,9 @@ class Request:
             raise CNIError(Code.INVALID_CONFIG, f"prevResult: {error.msg}", error.details) from None
 
     def require_prev_result(self) -> Result:
-        """Return `prev_result`, which a chained plugin and CHECK cannot do without.
+        """Return `prev_result`, which chained plugins and CHECK require.
 
-        Raises CNIError 7.
+        Raises CNIError 7 if it is missing or invalid.
         """
         result = self.prev_result
         if result is None:
@@ -150,9 +150,9 @@ class Request:
         return result
 
     def cni_args(self, known: frozenset[str]) -> dict[str, str]:
-        """Return the keys of CNI_ARGS that are in `known` (types.LoadArgs of the reference).
+        """Return the keys of CNI_ARGS that are in `known`, as the reference's types.LoadArgs does.
 
-        Raises CNIError 4 for a malformed pair and, without IgnoreUnknown, for another key.
+        Raises CNIError 4 for a malformed pair, and for any other key unless IgnoreUnknown is set.
         """
         text = self.environ.get("CNI_ARGS", "")
         pairs: dict[str, str] = {}
@@ -180,7 +180,7 @@ class Request:
 
     @property
     def valid_attachments(self) -> frozenset[Attachment] | None:
-        """What GC must keep; None when the runtime sent no list at all (not: an empty one)."""
+        """The attachments that GC must keep; None for no list, which is not an empty list."""
         for key in _ATTACHMENT_KEYS:
             if key in self.config:
                 return frozenset(
@@ -193,7 +193,7 @@ class Request:
 _ATTACHMENT_KEYS = ("cni.dev/valid-attachments", "cni.dev/attachments")  # new and old spelling
 _ATTACHMENTS: Json = {
     "type": "array",
-    "description": "What GC must keep: the runtime fills it in.",
+    "description": "Valid attachments, which GC keeps; filled in by the runtime.",
     "items": {
         "type": "object",
         "properties": {
@@ -202,7 +202,7 @@ _ATTACHMENTS: Json = {
         },
     },
 }
-# What every plugin finds on stdin (SPEC.md section 1 and 3); each SCHEMA contains these.
+# The keys of every configuration on stdin (SPEC.md sections 1 and 3); each SCHEMA contains them.
 PROTOCOL_PROPERTIES: Json = {
     "cniVersion": {"type": "string", "description": "Version of the CNI specification."},
     "name": {"type": "string", "description": "Name of the network."},
@@ -210,7 +210,7 @@ PROTOCOL_PROPERTIES: Json = {
     "capabilities": {
         "type": "object",
         "additionalProperties": {"type": "boolean"},
-        "description": "Capabilities that the runtime may fill in as runtimeConfig.",
+        "description": "Capabilities; the runtime fills in their values as runtimeConfig.",
     },
     "dns": {**DNS_SCHEMA, "description": "DNS settings for the container."},
     "prevResult": {
@@ -227,7 +227,7 @@ PROTOCOL_SCHEMA: Json = {"type": "object", "properties": PROTOCOL_PROPERTIES}
 
 
 def check_same_family(version: str, config_version: str) -> None:
-    """Raise CNIError 7 when a prevResult of `version` cannot go with `config_version`."""
+    """Raise CNIError 7 if a prevResult of `version` is of another family than `config_version`."""
     for family in FAMILIES:
         if config_version in family and version not in family:
             raise CNIError(

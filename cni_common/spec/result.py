@@ -37,13 +37,13 @@ DNS_SCHEMA: Json = {
         "options": {**_STRINGS, "description": "Options for the resolver."},
     },
 }
-# What the kernel can hold (linux/rtnetlink.h): the scope in a byte, the others in 32 bits.
+# Ranges of the kernel (linux/rtnetlink.h): the scope is a byte, the others have 32 bits.
 _U32 = 2**32 - 1
 _ROUTE_NUMBERS = {"mtu": _U32, "advmss": _U32, "priority": _U32, "table": _U32, "scope": 255}
 
 
 def _keys(*names: str) -> Json:
-    """Return a schema that knows how these keys are spelled, and nothing more."""
+    """Return a schema that only knows the spelling of these keys."""
     return {"properties": {name: {} for name in names}}
 
 
@@ -64,7 +64,7 @@ _OLD_IP_SCHEMA: Json = {"properties": {"ip": {}, "gateway": {}, "routes": _ROUTE
 
 @dataclass(slots=True)
 class Interface:
-    """An interface that a plugin made or took over; `sandbox` is empty on the host."""
+    """An interface of a result; `sandbox` is the path of its namespace, empty on the host."""
 
     name: str
     mac: str = ""
@@ -85,7 +85,7 @@ class IPConfig:
 
 @dataclass(slots=True)
 class Route:
-    """A route; the numbers are those of rtnetlink (linux/rtnetlink.h), None = not set."""
+    """A route; its numbers are those of rtnetlink (linux/rtnetlink.h), None = not set."""
 
     dst: Subnet
     gw: Address | None = None
@@ -111,9 +111,9 @@ class Result:
         return len(self.interfaces) - 1
 
     def refuse_contradictions(self, whose: str) -> None:
-        """Raise CNIError 6 when no interface could be set up as this says: `whose` words are these.
+        """Raise CNIError 6 if no interface could be configured so; `whose` names the origin.
 
-        Each gateway must be of the family of what it serves, and no address may come twice.
+        A gateway must be of the family of its address or route, and no address may appear twice.
         """
         addresses = [ip.address for ip in self.ips]
         wrong = [
@@ -126,16 +126,18 @@ class Result:
             for route in self.routes
             if route.gw is not None and route.gw.version != route.dst.version
         ]
-        wrong += [f"address {a} more than once" for a in addresses if addresses.count(a) > 1]
+        if len(set(addresses)) < len(addresses):
+            twice = next(a for at, a in enumerate(addresses) if a in addresses[:at])
+            wrong.append(f"address {twice} more than once")
         if wrong:
             text = f"{whose} gives {wrong[0]}, which cannot be; correct it there"
             raise CNIError(Code.DECODING_FAILURE, text)
 
     @classmethod
     def parse(cls, data: Json, default_version: str = CURRENT_VERSION) -> Self:
-        """Return the result in `data`, of its own cniVersion or else `default_version`.
+        """Return the result in `data`, in the layout of its cniVersion or else `default_version`.
 
-        Raises CNIError 6 naming the entry that is wrong, 1 for an unknown version.
+        Raises CNIError 6 that names the invalid entry, and 1 for an unknown version.
         """
         data = wire.fold(data, _RESULT_SCHEMA)
         version = data.get("cniVersion") or default_version
@@ -171,8 +173,8 @@ class Result:
     def to_json(self, version: str) -> dict[str, Any]:
         """Return the result in the layout of `version`, keys in the reference's order.
 
-        What a layout cannot express is dropped as the reference drops it; CNIError 1 when
-        0.1.0 or 0.2.0 would be left without any address.
+        Fields that the layout lacks are dropped, as in the reference. Raises CNIError 1 if a result
+        of 0.1.0 or 0.2.0 would have no address.
         """
         if version in FAMILIES[0]:
             return self._to_ip4_ip6(version)
@@ -216,7 +218,7 @@ class Result:
 
 
 def _get(entry: Json, key: str, default: T) -> T:
-    """Return the value of `key`; ValueError when it is of another type than `default`."""
+    """Return the value of `key`. Raises ValueError for another type than that of `default`."""
     value = entry.get(key, default)
     if type(value) is not type(default):
         expected, found = wire.type_name(default), wire.type_name(value)
@@ -233,7 +235,7 @@ def _parsed(entry: Json, key: str, parse: Callable[[str], T]) -> T:
 
 
 def _parse_list(data: Json, key: str, parse: Callable[[Json], T]) -> list[T]:
-    """Return what `parse` makes of each object in the list `key`; ValueError names the place."""
+    """Return each object of the list `key`, parsed. Raises ValueError that names the place."""
     entries: list[Json] = _get(data, key, [])
     parsed = []
     for index, entry in enumerate(entries):

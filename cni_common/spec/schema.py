@@ -1,7 +1,7 @@
-"""Configuration against SCHEMA: jsonschema is the judge, a small recogniser spares its import.
+"""Validation of a configuration against a SCHEMA, by jsonschema or a fast path.
 
-Importing jsonschema takes longer than a whole ADD. `_plainly_valid` reads the same SCHEMA and
-may only say "valid"; whatever it does not know goes to jsonschema, which alone can refuse.
+Importing jsonschema takes longer than a whole ADD. `_plainly_valid` reads the same SCHEMA and can
+only accept. All other configurations go to jsonschema, which alone can refuse.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from cni_common.spec.wire import Json
 
-_KINDS = {
+_JSON_TYPES = {
     "object": dict,
     "array": list,
     "string": str,
@@ -29,7 +29,7 @@ _KINDS = {
 
 
 def validate(config: Json, schema: Json) -> None:
-    """Raise CNIError 7 that names the first key of `config` against `schema`."""
+    """Raise CNIError 7 that names the first invalid key, unless `config` fits `schema`."""
     if _plainly_valid(config, schema):
         return
     for error in _errors(config, schema):
@@ -37,7 +37,7 @@ def validate(config: Json, schema: Json) -> None:
 
 
 def salvage(config: Json, schema: Json) -> tuple[dict[str, Any], list[str]]:
-    """Return `config` without what `schema` refuses, and what that was: DEL must go on."""
+    """Return `config` without its invalid parts, and one message for each: DEL must go on."""
     if _plainly_valid(config, schema):
         return dict(config), []
     from copy import deepcopy
@@ -54,7 +54,7 @@ def salvage(config: Json, schema: Json) -> tuple[dict[str, Any], list[str]]:
 
 
 def _remove(value: Any, path: list[str | int]) -> None:
-    """Take the member at `path` out of `value`: what stands beside it may still be of use."""
+    """Remove the member at `path` from `value`, and keep its neighbours."""
     if not path:
         value.clear()
         return
@@ -71,9 +71,9 @@ def _plainly_valid(value: Any, schema: Json) -> bool:
     return True
 
 
-def _is_kind(value: Any, name: str) -> bool:
-    kind = _KINDS.get(name)
-    return kind is not None and type(value) is kind
+def _has_type(value: Any, name: str) -> bool:
+    wanted = _JSON_TYPES.get(name)
+    return wanted is not None and type(value) is wanted
 
 
 def _properties(value: Any, properties: Json) -> bool:
@@ -85,7 +85,7 @@ def _properties(value: Any, properties: Json) -> bool:
 _RECOGNISED: dict[str, Callable[[Any, Any], bool]] = {
     "description": lambda _value, _text: True,
     "default": lambda _value, _default: True,
-    "type": _is_kind,
+    "type": _has_type,
     "properties": _properties,
     "additionalProperties": lambda value, schema: (
         type(value) is dict
@@ -108,12 +108,12 @@ def _errors(config: Json, schema: Json) -> Iterator[ValidationError]:
     from jsonschema import Draft202012Validator
     from jsonschema.validators import extend
 
-    # Go refuses 1400.0 where an integer is due, JSON Schema would take it.
+    # Go refuses 1400.0 as an integer, JSON Schema accepts it.
     strict = Draft202012Validator.TYPE_CHECKER.redefine(
         "integer", lambda _checker, value: type(value) is int
     )
-    judge = extend(Draft202012Validator, type_checker=strict)  # type: ignore[no-untyped-call]
-    yield from judge(schema).iter_errors(config)
+    validator = extend(Draft202012Validator, type_checker=strict)  # type: ignore[no-untyped-call]
+    yield from validator(schema).iter_errors(config)
 
 
 def _describe(error: ValidationError) -> str:
@@ -121,10 +121,10 @@ def _describe(error: ValidationError) -> str:
     for part in error.absolute_path:
         path += f"[{part}]" if isinstance(part, int) else f"{'.' if path else ''}{part}"
     message = error.message
-    if error.validator == "type":  # whose message quotes the value as Python, not as JSON
+    if error.validator == "type":  # jsonschema's message quotes the value as Python, not as JSON
         value = json.dumps(error.instance, ensure_ascii=False)
         message = f"{value} is not of type {error.validator_value}"
     message = " ".join(message.split())
-    if len(message) > 300:  # the whole value is in it
+    if len(message) > 300:  # the message contains the whole value
         message = f"{message[:150]} ... {message[-140:]}"
     return f'"{path}": {message}' if path else message

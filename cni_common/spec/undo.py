@@ -1,4 +1,4 @@
-"""What to do when a step fails: take everything back (ADD), or go on to the end (DEL, GC)."""
+"""Behaviour at a failed step: roll everything back (ADD), or go on to the end (DEL, GC)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ if TYPE_CHECKING:
 
 
 class Undo:
-    """A stack of steps that take back an ADD, run last-in first-out when the block raises.
+    """A stack of steps that roll back an ADD, run last-in first-out if the block raises.
 
-    Push only what belongs to this attachment, after every check that can refuse the request:
-    what is shared (a bridge, a forwarding sysctl) may already serve another container.
+    Push steps for objects of this attachment only, after every check that can refuse the request.
+    Shared state (a bridge, a forwarding sysctl) may already serve another container. A step that
+    fails becomes a note of the exception; the other steps still run.
     """
 
     def __init__(self) -> None:
         self._steps: list[tuple[str, Callable[[], object]]] = []
-        self.failed = False  # whether a step could not be taken back
+        self.failed = False  # whether a step of the rollback failed
 
     def push(self, what: str, step: Callable[[], object]) -> None:
-        """Remember how to take back `what`; `step` must succeed when there is nothing to do."""
+        """Add the `step` that undoes `what`; it must succeed also if there is nothing to undo."""
         self._steps.append((what, step))
 
     def __enter__(self) -> Self:
@@ -40,23 +41,23 @@ class Undo:
         for what, step in reversed(self._steps):
             try:
                 step()
-            except BaseException as failure:  # noqa: BLE001 - the first error is the one to report
+            except BaseException as failure:  # noqa: BLE001 - the first error is reported
                 self.failed = True
                 error.add_note(f"undo of {what} failed: {failure}")
-                if not isinstance(failure, Exception):  # a signal: the other steps still count
+                if not isinstance(failure, Exception):  # a signal: the other steps still run
                     interrupted = failure
         if interrupted:
             raise interrupted from error
 
 
 class BestEffort:
-    """Runs every step of a clean-up, and raises what failed as one group at the end."""
+    """Runs every step of a clean-up; the end of the block raises all failures as one group."""
 
     def __init__(self) -> None:
         self._failures: list[Exception] = []
 
     def attempt(self, what: str, step: Callable[[], object]) -> None:
-        """Run `step`; keep its failure for the end."""
+        """Run `step`, and keep its failure, with `what` as a note, for the end."""
         try:
             step()
         except Exception as failure:  # noqa: BLE001 - reported together by __exit__

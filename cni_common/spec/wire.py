@@ -1,4 +1,4 @@
-"""JSON read and written as Go's encoding/json would, whatever it is about."""
+"""JSON, read and written as Go's encoding/json does."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
     Json = Mapping[str, Any]
 
-# Go writes these five as \u escapes so that its output can stand inside HTML.
+# Go writes these five as \u escapes, for use inside HTML.
 _ESCAPES = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
-# Go takes 10,000 levels; here whoever walks through a configuration calls itself for each level.
+# Go accepts 10,000 levels; functions here recurse once per level.
 _DEPTH_MAX = 100
 _DIGITS_MAX = 100  # Python refuses to convert more than 4300
 _TOO_DEEP = f"nested more than {_DEPTH_MAX} levels deep"
@@ -24,16 +24,17 @@ _TOO_DEEP = f"nested more than {_DEPTH_MAX} levels deep"
 def decode(data: bytes) -> Json:
     """Return the JSON object in `data`.
 
-    As strict as Go: no NaN or Infinity, no byte order mark, nothing behind the object.
-    A repeated key takes its last value, repeated objects are merged; invalid UTF-8 and lone
-    surrogates become U+FFFD. Top-level `null` is an empty object. Raises CNIError 6.
+    As strict as Go: no NaN or Infinity, no byte order mark, nothing behind the object. The last
+    value of a repeated key counts, repeated objects are merged; invalid UTF-8 and lone surrogates
+    become U+FFFD. Top-level `null` is an empty object. At most 100 levels and
+    integers of 100 digits. Raises CNIError 6.
     """
     text = data.decode("utf-8", "replace")
     try:
         value = json.loads(
             text, object_pairs_hook=_object, parse_int=_integer, parse_constant=_refuse_constant
         )
-        if text.count("{") + text.count("[") > _DEPTH_MAX:  # else it cannot be that deep
+        if text.count("{") + text.count("[") > _DEPTH_MAX:  # fewer brackets cannot nest that deep
             _refuse_depth(value)
         if "\\ud" in text or "\\uD" in text:
             value = _without_surrogates(value)
@@ -53,17 +54,18 @@ def decode(data: bytes) -> Json:
 
 
 def fold(config: Json, schema: Json) -> dict[str, Any]:
-    """Return `config` with the keys spelled as in `schema`, at every level the schema knows.
+    """Return `config` with keys in the spelling of `schema`, at every level that it describes.
 
-    Go matches keys without regard to case, the later spelling wins, and `null` means absent.
-    Unknown keys stay as they are.
+    As in Go, keys match without regard to case, the last of several spellings counts, and `null`
+    means absent. Unknown keys are kept unchanged.
     """
     properties = schema.get("properties", {})
+    spellings = {name.casefold(): name for name in properties}  # of two alike the last one counts
     folded: dict[str, Any] = {}
     for key, value in config.items():
         if value is None:
             continue
-        name = key if key in properties else _spelled(key, properties)
+        name = key if key in properties else spellings.get(key.casefold(), key)
         if isinstance(value, dict | list):
             value = _fold_value(value, properties.get(name, {}))
         folded[name] = _merge(folded[name], value) if name in folded else value
@@ -84,7 +86,7 @@ def encode_line(value: object) -> bytes:
 
 def type_name(value: object) -> str:
     """Return the JSON name of the type of `value`."""
-    for kind, name in (
+    for python_type, name in (
         (bool, "a boolean"),
         (int, "an integer"),
         (float, "a number"),
@@ -92,18 +94,9 @@ def type_name(value: object) -> str:
         (list, "an array"),
         (dict, "an object"),
     ):
-        if isinstance(value, kind):
+        if isinstance(value, python_type):
             return name
     return "null"
-
-
-def _spelled(key: str, properties: Json) -> str:
-    """Return the property that `key` means; the last one, of two that differ by case alone."""
-    folded, name = key.casefold(), key
-    for candidate in properties:
-        if candidate.casefold() == folded:
-            name = candidate
-    return name
 
 
 def _fold_value(value: Any, schema: Json) -> Any:
@@ -118,16 +111,22 @@ def _merge(old: Any, new: Any) -> Any:
     if new is None:
         return old
     if isinstance(old, dict) and isinstance(new, dict):
-        return _object([*old.items(), *new.items()])
+        _add(old, new.items())  # in place: a key that is repeated a thousand times costs no more
+        return old
     return new
 
 
 def _object(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    for key, value in pairs:
-        # Taken out first, so that a repeated key stands where Go would meet it last.
-        result[key] = _merge(result.pop(key, None), value)
+    _add(result, pairs)
     return result
+
+
+def _add(result: dict[str, Any], pairs: Iterable[tuple[str, Any]]) -> None:
+    """Put `pairs` into `result`, which belongs to the parse at hand."""
+    for key, value in pairs:
+        # Removed first, so that a repeated key has the position of its last occurrence, as in Go.
+        result[key] = _merge(result.pop(key, None), value)
 
 
 def _refuse_depth(value: Any) -> None:

@@ -7,8 +7,15 @@ from _frozen_importlib import ModuleSpec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import ModuleType
 
+# Where the launcher keeps what the runtime has set, by what it is called: see launcher/launcher.c.
+_SET_ASIDE = {
+    "LD_LIBRARY_PATH": "LD_LIBRARY_PATH_ORIG",
+    "LD_PRELOAD": "_PYCNI_LD_PRELOAD",
+    "LD_AUDIT": "_PYCNI_LD_AUDIT",
+}
 # What the bootloader put into the environment would steer the programs that are started from here.
 _OF_BOOTLOADER = ("_PYI_ARCHIVE_FILE", "_PYI_LINUX_PROCESS_NAME", "_PYI_PARENT_PROCESS_LEVEL")
 
@@ -27,6 +34,10 @@ class Modules:
         self._start = 4 + size  # of what the index points to
         # By its name, where a module begins, its size, and whether it is a package.
         self._index: dict[str, tuple[int, int, bool]] = marshal.loads(os.pread(fd, size, 4))
+
+    def names(self) -> "Iterable[str]":
+        """Return the names of all modules."""
+        return self._index
 
     def find_spec(
         self, name: str, _path: object = None, _target: object = None
@@ -66,11 +77,13 @@ class OtherModules:
 
 
 def _restore_environment() -> None:
-    for name in (*_OF_BOOTLOADER, "LD_LIBRARY_PATH"):
+    for name in _OF_BOOTLOADER:
         os.environ.pop(name, None)
-    original = os.environ.pop("LD_LIBRARY_PATH_ORIG", None)
-    if original is not None:
-        os.environ["LD_LIBRARY_PATH"] = original
+    for name, kept_as in _SET_ASIDE.items():
+        os.environ.pop(name, None)
+        original = os.environ.pop(kept_as, None)
+        if original is not None:
+            os.environ[name] = original
 
 
 def _run() -> int:

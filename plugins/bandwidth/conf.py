@@ -1,4 +1,4 @@
-"""The bandwidth plugin's configuration: SCHEMA, and what it means."""
+"""The bandwidth plugin's configuration: SCHEMA, and its parsed form Conf."""
 
 from __future__ import annotations
 
@@ -18,28 +18,27 @@ if TYPE_CHECKING:
     from cni_common.spec.wire import Json
 
 _U32, _U64 = 2**32 - 1, 2**64 - 1
-# What runtimes send for a burst that nobody asked for: containerd the largest unsigned number of
-# 32 bits, kubelet of old the largest signed one.
+# Bursts that runtimes send if none was requested: containerd the largest unsigned number of 32
+# bits, old kubelets the largest signed one.
 _NO_BURST = (_U32, _U32 >> 1)
 _LIMITS = ("ingressRate", "ingressBurst", "egressRate", "egressBurst")
 SUBNETS_MAX = 1000
 
 
 def _keys(more: str) -> dict[str, Json]:
-    rate, burst = "Most bits a second that", "Bits at once that"
     texts = (
-        f"{rate} enter the container, 0: no limit",
-        f"{burst} enter above the rate, 0: as many as suit it",
-        f"{rate} leave the container, 0: no limit",
-        f"{burst} leave above the rate, 0: as many as suit it",
+        "Rate limit into the container in bit/s, 0: no limit",
+        "Burst into the container in bits, 0: chosen by the rate",
+        "Rate limit out of the container in bit/s, 0: no limit",
+        "Burst out of the container in bits, 0: chosen by the rate",
     )
     numbers: dict[str, Json] = {
         key: {"type": "integer", "minimum": 0, "maximum": _U64, "description": f"{text}{more}."}
         for key, text in zip(_LIMITS, texts, strict=True)
     }
     subnets = {
-        "unshapedSubnets": "Subnets whose traffic with the container has no limit",
-        "shapedSubnets": "The only subnets whose traffic with the container has a limit",
+        "unshapedSubnets": "Subnets of peers that are exempt from the limits",
+        "shapedSubnets": "The only subnets of peers with limits",
     }
     lists: dict[str, Json] = {
         key: {"type": "array", "items": {"type": "string"}, "description": f"{text}{more}."}
@@ -55,12 +54,12 @@ SCHEMA: Json = {
         **_keys(""),
         "runtimeConfig": {
             "type": "object",
-            "description": "What the runtime fills in for capabilities.",
+            "description": "Values from the runtime, by capability.",
             "properties": {
                 "bandwidth": {
                     "type": "object",
                     "description": "Limits by the capability `bandwidth`.",
-                    "properties": _keys(", when no limit stands beside `type`"),
+                    "properties": _keys("; used if no limit stands beside `type`"),
                 }
             },
         },
@@ -70,26 +69,26 @@ SCHEMA: Json = {
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """How much may pass in one direction."""
+    """The limit of one direction."""
 
     rate: int  # bytes a second
-    burst: int  # bytes, 0 = as many as suit the rate
+    burst: int  # bytes, 0 = chosen by the rate
 
 
 @dataclass(frozen=True, slots=True)
 class Conf:
-    """A configuration that can be carried out. Directions are the container's."""
+    """The configuration, complete and consistent. Directions are the container's."""
 
     ingress: Limit | None = None
     egress: Limit | None = None
     subnets: Sequence[Subnet] = ()  # of the container's peers
-    only_subnets: bool = False  # whether the limits are for these alone, or for all others
+    only_subnets: bool = False  # True: the limits are for `subnets` alone; False: for all others
 
     @classmethod
     def of(cls, req: Request) -> Self:
         """Return the configuration in `req`. Raises CNIError 7."""
         given = req.config
-        if not any(given.get(key) for key in _LIMITS):  # a zero is no limit
+        if not any(given.get(key) for key in _LIMITS):  # zero means no limit
             given = given.get("runtimeConfig", {}).get("bandwidth", {})
         subnets, only = _subnets(given)
         if not subnets:

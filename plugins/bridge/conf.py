@@ -1,4 +1,4 @@
-"""The bridge plugin's configuration: SCHEMA, and what it means."""
+"""The bridge plugin's configuration: SCHEMA, and its parsed form Conf."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ SCHEMA: Json = {
     "type": "object",
     "properties": {
         **PROTOCOL_PROPERTIES,
-        "bridge": _string('Name of the bridge on the host; "cni0" when absent.'),
+        "bridge": _string('Name of the bridge on the host; "cni0" if absent.'),
         "isGateway": _boolean("Give the bridge the gateway addresses and forward packets."),
-        "isDefaultGateway": _boolean("As isGateway, and route everything over the bridge."),
-        "forceAddress": _boolean("Replace an address on the bridge that stands in the way."),
-        "ipMasq": _boolean("Masquerade what leaves the network."),
+        "isDefaultGateway": _boolean("As isGateway, and add a default route over the bridge."),
+        "forceAddress": _boolean("Replace a conflicting address on the bridge."),
+        "ipMasq": _boolean("Masquerade traffic that leaves the network."),
         "ipMasqBackend": {
             "type": "string",
             "enum": list(BACKENDS),
-            "description": 'How to masquerade; "nftables" when absent.',
+            "description": 'Masquerade backend; "nftables" if absent.',
         },
-        "mtu": _integer("MTU of the veth pair and of a new bridge in bytes; 0: the kernel's."),
+        "mtu": _integer("MTU of the veth pair and of a new bridge in bytes; 0: the default."),
         "hairpinMode": _boolean("Let a container reach itself through the bridge."),
         "promiscMode": _boolean("Set the bridge promiscuous."),
         "vlan": _integer("VLAN of the port, untagged, 1 to 4094; 0: none."),
@@ -68,11 +68,11 @@ SCHEMA: Json = {
                 },
             },
         },
-        "preserveDefaultVlan": _boolean("Keep the VLAN that the bridge gives to every port."),
+        "preserveDefaultVlan": _boolean("Keep the VLAN that the bridge gives to each new port."),
         "macspoofchk": _boolean("Drop frames from the container with another source MAC."),
         "enabledad": _boolean("Run IPv6 duplicate address detection in the container."),
         "disableContainerInterface": _boolean("Leave the container's interface down (L2 only)."),
-        "portIsolation": _boolean("Keep the port from talking to other isolated ports."),
+        "portIsolation": _boolean("Isolate the port from other isolated ports."),
         "ipam": {
             "type": "object",
             "description": "Address management; absent or empty: the network is L2 only.",
@@ -80,18 +80,18 @@ SCHEMA: Json = {
         },
         "args": {
             "type": "object",
-            "description": "Arguments by the conventions.",
+            "description": "Arguments of the runtime, by the CNI conventions.",
             "properties": {
                 "cni": {
                     "type": "object",
-                    "description": "Arguments that are the same for all plugins.",
+                    "description": "Arguments for all plugins.",
                     "properties": {"mac": _MAC},
                 }
             },
         },
         "runtimeConfig": {
             "type": "object",
-            "description": "What the runtime fills in for capabilities.",
+            "description": "Values from the runtime, by capability.",
             "properties": {"mac": _string("MAC by the capability `mac`.")},
         },
     },
@@ -100,7 +100,7 @@ SCHEMA: Json = {
 
 @dataclass(frozen=True, slots=True)
 class Conf:
-    """A configuration that can be carried out."""
+    """The configuration, complete and consistent."""
 
     bridge: str
     is_gateway: bool
@@ -120,7 +120,7 @@ class Conf:
     isolated: bool
     ipam: str  # type of the IPAM plugin, "" = L2 only
     mac: str  # of the container's interface, "" = random
-    dns: Json | None  # instead of what IPAM says
+    dns: Json | None  # replaces the DNS settings of IPAM; None = keeps them
 
     @classmethod
     def of(cls, req: Request) -> Self:
@@ -156,14 +156,14 @@ class Conf:
 
     @property
     def vlans(self) -> list[Vlan]:
-        """The VLANs of the port."""
+        """The VLANs of the port, the untagged one first; empty without `vlan` and `vlanTrunk`."""
         tagged = [Vlan(vid) for vid in self.trunk]
         if self.vlan:
             own = Vlan(self.vlan, pvid=True, untagged=True)
             return [own, *(vlan for vlan in tagged if vlan.vid != self.vlan)]
         if not tagged:
             return []
-        # A trunk without a VLAN of its own gets VLAN 1 for what arrives untagged.
+        # A trunk without a VLAN of its own gets VLAN 1 for untagged frames.
         native = Vlan(1, pvid=True, untagged=True)
         return [native, *(vlan for vlan in tagged if vlan.vid != 1)]
 
@@ -219,7 +219,10 @@ def _trunk(entries: Sequence[Json]) -> list[int]:
 
 
 def _mac(req: Request) -> str:
-    """Return the container's MAC: the capability beats args.cni.mac, which beats CNI_ARGS."""
+    """Return the container's MAC, "" for none: by capability, else args.cni.mac, else CNI_ARGS.
+
+    Raises CNIError 7 for a malformed MAC.
+    """
     config = req.config
     by_args = req.cni_args(CNI_ARGS).get("MAC", "")
     text = (

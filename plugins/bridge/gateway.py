@@ -1,4 +1,4 @@
-"""The gateway addresses on the bridge, or on the interface that leads into its VLAN."""
+"""The gateway addresses on the bridge, or on the host's interface in its VLAN."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from cni_common.kernel.link import VethEnd
 from cni_common.kernel.netlink import NetlinkError
 from cni_common.kernel.route import RT_TABLE_MAIN, RT_TABLE_UNSPEC
 from cni_common.node import veth
-from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code, drifted
 from cni_common.spec.result import Interface, Route
-from cni_common.spec.undo import Undo
 from plugins.bridge import vlan
 
 if TYPE_CHECKING:
@@ -25,11 +24,14 @@ if TYPE_CHECKING:
 
 
 def complete(conf: Conf, result: Result) -> None:
-    """Fill in gateways that IPAM left open, and with isDefaultGateway the default routes."""
+    """Fill in missing gateways, and with isDefaultGateway the default routes.
+
+    Raises CNIError 7 if a subnet has no address for its gateway.
+    """
     done = {route.dst.version for route in result.routes if _is_default(route)}
     for ip in result.ips:
         if ip.gateway is None:
-            ip.gateway = _after(ip.address)
+            ip.gateway = _first_address(ip.address)
         version = ip.address.version
         if conf.is_default_gateway and version not in done:
             done.add(version)
@@ -37,8 +39,8 @@ def complete(conf: Conf, result: Result) -> None:
             result.routes.append(Route(any_address, ip.gateway))
 
 
-def _after(address: Cidr) -> Address:
-    """Return the gateway of a subnet that nobody has named one for: its first address."""
+def _first_address(address: Cidr) -> Address:
+    """Return the default gateway of a subnet: its first address. Raises CNIError 7."""
     try:
         return address.network.network_address + 1
     except ValueError:
@@ -49,7 +51,7 @@ def _after(address: Cidr) -> Address:
 
 
 def _is_default(route: Route) -> bool:
-    """Tell whether `route` is the way out for all that has no better one."""
+    """Tell whether `route` is a default route that ADD must not add again."""
     in_main = route.table in (None, RT_TABLE_UNSPEC, RT_TABLE_MAIN)
     return not route.dst.prefixlen and (in_main or route.gw is not None)
 
@@ -63,9 +65,9 @@ def ensure(
     user_of: Callable[[Cidr], str],
     log: Callable[[str], object],
 ) -> None:
-    """Put the gateways of `result` on the bridge and forward. Shared: never taken back.
+    """Add the gateways of `result` to the bridge, and enable forwarding. Never rolled back: shared.
 
-    `user_of` tells which other network needs an address on the bridge, "" when none does.
+    `user_of` describes the other network that needs an address on the bridge, "" when none does.
     """
     link = bridge
     if conf.vlan:
@@ -77,7 +79,7 @@ def ensure(
     for gateway in wanted:
         if gateway in present:
             continue
-        for other in _in_the_way(gateway, present, wanted):
+        for other in _conflicting(gateway, present, wanted):
             _refuse_to_replace(conf, link, gateway, other, user=user_of(other))
             host.netlink.delete_address(link.index, other)
             present.remove(other)
@@ -87,20 +89,20 @@ def ensure(
 
 
 def check(host: NetNS, conf: Conf, expected: Result) -> None:
-    """Raise CNIError when a gateway address or forwarding is gone."""
+    """Raise CNIError if a gateway address is missing or forwarding is off."""
     link = host.netlink.link(conf.gateway_interface)
     if link is None:
-        raise veth.drift(f"gateway interface '{conf.gateway_interface}' is missing")
+        raise drifted(f"gateway interface '{conf.gateway_interface}' is missing")
     present = {cidr for cidr, _ in host.netlink.addresses(link.index)}
     for gateway in gateways(expected):
         if gateway not in present:
-            raise veth.drift(f"gateway {gateway} is missing on '{link.name}'")
+            raise drifted(f"gateway {gateway} is missing on '{link.name}'")
         if host.sysctl(veth.FORWARDING[gateway.version]) == "0":
-            raise veth.drift(f"the host no longer forwards IPv{gateway.version}")
+            raise drifted(f"the host no longer forwards IPv{gateway.version}")
 
 
 def gateways(result: Result) -> list[Cidr]:
-    """Return the bridge's addresses: each gateway with the prefix length of its container's."""
+    """Return the bridge's addresses: each gateway, with the prefix length of the address."""
     found: dict[Cidr, None] = {}
     for ip in result.ips:
         if ip.gateway is not None and ip.gateway.version == ip.address.version:
@@ -119,15 +121,15 @@ def _refuse_to_replace(conf: Conf, link: Link, gateway: Cidr, other: Cidr, *, us
     if user:
         raise CNIError(
             Code.INVALID_CONFIG,
-            f"{other} on '{link.name}' is the gateway of network '{user}', which has living"
-            f" containers, and leaves no room for {gateway}; give this network another bridge",
+            f"{other} on '{link.name}' is the gateway of {user}; no room is left for {gateway};"
+            " give this network another bridge",
         )
 
 
-def _in_the_way(gateway: Cidr, present: Iterable[Cidr], wanted: list[Cidr]) -> list[Cidr]:
-    """Return the addresses that `gateway` cannot stand beside.
+def _conflicting(gateway: Cidr, present: Iterable[Cidr], wanted: list[Cidr]) -> list[Cidr]:
+    """Return the addresses that conflict with `gateway`.
 
-    IPv4: any other that this network did not ask for; IPv6: one of an overlapping subnet.
+    IPv4: every address that is no gateway of this network; IPv6: those with an overlapping subnet.
     """
     others = [c for c in present if c.version == gateway.version and c not in wanted]
     if gateway.version == 4:
@@ -137,11 +139,11 @@ def _in_the_way(gateway: Cidr, present: Iterable[Cidr], wanted: list[Cidr]) -> l
 
 def _add(host: NetNS, name: str, gateway: Cidr) -> None:
     link = veth.required(host, name)
-    # A bridge that somebody made without a MAC has that of its lowest port: the next port could
-    # change it, and every container would lose its gateway for a while.
+    # A bridge made without a MAC has the lowest MAC of its ports: the next port could change that
+    # MAC, and every container would lose its gateway for a while.
     host.netlink.set_mac(link.index, link.mac)
     try:
-        # No duplicate address detection: for its second or so nobody could use the gateway.
+        # No duplicate address detection: the gateway would be unusable for a second or two.
         host.netlink.add_address(link.index, gateway)
     except NetlinkError as error:
         if error.errno != errno.EEXIST:  # another ADD was faster
@@ -149,16 +151,18 @@ def _add(host: NetNS, name: str, gateway: Cidr) -> None:
 
 
 def _ensure_vlan_interface(host: NetNS, conf: Conf) -> Link:
-    """Return the interface by which the host takes part in the VLAN: a veth into the bridge."""
+    """Return the host's interface in the VLAN, a veth into the bridge; create it if missing.
+
+    Raises CNIError 7 for another interface of that name.
+    """
     bridge = veth.required(host, conf.bridge)
     name = conf.gateway_interface
     if host.netlink.link(name) is None:
         try:
-            # Shared as soon as it exists, so nothing takes it back: the next ADD completes it.
+            # Shared as soon as it exists, so never rolled back: the next ADD completes it.
             veth.create_veth(
                 host,
                 VethEnd(name, veth.random_mac()),
-                Undo(),
                 mtu=bridge.mtu,
                 master=bridge.index,
             )

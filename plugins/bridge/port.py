@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cni_common.kernel.link import IFF_PROMISC
 from cni_common.kernel.netlink import NetlinkError
 from cni_common.node import veth
-from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code, drifted
 from plugins.bridge.vlan import replace_vlans, vlans_of
 
 if TYPE_CHECKING:
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 def ensure_bridge(host: NetNS, conf: Conf) -> Link:
-    """Return the bridge, made if need be, up. Shared: never taken back.
+    """Return the bridge, up; create it unless it exists. Shared, so never rolled back.
 
-    Raises CNIError 7 when what has the name cannot serve this configuration.
+    Raises CNIError 7 if the existing interface cannot serve this configuration, NetlinkError.
     """
     link = host.netlink.link(conf.bridge)
     if link is None:
         try:
             host.netlink.add_bridge(
                 conf.bridge,
-                # A MAC of its own, or the kernel would give it that of whichever port is lowest.
+                # A MAC of its own; otherwise the kernel would use the lowest MAC of its ports.
                 mac=veth.random_mac(),
                 mtu=conf.mtu,
                 vlan_filtering=conf.vlan_filtering,
@@ -41,15 +41,15 @@ def ensure_bridge(host: NetNS, conf: Conf) -> Link:
         link = host.netlink.link(conf.bridge)
     if link is None:
         raise CNIError(Code.INTERNAL, f"bridge '{conf.bridge}' vanished as soon as it was made")
-    refuse_other_kind(link, conf)
+    refuse_other_type(link, conf)
     if conf.vlan_filtering and not link.vlan_filtering:
         raise CNIError(
             Code.INVALID_CONFIG,
             f"bridge '{conf.bridge}' does not filter VLANs, so its ports would not be separated;"
             f" run 'ip link set {conf.bridge} type bridge vlan_filtering 1'",
         )
-    _refuse_to_end_ipv6(host, link, conf)
-    # One that is up may be somebody's way into a real network: DAD stays as it is.
+    _refuse_to_remove_ipv6(host, link, conf)
+    # A bridge that is up may lead into a real network: its DAD setting is kept.
     veth.stay_silent(host, conf.bridge, dad=link.up)
     if conf.promiscuous and not link.flags & IFF_PROMISC:
         host.netlink.set_promiscuous(link.index)
@@ -58,8 +58,8 @@ def ensure_bridge(host: NetNS, conf: Conf) -> Link:
     return link
 
 
-def refuse_other_kind(link: Link | None, conf: Conf) -> None:
-    """Raise CNIError 7 when something that is no bridge has the bridge's name."""
+def refuse_other_type(link: Link | None, conf: Conf) -> None:
+    """Raise CNIError 7 if an interface with the bridge's name is no bridge."""
     if link is not None and link.kind != "bridge":
         raise CNIError(
             Code.INVALID_CONFIG,
@@ -68,10 +68,10 @@ def refuse_other_kind(link: Link | None, conf: Conf) -> None:
 
 
 def fit_mtu(host: NetNS, bridge: Link, conf: Conf) -> int:
-    """Lower the bridge's MTU to the port's where somebody has set it, and return what it is.
+    """Lower the bridge's MTU to the port's, and return the bridge's MTU in bytes.
 
-    Otherwise the kernel has done so by now, and goes on to do so. Only when nothing can refuse
-    the ADD any more: others use the bridge, too.
+    The kernel does so by itself unless a program has set the bridge's MTU. To be called after
+    every check that can refuse the ADD: other networks use the bridge, too.
     """
     if not 0 < conf.mtu < bridge.mtu:
         return bridge.mtu
@@ -91,29 +91,29 @@ def configure(host: NetNS, port: Link, conf: Conf) -> None:
 def check(
     host: NetNS, container: NetNS, conf: Conf, container_end: Link, *, expected: Result
 ) -> Link:
-    """Return the port of the container; CNIError when bridge or port are not as ADD made them."""
+    """Return the container's port. Raises CNIError if bridge or port differ from ADD's result."""
     bridge = host.netlink.link(conf.bridge)
     if bridge is None or bridge.kind != "bridge":
-        raise veth.drift(f"bridge '{conf.bridge}' is {'no bridge' if bridge else 'missing'}")
+        raise drifted(f"bridge '{conf.bridge}' is {'no bridge' if bridge else 'missing'}")
     if not bridge.up:
-        raise veth.drift(f"bridge '{conf.bridge}' is down")
+        raise drifted(f"bridge '{conf.bridge}' is down")
     if conf.promiscuous and not bridge.flags & IFF_PROMISC:
-        raise veth.drift(f"bridge '{conf.bridge}' is not promiscuous")
+        raise drifted(f"bridge '{conf.bridge}' is not promiscuous")
     if container_end.kind != "veth":
-        raise veth.drift(f"'{container_end.name}' is no veth but '{container_end.kind}'")
+        raise drifted(f"'{container_end.name}' is no veth but '{container_end.kind}'")
     port = veth.host_end(host, container, container_end)
     if port is None:
-        raise veth.drift(f"the host's end of '{container_end.name}' is missing")
+        raise drifted(f"the host's end of '{container_end.name}' is missing")
     if port.master != bridge.index:
-        raise veth.drift(f"'{port.name}' is not a port of bridge '{conf.bridge}'")
+        raise drifted(f"'{port.name}' is not a port of bridge '{conf.bridge}'")
     _check_port(host, conf, port, expected)
     return port
 
 
-def _refuse_to_end_ipv6(host: NetNS, link: Link, conf: Conf) -> None:
-    """Raise CNIError 7 when the port would take the bridge's IPv6 addresses from other networks.
+def _refuse_to_remove_ipv6(host: NetNS, link: Link, conf: Conf) -> None:
+    """Raise CNIError 7 if the port's MTU would remove IPv6 addresses of other networks.
 
-    A bridge may have the MTU of its smallest port, and the kernel has no IPv6 below 1280 bytes.
+    The bridge gets the MTU of its smallest port, and the kernel removes IPv6 below 1280 bytes.
     """
     if not 0 < conf.mtu < veth.IPV6_MTU_MIN <= link.mtu:
         return
@@ -139,18 +139,18 @@ def _check_port(host: NetNS, conf: Conf, port: Link, expected: Result) -> None:
         if entry.name != port.name or entry.sandbox:
             continue
         if entry.mac not in ("", port.mac):
-            raise veth.drift(f"MAC of '{port.name}' is {port.mac}, ADD gave {entry.mac}")
+            raise drifted(f"MAC of '{port.name}' is {port.mac}, ADD gave {entry.mac}")
         mtu = entry.mtu or conf.mtu
         if mtu not in (0, port.mtu):
-            raise veth.drift(f"MTU of '{port.name}' is {port.mtu}, ADD gave {mtu}")
+            raise drifted(f"MTU of '{port.name}' is {port.mtu}, ADD gave {mtu}")
     for flag, is_set, wanted in (
         ("hairpin", port.hairpin, conf.hairpin),
         ("isolated", port.isolated, conf.isolated),
     ):
         if is_set != wanted:
-            raise veth.drift(f"port flag {flag} of '{port.name}' is {'on' if is_set else 'off'}")
+            raise drifted(f"port flag {flag} of '{port.name}' is {'on' if is_set else 'off'}")
     if conf.vlans:
         present = set(vlans_of(host.netlink, port.index))
         for vlan in conf.vlans:
             if vlan not in present:
-                raise veth.drift(f"VLAN {vlan.vid} of '{port.name}' is missing or altered")
+                raise drifted(f"VLAN {vlan.vid} of '{port.name}' is missing or altered")

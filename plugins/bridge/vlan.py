@@ -1,4 +1,4 @@
-"""VLANs of a bridge port, as rtnetlink has them (linux/if_bridge.h)."""
+"""VLANs of a bridge port, by rtnetlink (linux/if_bridge.h)."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Vlan:
     """One VLAN of a bridge port."""
 
     vid: int  # 1 to 4094
-    pvid: bool = False  # untagged frames that arrive belong to it
-    untagged: bool = False  # its frames leave without a tag
+    pvid: bool = False  # the VLAN of untagged frames that arrive (BRIDGE_VLAN_INFO_PVID)
+    untagged: bool = False  # frames leave untagged (BRIDGE_VLAN_INFO_UNTAGGED)
 
 
 def vlans_of(netlink: Netlink, index: int) -> list[Vlan]:
-    """Return the VLANs of the bridge port `index`."""
+    """Return the VLANs of the bridge port `index`. Raises NetlinkError."""
     body = encode_link(u32(IFLA_EXT_MASK, _RTEXT_FILTER_BRVLAN), family=socket.AF_BRIDGE)
     message = Message("list bridge VLANs", RTM_GETLINK, NLM_F_DUMP, body, decode_bridge_spec)
     vlans = []
@@ -45,7 +45,7 @@ def vlans_of(netlink: Netlink, index: int) -> list[Vlan]:
 
 
 def replace_vlans(netlink: Netlink, index: int, vlans: Sequence[Vlan], *, keep: bool) -> None:
-    """Give a port `vlans`; those it had go, unless `keep`. Neighbouring ones travel as ranges."""
+    """Replace the VLANs of a port by `vlans`; with `keep` only add them. Raises NetlinkError."""
     if not keep:
         old = [{"vid": vlan.vid, "flags": 0} for vlan in vlans_of(netlink, index)]
         _send(netlink, f"delete VLANs of interface {index}", RTM_DELLINK, index, infos=old)
@@ -74,7 +74,7 @@ def _send(
 
 
 def _as_ranges(infos: Iterable[dict[str, int]]) -> list[dict[str, int]]:
-    """Return `infos` with runs of consecutive plain VLANs written as range begin and end."""
+    """Return `infos` with runs of consecutive tagged VLANs as range begin and end."""
     ranges: list[dict[str, int]] = []
     for info in infos:
         last = ranges[-1] if ranges else None

@@ -1,7 +1,7 @@
-"""Rules of table filter as iptables has them: as text, and as expressions that nftables takes.
+"""Rules of table filter in the form of iptables: as text, and as nftables expressions.
 
-The expressions are those that iptables-nft makes, extensions of xtables included, since it refuses
-to list or change a table with any other in it.
+The expressions are those of iptables-nft, xtables extensions included: iptables-nft refuses to list
+or change a table with any other expression in it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel import nft_expressions, nft_table
 from cni_common.kernel.netlink import attribute, attributes, be32, string, string_of
+from cni_common.kernel.nft_layout import FAMILIES
 from cni_common.kernel.nft_messages import each_expression
 
 if TYPE_CHECKING:
@@ -25,18 +26,17 @@ if TYPE_CHECKING:
 
 ACCEPT, DROP, RETURN = "ACCEPT", "DROP", "RETURN"
 _VERDICTS = {ACCEPT: nft_table.ACCEPT, DROP: nft_table.DROP, RETURN: nft_table.RETURN}
-_OFFSETS = {4: (12, 16), 6: (8, 24)}  # of source and destination in the network header, bytes
 _MATCH_NAME, _MATCH_REV, _MATCH_INFO = 1, 2, 3  # NFTA_MATCH_* of linux/netfilter/nf_tables.h
 _COMMENT_BYTES = 256  # struct xt_comment_info of linux/netfilter/xt_comment.h
 # struct xt_conntrack_mtinfo3 of linux/netfilter/xt_conntrack.h: eight addresses, two numbers,
-# five ports, the flags of what to match and to invert, the states; padded to 8 bytes.
+# five ports, the flags to match and to invert, the states; padded to 8 bytes.
 _CONNTRACK = struct.Struct("=128x8x10xHHH16x")
 _BY_STATE, _RELATED_ESTABLISHED = 1, 1 << 1 | 1 << 2
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One rule: what it matches, and where packets go then."""
+    """One rule: its matches and its target."""
 
     target: str
     source: Address | None = None
@@ -44,11 +44,11 @@ class Line:
     iif: str = ""
     oif: str = ""
     but_oif: str = ""  # any output interface except this one
-    established: bool = False  # only what belongs to a connection that was let through
+    established: bool = False  # only packets of accepted connections
     comment: str = ""
 
     def text(self) -> str:
-        """Return it as iptables takes and lists it, without its chain."""
+        """Return the rule in the syntax of iptables, without its chain."""
         words = []
         if self.source:
             words.append(f"-s {self.source}/{self.source.max_prefixlen}")
@@ -67,12 +67,11 @@ class Line:
         return " ".join([*words, f"-j {self.target}"])
 
     def expressions(self) -> Iterator[bytes]:
-        """Yield what the rule consists of in nftables."""
-        for address, which in ((self.source, 0), (self.destination, 1)):
-            if address:
-                offset = _OFFSETS[address.version][which]
-                yield nft_expressions.network_bytes(offset, len(address.packed))
-                yield nft_expressions.equals(address.packed)
+        """Yield the rule's nftables expressions."""
+        if self.source:
+            yield from _is_at(FAMILIES[self.source.version].source, self.source)
+        if self.destination:
+            yield from _is_at(FAMILIES[self.destination.version].destination, self.destination)
         if self.iif:
             yield nft_expressions.iifname()
             yield nft_expressions.equals(_name(self.iif))
@@ -91,12 +90,12 @@ class Line:
             yield nft_expressions.verdict(nft_table.JUMP, self.target)
 
     def signature(self) -> Signature:
-        """Return what tells it from others, as `signature_of` reads it off a rule."""
+        """Return the rule's signature, as `signature_of` reads it from a listed rule."""
         return _signature(b"".join(attribute(1, part) for part in self.expressions()), "")
 
 
 def signature_of(rule: Rule) -> Signature:
-    """Return what a rule matches and does; how often it did so is left out."""
+    """Return a rule's matches and target, without its counters."""
     return _signature(rule.expressions, rule.comment)
 
 
@@ -129,6 +128,11 @@ def _signature(expressions: bytes, comment: str) -> Signature:
         elif name != "counter":
             parts.append((name, data))
     return (comment, *parts)
+
+
+def _is_at(offset: int, address: Address) -> Iterator[bytes]:
+    yield nft_expressions.network_bytes(offset, len(address.packed))
+    yield nft_expressions.equals(address.packed)
 
 
 def _match(name: str, revision: int, info: bytes) -> bytes:

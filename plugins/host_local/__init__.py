@@ -1,4 +1,4 @@
-"""host-local: gives out addresses of the ranges in its configuration, remembered on disk."""
+"""host-local: gives out addresses of the configured ranges, and stores the leases on disk."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from cni_common.spec.request import PROTOCOL_PROPERTIES, Command
 from cni_common.spec.result import IPConfig, Result, Route
 from plugins.host_local import allocate, choose
 from plugins.host_local.lease import PLUGIN, RELEASE_COOLDOWN_MAX, pod_key
-from plugins.host_local.ranges import RangeSet, odd_gateways, parse_sets
+from plugins.host_local.ranges import RangeSet, gateways_outside, parse_sets
 from plugins.host_local.store import Store, indexes_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cni_common.node.host import Host
+    from cni_common.node.lifecycle import Lifecycle
     from cni_common.spec.request import Attachment, Request
     from cni_common.spec.undo import Undo
     from cni_common.spec.wire import Json
@@ -81,7 +82,7 @@ SCHEMA: Json = {
         },
         "runtimeConfig": {
             "type": "object",
-            "description": "What the runtime fills in for the declared capabilities.",
+            "description": "Values from the runtime, by capability.",
             "properties": {
                 "ipRanges": {**_RANGE_SETS, "description": "Range sets, put before all others."},
                 "ips": {**_ADDRESSES, "description": "Requested addresses, at most one per set."},
@@ -89,11 +90,11 @@ SCHEMA: Json = {
         },
         "args": {
             "type": "object",
-            "description": "Arguments of the runtime.",
+            "description": "Arguments of the runtime, by the CNI conventions.",
             "properties": {
                 "cni": {
                     "type": "object",
-                    "description": "Arguments of the CNI conventions.",
+                    "description": "Arguments for all plugins.",
                     "properties": {
                         "ips": {
                             **_ADDRESSES,
@@ -116,15 +117,15 @@ class Conf:
     routes: list[Route]
     resolv_conf: str  # absolute path, or empty
     pod: str  # namespace/name, or empty
-    pod_uid: str  # the same for every try to start the pod, or empty
+    pod_uid: str  # K8S_POD_UID, the same in every try to start the pod, or empty
 
     def pod_key(self, attachment: Attachment) -> str:
-        """Return what is the same in every try to attach the pod, or an empty string."""
+        """Return the key of the pod's interface, the same in every try to start the pod, or ""."""
         return pod_key(self.pod_uid, attachment)
 
     @classmethod
     def of(cls, req: Request) -> Conf:
-        """Return the configuration of `req`. Raises CNIError 7 naming the key."""
+        """Return the configuration of `req`. Raises CNIError 7 naming the key, 4 for CNI_ARGS."""
         ipam = req.config.get("ipam")
         if ipam is None:
             raise CNIError(Code.INVALID_CONFIG, "IPAM config missing 'ipam' key")
@@ -138,7 +139,7 @@ class Conf:
                     Code.INVALID_CONFIG, f'ipam.{key} "{ipam[key]}" is not an absolute path'
                 )
         several = version_tuple(req.cni_version) >= (0, 3, 0)
-        # STATUS comes without runtimeConfig: the ranges may be what the runtime brings to ADD.
+        # STATUS comes without runtimeConfig: the runtime may pass the ranges to ADD only.
         to_come = req.command == Command.STATUS and req.config.get("capabilities", {}).get(
             "ipRanges"
         )
@@ -155,7 +156,10 @@ class Conf:
 
 
 def add(req: Request, host: Host, undo: Undo) -> Result:
-    """Reserve one address of every range set: all of them in one transaction, or none."""
+    """Reserve one address of every range set: all in one transaction, or none.
+
+    Raises CNIError 4, 5, 7, 11 or 999.
+    """
     conf = Conf.of(req)
     wanted = choose.assign(conf.sets, _requested(req))
     dns: Json = {}
@@ -163,7 +167,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
         from plugins.host_local import resolv
 
         dns = resolv.read(conf.resolv_conf)
-    for line in odd_gateways(conf.sets):
+    for line in gateways_outside(conf.sets):
         host.log(f"{PLUGIN}: network {req.network}: {line}; it is used all the same")
     choices = allocate.reserve(req, host, undo, conf=conf, wanted=wanted)
     ips = [IPConfig(choice.cidr, choice.range.gateway) for choice in choices]
@@ -171,12 +175,12 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
 
 
 def delete(req: Request, host: Host) -> None:
-    """Free what the attachment holds, where the record says and where the configuration does."""
+    """Free the attachment's leases, in the recorded directory and in the configured one."""
     allocate.release(req, host, _directory(req), rest_seconds=_release_cooldown(req))
 
 
 def check(req: Request, host: Host) -> None:
-    """Demand that the attachment holds each address of prevResult that lies in its ranges."""
+    """Raise CNIError unless the attachment holds each address of prevResult in its ranges."""
     conf = Conf.of(req)
     previous = req.prev_result
     expected = [
@@ -198,23 +202,23 @@ def check(req: Request, host: Host) -> None:
 
 
 def gc(req: Request, host: Host) -> None:
-    """Free the addresses of attachments that are gone."""
+    """Free the leases of attachments that are gone. Raises an ExceptionGroup."""
     from plugins.host_local import collect
 
     collect.collect(req, host, _directory(req), rest_seconds=_release_cooldown(req))
 
 
 def status(req: Request, host: Host) -> None:
-    """Raise CNIError 50 when the next ADD would fail; never waits for the lock."""
-    from plugins.host_local.capacity import Outlook
+    """Raise CNIError 50 if the next ADD would fail. Never waits for the lock."""
+    from plugins.host_local.capacity import Capacity
 
     conf = Conf.of(req)
     try:
         host.records.probe()
-        with Outlook(conf.directory, host, req.network) as outlook:
-            outlook.probe()
+        with Capacity(conf.directory, host, req.network) as capacity:
+            capacity.probe()
             sets = enumerate(conf.sets)
-            full = next(((i, one) for i, one in sets if not outlook.has_room(one)), None)
+            full = next(((i, one) for i, one in sets if not capacity.has_room(one)), None)
     except (CNIError, OSError) as error:
         reason = error.msg if isinstance(error, CNIError) else f"{error.strerror}: {error.filename}"
         raise CNIError(Code.PLUGIN_NOT_AVAILABLE, f"{PLUGIN}: {reason}") from None
@@ -223,12 +227,19 @@ def status(req: Request, host: Host) -> None:
         raise CNIError(Code.PLUGIN_NOT_AVAILABLE, f"{where}: {choose.exhausted(full[1])}")
 
 
+def lifecycle() -> Lifecycle:
+    """Return what an attachment consists of."""
+    from plugins.host_local.parts import LIFECYCLE
+
+    return LIFECYCLE
+
+
 def _is_absolute(path: str) -> bool:
     return path.startswith("/") and "\0" not in path
 
 
 def _directory(req: Request) -> str:
-    # Used by DEL and GC as well: a configuration that is wrong elsewhere must not stop them.
+    # Used by DEL and GC as well: an invalid configuration must not stop them.
     data_dir = req.config.get("ipam", {}).get("dataDir", "")
     if not _is_absolute(data_dir):
         data_dir = DEFAULT_DATA_DIR
@@ -236,12 +247,15 @@ def _directory(req: Request) -> str:
 
 
 def _release_cooldown(req: Request) -> int:
-    # As _directory: DEL and GC leave out what the schema refuses.
+    # As _directory: DEL and GC ignore invalid keys.
     return int(req.config.get("ipam", {}).get("releaseCooldown", 0))
 
 
 def _requested(req: Request) -> list[Address]:
-    """Return the addresses that the runtime asks for, in all ways there are, each once."""
+    """Return the addresses that the runtime requests, of all three sources, each once.
+
+    Raises CNIError 4 for CNI_ARGS, 7 for the others.
+    """
     texts = [("CNI_ARGS: IP", req.cni_args(CNI_ARGS).get("IP", ""), Code.INVALID_ENVIRONMENT)]
     if not texts[0][1]:
         texts.clear()
@@ -264,7 +278,7 @@ def _requested(req: Request) -> list[Address]:
 
 def _check_held(address: Address, lease: Lease | None, owner: Attachment) -> None:
     if lease is None or not lease.is_of(owner):
-        instead = f"held by {lease.holder} since {lease.since}" if lease else "reserved by nobody"
+        instead = f"held by {lease.holder} since {lease.since}" if lease else "not reserved"
         raise CNIError(
             Code.INTERNAL,
             f"{PLUGIN}: {address} should be reserved for {owner.containerid} ({owner.ifname})"

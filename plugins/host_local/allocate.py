@@ -1,6 +1,6 @@
 """ADD and DEL as transactions over an attachment's record and its leases.
 
-The record is locked first, the store second, in every call; GC waits for no record.
+Every call locks the record first and the store second; GC waits for no record.
 """
 
 from __future__ import annotations
@@ -8,11 +8,12 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cni_common.node.record import dump
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.names import parse_address
 from cni_common.spec.undo import BestEffort
 from plugins.host_local import choose
-from plugins.host_local.lease import PLUGIN, Lease, pod_key
+from plugins.host_local.lease import PLUGIN, Lease, LeaseFacts, pod_key
 from plugins.host_local.store import Store, indexes_of
 
 if TYPE_CHECKING:
@@ -23,21 +24,22 @@ if TYPE_CHECKING:
     from cni_common.spec.names import Address
     from cni_common.spec.request import Attachment, Request
     from cni_common.spec.undo import Undo
-    from cni_common.spec.wire import Json
     from plugins.host_local import Conf
 
-_TRIES = 4  # of an ADD: once more for what the pod has left, and each time that room was made
+_TRIES = 4  # attempts of an ADD: one more for the pod's stale leases, others after a reclaim
 
 
 def reserve(
     req: Request, host: Host, undo: Undo, *, conf: Conf, wanted: Mapping[int, Address]
 ) -> Sequence[choose.Choice]:
-    """Lease one address of each range set, or raise and leave everything as it was."""
-    facts = _facts(req, host, conf)
-    record, created = _open_record(req, host, facts)
+    """Lease one address of each range set, or raise and change nothing.
+
+    Raises CNIError 5, 11 or 999.
+    """
+    record, created = _open_record(req, host, conf)
     taken: list[Lease] = []
     try:
-        # In here, since it waits for the record, which is closed below even if a signal comes.
+        # Inside `try`: the undo waits for the record, which is closed below even after a signal.
         undo.push(
             "address reservation",
             partial(_take_back, req, host, conf, taken=taken, created=created),
@@ -59,15 +61,18 @@ def reserve(
 
 
 def release(req: Request, host: Host, configured: str, *, rest_seconds: int) -> None:
-    """Free what the attachment holds in the directory `configured` and in the recorded one."""
+    """Free the attachment's leases in the directory `configured` and in the recorded one.
+
+    Raises an ExceptionGroup.
+    """
     record = host.records.find(PLUGIN, req.network, req.attachment)
-    facts = record.facts if record else {}
+    facts = (record.get(LeaseFacts) if record else None) or LeaseFacts()
     try:
         with BestEffort() as steps:
-            for directory in sorted({configured, facts.get("directory") or configured}):
+            for directory in sorted({configured, facts.directory or configured}):
                 steps.attempt(
                     f"releasing addresses in '{directory}'",
-                    partial(_release, directory, req, host, facts, rest_seconds=rest_seconds),
+                    partial(free, directory, req, host, facts, rest_seconds=rest_seconds),
                 )
         if record:
             record.remove()
@@ -76,9 +81,35 @@ def release(req: Request, host: Host, configured: str, *, rest_seconds: int) -> 
             record.close()
 
 
+def free(directory: str, req: Request, host: Host, facts: LeaseFacts, *, rest_seconds: int) -> None:
+    """Free what the attachment has in `directory`. Raises CNIError, OSError, an ExceptionGroup."""
+    owner = req.attachment
+    pod = pod_key(facts.pod_uid, owner)
+    with Store(directory, indexes=indexes_of(host), log=host.log) as store:
+        held = store.lock().held_by(owner)
+        recorded = [_recorded(store, text) for text in facts.addresses]
+        missed = [lease for lease in recorded if lease and lease.is_of(owner) and lease not in held]
+        if missed:
+            store.forget_index()
+        # Only an early release of the reference wrote leases without ifname, never beside others.
+        held = [lease for lease in held + missed if lease.owner == owner] or held
+        # Torn by a crash, and not in progress: this call has the lock.
+        held += [Lease(one.address, owner) for one in recorded if one and one.reclaimable]
+        with BestEffort() as steps:
+            for lease in held:
+                step = partial(store.release, lease, pod=pod, rest_seconds=rest_seconds)
+                steps.attempt(str(lease.address), step)
+        for one in recorded:
+            if one and one.owner is None and not one.reclaimable:
+                raise CNIError(
+                    Code.IO_FAILURE,
+                    f"cannot read the lease of {one.address} in '{directory}', which the"
+                    " attachment record names; repair or remove the file",
+                )
+
+
 class _LeftBehind(Exception):  # noqa: N818 - not an error
-    """The leases that this attachment before the boot, and earlier ones of its pod, seem to have
-    left."""
+    """Leases that seem stale: the attachment's from before the boot, its pod's earlier ones."""
 
     def __init__(self, own: Sequence[Lease], of_pod: Sequence[Lease]) -> None:
         super().__init__()
@@ -96,7 +127,7 @@ def _attempt(  # noqa: PLR0913 - one transaction
     taken: list[Lease],
     left: Sequence[Lease] | None,
 ) -> Sequence[choose.Choice]:
-    """Reserve under one lock. Raises Shortage, and _LeftBehind when `left` is not known yet."""
+    """Reserve under one lock. Raises Shortage, and _LeftBehind if `left` is not known yet."""
     pod = conf.pod_key(req.attachment)
     size = sum(one.size for one in conf.sets)
     with Store(
@@ -113,8 +144,8 @@ def _attempt(  # noqa: PLR0913 - one transaction
         choose.refuse_duplicate(conf.sets, held, req.attachment)
         choices = _choose(store, conf, wanted, left or ())
         addresses = [lease.address for lease in held] + [choice.address for choice in choices]
-        facts = _facts(req, host, conf) | {"addresses": [str(address) for address in addresses]}
-        _note(record, facts)
+        facts = _facts(conf, [str(address) for address in addresses])
+        _note(record, facts, _header(req, host))
         for choice in choices:
             taken.append(Lease(choice.address, req.attachment))
             store.claim(choice.address, req.attachment, pod=pod, replace=choice.former)
@@ -126,8 +157,9 @@ def _attempt(  # noqa: PLR0913 - one transaction
 
 
 def _of_earlier_boot(store: Store, record: Record, held: Sequence[Lease]) -> Sequence[Lease]:
-    """Return those of its leases that an attachment, started again, has from before the boot."""
-    if not held or record.facts.get("addresses"):  # a record is of this boot
+    """Return the leases `held` that the attachment has from before the boot."""
+    facts = record.get(LeaseFacts)
+    if not held or (facts and facts.addresses):  # a record is of this boot
         return ()
     from plugins.host_local.expiry import is_of_earlier_boot
 
@@ -171,27 +203,24 @@ def _abandoned(req: Request, host: Host, conf: Conf, behind: _LeftBehind) -> Seq
 
 def _busy(directory: str) -> CNIError:
     return CNIError(
-        Code.TRY_AGAIN_LATER, f"others keep changing the leases in '{directory}'; try again"
+        Code.TRY_AGAIN_LATER, f"other calls keep changing the leases in '{directory}'; try again"
     )
 
 
-def _facts(req: Request, host: Host, conf: Conf) -> dict[str, object]:
-    return {
-        "netns": req.netns,
-        "netns_id": host.identity_of(req.netns),
-        "directory": conf.directory,
-        "addresses": [],
-        "pod": conf.pod,
-        "pod_uid": conf.pod_uid,
-        "gone_since": None,
-    }
+def _header(req: Request, host: Host) -> dict[str, object]:
+    return {"netns": req.netns, "netns_id": host.identity_of(req.netns), "gone_since": None}
 
 
-def _open_record(req: Request, host: Host, facts: Json) -> tuple[Record, bool]:
+def _facts(conf: Conf, addresses: Sequence[str]) -> LeaseFacts:
+    return LeaseFacts(conf.directory, addresses, conf.pod, conf.pod_uid)
+
+
+def _open_record(req: Request, host: Host, conf: Conf) -> tuple[Record, bool]:
     """Return the attachment's record, and whether this call created it."""
+    noted = {**_header(req, host), **dump(_facts(conf, ()))}
     while True:
         try:
-            return host.records.begin(PLUGIN, req.network, req.attachment, facts), True
+            return host.records.begin(PLUGIN, req.network, req.attachment, noted), True
         except FileExistsError:
             record = host.records.find(PLUGIN, req.network, req.attachment)
         if record is not None:
@@ -200,8 +229,9 @@ def _open_record(req: Request, host: Host, facts: Json) -> tuple[Record, bool]:
 
 
 def _refuse_elsewhere(record: Record, host: Host, directory: str, owner: Attachment) -> None:
-    """Raise CNIError when an earlier ADD left a lease in another dataDir: DEL must free it."""
-    recorded = record.facts.get("directory") or directory
+    """Raise CNIError if an earlier ADD left a lease in another dataDir: DEL must free it."""
+    facts = record.get(LeaseFacts)
+    recorded = (facts and facts.directory) or directory
     if recorded == directory:
         return
     with Store(recorded, indexes=indexes_of(host), log=host.log) as store:
@@ -210,9 +240,9 @@ def _refuse_elsewhere(record: Record, host: Host, directory: str, owner: Attachm
                 raise CNIError(Code.INTERNAL, f"{choose.duplicate(lease, owner)} ('{recorded}')")
 
 
-def _note(record: Record, facts: Json) -> None:
+def _note(record: Record, facts: LeaseFacts, header: dict[str, object]) -> None:
     try:
-        record.note(**facts)
+        record.put(facts, **header)
     except OSError as error:
         raise CNIError(
             Code.IO_FAILURE, f"cannot write the attachment record: {error.strerror}"
@@ -220,7 +250,7 @@ def _note(record: Record, facts: Json) -> None:
 
 
 def _remember(req: Request, host: Host, store: Store, choices: Sequence[choose.Choice]) -> None:
-    """Note what follows from the leases just made; none of it is worth failing the ADD."""
+    """Log reused leases and write last_reserved_ip; a failure here does not fail the ADD."""
     for choice in choices:
         if choice.former:
             why = "it is of the same pod, and its network namespace is gone"
@@ -240,7 +270,7 @@ def _remember(req: Request, host: Host, store: Store, choices: Sequence[choose.C
 def _take_back(
     req: Request, host: Host, conf: Conf, *, taken: Sequence[Lease], created: bool
 ) -> None:
-    """Free what this ADD took, and nothing else of this attachment's."""
+    """Free the leases of this ADD, and no other lease of the attachment."""
     record = host.records.find(PLUGIN, req.network, req.attachment)
     try:
         if taken:
@@ -257,34 +287,8 @@ def _take_back(
             record.close()
 
 
-def _release(directory: str, req: Request, host: Host, facts: Json, *, rest_seconds: int) -> None:
-    owner = req.attachment
-    pod = pod_key(facts.get("pod_uid", ""), owner)
-    with Store(directory, indexes=indexes_of(host), log=host.log) as store:
-        held = store.lock().held_by(owner)
-        recorded = [_recorded(store, text) for text in facts.get("addresses", ())]
-        missed = [lease for lease in recorded if lease and lease.is_of(owner) and lease not in held]
-        if missed:
-            store.forget_index()
-        # Only an early release of the reference wrote leases without ifname, never beside others.
-        held = [lease for lease in held + missed if lease.owner == owner] or held
-        # Torn by a crash. Nobody is at work on it: we have the lock.
-        held += [Lease(one.address, owner) for one in recorded if one and one.reclaimable]
-        with BestEffort() as steps:
-            for lease in held:
-                step = partial(store.release, lease, pod=pod, rest_seconds=rest_seconds)
-                steps.attempt(str(lease.address), step)
-        for one in recorded:
-            if one and one.owner is None and not one.reclaimable:
-                raise CNIError(
-                    Code.IO_FAILURE,
-                    f"cannot read the lease of {one.address} in '{directory}', which the"
-                    " attachment record names; repair or remove the file",
-                )
-
-
 def _recorded(store: Store, text: str) -> Lease | None:
     try:
         return store.lease(parse_address(text))
     except ValueError:
-        return None  # a record that somebody else has written into
+        return None  # another program has written into the record

@@ -1,4 +1,4 @@
-"""Which addresses an ADD takes, or why it cannot; the caller claims them."""
+"""The choice of an ADD's addresses, or the reason for its failure; the caller claims them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The address that range set `index` gives, and the range it lies in."""
+    """The address chosen from range set `index`, and its range."""
 
     index: int
     address: Address
     range: Range
-    former: Lease | None = None  # of the same pod, whose place is taken
+    former: Lease | None = None  # the stale lease that the new one replaces
 
     @property
     def cidr(self) -> Cidr:
@@ -33,8 +33,8 @@ class Choice:
         return ip_interface((self.address, self.range.subnet.prefixlen))
 
 
-class Shortage(CNIError):  # noqa: N818 - the ADD may yet go on
-    """No address: `address` is not free, or, when that is None, none of `range_set` is."""
+class Shortage(CNIError):  # noqa: N818 - the ADD may still succeed
+    """No free address: `address` is not free, or if that is None, no address of `range_set`."""
 
     def __init__(
         self, index: int, reason: str, range_set: RangeSet, address: Address | None = None
@@ -44,7 +44,7 @@ class Shortage(CNIError):  # noqa: N818 - the ADD may yet go on
         self.address = address
 
     def explain(self, held: Sequence[Lease], more: str) -> None:
-        """Add to the message what the leases `held` tell, and `more`."""
+        """Add the oldest of the leases `held`, and `more`, to the message."""
         owned = [lease for lease in held if lease.owner is not None]
         if owned and self.address is None:
             oldest = min(owned, key=lambda lease: lease.since_ns)
@@ -54,7 +54,7 @@ class Shortage(CNIError):  # noqa: N818 - the ADD may yet go on
 
 
 def refuse_duplicate(sets: Sequence[RangeSet], held: Sequence[Lease], owner: Attachment) -> None:
-    """Raise CNIError when `owner`, who holds the leases `held`, has an address of `sets`."""
+    """Raise CNIError if one of the leases `held`, which `owner` holds, lies in `sets`."""
     for index, range_set in enumerate(sets):
         for lease in held:
             if range_set.range_of(lease.address) is not None:
@@ -62,7 +62,7 @@ def refuse_duplicate(sets: Sequence[RangeSet], held: Sequence[Lease], owner: Att
 
 
 def duplicate(lease: Lease, owner: Attachment) -> str:
-    """Return why `owner`, who holds `lease`, gets no other address."""
+    """Return the message that `owner`, the holder of `lease`, gets no second address."""
     return (
         f"{lease.address} has been allocated to {owner.containerid}, duplicate allocation is not"
         f" allowed: held by {lease.holder} since {lease.since}, DEL frees it"
@@ -70,9 +70,9 @@ def duplicate(lease: Lease, owner: Attachment) -> str:
 
 
 def assign(sets: Sequence[RangeSet], wanted: Sequence[Address]) -> dict[int, Address]:
-    """Return which of the `wanted` addresses each range set is asked for.
+    """Return the requested address of each range set, by the set's index.
 
-    Raises CNIError when a set is asked for two, or an address belongs to no set.
+    Raises CNIError if two addresses are requested of one set, or if one lies in no set.
     """
     assigned: dict[int, Address] = {}
     surplus: list[Address] = []
@@ -83,7 +83,7 @@ def assign(sets: Sequence[RangeSet], wanted: Sequence[Address]) -> dict[int, Add
             surplus.append(address)
             reasons.append(f"{address} is in no range set")
         elif index in assigned:
-            # Which of them to take would be a guess: name them all.
+            # Choosing one of them would be a guess: name both.
             surplus += [a for a in (assigned[index], address) if a not in surplus]
             reasons.append(f"range set {index} ({sets[index]}) gives one address per attachment")
         else:
@@ -98,9 +98,9 @@ def assign(sets: Sequence[RangeSet], wanted: Sequence[Address]) -> dict[int, Add
 
 
 def choose_requested(index: int, range_set: RangeSet, address: Address, store: Store) -> Choice:
-    """Return the choice of the requested `address`. Raises Shortage when it is not free."""
+    """Return the choice of the requested `address`. Raises Shortage if it is not free."""
     where = range_set.range_of(address)
-    assert where is not None, "assign() saw to it"
+    assert where is not None, "assign() has checked it"
     if int(address) in range_set.gateways:
         raise CNIError(
             Code.INTERNAL, _failure(index, f"requested ip {address} is subnet's gateway")
@@ -116,7 +116,7 @@ def choose_requested(index: int, range_set: RangeSet, address: Address, store: S
 
 
 def choose_next(index: int, range_set: RangeSet, store: Store) -> Choice:
-    """Return the choice of the next free address. Raises Shortage when there is none."""
+    """Return the choice of the next free address. Raises Shortage if there is none."""
     address = store.next_free(range_set, store.last_reserved(index))
     if address is None:
         raise Shortage(index, exhausted(range_set), range_set)
@@ -128,7 +128,7 @@ def choose_next(index: int, range_set: RangeSet, store: Store) -> Choice:
 def choose_left(
     index: int, range_set: RangeSet, wanted: Address | None, left: Sequence[Lease]
 ) -> Choice | None:
-    """Return the choice of an address of the leases `left`, the `wanted` one if there is one."""
+    """Return the choice of an address of the stale leases `left`: `wanted`, or any if None."""
     for lease in left:
         where = range_set.range_of(lease.address)
         if where is not None and wanted in (None, lease.address):
@@ -137,7 +137,7 @@ def choose_left(
 
 
 def exhausted(range_set: RangeSet) -> str:
-    """Return the sentence that says that no address of `range_set` is free."""
+    """Return the message that no address of `range_set` is free."""
     return (
         f"no IP addresses available in range set: {range_set}:"
         f" {range_set.size} of {range_set.size} in use"

@@ -7,8 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_common.spec.undo import BestEffort
-from plugins.host_local.expiry import Judge
-from plugins.host_local.lease import GRACE_SECONDS, PLUGIN
+from plugins.host_local.expiry import Expiry
+from plugins.host_local.lease import GRACE_SECONDS, PLUGIN, LeaseFacts
 from plugins.host_local.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -22,14 +22,15 @@ def collect(req: Request, host: Host, configured: str, *, rest_seconds: int) -> 
     for path in host.records.paths(PLUGIN, req.network):
         record = host.records.open(path)
         if record is not None:
-            directories.add(record.facts.get("directory") or configured)
+            facts = record.get(LeaseFacts)
+            directories.add((facts and facts.directory) or configured)
             record.close()
     verb = f"{PLUGIN}: GC of network {req.network} removed"
 
     def sweep() -> Sweep:
         # What lives is looked at after the leases are read: for each directory anew.
-        judge = Judge(host, req.network, valid=req.valid_attachments)
-        return Sweep(host, judge, verb, rest_seconds)
+        expiry = Expiry(host, req.network, valid=req.valid_attachments)
+        return Sweep(host, expiry, verb, rest_seconds)
 
     left: Counter[Attachment] = Counter()  # leases that remain, by owner
     with BestEffort() as steps:
@@ -40,7 +41,7 @@ def collect(req: Request, host: Host, configured: str, *, rest_seconds: int) -> 
 
 
 def _clean(sweep: Sweep, directory: str, left: Counter[Attachment]) -> None:
-    """Remove the leases in `directory` that nobody needs."""
+    """Remove the stale leases in `directory`, and count the others in `left`."""
     leases, booted_ns = sweep.read(directory)
     left.update(lease.owner for lease in leases if lease.owner is not None)
     for lease, _ in sweep.remove(directory, leases, booted_ns):
@@ -54,10 +55,10 @@ def _clean_records(network: str, sweep: Sweep, left: Counter[Attachment]) -> Non
     for path in records.paths(PLUGIN, network):
         record = records.open(path)
         if record is None:
-            continue  # a call for this attachment is at work
+            continue  # a call for this attachment is in progress
         owner = record.attachment
         idle = not left[owner] and record.age() >= GRACE_SECONDS
-        why = sweep.judge.of(owner, record) if idle else ""
+        why = sweep.expiry.of(owner, record) if idle else ""
         if why:
             record.remove()
             whose = f"the attachment record of {owner.containerid} ({owner.ifname})"

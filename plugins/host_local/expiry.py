@@ -1,22 +1,17 @@
-"""Whether what a lease is for is gone, by its record, its namespace, its age and the boot."""
+"""Whether a lease is stale: by its owner's liveness, its age, the boot and the runtime's list."""
 
 from __future__ import annotations
 
-import time
-from functools import cache
 from typing import TYPE_CHECKING
 
-from cni_common.kernel import netns
+from cni_common.node.absence import Absence, describe
+from cni_common.node.liveness import State, is_hidden
 from cni_common.spec.errors import CNIError
 from plugins.host_local.lease import GRACE_SECONDS, PLUGIN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from functools import _lru_cache_wrapper
-
     from cni_common.node.host import Host
     from cni_common.node.record import Record
-    from cni_common.spec.names import Address
     from cni_common.spec.request import Attachment
     from cni_common.spec.wire import Json
     from plugins.host_local.lease import Lease
@@ -26,13 +21,13 @@ NOT_LISTED = "the runtime does not list its owner"
 EARLIER_BOOT = "it is of an earlier boot"
 
 
-class Judge:
-    """Judges the leases of one network during one call.
+class Expiry:
+    """Tells which leases of one network are stale, during one call.
 
-    `valid` are the attachments that the runtime lists, None when there is no list. Without a
-    list, only what is known to be dead can go: what names nobody, what is of an earlier boot,
-    what had a namespace that is gone. A `patient` judge wants to see the last twice, a grace
-    time apart, and notes the first sight in the record.
+    `valid` are the attachments that the runtime lists, None without a list. A lease is stale if it
+    names no owner, if it is of an earlier boot, or if its owner is GONE; with a list also if its
+    owner is not listed and no record names its namespace. `patient`: an owner must be found GONE
+    twice, GRACE_SECONDS apart; the record has the first time.
     """
 
     def __init__(
@@ -44,29 +39,26 @@ class Judge:
         patient: bool = False,
         notes: bool = True,
     ) -> None:
-        """Without `notes` nothing is written, so that nothing is ever seen a second time."""
+        """Without `notes` nothing is written: no owner is ever found GONE a second time."""
         self._records = host.records
         self._network = network
         self._has_list = valid is not None
         self._valid = valid or frozenset()
         self._valid_ids = {one.containerid for one in self._valid}
-        self._patient = patient
-        self._notes = notes
-        self.waiting = 0  # how many leases want a second look
-        self._in_use: Callable[[], frozenset[Address]] = cache(netns.addresses_in_use)
-        self._living: _lru_cache_wrapper[dict[str, str]] = cache(netns.reachable_namespaces)
+        self._absence = Absence(host, patient=patient, notes=notes)
+        self.waiting = 0  # number of leases that wait for the second time
 
     def find(self, owner: Attachment) -> tuple[Record | None, bool]:
-        """Return the record of `owner`, if any, and whether a call of its is at work."""
+        """Return the record of `owner`, if any, and whether a call for it is in progress."""
         try:
             return self._records.find(PLUGIN, self._network, owner, wait=False), False
         except CNIError:
             return None, True
 
     def reason(self, lease: Lease, booted_ns: int) -> str:
-        """Return why `lease` can go, or an empty string.
+        """Return why `lease` is stale, or an empty string.
 
-        `booted_ns` is the earliest time at which this boot can have begun, since the epoch.
+        `booted_ns`: as Store.booted_ns.
         """
         if lease.is_young():
             return ""
@@ -77,8 +69,11 @@ class Judge:
             why = "" if at_work else self.of(lease.owner, record, lease, booted_ns)
             if record:
                 record.close()
-        # Where nothing tells the lease's namespace, the address itself may still be seen.
-        if why in (NO_OWNER, NOT_LISTED, EARLIER_BOOT) and lease.address in self._in_use():
+        # Without a known namespace, the address itself may still be in use.
+        if (
+            why in (NO_OWNER, NOT_LISTED, EARLIER_BOOT)
+            and lease.address in self._absence.liveness.addresses
+        ):
             return ""
         return why
 
@@ -89,44 +84,31 @@ class Judge:
         lease: Lease | None = None,
         booted_ns: int = 0,
     ) -> str:
-        """Return why what `owner` holds can go, or an empty string."""
+        """Return why the leases and the record of `owner` are stale, or an empty string."""
         listed = owner in self._valid if owner.ifname else owner.containerid in self._valid_ids
         if listed:
             return ""
-        # Records do not outlive a boot: who has one is of this boot, whatever the clock said.
+        # Records do not outlive a boot: a lease with a record is of this boot, by any clock.
         if record is None and lease is not None and is_of_earlier_boot(lease, booted_ns):
             return EARLIER_BOOT
         facts = record.facts if record else {}
-        alive = self.lives(facts)
-        if alive is not False:
-            self._note(record, None)
-            return NOT_LISTED if alive is None and self._has_list else ""
-        if self._patient and not self._seen_before(record):
+        state = self.state_of(facts)
+        if state is not State.GONE:
+            self._absence.forget(record)
+            return NOT_LISTED if self._has_list and _names_no_namespace(facts, state) else ""
+        if not self._absence.is_certain(record):
             self.waiting += 1
             return ""
-        return f"its network namespace '{facts['netns']}' is gone"
+        return describe(facts)
 
-    def lives(self, facts: Json) -> bool | None:
-        """Tell whether the namespace that a record names exists, None when nobody can tell."""
-        wanted = facts.get("netns_id")
-        return netns.lives(facts.get("netns", ""), wanted, self._living) if wanted else None
+    def state_of(self, facts: Json) -> State:
+        """Return the state of a record's container; `facts` {} for no record."""
+        return self._absence.liveness.state_of(facts)
 
-    def _seen_before(self, record: Record | None) -> bool:
-        # The clock that nobody sets; it begins anew with each boot, as the records do.
-        now = time.clock_gettime(time.CLOCK_BOOTTIME)
-        since = record.facts.get("gone_since") if record else None
-        if isinstance(since, (int, float)) and since <= now:
-            return now - since >= GRACE_SECONDS
-        self._note(record, now)
-        return False
 
-    def _note(self, record: Record | None, moment: float | None) -> None:
-        if record is None or not self._notes or record.facts.get("gone_since") == moment:
-            return
-        try:
-            record.note(gone_since=moment)
-        except OSError:
-            return  # it will be seen for the first time once more
+def _names_no_namespace(facts: Json, state: State) -> bool:
+    """Tell whether only the list and the address decide, as for a lease of the Go plugin."""
+    return state is State.UNKNOWN and not facts.get("netns_id") and not (facts and is_hidden(facts))
 
 
 def is_of_earlier_boot(lease: Lease, booted_ns: int) -> bool:

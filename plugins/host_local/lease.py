@@ -1,26 +1,30 @@
-"""What the file of one address says: who has it, since when."""
+"""The lease of one address: the content of its file, and its age."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from typing import TYPE_CHECKING
 
 from cni_common.spec.names import Address, parse_address
 from cni_common.spec.request import Attachment
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 PLUGIN = "host-local"  # as the attachment records name it
 RELEASE_COOLDOWN_MAX = 86_400  # seconds
-GRACE_SECONDS = 60  # younger leases may belong to an ADD that is still at work
+GRACE_SECONDS = 60  # younger leases may belong to an ADD in progress
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
     """One file named after an address.
 
-    `owner` has an empty ifname when an early release wrote the lease. It is None when the file
-    names nobody: then it is `reclaimable` if it is a file that a crash left empty or torn, and
-    otherwise something that is not ours to touch.
+    `owner` has an empty ifname if an early release wrote the lease. `owner` is None if the file
+    names no owner: then the lease is `reclaimable` if a crash left the file empty or torn; any
+    other file must not be touched.
     """
 
     address: Address
@@ -44,13 +48,13 @@ class Lease:
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.since_ns // 10**9))
 
     def is_young(self) -> bool:
-        """Tell whether the lease is within its grace time; one from the future is."""
+        """Tell whether the lease is within GRACE_SECONDS, or dated in the future."""
         import time
 
         return time.time_ns() - self.since_ns < GRACE_SECONDS * 10**9
 
     def is_of(self, owner: Attachment) -> bool:
-        """Tell whether `owner` holds it; a lease without ifname is of every interface."""
+        """Tell whether `owner` holds the lease; one without ifname counts for every interface."""
         return (
             self.owner is not None
             and self.owner.containerid == owner.containerid
@@ -58,23 +62,34 @@ class Lease:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class LeaseFacts:
+    """The leases of an attachment."""
+
+    PART = "lease"
+    directory: str = ""
+    addresses: Sequence[str] = ()
+    pod: str = ""  # namespace/name, "" when the runtime did not say
+    pod_uid: str = ""  # the same for every try to start the pod, or ""
+
+
 def text_of(owner: Attachment) -> str:
-    """Return what a lease of `owner` contains."""
+    """Return the content of a lease file of `owner`."""
     return f"{owner.containerid}\r\n{owner.ifname}" if owner.ifname else owner.containerid
 
 
 def pod_key(uid: str, owner: Attachment) -> str:
-    """Return what the interface of `owner` is called in every try to start the pod `uid`."""
+    """Return the key of the interface of `owner`, the same in every try to start the pod `uid`."""
     return f"{uid} {owner.ifname}" if uid else ""
 
 
 def address_of(name: str) -> Address | None:
-    """Return the address whose lease has the file name `name`, None when it is no such name."""
+    """Return the address whose lease file is called `name`, None for any other file."""
     if name[-1] not in "0123456789abcdef:":
         return None
     octets = name.split(".")
     if len(octets) == 4 and name.isascii() and all(map(str.isdecimal, octets)):
-        # Five times as fast as IPv4Address, which all leases of a directory pass.
+        # Five times as fast as IPv4Address; all leases of a directory pass here.
         first, second, third, fourth = map(int, octets)
         if max(first, second, third, fourth) > 255:
             return None
@@ -88,7 +103,7 @@ def address_of(name: str) -> Address | None:
 
 
 def owner_in(data: bytes) -> Attachment | None:
-    """Return whom a lease with the content `data` names, None for nobody."""
+    """Return the owner in the content `data` of a lease file, None for none."""
     # As the Go plugin compares: white space around the whole does not count.
     parts = os.fsdecode(data.strip()).split("\r\n")
     if len(parts) > 2 or not all(parts) or any(min(part) < " " for part in parts):

@@ -1,4 +1,4 @@
-"""Ranges of addresses: how they are checked and completed, and where the next one is. Pure."""
+"""Ranges of addresses: checks, defaults, and the search for a free address. Pure."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class RangeSet:
-    """Ranges of one family that together are one pool: an attachment gets one address of it."""
+    """Ranges of one family that form one pool; an attachment gets one address of it."""
 
     ranges: Sequence[Range]
 
@@ -58,25 +58,28 @@ class RangeSet:
 
     @property
     def gateways(self) -> frozenset[int]:
-        """The gateways of all ranges, which are never given away."""
+        """The gateways of all ranges, which are never given out."""
         return frozenset(int(one.gateway) for one in self.ranges)
 
     @property
     def size(self) -> int:
-        """How many addresses can be given away."""
-        total = sum(int(one.last) - int(one.first) + 1 for one in self.ranges)
-        return total - sum(1 for number in self.gateways if self._contains(number))
+        """The number of addresses that can be given out."""
+        gateways = sorted(self.gateways)
+        pieces = [(int(one.first), int(one.last)) for one in self.ranges]
+        return sum(
+            last - first + 1 - len(_between(gateways, first, last)) for first, last in pieces
+        )
 
     def pick(self, first_free: Search, after: Address | None) -> Address | None:
-        """Return the first free address behind `after`, cyclically; None when there is none.
+        """Return the first free address behind `after`, cyclically; None if there is none.
 
-        The search begins at the first range when `after` is outside of the set, and looks at
-        `after` itself last. `first_free` returns the first free number between two, inclusive.
+        The search begins at the first range if `after` is outside of the set; `after` itself comes
+        last. `first_free` returns the first free number between two, both inclusive.
         """
         gateways = sorted(self.gateways)
         for first, last in self._pieces(after):
             start = first
-            for end in (*(one for one in gateways if first <= one <= last), last + 1):
+            for end in (*_between(gateways, first, last), last + 1):
                 number = first_free(start, end - 1) if start < end else None
                 if number is not None:
                     return self._family(number)
@@ -84,7 +87,7 @@ class RangeSet:
         return None
 
     def addresses(self) -> Iterator[Address]:
-        """Return every address that can be given away."""
+        """Yield every address that can be given out."""
         gateways = self.gateways
         numbers = (one for first, last in self._pieces(None) for one in range(first, last + 1))
         return (self._family(one) for one in numbers if one not in gateways)
@@ -92,9 +95,6 @@ class RangeSet:
     @property
     def _family(self) -> type[Address]:
         return type(self.ranges[0].first)
-
-    def _contains(self, number: int) -> bool:
-        return any(int(one.first) <= number <= int(one.last) for one in self.ranges)
 
     def _pieces(self, after: Address | None) -> Iterator[tuple[int, int]]:
         here = self.range_of(after) if after is not None else None
@@ -126,7 +126,7 @@ def unlisted(names: frozenset[str], version: int) -> Search:
         return next((one for one in numbers if str(IPv6Address(one)) not in names), None)
 
     def search4(first: int, last: int) -> int | None:
-        # A /24 at a time, ten times as fast as one by one: there may be 65,000 to look at.
+        # A /24 at a time, ten times as fast as one by one: a range may have 65,000 addresses.
         while first <= last:
             end = min(first | 255, last)
             prefix = f"{first >> 24}.{first >> 16 & 255}.{first >> 8 & 255}."
@@ -142,8 +142,8 @@ def unlisted(names: frozenset[str], version: int) -> Search:
 def parse_sets(sets: Sequence[Sequence[Json]], *, several_per_family: bool) -> tuple[RangeSet, ...]:
     """Return the range sets of a configuration, completed by the defaults.
 
-    `several_per_family` says whether a result can carry two addresses of one family, which
-    0.3.0 brought. Raises CNIError 7 that names the range set by its index.
+    `several_per_family`: whether the result can carry two addresses of one family, as from 0.3.0
+    on. Raises CNIError 7 that names the range set by its index.
     """
     if not sets:
         raise CNIError(
@@ -156,18 +156,18 @@ def parse_sets(sets: Sequence[Sequence[Json]], *, several_per_family: bool) -> t
             "cniVersion below 0.3.0 does not support more than one range set per address family;"
             " use cniVersion 0.3.0 or newer",
         )
-    for index, one in enumerate(parsed):
-        for other, earlier in enumerate(parsed[:index]):
-            if _overlap(one.ranges, earlier.ranges):
-                raise CNIError(
-                    Code.INVALID_CONFIG,
-                    f"range set {other} overlaps with {index}: {earlier} and {one}",
-                )
+    overlap = _overlap([(index, one) for index, of in enumerate(parsed) for one in of.ranges])
+    if overlap:
+        (earlier, _), (later, _) = overlap
+        raise CNIError(
+            Code.INVALID_CONFIG,
+            f"range set {earlier} overlaps with {later}: {parsed[earlier]} and {parsed[later]}",
+        )
     return parsed
 
 
-def odd_gateways(sets: Sequence[RangeSet]) -> list[str]:
-    """Return one line for each gateway outside of its subnet, which is accepted but unusual."""
+def gateways_outside(sets: Sequence[RangeSet]) -> list[str]:
+    """Return a log line for each gateway outside of its subnet: accepted, but unusual."""
     return [
         f"range set {index}: gateway {one.gateway} is outside of subnet {one.subnet}"
         for index, range_set in enumerate(sets)
@@ -186,10 +186,9 @@ def _parse_set(index: int, entries: Sequence[Json]) -> RangeSet:
                 "mixed address families; give IPv4 and IPv6 a range set each: "
                 + ", ".join(str(one.subnet) for one in ranges)
             )
-        for position, one in enumerate(ranges):
-            for earlier in ranges[:position]:
-                if _overlap((one,), (earlier,)):
-                    raise ValueError(f"subnets {earlier} and {one} overlap")
+        overlap = _overlap(list(enumerate(ranges)))
+        if overlap:
+            raise ValueError(f"subnets {overlap[0][1]} and {overlap[1][1]} overlap")
     except ValueError as error:
         raise CNIError(Code.INVALID_CONFIG, f"invalid range set {index}: {error}") from None
     return RangeSet(ranges)
@@ -246,11 +245,33 @@ def _parse_member(entry: Json, key: str) -> Address | None:
         raise ValueError(f'{key} "{text}" is not an IP address such as 10.0.0.10') from None
 
 
-def _overlap(ours: Sequence[Range], theirs: Sequence[Range]) -> bool:
-    return any(
-        one.subnet.version == other.subnet.version
-        and int(one.first) <= int(other.last)
-        and int(other.first) <= int(one.last)
-        for one in ours
-        for other in theirs
-    )
+def _overlap(
+    ranges: Sequence[tuple[int, Range]],
+) -> tuple[tuple[int, Range], tuple[int, Range]] | None:
+    """Return two of the numbered ranges that overlap, the lower number first; in n log n steps."""
+    widest: tuple[int, Range] | None = None
+    for one in sorted(ranges, key=lambda one: (one[1].subnet.version, int(one[1].first))):
+        if widest is None or widest[1].subnet.version != one[1].subnet.version:
+            widest = one
+        elif int(one[1].first) <= int(widest[1].last):
+            return (widest, one) if widest[0] <= one[0] else (one, widest)
+        elif int(one[1].last) > int(widest[1].last):
+            widest = one
+    return None
+
+
+def _between(numbers: Sequence[int], first: int, last: int) -> Sequence[int]:
+    """Return those of the sorted `numbers` that are `first` to `last`, both inclusive."""
+    return numbers[_position(numbers, first) : _position(numbers, last + 1)]
+
+
+def _position(numbers: Sequence[int], least: int) -> int:
+    """Return how many of the sorted `numbers` are below `least` (bisect costs an import)."""
+    low, high = 0, len(numbers)
+    while low < high:
+        middle = (low + high) // 2
+        if numbers[middle] < least:
+            low = middle + 1
+        else:
+            high = middle
+    return low

@@ -1,17 +1,16 @@
-"""Takes back the leases of those that are gone: for an ADD that finds no address, and by command.
+"""Reclaim of stale leases, by an ADD that finds no address and by `pycni reclaim`.
 
-A lease of an earlier boot goes at once; one of this boot goes when its namespace was found gone
-twice, a grace time apart.
+A lease of an earlier boot is removed at once; a lease of this boot, after its namespace was found
+gone twice, GRACE_SECONDS apart.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_common.kernel.netns import addresses_in_use
-from plugins.host_local.expiry import Judge
-from plugins.host_local.lease import GRACE_SECONDS, PLUGIN
+from cni_common.node.liveness import State, addresses_in_use
+from plugins.host_local.expiry import Expiry
+from plugins.host_local.lease import GRACE_SECONDS, PLUGIN, LeaseFacts
 from plugins.host_local.ranges import unused
 from plugins.host_local.store import Store, indexes_of
 from plugins.host_local.sweep import Sweep
@@ -20,51 +19,53 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cni_common.node.host import Host
+    from cni_common.node.owned import Holding
     from plugins.host_local.choose import Shortage
     from plugins.host_local.lease import Lease
 
 
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """One lease, and what is known about its owner."""
-
-    lease: Lease
-    pod: str  # namespace/name, "" when the runtime did not say
-    netns: str  # path, "" when no record tells
-    alive: bool | None  # whether its namespace exists; None when nobody knows
-    reason: str  # why `reclaim` would take it, "" when it would not
-
-
 def holdings(host: Host, network: str, directory: str) -> list[Holding]:
     """Return every lease in `directory`, ordered by address; changes nothing."""
-    judge = Judge(host, network, patient=True, notes=False)
-    leases, booted_ns = Sweep(host, judge, "").read(directory)
+    from cni_common.node.owned import Holding
+
+    expiry = Expiry(host, network, patient=True, notes=False)
+    leases, booted_ns = Sweep(host, expiry, "").read(directory)
     found = []
     for lease in sorted(leases, key=lambda one: (one.address.version, int(one.address))):
-        record, _ = judge.find(lease.owner) if lease.owner else (None, False)
+        record, _ = expiry.find(lease.owner) if lease.owner else (None, False)
         facts = record.facts if record else {}
+        leased = record.get(LeaseFacts) if record else None
         if record:
             record.close()
-        pod, path = facts.get("pod", ""), facts.get("netns", "")
-        reason = judge.reason(lease, booted_ns)
-        found.append(Holding(lease, pod, path, judge.lives(facts), reason))
+        found.append(
+            Holding(
+                lease.address,
+                lease.owner,
+                lease.since,
+                is_young=lease.is_young(),
+                pod=leased.pod if leased else "",
+                netns=facts.get("netns", ""),
+                alive=expiry.state_of(facts).alive,
+                reason=expiry.reason(lease, booted_ns),
+            )
+        )
     return found
 
 
 def reclaim(host: Host, network: str, directory: str) -> list[tuple[Lease, str]]:
-    """Take back what belongs to nobody in `directory`; return it with reasons; each is logged.
+    """Remove the stale leases in `directory`, log each, and return them with the reasons.
 
-    What has lost its namespace is noted at first, and taken by a call a grace time later.
-    Raises an ExceptionGroup when something could not be removed.
+    A lease without a living namespace is noted at first, and removed by a call GRACE_SECONDS later.
+    Raises an ExceptionGroup if a lease could not be removed.
     """
     sweep = _sweep(host, network)
     return sweep.remove(directory, *sweep.read(directory))
 
 
 def make_room(host: Host, network: str, directory: str, shortage: Shortage) -> bool:
-    """Take back what stands in the way of an ADD; False when there is nothing to be had.
+    """Remove the stale leases that block an ADD; return False if no address became free.
 
-    Adds to the message of `shortage` who holds the addresses.
+    Then the message of `shortage` names the holders of the addresses.
     """
     sweep = _sweep(host, network)
     leases, booted_ns = sweep.read(directory)
@@ -79,21 +80,22 @@ def make_room(host: Host, network: str, directory: str, shortage: Shortage) -> b
         return True
     if sweep.remove(directory, leases, booted_ns):
         return True
-    waiting = sweep.judge.waiting
+    waiting = sweep.expiry.waiting
     shortage.explain(leases, _patience(waiting) if waiting else "")
     return False
 
 
 def abandoned(host: Host, network: str, leases: Sequence[Lease], pod_uid: str) -> list[Lease]:
-    """Return those of `leases` whose owner was of the same pod, in a namespace that is gone."""
-    judge = Judge(host, network)
+    """Return those of `leases` whose owner was of the same pod and is GONE."""
+    expiry = Expiry(host, network)
     found = []
     for lease in leases:
-        record, _ = judge.find(lease.owner) if lease.owner else (None, False)
+        record, _ = expiry.find(lease.owner) if lease.owner else (None, False)
         if record is None:
             continue
-        facts = record.facts
-        if facts.get("pod_uid") == pod_uid and judge.lives(facts) is False:
+        facts = record.get(LeaseFacts)
+        same = facts is not None and facts.pod_uid == pod_uid
+        if same and expiry.state_of(record.facts) is State.GONE:
             found.append(lease)
         record.close()
     return found
@@ -106,8 +108,8 @@ def not_in_use(leases: Sequence[Lease]) -> list[Lease]:
 
 
 def _sweep(host: Host, network: str) -> Sweep:
-    judge = Judge(host, network, patient=True)
-    return Sweep(host, judge, f"{PLUGIN}: network {network}: reclaimed")
+    expiry = Expiry(host, network, patient=True)
+    return Sweep(host, expiry, f"{PLUGIN}: network {network}: reclaimed")
 
 
 def _patience(count: int) -> str:

@@ -17,9 +17,9 @@ _LISTS = {"nameserver": "nameservers", "search": "search", "options": "options"}
 
 
 def read(path: str) -> dict[str, Any]:
-    """Return the `dns` of the file at `path`. Raises CNIError 7 when it cannot be read."""
+    """Return the `dns` of the file at `path`, at most BYTES_MAX long. Raises CNIError 7."""
     try:
-        # Not blocking: a FIFO would hold up the ADD for ever.
+        # Not blocking: a FIFO would block the ADD for ever.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -40,8 +40,8 @@ def read(path: str) -> dict[str, Any]:
 def parse(text: str) -> dict[str, Any]:
     """Return the `dns` of resolv.conf's `text`; unknown and incomplete lines are skipped.
 
-    The last `domain` wins, several `search` and `options` lines add up (unlike in glibc), and
-    a nameserver is not looked at any closer.
+    Of several `domain` lines the last counts; several `search` and `options` lines are joined,
+    unlike in resolv.conf(5) of glibc. A nameserver is not checked.
     """
     found: dict[str, Any] = {"nameservers": [], "domain": "", "search": [], "options": []}
     for line in text.split("\n"):

@@ -1,13 +1,13 @@
 """The leases of one network on disk, in the layout of the Go implementation.
 
-A directory with one file per address, named after it and holding "containerid CR LF ifname";
+The directory has one file per address, named after it, with the content "containerid CR LF ifname";
 `lock`, on which every writer holds an exclusive flock; and `last_reserved_ip.<i>`, the address
-behind which the search in range set i goes on. The Go plugin may be at work in the same
-directory at any time: it reads every file in it, so none of ours may mislead it.
+behind which the search in range set i continues. The Go plugin may work in the same directory at
+any time. It reads every file in it, so no file of ours may mislead it.
 
-These files are the truth. An index outside of the directory says where to look: what it says of
-an owner or of a free address is verified by a look at that lease, and what others have changed
-makes it be made anew.
+These files are the truth. An index outside of the directory leads to them: a call verifies each
+answer of the index by reading that lease, and rebuilds the index after other programs changed the
+leases.
 """
 
 from __future__ import annotations
@@ -40,30 +40,30 @@ LEASE_BYTES_MAX = 1 << 18  # more than CNI_CONTAINERID can hold
 
 _LOCK = "lock"
 _LAST_RESERVED = "last_reserved_ip."
-# No address looks like these, and no container id can begin with a dot.
+# No address has such a name, and no container id can begin with a dot.
 _OURS = ".pycni-"
 _NEW = f"{_OURS}new"
 _MODE = 0o600
 _DIRECTORY_MODE = 0o755  # as the Go plugin makes it
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-LARGE_BYTES = 32_768  # of the directory itself: beyond a thousand leases, on any file system
-_TRIES = 3  # at an index that others put out of date meanwhile
-# What says "this file cannot be a lease", and not "this process cannot read".
+LARGE_BYTES = 32_768  # size of the directory itself: over a thousand leases, on any file system
+_TRIES = 3  # attempts with an index that other programs make stale meanwhile
+# Errors that mean "this file is no lease", not "this process cannot read".
 _FOREIGN = frozenset({errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM, errno.EIO})
 
 
 def indexes_of(host: Host) -> str:
-    """Return the directory of the indexes: a reboot empties it, and no plugin walks it."""
+    """Return the directory of the indexes: emptied by a reboot, not read by the Go plugin."""
     return f"{host.state_dir}/indexes"
 
 
 class Store:
     """The lease directory of one network, open inside a `with` block.
 
-    Every verb from `held_by` on wants the lock, which the end of the block gives back. An
-    OSError that leaves the block becomes a CNIError 5 that names the directory. A directory
-    that does not exist has no leases, unless `create` makes it.
+    Every method from `held_by` on needs the lock, which the end of the block releases. An OSError
+    that leaves the block becomes a CNIError 5 that names the directory. A missing directory counts
+    as empty, unless `create` makes it.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Store:
         capacity: int = 0,
         log: Callable[[str], object] = lambda _: None,
     ) -> None:
-        """`indexes` is where indexes are kept; a new one has room for `capacity` leases."""
+        """`indexes` is the directory of indexes; a new index has room for `capacity` leases."""
         self.directory = directory
         self._create = create
         self._indexes = indexes
@@ -84,9 +84,9 @@ class Store:
         self._dir = -1
         self._lock = -1
         self._catalog: Catalog | None = None
-        self._changed = False  # the directory, by this call
-        self._in_step = True  # the index with the directory
-        self._littered = False  # with what only a look at the whole directory will find
+        self._changed = False  # whether this call has changed the directory
+        self._in_step = True  # whether the index agrees with the directory
+        self._littered = False  # whether a temporary file is left, which only a full scan finds
 
     def __enter__(self) -> Self:
         try:
@@ -118,18 +118,18 @@ class Store:
             raise self._failure(error) from error
 
     def lock(self, *, for_index: bool = True) -> Self:
-        """Wait until nobody else, the Go plugin included, is at work in the directory.
+        """Wait for the lock, which excludes every other writer, the Go plugin included.
 
-        Where the index of a large directory is out of date, it is made anew before that; without
-        `for_index` nobody asks it.
+        A stale index of a large directory is rebuilt before that, unless `for_index` is false: then
+        the caller does not use the index.
         """
         if self._dir < 0:
             return self
         try:
-            # Not O_RDONLY: a directory, which the Go plugin cannot lock, could be opened by it.
+            # Not O_RDONLY: that could open a directory, which the Go plugin cannot lock.
             self._lock = self.disk(os.open, _LOCK, _READ | os.O_RDWR, dir_fd=self._dir)
         except FileNotFoundError:
-            # Perhaps there is no room for a lock, and never was: then there is nothing of ours.
+            # A full disk may never have had room for a lock file: then there are no leases.
             if not self._create and not any(
                 name.startswith(_OURS) or address_of(name) for name in self._names()
             ):
@@ -143,15 +143,15 @@ class Store:
         return self
 
     def unlock(self) -> None:
-        """Let others have the lock, until `relock`."""
+        """Release the lock until `relock`."""
         self.disk(fcntl.flock, self._lock, fcntl.LOCK_UN)
 
     def relock(self) -> None:
-        """Wait for the lock, whose file is open."""
+        """Wait for the lock on the open file."""
         self.disk(fcntl.flock, self._lock, fcntl.LOCK_EX)
 
     def leases(self) -> list[Lease]:
-        """Return all leases, by one pass; with the lock, remove what a killed call left behind."""
+        """Return all leases, by one pass; with the lock, remove leftovers of killed calls."""
         found = []
         for name in self._names():
             address = address_of(name)
@@ -169,13 +169,13 @@ class Store:
             return {entry.name: entry.inode() for entry in entries}
 
     def tidy(self, names: Iterable[str]) -> None:
-        """Remove those of `names` that a killed call left behind."""
+        """Remove those of `names` that are leftovers of killed calls."""
         for name in names:
             if name.startswith(_OURS):
                 self._remove(name)
 
     def lease(self, address: Address) -> Lease | None:
-        """Return the lease of `address`, None when it is free."""
+        """Return the lease of `address`, None if it is free. Raises OSError."""
         if self._dir < 0:
             return None
         try:
@@ -201,20 +201,20 @@ class Store:
             held = [lease for lease in leases if lease is not None and lease.is_of(owner)]
             if len(held) == len(leases):
                 break
-            catalog.rebuild()  # somebody has rewritten a lease in place
+            catalog.rebuild()  # another program has rewritten a lease in place
         return held
 
     def held_by_pod(self, pod: str) -> list[Lease]:
-        """Return leases that may be of attachments of `pod`; their records know."""
+        """Return leases that may be of attachments of `pod`; their records decide."""
         if self._dir < 0 or not pod:
             return []
         leases = [self.lease(address) for address in self._opened_catalog().addresses_of_pod(pod)]
         return [lease for lease in leases if lease is not None and lease.owner is not None]
 
     def next_free(self, range_set: RangeSet, after: Address | None) -> Address | None:
-        """Return the next free address of `range_set` behind `after`, None when there is none.
+        """Return the next free address of `range_set` behind `after`, None if there is none.
 
-        One that rests after its release is taken only when there is no other.
+        An address that rests after its release is used only if there is no other.
         """
         address = None
         catalog = self._opened_catalog()
@@ -226,7 +226,7 @@ class Store:
         return address
 
     def booted_ns(self) -> int:
-        """Return the earliest time of this boot that the clock has ever told, since the epoch."""
+        """Return the earliest clock reading of this boot's beginning, ns since the epoch."""
         return self._opened_catalog().booted_ns() if self._dir >= 0 else 0
 
     def forget_index(self) -> None:
@@ -237,10 +237,10 @@ class Store:
     def claim(
         self, address: Address, owner: Attachment, *, pod: str = "", replace: Lease | None = None
     ) -> None:
-        """Give `address` to `owner`: its file appears at once with its content.
+        """Lease `address` to `owner`: the file appears with its complete content.
 
-        `replace` is the lease whose place it takes. Otherwise an existing file raises
-        FileExistsError, even when its maker disregards the lock.
+        `replace` is the lease that the new one replaces. Otherwise an existing file raises
+        FileExistsError, even if its maker ignores the lock.
         """
         catalog = self._begin()
         self._write_new(text_of(owner))
@@ -264,7 +264,7 @@ class Store:
         self._in_step = True
 
     def release(self, lease: Lease, *, pod: str = "", rest_seconds: int = 0) -> None:
-        """Free the address of `lease`; it may be free already. It rests for `rest_seconds`."""
+        """Free the address of `lease`, if not yet free; it then rests for `rest_seconds`."""
         if self._dir < 0:
             return
         catalog = self._begin()
@@ -273,11 +273,11 @@ class Store:
         self._in_step = True
 
     def last_reserved(self, index: int) -> Address | None:
-        """Return where the search in range set `index` ended last time, None if unknown."""
+        """Return the last address given out from range set `index`, None if unknown."""
         try:
             fd = self.disk(os.open, f"{_LAST_RESERVED}{index}", _READ, dir_fd=self._dir)
         except OSError:
-            return None  # only the order of the addresses depends on it
+            return None  # only the order of addresses depends on it
         try:
             return parse_address(self.disk(os.read, fd, 64).decode("ascii"))
         except (OSError, ValueError):
@@ -286,7 +286,7 @@ class Store:
             os.close(fd)
 
     def set_last_reserved(self, index: int, address: Address) -> None:
-        """Remember where the search in range set `index` ended, all of it or nothing."""
+        """Store the last address given out from range set `index`, atomically. Raises OSError."""
         name, text = f"{_LAST_RESERVED}{index}", str(address)
         if self._overwrite(name, text.encode()):
             return
@@ -297,7 +297,7 @@ class Store:
             self._discard_new()
 
     def _begin(self) -> Catalog:
-        """Return the index, read before a lease is changed, and until then out of step with it."""
+        """Return the index, loaded before a lease is changed, and marked as out of step."""
         catalog = self._opened_catalog()
         catalog.open()
         self._in_step = False
@@ -314,7 +314,7 @@ class Store:
         return self._dir
 
     def disk(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        # Every call that can fail passes here, so that a test can make each of them fail.
+        # Every system call that can fail passes here, so that a test can inject a failure.
         return call(*args, **kwargs)
 
     def _failure(self, error: OSError) -> CNIError:
@@ -347,23 +347,23 @@ class Store:
         try:
             fd = self.disk(os.open, _NEW, flags, _MODE, dir_fd=self._dir)
         except FileExistsError:
-            # Of a killed call. It may be a second name of a live lease: never truncate it.
+            # Left by a killed call. It may be a second name of a live lease: never truncate it.
             self._remove(_NEW)
             fd = self.disk(os.open, _NEW, flags, _MODE, dir_fd=self._dir)
         try:
             try:
                 self._write_all(fd, os.fsencode(text))
             finally:
-                self.disk(os.close, fd)  # where NFS tells that the disk is full
+                self.disk(os.close, fd)  # on NFS, close reports a full disk
         except BaseException:
             self._discard_new()
             raise
 
     def _overwrite(self, name: str, data: bytes) -> bool:
-        """Write `data` over a file of the same length; return False when it has another one.
+        """Write `data` over a file of the same length; return False for another length.
 
-        One write of that length is as atomic as a rename, but does not make ext4 flush the
-        file: the rename would take longer than all the rest of an ADD.
+        One write of that length is as atomic as a rename, but ext4 does not flush the file for it:
+        a rename would take longer than the rest of an ADD.
         """
         flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
@@ -388,7 +388,9 @@ class Store:
         try:
             self._remove(_NEW)
         except OSError:
-            self._littered = True  # the next call removes it; the lease is complete, or never was
+            self._littered = (
+                True  # the next call removes it; the lease is complete, or does not exist
+            )
 
     def _remove(self, name: str) -> None:
         self._changed = True

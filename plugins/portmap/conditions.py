@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cni_common.kernel import iptables, nft_table
-from cni_common.node.masquerade import TABLE
+from cni_common.kernel.nft_layout import TABLE
 from cni_common.spec.errors import CNIError, Code
 from plugins.portmap import layout
 
@@ -26,7 +26,7 @@ def ensure(netns: NetNS, suffix: str, conditions: Mapping[int, Sequence[str]]) -
     if TABLE.has_chain(netns, chain):
         return
     binary = iptables.find("nft", why="conditions for nftables need it; install it")
-    # "create" refuses what exists: nobody adds a second jump.
+    # "create" refuses an existing chain, so no second jump is added.
     text = "".join(f"{line}\n" for line in _lines(chain, suffix, conditions))
     done = iptables.run(netns, [binary, "-f", "-"], text)
     if done.returncode and not TABLE.has_chain(netns, chain):
@@ -37,18 +37,16 @@ def ensure(netns: NetNS, suffix: str, conditions: Mapping[int, Sequence[str]]) -
 
 
 def remove_unused(netns: NetNS, suffix: str) -> None:
-    """Remove the chain and the maps of conditions that nothing is mapped by any more."""
-    maps = layout.maps_of(suffix)
-    if not all(TABLE.is_empty(netns, name) for name in maps):
+    """Remove the chain and the maps of conditions without mappings."""
+    own = layout.of_conditions(suffix)
+    if own.is_used(netns):
         return
-    chain = layout.PORTS + suffix
     jumps = [
         TABLE.delete_rule(layout.CONDITIONS, rule.handle)
         for rule in TABLE.rules(netns, layout.CONDITIONS)
-        if rule.target == chain
+        if rule.target == layout.PORTS + suffix
     ]
-    deletions = [TABLE.delete_set(name) for name in maps]
-    nft_table.apply_if_unused(netns, [*jumps, *layout.without_chain(chain), *deletions])
+    nft_table.apply_if_unused(netns, [*jumps, *own.removal()])
 
 
 def _lines(chain: str, suffix: str, conditions: Mapping[int, Sequence[str]]) -> Iterator[str]:

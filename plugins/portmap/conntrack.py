@@ -1,7 +1,7 @@
-"""Connections that the kernel still knows under a port that leads elsewhere now, or nowhere.
+"""Deletion of conntrack entries of UDP connections to a port whose mapping has changed.
 
-A UDP sender that goes on from the same port stays with what its first packet met: connection
-tracking does not look into the maps again. Numbers are those of
+A UDP sender that continues from the same port keeps the translation of its first packet: connection
+tracking does not consult the maps again. Numbers are those of
 linux/netfilter/nfnetlink_conntrack.h.
 """
 
@@ -24,7 +24,8 @@ from cni_common.kernel.netlink import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+    from typing import Any
 
     from cni_common.kernel.netns import NetNS
     from plugins.portmap.conf import Conf
@@ -43,19 +44,19 @@ _UDP = 17
 
 @dataclass(frozen=True, slots=True)
 class _Connection:
-    port: int  # its destination's, before translation
+    port: int  # destination port before translation
     protocol: int
     destination: bytes
-    answers_from: bytes  # address that the replies come from
+    answers_from: bytes  # source address of the replies
     answer_port: int
     tuple: bytes  # as the kernel wants it back
     id: bytes
 
 
 def forget(netns: NetNS, conf: Conf) -> None:
-    """Forget the UDP connections to the ports of `conf`: the next packet is looked up anew.
+    """Delete the UDP entries of the ports of `conf`: the next packet consults the maps again.
 
-    Left alone is what goes to its container already, and what is not for this host. Raises OSError.
+    Entries that lead to its container already, and those of transit traffic, stay. Raises OSError.
     """
     for port, cidr in conf.targets():
         if port.protocol != "udp":
@@ -70,11 +71,11 @@ def forget(netns: NetNS, conf: Conf) -> None:
             _delete(netns, cidr.version, _for_this_host(netns, stale))
 
 
-def forget_redirected(netns: NetNS, udp: Iterable[tuple[int, int, str, int]]) -> None:
-    """Forget the UDP connections that were led to a container.
+def forget_redirected(netns: NetNS, udp: Iterable[Sequence[Any]]) -> None:
+    """Delete the UDP entries of connections to a container.
 
-    `udp` has for each IP version and port of the host the container's address, in hexadecimal
-    digits, and port. Raises OSError.
+    `udp` has for each IP version and host port the container's address, in hexadecimal digits, and
+    port. Raises OSError.
     """
     for version, host_port, address, port in udp:
         led = [
@@ -90,7 +91,7 @@ def _connections(netns: NetNS, version: int, port: int) -> list[_Connection]:
         _PROTO_DST_PORT, port.to_bytes(2, "big")
     )
     wanted = attribute(_TUPLE_ORIG, attribute(_TUPLE_PROTO, proto))
-    # Kernels before 5.8 do not know the filter, and tell of all.
+    # Kernels before 5.8 ignore the filter, and send all entries.
     body = wanted + attribute(_FILTER | _NESTED, u32(_FILTER_ORIG_FLAGS, _BY_PROTOCOL_AND_PORT))
     found = netns.netfilter.dump(
         Message(
@@ -120,7 +121,7 @@ def _decode(data: bytes, version: int) -> _Connection:
 
 
 def _for_this_host(netns: NetNS, stale: list[_Connection]) -> list[_Connection]:
-    """Return those that were redirected, or are for an address of this host."""
+    """Return the entries that were redirected, or are for an address of this host."""
     own = {cidr.ip.packed for cidr, _ in netns.netlink.addresses()}
     return [
         one
@@ -140,5 +141,5 @@ def _delete(netns: NetNS, version: int, connections: list[_Connection]) -> None:
                 [Message("forget a connection", _DELETE, NLM_F_ACK, header + body)]
             )
         except NetlinkError as error:
-            if error.errno != errno.ENOENT:  # it has ended
+            if error.errno != errno.ENOENT:  # the entry has expired
                 raise

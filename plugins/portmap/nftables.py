@@ -8,34 +8,46 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel import nft_table
 from cni_common.kernel.netlink import NetlinkError
-from cni_common.node.masquerade import TABLE
+from cni_common.kernel.nft_layout import TABLE
 from cni_common.spec.errors import CNIError, Code
 from plugins.portmap import layout, route_localnet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from cni_common.kernel.netlink import Message
     from cni_common.kernel.netns import NetNS
+    from cni_common.kernel.nft_layout import Key
+    from cni_common.kernel.nft_messages import Element
     from cni_common.node.host import Host
+    from cni_common.spec.names import Address
     from plugins.portmap.conf import Conf
+    from plugins.portmap.parts import HostPortsFacts
 
-    Key = tuple[str, bytes]
+    HolderOf = Callable[[str, Address], "Holder | None"]
 
-DEAD, SAME, ALIVE = "dead", "same", "alive"  # what the owner of an element can be to an ADD
+_IPV4_TARGET_BYTES = nft_table.IPV4_PORT[0]
 
 
 @dataclass(frozen=True, slots=True)
-class Heir:
-    """Who gets an element next, and where it leads then."""
+class Holder:
+    """The owner of an element that an ADD wants, unless it is gone."""
+
+    words: str  # for a message
+    same: bool  # the same container, on another network
+
+
+@dataclass(frozen=True, slots=True)
+class Successor:
+    """The owner that inherits an element, and where it leads then."""
 
     owner: str
     data: bytes
 
 
 def facts_of(conf: Conf) -> dict[str, Any]:
-    """Return what a record must tell about an attachment for `remove`."""
+    """Return what a record must tell about an attachment for `remove`: fields of its facts."""
     suffix = layout.suffix(conf.conditions)
     elements = layout.elements(conf, suffix)
     return {
@@ -45,23 +57,23 @@ def facts_of(conf: Conf) -> dict[str, Any]:
     }
 
 
-def add(netns: NetNS, conf: Conf, owner: str, judge: Callable[[str], str]) -> set[str]:
-    """Map the ports of `conf`, all by one transaction; return who has those that were left alone.
+def add(netns: NetNS, conf: Conf, owner: str, holder_of: HolderOf) -> set[str]:
+    """Map the ports of `conf`, all by one transaction; return the owners of those left alone.
 
-    `judge` tells of the owner named in an element's comment whether he is DEAD, the SAME container
-    on another network, or ALIVE: what a dead one left is taken over, what the same container has
-    is left to it. Raises CNIError naming a living one, NetlinkError.
+    `holder_of` gets the owner that an element's comment names, and the address of its container;
+    it returns None when that is gone. What such a one left is taken over, what the same container
+    has on another network is left to it. Raises CNIError naming any other, NetlinkError.
     """
     suffix = layout.suffix(conf.conditions)
     if not suffix:
-        return _add(netns, conf, owner, suffix, judge=judge)
+        return _add(netns, conf, owner, suffix, holder_of=holder_of)
     from plugins.portmap import conditions
 
     for attempt in range(nft_table.TRIES):
-        nft_table.apply(netns, layout.base())
+        nft_table.apply(netns, layout.LAYOUT.base())
         conditions.ensure(netns, suffix, conf.conditions)
         try:
-            return _add(netns, conf, owner, suffix, judge=judge)
+            return _add(netns, conf, owner, suffix, holder_of=holder_of)
         except NetlinkError as error:
             # A DEL took the network's maps away again: it saw no use for them.
             if error.errno != errno.ENOENT or attempt == nft_table.TRIES - 1:
@@ -69,62 +81,58 @@ def add(netns: NetNS, conf: Conf, owner: str, judge: Callable[[str], str]) -> se
     raise AssertionError  # pragma: no cover - the loop returns or raises
 
 
-def _add(
-    netns: NetNS, conf: Conf, owner: str, suffix: str, *, judge: Callable[[str], str]
-) -> set[str]:
+def _add(netns: NetNS, conf: Conf, owner: str, suffix: str, *, holder_of: HolderOf) -> set[str]:
     elements = layout.elements(conf, suffix)
-    messages = [element.add(owner) for element in elements]
-    chains = {element.goto for element in elements if element.goto} or {layout.PORTS}
-    # Asked for, since a refused transaction takes tens of milliseconds.
-    if TABLE.has_chain(netns, *chains) and nft_table.try_to_add(netns, messages):
-        return set()
-    frame = [*layout.base()]
+    chains = []
     if conf.snat and not conf.masquerade_all:
-        for subnet in {cidr.network for _, cidr in conf.targets()}:
-            frame += layout.hairpin(subnet)
-    claim = Claim(netns, elements, owner, judge)
-    nft_table.add_with_frame(netns, frame, (), claim.messages)
+        subnets = {cidr.network for _, cidr in conf.targets()}
+        chains = [layout.hairpin(subnet) for subnet in subnets]
+    claim = Claim(netns, elements, owner, holder_of)
+    layout.LAYOUT.add(
+        netns,
+        [element.add(owner) for element in elements],
+        chains=chains,
+        take_over=claim.messages,
+    )
     return claim.holders
 
 
-def remove(host: Host, facts: Any, owner: str, heirs: Mapping[Key, Heir]) -> None:
+def remove(
+    host: Host, facts: HostPortsFacts, owner: str, successors: Mapping[Key, Successor]
+) -> None:
     """Take back what `add` made for this owner, by `facts_of`; nothing that is another's by now.
 
-    What one of `heirs` waits for goes over to him.
+    Where an element has one of `successors`, that inherits it.
     """
-    remove_elements(host.netns, keys_of(facts), owner, heirs)
-    remove_unused(host, facts.get("chains", ()), facts.get("suffix", ""))
+    remove_elements(host.netns, keys_of(facts), owner, successors)
+    remove_unused(host, facts.chains, facts.suffix)
 
 
 def remove_elements(
-    netns: NetNS, keys: Sequence[Key], owner: str, heirs: Mapping[Key, Heir] | None = None
+    netns: NetNS,
+    keys: Sequence[Key],
+    owner: str,
+    successors: Mapping[Key, Successor] | None = None,
 ) -> None:
     """Remove those of the elements under `keys` that are of `owner`, or hand them over."""
 
-    def changes() -> Iterator[Message]:
-        present = TABLE.present(netns, keys)
-        for key, element in zip(keys, present, strict=True):
-            if element and element.comment == owner:
-                yield TABLE.delete_element(*key)
-                if heirs and key in heirs:
-                    heir = heirs[key]
-                    yield TABLE.add_element(*key, data=heir.data, comment=heir.owner)
+    def successor(key: Key) -> list[Message]:
+        if not successors or key not in successors:
+            return []
+        next_one = successors[key]
+        return [TABLE.add_element(*key, data=next_one.data, comment=next_one.owner)]
 
-    nft_table.apply_deletions(netns, lambda: list(changes()))
+    layout.LAYOUT.remove(netns, keys, owner=owner, successor=successor)
 
 
 def remove_unused(host: Host, chains: Sequence[str], suffix: str) -> None:
     """Remove those of `chains`, and of what `suffix` tells, that nothing needs; then the base."""
-    netns = host.netns
-    idle = [chain for chain in chains if TABLE.is_idle(netns, chain)]
-    for chain in idle:
-        if chain != layout.MASQUERADE:
-            nft_table.apply_if_unused(netns, layout.without_chain(chain))
+    was_idle = layout.LAYOUT.remove_idle_chains(host.netns, chains)
     if suffix:
         from plugins.portmap import conditions
 
-        conditions.remove_unused(netns, suffix)
-    if not chains or idle:
+        conditions.remove_unused(host.netns, suffix)
+    if was_idle or not chains:
         route_localnet.remove_with_base(host)
 
 
@@ -134,7 +142,7 @@ def remove_all_unused(host: Host) -> None:
         remove_unused(host, (), suffix)
 
 
-def check(netns: NetNS, conf: Conf, owner: str, judge: Callable[[str], str]) -> str:
+def check(netns: NetNS, conf: Conf, owner: str, holder_of: HolderOf) -> str:
     """Return what is no longer as `add` made it, "" when nothing has changed."""
     elements = layout.elements(conf, layout.suffix(conf.conditions))
     present = TABLE.present(netns, [(element.set, element.key) for element in elements])
@@ -143,22 +151,21 @@ def check(netns: NetNS, conf: Conf, owner: str, judge: Callable[[str], str]) -> 
         if found is None:
             return f"{where} is missing"
         if found.comment != owner:
-            if judge(found.comment) == SAME:
+            holder = holder_of(found.comment, _address_of(found))
+            if holder and holder.same:
                 continue
             return f"{where} is of '{found.comment}'"
         if (found.data, found.chain) != (element.data, element.goto):
             return f"{where} leads elsewhere"
-    needed = {layout.PREROUTING, layout.OUTPUT, layout.POSTROUTING, layout.PORTS}
-    for chain in sorted(needed | {element.goto for element in elements if element.goto}):
-        if not TABLE.rules(netns, chain):
-            return f"chain '{chain}' of 'table inet {TABLE.name}' has lost its rules"
-    return ""
+    chains = {element.goto for element in elements if element.goto}
+    return layout.LAYOUT.drift(netns, layout.PORTS, *chains)
 
 
 def owners(netns: NetNS) -> dict[str, list[Key]]:
     """Return the keys of all elements there are by their owners' texts."""
     found: dict[str, list[Key]] = {}
-    for name in (*layout.MAPS, *(name for one in suffixes(netns) for name in layout.maps_of(one))):
+    layouts = [layout.LAYOUT, *map(layout.of_conditions, suffixes(netns))]
+    for name in [one.name for own in layouts for one in own.sets]:
         for element in TABLE.elements(netns, name):
             found.setdefault(element.comment, []).append((name, element.key))
     return found
@@ -170,30 +177,37 @@ def suffixes(netns: NetNS) -> list[str]:
     return [one.removeprefix(layout.PORTS) for one in targets if one.startswith(layout.PORTS)]
 
 
-def is_there(netns: NetNS, facts: Any, owner: str) -> bool:
+def is_there(netns: NetNS, facts: HostPortsFacts, owner: str) -> bool:
     """Tell whether anything of what a record tells about is still of `owner`."""
     present = TABLE.present(netns, keys_of(facts))
     return any(found is not None and found.comment == owner for found in present)
 
 
-def taken(what: str, whose: str) -> CNIError:
-    """Return the error of an ADD that wants what another living owner has."""
+def taken(what: str, holder: str) -> CNIError:
+    """Return the error of an ADD that wants what another owner has, described by `holder`."""
     return CNIError(
         Code.INTERNAL,
-        f"{what} is mapped for '{whose}' (plugin, network, container, interface), which is alive;"
-        " choose another port, or delete that one first",
+        f"{what} is mapped for {holder}; choose another port, or delete that one first",
     )
 
 
-def keys_of(facts: Any) -> list[Key]:
+def keys_of(facts: HostPortsFacts) -> list[Key]:
     """Return the keys of the elements that a record tells about."""
-    return [(name, bytes.fromhex(key)) for name, key, *_ in facts.get("elements", ())]
+    return [(name, bytes.fromhex(key)) for name, key, *_ in facts.elements]
 
 
-def targets_of(facts: Any) -> dict[Key, bytes]:
+def targets_of(facts: HostPortsFacts) -> dict[Key, bytes]:
     """Return where the ports that a record tells about are to lead."""
-    entries = [entry for entry in facts.get("elements", ()) if len(entry) > 2 and entry[2]]
+    entries = [entry for entry in facts.elements if len(entry) > 2 and entry[2]]
     return {(name, bytes.fromhex(key)): bytes.fromhex(data) for name, key, data in entries}
+
+
+def _address_of(element: Element) -> Address:
+    """Return the address of the container that an element leads to, or that its key is."""
+    from ipaddress import ip_address
+
+    data = element.data
+    return ip_address(data[: 4 if len(data) == _IPV4_TARGET_BYTES else 16] or element.key)
 
 
 class Claim:
@@ -204,33 +218,33 @@ class Claim:
         netns: NetNS,
         elements: Sequence[layout.Element],
         owner: str,
-        judge: Callable[[str], str],
+        holder_of: HolderOf,
     ) -> None:
         self._netns = netns
         self._elements = elements
         self._owner = owner
-        self._judge = judge
+        self._holder_of = holder_of
         self.holders: set[str] = set()
 
     def messages(self) -> list[Message]:
-        """Return what adds the elements and deletes what dead owners have left in their place.
+        """Return what adds the elements and deletes what owners left in their place that are gone.
 
         Those of the same container stay, and its owners are `holders` then. Raises CNIError.
         """
         messages = []
         self.holders = set()
-        verdicts = {self._owner: DEAD}
+        known: dict[str, Holder | None] = {self._owner: None}
         keys = [(element.set, element.key) for element in self._elements]
         for element, found in zip(self._elements, TABLE.present(self._netns, keys), strict=True):
             if found is not None:
-                if found.comment not in verdicts:
-                    verdicts[found.comment] = self._judge(found.comment)
-                verdict = verdicts[found.comment]
-                if verdict == SAME and element.data:
+                if found.comment not in known:
+                    known[found.comment] = self._holder_of(found.comment, _address_of(found))
+                holder = known[found.comment]
+                if holder and holder.same and element.data:
                     self.holders.add(found.comment)
                     continue
-                if verdict != DEAD:
-                    raise taken(element.what, found.comment)
+                if holder:
+                    raise taken(element.what, holder.words)
                 messages.append(TABLE.delete_element(element.set, element.key))
             messages.append(element.add(self._owner))
         return messages

@@ -1,8 +1,8 @@
 """Connections from 127.0.0.1 to a container: route_localnet, never without its guard.
 
-With that sysctl the kernel takes packets from and to 127.0.0.0/8 on an interface that is not lo,
-also those that a container or a neighbour has made up (CVE-2020-8558). A chain of ours drops what
-comes in like that by the interfaces whose sysctl is set, before anything else sees it.
+With that sysctl the kernel accepts packets from and to 127.0.0.0/8 on an interface that is not lo,
+also forged ones of a container or a neighbour (CVE-2020-8558). A chain of ours drops such packets
+on the interfaces whose sysctl is set, before any other chain.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_common.kernel import nft_expressions, nft_table
+from cni_common.kernel import nft_expressions, nft_layout, nft_table
 from cni_common.kernel.netlink import (
     HEADER_SIZE,
     NLM_F_ACK,
@@ -24,26 +24,25 @@ from cni_common.kernel.netlink import (
     number_of,
 )
 from cni_common.kernel.netns import NETLINK_ROUTE
-from cni_common.node.masquerade import TABLE
+from cni_common.kernel.nft_layout import TABLE, Chain, Layout, Set
+from cni_common.kernel.nft_table import interface_key, interface_name
 from cni_common.node.record import Lock
 from cni_common.spec.errors import CNIError, Code
 from plugins.portmap import layout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from cni_common.kernel.netlink import Channel
     from cni_common.kernel.netns import NetNS
+    from cni_common.kernel.nft_layout import Rule
     from cni_common.kernel.nft_messages import Element
     from cni_common.node.host import Host
     from cni_common.spec.names import Address
 
-DNAT = "CNI-HOSTPORT-DNAT"  # the reference's chain of iptables, which leads to all mappings
+DNAT = "CNI-HOSTPORT-DNAT"  # the reference's chain of iptables, with jumps to all mappings
 _NAT = nft_table.Table(nft_table.IPV4, "nat")
 GUARD, INTERFACES = "hostport_guard", "localnet"  # chain and set
-_SIZE = 2
-_RAW = -300  # NF_IP_PRI_RAW of linux/netfilter_ipv4.h: before connection tracking
-_LOOPBACK = bytes([127, 0, 0, 0]), 8
 _OURS, _FOUND = "switched on", "found on"
 _RTM_GETROUTE, _RTA_DST, _RTA_OIF = 26, 1, 4  # linux/rtnetlink.h
 _RTMSG = struct.Struct("=8BI")
@@ -51,11 +50,30 @@ _AF_INET = 2
 _SIOCGIFNAME, _IFNAMSIZ, _IFREQ_SIZE = 0x8910, 16, 40  # linux/sockios.h, linux/if.h
 
 
+def _drop() -> Iterator[Rule]:
+    packet = nft_layout.FAMILIES[4]
+    for offset in (packet.source, packet.destination):
+        yield [
+            nft_expressions.iifname(),
+            nft_expressions.lookup(INTERFACES),
+            *packet.within(offset, *layout.LOOPBACK),
+            nft_expressions.verdict(nft_table.DROP),
+        ]
+
+
+LAYOUT = Layout(
+    TABLE,
+    (Set(INTERFACES, nft_table.IIFNAME_KEY, goes_filled=True),),
+    # Before connection tracking.
+    (Chain(GUARD, _drop, ("filter", nft_table.PREROUTING, nft_layout.RAW)),),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Way:
-    """The interface by which connections from 127.0.0.1 would leave; "" for none, or none to open.
+    """The output interface of connections from 127.0.0.1; "" if there is none to open.
 
-    `ours`: nobody else has set its sysctl. `private`: no other container is behind it.
+    `ours`: no other program has set its sysctl. `private`: no other container is behind it.
     """
 
     name: str = ""
@@ -64,9 +82,9 @@ class Way:
 
 
 def find(netns: NetNS, address: Address, was_ours: Callable[[str], bool]) -> Way:
-    """Return the way to `address`, before anything is changed.
+    """Return the output interface to `address`, before anything is changed.
 
-    `was_ours` tells whether the sysctl was set for another attachment, should its guard be lost.
+    `was_ours` tells whether the sysctl was set for another attachment, in case its guard is lost.
     """
     name = interface_towards(netns, address)
     if not name or netns.sysctl(_sysctl("all")) == "1":
@@ -80,10 +98,10 @@ def find(netns: NetNS, address: Address, was_ours: Callable[[str], bool]) -> Way
 
 
 def ensure(host: Host, way: Way) -> None:
-    """Let connections from 127.0.0.1 go that way, guarded. Raises CNIError 50, OSError."""
+    """Set route_localnet on that interface, behind the guard. Raises CNIError 50, OSError."""
     if not way.name:
         return
-    # It may have gone since `find` with the last of others' mappings.
+    # The guard may be gone since `find`, with the last other mapping.
     if _look(host.netns, way.name) is None:
         with Lock(host.records):
             _guard(host.netns, way)
@@ -91,64 +109,50 @@ def ensure(host: Host, way: Way) -> None:
 
 
 def check(netns: NetNS, address: Address) -> str:
-    """Return what keeps connections from 127.0.0.1 from `address`, "" when nothing does."""
+    """Return the obstacle for connections from 127.0.0.1 to `address`, "" for none."""
     name = interface_towards(netns, address)
     if not name or netns.sysctl(_sysctl("all")) == "1":
         return ""
     if netns.sysctl(_sysctl(name)) != "1":
         return f"sysctl {_sysctl(name)} is no longer 1"
-    if TABLE.element(netns, INTERFACES, _key(name)) is None or not TABLE.rules(netns, GUARD):
+    if TABLE.element(netns, INTERFACES, interface_key(name)) is None or LAYOUT.drift(netns):
         return f"the guard of 127.0.0.0/8 on '{name}' is missing"
     return ""
 
 
 def forget(netns: NetNS, name: str) -> None:
-    """Take back what `ensure` did for an interface that no other container is behind."""
+    """Undo `ensure` for an interface that no other container is behind."""
     _switch_off(netns, name)
-    key = _key(name)
-
-    def deletions() -> list[Message]:
-        there = TABLE.element(netns, INTERFACES, key)
-        return [TABLE.delete_element(INTERFACES, key)] if there else []
-
-    nft_table.apply_deletions(netns, deletions)
+    LAYOUT.remove(netns, [(INTERFACES, interface_key(name))])
 
 
 def remove_with_base(host: Host) -> None:
-    """Remove what all mappings share, once there are none: chains, maps, guard, sysctls."""
+    """Remove the shared chains, maps, guard and sysctls if there are no mappings."""
     with Lock(host.records):
         _remove_with_base(host.netns)
 
 
 def _remove_with_base(netns: NetNS) -> None:
-    """Remove it; one at a time, as only then a sysctl that must be set again has its guard."""
-    deletions: list[Message] = []
-    size = 0
-    interfaces: list[Element] = []
-    if TABLE.has_chain(netns, layout.PORTS):
-        deletions += layout.without_base()
-        size += layout.SIZE
-    if TABLE.has_chain(netns, GUARD) and not _NAT.rules(netns, DNAT):
-        interfaces = TABLE.elements(netns, INTERFACES)
-        deletions += [*layout.without_chain(GUARD), TABLE.delete_set(INTERFACES, filled=True)]
-        size += _SIZE
-    base = (
-        nft_table.without_base(netns, TABLE, deletions, size=size, sets=layout.MAPS) if size else []
-    )
-    if not base:
+    """Remove guards one at a time, so that a sysctl that must be set again has its guard."""
+    is_guarded = LAYOUT.is_there(netns) and not _NAT.rules(netns, DNAT)
+    layouts = [layout.LAYOUT] if layout.LAYOUT.is_there(netns) else []
+    layouts += [LAYOUT] if is_guarded else []
+    removal = nft_layout.removal(netns, layouts)
+    if not removal:
         return
-    ours = [_name(one.key) for one in interfaces if one.comment == _OURS]
+    interfaces = TABLE.elements(netns, INTERFACES) if is_guarded else []
+    ours = [interface_name(one.key) for one in interfaces if one.comment == _OURS]
     for name in ours:
         _switch_off(netns, name)
-    if not nft_table.apply_if_unused(netns, base):  # an ADD came in between
+    if not nft_table.apply_if_unused(netns, removal):  # an ADD came in between
         there = {one.key for one in TABLE.elements(netns, INTERFACES)}
         for name in ours:
-            if _key(name) in there:
+            if interface_key(name) in there:
                 netns.sysctl(_sysctl(name), "1")
 
 
 def interface_towards(netns: NetNS, address: Address) -> str:
-    """Return the interface by which `address` is reached, "" without a route."""
+    """Return the output interface to `address`, "" without a route."""
     channel = netns.channel(NETLINK_ROUTE)
     try:
         return _interface_towards(channel, address)
@@ -183,7 +187,7 @@ def _decode_interface(data: bytes) -> int:
 
 def _look(netns: NetNS, name: str) -> Element | None:
     try:
-        return TABLE.element(netns, INTERFACES, _key(name))
+        return TABLE.element(netns, INTERFACES, interface_key(name))
     except NetlinkError as error:
         if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT):
             raise
@@ -195,30 +199,12 @@ def _look(netns: NetNS, name: str) -> Element | None:
 
 
 def _guard(netns: NetNS, way: Way) -> None:
-    """Drop from now on what comes in that way from or to 127.0.0.0/8."""
+    """Drop packets that arrive on that interface from or to 127.0.0.0/8."""
     comment = _OURS if way.ours else _FOUND
-    element = TABLE.add_element(INTERFACES, _key(way.name), comment=comment)
-    frame = [
-        TABLE.add(),
-        TABLE.add_set(INTERFACES, nft_table.IIFNAME_KEY),
-        TABLE.add_base_chain(GUARD, kind="filter", hook=nft_table.PREROUTING, priority=_RAW),
-        TABLE.delete_rule(GUARD),
-    ]
-    family = layout.FAMILIES[4]
-    for offset in (family.source, family.destination):
-        frame.append(
-            TABLE.add_rule(
-                GUARD,
-                nft_expressions.iifname(),
-                nft_expressions.lookup(INTERFACES),
-                *nft_expressions.meta_nfproto(nft_table.IPV4),
-                nft_expressions.network_bytes(offset, 4),
-                *nft_expressions.in_subnet(*_LOOPBACK),
-                nft_expressions.verdict(nft_table.DROP),
-            )
-        )
+    element = TABLE.add_element(INTERFACES, interface_key(way.name), comment=comment)
     try:
-        nft_table.apply(netns, [*frame, element])
+        # With the base each time: its rules make the sysctl safe.
+        nft_table.apply(netns, [*LAYOUT.base(), element])
     except NetlinkError as error:
         if error.errno != errno.EEXIST:  # another ADD was faster
             raise
@@ -228,16 +214,8 @@ def _switch_off(netns: NetNS, name: str) -> None:
     try:
         netns.sysctl(_sysctl(name), "0")
     except FileNotFoundError:
-        return  # it went with its interface
-
-
-def _name(key: bytes) -> str:
-    return key.rstrip(bytes(1)).decode("utf-8", "surrogateescape")
+        return  # the sysctl is gone with its interface
 
 
 def _sysctl(name: str) -> str:
     return f"net/ipv4/conf/{name}/route_localnet"
-
-
-def _key(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape").ljust(nft_table.IIFNAME_BYTES, bytes(1))

@@ -1,7 +1,7 @@
-"""The way between host and container: a gateway on the host's end, and host routes to it and back.
+"""The routes between host and container: a gateway on the host's end, and host routes both ways.
 
-The container reaches everybody, its own subnet included, over the gateway. The same gateway stands
-on the host's end of every pair, and a route on the host leads to each container's address.
+The container reaches all hosts, its own subnet included, over the gateway. The host's end of every
+pair has the same gateway, and the host has a route to each container's address.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cni_common.kernel.route import (
 )
 from cni_common.kernel.rtnetlink import RTMGRP_IPV6_IFADDR
 from cni_common.node import veth
-from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code, drifted
 from cni_common.spec.result import Route
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from cni_common.spec.names import Address, Subnet
     from cni_common.spec.result import IPConfig
 
-_TRIES = 3  # at a route that a dead container's interface may have
-_SECONDS = 1.0  # until the kernel has put an IPv6 address to use
+_TRIES = 3  # attempts at a route that a dead container's interface may have
+_SECONDS = 1.0  # limit until the kernel has activated an IPv6 address
 
 
 def gateways(ips: Sequence[IPConfig]) -> list[Address]:
-    """Return the gateway of each address, each once. Raises CNIError 7 where one is missing."""
+    """Return the gateways of the addresses, each once. Raises CNIError 7 if one is missing."""
     found: dict[Address, None] = {}
     for ip in ips:
         if ip.gateway is None:
@@ -59,11 +59,12 @@ def gateways(ips: Sequence[IPConfig]) -> list[Address]:
 
 
 def configure_host(
-    host: NetNS, ours: Link, ips: Sequence[IPConfig], evict: Callable[[Link], bool]
+    host: NetNS, ours: Link, ips: Sequence[IPConfig], remove_if_gone: Callable[[Link], str]
 ) -> None:
-    """Give the host's end `ours` the gateways, and the host a route to each address.
+    """Add the gateways to the host's end `ours`, and a route to each address to the host.
 
-    Raises CNIError when another interface has that route and `evict` has not removed it.
+    Raises CNIError if another interface has that route, and `remove_if_gone` has not removed it but
+    describes its owner.
     """
     given = gateways(ips)
     messages = [address_message(ours.index, ip_interface(gateway), dad=False) for gateway in given]
@@ -73,18 +74,18 @@ def configure_host(
         if error.errno != errno.EEXIST:
             raise
         for ip in ips:
-            _make_way(host, ours, ip, evict)
+            _make_way(host, ours, ip, remove_if_gone)
     if any(gateway.version == 6 for gateway in given):
         events = partial(host.channel, NETLINK_ROUTE, RTMGRP_IPV6_IFADDR)
         veth.wait_until(lambda: _is_settled(host, ours), events, _SECONDS)
 
 
 def routes_on_way(index: int, ips: Sequence[IPConfig]) -> list[Message]:
-    """Return what adds the container's routes to the gateways, and by them to the subnets."""
+    """Return the requests for the container's routes to the gateways, and over them to subnets."""
     first: dict[Subnet, Message] = {}  # of two addresses with one gateway, or of one subnet
     for ip in ips:
         if ip.gateway is None:
-            continue  # gateways() has refused it
+            continue  # gateways() has refused a missing one
         direct, subnet = _to(ip.gateway, RT_SCOPE_LINK), ip.address.network
         first.setdefault(direct.dst, route_message(index, direct, source=ip.address.ip))
         if subnet.num_addresses > 1:
@@ -94,29 +95,29 @@ def routes_on_way(index: int, ips: Sequence[IPConfig]) -> list[Message]:
 
 
 def check_host(host: NetNS, ours: Link, ips: Sequence[IPConfig]) -> None:
-    """Raise CNIError when a gateway, a route to an address or forwarding is gone."""
+    """Raise CNIError if a gateway, a route to an address or forwarding is missing."""
     if not ours.up:
-        raise veth.drift(f"interface '{ours.name}' is down")
+        raise drifted(f"interface '{ours.name}' is down")
     present = {cidr for cidr, _ in host.netlink.addresses(ours.index)}
     for gateway in gateways(ips):
         if ip_interface(gateway) not in present:
-            raise veth.drift(f"gateway {gateway} is missing on '{ours.name}'")
+            raise drifted(f"gateway {gateway} is missing on '{ours.name}'")
         if host.sysctl(veth.FORWARDING[gateway.version]) == "0":
-            raise veth.drift(f"the host no longer forwards IPv{gateway.version}")
+            raise drifted(f"the host no longer forwards IPv{gateway.version}")
     for ip in ips:
         if host.netlink.way_to(ip.address.ip) != (RTN_UNICAST, ours.index):
-            raise veth.drift(f"the host's way to {ip.address.ip} does not lead over '{ours.name}'")
+            raise drifted(f"the host's way to {ip.address.ip} does not lead over '{ours.name}'")
 
 
 def check_container(container: NetNS, link: Link, ips: Sequence[IPConfig]) -> None:
-    """Raise CNIError when the container has lost its way to a gateway."""
+    """Raise CNIError if the container has no route to a gateway over its interface."""
     for gateway in gateways(ips):
         if container.netlink.way_to(gateway) != (RTN_UNICAST, link.index):
-            raise veth.drift(f"the way to gateway {gateway} does not lead over '{link.name}'")
+            raise drifted(f"the way to gateway {gateway} does not lead over '{link.name}'")
 
 
 def _to(address: Address, scope: int) -> Route:
-    """Return the route to one address; IPv6 knows no scopes."""
+    """Return the route to one address; IPv6 has no scopes."""
     return Route(ip_network(address), scope=scope if address.version == 4 else None)
 
 
@@ -124,9 +125,9 @@ def _route_to(ours: Link, ip: IPConfig) -> Message:
     return route_message(ours.index, _to(ip.address.ip, RT_SCOPE_HOST), exclusive=True)
 
 
-def _make_way(host: NetNS, ours: Link, ip: IPConfig, evict: Callable[[Link], bool]) -> None:
+def _make_way(host: NetNS, ours: Link, ip: IPConfig, remove_if_gone: Callable[[Link], str]) -> None:
     """Add the route to an address, though another interface may have it. Raises CNIError."""
-    other, index = None, 0
+    other, index, whose = None, 0, ""
     for _ in range(_TRIES):
         try:
             host.netlink.channel.exchange([_route_to(ours, ip)])
@@ -139,12 +140,13 @@ def _make_way(host: NetNS, ours: Link, ip: IPConfig, evict: Callable[[Link], boo
         if index == ours.index:
             return
         other = host.netlink.link_at(index) if kind in (RTN_UNICAST, RTN_LOCAL) else None
-        if other is not None and not evict(other):
+        whose = remove_if_gone(other) if other is not None else ""
+        if whose:
             break
+    over = f"over '{other.name if other else index}'" + (f", of {whose}" if whose else "")
     raise CNIError(
         Code.INTERNAL,
-        f"the host has a route to {ip.address.ip} already, over"
-        f" '{other.name if other else index}'; remove whatever has this address",
+        f"the host has a route to {ip.address.ip} already, {over}; remove what has this address",
     )
 
 

@@ -28,13 +28,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Allow each test here more time: the first of a process makes its wiring."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.timeout(90))
+            item.add_marker(pytest.mark.timeout(300))
 
 
 @pytest.fixture(scope="session")
 def wirings(launchers: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wirings]:
     """All wirings, each made when a test needs it."""
-    directories = dict(zip(EDGES, (DIST, launchers), strict=True))
+    directories = {"one-shot": DIST, "engine": launchers}
     made = Wirings(directories, tmp_path_factory.mktemp("wirings"))
     yield made
     made.close()

@@ -1,6 +1,6 @@
 """Configurations for both the Go reference plugins and ours, and what may differ between them.
 
-Each difference has its entry in docs/differences.md, by whose heading it is known here.
+Each difference has its row in docs/differences.md; its subject there is its name here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ NET4, NET6 = "10.81.0.0/24", "fd00:81::/64"
 DEFAULT4, DEFAULT6 = {"dst": "0.0.0.0/0"}, {"dst": "::/0"}
 MAC = "02:00:00:00:81:01"
 
-# Heading in docs/differences.md: what it explains, of lines "what: theirs -> ours".
+# Subject in docs/differences.md: the lines that it explains, "what: theirs -> ours".
 EVERYWHERE = {
     "Attachment records": r"ADD: files in /run/pycni/attachments: absent -> there",
     "Router advertisements": r"ADD: c1 sysctl net/ipv6/conf/eth0/accept_ra: 1 -> 0",
@@ -42,7 +42,7 @@ SOMEWHERE = {
         r"ADD: firewall table bridge nat: there -> absent"
         r"|ADD: firewall table bridge pycni: absent -> there"
     ),
-    "Tables that nobody uses": (
+    "Unused tables": (
         r"DEL: firewall table (inet cni_plugins_masquerade|bridge nat): there -> absent"
     ),
     "Order of iptables rules": (
@@ -279,13 +279,13 @@ CASES = {
     "dad": Case(routed(NET6, enabledad=True)),
     "spoof-check": Case(
         routed(NET4, macspoofchk=True),
-        differs=("Layout of the MAC filter", "Tables that nobody uses"),
+        differs=("Layout of the MAC filter", "Unused tables"),
     ),
     "masquerade": Case(routed(NET4, NET6, ipMasq=True), ("Default backend",)),
     "masquerade-iptables": Case(routed(NET4, NET6, ipMasq=True, ipMasqBackend="iptables")),
     "masquerade-nftables": Case(
         routed(NET4, NET6, ipMasq=True, ipMasqBackend="nftables"),
-        differs=("Layout of masquerading", "Tables that nobody uses"),
+        differs=("Layout of masquerading", "Unused tables"),
     ),
     "masquerade-iptables-two": Case(
         bridge(NET4, "10.82.0.0/24", ipMasq=True, ipMasqBackend="iptables"),
@@ -365,7 +365,7 @@ CASES = {
     ),
     "ptp-masquerade": Case(
         ptp(NET4, NET6, ipMasq=True, ipMasqBackend="nftables"),
-        (*POINT, "Layout of masquerading", "Tables that nobody uses"),
+        (*POINT, "Layout of masquerading", "Unused tables"),
         plugin="ptp",
     ),
     "ptp-masquerade-iptables": Case(

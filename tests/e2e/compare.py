@@ -1,10 +1,16 @@
-"""What one ADD has made on a node, as a flat table that two nodes can be compared by."""
+"""What a call has made on a node, as a flat table that two nodes can be compared by.
+
+A table that is kept, as a golden answer, has only the rows that a plugin has to do with: `brief`
+leaves out what the kernel does by itself, which another kernel does otherwise, and `complete` puts
+in what this one does.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from tests.e2e.node import Done, Node
@@ -15,9 +21,10 @@ _SEPARATOR = "\x1e"
 _VETH = re.compile(r"veth[0-9a-f]{8}")
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 _LINK = ("mtu", "txqlen", "qdisc", "linkmode", "group", "promiscuity", "master")
-# What the kernel counts or derives from names and MACs that are random.
+# What the kernel counts, derives from names and MACs that are random, or notices some time later:
+# the state of a port follows its carrier.
 _VOLATILE = re.compile(
-    r"timer|_id$|^id$|^no$|^root_|fdb_n_|designated|topology_change|^config_pend"
+    r"timer|_id$|^id$|^no$|^root_|fdb_n_|designated|topology_change|^config_pend|^state$"
 )
 _CHAIN = re.compile(r"CNI-[0-9a-f]{24}")
 _NETWORKS = "/var/lib/cni/networks"
@@ -91,6 +98,69 @@ def differences(reference: Table, ours: Table) -> list[str]:
     if orders[0] != orders[1]:
         lines.append(f"order of keys: {orders[0]} -> {orders[1]}")
     return lines
+
+
+# A bridge with a port, as the kernel makes them when nothing is asked for.
+_PLAIN = """
+ip netns add plain
+ip -n plain link add plain0 type bridge
+ip -n plain link add plain1 type veth peer name plain2
+ip -n plain link set plain1 master plain0
+for name in plain2 plain1 plain0; do ip -n plain link set $name up; done
+ip -n plain -j -d link
+ip netns delete plain
+"""
+_SYSCTL = re.compile(r"(\S+ sysctl net/ipv[46]/(conf|neigh)/)[^/]+(/\w+)")
+_DEFAULTS = {"conf": "default", "neigh": "lo"}  # what has the values that interfaces begin with
+_USUAL = {
+    "linkmode": "DEFAULT",
+    "group": "default",
+    "promiscuity": "0",
+    "master": "None",
+    "info_data": "{}",
+    "info_slave_data": "{}",
+    "valid_life_time": "4294967295",
+    "preferred_life_time": "4294967295",
+}
+_LAST_WORD = re.compile(r"\w+$")
+_INFO = re.compile(r"(?P<link>\S+ link \S+) (?P<key>info_(slave_)?data\..+)")
+_ABSENT = "absent"
+
+
+@cache
+def plain_link(node: Node) -> Table:
+    """Return the rows `info_data` of a plain bridge, and `info_slave_data` of a plain port."""
+    links = json.loads(node.command("sh", "-ec", _PLAIN))
+    rows = [row for link in links for row in _link_rows(link)]
+    return {path.split(" ", 2)[2]: mask(value) for path, value in rows if " info_" in path}
+
+
+def brief(table: Table, before: Table, plain: Table) -> list[str]:
+    """Return the rows, as lines, that are not as before, and not as the kernel makes them."""
+    rows = {p: v for p, v in table.items() if _by_itself(p, table, before, plain) != v}
+    if before.keys() & table.keys():  # it is not a reply alone
+        rows |= {path: _ABSENT for path in before if path not in table}
+    return [f"{path} = {value}" for path, value in rows.items()]
+
+
+def complete(lines: Sequence[str], ours: Table, before: Table, plain: Table) -> Table:
+    """Return the table of which `brief` has kept these lines, for a node like ours."""
+    kept = dict(line.split(" = ", 1) for line in lines)
+    rest = {p: _by_itself(p, ours, before, plain) for p in ours if p not in kept}
+    return {path: value for path, value in (kept | rest).items() if value not in (None, _ABSENT)}
+
+
+def _by_itself(path: str, table: Table, before: Table, plain: Table) -> str | None:
+    """Return the value that a row has when no plugin has asked for another one, None: no value."""
+    if path in before:
+        return before[path]
+    if found := _SYSCTL.fullmatch(path):
+        return table.get(f"{found[1]}{_DEFAULTS[found[2]]}{found[3]}")
+    if found := _INFO.fullmatch(path):
+        is_bridge_or_port = found[3] or table.get(f"{found['link']} info_kind") == '"bridge"'
+        return plain.get(found["key"]) if is_bridge_or_port else None
+    found = _LAST_WORD.search(path)
+    return _USUAL.get(found[0]) if found else None
 
 
 def mask(text: str) -> str:

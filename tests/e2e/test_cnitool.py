@@ -18,6 +18,7 @@ from tests.e2e.node import (
 )
 from tests.machine import Json
 
+pytestmark = pytest.mark.both_edges
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 NET4, NET6 = "10.81.0.0/24", "fd00:81::/64"
 FAMILIES = {"ipv4": [NET4], "ipv6": [NET6], "dual": [NET4, NET6]}

@@ -12,6 +12,7 @@ from tests.e2e.node import NODE4, NODE6, OUTSIDE4, OUTSIDE6, Node, addresses_in
 from tests.machine import ROOT, Json
 from tests.sockets import asks, serving
 
+pytestmark = pytest.mark.both_edges
 CONF = ROOT / "conf"
 # VLANs need more of a kernel than this one may have: tests/vm executes those.
 EXAMPLES = [

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from cni_common.serve.cli import VERSION
+from cni_common.spec.names import VERSION
 from tests.e2e.node import Node, node_with
 from tests.e2e.upgrades import CONFIG, Clients, install, version_of_engine
 from tests.machine import DIST, ROOT
 from tests.other_build import OTHER_VERSION
+from tests.scope import ALL
 
 ACTIVATE = ("systemd-socket-activate", "--seqpacket")
 UNITS = ("pycni-engine.service", "pycni-engine.socket")
@@ -90,7 +91,7 @@ def test_socket_activation(host: Node, launchers: Path) -> None:
     done = host.execute("bridge", "ADD", CONFIG, host.container(), bin_dir=str(launchers))
 
     assert done.returncode == 0, done.stdout + log.read_text()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while "wait for requests" not in log.read_text():  # said once all workers are there
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.01)
@@ -98,7 +99,7 @@ def test_socket_activation(host: Node, launchers: Path) -> None:
     process.wait()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_an_upgrade_under_load(host: Node, other_dist: Path, tmp_path: Path) -> None:
     """While containers come and go another version is installed, started, and left again."""
     place = tmp_path / "bin"
@@ -129,9 +130,12 @@ def rss_kib(node: Node, pid: str) -> int:
     return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Rss:"))
 
 
-@pytest.mark.timeout(300)
+ROUNDS = 495 if ALL else 95  # of 20 requests
+
+
+@pytest.mark.timeout(1500)
 def test_memory_does_not_grow(host: Node, launchers: Path) -> None:
-    """After 10,000 requests a worker has at most a tenth more memory than after 100."""
+    """After 2,000 requests, or 10,000, a worker has a tenth more memory than after 100 at most."""
     host.start_engine("--workers", "1", "--requests", "20000")
     supervisor = host.command("pgrep", "-o", "-f", "pycni engine").strip()
     worker = host.command("pgrep", "-P", supervisor).strip()
@@ -145,15 +149,15 @@ def test_memory_does_not_grow(host: Node, launchers: Path) -> None:
             "CNI_PATH": str(launchers),
         }
         words = ["sh", "-c", LOAD_SCRIPT, "load", str(launchers), str(rounds), json.dumps(CONFIG)]
-        done = host.run(*words, env=environ, seconds=280)
+        done = host.run(*words, env=environ, seconds=1400)
         assert done.stdout == "", done.stdout[:500]
         return rss_kib(host, worker)
 
     after_100 = load(5)
-    after_10_000 = load(495)
+    after_all = load(ROUNDS)
 
     assert host.command("pgrep", "-P", supervisor).strip() == worker
-    assert after_10_000 <= after_100 * 1.1
+    assert after_all <= after_100 * 1.1
 
 
 # 20 requests a round: of all commands, some refused; only what is unexpected is printed.

@@ -19,6 +19,7 @@ from tests.e2e.compare import mask
 from tests.e2e.node import Done, Node, pid_path
 from tests.machine import Json
 
+pytestmark = pytest.mark.both_edges
 STORIES = sorted((Path(__file__).parent / "calls").glob("*.json"))
 
 

@@ -13,13 +13,14 @@ from tests.e2e.node import Node  # noqa: E402 - what is imported is rewritten
 from tests.faults.inject import Injector  # noqa: E402
 from tests.faults.rig import Rig  # noqa: E402
 from tests.machine import DIST  # noqa: E402
+from tests.scope import ALL  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Allow each test here more time: it starts hundreds of processes, beside other tests."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.timeout(240))
+            item.add_marker(pytest.mark.timeout(3000 if ALL else 240))
 
 
 @pytest.fixture

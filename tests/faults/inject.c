@@ -4,8 +4,9 @@
  *
  * Counted are the calls that change something, or could (see calls[]), of the command and of all
  * that it starts, threads and daemons included, in the order in which they come. PLAN is a file
- * that holds struct plan; it is mapped, so it may be changed while the command runs. Ends when all
- * that was started has ended, with the command's exit status, or 128 and the signal's number.
+ * that holds struct plan; it is mapped, so it may be changed while the command runs. PLAN.calls gets
+ * a line for each call while LIST is the action. Ends when all that was started has ended, with the
+ * command's exit status, or 128 and the signal's number.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -34,7 +35,7 @@
 #error "a system call is suppressed by registers of x86-64"
 #endif
 
-enum action { COUNT, KILL, FAIL };
+enum action { COUNT, KILL, FAIL, LIST };
 
 /* As tests/faults/inject.py has it: all little-endian. */
 struct plan {
@@ -98,6 +99,7 @@ static const struct call {
 #define CALLS (sizeof calls / sizeof *calls)
 
 static struct plan *plan;
+static int list; /* PLAN.calls */
 
 static void die(const char *what)
 {
@@ -197,6 +199,10 @@ static void on_call(pid_t pid, pid_t child)
         is_restart(pid, &regs))
         return;
     plan->count++;
+    if (plan->action == LIST) {
+        describe(pid, &regs);
+        dprintf(list, "%s\n", plan->what);
+    }
     bool due = plan->at && (plan->count == plan->at || (plan->lasting && plan->count > plan->at));
     if (!due)
         return;
@@ -235,6 +241,11 @@ int main(int argc, char **argv)
     int fd = open(argv[1], O_RDWR | O_CLOEXEC);
     if (fd < 0)
         die(argv[1]);
+    char calls_path[PATH_MAX];
+    snprintf(calls_path, sizeof calls_path, "%s.calls", argv[1]);
+    list = open(calls_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    if (list < 0)
+        die(calls_path);
     plan = mmap(NULL, sizeof *plan, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     int go[2];
     if (plan == MAP_FAILED || pipe2(go, O_CLOEXEC))

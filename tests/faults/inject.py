@@ -13,18 +13,23 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("inject.c")
 _PLAN = struct.Struct("<6I232s")  # struct plan of inject.c
-_COUNT, _KILL, _FAIL = range(3)
+_COUNT, _KILL, _FAIL, _LIST = range(4)  # enum action
 
 
 @dataclass(frozen=True, slots=True)
 class Injection:
-    """What is to happen at call number `at`, counted from 1: an error, or death without one."""
+    """A fault at call number `at`, counted from 1: an error, or death where there is none.
+
+    With 0 nothing happens, and the injector writes all calls down.
+    """
 
     at: int
     error: int = 0  # errno; 0: SIGKILL
     lasting: bool = False  # every later call fails too
 
     def __str__(self) -> str:
+        if not self.at:
+            return "no fault"
         kind = errno.errorcode[self.error] if self.error else "SIGKILL"
         return f"{kind} at call {self.at}{' and all later ones' if self.lasting else ''}"
 
@@ -39,6 +44,7 @@ class Injector:
         is not.
         """
         self._plan = directory / "plan"
+        self._list = directory / "plan.calls"
         self._spared = int(spared)
         self.disarm()
 
@@ -48,7 +54,8 @@ class Injector:
 
     def arm(self, injection: Injection) -> None:
         """Begin to count anew, and do this at its call."""
-        action = _FAIL if injection.error else _KILL
+        self._list.write_bytes(b"")
+        action = (_FAIL if injection.error else _KILL) if injection.at else _LIST
         self._write(injection.at, action, injection.error, int(injection.lasting))
 
     def disarm(self) -> None:
@@ -64,6 +71,11 @@ class Injector:
     def what(self) -> str:
         """The call that was chosen: its name and of what file."""
         return bytes(self._read()[6]).partition(b"\0")[0].decode("utf-8", "replace")
+
+    @property
+    def calls(self) -> list[str]:
+        """All calls since the injection number 0: each one's name and the file it is about."""
+        return self._list.read_text("utf-8", "replace").splitlines()
 
     def _read(self) -> tuple[int, int, int, int, int, int, bytes]:
         fields: tuple[int, int, int, int, int, int, bytes] = _PLAN.unpack(self._plan.read_bytes())

@@ -57,6 +57,11 @@ class Fault:
         """The operation that failed."""
         return self.done[self.at - 1]
 
+    @property
+    def rest(self) -> list[str]:
+        """The operations from the one on that failed."""
+        return self.done[self.at - 1 :]
+
     def is_due(self, what: str) -> bool:
         """Count an operation; tell whether it is to fail."""
         if not self.only(what):

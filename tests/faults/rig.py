@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from tests.e2e.node import Done, Node, addresses_in, network, single
 from tests.faults.inject import Injection, Injector
 from tests.machine import DIST, Json
+from tests.scope import ALL, SEED
 
 NETWORKS: Mapping[str, Sequence[str]] = {
     "ipv4": ["10.9.0.0/28"],
@@ -24,10 +25,11 @@ NETWORKS: Mapping[str, Sequence[str]] = {
 DATA_DIR = "/var/lib/cni/networks"
 STATE_DIR = "/run/pycni"
 ONLY = "PYCNI_FAULT_AT"  # the number of the one case to run
-ALL, SEED = "PYCNI_FAULT_ALL", "PYCNI_FAULT_SEED"  # no samples; what chooses them
+TURNS = 8  # days after which each call has been in a sample
 _DEATHS_MAX = 10  # of workers, that an engine makes good at once
 _CALLS_MIN, _CALLS_MAX = 3, 400
-_EDGE, _NEVER = 120, 1 << 30
+_EDGE = 120
+_KERNEL_SECONDS = 30.0  # to take away the pairs of a namespace that has ended
 
 
 class Rig:
@@ -42,6 +44,7 @@ class Rig:
         self.injector = injector
         self.config: Json = {}
         self.struck = ""  # the call that the last injection has met, "" when there was none
+        self.called: list[str] = []  # all calls of the last injection, if that was no fault
         self.calls = 0  # how many there were, that one included
         self._has_engine = has_engine
         self._is_armed = False
@@ -108,7 +111,8 @@ class Rig:
         finally:
             self._is_armed = False
             self.calls = self.injector.count
-            happened = self.calls >= injection.at
+            happened = 0 < injection.at <= self.calls
+            self.called = self.injector.calls
             self.struck = self.injector.what if happened else ""
             self.injector.disarm()
             if self.struck and not injection.error:
@@ -161,11 +165,9 @@ class Rig:
 
     def assert_clean(self) -> None:
         """Demand that nothing is left of any attachment."""
-        for _ in range(200):  # the kernel may still be at it
-            found = self.node.traces("br0")
-            if "links" not in found:
-                break
-            time.sleep(0.01)
+        deadline = time.monotonic() + _KERNEL_SECONDS
+        while "links" in (found := self.node.traces("br0")) and time.monotonic() < deadline:
+            time.sleep(0.01)  # the kernel may still be at it
         assert found == {}
         for name, netns in self._netns.items():
             assert self.node.links(netns) == ["lo"], name
@@ -220,19 +222,15 @@ def sweep(
     *,
     error: int = 0,
     lasting: bool = False,
-    sample: int = 0,
+    most: int = 0,
 ) -> None:
-    """Run `scenario` with an injection at the first call, then at the second, until all had it.
+    """Run `scenario` with an injection at some calls, in the long target at each in turn.
 
     It prepares, calls `rig.inject` once, and judges; each time it leaves the node as it found it.
-    A failure tells what was injected, and how to have that one case again. With `sample` only so
-    many calls have it, chosen by chance, unless the environment wants all.
+    A failure tells what was injected, and how to have that one case again. `most` limits the
+    sample, 0: no limit.
     """
-    only = os.environ.get(ONLY)
-    numbers: Iterable[int] = [int(only)] if only else range(1, _CALLS_MAX)
-    if sample and not only:
-        numbers = _sampled(rig, scenario, sample)
-    for number in numbers:
+    for number in _numbers(rig, scenario, most):
         injection = Injection(number, error, lasting)
         rig.struck = ""
         try:
@@ -244,28 +242,49 @@ def sweep(
                 f" '{request.node.nodeid}'"
             )
             raise
-        if not rig.struck:
-            assert number > _CALLS_MIN or only, "the injector sees nothing"
-            return
-    assert only or sample, f"more than {_CALLS_MAX} calls"
 
 
-def _sampled(rig: Rig, scenario: Callable[[Injection], None], sample: int) -> list[int]:
-    """Return some of the numbers of the calls that there are when nothing is injected.
+def _numbers(rig: Rig, scenario: Callable[[Injection], None], most: int) -> Sequence[int]:
+    """Return the numbers of the calls that are hit, after a run of the scenario without fault."""
+    if ONLY in os.environ:
+        return [int(os.environ[ONLY])]
+    scenario(Injection(0))
+    calls = rig.called
+    assert len(calls) > _CALLS_MIN, "the injector sees nothing"
+    if ALL:
+        return _less_alike(len(calls))
+    chosen = sample_of(calls, date.fromisoformat(SEED).toordinal(), most)
+    print(f"of {len(calls)} calls {chosen}")
+    return chosen
 
-    Of very many calls those in the middle, which are all alike, count as few.
-    """
-    scenario(Injection(_NEVER))
-    assert rig.calls > _CALLS_MIN, "the injector sees nothing"
-    numbers = list(range(1, rig.calls + 1))
-    if rig.calls > _CALLS_MAX:
-        middle = numbers[_EDGE:-_EDGE]
-        numbers = numbers[:_EDGE] + middle[:: len(middle) // _EDGE] + numbers[-_EDGE:]
-    if os.environ.get(ALL):
+
+def _less_alike(count: int) -> Sequence[int]:
+    """Return all numbers up to `count`; of very many few from the middle, whose calls are alike."""
+    numbers = range(1, count + 1)
+    if count <= _CALLS_MAX:
         return numbers
-    seed = os.environ.get(SEED) or f"{time.time_ns() & 0xFFFFFFFF:08x}"
-    chosen = sorted(random.Random(seed).sample(numbers, min(sample, len(numbers))))
-    print(f"{SEED}={seed}: of {rig.calls} calls {chosen}")
+    middle = numbers[_EDGE:-_EDGE]
+    return [*numbers[:_EDGE], *middle[:: len(middle) // _EDGE], *numbers[-_EDGE:]]
+
+
+def sample_of(calls: Sequence[str], turn: int, most: int = 0) -> list[int]:
+    """Return the numbers of an eighth of the calls, at least one of each kind: open, write, ….
+
+    `turn` chooses which; in TURNS turns each call has been in a sample. With `most` only so many
+    of these are returned, others TURNS turns later.
+    """
+    kinds: dict[str, list[int]] = {}
+    for number, call in enumerate(calls, 1):
+        kinds.setdefault(call.partition(" ")[0], []).append(number)
+    chosen = sorted(
+        number
+        for numbers in kinds.values()
+        for number in numbers[turn % min(TURNS, len(numbers)) :: TURNS]
+    )
+    if most and len(chosen) > most:
+        step = len(chosen) // most
+        first = turn // TURNS
+        return sorted(chosen[(first + n * step) % len(chosen)] for n in range(most))
     return chosen
 
 

@@ -12,7 +12,7 @@ from tests.faults.inject import Injection
 from tests.faults.rig import DATA_DIR, STATE_DIR, Rig, network_of, sweep
 
 OTHERS = 3000  # leases of others
-SAMPLE = 8  # calls of each sweep, as in test_chains
+MOST = 6  # calls of each sweep, in make test
 
 
 @pytest.mark.parametrize("error", [0, errno.ENOSPC], ids=["killed", "no-space"])
@@ -46,4 +46,4 @@ def test_renewal(request: pytest.FixtureRequest, rig: Rig, command: str, error: 
         assert len(rig.files(f"{STATE_DIR}/indexes")) == 1
         assert rig.files(f"{STATE_DIR}/attachments") == []
 
-    sweep(rig, request, scenario, error=error, sample=SAMPLE)
+    sweep(rig, request, scenario, error=error, most=MOST)

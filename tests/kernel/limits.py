@@ -97,8 +97,9 @@ def redirections(machine: Machine, name: str) -> list[str]:
 def left(machine: Machine) -> Json:
     """Return all that attachments have on the host."""
     names = [link["ifname"] for link in machine.ip(machine.host, "link")]
+    made = [one for one in tc(machine, "qdisc", "show") if one["handle"] != "0:"]
     return {
         "ifbs": [name for name in names if name.startswith("bwp")],
-        "qdiscs": [(name, one["kind"]) for name in names for one in qdiscs(machine, name)],
+        "qdiscs": [(name, one["kind"]) for name in names for one in made if one["dev"] == name],
         "records": sorted(files_below(machine.state_dir).values()),
     }

@@ -30,6 +30,7 @@ from tests.kernel.limits import (
     tc,
 )
 from tests.machine import Json, Machine
+from tests.waits import wait_until
 
 MEBIBYTE = 1 << 20
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -39,6 +40,7 @@ INWARD = {"ingressRate": 8 * MBIT}
 # --- what is made and taken back ---------------------------------------------------------------
 
 
+@pytest.mark.both_edges
 @pytest.mark.parametrize("namespace", ["there", "gone"])
 def test_add_and_delete(machine: Machine, namespace: str) -> None:
     """Both directions have their limits after ADD, pass CHECK, and after DEL nothing is left."""
@@ -489,6 +491,7 @@ def test_check_finds_with_subnets(machine: Machine, line: str) -> None:
     assert "delete and add the attachment again" in error["msg"]
 
 
+@pytest.mark.both_edges
 def test_gc(machine: Machine) -> None:
     """GC takes the limits of what is neither listed, alive, young nor of another network."""
     conf = config(machine, **BOTH)
@@ -513,6 +516,7 @@ def test_gc(machine: Machine) -> None:
     machine.ok("bandwidth", "CHECK", config(machine, 3, **BOTH), here[3], containerid="c3")
 
 
+@pytest.mark.both_edges
 def test_status(machine: Machine) -> None:
     """STATUS needs no prevResult, and tells of a bad configuration and an unwritable state."""
     conf = config(machine, **BOTH, prevResult=None)
@@ -527,10 +531,11 @@ def test_status(machine: Machine) -> None:
 
 def await_end(machine: Machine, *names: str) -> None:
     """Wait until the kernel has removed interfaces, which it does some time after a namespace."""
-    deadline = time.monotonic() + 10
-    while {link["ifname"] for link in machine.ip(machine.host, "link")} & set(names):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+
+    def left_of_them() -> set[str]:
+        return {link["ifname"] for link in machine.ip(machine.host, "link")} & set(names)
+
+    wait_until(lambda: not left_of_them(), "the kernel keeps an interface")
 
 
 def forget_records(machine: Machine) -> None:

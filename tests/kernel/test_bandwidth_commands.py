@@ -13,7 +13,7 @@ from tests.machine import Machine
 
 pytestmark = [
     pytest.mark.without_engine("the commands know nothing of it"),
-    pytest.mark.timeout(60),
+    pytest.mark.timeout(300),
 ]
 
 

@@ -72,7 +72,9 @@ def assert_limited(sender: str, receiver: str, address: str) -> None:
 
 def assert_free(sender: str, receiver: str, address: str) -> None:
     """There is no limit."""
-    seen = [measure(sender, receiver, address) for _ in range(TRIES)]
+    seen: list[float] = []
+    while len(seen) < TRIES and max(seen, default=0) <= FREE:
+        seen.append(measure(sender, receiver, address))
     assert max(seen) > FREE, seen
 
 
@@ -83,7 +85,7 @@ def limited(machine: Machine, **keys: Any) -> str:
     return netns
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "keys",
     [
@@ -105,7 +107,7 @@ def test_both_directions(machine: Machine, keys: Json) -> None:
     assert_limited(netns, machine.host, "10.7.1.1")
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_one_direction(machine: Machine) -> None:
     """The direction without limit is free."""
     netns = limited(machine, ingressRate=RATE)
@@ -132,7 +134,7 @@ def test_small_burst(machine: Machine, rate: int) -> None:
     assert machine.ping(netns, "10.7.1.1", "-s", "1472", "-M", "do")
 
 
-@pytest.mark.timeout(100)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("key", ["unshapedSubnets", "shapedSubnets"])
 def test_subnets(machine: Machine, key: str, version: int) -> None:

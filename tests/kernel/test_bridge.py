@@ -19,6 +19,7 @@ def ipam(machine: Machine, *subnets: Json, **keys: Any) -> Json:
     return {"type": "host-local", "dataDir": machine.data_dir, "ranges": ranges, **keys}
 
 
+@pytest.mark.both_edges
 def test_add_and_del(machine: Machine) -> None:
     """An attachment has what the result says, and DEL leaves the bridge alone."""
     container = machine.container()
@@ -41,7 +42,7 @@ def test_add_and_del(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("mtu", [None, 1400])
-def test_b21_result_says_what_the_kernel_has(machine: Machine, mtu: int | None) -> None:
+def test_result_says_what_the_kernel_has(machine: Machine, mtu: int | None) -> None:
     """Names, MACs, MTUs and addresses of the result are those that `ip` shows."""
     container = machine.container()
 
@@ -56,7 +57,7 @@ def test_b21_result_says_what_the_kernel_has(machine: Machine, mtu: int | None) 
     assert result["ips"] == [{"interface": 2, "address": "10.9.0.2/24", "gateway": "10.9.0.1"}]
 
 
-def test_b6_result_has_the_mac_of_a_bridge_that_follows_its_ports(machine: Machine) -> None:
+def test_result_has_the_mac_of_a_bridge_that_follows_its_ports(machine: Machine) -> None:
     """The MAC of a bridge that somebody else made is given as it is after the port joined."""
     machine.do(machine.host, "ip link add br0 type bridge")
     container = machine.container()
@@ -68,7 +69,7 @@ def test_b6_result_has_the_mac_of_a_bridge_that_follows_its_ports(machine: Machi
     assert result["interfaces"][0]["mac"] == link["address"]
 
 
-def test_b6_gateway_keeps_its_mac_while_ports_come_and_go(machine: Machine) -> None:
+def test_gateway_keeps_its_mac_while_ports_come_and_go(machine: Machine) -> None:
     """A bridge made by somebody else gets a lasting MAC together with its gateway address."""
     machine.do(machine.host, "ip link add br0 type bridge")
     first = machine.ok("bridge", "ADD", machine.network(), machine.container())
@@ -82,7 +83,7 @@ def test_b6_gateway_keeps_its_mac_while_ports_come_and_go(machine: Machine) -> N
     assert link["address"] == first["interfaces"][0]["mac"]
 
 
-def test_b6_bridge_that_lost_its_ports_serves_again(machine: Machine) -> None:
+def test_bridge_that_lost_its_ports_serves_again(machine: Machine) -> None:
     """The first ADD to a bridge whose MAC went with its last port succeeds at once."""
     machine.do(
         machine.host,
@@ -126,6 +127,7 @@ def test_result_of_0_1_and_0_2(machine: Machine, version: str) -> None:
     }
 
 
+@pytest.mark.both_edges
 @pytest.mark.parametrize("version", ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"])
 def test_result_with_lists(machine: Machine, version: str) -> None:
     """From 0.3.0 on there are lists; `version` in ips ends with 0.4.0, `mtu` begins with 1.1.0."""
@@ -156,7 +158,7 @@ def test_result_with_lists(machine: Machine, version: str) -> None:
 
 
 @pytest.mark.parametrize("version", ["", "0.1.0", "0.2.0"])
-def test_b3_a_result_that_cannot_be_printed_leaves_nothing(machine: Machine, version: str) -> None:
+def test_a_result_that_cannot_be_printed_leaves_nothing(machine: Machine, version: str) -> None:
     """An L2 attachment has no result before 0.3.0, and such an ADD is taken back."""
     container = machine.container()
     before = machine.snapshot(container)

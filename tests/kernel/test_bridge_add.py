@@ -59,7 +59,7 @@ def test_veth_is_born_complete(machine: Machine) -> None:
 
 
 @pytest.mark.without_engine(reason="watches this process")
-def test_b18_add_and_del_do_not_sleep(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_add_and_del_do_not_sleep(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """What must be waited for, the port and DAD, is waited for by its netlink event."""
 
     def refuse(_seconds: float) -> None:
@@ -79,7 +79,7 @@ def names(values: Iterator[bytes]) -> Callable[[int], bytes]:
     return lambda size: next(values) if size == 4 else real(size)
 
 
-def test_p10_taken_name_of_the_host_end_is_retried(
+def test_taken_name_of_the_host_end_is_retried(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A random name that the host has already is given up for the next one."""
@@ -94,7 +94,7 @@ def test_p10_taken_name_of_the_host_end_is_retried(
     assert machine.link(machine.host, "veth00000000") == before
 
 
-def test_p10_p11_no_name_is_free(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_name_is_free(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """After ten taken names ADD fails, and what has the name is left as it is."""
     machine.do(machine.host, "ip link add veth00000000 type veth peer name other")
     before = machine.link(machine.host, "veth00000000")
@@ -109,7 +109,8 @@ def test_p10_p11_no_name_is_free(machine: Machine, monkeypatch: pytest.MonkeyPat
     assert machine.link(container, "eth0") is None
 
 
-def test_p10_existing_interface_is_refused(machine: Machine) -> None:
+@pytest.mark.both_edges
+def test_existing_interface_is_refused(machine: Machine) -> None:
     """An interface of the container that has the name is named in the error and left alone."""
     container = machine.container()
     machine.do(container, "ip link add eth0 type veth peer name other")
@@ -122,7 +123,8 @@ def test_p10_existing_interface_is_refused(machine: Machine) -> None:
     assert machine.snapshot(container) == before
 
 
-def test_b2_netns_that_is_none_is_refused_first(machine: Machine, tmp_path: Path) -> None:
+@pytest.mark.both_edges
+def test_netns_that_is_none_is_refused_first(machine: Machine, tmp_path: Path) -> None:
     """A namespace that cannot be opened has code 8, and there is not even a bridge."""
     (tmp_path / "plain").touch()
     before = machine.snapshot()
@@ -160,7 +162,7 @@ def mtu_of_bridge(machine: Machine) -> int:
 
 
 @pytest.mark.parametrize(("first", "second"), [(9000, 1400), (1400, 9000)])
-def test_b8_mtu_of_a_bridge_is_that_of_its_smallest_port(
+def test_mtu_of_a_bridge_is_that_of_its_smallest_port(
     machine: Machine, first: int, second: int
 ) -> None:
     """The bridge of two networks has the smaller MTU, and returns to the larger one."""
@@ -175,7 +177,7 @@ def test_b8_mtu_of_a_bridge_is_that_of_its_smallest_port(
     assert mtu_of_bridge(machine) == 9000
 
 
-def test_b8_mtu_that_somebody_has_set(machine: Machine) -> None:
+def test_mtu_that_somebody_has_set(machine: Machine) -> None:
     """A larger MTU of an existing bridge is lowered: packets of that size would be lost."""
     machine.do(machine.host, "ip link add br0 type bridge", "ip link set br0 mtu 9000")
 
@@ -223,7 +225,7 @@ def test_accept_ra_is_off_before_there_is_a_carrier(machine: Machine) -> None:
     ]
 
 
-def test_b16_b17_no_address_is_ever_tentative(machine: Machine) -> None:
+def test_no_address_is_ever_tentative(machine: Machine) -> None:
     """Host and container can use their IPv6 addresses at once, and announce them."""
     container = machine.container()
 
@@ -339,7 +341,7 @@ def test_enabledad_finds_a_duplicate(machine: Machine) -> None:
     assert machine.link(container, "eth0") is None
 
 
-def test_p8_dad_that_does_not_end(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dad_that_does_not_end(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The wait for DAD is bounded, and the error tells for how many seconds."""
     monkeypatch.setattr(veth, "_DAD_SECONDS", 0.1)
     container = machine.container()

@@ -47,7 +47,7 @@ def attached(machine: Machine, config: Json) -> tuple[Json, str]:
         pytest.param({"isDefaultGateway": False, "isGateway": False}, id="no-gateway"),
     ],
 )
-def test_p9_b15_nothing_has_changed(machine: Machine, version: str, keys: Json) -> None:
+def test_nothing_has_changed(machine: Machine, version: str, keys: Json) -> None:
     """What ADD has just made passes, L2 networks and routes in other tables included."""
     config, container = attached(machine, full(machine, cniVersion=version, **keys))
 
@@ -63,7 +63,7 @@ def test_p9_b15_nothing_has_changed(machine: Machine, version: str, keys: Json) 
     ],
     ids=["promiscuous", "floating-mac", "address"],
 )
-def test_b15_what_others_do_to_the_bridge(machine: Machine, line: str) -> None:
+def test_what_others_do_to_the_bridge(machine: Machine, line: str) -> None:
     """A bridge is shared: somebody's promiscuity, ports and addresses are no drift."""
     machine.do(machine.host, "ip link add br0 type bridge")
     config, container = attached(machine, machine.network(isGateway=False))
@@ -137,7 +137,7 @@ HOST = [
         for line, named in lines
     ],
 )
-def test_b15_drift(machine: Machine, where: str, line: str, named: str) -> None:
+def test_drift(machine: Machine, where: str, line: str, named: str) -> None:
     """CHECK names the one thing that has changed."""
     config, container = attached(machine, full(machine))
     port = machine.ports()[0]
@@ -175,7 +175,7 @@ def test_drift_of_a_promiscuous_bridge(machine: Machine, line: str) -> None:
         ("host", "nft delete table bridge pycni", "MAC filter"),
     ],
 )
-def test_b15_drift_of_an_l2_network(machine: Machine, where: str, line: str, named: str) -> None:
+def test_drift_of_an_l2_network(machine: Machine, where: str, line: str, named: str) -> None:
     """Without IPAM all that is there is checked likewise."""
     config, container = attached(machine, machine.network(ipam=None, macspoofchk=True))
     line = line.replace("PORT", machine.ports()[0])
@@ -204,6 +204,7 @@ def test_drift_of_iptables(machine: Machine, line: str, named: str) -> None:
     assert named in error["msg"]
 
 
+@pytest.mark.both_edges
 def test_drift_of_the_lease(machine: Machine) -> None:
     """The lease is IPAM's to check, and its error is passed on."""
     config, container = attached(machine, machine.network())
@@ -261,6 +262,7 @@ def test_interface_that_became_something_else(machine: Machine) -> None:
     assert "'eth0' is no veth but 'bridge'" in error["msg"]
 
 
+@pytest.mark.both_edges
 def test_prev_result_is_required(machine: Machine) -> None:
     """CHECK without prevResult has code 7, with a malformed one too."""
     config, container = attached(machine, machine.network())
@@ -272,6 +274,7 @@ def test_prev_result_is_required(machine: Machine) -> None:
         assert "prevResult" in error["msg"]
 
 
+@pytest.mark.both_edges
 def test_check_of_a_namespace_that_is_gone(machine: Machine) -> None:
     """A namespace that cannot be opened has code 8."""
     config, container = attached(machine, machine.network(ipam=None))

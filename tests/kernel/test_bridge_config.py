@@ -76,18 +76,18 @@ IGNORED = "IgnoreUnknown=1;"
     ],
     ids=str,
 )
-def test_b1_b2_b21_p6_what_is_wrong_is_refused_before_anything_is_made(
-    machine: Machine, keys: Json, named: str
+def test_what_is_wrong_is_refused_before_anything_is_made(
+    arena: Machine, keys: Json, named: str
 ) -> None:
     """The error has code 7 and names the key; not even the bridge is made."""
-    container = machine.container()
-    before = machine.snapshot(container)
+    container = arena.container()
+    before = arena.snapshot(container)
 
-    error = machine.refused("bridge", "ADD", machine.network(**keys), container)
+    error = arena.refused("bridge", "ADD", arena.network(**keys), container)
 
     assert error["code"] == 7
     assert named in error["msg"] + error.get("details", "")
-    assert machine.snapshot(container) == before
+    assert arena.snapshot(container) == before
 
 
 def test_ipv6_needs_1280_bytes(machine: Machine) -> None:
@@ -175,7 +175,7 @@ def test_default_bridge(machine: Machine) -> None:
     assert machine.addresses(machine.host, "cni0") == ["10.9.0.1/24"]
 
 
-def test_b8_something_else_of_the_bridge_s_name_is_left_as_it_is(machine: Machine) -> None:
+def test_something_else_of_the_bridge_s_name_is_left_as_it_is(machine: Machine) -> None:
     """An interface that is not a bridge is refused, and does not become promiscuous."""
     machine.do(machine.host, "ip link add br0 type veth peer name other")
     container = machine.container()
@@ -214,7 +214,7 @@ def test_vlans_on_a_kernel_without_them(machine: Machine, keys: Json) -> None:
 
 
 @pytest.mark.parametrize("keys", [{"vlan": 5}, {"vlanTrunk": [{"id": 5}]}], ids=str)
-def test_b8_vlans_on_a_bridge_that_does_not_filter_them(machine: Machine, keys: Json) -> None:
+def test_vlans_on_a_bridge_that_does_not_filter_them(machine: Machine, keys: Json) -> None:
     """A bridge whose ports would not be separated is refused, with the command that mends it."""
     machine.do(machine.host, "ip link add br0 type bridge")
     container = machine.container()
@@ -282,21 +282,22 @@ def test_random_macs(machine: Machine) -> None:
         ("mac=02:11:22:33:44:55", 4),
     ],
 )
-def test_cni_args_are_checked(machine: Machine, args: str, code: int) -> None:
+def test_cni_args_are_checked(arena: Machine, args: str, code: int) -> None:
     """What is no pair, unknown or no MAC is refused before anything is made."""
-    container = machine.container()
-    before = machine.snapshot(container)
+    container = arena.container()
+    before = arena.snapshot(container)
 
-    error = machine.refused("bridge", "ADD", machine.network(), container, args=args)
+    error = arena.refused("bridge", "ADD", arena.network(), container, args=args)
 
     assert error["code"] == code
-    assert machine.snapshot(container) == before
+    assert arena.snapshot(container) == before
 
 
+@pytest.mark.both_edges
 @pytest.mark.parametrize(
     "args", ["IP=10.9.0.7", f"MAC={MAC};IP=10.9.0.7", f"{IGNORED}X=1;IP=10.9.0.7"]
 )
-def test_p4_cni_args_of_the_ipam_plugin_do_not_stop_bridge(machine: Machine, args: str) -> None:
+def test_cni_args_of_the_ipam_plugin_do_not_stop_bridge(machine: Machine, args: str) -> None:
     """The keys of both plugins may stand in CNI_ARGS at once, and both are heeded."""
     container = machine.container()
 
@@ -307,7 +308,8 @@ def test_p4_cni_args_of_the_ipam_plugin_do_not_stop_bridge(machine: Machine, arg
         assert result["interfaces"][2]["mac"] == MAC
 
 
-def test_p4_bad_cni_args_do_not_stop_del(machine: Machine) -> None:
+@pytest.mark.both_edges
+def test_bad_cni_args_do_not_stop_del(machine: Machine) -> None:
     """DEL goes on with a CNI_ARGS that ADD would refuse."""
     container = machine.container()
     machine.ok("bridge", "ADD", machine.network(), container)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import socket
 import struct
-import time
 
 import pytest
 
 from cni_common.kernel.netns import NetNS
 from tests.machine import Json, Machine
+from tests.waits import wait_until
 
 V4, V6 = {"subnet": "10.9.0.0/24"}, {"subnet": "fd00:9::/64"}
 OTHER_V4, OTHER_V6 = {"subnet": "10.19.0.0/24"}, {"subnet": "fd00:19::/64"}
@@ -55,7 +55,7 @@ def test_is_gateway(
     assert forwarding(machine) == forwards
 
 
-def test_b5_several_ipv4_ranges(machine: Machine) -> None:
+def test_several_ipv4_ranges(machine: Machine) -> None:
     """A network of two IPv4 ranges has both gateways on its bridge, and both can be reached."""
     container = machine.container()
     config = machine.network(isDefaultGateway=True, ipam=ipam(machine, V4, OTHER_V4))
@@ -103,7 +103,7 @@ def test_is_default_gateway(machine: Machine, routes: list[Json], expected: list
     assert machine.addresses(machine.host, "br0") == ["10.9.0.1/24", "fd00:9::1/64"]
 
 
-def test_b4_default_route_without_gw_is_no_duplicate(machine: Machine) -> None:
+def test_default_route_without_gw_is_no_duplicate(machine: Machine) -> None:
     """A default route of IPAM without gw is the family's default route."""
     container = machine.container()
     routes = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
@@ -167,7 +167,7 @@ def test_overlapping_ipv6_address_is_refused(machine: Machine) -> None:
     assert "fd00:9::77/48" in error["msg"]
 
 
-def test_b7_force_address_spares_the_gateway_of_another_network(machine: Machine) -> None:
+def test_force_address_spares_the_gateway_of_another_network(machine: Machine) -> None:
     """A gateway that another network's living container uses is not replaced, but named."""
     first = machine.network()
     container = machine.container()
@@ -184,7 +184,7 @@ def test_b7_force_address_spares_the_gateway_of_another_network(machine: Machine
     assert machine.ping(container, "10.9.0.1")
 
 
-def test_b7_force_address_replaces_the_gateway_of_a_network_without_containers(
+def test_force_address_replaces_the_gateway_of_a_network_without_containers(
     machine: Machine,
 ) -> None:
     """What only a container needed that is gone, DEL or not, makes room."""
@@ -193,7 +193,7 @@ def test_b7_force_address_replaces_the_gateway_of_a_network_without_containers(
         machine.ok("bridge", "ADD", machine.network(), container, containerid=containerid)
         if containerid == "deleted":
             machine.ok("bridge", "DEL", machine.network(), container, containerid=containerid)
-        machine.forget(container)
+        machine.end(container)
     second = machine.network(
         name=f"{machine.name}-2", forceAddress=True, ipam=ipam(machine, OTHER_V4)
     )
@@ -234,12 +234,12 @@ def advertise(router: str) -> None:
 
 def await_default_route(machine: Machine, router: str) -> None:
     """Let the host learn its default route by advertisements."""
-    for _ in range(200):
+
+    def learnt() -> object:
         advertise(router)
-        if defaults(machine, machine.host):
-            return
-        time.sleep(0.02)
-    raise AssertionError("the host has learnt no default route")
+        return defaults(machine, machine.host)
+
+    wait_until(learnt, "the host has learnt no default route")
 
 
 def uplink_by_advertisement(machine: Machine) -> str:
@@ -252,7 +252,7 @@ def uplink_by_advertisement(machine: Machine) -> str:
     return router
 
 
-def test_p23_host_keeps_its_advertised_default_route(machine: Machine) -> None:
+def test_host_keeps_its_advertised_default_route(machine: Machine) -> None:
     """When a gateway makes the host forward IPv6, its uplink goes on to heed its router."""
     router = uplink_by_advertisement(machine)
     before = defaults(machine, machine.host)
@@ -266,7 +266,7 @@ def test_p23_host_keeps_its_advertised_default_route(machine: Machine) -> None:
     await_default_route(machine, router)
 
 
-def test_p23_other_interfaces_are_left_alone(machine: Machine) -> None:
+def test_other_interfaces_are_left_alone(machine: Machine) -> None:
     """Without an advertised default route no accept_ra of the host's is changed."""
     machine.outside()
 

@@ -91,7 +91,7 @@ def test_the_go_plugin_leaves_traces(machine: Machine, tmp_path: Path, backend: 
     ],
     ids=["there", "switched-off", "gone", "gone-without-prevResult", "empty"],
 )
-def test_p14_p15_p22_b11_b14_del(
+def test_del_is_complete(
     machine: Machine, tmp_path: Path, backend: str, netns: str, previous: bool, change: Json
 ) -> None:
     """Our DEL of a container attached by the Go plugin leaves nothing, whatever is still known."""
@@ -130,7 +130,7 @@ def age(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("key", ["cni.dev/valid-attachments", "cni.dev/attachments"])
-def test_p2_p3_p17_gc(machine: Machine, tmp_path: Path, backend: str, key: str) -> None:
+def test_gc_of_the_dead(machine: Machine, tmp_path: Path, backend: str, key: str) -> None:
     """GC removes what belongs to no valid attachment, of both kinds, and keeps the rest."""
     config = configured(machine, backend)
     add(machine, backend, config, tmp_path, "c1")

@@ -43,9 +43,7 @@ ROUTES = [
 
 
 @pytest.mark.parametrize(("route", "expected"), ROUTES, ids=[str(route) for route, _ in ROUTES])
-def test_p7_p9_every_field_of_a_route_is_applied(
-    machine: Machine, route: Json, expected: str
-) -> None:
+def test_every_field_of_a_route_is_applied(machine: Machine, route: Json, expected: str) -> None:
     """The kernel has the route as IPAM gave it, the result passes it on, and CHECK finds it."""
     container = machine.container()
     config = machine.network(ipam=ipam(machine, V4, V6, routes=[route]))

@@ -41,7 +41,8 @@ def test_ready(machine: Machine, keys: Json) -> None:
     assert machine.snapshot() == before
 
 
-def test_b20_ipam_plugin_is_missing(machine: Machine, tmp_path: Path) -> None:
+@pytest.mark.both_edges
+def test_ipam_plugin_is_missing(machine: Machine, tmp_path: Path) -> None:
     """The plugin and the directories that were searched are named."""
     error = machine.refused("bridge", "STATUS", machine.network(), path=str(tmp_path))
 
@@ -50,7 +51,7 @@ def test_b20_ipam_plugin_is_missing(machine: Machine, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["state_dir", "data_dir"])
-def test_b20_directory_that_cannot_be_written(machine: Machine, where: str) -> None:
+def test_directory_that_cannot_be_written(machine: Machine, where: str) -> None:
     """A state or lease directory that is a file is named."""
     path = Path(getattr(machine, where))
     path.write_text("not a directory")
@@ -68,7 +69,7 @@ def test_state_directory_matters_without_ipam(machine: Machine) -> None:
     assert machine.refused("bridge", "STATUS", machine.network(ipam=None))["code"] == 50
 
 
-def test_b20_range_is_exhausted(machine: Machine) -> None:
+def test_range_is_exhausted(machine: Machine) -> None:
     """No address left is not ready; one that is freed is."""
     config = small(machine)
     for containerid in ("c1", "c2"):
@@ -83,7 +84,7 @@ def test_b20_range_is_exhausted(machine: Machine) -> None:
     machine.ok("bridge", "STATUS", config)
 
 
-def test_b20_iptables_is_missing(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_iptables_is_missing(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The iptables backend without iptables is not ready, and the error knows another."""
     monkeypatch.setattr(iptables, "_PATH", "/nowhere")
     config = machine.network(ipMasq=True, ipMasqBackend="iptables")
@@ -95,7 +96,7 @@ def test_b20_iptables_is_missing(machine: Machine, monkeypatch: pytest.MonkeyPat
     machine.ok("bridge", "STATUS", {**config, "ipMasq": False})
 
 
-def test_b20_kernel_without_nftables(machine: Machine) -> None:
+def test_kernel_without_nftables(machine: Machine) -> None:
     """The nftables backend on a kernel that refuses it is not ready."""
     refusal = Fault(
         at=1, lasting=True, code=errno.EPROTONOSUPPORT, only=lambda what: what.startswith("nft")
@@ -113,6 +114,7 @@ def test_configuration_is_checked(machine: Machine) -> None:
     assert machine.refused("bridge", "STATUS", machine.network(mtu=-1))["code"] == 7
 
 
+@pytest.mark.both_edges
 @pytest.mark.parametrize("version", ["0.1.0", "1.0.0"])
 def test_status_needs_1_1(machine: Machine, version: str) -> None:
     """STATUS did not exist before 1.1.0."""
@@ -134,13 +136,14 @@ def everything_locked(machine: Machine) -> Iterator[None]:
         records.close()
 
 
+@pytest.mark.both_edges
 def test_status_waits_for_nobody(machine: Machine) -> None:
     """While another call holds every lock there is, STATUS answers."""
     config = machine.network(ipMasq=True, macspoofchk=True)
     machine.ok("bridge", "ADD", config, machine.container())
 
     with ThreadPoolExecutor(1) as pool, everything_locked(machine):
-        answer = pool.submit(machine.invoke, "bridge", "STATUS", config).result(timeout=5)
+        answer = pool.submit(machine.invoke, "bridge", "STATUS", config).result(timeout=60)
 
     assert answer.exit_code == 0
 
@@ -152,7 +155,7 @@ def test_status_of_a_full_network_waits_for_nobody(machine: Machine) -> None:
         machine.ok("bridge", "ADD", config, machine.container(), containerid=containerid)
 
     with ThreadPoolExecutor(1) as pool, everything_locked(machine):
-        answer = pool.submit(machine.invoke, "bridge", "STATUS", config).result(timeout=5)
+        answer = pool.submit(machine.invoke, "bridge", "STATUS", config).result(timeout=60)
 
     assert answer.exit_code == 1
 

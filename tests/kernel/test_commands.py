@@ -17,6 +17,7 @@ import pytest
 from commands import COMMANDS, DONE, FAILED, FOUND
 from plugins.host_local.lease import GRACE_SECONDS
 from tests.machine import CNI_BIN, REFERENCE_BIN, Json, Machine, files_below
+from tests.waits import GENEROUS, wait_until
 
 OLD = GRACE_SECONDS + 40
 POD = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-1"
@@ -92,10 +93,8 @@ def lease(machine: Machine, address: str, text: str) -> Path:
 def end(machine: Machine, container: str, ports: list[str]) -> None:
     """End a container's namespace, and wait until `ports` are all that is left."""
     machine.forget(container)
-    deadline = time.monotonic() + 10
-    while machine.ports() != ports:  # the kernel does it in the background
-        assert time.monotonic() < deadline, "the kernel keeps the veth"
-        time.sleep(0.02)
+    # The kernel does it in the background.
+    wait_until(lambda: machine.ports() == ports, "the kernel keeps the veth")
 
 
 def dead(machine: Machine, conf: Json, containerid: str = "dead") -> str:
@@ -454,7 +453,7 @@ def on_terminal(machine: Machine, *words: str, **environ: str) -> str:
         pass
     finally:
         os.close(ours)
-    assert done.wait(timeout=15) == DONE
+    assert done.wait(timeout=GENEROUS) == DONE
     return output.decode()
 
 

@@ -17,7 +17,7 @@ from tests.machine import Json, Machine, files_below
 
 pytestmark = [
     pytest.mark.without_engine("the commands know nothing of it"),
-    pytest.mark.timeout(60),
+    pytest.mark.timeout(300),
 ]
 BACKENDS = pytest.mark.parametrize("backend", ["nftables", "iptables"])
 

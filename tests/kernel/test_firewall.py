@@ -10,7 +10,7 @@ import pytest
 from tests.kernel.walls import Walls
 from tests.machine import Json, Machine
 
-pytestmark = pytest.mark.timeout(150)  # many calls and connections each
+pytestmark = pytest.mark.timeout(300)  # many calls and connections each
 BACKENDS = ("nftables", "iptables")
 # What drops all that is forwarded, by name.
 DROPS: Mapping[str, str] = {
@@ -55,6 +55,7 @@ def test_let_through(walls: Walls, drop: str, backend: str) -> None:
     assert (walls.records(), walls.own()) == ([], [])
 
 
+@pytest.mark.both_edges
 def test_result(walls: Walls) -> None:
     """The result is prevResult."""
     walls.attach()
@@ -233,6 +234,7 @@ def test_after_a_flush(walls: Walls, backend: str) -> None:
     assert walls.records() == []
 
 
+@pytest.mark.both_edges
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_repeated(walls: Walls, backend: str) -> None:
     """ADD twice makes nothing twice, and DEL may be repeated."""
@@ -305,6 +307,7 @@ def test_one_address_in_two_networks(walls: Walls) -> None:
     assert (between, walls.rules()) == (3, [])
 
 
+@pytest.mark.both_edges
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_status(walls: Walls, backend: str) -> None:
     """STATUS says that an ADD would work, and touches nothing."""
@@ -359,7 +362,7 @@ def test_gc(walls: Walls, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cni_common.node.liveness.GRACE_SECONDS", -1)
     walls.admitted("gone", "valid", "alive", ingressPolicy="same-bridge")
     for cid in ("gone", "valid"):
-        walls.machine.forget(walls.netns[cid])
+        walls.machine.end(walls.netns[cid])
     config = walls.config("valid", prevResult=None)
     config["cni.dev/valid-attachments"] = [{"containerID": "valid", "ifname": "eth0"}]
 

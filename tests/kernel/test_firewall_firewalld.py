@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,8 +11,9 @@ import pytest
 
 from tests.kernel.walls import Walls
 from tests.machine import TOOLS, Json, Machine
+from tests.waits import wait_until
 
-pytestmark = pytest.mark.timeout(150)  # many calls and connections each
+pytestmark = pytest.mark.timeout(300)  # many calls and connections each
 UNPACKED = TOOLS / "firewalld"
 NAME, PATH = "org.fedoraproject.FirewallD1", "/org/fedoraproject/FirewallD1"
 BUS_CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
@@ -29,7 +29,6 @@ BUS_CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Config
   </policy>
 </busconfig>
 """
-SECONDS = 30  # for firewalld to come up
 
 
 class Firewalld:
@@ -50,11 +49,12 @@ class Firewalld:
         words = ["/usr/bin/python3", str(UNPACKED / "usr/sbin/firewalld"), "--nofork", "--nopid"]
         paths = ["--default-config", str(UNPACKED / "usr/lib/firewalld")]
         process = self._start(*words, *paths, "--system-config", str(self._tmp / "etc"))
-        end = time.monotonic() + SECONDS
-        while self.call("getDefaultZone", interface=NAME).returncode:
+
+        def is_up() -> bool:
             assert process.poll() is None, (self._tmp / "log").read_text()
-            assert time.monotonic() < end, (self._tmp / "log").read_text()
-            time.sleep(0.1)
+            return self.call("getDefaultZone", interface=NAME).returncode == 0
+
+        wait_until(is_up, "firewalld does not come up")
         return process
 
     def stop(self) -> None:

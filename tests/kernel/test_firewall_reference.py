@@ -10,7 +10,7 @@ import pytest
 from tests.kernel.walls import Walls
 from tests.machine import Json, Machine, machine_at
 
-pytestmark = pytest.mark.timeout(150)  # many calls and connections each
+pytestmark = pytest.mark.timeout(300)  # many calls and connections each
 SETTINGS: Mapping[str, Json] = {
     "open": {},
     "admin chain": {"iptablesAdminChainName": "MINE"},

@@ -17,6 +17,7 @@ from plugins.host_local.lease import GRACE_SECONDS, Lease
 from plugins.host_local.sweep import Sweep
 from tests.kernel.containers import Container
 from tests.unit.host_local.node import Node
+from tests.waits import wait_until
 
 OLD = GRACE_SECONDS + 10
 # Not one address of the test host may lie in here: GC spares what is seen in use.
@@ -42,7 +43,7 @@ def _gc(node: Node, *valid: tuple[str, str], **ipam: object) -> None:
     assert node.call("GC", config) == {}
 
 
-def test_h12_gc_frees_what_is_not_listed(node: Node) -> None:
+def test_gc_frees_what_is_not_listed(node: Node) -> None:
     """Leases of attachments that the runtime does not know go, both forms, with their records."""
     config = node.config(NET4, NET6)
     for containerid in ("kept", "gone"):
@@ -80,7 +81,7 @@ def test_gc_spares_the_young(node: Node) -> None:
     assert node.log == []
 
 
-def test_h8_gc_removes_what_a_crash_left(node: Node) -> None:
+def test_gc_removes_what_a_crash_left(node: Node) -> None:
     """Empty and torn files go, also without a list; locks, cursors and foreign files stay."""
     node.add(node.config(NET4, NET6))
     for name, text in (
@@ -135,8 +136,8 @@ def test_gc_sees_a_namespace_without_its_path(
     second = subprocess.Popen(["nsenter", f"--net={process.netns}", "sleep", "60"])
     try:
         node.add(node.config(NET4, NET6), CNI_NETNS=process.netns)
-        while not Path(f"/proc/{second.pid}/comm").read_text().startswith("sleep"):
-            time.sleep(0.01)
+        comm = Path(f"/proc/{second.pid}/comm")
+        wait_until(lambda: comm.read_text().startswith("sleep"), "it does not start")
         process.end()
         _make_old(node)
 

@@ -22,6 +22,7 @@ from plugins.host_local.index import rebuild
 from plugins.host_local.store import Store
 from tests.kernel.test_host_local import addresses, go, ours
 from tests.unit.host_local.node import Node
+from tests.waits import GENEROUS
 
 NET4, NET6 = "198.18.64.0/24", "fd5a:18::/64"
 
@@ -470,14 +471,14 @@ def test_one_makes_the_index_for_all(node: Node, monkeypatch: pytest.MonkeyPatch
     def slow(*args: Any) -> Any:
         readers.append(1)
         reading.set()
-        assert go_on.wait(10)
+        assert go_on.wait(GENEROUS)
         return read(*args)
 
     monkeypatch.setattr(rebuild, "_read", slow)
     config = node.config(NET4)
     with ThreadPoolExecutor(3) as pool:
         calls = [pool.submit(node.add, config, f"n{number}") for number in range(3)]
-        assert reading.wait(10)
+        assert reading.wait(GENEROUS)
         with node.store.joinpath("lock").open("rb") as lock:  # it is free meanwhile
             fcntl.flock(lock, fcntl.LOCK_EX)
         go_on.set()

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from cni_common.node.host import Host
+from cni_common.node.owned import Holding
 from cni_common.serve.protocol import execute
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.request import Request
@@ -66,11 +67,9 @@ def sees(node: Node, call: Callable[[Host], Any]) -> Any:
         return call(host)
 
 
-def holdings(node: Node) -> list[reclaim.Holding]:
+def holdings(node: Node) -> list[Holding]:
     """Return the list for operators."""
-    found: list[reclaim.Holding] = sees(
-        node, lambda host: reclaim.holdings(host, NETWORK, str(node.store))
-    )
+    found: list[Holding] = sees(node, lambda host: reclaim.holdings(host, NETWORK, str(node.store)))
     return found
 
 
@@ -225,7 +224,7 @@ def test_namespace_seen_gone_twice(node: Node, container: Start) -> None:
 
 
 def test_path_without_its_mount(node: Node, container: Start, tmp_path: Path) -> None:
-    """Where something else is at the path nobody is taken for dead, but GC has its list."""
+    """Where something else is at the path nobody is taken for dead, GC's list or not."""
     config, at = node.config(NET30), tmp_path / "netns"
     at.touch()
     process = container()
@@ -241,6 +240,9 @@ def test_path_without_its_mount(node: Node, container: Start, tmp_path: Path) ->
     assert node.call("GC", config) == {}
     assert (holdings(node)[0].alive, list(node.leases())) == (None, [ONLY])
 
+    assert node.call("GC", {**config, "cni.dev/valid-attachments": []}) == {}
+    assert list(node.leases()) == [ONLY]
+    at.unlink()
     assert node.call("GC", {**config, "cni.dev/valid-attachments": []}) == {}
     assert node.leases() == {}
 
@@ -345,7 +347,7 @@ def test_command(node: Node, container: Start) -> None:
     before = node.records(), node.leases()
 
     seen = holdings(node)
-    assert [(str(one.lease.address), one.pod, one.alive, one.reason) for one in seen] == [
+    assert [(str(one.address), one.pod, one.alive, one.reason) for one in seen] == [
         ("198.18.64.2", "ns/web", True, ""),
         ("198.18.64.3", "", False, ""),
         ("198.18.64.5", "", None, ""),

@@ -11,6 +11,7 @@ import pytest
 
 from cni_common.spec.names import SUPPORTED_VERSIONS
 from tests.machine import CNI_BIN, Json, Machine
+from tests.waits import GENEROUS
 
 PREVIOUS = {
     "interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:01", "sandbox": "/run/netns/x"}],
@@ -52,7 +53,7 @@ def expected(version: str, container: str) -> Json:
 
 
 @pytest.mark.parametrize("version", SUPPORTED_VERSIONS)
-def test_o11_add_and_check(machine: Machine, version: str) -> None:
+def test_add_and_check(machine: Machine, version: str) -> None:
     """lo is up, the result has the layout of its version, and CHECK agrees with it."""
     container = machine.container()
 
@@ -140,6 +141,7 @@ def test_ipv6_switched_off(machine: Machine) -> None:
     assert [ip["address"] for ip in result["ips"]] == ["127.0.0.1/8"]
 
 
+@pytest.mark.both_edges
 def test_del(machine: Machine) -> None:
     """DEL sets lo down; it may be repeated."""
     container = machine.container()
@@ -151,7 +153,7 @@ def test_del(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("netns", ["", "/nowhere", "plain"])
-def test_p22_del_without_namespace(machine: Machine, tmp_path: Path, netns: str) -> None:
+def test_del_without_namespace(machine: Machine, tmp_path: Path, netns: str) -> None:
     """DEL succeeds when the namespace is gone or its path is a plain file."""
     (tmp_path / "plain").touch()
     path = str(tmp_path / "plain") if netns == "plain" else netns
@@ -183,6 +185,7 @@ def test_drift(machine: Machine, line: str, named: str) -> None:
     assert named in error["msg"]
 
 
+@pytest.mark.both_edges
 def test_check_of_a_chained_loopback(machine: Machine) -> None:
     """Addresses of other interfaces in prevResult are not looked for on lo."""
     container = machine.container()
@@ -192,7 +195,8 @@ def test_check_of_a_chained_loopback(machine: Machine) -> None:
     machine.ok("loopback", "CHECK", config(machine, prevResult=previous), container)
 
 
-def test_p2_gc_and_status(machine: Machine) -> None:
+@pytest.mark.both_edges
+def test_gc_and_status(machine: Machine) -> None:
     """There is nothing to collect, and nothing that could fail."""
     for command in ("GC", "STATUS"):
         reply = machine.invoke("loopback", command, config(machine))
@@ -227,7 +231,7 @@ def test_beside_bridge(machine: Machine) -> None:
             assert process.stdout is not None
             outputs.append(json.loads(process.stdout.read()))
             process.stdout.close()
-            assert process.wait(timeout=10) == 0, outputs
+            assert process.wait(timeout=GENEROUS) == 0, outputs
 
         assert outputs[0]["ips"][0]["address"] == "127.0.0.1/8"
         assert is_up(machine, container)

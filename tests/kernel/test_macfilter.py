@@ -10,6 +10,7 @@ import pytest
 
 from cni_common.kernel.netns import NetNS
 from tests.machine import Json, Machine
+from tests.waits import GENEROUS
 
 FOREIGN = "02:bb:00:00:00:01"
 KIND = 0x88B5  # IEEE 802 local experimental: nothing but these tests sends it
@@ -28,7 +29,7 @@ def packet_socket() -> socket.socket:
     """Return a socket for frames of our kind on eth0."""
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(KIND))
     sock.bind(("eth0", KIND))
-    sock.settimeout(2)
+    sock.settimeout(GENEROUS)
     return sock
 
 
@@ -104,7 +105,7 @@ def test_ip_traffic_of_a_guarded_container(machine: Machine) -> None:
     assert not machine.ping(first, "10.9.0.1")
 
 
-def test_b19_layout(machine: Machine) -> None:
+def test_layout(machine: Machine) -> None:
     """An attachment is one element in each of two sets; repeated ADD and DEL do not pile up."""
     config = guarded(machine)
     attach(machine, config, config)

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from cni_common.kernel import iptables, nft_table
+from cni_common.kernel import iptables, nft_layout, nft_table
 from cni_common.kernel.netlink import Message
 from cni_common.kernel.netns import NetNS
-from cni_common.node import masquerade
 from tests.machine import Json, Machine, machine_at
 
 V4, V6 = {"subnet": "10.9.0.0/24"}, {"subnet": "fd00:9::/64"}
@@ -48,7 +47,8 @@ def saved(machine: Machine, command: str) -> list[str]:
 # --- nftables ------------------------------------------------------------------------------
 
 
-def test_p18_an_attachment_is_one_element(machine: Machine) -> None:
+@pytest.mark.both_edges
+def test_an_attachment_is_one_element(machine: Machine) -> None:
     """Ten containers add ten elements to one map, and not one rule."""
     config = masquerading(machine)
     machine.ok("bridge", "ADD", config, machine.container())
@@ -162,7 +162,7 @@ def test_element_of_a_dead_container_is_taken_over(machine: Machine) -> None:
     """An address that was freed without its element can be masqueraded for its next owner."""
     config = masquerading(machine)
     machine.ok("bridge", "ADD", config, machine.container(), args="IP=10.9.0.9")
-    table, key = masquerade.TABLE, bytes([10, 9, 0, 2])
+    table, key = nft_layout.TABLE, bytes([10, 9, 0, 2])
     host = NetNS(machine.host)
     chain = table.elements(host, "masquerade4")[0].chain
     nft_table.apply(
@@ -271,7 +271,7 @@ def test_iptables_layout_is_the_reference_s(
     assert any("MASQUERADE" in line for ours, _ in listings.values() for line in ours)
 
 
-def test_p13_every_subnet_is_accepted_before_anything_is_masqueraded(machine: Machine) -> None:
+def test_every_subnet_is_accepted_before_anything_is_masqueraded(machine: Machine) -> None:
     """The rules of a container with two IPv4 addresses are in the right order."""
     config = masquerading(machine, V4, OTHER_V4, ipMasqBackend="iptables")
 
@@ -282,7 +282,7 @@ def test_p13_every_subnet_is_accepted_before_anything_is_masqueraded(machine: Ma
     assert targets == ["ACCEPT", "ACCEPT", "MASQUERADE"]
 
 
-def test_p13_each_interface_has_its_own_chain(machine: Machine) -> None:
+def test_each_interface_has_its_own_chain(machine: Machine) -> None:
     """DEL of one of a container's two interfaces leaves the other one's rules."""
     config, container = masquerading(machine, ipMasqBackend="iptables"), machine.container()
     for ifname in ("eth0", "eth1"):
@@ -295,7 +295,7 @@ def test_p13_each_interface_has_its_own_chain(machine: Machine) -> None:
     assert "-s 10.9.0.3/32" in jumps[0]
 
 
-def test_p14_p15_del_with_two_addresses_and_no_namespace(machine: Machine) -> None:
+def test_del_with_two_addresses_and_no_namespace(machine: Machine) -> None:
     """All jumps go before the chain does, by the record alone and at the first attempt."""
     config = masquerading(machine, V4, OTHER_V4, V6, ipMasqBackend="iptables")
     machine.ok("bridge", "ADD", config, container := machine.container())
@@ -307,7 +307,7 @@ def test_p14_p15_del_with_two_addresses_and_no_namespace(machine: Machine) -> No
         assert not [line for line in saved(machine, command) if "CHAIN" in line]
 
 
-def test_p19_chains_of_names_that_run_together(machine: Machine) -> None:
+def test_chains_of_names_that_run_together(machine: Machine) -> None:
     """Container "bc" of network "a" and "c" of "ab" do not share a chain."""
     names = [("bc", machine.name), ("c", f"{machine.name}b")]
     for containerid, name in names:
@@ -321,9 +321,7 @@ def test_p19_chains_of_names_that_run_together(machine: Machine) -> None:
 
 
 @pytest.mark.without_engine(reason="watches this process")
-def test_p12_p20_iptables_is_run_once_per_family(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_iptables_is_run_once_per_family(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """ADD gives all its rules to one iptables-restore, which waits a bounded time for the lock."""
     commands: list[list[str]] = []
     real = subprocess.Popen.__init__
@@ -345,9 +343,7 @@ def test_p12_p20_iptables_is_run_once_per_family(
     assert all(command[1:] == ["-w", "5", "--noflush"] for command in commands)
 
 
-def test_p20_iptables_lock_that_is_not_given(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_iptables_lock_that_is_not_given(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """An iptables that does not end in time fails the ADD as one to be tried again."""
     monkeypatch.setattr(iptables, "_RUN_SECONDS", 0)
 

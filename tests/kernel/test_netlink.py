@@ -5,8 +5,12 @@ from __future__ import annotations
 import socket
 import struct
 
+import pytest
+
 from cni_common.kernel.netns import NetNS
 from tests.machine import Machine
+
+pytestmark = pytest.mark.without_engine(reason="calls functions of this process")
 
 RTM_NEWLINK, NLMSG_ERROR = 16, 2
 

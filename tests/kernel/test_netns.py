@@ -149,7 +149,7 @@ def test_no_process_goes_on_in_the_wrong_namespace(
     injector.arm(Injection(at, errno.EPERM, lasting=lasting))
     words = injector.command(sys.executable, "-SBc", VISIT, machine.container())
 
-    done = subprocess.run(words, env={"PYTHONPATH": str(extension)}, timeout=30, check=False)
+    done = subprocess.run(words, env={"PYTHONPATH": str(extension)}, timeout=120, check=False)
 
     assert injector.what.startswith("setns")
     assert done.returncode == status

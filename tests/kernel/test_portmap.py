@@ -23,6 +23,7 @@ def node(machine: Machine) -> Node:
     return Node(machine)
 
 
+@pytest.mark.both_edges
 def test_layout(node: Node) -> None:
     """`nft` shows what was sent by netlink as it would show its own."""
     container = node.attach()
@@ -42,6 +43,7 @@ def test_layout(node: Node) -> None:
     assert node.records() == []
 
 
+@pytest.mark.both_edges
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 def test_reach(node: Node, protocol: str) -> None:
     """Everybody reaches the port; only whom replies would miss is masqueraded."""

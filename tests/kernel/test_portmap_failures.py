@@ -12,7 +12,11 @@ import pytest
 
 from tests.faults.inprocess import INJECTED, KILLED, Fault, Terminated, faulty
 from tests.kernel.ports import Node, port
+from tests.kernel.sweeps import faults, rehearsal
 from tests.machine import Json, Machine, error_of
+
+pytestmark = pytest.mark.timeout(300)
+alone = pytest.mark.without_engine(reason="fails in this process")
 
 LIMIT = 200  # operations: more than any ADD or DEL here has
 CLIENTS = 12
@@ -57,7 +61,7 @@ def arrange(node: Node, settings: Json) -> tuple[str, Json]:
     return container, node.config(*PORTS, **settings)
 
 
-@pytest.mark.timeout(150)
+@alone
 @pytest.mark.parametrize("name", CASES)
 def test_any_failure_of_an_add_is_taken_back(node: Node, name: str) -> None:
     """Whichever operation fails, ADD says so, all is as it was, and the next ADD succeeds."""
@@ -65,8 +69,7 @@ def test_any_failure_of_an_add_is_taken_back(node: Node, name: str) -> None:
     before = state(node)
     failed = 0
 
-    for number in range(1, LIMIT):
-        fault = Fault(number)
+    for fault in faults(rehearsal(node.machine, "portmap", "ADD", config, container)):
         with faulty(node.machine, fault) as host:
             reply = node.machine.invoke("portmap", "ADD", config, container, host=host)
         if not fault.happened:
@@ -82,10 +85,9 @@ def test_any_failure_of_an_add_is_taken_back(node: Node, name: str) -> None:
             assert state(node) == before, fault.what
 
     assert failed > 4
-    assert not fault.happened
 
 
-@pytest.mark.timeout(150)
+@alone
 @pytest.mark.parametrize("name", CASES)
 def test_any_failure_of_the_first_add(node: Node, name: str) -> None:
     """Nor does what all mappings share stay when the node's first ADD fails."""
@@ -106,35 +108,31 @@ def test_any_failure_of_the_first_add(node: Node, name: str) -> None:
     assert number > 4
 
 
-@pytest.mark.timeout(150)
+@alone
 @pytest.mark.parametrize("name", ["nftables", "iptables"])
 def test_host_that_fails_for_good(node: Node, name: str) -> None:
     """When nothing works any more, not even the way back, a later DEL removes what is left."""
     container, config = arrange(node, CASES[name])
     before = state(node)
 
-    for number in range(1, LIMIT):
-        fault = Fault(number, lasting=True)
+    for fault in faults(rehearsal(node.machine, "portmap", "ADD", config, container), lasting=True):
         with faulty(node.machine, fault) as host:
             node.machine.invoke("portmap", "ADD", config, container, host=host)
         node.ok("DEL", config, container)
-        assert state(node) == before, fault.done[number - 1 :]
+        assert state(node) == before, fault.rest
         if not fault.happened:
             break
 
-    assert not fault.happened
 
-
-@pytest.mark.timeout(150)
+@alone
 @pytest.mark.parametrize("name", ["nftables", "iptables"])
 def test_failed_del_is_finished_by_the_next(node: Node, name: str) -> None:
     """Whichever operation of a DEL fails, it says so, and the next one removes all."""
     container, config = arrange(node, CASES[name])
     before = state(node)
 
-    for number in range(1, LIMIT):
+    for fault in faults(rehearsal(node.machine, "portmap", "DEL", config, container)):
         node.ok("ADD", config, container)
-        fault = Fault(number)
         with faulty(node.machine, fault) as host:
             reply = node.machine.invoke("portmap", "DEL", config, container, host=host)
         if reply.exit_code:
@@ -146,10 +144,10 @@ def test_failed_del_is_finished_by_the_next(node: Node, name: str) -> None:
         if not fault.happened:
             break
 
-    assert number > 3
+    assert len(fault.done) > 3
 
 
-@pytest.mark.timeout(150)
+@alone
 def test_failed_del_still_hands_over(node: Node) -> None:
     """Whichever operation fails, the next DEL leaves the ports to the container's other network."""
     container = node.attach()
@@ -174,17 +172,17 @@ def test_failed_del_still_hands_over(node: Node) -> None:
     assert number > 3
 
 
-@pytest.mark.timeout(150)
+@alone
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
 def test_killed_call(node: Node, command: str) -> None:
     """Wherever a call is killed, DEL removes what is left, and an ADD alone comes up again."""
     container, config = arrange(node, {})
     before = state(node)
 
-    for number in range(1, LIMIT):
+    once = rehearsal(node.machine, "portmap", command, config, container)
+    for fault in faults(once, kill=True):
         if command == "DEL":
             node.ok("ADD", config, container)
-        fault = Fault(number, kill=True)
         pid = os.fork()  # noqa: TID251 - whose process is to be killed
         if pid == 0:
             with faulty(node.machine, fault) as host:
@@ -196,25 +194,28 @@ def test_killed_call(node: Node, command: str) -> None:
         if not killed:
             break
 
-    assert number > 5
+    assert fault.at > 5
 
 
-@pytest.mark.timeout(150)
+@alone
 @pytest.mark.parametrize("name", ["nftables", "iptables"])
 def test_terminated_add_is_taken_back(node: Node, name: str) -> None:
     """Wherever SIGTERM interrupts an ADD, all is as it was."""
     container, config = arrange(node, CASES[name])
     before = state(node)
 
-    for number in range(1, LIMIT):
-        fault = Fault(number, terminate=True, only=lambda what: "open namespace" not in what)
+    for fault in faults(
+        rehearsal(node.machine, "portmap", "ADD", config, container),
+        terminate=True,
+        only=lambda what: what != "open namespace",
+    ):
         with faulty(node.machine, fault) as host, suppress(Terminated):
             node.ok("ADD", config, container, host=host)
         if not fault.happened:
             break
         assert state(node) == before, fault.what
 
-    assert number > 5
+    assert len(fault.done) > 5
 
 
 def storm(node: Node, call: Callable[[str, Json, str, str], object], settings: Json) -> None:
@@ -236,7 +237,6 @@ def storm(node: Node, call: Callable[[str, Json, str, str], object], settings: J
         list(pool.map(live, range(clients)))
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", CASES)
 def test_storm(node: Node, name: str) -> None:
     """ADDs and DELs that meet leave nothing, and make nothing twice."""

@@ -12,7 +12,7 @@ import pytest
 
 from cni_common.kernel import nft_table
 from cni_common.kernel.netns import NetNS
-from cni_common.node.masquerade import TABLE
+from cni_common.kernel.nft_layout import TABLE
 from plugins.portmap import layout
 from tests.faults.inprocess import Fault, faulty
 from tests.kernel.ports import HOST4, OUTSIDE4, Node, port
@@ -89,7 +89,7 @@ def test_port_of_a_dead_container(node: Node, backend: str) -> None:
     first, second = node.attach(), node.attach("c2")
     node.ok("ADD", node.config(port(8080), backend=backend), first)
     late = node.config(port(8080), backend=backend)
-    node.machine.forget(first)
+    node.machine.end(first)
 
     config = node.config(port(8080), containerid="c2", backend=backend)
     node.ok("ADD", config, second, containerid="c2")
@@ -249,6 +249,7 @@ def test_no_ports_no_messages(node: Node) -> None:
     assert node.records() == []
 
 
+@pytest.mark.both_edges
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_del_with_nothing_known(node: Node, backend: str) -> None:
     """DEL needs neither namespace, prevResult, runtimeConfig nor the backend; nor does a second."""
@@ -345,6 +346,7 @@ def garbage(config: Json, *keep: str) -> Json:
     return {**config, "cni.dev/valid-attachments": valid}
 
 
+@pytest.mark.both_edges
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gc(node: Node, backend: str) -> None:
     """What is not listed and dead goes; what is listed or lives stays."""
@@ -354,7 +356,7 @@ def test_gc(node: Node, backend: str) -> None:
         node.ok("ADD", config, path, containerid=cid)
     age(node)
     for cid in ("dead", "listed"):
-        node.machine.forget(netns[cid])
+        node.machine.end(netns[cid])
 
     with node.machine.process_in(netns["living"]):
         node.ok("GC", garbage(node.config(containerid="dead", backend=backend), "listed"))
@@ -387,6 +389,7 @@ def test_gc_of_lost_records(node: Node) -> None:
     ]
 
 
+@pytest.mark.both_edges
 def test_status(node: Node) -> None:
     """STATUS succeeds where an ADD would."""
     bare = {"cniVersion": "1.1.0", "name": node.machine.name, "type": "portmap"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -20,10 +20,12 @@ from cni_common.serve.protocol import Reply, respond
 from cni_common.spec import wire
 from cni_common.spec.errors import CNIError
 from cni_common.spec.request import Request
-from tests.machine import CNI_BIN, REFERENCE_BIN, Machine, machine_at
+from tests.golden import Golden
+from tests.machine import CNI_BIN, REFERENCE_BIN, Machine
 
 Json = dict[str, Any]
 
+pytestmark = pytest.mark.without_engine(reason="calls functions of this process")
 PLUGINS = ("loopback", "bridge", "firewall", "host-local", "ptp", "static", "tuning")
 # The reference's firewall knows 0.4.0 and newer, ours all versions.
 SAME_VERSIONS = tuple(plugin for plugin in PLUGINS if plugin != "firewall")
@@ -275,27 +277,20 @@ OTHER_CODES: dict[str, tuple[int, int]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """A pretend host that must be the same after all calls."""
-    with machine_at(tmp_path_factory.mktemp("arena"), "arena") as machine:
-        before = machine.snapshot()
-        yield machine
-        assert machine.snapshot() == before
-
-
 def of_reference(
     arena: Machine, plugin: str, environ: Mapping[str, str], stdin: bytes
-) -> subprocess.CompletedProcess[bytes]:
-    """Call a Go plugin on the pretend host."""
-    return subprocess.run(
+) -> dict[str, Any]:
+    """Return what a Go plugin on the pretend host answers, as JSON can hold it."""
+    done = subprocess.run(
         ["nsenter", f"--net={arena.host}", str(REFERENCE_BIN / plugin)],
         input=stdin,
         env={os.fsencode(key): os.fsencode(value) for key, value in environ.items()},
         capture_output=True,
-        timeout=15,
+        timeout=60,
         check=False,
     )
+    stdout, stderr = done.stdout.decode(), done.stderr.decode()
+    return {"status": done.returncode, "stdout": stdout, "stderr": stderr}
 
 
 def of_ours(arena: Machine, plugin: str, environ: Mapping[str, str], stdin: bytes) -> Reply:
@@ -305,22 +300,24 @@ def of_ours(arena: Machine, plugin: str, environ: Mapping[str, str], stdin: byte
 
 
 @pytest.mark.parametrize(("name", "plugin"), CALLS, ids=[f"{n}-{p}" for n, p in CALLS])
-def test_refused_alike(arena: Machine, name: str, plugin: str) -> None:
+def test_refused_alike(arena: Machine, golden: Golden, name: str, plugin: str) -> None:
     """Exit status and code are the reference's, or as OTHER_CODES says; so are many messages."""
     case = CASES[name]
     environ = {**ENVIRON, **case.environ}
 
-    theirs = of_reference(arena, plugin, environ, case.stdin)
+    theirs = golden.answer(
+        f"{name}, {plugin}", lambda: of_reference(arena, plugin, environ, case.stdin)
+    )
     ours = of_ours(arena, plugin, environ, case.stdin)
 
-    their_error, our_error = json.loads(theirs.stdout), json.loads(ours.stdout)
+    their_error, our_error = json.loads(theirs["stdout"]), json.loads(ours.stdout)
     codes = (their_error.get("code", 0), our_error.get("code", 0))
     assert codes == OTHER_CODES.get(name, (codes[0], codes[0]))
-    assert (theirs.returncode, ours.exit_code) == (int(codes[0] != 0), int(codes[1] != 0))
+    assert (theirs["status"], ours.exit_code) == (int(codes[0] != 0), int(codes[1] != 0))
     if case.same_words:
         assert our_error["msg"] == their_error["msg"].strip()
     if codes == (0, 0):
-        assert ours.stdout == theirs.stdout
+        assert ours.stdout.decode() == theirs["stdout"]
 
 
 def test_table_is_current() -> None:
@@ -330,16 +327,16 @@ def test_table_is_current() -> None:
 
 
 @pytest.mark.parametrize("plugin", SAME_VERSIONS)
-def test_about(arena: Machine, plugin: str) -> None:
+def test_about(arena: Machine, golden: Golden, plugin: str) -> None:
     """Without CNI_COMMAND both say on stderr what they are, and succeed."""
-    theirs = of_reference(arena, plugin, {}, b"")
-    ours = subprocess.run([CNI_BIN / plugin], env={}, capture_output=True, check=False)
+    theirs = golden.answer(f"about, {plugin}", lambda: of_reference(arena, plugin, {}, b""))
+    ours = subprocess.run([CNI_BIN / plugin], env={}, capture_output=True, check=False, text=True)
 
-    assert (theirs.returncode, ours.returncode) == (0, 0)
-    assert (theirs.stdout, ours.stdout) == (b"", b"")
-    assert ours.stderr.splitlines()[1:] == theirs.stderr.splitlines()[1:]
-    assert ours.stderr.startswith(f"CNI {plugin} plugin ".encode())
-    assert theirs.stderr.startswith(f"CNI {plugin} plugin ".encode())
+    assert (theirs["status"], ours.returncode) == (0, 0)
+    assert (theirs["stdout"], ours.stdout) == ("", "")
+    assert ours.stderr.splitlines()[1:] == theirs["stderr"].splitlines()[1:]
+    assert ours.stderr.startswith(f"CNI {plugin} plugin ")
+    assert theirs["stderr"].startswith(f"CNI {plugin} plugin ")
 
 
 # --- results ---
@@ -407,7 +404,7 @@ PREVIOUS: dict[str, tuple[str, Json]] = {
 
 
 @pytest.mark.parametrize("name", PREVIOUS)
-def test_previous_result_alike(arena: Machine, name: str) -> None:
+def test_previous_result_alike(arena: Machine, golden: Golden, name: str) -> None:
     """A prevResult is refused as the reference does, or passed on as the same bytes.
 
     The reference's portmap does that where there is no port to map.
@@ -415,7 +412,9 @@ def test_previous_result_alike(arena: Machine, name: str) -> None:
     version, previous = PREVIOUS[name]
     stdin = json.dumps({"cniVersion": version, "name": "net", "prevResult": previous}).encode()
 
-    theirs = of_reference(arena, "portmap", ENVIRON, stdin)
+    theirs = golden.answer(
+        f"prevResult: {name}", lambda: of_reference(arena, "portmap", ENVIRON, stdin)
+    )
     ours = b""
     try:
         result = Request.parse(ENVIRON, stdin).prev_result
@@ -424,7 +423,7 @@ def test_previous_result_alike(arena: Machine, name: str) -> None:
     except CNIError as error:
         assert error.code == 7  # noqa: PT017 - either this or a result
 
-    assert ours == (theirs.stdout if theirs.returncode == 0 else b"")
+    assert ours.decode() == ("" if theirs["status"] else theirs["stdout"])
 
 
 @pytest.mark.parametrize(
@@ -435,7 +434,7 @@ def test_previous_result_alike(arena: Machine, name: str) -> None:
     ],
 )
 def test_new_result_alike(
-    machine: Machine, tmp_path: Path, version: str, subnets: list[str]
+    machine: Machine, golden: Golden, tmp_path: Path, version: str, subnets: list[str]
 ) -> None:
     """A new result is printed as the same bytes in every version."""
     resolv = tmp_path / "resolv.conf"
@@ -446,12 +445,16 @@ def test_new_result_alike(
         "routes": RESULT["routes"],
         "resolvConf": str(resolv),
     }
-    replies = []
 
-    for who, call in (("theirs", of_reference), ("ours", of_ours)):
-        network: Json = {"cniVersion": version, "name": "net", "ipam": dict(ipam)}
-        network["ipam"]["dataDir"] = str(tmp_path / who)
-        replies.append(call(machine, "host-local", ENVIRON, json.dumps(network).encode()).stdout)
+    def stdin(who: str) -> bytes:
+        own = {**ipam, "dataDir": str(tmp_path / who)}
+        return json.dumps({"cniVersion": version, "name": "net", "ipam": own}).encode()
 
-    assert b'"code"' not in replies[0]
-    assert replies[1].decode() == replies[0].decode()
+    theirs = golden.answer(
+        f"result in {version!r}",
+        lambda: of_reference(machine, "host-local", ENVIRON, stdin("theirs")),
+    )
+    ours = of_ours(machine, "host-local", ENVIRON, stdin("ours"))
+
+    assert '"code"' not in theirs["stdout"]
+    assert ours.stdout.decode() == theirs["stdout"]

@@ -13,7 +13,7 @@ mount -o remount,bind,ro /proc/sys
 exec "$0" -c "$1"
 """
 SET_BOTH = """
-from cni_common.netns import OWN, NetNS
+from cni_common.kernel.netns import OWN, NetNS
 
 name = "net/ipv6/conf/lo/accept_ra"
 netns = NetNS(OWN)
@@ -27,7 +27,7 @@ print(netns.sysctls({name: other}, unseen={name})[name].strerror)
 def test_what_has_its_value_already_need_not_be_written() -> None:
     """Written without a look or not: only what would have to change is a failure."""
     words = ["unshare", "--mount", "--", "sh", "-ec", READ_ONLY, sys.executable, SET_BOTH]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
     assert done.stderr == ""
     assert done.stdout == "{}\nRead-only file system\n"

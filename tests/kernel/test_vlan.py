@@ -80,7 +80,7 @@ def test_port_vlans_are_those_of_the_reference(machine: Machine, keys: dict[str,
     assert vlans(machine, port_of(machine, result)) == vlans(machine, port_of(machine, ours))
 
 
-def test_b10_full_trunk(machine: Machine) -> None:
+def test_full_trunk(machine: Machine) -> None:
     """All 4094 VLANs travel as one range."""
     config = machine.network(ipam=None, isGateway=None, vlanTrunk=[{"minID": 1, "maxID": 4094}])
 
@@ -102,6 +102,7 @@ def test_check_names_a_lost_vlan(machine: Machine) -> None:
     assert f"VLAN 9 of '{port}'" in error["msg"]
 
 
+@pytest.mark.both_edges
 def test_gateway_in_a_vlan(machine: Machine) -> None:
     """The gateway is on <bridge>.<vlan>, the container reaches it, and DEL leaves it to others."""
     container = machine.container()
@@ -166,7 +167,7 @@ def test_bridge_that_does_not_filter_is_refused(machine: Machine) -> None:
     assert machine.snapshot(container) == before
 
 
-def test_b9_racing_adds_share_the_gateway_interface(machine: Machine) -> None:
+def test_racing_adds_share_the_gateway_interface(machine: Machine) -> None:
     """ADDs at once make <bridge>.<vlan> once, and all of them succeed."""
     config = machine.network(vlan=100)
     containers = [machine.container() for _ in range(4)]

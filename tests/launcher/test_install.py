@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from cni_common.serve.cli import VERSION
+from cni_common.spec.names import VERSION
 from plugins import TYPES
 from tests.machine import ROOT, error_of
 from tests.other_build import OTHER_VERSION, version_behind
 
-pytestmark = pytest.mark.timeout(90)  # the first test may have to wait for a build
+pytestmark = pytest.mark.timeout(300)  # the first test may have to wait for a build
 
 NAMES = {*TYPES, "pycni"}
 
@@ -83,7 +83,7 @@ def _call(program: Path, command: str, stdin: str = "{}") -> subprocess.Complete
         env=environ,
         capture_output=True,
         text=True,
-        timeout=15,
+        timeout=60,
         check=False,
     )
 
@@ -98,7 +98,7 @@ def _answering(program: Path) -> str:
 def _told(installed: Path) -> str:
     """Return what `pycni version` says of version and build."""
     words = [str(installed / "pycni"), "version"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=15, check=True)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
     rows = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     return f"{rows['version']} {rows['build']}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -22,7 +23,9 @@ from cni_common.spec.names import CURRENT_VERSION, SUPPORTED_VERSIONS
 from tests.machine import ROOT
 
 BUILD = "1.2.3"
-HELLO = b"pycni\0" + struct.pack("<H", 1) + BUILD.encode()
+PROTOCOL = 2
+CHALLENGE = bytes(range(16))
+HELLO = b"pycni\0" + struct.pack("<H", PROTOCOL) + CHALLENGE + BUILD.encode()
 CONFIG = b'{"cniVersion": "1.1.0"}'
 SERVED_BY_BUNDLE = 7
 TRY_AGAIN_LATER = 11
@@ -58,7 +61,7 @@ class Launcher:
     ) -> subprocess.CompletedProcess[bytes]:
         """Run it to its end."""
         process = self.start(*arguments, **keywords)
-        stdout, stderr = process.communicate(given if process.stdin else None, timeout=15)
+        stdout, stderr = process.communicate(given if process.stdin else None, timeout=60)
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     @contextmanager
@@ -96,11 +99,19 @@ def _serve(listener: socket.socket, handler: Handler, failures: list[BaseExcepti
         except OSError:
             return  # shut down
         with connection:
-            connection.settimeout(10)
+            connection.settimeout(60)
             try:
                 handler(connection)
             except Exception as error:  # noqa: BLE001 - raised again by the test's thread
                 failures.append(error)
+
+
+def greet(connection: socket.socket) -> None:
+    """Prove to be an engine, as far as the request."""
+    connection.send(HELLO)
+    answer = connection.recv(64)
+    assert (len(answer), answer[:16]) == (32, CHALLENGE)
+    connection.send(answer[16:])
 
 
 @dataclass
@@ -139,7 +150,7 @@ class Worker:
 
     def __call__(self, connection: socket.socket) -> None:
         """Serve one connection."""
-        connection.send(HELLO)
+        greet(connection)
         request = Request.receive(connection)
         self.requests.append(request)
         try:
@@ -181,6 +192,12 @@ def launcher(built: Launcher) -> Iterator[Launcher]:
 def _run(*words: str) -> None:
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def _go_away(connection: socket.socket) -> None:
+    """Prove to be an engine, and see the launcher hang up."""
+    greet(connection)
+    assert connection.recv(1) == b""
 
 
 def _refuse(_connection: socket.socket) -> None:
@@ -358,7 +375,7 @@ def test_an_engine_that_says_nothing_is_passed_over(launcher: Launcher) -> None:
         HELLO + b"0",
         HELLO[:-1],
         HELLO[:-1] + b"4",
-        b"pycni\0" + struct.pack("<H", 2) + BUILD.encode(),
+        b"pycni\0" + struct.pack("<H", 1) + CHALLENGE + BUILD.encode(),
         b"pycni\0",
         b"nonsense" * 1000,
         b"",
@@ -368,12 +385,12 @@ def test_an_engine_that_says_nothing_is_passed_over(launcher: Launcher) -> None:
 def test_another_version_is_passed_over(launcher: Launcher, hello: bytes) -> None:
     """An engine of another version or protocol, or something else, gets no request."""
 
-    def greet(connection: socket.socket) -> None:
+    def say(connection: socket.socket) -> None:
         if hello:
             connection.send(hello)
             assert connection.recv(1) == b""
 
-    with launcher.engine(greet):
+    with launcher.engine(say):
         done = launcher.run()
 
     assert done.returncode == SERVED_BY_BUNDLE
@@ -383,11 +400,13 @@ def test_another_version_is_passed_over(launcher: Launcher, hello: bytes) -> Non
 def test_an_engine_that_ends_before_the_request_is_passed_over(launcher: Launcher) -> None:
     """A greeting alone obliges nobody: the request was not sent yet."""
 
-    def greet(connection: socket.socket) -> None:
-        connection.shutdown(socket.SHUT_RD)  # nothing can be sent from now on
+    def end(connection: socket.socket) -> None:
         connection.send(HELLO)
+        answer = connection.recv(64)
+        connection.shutdown(socket.SHUT_RD)  # nothing can be sent from now on
+        connection.send(answer[16:])
 
-    with launcher.engine(greet):
+    with launcher.engine(end):
         done = launcher.run()
 
     assert done.returncode == SERVED_BY_BUNDLE
@@ -398,12 +417,12 @@ def test_an_engine_of_another_user_is_passed_over(launcher: Launcher) -> None:
     """Who is not root gets neither descriptors nor environment, whatever it says."""
     received: list[bytes] = []
 
-    def greet(connection: socket.socket) -> None:
+    def say(connection: socket.socket) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):  # the launcher may be gone by now
             connection.send(HELLO)
             received.append(connection.recv(1))
 
-    with launcher.engine(greet, owner=65534):
+    with launcher.engine(say, owner=65534):
         done = launcher.run()
 
     assert done.returncode == SERVED_BY_BUNDLE
@@ -442,6 +461,18 @@ def test_the_engine_learns_the_environment(launcher: Launcher) -> None:
     assert worker.requests[0].environ == (
         b"CNI_COMMAND=ADD\0MARK=untouched\0CNI_ARGS=a=b;c=\xff\0EMPTY=\0"
     )
+
+
+def test_a_limit_on_file_sizes_does_not_end_the_launcher(launcher: Launcher) -> None:
+    """Where the environment cannot be written to a file, the bundle serves: no SIGXFSZ ends it."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+
+    with launcher.engine(_go_away):
+        done = launcher.run(preexec_fn=limit)
+
+    assert (done.returncode, done.stdout) == (SERVED_BY_BUNDLE, CONFIG)
 
 
 def test_an_environment_of_a_megabyte_is_handed_over(launcher: Launcher) -> None:
@@ -558,7 +589,7 @@ def test_an_accepted_request_is_not_tried_again(
     """The engine may have acted before it died: the runtime gets an error that says so."""
 
     def die(connection: socket.socket) -> None:
-        connection.send(HELLO)
+        greet(connection)
         Request.receive(connection).close()
         if answer:
             connection.send(answer)
@@ -579,7 +610,7 @@ def test_a_request_that_nobody_read_is_not_tried_again(launcher: Launcher) -> No
     """What lay in the socket of an engine that died may have been read: nobody knows."""
 
     def die(connection: socket.socket) -> None:
-        connection.send(HELLO)
+        greet(connection)
         assert socket.recv_fds(connection, 1, 0, socket.MSG_PEEK)[0]
 
     with launcher.engine(die):
@@ -598,16 +629,16 @@ def test_a_signal_ends_the_launcher_and_tells_the_engine(
     accepted = threading.Event()
 
     def wait(connection: socket.socket) -> None:
-        connection.send(HELLO)
+        greet(connection)
         Request.receive(connection).close()
         accepted.set()
         received.append(connection.recv(1))
 
     with launcher.engine(wait):
         process = launcher.start()
-        assert accepted.wait(15)
+        assert accepted.wait(60)
         process.send_signal(number)
-        stdout, _ = process.communicate(CONFIG, timeout=15)
+        stdout, _ = process.communicate(CONFIG, timeout=60)
 
     assert process.returncode == -number
     assert stdout == b""

@@ -17,7 +17,7 @@ from tests.runtimes.sandbox import joining
 
 SANDBOX = Path(__file__).with_name("sandbox.py")
 BIN = "/opt/cni/bin"  # where the node has its plugins
-SECONDS = 60.0  # how long anything may take; only failures wait so long
+SECONDS = 300.0  # how long anything may take; only failures wait so long
 
 
 def eventually(happened: Callable[[], object], what: str, seconds: float = SECONDS) -> None:
@@ -102,7 +102,7 @@ class RuntimeNode(Node):
 
     def get(self, url: str, netns: str = "") -> str:
         """Return what a web server answers the node or somebody else, "" when nothing does."""
-        words = ("timeout", "5", "busybox", "wget", "-q", "-O", "-", f"http://{url}")
+        words = ("timeout", "30", "busybox", "wget", "-q", "-O", "-", f"http://{url}")
         return self.run(*words, netns=netns).stdout.strip()
 
     def serve_outside(self) -> str:

@@ -34,6 +34,7 @@ def test_readiness(node: RuntimeNode, kubelet: Kubelet) -> None:
     node.assert_as_before(before, chain.bridge)
 
 
+@pytest.mark.both_edges
 def test_pods(node: RuntimeNode, kubelet: Kubelet, use: Use, chain: Chain) -> None:
     """Pods have loopback and both families, reach each other, the world, and are reached."""
     judge = use(chain)
@@ -106,6 +107,7 @@ def test_many_at_once(node: RuntimeNode, kubelet: Kubelet, use: Use, chain: Chai
     judge()
 
 
+@pytest.mark.both_edges
 def test_containerd_restarted(
     node: RuntimeNode, containerd: Containerd, kubelet: Kubelet, use: Use, outside: str
 ) -> None:

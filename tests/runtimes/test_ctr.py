@@ -125,6 +125,7 @@ def test_each_other(node: RuntimeNode) -> None:
     node.assert_as_before(before, chain.bridge)
 
 
+@pytest.mark.both_edges
 def test_at_once(node: RuntimeNode) -> None:
     """Containers that start and end at the same time have addresses of their own."""
     chain = CHAINS["bridge"]

@@ -81,6 +81,7 @@ def namespaces(podman: Podman) -> set[str]:
     return {f"/run/netns/{path.name}" for path in podman.node.path("/run/netns").iterdir()}
 
 
+@pytest.mark.both_edges
 def test_run(podman: Podman) -> None:
     """Containers reach each other and the world, as the node, where docker lets nothing pass."""
     node = podman.node

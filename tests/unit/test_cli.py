@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cni_common.serve.cli import COMMANDS, ENGINE_SOCKET, VERSION, run
+from cni_common.serve.cli import COMMANDS, ENGINE_SOCKET, run
+from cni_common.spec.names import VERSION
 from plugins import load, load_all
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -70,7 +70,7 @@ class TestSightings:
         """The first sighting is none of two, nor is one just after it."""
         for _ in range(2):
             seen = Sightings(str(tmp_path / "run"))
-            assert not seen.are_two("a")
+            assert not seen.is_second("a")
             seen.remember(["a"])
 
     def test_second(self, tmp_path: Path) -> None:
@@ -80,10 +80,10 @@ class TestSightings:
 
         seen = Sightings(str(tmp_path))
 
-        assert [seen.are_two(key) for key in "abcd"] == [True, True, False, False]
+        assert [seen.is_second(key) for key in "abcd"] == [True, True, False, False]
         seen.remember(["a"])
         again = Sightings(str(tmp_path))
-        assert [again.are_two(key) for key in "ab"] == [True, False]
+        assert [again.is_second(key) for key in "ab"] == [True, False]
         assert (tmp_path / "reclaim.json").stat().st_mode & 0o777 == 0o600
 
     @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ class TestSightings:
         """A damaged file, or one of the future, counts as none."""
         (tmp_path / "reclaim.json").write_text(text)
 
-        assert not Sightings(str(tmp_path)).are_two("a")
+        assert not Sightings(str(tmp_path)).is_second("a")
 
     def test_nothing_to_remember(self, tmp_path: Path) -> None:
         """No file is made for nothing."""

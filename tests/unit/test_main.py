@@ -56,6 +56,9 @@ class Plugin:
 
     check = gc = status = delete
 
+    def lifecycle(self) -> None:
+        """Keep no records."""
+
     @property
     def commands(self) -> list[str]:
         """What was asked, in order."""
@@ -150,7 +153,7 @@ class TestAbout:
 
         assert process.stdout == b""
         assert process.stderr.decode().splitlines() == [
-            "CNI test plugin of pycni",
+            "CNI test plugin v1.9.1+pycni.0.1.0",
             "CNI protocol versions supported: 0.1.0, 0.2.0, 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0",
         ]
         assert process.plugin.requests == []
@@ -316,7 +319,7 @@ class TestSignals:
         assert error(process.stdout) == {
             "cniVersion": "1.1.0",
             "code": 11,
-            "msg": "terminated by a signal; what was begun is undone, try again later",
+            "msg": "terminated by a signal; its changes are undone, try again later",
         }
 
     def test_twice(self, process: Process) -> None:

@@ -58,6 +58,9 @@ class Plugin:
 
     check = gc = status = delete
 
+    def lifecycle(self) -> None:
+        """Keep no records."""
+
     def _serve(self, req: Request) -> None:
         self.requests.append(req)
         if self.error:
@@ -458,7 +461,11 @@ class TestErrors:
 class TestOwnNamespace:
     """CNI_NETNS that is the plugin's own namespace."""
 
-    @pytest.mark.parametrize("netns", [OWN, "/proc/self/ns/net", f"/proc/{os.getpid()}/ns/net"])
+    @pytest.mark.parametrize(
+        "netns",
+        [OWN, "/proc/self/ns/net", f"/proc/{os.getpid()}/ns/net"],
+        ids=["of the thread", "of the process", "by its number"],
+    )
     @pytest.mark.parametrize("command", ["ADD", "CHECK"])
     def test_refused(self, node: Node, command: str, netns: str) -> None:
         """ADD and CHECK refuse it as code 8 before the plugin is asked."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-SECONDS = 300  # for any test, whatever it says itself
+SECONDS = 900  # for any test, whatever it says itself
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

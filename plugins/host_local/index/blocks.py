@@ -1,11 +1,11 @@
-"""What a lease directory holds, laid out so that every question takes the same time. Pure.
+"""The layout of an index of leases, in which every query takes constant time. Pure.
 
-Blocks of 512 bytes: a header; a queue of addresses that rest after their release; a hash table
-that leads from an owner or a pod to addresses, and from a part of the address space to its
-bitmap; the bitmaps. Blocks that were never written are zero, so a file of them has holes.
+An index consists of blocks of 512 bytes: a header; a queue of addresses that rest after their
+release; a hash table; and bitmaps. The table maps an owner or a pod to addresses, and a part of the
+address space to its bitmap. Blocks that were never written are zero, so the file has holes.
 
-Nothing in here is the truth: whoever asks looks at the lease's file before he acts, and throws
-the index away when it was wrong.
+The index is not the truth: a caller reads the lease's file before it acts, and discards a wrong
+index.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
 BLOCK = 512
-CAPACITY_MIN, CAPACITY_MAX = 256, 1 << 16  # leases for which there is room from the beginning
-RESTING_MAX = 1 << 14  # addresses whose rest is remembered; the oldest are dropped
+CAPACITY_MIN, CAPACITY_MAX = 256, 1 << 16  # leases that a new index has room for
+RESTING_MAX = 1 << 14  # resting addresses; the earliest to end are dropped
 
 _MAGIC = b"pycni\0\0\3"
 _HEADER = Struct("<8s36sIIQQq")
 _BITS = 8 * BLOCK
-# A bitmap is of 32,768 addresses, half a /16; those of its blocks that are zero are holes.
+# A bitmap has 32,768 addresses, half a /16; its zero blocks are holes.
 _PART_BLOCKS = 8
 _PART_BITS = _PART_BLOCKS * _BITS
-# An entry of the table: key, kind (0: none), value. The first byte of a bucket tells that an
-# entry had to go to the next one.
+# An entry of the table: key, kind (0: none), value. The first byte of a bucket is 1 if an entry had
+# to go to the next bucket.
 _ENTRY = Struct("<16sB16s")
 _KEY_SIZE = 16
 _BUCKET_HEAD = 8
@@ -41,35 +41,35 @@ _RESTING = Struct("<QB16s7x")
 _PER_QUEUE_BLOCK = BLOCK // _RESTING.size
 _QUEUE_BLOCKS = RESTING_MAX // _PER_QUEUE_BLOCK
 _TABLE = 1 + _QUEUE_BLOCKS
-# The kinds of an entry: of an owner's addresses they are 4 and 6, of a pod's so much more.
-# MANY says that not all of them are noted: else one owner could fill the buckets of a search.
+# The kinds of an entry: 4 and 6 for an owner's addresses, plus _OF_POD for a pod's. _MANY: the
+# owner has more addresses than the table notes; one owner could fill the buckets of a search.
 _BITMAP, _MANY, _OF_POD = 1, 2, 16
 _PER_KEY_MAX = 8 * _PER_BUCKET
 _OF_POD_KINDS = (4 + _OF_POD, 6 + _OF_POD)
 _TAKEN, _RESTS = b"taken", b"rests"
-NOBODY = IPv6Address(0)  # in the queue, in the place of an address that rests anew
+NOBODY = IPv6Address(0)  # in the queue, replaces an address that rests anew
 _EXPIRED_PER_CALL = 64
 _ZEROS, _ONES = bytes(BLOCK), b"\xff" * BLOCK
 
 
 class FullError(Exception):
-    """The table has no room left: the index must be made anew, larger."""
+    """The table is full: the index must be rebuilt with more room."""
 
 
 @dataclass(slots=True)
 class Header:
-    """What the index says of itself."""
+    """The first block of an index."""
 
-    boot_id: bytes  # of the boot during which it was made
+    boot_id: bytes  # 36 bytes, of the boot during which the index was made
     buckets: int
     bitmaps: int = 0
-    head: int = 0  # the entries of the queue: count of those that left,
-    tail: int = 0  # and of those that came
-    booted_ns: int = 0  # the earliest time of boot that the clock has ever told, since the epoch
+    head: int = 0  # entries that have left the queue
+    tail: int = 0  # entries that have entered the queue
+    booted_ns: int = 0  # the earliest clock reading of the boot's beginning, since the epoch
 
     @classmethod
     def parse(cls, data: bytes) -> Header | None:
-        """Return the header in the first block, None when it is none."""
+        """Return the header in the first block, None if the block is no header."""
         if len(data) != BLOCK:
             return None
         magic, boot_id, buckets, bitmaps, head, tail, booted_ns = _HEADER.unpack_from(data)
@@ -78,7 +78,7 @@ class Header:
 
     @property
     def table(self) -> tuple[int, int]:
-        """Where the table is: its first block, and the first behind it."""
+        """The table's first block, and the first block behind it."""
         return _TABLE, _TABLE + self.buckets
 
     def pack(self) -> bytes:
@@ -89,22 +89,22 @@ class Header:
 
 def header_for(boot_id: bytes, capacity: int, booted_ns: int = 0) -> Header:
     """Return the header of an empty index with room for `capacity` leases."""
-    # Half full when every lease has an owner and a pod.
+    # Half full if every lease has an owner and a pod.
     capacity = max(capacity, CAPACITY_MIN)
     return Header(boot_id, -(-4 * capacity // _PER_BUCKET), booted_ns=booted_ns)
 
 
 class Index:
-    """An index whose blocks come from `read`; what changes is kept in `written`."""
+    """An index whose blocks come from `read`; changed blocks are kept in `written`."""
 
     def __init__(self, header: Header, read: Callable[[int], bytes] = lambda _: _ZEROS) -> None:
-        """`read` returns the block of that number, zeros for one that was never written."""
+        """`read` returns the block of a number, zeros for a block that was never written."""
         self.header = header
         self.written: dict[int, bytes] = {}
         self._read = read
 
     def take(self, address: Address, owner: str = "", pod: str = "") -> None:
-        """Note that `owner`, or somebody unknown, has `address`. Raises FullError."""
+        """Note that `owner`, unknown if "", has `address`. Raises FullError."""
         self._mark(_TAKEN, address, on=True)
         for key, kind in _entries(address, owner, pod):
             found = self._find(key)
@@ -113,7 +113,7 @@ class Index:
                 self._insert(key, _MANY if is_full else kind, int(address))
 
     def fill(self, leases: Iterable[tuple[Address, str]]) -> None:
-        """Do what `take` does for each address and owner, in an empty index. Raises FullError."""
+        """Call `take` for each address and owner, faster, in an empty index. Raises FullError."""
         bitmaps: dict[tuple[int, int], bytearray] = {}
         buckets: dict[int, list[bytes]] = {}
         counts: dict[bytes, int] = {}
@@ -129,7 +129,7 @@ class Index:
                     kind = address.version if count <= _PER_KEY_MAX else _MANY
                     entry = _ENTRY.pack(key, kind, number.to_bytes(16, "big"))
                     buckets.setdefault(self._bucket(key), []).append(entry)
-        # A bucket at a time, ten times as fast as an entry at a time; few are too full.
+        # A bucket at a time, ten times as fast as an entry at a time; few buckets overflow.
         for bucket, entries in buckets.items():
             data = bytes(_BUCKET_HEAD) + b"".join(entries[:_PER_BUCKET])
             self._put(_TABLE + bucket, data.ljust(BLOCK, b"\0"))
@@ -144,13 +144,13 @@ class Index:
                 self._insert_entry(entry)
 
     def free(self, address: Address, owner: str = "", pod: str = "") -> None:
-        """Note that nobody has `address`, `owner` and `pod` the least. Raises FullError."""
+        """Note that `address` is free, and remove it from `owner` and `pod`. Raises FullError."""
         self._mark(_TAKEN, address, on=False)
         for key, kind in _entries(address, owner, pod):
             self._delete(key, kind, int(address))
 
     def addresses_of(self, owner: str) -> list[Address] | None:
-        """Return the addresses that `owner` seems to have, None where only the leases tell."""
+        """Return the addresses that `owner` seems to have; None for _MANY: read all leases."""
         found = self._find(_key(b"owner", owner))
         return None if _has_many(found) else [_address(*one) for one in found if one[0] in (4, 6)]
 
@@ -160,7 +160,7 @@ class Index:
         return [_address(kind - _OF_POD, value) for kind, value in found if kind in _OF_POD_KINDS]
 
     def add_pods(self, pods: Iterable[bytes]) -> None:
-        """Take over what `pods_in` found in another index, for addresses that are taken.
+        """Insert the entries that `pods_in` found in another index, for addresses in use.
 
         Raises FullError.
         """
@@ -172,7 +172,7 @@ class Index:
     def first_free(self, version: int, first: int, last: int, *, resting: bool) -> int | None:
         """Return the lowest number from `first` to `last` that seems to be free, None for none.
 
-        With `resting` also one whose rest is not over.
+        With `resting` a resting address counts as free.
         """
         which = (_TAKEN,) if resting or self.header.head == self.header.tail else (_TAKEN, _RESTS)
         while first <= last:
@@ -201,13 +201,13 @@ class Index:
         return None
 
     def rest(self, address: Address, until_ns: int) -> None:
-        """Let `address` rest until CLOCK_BOOTTIME shows `until_ns`. Raises FullError."""
+        """Let `address` rest until `until_ns` of CLOCK_BOOTTIME. Raises FullError."""
         if self._is_marked(_RESTS, address):
-            self._drop(address)
+            self._forget_rest(address)
         if self.header.tail - self.header.head >= RESTING_MAX:
-            self._wake()
+            self._end_first_rest()
         position = self.header.tail
-        # Ordered by time: only a shorter rest than the last ones has to go before them.
+        # Ordered by time: only a rest shorter than the last ones moves before them.
         while position > self.header.head and self._resting_at(position - 1)[1] > until_ns:
             self._set_resting(position, *self._resting_at(position - 1))
             position -= 1
@@ -216,27 +216,27 @@ class Index:
         self._mark(_RESTS, address, on=True)
 
     def expire(self, now_ns: int) -> None:
-        """End the rest of addresses whose time has come, as many as one call should."""
+        """End the rests that are over at `now_ns`, at most _EXPIRED_PER_CALL of them."""
         for _ in range(_EXPIRED_PER_CALL):
             if self.header.head == self.header.tail or self.resting()[0][1] > now_ns:
                 return
-            self._wake()
+            self._end_first_rest()
 
     def resting(self, count: int = 1) -> list[tuple[Address, int]]:
-        """Return up to `count` resting addresses and until when, the first to wake first."""
+        """Return up to `count` resting addresses and the ends of their rests, earliest first."""
         end = min(self.header.head + count, self.header.tail)
         return [self._resting_at(position) for position in range(self.header.head, end)]
 
-    def _wake(self) -> None:
+    def _end_first_rest(self) -> None:
         ((address, _),) = self.resting()
         self.header.head += 1
         self._mark(_RESTS, address, on=False)
 
-    def _drop(self, address: Address) -> None:
-        """Take the earlier rest of `address` out of the queue: nobody's is in its place."""
+    def _forget_rest(self, address: Address) -> None:
+        """Replace the earlier rest of `address` in the queue by one of NOBODY."""
         wanted = _RESTING.pack(0, address.version, int(address).to_bytes(16, "big"))[8:]
         first = self.header.head - self.header.head % _PER_QUEUE_BLOCK
-        # Block by block: the queue can have a thousand of them, and others wait for the lock.
+        # Block by block: the queue can have many blocks, and other calls wait for the lock.
         for start in range(first, self.header.tail, _PER_QUEUE_BLOCK):
             data = self._get(self._place(start)[0])
             at = data.find(wanted)
@@ -287,7 +287,7 @@ class Index:
         return bool(self._get(bitmap + bit // _BITS)[bit % _BITS // 8] >> bit % 8 & 1)
 
     def _bitmap(self, which: bytes, version: int, part: int) -> int | None:
-        """Return the first block of a bitmap."""
+        """Return the first block of a bitmap, None if there is none."""
         for kind, value in self._find(_key(which, f"{version} {part}")):
             number = int.from_bytes(value, "big")
             if kind == _BITMAP and number < self.header.bitmaps:
@@ -337,7 +337,7 @@ class Index:
                 return
 
     def _chain(self, key: bytes) -> list[tuple[int, bytes]]:
-        """Return the blocks in which entries of `key` may be."""
+        """Return the blocks that may hold entries of `key`."""
         found = []
         start = self._bucket(key)
         for step in range(min(_BUCKETS_PER_SEARCH, self.header.buckets)):
@@ -360,7 +360,7 @@ class Index:
 
 
 def pods_in(blocks: bytes) -> Iterator[bytes]:
-    """Yield what blocks of a table have of pods, for `Index.add_pods`."""
+    """Yield the entries of pods in blocks of a table, for `Index.add_pods`."""
     for start in range(0, len(blocks) - BLOCK + 1, BLOCK):
         if blocks.startswith(_ZEROS, start):
             continue
@@ -387,7 +387,7 @@ def _has_many(found: Sequence[tuple[int, bytes]]) -> bool:
 
 
 def _offsets(data: bytes, wanted: bytes) -> list[int]:
-    """Return where entries of a bucket begin with `wanted`."""
+    """Return the offsets of a bucket's entries that begin with `wanted`."""
     found = []
     at = data.find(wanted, _BUCKET_HEAD)
     while at >= 0:

@@ -1,11 +1,10 @@
-"""The index of one lease directory in a file, and how it is known to be up to date.
+"""The index of one lease directory in a file, and the check that it is up to date.
 
-Whoever creates or removes a name in a directory makes the kernel set its modification time. So
-that two changes within one tick of the kernel's clock differ too, the time is not compared with
-one that the kernel gave: after a change of ours the directory gets a random time of the past,
-which no later change can leave in place. The index gets the same time plus a constant, as the
-last thing that is done to it. As long as the two fit, nobody has changed either of them: no
-other program, and no call of ours that was killed half-way.
+The kernel sets the modification time of a directory whenever a name in it is created or removed.
+Two changes within one tick of the kernel's clock would get the same time. So after a change of ours
+the directory gets a random time of the past, which no later change leaves in place. The index gets
+the same time plus a constant, as its last change. As long as the two times match, neither has been
+changed: not by another program, and not by a call of ours that was killed half-way.
 """
 
 from __future__ import annotations
@@ -26,29 +25,29 @@ if TYPE_CHECKING:
 
     from cni_common.spec.names import Address
 
-_APART_NS = 86_400_987_654_321  # the kernel's own times of one call are never that far apart
-_PAST_NS = 10 * 10**9  # more than the coarsest time of any file system
+_APART_NS = 86_400_987_654_321  # never the distance of two of the kernel's own times
+_PAST_NS = 10 * 10**9  # more than the coarsest resolution of a file system
 _RANDOM_BYTES = 5  # 18 minutes, in nanoseconds
 _COARSE_NS = 3 * 10**9
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _MODE = 0o600
-_RUN_BLOCKS = 2048  # that are read at once
+_RUN_BLOCKS = 2048  # blocks read at once
 _BITMAPS_MAX = 8192  # 32 MB of memory at most
 
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """What a new index takes over from an old one, even if that is out of date."""
+    """Data that a new index takes over from an old one, even from a stale one."""
 
     resting: Sequence[tuple[Address, int]] = ()  # addresses and the end of their rest
-    booted_ns: int = 0  # the earliest time of boot that the clock has told; 0: unknown
-    pods: Sequence[bytes] = ()  # as Index.add_pods wants them
+    booted_ns: int = 0  # as in Header; 0: unknown
+    pods: Sequence[bytes] = ()  # for Index.add_pods
 
 
 class IndexFile:
-    """The index of the directory open as `directory`, below `root`; `disk` makes the calls.
+    """The index of the directory open as `directory`, below `root`; `disk` makes system calls.
 
-    All that changes something wants the directory's lock. Everything can raise OSError.
+    Methods that write need the directory's lock. Every method can raise OSError.
     """
 
     def __init__(self, directory: int, root: str, disk: Callable[..., Any] | None = None) -> None:
@@ -66,21 +65,21 @@ class IndexFile:
             self._fd = -1
 
     def load(self) -> Index | None:
-        """Return the index if it is there and fits the directory."""
+        """Return the index if it exists and matches the directory, else None."""
         header = self._open()
         if header is None or not self.is_fresh() or header.boot_id != boot_id():
             return None
         return Index(header, self._block)
 
     def is_fresh(self) -> bool:
-        """Tell whether nobody has changed the directory, nor the index, since `seal`."""
+        """Tell whether neither the directory nor the index was changed since `seal`."""
         if self._fd < 0:
             return False
         here, there = os.fstat(self._directory), os.fstat(self._fd)
         return there.st_mtime_ns == here.st_mtime_ns + _APART_NS
 
     def remembered(self) -> Remembered:
-        """Return what the file still knows."""
+        """Return the data of the file that a new index keeps."""
         header = self._open()
         if header is None or header.boot_id != boot_id():
             return Remembered()
@@ -90,18 +89,21 @@ class IndexFile:
         return Remembered(resting, header.booted_ns, pods)
 
     def time_of_directory(self) -> int:
-        """Return when the directory was last changed, nanoseconds; after `stamp`, that time."""
+        """Return the directory's modification time, nanoseconds since the epoch."""
         return os.fstat(self._directory).st_mtime_ns
 
-    def alone(self) -> int:
-        """Return a descriptor whose flock is for one process that makes an index anew."""
+    def rebuild_lock(self) -> int:
+        """Return a descriptor whose flock admits one process at a time to a rebuild."""
         self._disk(make_private_directory, self._root)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         fd: int = self._disk(os.open, self._root, flags)
         return fd
 
     def stamp(self) -> int:
-        """Give the directory a time that no change of others leaves in place, and return it."""
+        """Set the directory's modification time to a random past time, and return it.
+
+        Any later change of the directory replaces that time.
+        """
         past = int.from_bytes(os.urandom(_RANDOM_BYTES), "big") + _PAST_NS
         wanted = time.time_ns() - past
         self._disk(os.utime, self._directory, ns=(time.time_ns(), wanted))
@@ -111,15 +113,15 @@ class IndexFile:
         return got
 
     def save(self, index: Index, stamp: int) -> Index:
-        """Write a new index in place of the old one; it fits the directory as of `stamp`."""
+        """Replace the old index by a new one that matches the directory as of `stamp`."""
         return self.adopt(self.draft(index, "new"), stamp, "new")
 
     def draft(self, index: Index, suffix: str) -> Index:
-        """Write a new index beside the old one. Needs no lock if nobody else has the suffix."""
+        """Write a new index beside the old one. Needs no lock if the suffix is the caller's own."""
         self.close()
         self._disk(make_private_directory, self._root)
         new = f"{self.path}.{suffix}"
-        _unlink(new)  # of a killed call
+        _unlink(new)  # left by a killed call
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fd = self._disk(os.open, new, flags, _MODE)
         try:
@@ -130,7 +132,7 @@ class IndexFile:
         return Index(index.header, self._block)
 
     def adopt(self, index: Index, stamp: int, suffix: str) -> Index:
-        """Put a draft, and what changed in it since, in place of the old index."""
+        """Write the changes to a draft since, and replace the old index by it."""
         new = f"{self.path}.{suffix}"
         try:
             self._write(index)
@@ -142,12 +144,12 @@ class IndexFile:
         return index
 
     def seal(self, index: Index) -> None:
-        """Write what changed in `index`, and state that it fits the directory as it is now."""
+        """Write the changed blocks of `index`, and mark it as matching the directory now."""
         self._write(index)
         self._finish(self.stamp())
 
     def forget(self) -> None:
-        """Remove the file: it is wrong, or cannot be written."""
+        """Remove the file, because it is wrong or cannot be written."""
         self.close()
         _unlink(self.path)
 
@@ -169,12 +171,12 @@ class IndexFile:
         return Header.parse(self._disk(os.pread, self._fd, BLOCK, 0))
 
     def _written(self, block: int, end: int) -> Iterator[bytes]:
-        """Yield the blocks up to `end` in runs, but for holes, which are most of a table."""
+        """Yield the blocks up to `end` in runs, without holes, which make up most of a table."""
         while block < end:
             try:
                 at = self._disk(os.lseek, self._fd, block * BLOCK, os.SEEK_DATA)
             except OSError as error:
-                if error.errno == errno.ENXIO:  # no data behind
+                if error.errno == errno.ENXIO:  # no data behind `block`
                     return
                 raise
             hole = self._disk(os.lseek, self._fd, at, os.SEEK_HOLE)
@@ -198,7 +200,7 @@ class IndexFile:
 
 
 def boot_id() -> bytes:
-    """Return what no other boot of this node has, zeros where the kernel does not tell."""
+    """Return the kernel's boot id, 36 bytes; zeros if the kernel does not tell it."""
     try:
         fd = os.open(_BOOT_ID, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -210,7 +212,7 @@ def boot_id() -> bytes:
 
 
 def booted_ns() -> int:
-    """Return when this boot began, nanoseconds since the epoch, by the clock as it is now."""
+    """Return the beginning of this boot by the present clock, nanoseconds since the epoch."""
     return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 

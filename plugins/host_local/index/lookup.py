@@ -1,4 +1,4 @@
-"""The index of an open store: loaded if it fits, else made anew; brought up to date at the end."""
+"""The index of an open store: loaded or rebuilt at the first query, written back at the end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
     class LeaseDirectory(Protocol):
-        """The lease directory as its index sees it; `host_local.store.Store` is one."""
+        """The interface of a lease directory to its index; `host_local.store.Store` has it."""
 
         @property
         def descriptor(self) -> int:
@@ -35,30 +35,30 @@ if TYPE_CHECKING:
             """Return all leases."""
 
         def lease(self, address: Address) -> Lease | None:
-            """Return the lease of `address`, None when it is free."""
+            """Return the lease of `address`, None if it is free."""
 
         def inodes(self) -> dict[str, int]:
             """Return the inode of each name in the directory."""
 
         def tidy(self, names: Iterable[str]) -> None:
-            """Remove those of `names` that a killed call left behind."""
+            """Remove those of `names` that are leftovers of killed calls."""
 
         def unlock(self) -> None:
-            """Let others have the lock."""
+            """Release the lock."""
 
         def relock(self) -> None:
             """Wait for the lock."""
 
 
-_DOUBLINGS_MAX = 6  # one is more than enough for any leases that there can be
-_NEW, _DRAFT = "new", "draft.new"  # what is made under the lock, and without it
+_DOUBLINGS_MAX = 6  # of the capacity; one suffices for any possible number of leases
+_NEW, _DRAFT = "new", "draft.new"  # suffixes of files made under the lock, and without it
 
 
 class Catalog:
-    """What one call knows of the index; every verb but `seems_free` wants the directory's lock.
+    """The index in one call; every method except `seems_free` needs the directory's lock.
 
-    No failure of the index is one of the call: it goes on with an index in memory, made from
-    the leases themselves.
+    A failure of the index does not fail the call: the call continues with an index in memory, made
+    from the leases.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Catalog:
         log: Callable[[str], object],
         capacity: int,
     ) -> None:
-        """`file` is None when there is no place for one; `scan` returns all leases."""
+        """`file` is None if no file can be kept; `scan` returns all leases."""
         self._file = file
         self._scan = scan
         self._log = log
@@ -89,7 +89,7 @@ class Catalog:
         return cls(file, leases.leases, log, capacity)
 
     def close(self, *, seal: bool, changed: bool) -> None:
-        """Bring the file up to date if the index is (`seal`) and has to be (`changed`)."""
+        """Close the file; write the index back if it is up to date (`seal`) and `changed`."""
         try:
             if self._file and self._index is not None and changed and seal:
                 self._file.seal(self._index)
@@ -100,7 +100,7 @@ class Catalog:
                 self._file.close()
 
     def open(self) -> None:
-        """Load the index, or make it."""
+        """Load or rebuild the index."""
         self._query(lambda index: index.header)
 
     def addresses_of(self, owner: Attachment) -> list[Address]:
@@ -117,7 +117,7 @@ class Catalog:
         return self._query(lambda index: index.addresses_of_pod(pod))
 
     def next_free(self, range_set: RangeSet, after: Address | None) -> Address | None:
-        """Return the next address that seems free, one that still rests only if need be."""
+        """Return the next address that seems free; a resting one only if there is no other."""
 
         def question(index: Index) -> Address | None:
             if index.header.head != index.header.tail:
@@ -132,7 +132,7 @@ class Catalog:
         return self._query(question)
 
     def seems_free(self, range_set: RangeSet) -> bool:
-        """Tell whether an up-to-date index has a free address of `range_set`; needs no lock."""
+        """Tell whether an up-to-date index has a free address of `range_set`. Needs no lock."""
         try:
             index = self._file.load() if self._file else None
             if index is None or self._file is None:
@@ -143,11 +143,11 @@ class Catalog:
             return False
 
     def booted_ns(self) -> int:
-        """Return the earliest time of this boot that the clock has ever told, since the epoch."""
+        """Return the earliest clock reading of this boot's beginning, ns since the epoch."""
         return self._query(lambda index: index.header.booted_ns)
 
     def taken(self, address: Address, owner: Attachment, pod: str, former: Lease | None) -> None:
-        """Note that `owner`, of `pod`, has `address`, which the `former` lease had."""
+        """Note that `owner`, of `pod`, has `address`, in place of the lease `former`."""
 
         def note(index: Index) -> None:
             index.free(address, text_of(former.owner) if former and former.owner else "", pod)
@@ -156,52 +156,52 @@ class Catalog:
         self._query(note)
 
     def freed(self, lease: Lease, pod: str, rest_seconds: int) -> None:
-        """Note that `lease` is gone, and that its address rests for so long."""
+        """Note that `lease` is freed, and that its address rests for `rest_seconds`."""
 
         def note(index: Index) -> None:
             index.free(lease.address, text_of(lease.owner) if lease.owner else "", pod)
             if rest_seconds:
-                # A clock that nobody sets, and that goes on while the node sleeps.
+                # A clock that cannot be set, and that continues while the node is suspended.
                 now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
                 index.rest(lease.address, now_ns + rest_seconds * 10**9)
 
         self._query(note)
 
     def rebuild(self) -> None:
-        """Make the index anew, from the leases."""
-        stamp = self.stamp()  # first: what others change meanwhile shows
+        """Rebuild the index from the leases."""
+        stamp = self.stamp()  # first: later changes by other programs show
         leases = self._scan()
         index = self._made([(o.address, text_of(o.owner) if o.owner else "") for o in leases])
         self._index = self._saved(index, lambda file: file.save(index, stamp))
 
     def renew(self, leases: LeaseDirectory) -> None:
-        """Rebuild an index that is out of date, mostly without the lock that the caller holds."""
-        if self.is_behind():
+        """Rebuild a stale index, mostly without the lock, which the caller holds."""
+        if self.is_stale():
             from plugins.host_local.index import rebuild
 
             rebuild.renew(leases, self)
 
-    # For `rebuild`, which works without the lock; each verb that needs the lock says so.
+    # For the module rebuild, which works without the lock; a method that needs it says so.
 
-    def is_behind(self) -> bool:
-        """Tell whether there is a place for an index, but none that fits; wants the lock."""
+    def is_stale(self) -> bool:
+        """Tell whether a file can be kept but is missing or stale. Needs the lock."""
         if self._index is None and self._file:
-            self._file.close()  # another one may be in its place by now
+            self._file.close()  # another file may have replaced it by now
         self._index = self._index or self._load()
         return self._index is None and self._file is not None
 
-    def alone(self) -> int:
-        """Return a descriptor whose flock is for one process that makes an index; -1: none."""
+    def rebuild_lock(self) -> int:
+        """Return a descriptor whose flock admits one process at a time to a rebuild, or -1."""
         try:
-            return self._file.alone() if self._file else -1
+            return self._file.rebuild_lock() if self._file else -1
         except OSError as error:
             self._give_up(error)
             return -1
 
     def stamp(self) -> int:
-        """Give the directory a time that no change leaves in place; wants the lock.
+        """Set the directory's time as IndexFile.stamp does, and return it; 0 without a file.
 
-        Returns it, 0 where there is no index.
+        Needs the lock.
         """
         try:
             return self._file.stamp() if self._file else 0
@@ -210,16 +210,16 @@ class Catalog:
             return 0
 
     def is_unchanged(self, stamp: int) -> bool:
-        """Tell whether nobody has changed the directory since `stamp`; wants the lock."""
+        """Tell whether the directory is unchanged since `stamp`. Needs the lock."""
         return bool(stamp and self._file and self._file.time_of_directory() == stamp)
 
     def draft(self, leases: Sequence[tuple[Address, str]]) -> Index:
-        """Return a new index of `leases`, each with the owner's text, which nobody uses yet."""
+        """Return a new, unused index of `leases`, each with its owner's text."""
         index = self._made(leases)
         return self._saved(index, lambda file: file.draft(index, _DRAFT))
 
     def adopt(self, index: Index, changes: Callable[[Index], object]) -> None:
-        """Use a draft from now on, after `changes` to it; wants the lock."""
+        """Use a draft from now on, after `changes` to it. Needs the lock."""
         try:
             changes(index)
         except (FullError, OSError):
@@ -229,7 +229,7 @@ class Catalog:
         self._index = self._saved(index, lambda file: file.adopt(index, stamp, _DRAFT))
 
     def forget(self) -> None:
-        """Throw the index away: it has been found wrong."""
+        """Discard the index, which was found wrong."""
         self._index = None
         if self._file:
             try:
@@ -238,7 +238,7 @@ class Catalog:
                 self._give_up(error)
 
     def _query(self, question: Callable[[Index], T]) -> T:
-        """Return the answer of the index, of a new one if this one is out of date or damaged."""
+        """Return the answer of the index; a stale or damaged index is rebuilt first."""
         self._index = self._index or self._load()
         for _ in range(_DOUBLINGS_MAX):
             if self._index is None:
@@ -261,7 +261,7 @@ class Catalog:
             return None
 
     def _made(self, leases: Sequence[tuple[Address, str]]) -> Index:
-        """Return an index in memory, with what the file still knows of rests and pods."""
+        """Return an index in memory, with the rests and pods of the old file."""
         try:
             old = self._file.remembered() if self._file else Remembered()
         except OSError:
@@ -269,7 +269,7 @@ class Catalog:
         capacity = max(self._capacity, 2 * len(leases))
         now_booted_ns = booted_ns()
         earliest_ns = min(old.booted_ns or now_booted_ns, now_booted_ns)
-        # What a damaged file says of pods may be too much, and can be done without.
+        # A damaged file may have too many pods; the index works without them.
         pods = old.pods if len(old.pods) <= capacity else ()
         for _ in range(_DOUBLINGS_MAX):
             index = Index(header_for(boot_id(), capacity, earliest_ns))
@@ -283,7 +283,7 @@ class Catalog:
         return index
 
     def _saved(self, index: Index, save: Callable[[IndexFile], Index]) -> Index:
-        """Return the index as it is in the file, or in memory when it cannot be written."""
+        """Return the index in the file, or in memory if the file cannot be written."""
         if self._file is None:
             return index
         whole = dict(index.written)
@@ -295,7 +295,7 @@ class Catalog:
             return index
 
     def _give_up(self, error: OSError) -> None:
-        """Go on without a file. What is left of it does not fit the directory, or is removed."""
+        """Continue without a file. A remaining file is stale, or is removed."""
         file, self._file = self._file, None
         if file is None:
             return
@@ -307,7 +307,7 @@ class Catalog:
 
 
 def _rest(index: Index, resting: Iterable[tuple[Address, int]]) -> None:
-    # What is left of a damaged file may say anything; no rest is longer than this.
+    # A damaged file may hold any time; no rest is longer than this.
     latest_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + RELEASE_COOLDOWN_MAX * 10**9
     for address, until_ns in resting:
         if until_ns <= latest_ns and address != NOBODY:

@@ -1,7 +1,7 @@
-"""Makes the index of a large lease directory anew, while others can have its lock.
+"""The rebuild of a large directory's index, mostly without holding the directory's lock.
 
-Reading 65,000 leases takes a second or more. So they are read without the lock, by one process at
-a time, and only what has changed meanwhile is read under it.
+Reading 65,000 leases takes a second or more. One process at a time reads them without the lock; it
+reads only the changes since then under the lock.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from plugins.host_local.index.lookup import Catalog, LeaseDirectory
 
 
-_TRIES = 3  # at reading without the lock what others change meanwhile
+_TRIES = 3  # readings of later changes without the lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,23 +30,23 @@ class _Seen:
 
     address: Address
     inode: int
-    owner: str  # as the file says it, "" when it names nobody
+    owner: str  # the text of the file, "" if it names no owner
 
 
 def renew(store: LeaseDirectory, catalog: Catalog) -> None:
-    """Bring the index of `store` up to date; the lock is held at the beginning and at the end.
+    """Rebuild the index of `store`; the caller holds the lock at the beginning and at the end.
 
-    Nobody waits in here who has the lock, so two that wait for each other cannot be. What fails of
-    the index is left to `catalog`, which then makes one in memory. Raises OSError.
+    Never blocks while holding the store lock, so it cannot deadlock. Index failures fall back to an
+    index in memory. Raises OSError for the directory.
     """
     store.unlock()
-    alone = catalog.alone()
+    exclusive = catalog.rebuild_lock()
     try:
-        if alone >= 0:
-            fcntl.flock(alone, fcntl.LOCK_EX)
+        if exclusive >= 0:
+            fcntl.flock(exclusive, fcntl.LOCK_EX)
         store.relock()
-        if not catalog.is_behind():
-            return  # somebody else has done it meanwhile, or there is no place for an index
+        if not catalog.is_stale():
+            return  # another process has rebuilt it meanwhile, or no file can be kept
         stamp = catalog.stamp()
         store.unlock()
         inodes = store.inodes()
@@ -58,7 +58,7 @@ def renew(store: LeaseDirectory, catalog: Catalog) -> None:
                 break
             stamp = catalog.stamp()
             store.unlock()
-            with suppress(FullError):  # to be met again below
+            with suppress(FullError):  # met again below
                 _catch_up(store, draft, seen)
             store.relock()
 
@@ -69,12 +69,12 @@ def renew(store: LeaseDirectory, catalog: Catalog) -> None:
 
         catalog.adopt(draft, finish)
     finally:
-        if alone >= 0:
-            os.close(alone)
+        if exclusive >= 0:
+            os.close(exclusive)
 
 
 def _read(store: LeaseDirectory, inodes: dict[str, int]) -> dict[str, _Seen]:
-    """Return those of the leases that are there, by the names of their files."""
+    """Return the existing leases among `inodes`, by the names of their files."""
     seen = {}
     for name, inode in inodes.items():
         address = address_of(name)
@@ -86,7 +86,7 @@ def _read(store: LeaseDirectory, inodes: dict[str, int]) -> dict[str, _Seen]:
 
 
 def _catch_up(store: LeaseDirectory, index: Index, seen: dict[str, _Seen]) -> None:
-    """Tell `index`, and `seen`, what has become of the directory since that was read."""
+    """Update `index` and `seen` with the changes of the directory since it was read."""
     there = store.inodes()
     before = {name: one.inode for name, one in seen.items()}
     for name, _ in before.items() - there.items():

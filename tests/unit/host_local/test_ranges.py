@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cni_common.spec.errors import CNIError, Code
-from plugins.host_local.ranges import RangeSet, odd_gateways, parse_sets, unlisted, unused
+from plugins.host_local.ranges import RangeSet, gateways_outside, parse_sets, unlisted, unused
 
 Entry = dict[str, Any]
 
@@ -103,7 +104,7 @@ def test_defaults(entry: Entry, first: str, last: str, gateway: str, size: int) 
         ),
     ],
 )
-def test_h10_refused(sets: list[list[Entry]], message: str) -> None:
+def test_refused(sets: list[list[Entry]], message: str) -> None:
     """Each mistake is refused by one line that names the range set and what would be right."""
     with pytest.raises(CNIError) as caught:
         parse(*sets)
@@ -140,11 +141,13 @@ def test_slices_of_one_subnet() -> None:
     assert [str(one) for one in range_set.addresses()] == ["10.0.0.11", "10.0.0.4", "10.0.0.5"]
 
 
-def test_h10_odd_gateways() -> None:
+def test_gateways_outside() -> None:
     """A gateway outside of its subnet is worth a line in the log."""
     sets = parse([{"subnet": "10.0.0.0/24", "gateway": "10.1.0.1"}], [{"subnet": "fd00::/64"}])
 
-    assert odd_gateways(sets) == ["range set 0: gateway 10.1.0.1 is outside of subnet 10.0.0.0/24"]
+    assert gateways_outside(sets) == [
+        "range set 0: gateway 10.1.0.1 is outside of subnet 10.0.0.0/24"
+    ]
 
 
 def test_other_family_is_outside() -> None:
@@ -255,3 +258,17 @@ def test_huge_pool_is_searched_at_once() -> None:
     (range_set,) = parse([{"subnet": "fd00::/16"}])
 
     assert range_set.pick(unused({int(ip_address("fd00::2"))}), None) == ip_address("fd00::3")
+
+
+def test_thousands_of_ranges_cost_no_square_of_their_number() -> None:
+    """Overlaps are found, and an address is picked, in a second of CPU for 3,000 ranges."""
+    entries = [{"subnet": f"10.{number >> 8}.{number & 255}.0/24"} for number in range(3_000)]
+    started = time.process_time()
+
+    (pool,) = parse_sets([entries], several_per_family=True)
+    free = pool.pick(unused(set()), None)
+    with pytest.raises(CNIError, match="overlap"):
+        parse_sets([[*entries, {"subnet": "10.5.30.0/25"}]], several_per_family=True)
+
+    assert (pool.size, str(free)) == (3_000 * 253, "10.0.0.2")
+    assert time.process_time() - started < 10  # it took minutes

@@ -42,7 +42,7 @@ def test_round_robin(node: Node) -> None:
     assert got == [f"10.0.0.{number}" for number in (2, 3, 4, 5, 6, 2)]
 
 
-def test_h4_h5_add_twice(node: Node) -> None:
+def test_add_twice(node: Node) -> None:
     """The second ADD is refused with all that is to be known, and changes nothing."""
     config = node.config(*DUAL)
     node.add(config)
@@ -72,9 +72,7 @@ def test_add_after_the_go_plugins(node: Node, content: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
-def test_h2_h6_one_lock_and_one_look(
-    node: Node, monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
+def test_one_lock_and_one_look(node: Node, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     """However many range sets and leases: one lock, no list, and no other's lease is read."""
     config = node.config("10.0.0.0/29", "10.1.0.0/29", "fd00::/64")
     for containerid in ("c2", "c3", "c1"):
@@ -121,7 +119,7 @@ def test_add_takes_over_an_interrupted_add(node: Node) -> None:
 
 
 @pytest.mark.parametrize("sets", [("10.0.0.0/29", "10.1.0.0/30"), ("10.1.0.0/30", "10.0.0.0/29")])
-def test_h6_exhausted(node: Node, sets: tuple[str, ...]) -> None:
+def test_exhausted(node: Node, sets: tuple[str, ...]) -> None:
     """One set without address fails the ADD, names who holds it, and takes nothing elsewhere."""
     node.lease("10.1.0.2", "c9\r\neth0", age=5)
     index = sets.index("10.1.0.0/30")
@@ -148,7 +146,7 @@ def test_h6_exhausted(node: Node, sets: tuple[str, ...]) -> None:
         (["fd00::6"], "range 1: requested IP address fd00::6 is not available in range set"),
     ],
 )  # fmt: skip
-def test_h7_requested_address_refused(node: Node, ips: list[str], message: str) -> None:
+def test_requested_address_refused(node: Node, ips: list[str], message: str) -> None:
     """A requested address that cannot be had fails the whole ADD, every time alike."""
     node.lease("10.0.0.5", "c9\r\neth0")
     node.lease("fd00::6", "")  # young, so perhaps being written by the Go plugin
@@ -189,7 +187,7 @@ def test_versions(node: Node, version: str) -> None:
     ],
     ids=str,
 )
-def test_h10_delete_with_any_configuration(node: Node, change: dict[str, Any]) -> None:
+def test_delete_with_any_configuration(node: Node, change: dict[str, Any]) -> None:
     """What ADD leased is freed, whatever became of the configuration."""
     node.add(node.config(*DUAL))
 
@@ -286,7 +284,7 @@ def test_delete_tells_what_it_cannot_read(node: Node) -> None:
     assert (node.leases(), node.records()) == ({}, [])
 
 
-def test_h14_delete_stays_in_its_directory(node: Node) -> None:
+def test_delete_stays_in_its_directory(node: Node) -> None:
     """Files that are no leases, and sub-directories, are not touched."""
     node.add(node.config("10.0.0.0/29"))
     for path in (node.store / "sub" / "10.0.0.5", node.store / "notes"):
@@ -309,10 +307,13 @@ def test_h14_delete_stays_in_its_directory(node: Node) -> None:
             ["10.0.0.3/29"],
             "host-local: 10.0.0.3 should be reserved for c1 (eth0) but is held by c2",
         ),
-        (["10.0.0.2/29", "fd00::7/64"], "fd00::7 should be reserved for c1 (eth0) but is reserved"),
+        (
+            ["10.0.0.2/29", "fd00::7/64"],
+            "fd00::7 should be reserved for c1 (eth0) but is not reserved",
+        ),
     ],
 )
-def test_h13_check_compares_with_prev_result(node: Node, ips: list[str], message: str) -> None:
+def test_check_compares_with_prev_result(node: Node, ips: list[str], message: str) -> None:
     """CHECK demands each address of the result that lies in our ranges, and only those."""
     config = node.config(*DUAL)
     node.add(config)
@@ -333,7 +334,7 @@ def test_check_without_lease(node: Node) -> None:
     assert not node.store.exists()
 
 
-def test_h12_status(node: Node) -> None:
+def test_status_of_a_full_range(node: Node) -> None:
     """STATUS is quiet while there is an address."""
     config = node.config("10.0.0.0/24", "10.1.0.0/30")
 

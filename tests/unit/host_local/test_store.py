@@ -186,7 +186,7 @@ def test_no_lock_where_nothing_was_leased(tmp_path: Path) -> None:
     assert (tmp_path / "lock").exists()
 
 
-def test_h9_lock_is_no_symlink(tmp_path: Path) -> None:
+def test_lock_is_no_symlink(tmp_path: Path) -> None:
     """A planted link does not make us open another file."""
     (tmp_path / "lock").symlink_to("/etc/passwd")
 

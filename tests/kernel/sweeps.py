@@ -1,0 +1,57 @@
+"""Sweeps: a call made again and again, with a failure at one of its operations after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tests.faults.inprocess import Fault, faulty
+from tests.machine import Json, Machine
+from tests.scope import ALL, one_of_each
+
+_LIMIT = 500  # operations: more than any call has
+
+
+def kind_of(what: str) -> str:
+    """Return what an operation has in common with others: `disk open`, `write record`, `sysctl`."""
+    words = what.split()[:2]
+    return words[0] if words[0] == "sysctl" else " ".join(words)
+
+
+def faults(rehearse: Callable[[Fault], object], **keys: Any) -> Iterator[Fault]:
+    """Yield a Fault for each operation of a call, and at last one that does not happen.
+
+    For a sample it is one operation of each kind: `rehearse` makes the call without a failure and
+    takes it back, so that they are known. `keys` are those of Fault.
+    """
+    for number in range(1, _LIMIT) if ALL else _sampled(rehearse, **keys):
+        yield Fault(number, **keys)
+    raise AssertionError("each of the operations of a sweep happens")
+
+
+def _sampled(rehearse: Callable[[Fault], object], **keys: Any) -> Iterator[int]:
+    rehearsal = Fault(**keys)
+    rehearse(rehearsal)
+    assert len(rehearsal.done) > 2, f"a sweep of {rehearsal.done}"
+    yield from (at + 1 for at in one_of_each([kind_of(what) for what in rehearsal.done]))
+    yield _LIMIT
+
+
+def rehearsal(
+    machine: Machine,
+    plugin: str,
+    command: str,
+    config: Json,
+    netns: str,
+    before_del: Callable[[], object] = lambda: None,
+) -> Callable[[Fault], None]:
+    """Return an ADD and its DEL, the operations of one of which are counted."""
+
+    def rehearse(fault: Fault) -> None:
+        for one in ("ADD", "DEL"):
+            if one == "DEL":
+                before_del()
+            with faulty(machine, fault if one == command else Fault()) as host:
+                machine.ok(plugin, one, config, netns, host=host)
+
+    return rehearse

@@ -1,0 +1,33 @@
+"""How much runs: in `make test` a sample that changes by the day, in `make test-all` everything.
+
+PYCNI_TEST_ALL=1: everything, namely every test on both edges, each step of each sweep of failures,
+and the Go plugins beside ours instead of their golden answers. PYCNI_TEST_SEED repeats the sample
+of another day.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from zlib import crc32
+
+_ENVIRON = os.environ  # noqa: TID251 - where the developer and the Makefile choose
+ALL = _ENVIRON.get("PYCNI_TEST_ALL", "") not in ("", "0")
+# Set for the processes that run the tests: none of them shall have another day.
+SEED = _ENVIRON.setdefault("PYCNI_TEST_SEED", datetime.now(UTC).date().isoformat())
+HEADER = (
+    "scope: everything (PYCNI_TEST_ALL)"
+    if ALL
+    else f"scope: a sample, repeated by PYCNI_TEST_SEED={SEED}; PYCNI_TEST_ALL=1 runs everything"
+)
+
+
+def one_of_each(kinds: Sequence[str]) -> list[int]:
+    """Return the positions of one entry of each kind, in order; which one depends on the day."""
+    positions: dict[str, list[int]] = {}
+    for position, kind in enumerate(kinds):
+        positions.setdefault(kind, []).append(position)
+    return sorted(
+        found[crc32(f"{SEED} {kind}".encode()) % len(found)] for kind, found in positions.items()
+    )

@@ -1,0 +1,25 @@
+"""Waiting: for what is to happen, with a generous bound; for what is not, longer if all is busy."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+GENEROUS = 120.0  # seconds: only a failure makes a test wait so long
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    """Wait until something is so. Raises AssertionError, which says `what` is wrong otherwise."""
+    deadline = time.monotonic() + GENEROUS
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.005)
+
+
+def longer_if_busy(seconds: float) -> float:
+    """Return the time after which an answer that did not come will not come.
+
+    `seconds` are those of a machine on which two processes at most want each processor.
+    """
+    return seconds * min(4.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1) / 2))
