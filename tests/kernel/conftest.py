@@ -9,7 +9,6 @@ import pytest
 
 from tests.kernel.containers import Container
 
-
 # Files whose tests ask whether dead containers are gone. Such a look opens every namespace of the
 # machine for a moment, and what is open counts as alive: two looks at once would see each other's.
 JUDGES_OF_DEATH = frozenset(
