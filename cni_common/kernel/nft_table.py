@@ -9,12 +9,15 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import sys
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from cni_common.kernel import nft_messages
 from cni_common.kernel.netlink import (
     HEADER_SIZE,
+    NLATTR_SIZE,
     NLM_F_ACK,
     NLM_F_APPEND,
     NLM_F_CREATE,
@@ -31,7 +34,7 @@ from cni_common.kernel.netlink import (
 from cni_common.kernel.nft_messages import Element, Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any
 
     from cni_common.kernel.netns import NetNS
@@ -47,7 +50,11 @@ _NFTABLES, _BATCH_BEGIN, _BATCH_END = 10, 0x10, 0x11  # linux/netfilter/nfnetlin
 _NEWTABLE, _GETTABLE, _DELTABLE, _NEWCHAIN, _GETCHAIN, _DELCHAIN = range(6)
 _NEWRULE, _GETRULE, _DELRULE, _NEWSET, _GETSET, _DELSET = range(6, 12)
 _NEWSETELEM, _GETSETELEM, _DELSETELEM = range(12, 15)
+_ADD_ELEMENTS, _DELETE_ELEMENTS = _NFTABLES << 8 | _NEWSETELEM, _NFTABLES << 8 | _DELSETELEM
+_LIST_BYTES = 60_000  # of the elements in one message; an attribute's length has 16 bits
 TRIES = 10  # attempts of a transaction that other calls outrun
+# Errors after which the elements are looked at again: an element was gone, the answer was lost.
+LOOK_AGAIN = (errno.ENOENT, errno.ENOBUFS)
 _NFGENMSG = struct.Struct("=BBH")  # family, version 0, resource id in network order
 _TABLE_NAME, _TABLE_USE = 1, 3
 _CHAIN_TABLE, _CHAIN_NAME, CHAIN_POLICY, _CHAIN_USE, CHAIN_USERDATA = 1, 3, 5, 6, 12
@@ -154,15 +161,10 @@ class Table:
     # --- queries ---
 
     def present(self, netns: NetNS, keys: Sequence[tuple[str, bytes]]) -> list[Element | None]:
-        """Return the element of each (set, key), by one send if all exist."""
+        """Return the element of each (set, key), None where there is none."""
         queries = [self._query_element(*key) for key in keys]
-        try:
-            answers = netns.netfilter.exchange(queries) if queries else []
-        except NetlinkError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            return [self.element(netns, *key) for key in keys]
-        return [answer[0][0] for answer in answers]
+        answers = netns.netfilter.exchange(queries, absent=[errno.ENOENT])
+        return [answer[0][0] if answer else None for answer in answers]
 
     def element(self, netns: NetNS, set_name: str, key: bytes) -> Element | None:
         """Return the element with this key, None if there is none."""
@@ -276,16 +278,20 @@ def interface_name(key: bytes) -> str:
 
 
 def apply(netns: NetNS, messages: Sequence[Message]) -> None:
-    """Send `messages` as one transaction: all or nothing. Raises NetlinkError."""
-    frame = [_frame("begin", _BATCH_BEGIN), *messages, _frame("end", _BATCH_END)]
-    netns.netfilter.exchange(frame)
+    """Send `messages` as one transaction: all or nothing.
+
+    Raises NetlinkError. After ENOBUFS it is unknown which of both it was.
+    """
+    netns.netfilter.transact(
+        _frame("begin", _BATCH_BEGIN), _packed(messages), _frame("end", _BATCH_END)
+    )
 
 
 def apply_deletions(netns: NetNS, deletions: Callable[[], Sequence[Message]]) -> bool:
     """Send the requests of `deletions` as one transaction; return False if there are none.
 
-    `deletions` is called again if another call, as a GC beside a DEL, was faster with a part of it.
-    Raises NetlinkError.
+    `deletions` is called again if another call, as a GC beside a DEL, was faster with a part of it,
+    or if the kernel's answer was lost. Raises NetlinkError.
     """
     for attempt in range(TRIES):
         messages = deletions()
@@ -293,7 +299,7 @@ def apply_deletions(netns: NetNS, deletions: Callable[[], Sequence[Message]]) ->
             if messages:
                 apply(netns, messages)
         except NetlinkError as error:
-            if error.errno != errno.ENOENT or attempt == TRIES - 1:
+            if error.errno not in LOOK_AGAIN or attempt == TRIES - 1:
                 raise
         else:
             return bool(messages)
@@ -309,6 +315,49 @@ def apply_if_unused(netns: NetNS, deletions: Sequence[Message]) -> bool:
             raise
         return False
     return True
+
+
+def _packed(messages: Sequence[Message]) -> list[Message]:
+    """Return `messages`; those about elements of one set, one behind the other, become few.
+
+    The kernel takes them in the same order. It answers each message, not each element.
+    """
+    packed: list[Message] = []
+    for (_, _, head), run in groupby(messages, _list_of):
+        packed += _joined(head, run)
+    return packed
+
+
+def _list_of(message: Message) -> tuple[int, int, bytes]:
+    """Return type, flags and what comes before the list in a message about elements, else b""."""
+    body = message.body
+    if message.type not in (_ADD_ELEMENTS, _DELETE_ELEMENTS):
+        return 0, 0, b""
+    at = _NFGENMSG.size
+    for _ in (_ELEMENTS_TABLE, _ELEMENTS_SET):
+        at += (int.from_bytes(body[at : at + 2], sys.byteorder) + 3) & ~3
+    return message.type, message.flags, body[:at]
+
+
+def _joined(head: bytes, run: Iterable[Message]) -> Iterator[Message]:
+    if not head:
+        yield from run
+        return
+    items: list[bytes] = []
+    size = 0
+    for message in run:
+        item = message.body[len(head) + NLATTR_SIZE :]
+        if size + len(item) > _LIST_BYTES:
+            yield _with_list(message, head, items)
+            items, size = [], 0
+        items.append(item)
+        size += len(item)
+    yield _with_list(message, head, items)
+
+
+def _with_list(message: Message, head: bytes, items: Sequence[bytes]) -> Message:
+    body = head + attribute(_ELEMENTS, *items)
+    return Message(message.what, message.type, message.flags, body)
 
 
 def _frame(what: str, kind: int) -> Message:
