@@ -26,6 +26,7 @@ check: venv ## format, lint, types, unit tests: no root, less than half a minute
 	$(python) -m ruff format --check
 	$(python) -m ruff check
 	$(python) -m mypy
+	$(python) -m tests.conformance build/conformance.py && $(python) -m mypy build/conformance.py
 	[[ ! -x .venv/bin/shellcheck ]] || .venv/bin/shellcheck $(shell_scripts)
 	$(pytest) -n 2 tests/unit
 
@@ -43,7 +44,7 @@ test-all: ## the same with every case, both edges, Go plugins beside ours, two k
 	    test-vm storm test-faults
 
 test-kernel: venv ## each plugin on network namespaces of its own
-	$(sandboxed) -n 2 tests/kernel
+	$(sandboxed) -n 4 --dist worksteal tests/kernel # which wait for the kernel half of the time
 
 test-e2e: dist ## the executables, driven by cnitool, beside the Go plugins
 	$(sandboxed) -n 2 tests/e2e

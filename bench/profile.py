@@ -29,19 +29,19 @@ from plugins import load
 # Functions of one ADD or DEL that do not call each other.
 STEPS: Mapping[str, Mapping[str, str]] = {
     "ADD": {
-        "cni_common.node.lifecycle.begin": "record begun",
+        "cni_common.node.lifecycle.Lifecycle.begin": "record begun",
         "plugins.bridge.port.ensure_bridge": "bridge looked at",
         "cni_common.node.veth.create_veth": "veth pair made, in both namespaces and the bridge",
-        "cni_common.node.lifecycle.allocate": "address leased by host-local",
+        "cni_common.node.interface.allocate": "address leased by host-local",
         "plugins.bridge.gateway.ensure": "gateway addresses and forwarding looked at",
         "cni_common.node.veth.configure": "sysctls, addresses, link up, routes",
         "cni_common.node.masquerade.add": "masquerading, one nftables transaction",
         "plugins.bridge._await_working": "port and bridge awaited",
     },
     "DEL": {
-        "cni_common.node.veth.delete_veth": "veth pair deleted",
-        "cni_common.node.lifecycle.unmask": "masquerading taken back",
-        "cni_common.node.lifecycle._release": "address given back by host-local",
+        "cni_common.node.interface.Veth.teardown": "veth pair deleted",
+        "cni_common.node.interface.Masquerade.teardown": "masquerading taken back",
+        "cni_common.node.interface.Ipam.teardown": "address given back by host-local",
         "cni_common.node.record.Record.remove": "record removed",
     },
 }

@@ -6,27 +6,21 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from cni_common.kernel import nft_layout
-from cni_common.node import masquerade, masquerade_iptables
-from cni_common.node.record import Record
-from cni_common.spec.request import Attachment
-from commands import DONE, FOUND, inventory, leftovers, view
+from cni_common.node.liveness import GRACE_SECONDS
+from commands import DONE, FOUND, leftovers, view
 from commands.node import Known, Node
-from plugins.bridge import macfilter
-from plugins.host_local import reclaim
-from plugins.host_local.lease import GRACE_SECONDS
-from plugins.host_local.lease import PLUGIN as HOST_LOCAL
 
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable, Iterable, Iterator
 
     from cni_common.node.host import Host
-    from cni_common.node.masquerade_iptables import Jump
+    from cni_common.node.lifecycle import Part
+    from cni_common.node.owned import Stray
     from cni_common.spec.names import Address
+    from cni_common.spec.request import Attachment
     from commands.first_seen import Sightings
     from commands.node import Tenancy
-    from commands.owned import Stray
 
 NOW, LATER, NEVER = "now", "later", "no"
 COLUMNS = ("kind", "what", "network", "container", "interface", "reason", "reclaim")
@@ -98,20 +92,11 @@ class Audit:
 
     def findings(self) -> list[Finding]:
         """Return everything that was found, each once."""
-        elements = masquerade.owners(self._host.netns)
-        jumps = list(masquerade_iptables.reference_jumps(self._host.netns))
-        rules = masquerade_iptables.reference_rules(self._host.netns)
-        ports = macfilter.orphans(self._host.netns)
-        ports_of_reference = macfilter.orphans_of_reference(self._host.netns)
-        strays = inventory.strays(self._host)
+        strays = [(part, list(part.strays(self._host))) for part in self._node.parts]
         return [
             *self._attachments(),
             *self._leases(),
-            *self._elements(elements),
-            *self._filters(ports, ports_of_reference),
             *self._strays(strays),
-            *self._jumps(jumps),
-            *self._rules(rules),
             *self._files(),
         ]
 
@@ -130,25 +115,23 @@ class Audit:
             reason, when = self._when(known)
             if not reason:
                 continue
-            if known.plugin == HOST_LOCAL:
-                if (known.network, known.attachment) not in self._lessees:
-                    act = partial(leftovers.remove_idle_record, self._host, known.path)
-                    yield self._of(known, "record", known.path, reason, when, act)
-            elif known.plugin in inventory.KINDS:
-                act = partial(leftovers.dissolve, self._host, known.path)
-                yield self._of(known, "record", known.path, reason, when, act)
-                for one in inventory.objects_of(self._host, known):
-                    if one.present:
-                        yield self._of(known, one.kind, one.what, reason, when, act)
-            else:
+            lifecycle = self._node.lifecycles.get(known.plugin)
+            if lifecycle is None:
                 yield self._of(known, "record", known.path, reason, NEVER, None)
+                continue
+            if lifecycle.leases and (known.network, known.attachment) in self._lessees:
+                continue  # shown by its leases
+            act = partial(leftovers.teardown, self._host, known.path)
+            yield self._of(known, "record", known.path, reason, when, act)
+            for one in lifecycle.present(self._host, known.record):
+                if one.present:
+                    yield self._of(known, one.kind, one.what, reason, when, act)
 
     def _when(self, known: Known) -> tuple[str, str]:
-        """Return why the owner of a record is GONE, and when that can be taken apart."""
+        """Return why the owner of a record is GONE, and when that can be torn down."""
         # Not locked: an ADD or DEL that meets the lock would wait, or be refused.
-        record = Record(known.path, -1, known.facts)
-        reason = self._node.expiry.of(known.attachment, record)
-        ripe = self._node.patient_expiry.of(known.attachment, record) and not known.is_young()
+        reason = self._node.absence.reason(known.record)
+        ripe = self._node.patient_absence.reason(known.record) and not known.is_young()
         return reason, NOW if ripe else LATER
 
     @cached_property
@@ -165,11 +148,11 @@ class Audit:
             act = (
                 None
                 if when == NEVER
-                else partial(reclaim.reclaim, self._host, one.network, one.directory)
+                else partial(one.leases.reclaim, self._host, one.network, one.directory)
             )
             yield Finding(
                 "lease",
-                f"{one.directory}/{one.lease.address}",
+                one.file,
                 one.network,
                 one.owner.containerid,
                 one.owner.ifname,
@@ -180,14 +163,14 @@ class Audit:
             )
 
     def _when_of_lease(self, one: Tenancy) -> tuple[str, str]:
-        if one.reason:
-            return one.reason, NOW
+        if one.held.reason:
+            return one.held.reason, NOW
         if one.alive is True:
             return "", ""
         if one.alive is False:
-            # Without a record of host-local's it goes with the attachment it belongs to.
+            # Without a record of the IPAM plugin's it goes with the attachment it belongs to.
             return f"its network namespace '{one.netns}' is gone", LATER
-        if one.lease.is_young() or one.lease.address in self._node.in_use:
+        if one.held.is_young or one.held.address in self._node.in_use:
             return "", ""
         if one.netns:
             why = (
@@ -199,89 +182,46 @@ class Audit:
 
     # --- what has none ---
 
-    def _elements(self, elements: list[tuple[str, Address]]) -> Iterator[Finding]:
-        recorded = {leftovers.owner_text(one) for one in self._node.records}
-        for text, address in elements:
-            if text in recorded or address in self._node.in_use:
-                continue
-            parts = text.split(" ") if text.count(" ") == 3 else ["", "", "", ""]
-            yield self._finding(
-                "masquerade",
-                f"element {address} of {nft_layout.TABLE}, for '{text}'",
-                parts[1:],
-                reason="its owner has no record, and its address is in no namespace",
-                act=partial(leftovers.remove_element, self._host, address, text),
-            )
+    def _strays(self, strays: Iterable[tuple[Part, Iterable[Stray]]]) -> Iterator[Finding]:
+        for part, found in strays:
+            claimed = self._node.claimed(part)
+            for one in found:
+                if one.owner not in claimed and not one.addresses & self._node.in_use:
+                    yield self._of_other(part, one) if one.remove_from else self._stray(part, one)
 
-    def _filters(self, ports: list[str], of_reference: list[tuple[str, str]]) -> Iterator[Finding]:
-        recorded = {one.facts.get("veth") for one in self._node.records}
-        for port in ports:
-            if port not in recorded:
-                yield self._finding(
-                    "mac-filter",
-                    f"port '{port}' of {macfilter.TABLE}",
-                    reason="the port is gone, and no record names it",
-                    act=partial(leftovers.remove_filter, self._host, port),
-                )
-        for port, whose in of_reference:
-            yield self._finding(
-                "mac-filter",
-                f"port '{port}' of table bridge nat, for '{whose}' (reference plugin)",
-                reason="the port is gone",
-                act=partial(leftovers.remove_filter_of_reference, self._host, port, whose),
-            )
+    def _stray(self, part: Part, one: Stray) -> Finding:
+        # Without an address nothing tells that nothing needs it.
+        known_gone = one.addresses or one.idle
+        act = partial(leftovers.remove_stray, self._host, part, one) if known_gone else None
+        never = "" if act else NEVER
+        return self._finding(
+            one.kind, one.what, one.names, reason=one.reason, act=act, reclaim=never
+        )
 
-    def _strays(self, strays: list[Stray]) -> Iterator[Finding]:
-        claimed = inventory.claimed(self._node.records)
-        for one in strays:
-            if one.owner not in claimed and not one.addresses & self._node.in_use:
-                # Without an address nothing tells that nobody lives who needs it.
-                known_gone = one.addresses or one.idle
-                act = partial(leftovers.remove_stray, self._host, one) if known_gone else None
-                never = "" if act else NEVER
-                yield self._finding(
-                    one.kind, one.what, one.names, reason=one.reason, act=act, reclaim=never
-                )
-
-    def _jumps(self, jumps: list[Jump]) -> Iterator[Finding]:
-        recorded = {(one.network, one.attachment.containerid) for one in self._node.records}
-        lessees = {(network, owner.containerid) for network, owner in self._lessees}
-        for jump in jumps:
-            whose = jump.network, jump.containerid
-            # What has a record goes with it, and an address in use is of somebody who lives.
-            if whose in recorded or jump.source in self._node.in_use:
-                continue
-            yield self._of_reference(
-                "iptables",
-                f"chain {jump.chain} for {jump.source}",
-                whose,
-                source=jump.source,
-                leased=whose in lessees,
-            )
-
-    def _rules(self, rules: list[tuple[str, Address]]) -> Iterator[Finding]:
-        networks = {name for name, _ in self._node.directories()}
-        networks |= {one.network for one in self._node.records}
-        leased = {one.lease.address for one in self._node.tenancies}
-        for comment, source in rules:
-            if source not in self._node.in_use:
-                yield self._of_reference(
-                    "nftables",
-                    f"rule '{comment}' for {source}",
-                    _names_in(comment, networks),
-                    source=source,
-                    leased=source in leased,
-                )
-
-    def _of_reference(
-        self, kind: str, what: str, names: tuple[str, ...], *, source: Address, leased: bool
-    ) -> Finding:
-        reason = "masquerading of the reference's kind for an address that is in no namespace"
+    def _of_other(self, part: Part, one: Stray) -> Finding:
+        """Return a finding of another implementation's."""
+        names = one.names_by(self._networks) if one.names_by else one.names
+        whose = names[0], names[1] if len(names) > 1 else ""
+        leased = whose in self._leased or one.addresses & self._leased_addresses
         if leased or not names[0]:
             why = "it still has a lease" if leased else "its network is unknown here"
-            return self._finding(kind, what, names, reason=f"{reason}; {why}", reclaim=NEVER)
-        act = partial(leftovers.remove_of_reference, self._host, self._node, names[0], source)
-        return self._finding(kind, what, names, reason=reason, act=act)
+            reason = f"{one.reason}; {why}"
+            return self._finding(one.kind, one.what, names, reason=reason, reclaim=NEVER)
+        act = partial(leftovers.remove_stray, self._host, part, one, names[0])
+        return self._finding(one.kind, one.what, names, reason=one.reason, act=act)
+
+    @cached_property
+    def _networks(self) -> frozenset[str]:
+        listed = (name for name, _ in self._node.directories())
+        return frozenset([*listed, *(one.network for one in self._node.records)])
+
+    @cached_property
+    def _leased(self) -> frozenset[tuple[str, str]]:
+        return frozenset((network, owner.containerid) for network, owner in self._lessees)
+
+    @cached_property
+    def _leased_addresses(self) -> frozenset[Address]:
+        return frozenset(one.held.address for one in self._node.tenancies)
 
     def _files(self) -> Iterator[Finding]:
         for path, act in leftovers.temporary_files(self._host, self._node):
@@ -334,17 +274,3 @@ class Audit:
         key = key or f"{kind} {what}"
         when = reclaim or (NOW if self._sightings.is_second(key) else LATER)
         return Finding(kind, what, network, containerid, ifname, reason, when, key, act)
-
-
-def _names_in(comment: str, networks: Iterable[str]) -> tuple[str, ...]:
-    """Return network, container and interface of a rule's comment, as far as they are proven.
-
-    It is "<digest>-<digest>, net: NETWORK, if: INTERFACE, id: CONTAINER", and may be cut short.
-    """
-    instance, *parts = comment.split(", ")
-    given = dict(part.partition(": ")[::2] for part in parts)
-    network, owner = given.get("net", ""), Attachment(given.get("id", ""), given.get("if", ""))
-    if instance == masquerade_iptables.reference_instance(network, owner):
-        return network, owner.containerid, owner.ifname
-    is_of = partial(masquerade_iptables.is_of_network, instance)
-    return (next(filter(is_of, networks), ""),)

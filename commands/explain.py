@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.netns import NetNS
 from cni_common.spec.errors import CNIError
-from commands import DONE, FAILED, FOUND, inventory, view
+from commands import DONE, FAILED, FOUND, view
 from commands.node import Known, Node
-from plugins.host_local.lease import PLUGIN as HOST_LOCAL
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
     from cni_common.node.host import Host
+    from cni_common.node.owned import Owned
     from cni_common.spec.request import Attachment
     from commands.dumps import Dump
     from commands.node import Tenancy
-    from commands.owned import Owned
 
     Json = dict[str, object]
 
@@ -100,17 +100,20 @@ class _Attachment:
         self._alive = True if True in states else next((s for s in states if s is not None), None)
         pods = [*(one.pod for one in records), *(one.pod for one in leases)]
         self._pod = next(filter(None, pods), "")
-        held = {str(one.lease.address) for one in leases}
-        self._lost = [  # addresses whose lease is gone: whoever removed it may give them away
-            (address, f"{one.facts.get('directory')}/{address}")
+        held = {str(one.held.address) for one in leases}
+        self._lost = [  # leases that are gone: their addresses may be given to others
+            file
             for one in records
-            if one.plugin == HOST_LOCAL
-            for address in one.facts.get("addresses", ())
-            if address not in held
+            for ipam in node.leases_of_plugins
+            for file in ipam.missing(one.record, held)
         ]
         self._objects: list[Owned] = [
-            o for one in records for o in inventory.objects_of(node.host, one)
+            owned
+            for one in records
+            if one.plugin in node.lifecycles
+            for owned in node.lifecycles[one.plugin].present(node.host, one.record)
         ]
+        self._gateway = self._facts.get("gateway", {})
 
     def rows(self) -> list[list[str]]:
         """Return the rows of a table."""
@@ -121,16 +124,13 @@ class _Attachment:
         rows += [
             [f"record of {o.plugin}", o.path, f"changed {o.changed_at}"] for o in self._records
         ]
-        rows += [
-            ["lease", f"{o.directory}/{o.lease.address}", f"since {o.lease.since}"]
-            for o in self._leases
-        ]
-        rows += [["lease", file, "missing"] for _, file in self._lost]
+        rows += [["lease", o.file, f"since {o.held.since}"] for o in self._leases]
+        rows += [["lease", file, "missing"] for file in self._lost]
         for one in self._objects:
             rows.append([one.kind, one.what, "present" if one.present else "missing"])
-        if facts.get("gateway_interface"):
-            gateways = " ".join(facts.get("gateways", ()))
-            rows.append(["gateway (shared)", f"'{facts['gateway_interface']}' {gateways}", ""])
+        if self._gateway:
+            gateways = " ".join(self._gateway["addresses"])
+            rows.append(["gateway (shared)", f"'{self._gateway['interface']}' {gateways}", ""])
         return rows
 
     def kernel(self) -> list[tuple[str, Dump]]:
@@ -138,9 +138,11 @@ class _Attachment:
         from commands import dumps
 
         facts = self._facts
-        devices = [facts[key] for key in ("veth", "ifb") if facts.get(key)]
-        addresses = [str(one.lease.address) for one in self._leases]
-        addresses += facts.get("addresses", ())
+        parts = [one for one in facts.values() if isinstance(one, dict)]
+        named = [one.get(key) for one in parts for key in ("host_end", "device")]
+        devices = list(dict.fromkeys(name for name in named if name))
+        addresses = [str(one.held.address) for one in self._leases]
+        addresses += facts.get("masquerade", {}).get("addresses", ())
         found = [("host", one) for one in dumps.of_host(self._host.netns, devices, addresses)]
         if self._alive:
             found += [("container", one) for one in self._inside(str(facts.get("netns")))]
@@ -171,22 +173,27 @@ class _Attachment:
             ],
             "addresses": [
                 {
-                    "address": str(o.lease.address),
-                    "file": f"{o.directory}/{o.lease.address}",
-                    "since": o.lease.since,
+                    "address": str(o.held.address),
+                    "file": o.file,
+                    "since": o.held.since,
                     "present": True,
                 }
                 for o in self._leases
             ]
             + [
-                {"address": address, "file": file, "since": "", "present": False}
-                for address, file in self._lost
+                {
+                    "address": os.path.basename(file),
+                    "file": file,
+                    "since": "",
+                    "present": False,
+                }
+                for file in self._lost
             ],
             "objects": [
                 {"kind": o.kind, "what": o.what, "present": o.present} for o in self._objects
             ],
             "gateway": {
-                "interface": facts.get("gateway_interface", ""),
-                "addresses": list(facts.get("gateways", ())),
+                "interface": self._gateway.get("interface", ""),
+                "addresses": list(self._gateway.get("addresses", ())),
             },
         }

@@ -7,8 +7,8 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from cni_common.node.liveness import GRACE_SECONDS
 from cni_common.node.record import make_directory
-from plugins.host_local.lease import GRACE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

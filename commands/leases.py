@@ -24,12 +24,12 @@ def run(options: Namespace, host: Host) -> int:
         return DONE
     rows = [
         [
-            str(one.lease.address),
+            str(one.held.address),
             one.network,
             one.owner.containerid,
             one.owner.ifname,
             one.pod,
-            one.lease.since,
+            one.held.since,
             view.answer(one.alive),
         ]
         for one in leases
@@ -40,13 +40,13 @@ def run(options: Namespace, host: Host) -> int:
 
 def _json(one: Tenancy) -> dict[str, object]:
     return {
-        "address": str(one.lease.address),
+        "address": str(one.held.address),
         "network": one.network,
         "containerid": one.owner.containerid,
         "ifname": one.owner.ifname,
         "pod": one.pod,
-        "since": one.lease.since,
+        "since": one.held.since,
         "netns": one.netns,
         "alive": one.alive,
-        "file": f"{one.directory}/{one.lease.address}",
+        "file": one.file,
     }

@@ -9,22 +9,23 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from cni_common.node import liveness
+from cni_common.node.absence import Absence
+from cni_common.node.liveness import GRACE_SECONDS
 from cni_common.spec import wire
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.names import check_identifier
 from cni_common.spec.request import Attachment
-from plugins.host_local import reclaim
-from plugins.host_local.expiry import Expiry
-from plugins.host_local.lease import GRACE_SECONDS
-from plugins.host_local.lease import PLUGIN as HOST_LOCAL
+from plugins import TYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from cni_common.node.host import Host
+    from cni_common.node.lifecycle import Leases, Lifecycle, Part
+    from cni_common.node.owned import Holding
+    from cni_common.node.record import Record
     from cni_common.spec.names import Address
     from cni_common.spec.wire import Json
-    from plugins.host_local.lease import Lease
 
 PROBE = ".probe-"  # how the names of files begin that STATUS makes among the records
 
@@ -33,29 +34,39 @@ PROBE = ".probe-"  # how the names of files begin that STATUS makes among the re
 class Known:
     """One attachment record, as it was when it was read."""
 
-    path: str
-    facts: Json  # empty for a file that a kill left
+    record: Record  # without facts for a file that a kill left
     changed: float  # seconds since the epoch
+
+    @property
+    def path(self) -> str:
+        """The file."""
+        return self.record.path
+
+    @property
+    def facts(self) -> Json:
+        """What it says."""
+        return self.record.facts
 
     @property
     def plugin(self) -> str:
         """The plugin that wrote it; empty when nobody can tell."""
-        return str(self.facts.get("plugin", ""))
+        return self.record.plugin
 
     @property
     def network(self) -> str:
         """The network's name."""
-        return str(self.facts.get("network", ""))
+        return self.record.network
 
     @property
     def attachment(self) -> Attachment:
-        """Whose record it is."""
-        return Attachment(self.facts.get("containerid", ""), self.facts.get("ifname", ""))
+        """The container and its interface."""
+        return self.record.attachment
 
     @property
     def pod(self) -> str:
         """The pod as namespace/name, empty when the runtime did not say."""
-        return str(self.facts.get("pod", "")) or _pod_of(self.facts.get("cni_args", ""))
+        noted = (part.get("pod") for part in self.facts.values() if isinstance(part, dict))
+        return next(filter(None, noted), "") or _pod_of(self.facts.get("cni_args", ""))
 
     @property
     def changed_at(self) -> str:
@@ -69,20 +80,25 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Tenancy:
-    """One lease, and all that is known about who has it."""
+    """One lease, and all that is known about its owner."""
 
-    lease: Lease
+    held: Holding
+    leases: Leases  # of the plugin that keeps it
     network: str
     directory: str
     pod: str
     netns: str
     alive: bool | None  # None: nobody can tell
-    reason: str  # why host-local would take it back now
 
     @property
     def owner(self) -> Attachment:
-        """Who has it, empty names for a file that names nobody."""
-        return self.lease.owner or Attachment("", "")
+        """The owner, with empty names for a file that names nobody."""
+        return self.held.owner or Attachment("", "")
+
+    @property
+    def file(self) -> str:
+        """The file of the lease."""
+        return f"{self.directory}/{self.held.address}"
 
 
 class Node:
@@ -95,18 +111,44 @@ class Node:
     @cached_property
     def records(self) -> list[Known]:
         """All attachment records."""
-        listing = self.host.records.listing()
-        return [Known(*one) for one in listing if not os.path.basename(one[0]).startswith(PROBE)]
+        listing = (Known(*one) for one in self.host.records.listing())
+        return [one for one in listing if not os.path.basename(one.path).startswith(PROBE)]
 
     @cached_property
-    def expiry(self) -> Expiry:
+    def lifecycles(self) -> dict[str, Lifecycle]:
+        """What the attachments of each plugin consist of, where they have records."""
+        modules = (self.host.load(type) for type in TYPES)
+        found = (module.lifecycle() for module in modules if module)
+        return {one.plugin: one for one in found if one}
+
+    @property
+    def parts(self) -> list[Part]:
+        """Every part of any plugin."""
+        return list(dict.fromkeys(part for one in self.lifecycles.values() for part in one.parts))
+
+    @property
+    def leases_of_plugins(self) -> list[Leases]:
+        """What each IPAM plugin tells of its leases."""
+        return [one.leases for one in self.lifecycles.values() if one.leases]
+
+    def keeps_leases(self, record: Known) -> bool:
+        """Tell whether a record is one of an IPAM plugin."""
+        known = self.lifecycles.get(record.plugin)
+        return known is not None and known.leases is not None
+
+    def claimed(self, part: Part) -> frozenset[str]:
+        """Return the owners of strays of a part that have a record."""
+        return frozenset(text for one in self.records for text in part.claims(one.record))
+
+    @cached_property
+    def absence(self) -> Absence:
         """What tells at first sight which container is GONE; writes nothing."""
-        return Expiry(self.host, "", notes=False)
+        return Absence(self.host, notes=False)
 
     @cached_property
-    def patient_expiry(self) -> Expiry:
+    def patient_absence(self) -> Absence:
         """What tells which of them was found GONE before, a grace time ago."""
-        return Expiry(self.host, "", patient=True, notes=False)
+        return Absence(self.host, patient=True, notes=False)
 
     @cached_property
     def in_use(self) -> frozenset[Address]:
@@ -115,11 +157,13 @@ class Node:
 
     def alive(self, facts: Json) -> bool | None:
         """Tell whether the container of a record lives, None when it cannot be told."""
-        return self.expiry.state_of(facts).alive
+        return self.absence.liveness.state_of(facts).alive
 
     def directories(self, network: str = "") -> list[tuple[str, str]]:
         """Return network and lease directory, of all networks or of one."""
-        found = {(one.network, directory) for one in self.records for directory in _stores(one)}
+        found = {
+            (one.network, directory) for one in self.records for directory in self._stores(one)
+        }
         try:
             names = os.listdir(self._data_dir)
         except (FileNotFoundError, NotADirectoryError):
@@ -131,6 +175,18 @@ class Node:
             if network in ("", name) and os.path.isdir(directory)
         )
 
+    def _stores(self, record: Known) -> Iterator[str]:
+        """Yield the directories of leases that a record names, of IPAM or of who delegated."""
+        for leases in self.leases_of_plugins:
+            yield from leases.directories(record.record)
+        try:
+            ipam = wire.decode(str(record.facts.get("stdin", "{}")).encode()).get("ipam")
+        except CNIError:
+            return
+        data_dir = ipam.get("dataDir") if isinstance(ipam, dict) else None
+        if isinstance(data_dir, str) and data_dir.startswith("/") and _is_network(record.network):
+            yield f"{data_dir.rstrip('/')}/{record.network}"
+
     @cached_property
     def tenancies(self) -> list[Tenancy]:
         """All leases of all networks."""
@@ -140,50 +196,47 @@ class Node:
         """Yield all leases, or those of one network. Raises CNIError."""
         by_container: dict[tuple[str, str], list[Known]] = {}
         for one in self.records:
-            if one.plugin != HOST_LOCAL:
+            if not self.keeps_leases(one):
                 key = one.network, one.attachment.containerid
                 by_container.setdefault(key, []).append(one)
-        for name, directory in self.directories(network):
-            for held in reclaim.holdings(self.host, name, directory):
-                owner = held.lease.owner or Attachment("", "")
-                others = [
-                    one
-                    for one in by_container.get((name, owner.containerid), ())
-                    if owner.ifname in (one.attachment.ifname, "")
-                ]
-                states = [self.alive(one.facts) for one in others]
-                alive = held.alive
-                if alive is None and states:  # the interface plugin knows what host-local does not
-                    alive = True if True in states else states[0]
-                yield Tenancy(
-                    held.lease,
-                    name,
-                    directory,
-                    held.pod or next((one.pod for one in others if one.pod), ""),
-                    held.netns or next((str(one.facts.get("netns", "")) for one in others), ""),
-                    alive,
-                    held.reason,
-                )
+        for leases in self.leases_of_plugins:
+            for name, directory in self.directories(network):
+                for held in leases.holdings(self.host, name, directory):
+                    containerid = held.owner.containerid if held.owner else ""
+                    others = by_container.get((name, containerid), ())
+                    yield self._tenancy(leases, name, directory, held=held, others=others)
+
+    def _tenancy(
+        self,
+        leases: Leases,
+        network: str,
+        directory: str,
+        *,
+        held: Holding,
+        others: Iterable[Known],
+    ) -> Tenancy:
+        """Return a lease, with what the `others` of the container's records tell about it."""
+        ifname = held.owner.ifname if held.owner else ""
+        others = [one for one in others if ifname in (one.attachment.ifname, "")]
+        states = [self.alive(one.facts) for one in others]
+        alive = held.alive
+        if alive is None and states:  # the interface plugin knows what the IPAM plugin does not
+            alive = True if True in states else states[0]
+        return Tenancy(
+            held,
+            leases,
+            network,
+            directory,
+            held.pod or next((one.pod for one in others if one.pod), ""),
+            held.netns or next((str(one.facts.get("netns", "")) for one in others), ""),
+            alive,
+        )
 
 
 def _pod_of(cni_args: str) -> str:
     pairs = dict(pair.partition("=")[::2] for pair in cni_args.split(";"))
     names = [pairs.get(key, "") for key in ("K8S_POD_NAMESPACE", "K8S_POD_NAME")]
     return "/".join(names) if all(names) else ""
-
-
-def _stores(record: Known) -> Iterator[str]:
-    """Yield the lease directories that a record names, of host-local or of who delegated to it."""
-    directory = record.facts.get("directory")
-    if isinstance(directory, str) and directory.startswith("/"):
-        yield directory
-    try:
-        ipam = wire.decode(str(record.facts.get("stdin", "{}")).encode()).get("ipam")
-    except CNIError:
-        return
-    data_dir = ipam.get("dataDir") if isinstance(ipam, dict) else None
-    if isinstance(data_dir, str) and data_dir.startswith("/") and _is_network(record.network):
-        yield f"{data_dir.rstrip('/')}/{record.network}"
 
 
 def _is_network(name: str) -> bool:

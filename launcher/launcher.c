@@ -426,7 +426,7 @@ int main(int argc, char **argv)
         return 0;
     }
     signal(SIGXFSZ, SIG_IGN); /* a limit on files is an error of the write: it must not end us */
-    /* Without a command it is a person who calls, and without stdout nobody who could be told. */
+    /* Without a command a person calls; without stdout the result cannot be printed. */
     if (!command || !*command || fcntl(STDOUT_FILENO, F_GETFD) < 0 || strcmp(type, "pycni") == 0
         || !complete_standard_streams())
         start_bundle(arguments, type);

@@ -1,10 +1,15 @@
-"""Which plugins are ours, each imported on demand."""
+"""Which plugins are ours: a plugin is a module here, and a line in TYPES."""
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
     from cni_common.node.host import Plugin
 
 TYPES = (
@@ -21,49 +26,14 @@ TYPES = (
 
 
 def load(type: str) -> Plugin | None:
-    """Return the module of the plugin `type`, or None when it is not ours.
-
-    Each import is spelled out: mypy checks the module against Plugin, and a frozen build finds it.
-    """
-    match type:
-        case "bandwidth":
-            import plugins.bandwidth
-
-            return plugins.bandwidth
-        case "bridge":
-            import plugins.bridge
-
-            return plugins.bridge
-        case "firewall":
-            import plugins.firewall
-
-            return plugins.firewall
-        case "host-local":
-            import plugins.host_local
-
-            return plugins.host_local
-        case "loopback":
-            import plugins.loopback
-
-            return plugins.loopback
-        case "portmap":
-            import plugins.portmap
-
-            return plugins.portmap
-        case "ptp":
-            import plugins.ptp
-
-            return plugins.ptp
-        case "static":
-            import plugins.static
-
-            return plugins.static
-        case "tuning":
-            import plugins.tuning
-
-            return plugins.tuning
-        case _:
-            return None
+    """Return the module of the plugin `type`, or None when it is not ours."""
+    if type not in TYPES:
+        return None
+    name = f"{__name__}.{type.replace('-', '_')}"
+    __import__(name)  # what importlib adds to this would have to be loaded first
+    module: Any = sys.modules[name]  # mypy compares each with Plugin: tests/conformance.py
+    found: Plugin = module
+    return found
 
 
 def load_all() -> None:
@@ -71,19 +41,22 @@ def load_all() -> None:
 
     For a process that stays: an upgrade may take the files away.
     """
-    from cni_common.node import liveness as _  # noqa: F401 - as above
-    from plugins import (  # noqa: F401 - as above
-        bandwidth,
-        bridge,
-        firewall,
-        loopback,
-        portmap,
-        ptp,
-        static,
-        tuning,
-    )
-    from plugins.bandwidth import drift  # noqa: F401 - as above
-    from plugins.firewall import firewalld, survey  # noqa: F401 - as above
-    from plugins.host_local import capacity, collect, expiry, reclaim, resolv, sweep  # noqa: F401 - as above
-    from plugins.host_local.index import rebuild  # noqa: F401 - as above
-    from plugins.portmap import conditions, iptables  # noqa: F401 - as above
+    for name in _modules():
+        if not name.startswith(("cni_common.serve", f"{__name__}.__main__")):
+            __import__(name)
+
+
+def _modules() -> Iterator[str]:
+    """Yield the names of all modules of the plugins and of what they share."""
+    packages = (__name__, "cni_common")
+    for finder in sys.meta_path:
+        if hasattr(finder, "names"):  # the bundle's, in which there are no files
+            yield from (name for name in finder.names() if name.partition(".")[0] in packages)
+            return
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    for package in packages:
+        for directory, _, files in os.walk(os.path.join(root, package)):
+            parts = os.path.relpath(directory, root).split(os.sep)
+            for file in files:
+                if file.endswith(".py"):
+                    yield ".".join([*parts, file.removesuffix(".py")]).removesuffix(".__init__")

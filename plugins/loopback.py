@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cni_common.node.veth import drift
-from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code, drifted
 from cni_common.spec.request import PROTOCOL_SCHEMA
 from cni_common.spec.result import Interface, IPConfig, Result
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from cni_common.spec.request import Request
     from cni_common.spec.undo import Undo
 
-__all__ = ["SCHEMA", "add", "check", "delete", "gc", "status"]
+__all__ = ["SCHEMA", "add", "check", "delete", "gc", "lifecycle", "status"]
 
 SCHEMA = PROTOCOL_SCHEMA  # no keys of its own
 _NAME = "lo"  # CNI_IFNAME does not matter: a namespace has one loopback interface
@@ -68,12 +67,12 @@ def check(req: Request, host: Host) -> None:
     container = host.open_netns(req.netns)
     link = _lo(container)
     if not link.up:
-        raise drift(f"lo in '{req.netns}' is down")
+        raise drifted(f"lo in '{req.netns}' is down")
     present = {cidr for cidr, _ in container.netlink.addresses(link.index)}
     previous = req.prev_result
     for ip in previous.ips if previous else ():
         if ip.address.ip.is_loopback and ip.address not in present:
-            raise drift(f"address {ip.address} of lo in '{req.netns}' is missing")
+            raise drifted(f"address {ip.address} of lo in '{req.netns}' is missing")
 
 
 def gc(req: Request, host: Host) -> None:
@@ -82,6 +81,10 @@ def gc(req: Request, host: Host) -> None:
 
 def status(req: Request, host: Host) -> None:
     """Nothing can keep lo from coming up."""
+
+
+def lifecycle() -> None:
+    """Return nothing: attachments have no record."""
 
 
 def _lo(container: NetNS) -> Link:

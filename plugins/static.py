@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code, drifted
 from cni_common.spec.ipam_config import CNI_ARGS, ROUTES_SCHEMA, parse_routes
 from cni_common.spec.names import FAMILIES, parse_address, parse_cidr
 from cni_common.spec.request import PROTOCOL_PROPERTIES
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-__all__ = ["SCHEMA", "add", "check", "delete", "gc", "status"]
+__all__ = ["SCHEMA", "add", "check", "delete", "gc", "lifecycle", "status"]
 
 
 def _ips(description: str) -> Json:
@@ -119,9 +119,9 @@ def check(req: Request, host: Host) -> None:
     gateways = {ip.address: ip.gateway for ip in previous.ips}
     for ip in conf.ips:
         if ip.address not in gateways:
-            raise _drift(f"{ip.address} of {req.ifname} is missing in prevResult")
+            raise drifted(f"{ip.address} of {req.ifname} is missing in prevResult")
         if ip.gateway not in (None, gateways[ip.address]):
-            raise _drift(
+            raise drifted(
                 f"the gateway of {ip.address} is {gateways[ip.address]} in prevResult,"
                 f" {ip.gateway} in the configuration"
             )
@@ -134,6 +134,10 @@ def gc(req: Request, host: Host) -> None:
 def status(req: Request, host: Host) -> None:
     """Raise CNIError 7 if the configuration is invalid."""
     Conf.of(req)
+
+
+def lifecycle() -> None:
+    """Return nothing: attachments have no record."""
 
 
 def _addresses(req: Request, ipam: Json) -> list[IPConfig]:
@@ -207,11 +211,6 @@ def _refuse_contradictions(ips: list[IPConfig]) -> None:
         Result(ips=ips).refuse_contradictions("static")
     except CNIError as error:
         raise _refuse(error.msg) from None
-
-
-def _drift(text: str) -> CNIError:
-    # Not veth.drift: importing cni_common.node.veth would import netlink.
-    return CNIError(Code.INTERNAL, f"static: {text}; delete and add the attachment again")
 
 
 def _refuse(text: str) -> CNIError:

@@ -20,6 +20,6 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 def longer_if_busy(seconds: float) -> float:
     """Return the time after which an answer that did not come will not come.
 
-    `seconds` are those of a machine with a processor for each process that wants one.
+    `seconds` are those of a machine on which two processes at most want each processor.
     """
-    return seconds * min(8.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
+    return seconds * min(4.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1) / 2))

@@ -4,10 +4,11 @@ The kernel removes an interface from its namespace within a millisecond or two, 
 releases the RTNL lock. Its acknowledgement comes an RCU grace period later (rcu_barrier in
 netdev_run_todo of net/core/dev.c), which is nine tenths of the whole.
 
-Deletions that come together are grouped if `NetNS.doomed` is a group: each moves its interface into
-the group and asks for the deletion of the group (rtnl_group_dellink of net/core/rtnetlink.c). The
-request that gets the RTNL lock first deletes all interfaces that joined during the deletion before.
-Most grace periods are thereby waited for once, for any number of interfaces.
+Deletions that come together are grouped if their callers name the same group: each moves its
+interface into the group and asks for the deletion of the group (rtnl_group_dellink of
+net/core/rtnetlink.c). The request that gets the RTNL lock first deletes all interfaces that joined
+during the deletion before. Most grace periods are thereby waited for once, for any number of
+interfaces.
 """
 
 from __future__ import annotations
@@ -38,16 +39,17 @@ _TYPE_AT, _FAMILY_AT, _INDEX_AT = 4, 16, 20  # struct nlmsghdr, struct ifinfomsg
 _ALL = 0xFFFFFFFF
 
 
-def delete_link(netns: NetNS, index: int) -> bool:
+def delete_link(netns: NetNS, index: int, group: int = 0) -> bool:
     """Delete an interface and return once it is invisible; return False if there was none.
 
     A thread waits for the kernel's acknowledgement. The thread may outlive this call and `netns` by
-    some ten milliseconds; the process waits for it at its end. Raises NetlinkError.
+    some ten milliseconds; the process waits for it at its end. `group` is the IFLA_GROUP of the
+    interfaces that this process and others delete at this moment, 0 for none. Raises NetlinkError.
     """
     events = netns.channel(NETLINK_ROUTE, RTMGRP_LINK)
-    if netns.doomed:
+    if group:
         hear_only_deletion(events, index)
-    waiting, outcome = _start_asking(netns, index)
+    waiting, outcome = _start_asking(netns, index, group)
     try:
         if _await_deletion(events, index, waiting):
             return True
@@ -58,12 +60,12 @@ def delete_link(netns: NetNS, index: int) -> bool:
     answer = outcome[0]
     if isinstance(answer, BaseException):
         raise answer
-    if answer and netns.doomed:  # no event: ours may have left the group again
+    if answer and group:  # no event: ours may have left the group again
         netns.netlink.delete_link(index)
     return answer
 
 
-def _start_asking(netns: NetNS, index: int) -> tuple[int, list[bool | BaseException]]:
+def _start_asking(netns: NetNS, index: int, group: int) -> tuple[int, list[bool | BaseException]]:
     """Send the request in a thread; return a descriptor that reads as ended after the answer."""
     channel = netns.channel(NETLINK_ROUTE)
     netns.release(channel)
@@ -72,7 +74,7 @@ def _start_asking(netns: NetNS, index: int) -> tuple[int, list[bool | BaseExcept
 
     def work() -> None:
         try:
-            outcome.append(_ask(Netlink(channel), index, netns.doomed))
+            outcome.append(_ask(Netlink(channel), index, group))
         except BaseException as error:  # noqa: BLE001 - raised again by delete_link
             outcome.append(error)
         finally:
@@ -86,11 +88,11 @@ def _start_asking(netns: NetNS, index: int) -> tuple[int, list[bool | BaseExcept
     return waiting, outcome
 
 
-def _ask(netlink: Netlink, index: int, doomed: int) -> bool:
-    if not doomed:
+def _ask(netlink: Netlink, index: int, group: int) -> bool:
+    if not group:
         return netlink.delete_link(index)
     try:
-        if netlink.delete_group(doomed, index):
+        if netlink.delete_group(group, index):
             return True
     except NetlinkError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):

@@ -43,12 +43,7 @@ class NetNS:
 
     `path` is the runtime's path of it. Sockets opened inside stay inside; they and the handle are
     closed together. Only the thread that opened the handle may use it.
-
-    `doomed` is the IFLA_GROUP of those interfaces in there that this process and others are about
-    to delete, so that one request takes them all; 0: each is deleted by a request of its own.
     """
-
-    doomed = 0
 
     def __init__(self, path: str, fd: int = -1) -> None:
         """Open the namespace at `path`, or take over its descriptor `fd`. Raises CNIError 8."""

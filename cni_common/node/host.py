@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Protocol, Self
 
+    from cni_common.node.lifecycle import Lifecycle
     from cni_common.spec.wire import Json
 
     class Plugin(Protocol):
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 
         def status(self, req: Request, host: Host) -> None:
             """Raise CNIError 50 or 51 when an ADD would fail now. Never waits."""
+
+        def lifecycle(self) -> Lifecycle | None:
+            """Return what an attachment consists of, None when it has no record."""
 
     Loader = Callable[[str], Plugin | None]
     Execute = Callable[[str, Request, "Host", Undo], Result | None]
@@ -71,13 +75,15 @@ class Host:
         *,
         execute: Execute,
         own: NetNS | None = None,
+        link_group: int = 0,
         state_dir: str = STATE_DIR,
     ) -> None:
         """`execute` runs a delegate that is ours, found by `load`.
 
         `given` holds descriptors of namespaces that the caller has opened, by their path.
 
-        `own` is the process's own namespace where that stays open for the next request.
+        `own` is the process's own namespace where that stays open for the next request. Interfaces
+        of the host are deleted in the IFLA_GROUP `link_group`; 0 deletes each by its own request.
         """
         self.load = load
         self._execute = execute
@@ -87,6 +93,7 @@ class Host:
         self.executable = executable
         self._given = given or {}
         self._own = own
+        self._link_group = link_group
         self._opened: dict[str, NetNS] = {}
         self._found: dict[tuple[str, ...], tuple[str, bool]] = {}  # plugins, by type and CNI_PATH
         self._delegates: list[str] = []  # ours that are at work, the innermost last
@@ -137,6 +144,19 @@ class Host:
             return self.open_netns(path).identity
         except CNIError:
             return ""
+
+    def delete_link(self, netns: NetNS, name: str, mac: str) -> bool:
+        """Delete the interface `name`; return False if it is gone, or another one has that name.
+
+        Interfaces of the host that several workers delete at the same time go by one request.
+        Raises NetlinkError.
+        """
+        from cni_common.kernel.link_deletion import delete_link
+
+        found = netns.netlink.identify(name)
+        if found is None or found[1] != mac:
+            return False
+        return delete_link(netns, found[0], self._link_group if netns is self.netns else 0)
 
     def make_netns(self, path: str, fd: int) -> NetNS:
         """Return a new handle; tests make kernel calls fail here."""

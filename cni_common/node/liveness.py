@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.netns import FIRST_PID_NAMESPACE, NetNS, identity, pid_namespace
-from cni_common.node.masquerade import Owner
+from cni_common.node.masquerade import owner_of
 from cni_common.spec.errors import CNIError
 from cni_common.spec.request import Attachment, Command
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from cni_common.spec.wire import Json
 
 GRACE_SECONDS = 60  # GC leaves younger attachments alone: their ADD may not have returned yet
-# What plugins call the host's end of a container's veth pair in their records, and its MAC.
-_HOST_ENDS = (("veth", "veth_mac"), ("host_veth", "host_veth_mac"))
 _NETNS_DIRECTORIES = ("/run/netns", "/var/run/netns", "/run/docker/netns")
 
 
@@ -93,18 +91,18 @@ class Liveness:
         Without a record of that owner its `address` decides: GONE when no namespace has it but the
         one of the identity `ours`.
         """
-        facts = self.facts_of_owner(text)
-        if facts is not None:
-            return self.assess(facts)
+        record = self.record_of_owner(text)
+        if record is not None:
+            return self.assess(record.facts)
         if address in self.addresses_beside(ours):
             return State.ALIVE, ""
         return State.GONE, ""
 
-    def facts_of_owner(self, text: str) -> Json | None:
+    def record_of_owner(self, text: str) -> Record | None:
         """Return the record of the owner that an nftables element's comment names."""
         plugin = text.partition(" ")[0]
-        survey = self._host.records.survey(plugin)
-        return next((facts for facts in survey if owner_of(plugin, facts) == text), None)
+        records = self._host.records.of_plugin(plugin)
+        return next((record for record in records if str(owner_of(record)) == text), None)
 
     @cached_property
     def namespaces(self) -> dict[str, str]:
@@ -131,8 +129,9 @@ class Liveness:
         The record of a lease or of a host port names none, but that of the interface does.
         """
         found: dict[str, list[tuple[str, str]]] = {}
-        for _, facts, _ in self._host.records.listing():
-            found.setdefault(str(facts.get("netns_id") or ""), []).extend(_host_ends(facts))
+        for record, _ in self._host.records.listing():
+            known = found.setdefault(str(record.facts.get("netns_id") or ""), [])
+            known.extend(_host_ends(record.facts))
         return found
 
     def _state_by(
@@ -191,12 +190,6 @@ def addresses_in_use() -> frozenset[Address]:
     return frozenset().union(*map(_addresses_in, reachable_namespaces().values()))
 
 
-def owner_of(plugin: str, facts: Json) -> str:
-    """Return the recorded attachment as the comments of its elements name it."""
-    whose = Attachment(facts.get("containerid", ""), facts.get("ifname", ""))
-    return str(Owner(plugin, facts.get("network", ""), whose))
-
-
 def holder_of(host: Host, text: str, address: Address, *, ours: str) -> str:
     """Describe the owner `text` of an nftables element, "" if it is GONE.
 
@@ -221,11 +214,11 @@ def collect(
     host: Host,
     steps: BestEffort,
     *,
-    dissolve: Callable[[Request, Record], object],
+    teardown: Callable[[Request, Record], object],
 ) -> None:
-    """Have every recorded attachment of this network dissolved that the runtime does not name.
+    """Have every recorded attachment of this network torn down that the runtime does not name.
 
-    `dissolve` gets the DEL that the runtime did not send, and the record. Only those go that are
+    `teardown` gets the DEL that the runtime did not send, and the record. Only those go that are
     GONE: what lives may be another runtime's. Left alone are also those that are young, or are
     being worked on.
     """
@@ -243,7 +236,7 @@ def collect(
             continue
         host.log(f"GC removes {whose.containerid} {whose.ifname}: not valid, namespace gone")
         gone = _as_delete(req, whose)
-        steps.attempt(f"{whose.containerid} {whose.ifname}", lambda: dissolve(gone, record))  # noqa: B023 - called at once
+        steps.attempt(f"{whose.containerid} {whose.ifname}", lambda: teardown(gone, record))  # noqa: B023 - called at once
 
 
 def _reason_to_keep(record: Record, valid: frozenset[Attachment] | None, liveness: Liveness) -> str:
@@ -282,10 +275,10 @@ def _as_delete(req: Request, whose: Attachment) -> Request:
 
 
 def _host_ends(facts: Json) -> Iterator[tuple[str, str]]:
-    """Yield name and MAC of each end on the host that a record names."""
-    for name, mac in _HOST_ENDS:
-        if facts.get(name) and facts.get(mac):
-            yield str(facts[name]), str(facts[mac])
+    """Yield name and MAC of each end on the host that a part of a record names."""
+    for part in facts.values():
+        if isinstance(part, dict) and part.get("host_end") and part.get("host_end_mac"):
+            yield str(part["host_end"]), str(part["host_end_mac"])
 
 
 def _is_something_else(path: str) -> bool:

@@ -16,7 +16,7 @@ from cni_common.kernel import nft_expressions, nft_layout, nft_table
 from cni_common.kernel.netlink import NetlinkError
 from cni_common.kernel.nft_layout import FAMILIES, TABLE, Chain, Layout, Set
 from cni_common.kernel.nft_messages import COMMENT_MAX_BYTES
-from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code, drifted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cni_common.kernel.netlink import Message
     from cni_common.kernel.netns import NetNS
     from cni_common.kernel.nft_layout import Key, Rule
+    from cni_common.node.record import Record
     from cni_common.spec.names import Address, Cidr, Subnet
     from cni_common.spec.request import Attachment
 
@@ -59,6 +60,11 @@ class Owner:
         if len(text.encode("utf-8", "surrogateescape")) <= COMMENT_MAX_BYTES:
             return text
         return f"{self.plugin} sha256:{_digest(text)}"
+
+
+def owner_of(record: Record) -> Owner:
+    """Return the recorded attachment as an owner."""
+    return Owner(record.plugin, record.network, record.attachment)
 
 
 def add(
@@ -138,7 +144,7 @@ def check(netns: NetNS, owner: Owner, addresses: Sequence[Cidr], *, backend: str
     else:
         found = _nftables_drift(netns, owner.network, addresses)
     if found:
-        raise CNIError(Code.INTERNAL, f"{found}; delete and add the attachment again")
+        raise drifted(found)
 
 
 def _nftables_drift(netns: NetNS, network: str, addresses: Sequence[Cidr]) -> str:

@@ -4,7 +4,8 @@ One small file per (plugin, network, container, interface) under /run, which a r
 as it empties the kernel. It is written before the kernel is changed and removed last, so DEL,
 GC and an operator can find everything an attachment owns with no namespace, no prevResult and a
 changed configuration. A file is a journal: each line is a JSON object, later lines add to
-earlier ones, and a line that a kill cut short is ignored.
+earlier ones, a line with a format begins the record anew, and a line that a kill cut short is
+ignored. docs/records.md lists what a record holds.
 """
 
 from __future__ import annotations
@@ -22,11 +23,42 @@ from cni_common.spec.request import Attachment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any
+    from typing import Any, TypeVar
 
     from cni_common.spec.wire import Json
 
+    Facts = TypeVar("Facts")  # a dataclass of JSON values, each with a default; PART names its part
+
+FORMAT = 1
 _TRIES = 100  # at a file that others create and remove meanwhile
+
+
+class NewerFormatError(CNIError):
+    """A record that a newer release has written: nothing may be done about it."""
+
+    def __init__(self, path: str, found: object) -> None:
+        super().__init__(
+            Code.DECODING_FAILURE,
+            f"the attachment record '{path}' has format {found}, and this release reads formats up"
+            f" to {FORMAT}; use the release that wrote it, or a newer one",
+        )
+
+
+def load(kind: type[Facts], facts: Json) -> Facts | None:
+    """Return what the `facts` of a record say about one part, None when they do not name it.
+
+    Fields that the dataclass `kind` does not have are of a later release, and left aside.
+    """
+    described: Any = kind
+    data = facts.get(described.PART)
+    if not isinstance(data, dict):
+        return None
+    return kind(**{name: data[name] for name in described.__match_args__ if name in data})
+
+
+def dump(facts: Any) -> Json:
+    """Return the facts about one part, as a record has them by the part's name."""
+    return {facts.PART: {name: getattr(facts, name) for name in facts.__match_args__}}
 
 
 def make_directory(path: str, mode: int) -> None:
@@ -67,9 +99,11 @@ class Record:
     """One record, locked against other processes until `close` or `remove`."""
 
     def __init__(self, path: str, fd: int, facts: Json) -> None:
+        """Without a file (`fd` -1) it can only be read. Raises NewerFormatError."""
         self.path = path
         self._fd = fd
-        self._facts = dict(facts)
+        self._has_format = "format" in facts
+        self._facts = _with_format(path, facts)
         self._is_whole = False  # the last line, as far as is known; nobody else writes here
 
     @property
@@ -82,9 +116,39 @@ class Record:
         """Whose record this is."""
         return Attachment(self._facts.get("containerid", ""), self._facts.get("ifname", ""))
 
-    def identify(self, attachment: Attachment) -> None:
+    def identify(self, plugin: str, network: str, attachment: Attachment) -> None:
         """State whose record this is, where the file could not say."""
-        self._facts |= {"containerid": attachment.containerid, "ifname": attachment.ifname}
+        self._facts |= {
+            "plugin": plugin,
+            "network": network,
+            "containerid": attachment.containerid,
+            "ifname": attachment.ifname,
+        }
+
+    @property
+    def plugin(self) -> str:
+        """The plugin that wrote it; empty when nobody can tell."""
+        return str(self._facts.get("plugin", ""))
+
+    @property
+    def network(self) -> str:
+        """The network's name."""
+        return str(self._facts.get("network", ""))
+
+    def is_begun(self) -> bool:
+        """Tell whether its first line is there, which tells all that ADD was about to make."""
+        return "format" in self._facts
+
+    def get(self, kind: type[Facts]) -> Facts | None:
+        """Return what is noted about a part by its facts' class, None when there is nothing."""
+        return load(kind, self._facts)
+
+    def put(self, facts: object, **header: object) -> None:
+        """Note the facts about one part, in place of earlier ones. Raises OSError."""
+        # A line with a format begins the record anew, so it has everything.
+        known = {} if self._has_format else {"format": FORMAT, **self._facts}
+        self.note(**{**known, **header, **dump(facts)})
+        self._has_format = True
 
     def note(self, **facts: object) -> None:
         """Add `facts` by one write at the end of the file. Raises OSError."""
@@ -165,6 +229,7 @@ class Records:
         path = self._path(plugin, network, attachment)
         fd = _create_locked(path)
         facts = {
+            "format": FORMAT,
             "plugin": plugin,
             "network": network,
             "containerid": attachment.containerid,
@@ -212,7 +277,7 @@ class Records:
         if found is None:
             return None
         # An ADD killed before its first line leaves an empty file: whose it is, is known.
-        found.identify(attachment)
+        found.identify(plugin, network, attachment)
         return found
 
     def paths(self, plugin: str, network: str) -> list[str]:
@@ -221,17 +286,18 @@ class Records:
         names = self._names()
         return [f"{self.directory}/{name}" for name in names if name.startswith(prefix)]
 
-    def survey(self, plugin: str) -> Iterator[Json]:
-        """Yield what each record of any network says, without waiting for whoever works on it."""
+    def of_plugin(self, plugin: str) -> Iterator[Record]:
+        """Yield each record of the plugin, of any network, to be read only. Waits for nobody."""
         for name in self._names():
-            facts = _peek(f"{self.directory}/{name}") if name.startswith(f"{plugin}-") else None
+            path = f"{self.directory}/{name}"
+            facts = _peek(path) if name.startswith(f"{plugin}-") else None
             if facts:
-                yield facts
+                yield Record(path, -1, facts)
 
-    def listing(self) -> Iterator[tuple[str, Json, float]]:
-        """Yield path, facts and last change (seconds since the epoch) of every file there is.
+    def listing(self) -> Iterator[tuple[Record, float]]:
+        """Yield every record, to be read only, and its last change, seconds since the epoch.
 
-        Waits for nobody and changes nothing. A file without facts was left by a kill.
+        Waits for nobody. A record without facts was left by a kill.
         """
         for name in self._names():
             path = f"{self.directory}/{name}"
@@ -241,12 +307,14 @@ class Records:
             except FileNotFoundError:
                 continue
             if facts is not None:
-                yield path, facts, changed
+                yield Record(path, -1, facts), changed
 
     def open(self, path: str) -> Record | None:
         """Return the record in the file `path`; None: gone, no file, or an ADD is at work."""
         try:
             return self._open(path, wait=False)
+        except NewerFormatError:
+            raise
         except (CNIError, OSError):
             return None
 
@@ -364,7 +432,7 @@ def _peek(path: str) -> dict[str, Any] | None:
             raise  # whose record it is cannot be told: nobody may be taken for dead by that
         return None
     try:
-        return _read(fd)
+        return _with_format(path, _read(fd))
     finally:
         os.close(fd)
 
@@ -374,10 +442,24 @@ def _read(fd: int) -> dict[str, Any]:
     data = os.pread(fd, os.fstat(fd).st_size, 0)
     for line in data.splitlines():
         try:
-            facts |= wire.decode(line)
+            noted = wire.decode(line)
         except CNIError:
             continue
+        facts = dict(noted) if "format" in noted else {**facts, **noted}
     return facts
+
+
+def _with_format(path: str, facts: Json) -> dict[str, Any]:
+    """Return the facts of a record in the form of FORMAT. Raises NewerFormatError."""
+    if "format" in facts:
+        if facts["format"] != FORMAT:
+            raise NewerFormatError(path, facts["format"])
+        return dict(facts)
+    if "plugin" not in facts:  # damaged, or empty
+        return dict(facts)
+    from cni_common.node import unformatted
+
+    return unformatted.convert(facts)
 
 
 def _is_at(fd: int, path: str) -> bool:

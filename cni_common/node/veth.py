@@ -10,12 +10,11 @@ from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.link import VethEnd
-from cni_common.kernel.link_deletion import delete_link
 from cni_common.kernel.netlink import NetlinkError
 from cni_common.kernel.netns import NETLINK_ROUTE
 from cni_common.kernel.route import IFA_F_DADFAILED, IFA_F_TENTATIVE, RT_SCOPE_LINK
 from cni_common.kernel.rtnetlink import RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, RTMGRP_LINK
-from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code, drifted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from cni_common.kernel.netns import NetNS
     from cni_common.spec.names import Address
     from cni_common.spec.result import IPConfig, Result, Route
-    from cni_common.spec.undo import Undo
 
     Events = Callable[[], Channel]
 
@@ -61,7 +59,6 @@ def required(netns: NetNS, name: str) -> Link:
 def create_veth(
     host: NetNS,
     end: VethEnd,
-    undo: Undo,
     *,
     mtu: int = 0,
     master: int = 0,
@@ -70,12 +67,12 @@ def create_veth(
     """Create a veth pair of which `end` is the container's, and return the host's end.
 
     Both ends are born in their namespaces with name, MAC and MTU; the host's, of random name and
-    MAC, is up and in the bridge `master`. `intend` is told what it will be before it exists.
+    MAC, is up and in the bridge `master`. `intend` is told the host's end before it exists. Raises
+    NetlinkError.
     """
     for attempt in range(_NAME_TRIES):
         ours = VethEnd(f"veth{os.urandom(4).hex()}", random_mac(), mtu)
         intend(ours)
-        undo.push(f"veth '{ours.name}'", partial(delete_veth, host, ours.name, ours.mac))
         try:
             link = host.netlink.add_veth(ours, replace(end, mtu=mtu), master=master)
         except NetlinkError as error:
@@ -97,14 +94,6 @@ def host_end(host: NetNS, container: NetNS, link: Link) -> Link | None:
         return None
     # Every namespace numbers its interfaces from 1, so the indices may agree by chance.
     return other if other.peer_nsid == host.netlink.nsid(container.fd) else None
-
-
-def delete_veth(host: NetNS, name: str, mac: str) -> bool:
-    """Delete the host's end `name`, and with it the pair; False when it is gone or another's."""
-    found = host.netlink.identify(name)
-    if found is None or found[1] != mac:
-        return False
-    return delete_link(host, found[0])
 
 
 def random_mac() -> str:
@@ -188,23 +177,18 @@ def check(container: NetNS, ifname: str, expected: Result) -> Link:
     """Raise CNIError that names the first difference of the container from `expected`."""
     link = container.netlink.link(ifname)
     if link is None:
-        raise drift(f"interface '{ifname}' is missing in '{container.path}'")
+        raise drifted(f"interface '{ifname}' is missing in '{container.path}'")
     for interface in expected.interfaces:
         if interface.name == ifname and interface.sandbox:
             if interface.mac and interface.mac.lower() != link.mac:
-                raise drift(f"MAC of '{ifname}' is {link.mac}, ADD gave {interface.mac}")
+                raise drifted(f"MAC of '{ifname}' is {link.mac}, ADD gave {interface.mac}")
             if interface.mtu and interface.mtu != link.mtu:
-                raise drift(f"MTU of '{ifname}' is {link.mtu}, ADD gave {interface.mtu}")
+                raise drifted(f"MTU of '{ifname}' is {link.mtu}, ADD gave {interface.mtu}")
     if not link.up:
-        raise drift(f"interface '{ifname}' is down")
+        raise drifted(f"interface '{ifname}' is down")
     _check_addresses(container, link, expected)
     _check_routes(container, link, expected)
     return link
-
-
-def drift(what: str) -> CNIError:
-    """Return the error for an object that differs from ADD's result."""
-    return CNIError(Code.INTERNAL, f"{what}; delete and add the attachment again")
 
 
 def await_operational(host: NetNS, index: int, seconds: float) -> None:
@@ -364,7 +348,7 @@ def _check_addresses(container: NetNS, link: Link, expected: Result) -> None:
     for ip in ips_of(expected, link.name):
         if ip.address not in present:
             have = ", ".join(sorted(map(str, present))) or "none"
-            raise drift(f"address {ip.address} of '{link.name}' is missing, it has {have}")
+            raise drifted(f"address {ip.address} of '{link.name}' is missing, it has {have}")
 
 
 def _check_routes(container: NetNS, link: Link, expected: Result) -> None:
@@ -378,7 +362,7 @@ def _check_routes(container: NetNS, link: Link, expected: Result) -> None:
         ]
         if not any(_matches(found, wanted) for found in same):
             have = ", ".join(_route_text(found) for found in same) or "nothing"
-            raise drift(
+            raise drifted(
                 f"route {_route_text(wanted)} over '{link.name}' is missing, there is {have}"
             )
 

@@ -85,7 +85,7 @@ class Worker:
             self._surroundings = _surroundings(process)
         self._is_late = False
         # The group of interfaces to delete (IFLA_GROUP): above 2^30, which no other program uses.
-        self._doomed = int.from_bytes(os.urandom(4), "little") >> 2 | 1 << 30
+        self._link_group = int.from_bytes(os.urandom(4), "little") >> 2 | 1 << 30
 
     def run(self, lifeline: int) -> None:
         """Serve until Settings.requests, or until the supervisor closes its `lifeline`."""
@@ -224,6 +224,7 @@ class Worker:
             given,
             execute=execute,
             own=self._own,
+            link_group=self._link_group,
             state_dir=self._settings.state_dir,
         )
 
@@ -234,7 +235,6 @@ class Worker:
 
     def _open_own(self) -> None:
         self._own = NetNS(OWN)
-        self._own.doomed = self._doomed
 
     def _on_alarm(self, _number: int, _frame: object) -> None:
         if self._is_late:

@@ -34,3 +34,8 @@ class CNIError(Exception):
         self.code = code
         self.msg = msg
         self.details = details
+
+
+def drifted(what: str) -> CNIError:
+    """Return the error of a CHECK that has found `what` to differ from the result of ADD."""
+    return CNIError(Code.INTERNAL, f"{what}; delete and add the attachment again")

@@ -7,6 +7,7 @@ from _frozen_importlib import ModuleSpec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import ModuleType
 
 # Where the launcher keeps what the runtime has set, by what it is called: see launcher/launcher.c.
@@ -33,6 +34,10 @@ class Modules:
         self._start = 4 + size  # of what the index points to
         # By its name, where a module begins, its size, and whether it is a package.
         self._index: dict[str, tuple[int, int, bool]] = marshal.loads(os.pread(fd, size, 4))
+
+    def names(self) -> "Iterable[str]":
+        """Return the names of all modules."""
+        return self._index
 
     def find_spec(
         self, name: str, _path: object = None, _target: object = None

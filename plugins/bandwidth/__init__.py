@@ -8,11 +8,12 @@ from plugins.bandwidth.conf import SCHEMA, Conf
 
 if TYPE_CHECKING:
     from cni_common.node.host import Host
+    from cni_common.node.lifecycle import Lifecycle
     from cni_common.spec.request import Request
     from cni_common.spec.result import Result
     from cni_common.spec.undo import Undo
 
-__all__ = ["SCHEMA", "add", "check", "delete", "gc", "status"]
+__all__ = ["SCHEMA", "add", "check", "delete", "gc", "lifecycle", "status"]
 
 
 def add(req: Request, host: Host, undo: Undo) -> Result:
@@ -28,9 +29,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
 
 def delete(req: Request, host: Host) -> None:
     """Take the limits back: from the record of what ADD made, else what can be found."""
-    from plugins.bandwidth import parts
-
-    parts.delete(req, host)
+    lifecycle().delete(req, host)
 
 
 def check(req: Request, host: Host) -> None:
@@ -45,14 +44,17 @@ def check(req: Request, host: Host) -> None:
 
 def gc(req: Request, host: Host) -> None:
     """Take back the limits of this network that belong to no valid attachment."""
-    from cni_common.spec.undo import BestEffort
-    from plugins.bandwidth import parts
-
-    with BestEffort() as steps:
-        parts.collect(req, host, steps)
+    lifecycle().gc(req, host)
 
 
 def status(req: Request, host: Host) -> None:
     """Raise CNIError when an ADD could not work now: 7 configuration, 50 state."""
     Conf.of(req)
     host.records.probe()
+
+
+def lifecycle() -> Lifecycle:
+    """Return what an attachment consists of."""
+    from plugins.bandwidth.parts import LIFECYCLE
+
+    return LIFECYCLE

@@ -72,7 +72,7 @@ class Limit:
     """The limit of one direction."""
 
     rate: int  # bytes a second
-    burst: int  # bytes, 0 = as many as suit the rate
+    burst: int  # bytes, 0 = chosen by the rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +82,13 @@ class Conf:
     ingress: Limit | None = None
     egress: Limit | None = None
     subnets: Sequence[Subnet] = ()  # of the container's peers
-    only_subnets: bool = False  # whether the limits are for these alone, or for all others
+    only_subnets: bool = False  # True: the limits are for `subnets` alone; False: for all others
 
     @classmethod
     def of(cls, req: Request) -> Self:
         """Return the configuration in `req`. Raises CNIError 7."""
         given = req.config
-        if not any(given.get(key) for key in _LIMITS):  # a zero is no limit
+        if not any(given.get(key) for key in _LIMITS):  # zero means no limit
             given = given.get("runtimeConfig", {}).get("bandwidth", {})
         subnets, only = _subnets(given)
         if not subnets:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cni_common.node.veth import drift
+from cni_common.spec.errors import drifted
 from plugins.bandwidth import ifb, parts
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check(req: Request, host: Host, conf: Conf) -> None:
-    """Raise CNIError naming the first thing that differs."""
+    """Raise CNIError that names the first difference from ADD's result."""
     ours = parts.host_veth(req, host)
     channel = host.netns.netlink.channel
     inward, outward = parts.shapers(conf, ours.mtu)
@@ -24,11 +24,11 @@ def check(req: Request, host: Host, conf: Conf) -> None:
     if outward and not difference:
         difference = outward.difference(channel, _ifb(req, host, ours))
     if difference:
-        raise drift(difference)
+        raise drifted(difference)
 
 
 def _ifb(req: Request, host: Host, ours: Link) -> Link:
-    """Return the ifb that what the container sends goes through. Raises CNIError."""
+    """Return the ifb of the container's egress. Raises CNIError."""
     targets = ifb.redirections(host.netns, ours)
     if len(targets) != 1:
         raise _lost(ours)
@@ -37,9 +37,9 @@ def _ifb(req: Request, host: Host, ours: Link) -> Link:
     if block is None or block.kind != ifb.KIND or block.name not in ifb.names_of(req):
         raise _lost(ours)
     if not block.up:
-        raise drift(f"interface '{block.name}' is down")
+        raise drifted(f"interface '{block.name}' is down")
     return block
 
 
 def _lost(ours: Link) -> CNIError:
-    return drift(f"what '{ours.name}' receives is not redirected to the attachment's ifb")
+    return drifted(f"what '{ours.name}' receives is not redirected to the attachment's ifb")

@@ -1,7 +1,7 @@
-"""The ifb through which what a container sends is made to queue.
+"""The ifb that shapes a container's egress.
 
-What an interface receives cannot wait. So the host's end of the veth redirects it to an
-intermediate functional block device, and that shapes it on its way.
+Ingress of an interface cannot be queued. So the host's end of the veth redirects its ingress to an
+intermediate functional block device (ifb), whose egress qdisc shapes it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from cni_common.kernel.link import (
     encode_link,
     mac_bytes,
 )
-from cni_common.kernel.link_deletion import delete_link
 from cni_common.kernel.netlink import (
     NLM_F_ACK,
     NLM_F_CREATE,
@@ -40,6 +39,7 @@ from plugins.bandwidth import tc
 if TYPE_CHECKING:
     from cni_common.kernel.link import Link
     from cni_common.kernel.netns import NetNS
+    from cni_common.node.host import Host
     from cni_common.spec.request import Request
 
 PREFIX, KIND = "bwp", "ifb"
@@ -47,16 +47,16 @@ _QUEUE = 1000  # packets, the kernel's default for real devices
 
 
 def names_of(req: Request) -> tuple[str, str]:
-    """Return the reference's name of the ifb, and the one where another interface has that.
+    """Return the reference's name of the ifb, and the alternative if another interface has that.
 
-    The reference's says nothing of the interface, and a container may have several on a network.
+    The reference's name does not include the interface; a container may have several on a network.
     """
     text = f"{req.network}{req.containerid}"
     return _name(text), _name(f"{text}{req.ifname}")
 
 
 def create(host: NetNS, name: str, mac: str, mtu: int) -> Link | None:
-    """Create an ifb, up; None when there is an interface of that name. Raises NetlinkError."""
+    """Create an ifb, up; return None if the name exists. Raises NetlinkError."""
     body = encode_link(
         string(IFLA_IFNAME, name),
         attribute(IFLA_ADDRESS, mac_bytes(mac)),
@@ -75,31 +75,23 @@ def create(host: NetNS, name: str, mac: str, mtu: int) -> Link | None:
         if error.errno == errno.EEXIST:
             return None
         raise
-    # Linux 6.2 and newer tell what they have made.
+    # Linux 6.2 and newer echo the new link.
     link = found[0] if found else host.netlink.link(name)
     if link is None:
         raise NetlinkError(errno.ENODEV, f"{what}: it vanished as soon as it was made")
     return link
 
 
-def delete(host: NetNS, name: str, mac: str) -> bool:
-    """Delete the interface `name`; False when it is gone, or another one has its name."""
-    found = host.netlink.identify(name)
-    if found is None or found[1] != mac:
-        return False
-    return delete_link(host, found[0])
-
-
 def users(host: NetNS, ifb: Link) -> list[Link]:
-    """Return the interfaces that redirect what they receive to `ifb`. Slow: asks each veth."""
+    """Return the interfaces that redirect their ingress to `ifb`. Slow: queries each veth."""
     links = host.netlink.links()
     return [one for one in links if one.kind == "veth" and ifb.index in redirections(host, one)]
 
 
 def redirections(host: NetNS, link: Link) -> set[int]:
-    """Return the interfaces to which `link` redirects what it receives.
+    """Return the interfaces to which `link` redirects its ingress.
 
-    0 stands for one that is gone, tc.NOWHERE for a filter that does something else.
+    0 stands for an interface that is gone, tc.NOWHERE for a filter with another action.
     """
     channel = host.netlink.channel
     found = tc.ingress(channel, link.index)
@@ -109,7 +101,7 @@ def redirections(host: NetNS, link: Link) -> set[int]:
 
 
 def redirect(ours: Link, ifb: Link) -> list[Message]:
-    """Return what redirects all that `ours` receives to `ifb`."""
+    """Return the messages that redirect all ingress of `ours` to `ifb`."""
     entry = tc.new_qdisc(
         f"take hold of what '{ours.name}' receives",
         ours.index,
@@ -123,12 +115,12 @@ def redirect(ours: Link, ifb: Link) -> list[Message]:
 
 
 def is_ours(link: Link) -> bool:
-    """Tell whether `link` is an ifb as this plugin and the reference make them."""
+    """Tell whether `link` is an ifb of this plugin or the reference."""
     return link.kind == KIND and link.name.startswith(PREFIX)
 
 
 def orphans(host: NetNS) -> list[Link]:
-    """Return the ifbs of this plugin's kind to which nothing is redirected."""
+    """Return the ifbs of this plugin or the reference to which nothing is redirected."""
     links = host.netlink.links()
     ours = [link for link in links if is_ours(link)]
     if not ours:
@@ -137,10 +129,10 @@ def orphans(host: NetNS) -> list[Link]:
     return [link for link in ours if link.index not in used]
 
 
-def delete_idle(host: NetNS, name: str, mac: str) -> bool:
-    """Delete one of them unless something is redirected to it by now; False when it is not."""
-    found = {(one.name, one.mac) for one in orphans(host)}
-    return (name, mac) in found and delete(host, name, mac)
+def delete_idle(host: Host, name: str, mac: str) -> bool:
+    """Delete an ifb unless an interface redirects to it by now; return whether it was deleted."""
+    found = {(one.name, one.mac) for one in orphans(host.netns)}
+    return (name, mac) in found and host.delete_link(host.netns, name, mac)
 
 
 def _name(text: str) -> str:

@@ -1,12 +1,14 @@
-"""The life of an attachment's limits: their record, how they are made and taken back."""
+"""What an attachment's limits consist of, how they are made and torn down."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
+from cni_common.node.lifecycle import Lifecycle, Part
 from cni_common.node.veth import host_end, random_mac
 from cni_common.spec.errors import CNIError, Code
-from cni_common.spec.request import Attachment
 from cni_common.spec.result import Interface
 from cni_common.spec.undo import BestEffort
 from plugins.bandwidth import ifb, tc
@@ -19,22 +21,136 @@ if TYPE_CHECKING:
     from cni_common.kernel.link import Link
     from cni_common.kernel.netlink import Message
     from cni_common.node.host import Host
+    from cni_common.node.lifecycle import Attaching, Unrecorded
+    from cni_common.node.owned import Owned, Stray
     from cni_common.node.record import Record
     from cni_common.spec.request import Request
     from cni_common.spec.result import Result
     from cni_common.spec.undo import Undo
-    from cni_common.spec.wire import Json
 
-PLUGIN = "bandwidth"
+
+@dataclass(frozen=True, slots=True)
+class LimitsFacts:
+    """Limits at the host's end of the container's veth pair."""
+
+    PART = "limits"
+    host_end: str = ""  # name of the interface
+    host_end_mac: str = ""
+    host_end_index: int = 0
+    ingress: bool = False  # whether there is a qdisc for what enters the container
+    egress: bool = False  # whether what leaves it is redirected to the ifb
+
+    def is_on(self, link: Link) -> bool:
+        """Tell whether they are limits of the veth `link`."""
+        return (self.host_end_index, self.host_end_mac) == (link.index, link.mac)
+
+
+class Limits(Part):
+    """The qdisc for what enters the container, and the redirection of what leaves it."""
+
+    facts = LimitsFacts
+
+    def teardown(self, _req: Request, host: Host, record: Record, facts: LimitsFacts) -> None:
+        """Remove both from the interface, if it is still the same."""
+        if not facts.ingress and not facts.egress:
+            return
+        link = host.netns.netlink.link_at(facts.host_end_index)
+        if link is None or not facts.is_on(link):
+            return
+        channel = host.netns.netlink.channel
+        entry = False
+        if facts.egress:
+            known = record.get(IfbFacts)
+            block = host.netns.netlink.identify(known.device) if known else None
+            found = tc.ingress(channel, link.index)
+            entry = (
+                found is not None
+                and found.kind == "ingress"
+                and ifb.redirections(host.netns, link) <= ({0, block[0]} if block else {0})
+            )
+        root = facts.ingress and is_shaper(tc.root(channel, link.index))
+        _remove_from(host, link, root=root, entry=entry)
+
+    def teardown_unrecorded(self, req: Request, host: Host, _found: Unrecorded) -> None:
+        """Remove limits of the reference, or ours when the record is lost, with their ifbs."""
+        _teardown_unrecorded(req, host)
+
+    def present(self, host: Host, record: Record, facts: LimitsFacts) -> Iterator[Owned]:
+        """Yield the limit, the ifb and the redirection."""
+        from cni_common.node.owned import Owned
+
+        link = None
+        if facts.ingress or facts.egress:
+            link = host.netns.netlink.link_at(facts.host_end_index)
+            link = link if link and facts.is_on(link) else None
+        if facts.ingress:
+            there = link is not None and is_shaper(tc.root(host.netns.netlink.channel, link.index))
+            yield Owned("limit", f"of what '{facts.host_end}' sends to the container", there)
+        block = record.get(IfbFacts)
+        if block:
+            found = host.netns.netlink.identify(block.device)
+            mine = found is not None and found[1] == block.mac
+            yield Owned("ifb", f"'{block.device}' ({block.mac})", mine)
+        if facts.egress:
+            targets = ifb.redirections(host.netns, link) if link else set()
+            what = f"from '{facts.host_end}' to '{block.device if block else ''}'"
+            yield Owned("redirection", what, max(targets, default=0) > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class IfbFacts:
+    """The intermediate functional block device that what leaves the container goes through."""
+
+    PART = "ifb"
+    device: str = ""
+    mac: str = ""
+
+
+class Ifb(Part):
+    """The ifb."""
+
+    facts = IfbFacts
+
+    def teardown(self, _req: Request, host: Host, _record: Record, facts: IfbFacts) -> None:
+        """Delete it."""
+        host.delete_link(host.netns, facts.device, facts.mac)
+
+    def strays(self, host: Host) -> Iterator[Stray]:
+        """Yield the ifbs to which nothing is redirected."""
+        from cni_common.node.owned import Stray
+
+        for link in ifb.orphans(host.netns):
+            yield Stray(
+                self.name,
+                f"'{link.name}' ({link.mac})",
+                (),
+                owner=link.mac,
+                addresses=frozenset(),
+                reason="nothing is redirected to it, and no record names it",
+                remove=partial(ifb.delete_idle, host, link.name, link.mac),
+                idle=True,
+            )
+
+    def claims(self, record: Record) -> Iterator[str]:
+        """Yield the MAC."""
+        facts = record.get(IfbFacts)
+        if facts:
+            yield facts.mac
+
+
+LIMITS, IFB = Limits(), Ifb()
+LIFECYCLE = Lifecycle("bandwidth", LIMITS, IFB)
 
 
 def add(req: Request, host: Host, conf: Conf, undo: Undo, *, result: Result) -> None:
     """Make the limits, and add the ifb to `result` if there is one. Raises CNIError."""
     ours = host_veth(req, host)
-    record = _begin(req, host, ours, undo)
-    _make_way(req, host, conf, ours)
-    record.note(ingress=bool(conf.ingress), egress=bool(conf.egress))
-    undo.push("limits", lambda: release(host, record.facts))
+    facts = LimitsFacts(ours.name, ours.mac, ours.index)
+    attaching = LIFECYCLE.begin(req, host, undo, facts)
+    _clear_unowned(req, host, conf, ours)
+    attaching.note(replace(facts, ingress=bool(conf.ingress), egress=bool(conf.egress)))
+    attaching.take_back(IFB)
+    attaching.take_back(LIMITS)
     messages: list[Message] = []
     inward, outward = shapers(conf, ours.mtu)
     if inward:
@@ -42,7 +158,7 @@ def add(req: Request, host: Host, conf: Conf, undo: Undo, *, result: Result) -> 
         messages += inward.messages(ours.index, ours.name)
     if outward:
         _tell_raised(host, "egressBurst", conf, outward)
-        block = _create_ifb(req, host, record, ours.mtu)
+        block = _create_ifb(req, host, attaching, ours.mtu)
         result.interfaces.append(Interface(block.name, block.mac))
         messages += outward.messages(block.index, block.name)
         messages += ifb.redirect(ours, block)
@@ -74,87 +190,7 @@ def host_veth(req: Request, host: Host) -> Link:
     return ours
 
 
-def delete(req: Request, host: Host) -> None:
-    """Take the limits back: from the record of what ADD made, else what can be found."""
-    record = host.records.find(PLUGIN, req.network, req.attachment)
-    if record and "host_veth" in record.facts:
-        dissolve(req, host, record)
-        return
-    _dissolve_unrecorded(req, host)
-    if record:  # an ADD died before it had written a line, or the file is damaged
-        record.remove()
-
-
-def dissolve(_req: Request, host: Host, record: Record) -> None:
-    """Take back what `record` names, then remove it; it stays when a step fails."""
-    release(host, record.facts)
-    record.remove()
-
-
-def release(host: Host, facts: Json) -> None:
-    """Take back the limits that `facts` tell of. Raises an ExceptionGroup."""
-    with BestEffort() as steps:
-        steps.attempt("limits", lambda: _release_veth(host, facts))
-        if facts.get("ifb"):
-            steps.attempt(
-                "ifb", lambda: ifb.delete(host.netns, facts["ifb"], facts.get("ifb_mac", ""))
-            )
-
-
-def objects_of(host: Host, facts: Json) -> Iterator[tuple[str, str, bool]]:
-    """Yield kind and name of what a record says was made, and whether it is there."""
-    link = None
-    if facts.get("ingress") or facts.get("egress"):
-        link = host.netns.netlink.link_at(facts["host_veth_index"])
-        link = link if link and _is_on(facts, link) else None
-    name = facts.get("host_veth", "")
-    channel = host.netns.netlink.channel
-    if facts.get("ingress"):
-        present = link is not None and is_shaper(tc.root(channel, link.index))
-        yield "limit", f"of what '{name}' sends to the container", present
-    if facts.get("ifb"):
-        found = host.netns.netlink.identify(facts["ifb"])
-        mine = found is not None and found[1] == facts.get("ifb_mac")
-        yield "ifb", f"'{facts['ifb']}' ({facts.get('ifb_mac')})", mine
-    if facts.get("egress"):
-        targets = ifb.redirections(host.netns, link) if link else set()
-        yield (
-            "redirection",
-            f"from '{name}' to '{facts.get('ifb', '')}'",
-            max(targets, default=0) > 0,
-        )
-
-
-def collect(req: Request, host: Host, steps: BestEffort) -> None:
-    """Take back the limits of every attachment of this network that the runtime does not name."""
-    from cni_common.node.liveness import collect as collect_recorded
-
-    collect_recorded(
-        PLUGIN, req, host, steps, dissolve=lambda gone, record: dissolve(gone, host, record)
-    )
-
-
-def _begin(req: Request, host: Host, ours: Link, undo: Undo) -> Record:
-    """Write the record; limits of an earlier ADD of the attachment are taken back first."""
-    facts = {
-        "netns": req.netns,
-        "netns_id": host.open_netns(req.netns).identity,
-        "host_veth": ours.name,
-        "host_veth_index": ours.index,
-        "host_veth_mac": ours.mac,
-        "stdin": req.stdin.decode("utf-8", "replace"),
-        "cni_args": req.environ.get("CNI_ARGS", ""),
-        "cni_path": req.environ.get("CNI_PATH", ""),
-    }
-    record = host.records.begin_anew(
-        PLUGIN, req.network, req.attachment, facts, clear=lambda old: dissolve(req, host, old)
-    )
-    # The last to go, and only when nothing is left that it could be needed for.
-    undo.push("record", lambda: None if undo.failed else record.remove())
-    return record
-
-
-def _make_way(req: Request, host: Host, conf: Conf, ours: Link) -> None:
+def _clear_unowned(req: Request, host: Host, conf: Conf, ours: Link) -> None:
     """Remove the limits on a veth that nobody has any more, such as DEL of the reference leaves.
 
     Raises CNIError when they are another attachment's, or when another program has a qdisc where
@@ -169,13 +205,12 @@ def _make_way(req: Request, host: Host, conf: Conf, ours: Link) -> None:
         raise _foreign(ours, f"qdisc {entry.kind} for what it receives")
     if not has_limit and not has_redirection:
         return
-    for facts in host.records.survey(PLUGIN):
-        whose = facts.get("network"), _attachment_of(facts)
-        if _is_on(facts, ours) and whose != (req.network, req.attachment):
+    for record in _records_on(host, ours):
+        if (record.network, record.attachment) != (req.network, req.attachment):
             raise CNIError(
                 Code.INTERNAL,
-                f"'{ours.name}' has the limits of container {whose[1].containerid} on"
-                f" '{whose[0]}'; DEL that first",
+                f"'{ours.name}' has the limits of container {record.attachment.containerid} on"
+                f" '{record.network}'; DEL that first",
             )
     host.log(f"limits that nobody has any more are removed from '{ours.name}'")
     _remove_from(host, ours, root=has_limit, entry=has_redirection)
@@ -192,11 +227,11 @@ def _is_redirection(host: Host, ours: Link, entry: tc.Qdisc | None) -> bool:
     return True
 
 
-def _create_ifb(req: Request, host: Host, record: Record, mtu: int) -> Link:
+def _create_ifb(req: Request, host: Host, attaching: Attaching, mtu: int) -> Link:
     """Create the ifb under the first name that is free, or that nobody needs any more."""
     for name in ifb.names_of(req):
         mac = random_mac()
-        record.note(ifb=name, ifb_mac=mac)
+        attaching.note(IfbFacts(name, mac))
         made = ifb.create(host.netns, name, mac, mtu)
         if made is None and _remove_stale(host, name):
             made = ifb.create(host.netns, name, mac, mtu)
@@ -217,11 +252,11 @@ def _remove_stale(host: Host, name: str) -> bool:
     if not ifb.is_ours(found) or _is_claimed(host, found) or ifb.users(host.netns, found):
         return False
     host.log(f"'{name}', which an interrupted ADD has left, is removed")
-    ifb.delete(host.netns, name, found.mac)
+    host.delete_link(host.netns, name, found.mac)
     return True
 
 
-def _dissolve_unrecorded(req: Request, host: Host) -> None:
+def _teardown_unrecorded(req: Request, host: Host) -> None:
     """Take back limits without a record: the reference's, or ours when the record is lost."""
     veths: dict[int, Link] = {}
     blocks: list[Link] = []
@@ -241,13 +276,13 @@ def _dissolve_unrecorded(req: Request, host: Host) -> None:
         for block in blocks:
             steps.attempt(
                 f"ifb '{block.name}'",
-                lambda: ifb.delete(host.netns, block.name, block.mac),  # noqa: B023 - as above
+                lambda: host.delete_link(host.netns, block.name, block.mac),  # noqa: B023 - as above
             )
 
 
 def _clear(host: Host, link: Link, blocks: list[Link]) -> None:
     """Remove the limits of a veth, of which there is no record."""
-    if any(_is_on(facts, link) for facts in host.records.survey(PLUGIN)):
+    if any(_records_on(host, link)):
         return
     channel = host.netns.netlink.channel
     targets = ifb.redirections(host.netns, link)
@@ -257,27 +292,6 @@ def _clear(host: Host, link: Link, blocks: list[Link]) -> None:
         root=is_shaper(tc.root(channel, link.index)),
         entry=bool(targets) and targets <= {0, *(block.index for block in blocks)},
     )
-
-
-def _release_veth(host: Host, facts: Json) -> None:
-    if not facts.get("ingress") and not facts.get("egress"):
-        return
-    link = host.netns.netlink.link_at(facts["host_veth_index"])
-    if link is None or not _is_on(facts, link):
-        return
-    channel = host.netns.netlink.channel
-    entry = False
-    if facts.get("egress"):
-        block = host.netns.netlink.identify(facts["ifb"]) if facts.get("ifb") else None
-        found = tc.ingress(channel, link.index)
-        known = {0, block[0]} if block else {0}
-        entry = (
-            found is not None
-            and found.kind == "ingress"
-            and ifb.redirections(host.netns, link) <= known
-        )
-    root = bool(facts.get("ingress")) and is_shaper(tc.root(channel, link.index))
-    _remove_from(host, link, root=root, entry=entry)
 
 
 def _remove_from(host: Host, link: Link, *, root: bool, entry: bool) -> None:
@@ -309,20 +323,17 @@ def _host_veth_or_none(req: Request, host: Host) -> Link | None:
         return None
 
 
-def _attachment_of(facts: Json) -> Attachment:
-    return Attachment(facts.get("containerid", ""), facts.get("ifname", ""))
-
-
-def _is_on(facts: Json, link: Link) -> bool:
-    """Tell whether a record is about limits of the veth `link`."""
-    return (facts.get("host_veth_index"), facts.get("host_veth_mac")) == (link.index, link.mac)
+def _records_on(host: Host, link: Link) -> Iterator[Record]:
+    """Yield the records of limits of the veth `link`."""
+    for record in host.records.of_plugin(LIFECYCLE.plugin):
+        facts = record.get(LimitsFacts)
+        if facts and facts.is_on(link):
+            yield record
 
 
 def _is_claimed(host: Host, block: Link) -> bool:
-    return any(
-        (facts.get("ifb"), facts.get("ifb_mac")) == (block.name, block.mac)
-        for facts in host.records.survey(PLUGIN)
-    )
+    records = host.records.of_plugin(LIFECYCLE.plugin)
+    return any(record.get(IfbFacts) == IfbFacts(block.name, block.mac) for record in records)
 
 
 def _foreign(ours: Link, what: str) -> CNIError:

@@ -1,4 +1,4 @@
-"""How one interface is kept from sending more than a limit: by tbf, or by htb for some subnets."""
+"""The limit of one interface's egress: by tbf, or by htb for some subnets."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ if TYPE_CHECKING:
     from plugins.bandwidth.conf import Limit
 
 KINDS = ("tbf", "htb")
-_LATENCY = 25  # milliseconds that a packet may wait, as with the reference
-_BURST_MIN = 65536  # bytes when nobody says: the largest packet that TCP hands over
+_LATENCY = 25  # milliseconds that a packet may wait, as in the reference
+_BURST_MIN = 65536  # bytes, the least default burst: the largest packet of TCP
 _ETHERNET_HEADER = 14
-# Of htb, the reference's: everything but the limit has 800 Gbit/s.
+# The reference's values for htb: unlimited traffic has 800 Gbit/s.
 _SHAPED, _UNSHAPED, _UNSHAPED_RATE = 48, 1, 100_000_000_000
-_UNSHAPED_BUFFER = 15625  # ticks: 1 ms, or a timer would have to end each packet's wait
-_QUANTUM = 65536  # bytes that a class sends in its turn
-_UNSHAPED_PACKETS = 1000  # that wait, as in the queue of a device
+_UNSHAPED_BUFFER = 15625  # ticks: 1 ms; with less a timer would delay each packet
+_QUANTUM = 65536  # bytes that a class sends per turn
+_UNSHAPED_PACKETS = 1000  # queue length, as of a device
 _U32 = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """A limit in the kernel's terms."""
+    """A limit in the kernel's units."""
 
     rate: int  # bytes a second
     burst: int  # bytes
-    limit: int  # bytes that may wait
+    limit: int  # bytes of the queue
     frame: int  # bytes of the largest packet
 
     @classmethod
     def of(cls, limit: Limit, mtu: int) -> Bucket:
         """Return the bucket for an interface of this MTU.
 
-        Smaller ones than a packet are as large as one, since that would never pass.
+        A burst below one packet becomes one packet, since no packet would ever pass.
         """
         waiting = limit.rate * _LATENCY // 1000
         frame = mtu + _ETHERNET_HEADER
@@ -49,27 +49,27 @@ class Bucket:
 
     @property
     def buffer(self) -> int:
-        """Ticks in which the rate fills the burst; too many for the kernel with a low rate."""
+        """Ticks in which the rate fills the burst; may exceed 32 bits with a low rate."""
         return self.burst * 1_000_000 // self.rate * 1000 // tc.TICK
 
     @property
     def needs_bytes(self) -> bool:
-        """Whether ticks cannot express the burst, or would let no whole packet through."""
+        """Whether ticks cannot express the burst, or would pass no whole packet."""
         expressed = self.buffer * tc.TICK * self.rate // 1_000_000_000
         return self.buffer > _U32 or expressed < self.frame
 
 
 @dataclass(frozen=True, slots=True)
 class Shaper:
-    """What shapes the traffic that one interface sends."""
+    """The qdiscs, classes and filters that shape one interface's egress."""
 
     bucket: Bucket
     subnets: Sequence[Subnet] = ()
-    only_subnets: bool = False  # whether these alone are shaped, or all others
-    source: bool = False  # whether packets come from the subnets, or go to them
+    only_subnets: bool = False  # True: `subnets` alone are shaped; False: all others
+    source: bool = False  # True: match source addresses; False: destinations
 
     def messages(self, index: int, name: str) -> list[Message]:
-        """Return what makes the interface `index` called `name` shape what it sends."""
+        """Return the messages that shape the egress of the interface `index` called `name`."""
         bucket = self.bucket
         if not self.subnets:
             data = tc.tbf(
@@ -105,7 +105,7 @@ class Shaper:
         ]
 
     def difference(self, channel: Channel, link: Link) -> str:
-        """Return what is no longer as `messages` made it, "" when nothing is."""
+        """Return the first difference from the result of `messages`, "" for none."""
         found = tc.root(channel, link.index)
         kind = "htb" if self.subnets else "tbf"
         if found is None or found.kind != kind or found.handle != tc.FIRST:
@@ -144,7 +144,7 @@ class Shaper:
         if not self.bucket.needs_bytes:
             return ticks == self.bucket.buffer
         exact = self.bucket.burst * 1_000_000_000 // self.bucket.rate // tc.TICK
-        # The kernel counts in its own way, and tells the low 32 bits alone.
+        # The kernel rounds, and reports the low 32 bits alone.
         return exact > _U32 or abs(ticks - exact) <= exact // 1000 + 1
 
     def _difference_of_filters(self, channel: Channel, link: Link) -> str:

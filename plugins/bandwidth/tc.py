@@ -56,15 +56,15 @@ _MIRRED = struct.Struct("=IIiiiiI")
 _U32 = 2**32 - 1
 _HTB_VERSION, _RATE_TO_QUANTUM = 3, 10
 _ALL, _IPV4, _IPV6 = 0x0003, 0x0800, 0x86DD  # linux/if_ether.h
-# EtherType, priority (one for each protocol), and where source and destination are in the header.
+# EtherType, priority (one per protocol), offsets of source and destination in the header.
 _FAMILY = {4: (_IPV4, 16, 12, 16), 6: (_IPV6, 15, 8, 24)}
-_BATCH = 50  # messages in one send: their answers must fit into the socket's buffer
+_BATCH = 50  # messages per send: their answers must fit into the socket's buffer
 _ABSENT = (errno.ENOENT, errno.ENODEV, errno.EINVAL)
 
 
 @dataclass(frozen=True, slots=True)
 class Qdisc:
-    """A queueing discipline as the kernel describes it; what its kind has not is 0."""
+    """A queueing discipline as the kernel describes it; fields that its kind lacks are 0."""
 
     kind: str
     handle: int  # 0: the kernel's default one
@@ -86,28 +86,28 @@ class Class:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A filter; of one that is not of the kind u32, only that it is there."""
+    """A filter; of a kind other than u32 only its existence."""
 
-    keys: bytes  # mask, value and offset of each word that is looked at
-    classid: int  # where it leads to, 0: nowhere
-    redirect: int  # interface to which it redirects, 0: one that is gone, NOWHERE: none
+    keys: bytes  # mask, value and offset of each compared word
+    classid: int  # its class, 0: none
+    redirect: int  # index of the redirect's target, 0: a gone interface, NOWHERE: no redirect
 
 
-# --- what is made -------------------------------------------------------------------------------
+# --- requests ----------------------------------------------------------------------------------
 
 
 def new_qdisc(what: str, index: int, parent: int, handle: int, kind: str, data: bytes) -> Message:  # noqa: PLR0917 - as tc names them
-    """Return what makes a qdisc; EEXIST where there is one that is not the kernel's."""
+    """Return the request that makes a qdisc; EEXIST if there is one that is no default."""
     return _new(what, _NEWQDISC, _TCMSG.pack(0, index, handle, parent, 0), kind, data)
 
 
 def new_class(what: str, index: int, handle: int, data: bytes) -> Message:
-    """Return what makes a class of the htb 1:."""
+    """Return the request that makes a class of the htb 1:."""
     return _new(what, _NEWTCLASS, _TCMSG.pack(0, index, handle, FIRST, 0), "htb", data)
 
 
 def subnet_filter(what: str, index: int, subnet: Subnet, classid: int, *, source: bool) -> Message:
-    """Return what leads packets from `subnet`, or to it, from the qdisc 1: to a class."""
+    """Return the request for a filter from the qdisc 1: to a class, by source or destination."""
     data = u32(_U32_CLASSID, classid) + attribute(
         _U32_SEL, _selector(keys_of(subnet, source=source))
     )
@@ -116,7 +116,7 @@ def subnet_filter(what: str, index: int, subnet: Subnet, classid: int, *, source
 
 
 def redirection(what: str, index: int, target: int) -> Message:
-    """Return what redirects all that comes in by the interface `index` to another."""
+    """Return the request that redirects all ingress of the interface `index` to another."""
     parms = _MIRRED.pack(0, 0, _STOLEN, 0, 0, _EGRESS_REDIR, target)
     action = string(_ACT_KIND, "mirred") + attribute(_ACT_OPTIONS, attribute(_MIRRED_PARMS, parms))
     data = attribute(_U32_SEL, _selector(bytes(_SELECTOR_KEY.size)))
@@ -125,7 +125,7 @@ def redirection(what: str, index: int, target: int) -> Message:
 
 
 def tbf(rate: int, buffer: int, limit: int, *, burst: int = 0) -> bytes:
-    """Return the options of a token bucket; `burst` in bytes takes the place of `buffer`."""
+    """Return the options of a token bucket; `burst` in bytes replaces `buffer`."""
     parms = _ratespec(rate) + bytes(_RATESPEC.size) + _TBF.pack(limit, buffer, 0)
     data = attribute(_TBF_PARMS, parms)
     if rate > _U32:
@@ -134,13 +134,13 @@ def tbf(rate: int, buffer: int, limit: int, *, burst: int = 0) -> bytes:
 
 
 def htb(default: int) -> bytes:
-    """Return the options of an htb whose packets go to the class 1:`default` unless filtered."""
+    """Return the options of an htb; unfiltered packets go to the class 1:`default`."""
     glob = _HTB_GLOBAL.pack(_HTB_VERSION, _RATE_TO_QUANTUM, default, 0, 0)
     return attribute(_HTB_INIT, glob)
 
 
 def htb_class(rate: int, buffer: int, quantum: int) -> bytes:
-    """Return the options of a class that never gets more than `rate` bytes a second."""
+    """Return the options of a class with a ceiling of `rate` bytes a second."""
     parms = _ratespec(rate) * 2 + _HTB_CLASS.pack(buffer, buffer, quantum, 0, 0)
     data = attribute(_HTB_PARMS, parms)
     if rate > _U32:
@@ -154,7 +154,7 @@ def fifo(limit: int) -> bytes:
 
 
 def keys_of(subnet: Subnet, *, source: bool) -> bytes:
-    """Return the struct tc_u32_key of each word that tells packets from `subnet`, or to it."""
+    """Return the struct tc_u32_key of each word that matches packets from or to `subnet`."""
     _, _, source_at, destination_at = _FAMILY[subnet.version]
     offset = source_at if source else destination_at
     address, mask = subnet.network_address.packed, subnet.netmask.packed
@@ -163,25 +163,25 @@ def keys_of(subnet: Subnet, *, source: bool) -> bytes:
         for i in range(0, len(mask), 4)
         if any(mask[i : i + 4])
     )
-    return keys or bytes(_SELECTOR_KEY.size)  # which any packet matches
+    return keys or bytes(_SELECTOR_KEY.size)  # matches any packet
 
 
 def send(channel: Channel, messages: Sequence[Message]) -> None:
-    """Have the kernel carry out `messages`, in this order. Raises NetlinkError."""
+    """Send `messages`, in this order. Raises NetlinkError."""
     for start in range(0, len(messages), _BATCH):
         channel.exchange(messages[start : start + _BATCH])
 
 
-# --- what is there ------------------------------------------------------------------------------
+# --- queries -----------------------------------------------------------------------------------
 
 
 def root(channel: Channel, index: int) -> Qdisc | None:
-    """Return the qdisc through which an interface sends."""
+    """Return the root qdisc of an interface."""
     return _qdisc(channel, index, ROOT, "look up the root qdisc")
 
 
 def ingress(channel: Channel, index: int) -> Qdisc | None:
-    """Return the qdisc through which what an interface receives goes, if any."""
+    """Return the ingress qdisc of an interface, None if there is none."""
     return _qdisc(channel, index, INGRESS, "look up the ingress qdisc")
 
 
@@ -203,7 +203,7 @@ def filters(channel: Channel, index: int, parent: int) -> list[Filter]:
 
 
 def delete_qdisc(channel: Channel, index: int, parent: int, handle: int) -> None:
-    """Delete a qdisc and what belongs to it; nothing happens where it is gone."""
+    """Delete a qdisc with its classes and filters; do nothing if it is gone."""
     body = _TCMSG.pack(0, index, handle, parent, 0)
     what = f"delete {'ingress' if parent == INGRESS else 'root'} qdisc of interface {index}"
     try:
@@ -215,7 +215,7 @@ def delete_qdisc(channel: Channel, index: int, parent: int, handle: int) -> None
 
 def _qdisc(channel: Channel, index: int, parent: int, what: str) -> Qdisc | None:
     body = _TCMSG.pack(0, index, 0, parent, 0)
-    flags = NLM_F_ACK | NLM_F_ECHO  # without which listeners are told, but not who asks
+    flags = NLM_F_ACK | NLM_F_ECHO  # ECHO: else only listeners get the qdisc
     message = Message(f"{what} of interface {index}", _GETQDISC, flags, body, _decode_qdisc)
     try:
         found: list[Qdisc] = channel.exchange([message])[0]
@@ -255,7 +255,7 @@ def _decode_filter(data: bytes) -> list[Filter]:
     own = attributes(options)
     if kind != "u32":
         return [Filter(b"", 0, NOWHERE)] if handle else []
-    if _U32_SEL not in own:  # a table of filters, or the head of all
+    if _U32_SEL not in own:  # a hash table of filters, or their root
         return []
     redirect = NOWHERE
     for _, action in each_attribute(own.get(_U32_ACT, b"")):
@@ -270,13 +270,13 @@ def _decode_filter(data: bytes) -> list[Filter]:
 
 
 def _decode(data: bytes) -> tuple[int, str, bytes]:
-    """Return handle, kind and options of what a message is about."""
+    """Return handle, kind and options in a message."""
     _, _, handle, _, _ = _TCMSG.unpack_from(data, HEADER_SIZE)
     attrs = attributes(data, HEADER_SIZE + _TCMSG.size)
     return handle, string_of(attrs.get(_KIND)), attrs.get(_OPTIONS, b"")
 
 
-# --- how it is packed ---------------------------------------------------------------------------
+# --- packing -----------------------------------------------------------------------------------
 
 
 def _new(what: str, kind: int, body: bytes, name: str, data: bytes) -> Message:  # noqa: PLR0917 - the parts of a message

@@ -6,21 +6,29 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.link import VethEnd
-from cni_common.node import lifecycle, masquerade, veth
+from cni_common.node import interface, masquerade, veth
+from cni_common.spec.errors import drifted
 from cni_common.spec.request import Command
 from cni_common.spec.result import Interface, Result
 from plugins.bridge import gateway, macfilter, port
 from plugins.bridge.conf import SCHEMA, Conf
-from plugins.bridge.parts import KIND, user_of_gateway
+from plugins.bridge.parts import (
+    LIFECYCLE,
+    MAC_FILTER,
+    VETH,
+    GatewayFacts,
+    MacFilterFacts,
+    user_of_gateway,
+)
 
 if TYPE_CHECKING:
     from cni_common.kernel.link import Link
     from cni_common.node.host import Host
-    from cni_common.node.record import Record
+    from cni_common.node.lifecycle import Attaching, Lifecycle
     from cni_common.spec.request import Request
     from cni_common.spec.undo import Undo
 
-__all__ = ["SCHEMA", "add", "check", "delete", "gc", "status"]
+__all__ = ["SCHEMA", "add", "check", "delete", "gc", "lifecycle", "status"]
 
 _UP_SECONDS = 2.5  # what the reference waits for the port
 _BRIDGE_SECONDS = 1.0  # until a new bridge passes on what the host sends
@@ -33,18 +41,20 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
         host.is_ours(conf.ipam, req.path)  # raises when there is no such plugin, before any act
     container = host.open_netns(req.netns)
     veth.refuse_existing(container, req.ifname)
-    record = lifecycle.begin(KIND, req, host, undo)
+    facts = [interface.IpamFacts(conf.ipam)] if conf.ipam else []
+    attaching = LIFECYCLE.begin(req, host, undo, *facts)
     bridge = port.ensure_bridge(host.netns, conf)
     end = VethEnd(req.ifname, conf.mac or veth.random_mac(), netns=container.fd)
-    ours = _plug_in(host, conf, end, bridge=bridge, record=record, undo=undo)
+    ours = _plug_in(host, conf, end, bridge=bridge, attaching=attaching)
     result = _interfaces(req, bridge, ours, end)
     if conf.ipam:
         _allocate(req, host, conf, result, undo=undo)
         if conf.is_gateway:
-            _ensure_gateways(req, host, conf, result, bridge=bridge, record=record)
+            _ensure_gateways(req, host, conf, result, bridge=bridge, attaching=attaching)
         veth.configure(container, req.ifname, ours.peer, result, dad=conf.dad)
         if conf.masquerade:
-            _masquerade(req, host, conf, result, record=record, undo=undo)
+            addresses = [ip.address for ip in result.ips]
+            interface.add_masquerade(attaching, req, host, addresses, backend=conf.masquerade)
     elif not conf.container_down:
         container.netlink.configure(ours.peer, (), (), dad=conf.dad)
     bridge = _await_working(host, conf, ours, bridge)
@@ -57,7 +67,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
 
 def delete(req: Request, host: Host) -> None:
     """Detach: from the record of what ADD made, else from prevResult and what is found."""
-    lifecycle.delete(KIND, req, host)
+    LIFECYCLE.delete(req, host)
 
 
 def check(req: Request, host: Host) -> None:
@@ -75,7 +85,7 @@ def check(req: Request, host: Host) -> None:
         else veth.check(container, req.ifname, expected)
     )
     if link is None:
-        raise veth.drift(f"interface '{req.ifname}' is missing in '{req.netns}'")
+        raise drifted(f"interface '{req.ifname}' is missing in '{req.netns}'")
     ours = port.check(host.netns, container, conf, link, expected=expected)
     if conf.mac_filter:
         macfilter.check(host.netns, ours.name, link.mac)
@@ -84,7 +94,7 @@ def check(req: Request, host: Host) -> None:
     if conf.ipam and conf.masquerade:
         masquerade.check(
             host.netns,
-            KIND.owner(req),
+            masquerade.Owner(LIFECYCLE.plugin, req.network, req.attachment),
             [ip.address for ip in expected.ips],
             backend=conf.masquerade,
         )
@@ -92,7 +102,7 @@ def check(req: Request, host: Host) -> None:
 
 def gc(req: Request, host: Host) -> None:
     """Remove what belongs to no valid attachment of this network, then let IPAM do the same."""
-    lifecycle.gc(KIND, req, host)
+    LIFECYCLE.gc(req, host)
 
 
 def status(req: Request, host: Host) -> None:
@@ -102,27 +112,23 @@ def status(req: Request, host: Host) -> None:
     """
     conf = Conf.of(replace(req, environ={}))  # CNI_ARGS belong to an attachment
     port.refuse_other_type(host.netns.netlink.link(conf.bridge), conf)
-    lifecycle.probe(host, conf.masquerade)
+    interface.probe(host, conf.masquerade)
     if conf.ipam:
         host.delegate(conf.ipam, req, Command.STATUS)
 
 
-def _plug_in(
-    host: Host, conf: Conf, end: VethEnd, *, bridge: Link, record: Record, undo: Undo
-) -> Link:
+def lifecycle() -> Lifecycle:
+    """Return what an attachment consists of."""
+    return LIFECYCLE
+
+
+def _plug_in(host: Host, conf: Conf, end: VethEnd, *, bridge: Link, attaching: Attaching) -> Link:
     """Make the veth pair; return the host's end, which is the port."""
-    ours = veth.create_veth(
-        host.netns,
-        end,
-        undo,
-        mtu=conf.mtu,
-        master=bridge.index,
-        intend=lambda own: record.note(veth=own.name, veth_mac=own.mac, mac=end.mac),
-    )
+    ours = VETH.create(attaching, host, end, mtu=conf.mtu, master=bridge.index)
     port.configure(host.netns, ours, conf)
     if conf.mac_filter:
-        record.note(mac_filter=end.mac)
-        undo.push("MAC filter", lambda: macfilter.remove(host.netns, ours.name, end.mac))
+        attaching.note(MacFilterFacts(ours.name, end.mac))
+        attaching.take_back(MAC_FILTER)
         macfilter.add(host.netns, ours.name, end.mac)
     return ours
 
@@ -151,7 +157,7 @@ def _interfaces(req: Request, bridge: Link, ours: Link, end: VethEnd) -> Result:
 
 def _allocate(req: Request, host: Host, conf: Conf, result: Result, *, undo: Undo) -> None:
     """Complete `result` by what IPAM gives."""
-    given = lifecycle.allocate(req, host, conf.ipam, undo, mtu=conf.mtu)
+    given = interface.allocate(req, host, conf.ipam, undo, mtu=conf.mtu)
     result.ips, result.routes, result.dns = given.ips, given.routes, given.dns
     for ip in result.ips:
         ip.interface = len(result.interfaces) - 1
@@ -164,14 +170,12 @@ def _ensure_gateways(
     result: Result,
     *,
     bridge: Link,
-    record: Record,
+    attaching: Attaching,
 ) -> None:
     """Make the host the gateway of what `result` has."""
     gateway.complete(conf, result)
-    record.note(
-        gateway_interface=conf.gateway_interface,
-        gateways=[str(cidr) for cidr in gateway.gateways(result)],
-    )
+    gateways = [str(cidr) for cidr in gateway.gateways(result)]
+    attaching.note(GatewayFacts(conf.gateway_interface, gateways))
     gateway.ensure(
         host.netns,
         conf,
@@ -180,11 +184,3 @@ def _ensure_gateways(
         user_of=lambda cidr: user_of_gateway(req, host, conf, cidr),
         log=host.log,
     )
-
-
-def _masquerade(
-    req: Request, host: Host, conf: Conf, result: Result, *, record: Record, undo: Undo
-) -> None:
-    addresses = [ip.address for ip in result.ips]
-    undo.push("masquerading", lambda: lifecycle.unmask(KIND, req, host, record.facts))
-    lifecycle.mask(KIND, req, host, addresses, backend=conf.masquerade, record=record)

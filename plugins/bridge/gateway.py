@@ -9,9 +9,8 @@ from cni_common.kernel.link import VethEnd
 from cni_common.kernel.netlink import NetlinkError
 from cni_common.kernel.route import RT_TABLE_MAIN, RT_TABLE_UNSPEC
 from cni_common.node import veth
-from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code, drifted
 from cni_common.spec.result import Interface, Route
-from cni_common.spec.undo import Undo
 from plugins.bridge import vlan
 
 if TYPE_CHECKING:
@@ -93,13 +92,13 @@ def check(host: NetNS, conf: Conf, expected: Result) -> None:
     """Raise CNIError if a gateway address is missing or forwarding is off."""
     link = host.netlink.link(conf.gateway_interface)
     if link is None:
-        raise veth.drift(f"gateway interface '{conf.gateway_interface}' is missing")
+        raise drifted(f"gateway interface '{conf.gateway_interface}' is missing")
     present = {cidr for cidr, _ in host.netlink.addresses(link.index)}
     for gateway in gateways(expected):
         if gateway not in present:
-            raise veth.drift(f"gateway {gateway} is missing on '{link.name}'")
+            raise drifted(f"gateway {gateway} is missing on '{link.name}'")
         if host.sysctl(veth.FORWARDING[gateway.version]) == "0":
-            raise veth.drift(f"the host no longer forwards IPv{gateway.version}")
+            raise drifted(f"the host no longer forwards IPv{gateway.version}")
 
 
 def gateways(result: Result) -> list[Cidr]:
@@ -164,7 +163,6 @@ def _ensure_vlan_interface(host: NetNS, conf: Conf) -> Link:
             veth.create_veth(
                 host,
                 VethEnd(name, veth.random_mac()),
-                Undo(),
                 mtu=bridge.mtu,
                 master=bridge.index,
             )

@@ -1,7 +1,7 @@
-"""macspoofchk: frames from a container must carry its own MAC.
+"""macspoofchk: frames from a container must have its own MAC as their source.
 
-`table bridge pycni` has a set of guarded ports and a set of their (port, MAC) pairs; a frame
-that comes in by a guarded port and is in no pair is dropped. An attachment is one element each.
+`table bridge pycni` has a set of guarded ports and a set of their (port, MAC) pairs; a frame that
+arrives on a guarded port and matches no pair is dropped. An attachment has one element in each set.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cni_common.kernel import nft_expressions, nft_layout, nft_table
 from cni_common.kernel.nft_layout import Chain, Layout, Set
 from cni_common.kernel.nft_table import interface_key, interface_name
-from cni_common.node.veth import drift
+from cni_common.spec.errors import drifted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -50,39 +50,39 @@ LAYOUT = Layout(
 
 
 def add(host: NetNS, port: str, mac: str) -> None:
-    """Let only frames from `mac` in by `port`."""
+    """Accept only frames from `mac` on `port`. Raises NetlinkError."""
     LAYOUT.add(host, [TABLE.add_element(*key) for key in _keys(port, mac)])
 
 
 def remove(host: NetNS, port: str, mac: str) -> None:
-    """Take back what `add` made."""
+    """Remove the elements of `add`. Raises NetlinkError."""
     _remove_elements(host, _keys(port, mac))
 
 
 def check(host: NetNS, port: str, mac: str) -> None:
-    """Raise CNIError when frames with another MAC could pass."""
+    """Raise CNIError if frames with another MAC could pass."""
     if TABLE.element(host, _GUARDED, interface_key(port)) is None:
-        raise drift(f"'{port}' is no longer in the MAC filter's set '{_GUARDED}'")
+        raise drifted(f"'{port}' is no longer in the MAC filter's set '{_GUARDED}'")
     if TABLE.element(host, _ALLOWED, _pair(port, mac)) is None:
-        raise drift(f"MAC {mac} of '{port}' is no longer in the MAC filter's set '{_ALLOWED}'")
+        raise drifted(f"MAC {mac} of '{port}' is no longer in the MAC filter's set '{_ALLOWED}'")
     lost = LAYOUT.drift(host)
     if lost:
-        raise drift(lost)
+        raise drifted(lost)
 
 
 def holds(host: NetNS, port: str, mac: str) -> bool:
-    """Tell whether anything of what `add` makes is there."""
+    """Tell whether an element of `add` exists."""
     return any(TABLE.present(host, _keys(port, mac)))
 
 
 def orphans(host: NetNS) -> list[str]:
-    """Return the guarded ports that are gone."""
+    """Return the guarded ports whose interface is gone."""
     names = [interface_name(element.key) for element in TABLE.elements(host, _GUARDED)]
     return [name for name in names if host.netlink.link(name) is None]
 
 
 def orphans_of_reference(host: NetNS) -> list[tuple[str, str]]:
-    """Return port, and container with interface, of the reference's filters of ports gone."""
+    """Return port, and container with interface, of the reference's filters of gone ports."""
     found = []
     for rule in _REFERENCE.rules(host, _REFERENCE_CHAIN):
         prefix, _, name = rule.comment.partition("-")
@@ -93,7 +93,7 @@ def orphans_of_reference(host: NetNS) -> list[tuple[str, str]]:
 
 
 def gc(host: NetNS) -> list[str]:
-    """Remove what is left of ports that are gone, whoever made it; return what that was."""
+    """Remove the filters of gone ports, ours and the reference's; describe each."""
     removed = []
     for port in orphans(host):
         remove_port(host, port)
@@ -105,19 +105,19 @@ def gc(host: NetNS) -> list[str]:
 
 
 def remove_port(host: NetNS, port: str) -> None:
-    """Remove everything that is about `port`."""
+    """Remove all elements of `port`."""
     name = interface_key(port)
     pairs = [e.key for e in TABLE.elements(host, _ALLOWED) if e.key.startswith(name)]
     _remove_elements(host, [(_GUARDED, name), *((_ALLOWED, pair) for pair in pairs)])
 
 
 def remove_of_reference(host: NetNS, attachment: Attachment) -> None:
-    """Remove what the reference's macspoofchk made for this attachment."""
+    """Remove the chains of the reference's macspoofchk for this attachment."""
     remove_named_of_reference(host, f"{attachment.containerid}-{attachment.ifname}")
 
 
 def remove_named_of_reference(host: NetNS, name: str) -> None:
-    """Remove what the reference's macspoofchk made for `name`: container and interface."""
+    """Remove the chains of the reference's macspoofchk for `name`: container and interface."""
     chains = (f"cni-br-iface-{name}", f"cni-br-iface-{name}-mac")
     deletions = [
         _REFERENCE.delete_rule(_REFERENCE_CHAIN, rule.handle)
@@ -133,7 +133,7 @@ def remove_named_of_reference(host: NetNS, name: str) -> None:
 
 def _remove_elements(host: NetNS, keys: Sequence[Key]) -> None:
     LAYOUT.remove(host, keys)
-    # Also where nothing was removed: a DEL may have been killed right after it had removed these.
+    # Also if nothing was removed: a DEL may have been killed right after it removed these.
     LAYOUT.remove_if_unused(host)
 
 

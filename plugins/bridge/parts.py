@@ -1,36 +1,130 @@
-"""What the attachments of a bridge have beside a veth pair, masquerading and addresses."""
+"""What the attachments of a bridge consist of."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from cni_common.node import lifecycle
-from cni_common.node.liveness import Liveness, State, describe, owner_of
+from cni_common.node.interface import IPAM, MASQUERADE, Veth, VethFacts
+from cni_common.node.lifecycle import Lifecycle, Part
+from cni_common.node.masquerade import owner_of
 from plugins.bridge import macfilter
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from cni_common.kernel.link import Link
     from cni_common.node.host import Host
+    from cni_common.node.lifecycle import Unrecorded
+    from cni_common.node.owned import Owned, Stray
+    from cni_common.node.record import Record
     from cni_common.spec.names import Cidr
     from cni_common.spec.request import Request
-    from cni_common.spec.undo import BestEffort
-    from cni_common.spec.wire import Json
     from plugins.bridge.conf import Conf
+
+
+@dataclass(frozen=True, slots=True)
+class MacFilterFacts:
+    """A filter that lets frames in by one port from one MAC only."""
+
+    PART = "mac-filter"
+    port: str = ""
+    mac: str = ""
+
+
+class MacFilter(Part):
+    """The filter of macspoofchk."""
+
+    facts = MacFilterFacts
+
+    def teardown(self, _req: Request, host: Host, _record: Record, facts: MacFilterFacts) -> None:
+        """Remove the elements of the port."""
+        macfilter.remove(host.netns, facts.port, facts.mac)
+
+    def teardown_unrecorded(self, req: Request, host: Host, _found: Unrecorded) -> None:
+        """Remove the reference's filter."""
+        macfilter.remove_of_reference(host.netns, req.attachment)
+
+    def collect(self, req: Request, host: Host, _plugin: str) -> None:
+        """GC: remove the filters of ports that are gone."""
+        if req.valid_attachments is not None:
+            for what in macfilter.gc(host.netns):
+                host.log(f"GC removes {what}")
+
+    def present(self, host: Host, _record: Record, facts: MacFilterFacts) -> Iterator[Owned]:
+        """Yield the filter."""
+        from cni_common.node.owned import Owned
+
+        what = f"port '{facts.port}', MAC {facts.mac} in {macfilter.TABLE}"
+        yield Owned(self.name, what, macfilter.holds(host.netns, facts.port, facts.mac))
+
+    def strays(self, host: Host) -> Iterator[Stray]:
+        """Yield the filters of ports that are gone, also the reference's."""
+        from cni_common.node.owned import Stray
+
+        for port in macfilter.orphans(host.netns):
+            yield Stray(
+                self.name,
+                f"port '{port}' of {macfilter.TABLE}",
+                (),
+                owner=port,
+                addresses=frozenset(),
+                reason="the port is gone, and no record names it",
+                remove=partial(_remove, host, port),
+                idle=True,
+            )
+        for port, whose in macfilter.orphans_of_reference(host.netns):
+            yield Stray(
+                self.name,
+                f"port '{port}' of table bridge nat, for '{whose}' (reference plugin)",
+                (),
+                owner="",
+                addresses=frozenset(),
+                reason="the port is gone",
+                remove=partial(_remove_of_reference, host, port, whose),
+                idle=True,
+            )
+
+    def claims(self, record: Record) -> Iterator[str]:
+        """Yield the port."""
+        facts = record.get(VethFacts)
+        if facts:
+            yield facts.host_end
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayFacts:
+    """The host's addresses on the bridge, which are shared and stay."""
+
+    PART = "gateway"
+    interface: str = ""
+    addresses: Sequence[str] = ()  # with prefix length
+
+
+class Gateway(Part):
+    """The gateway: noted so that other networks do not take it away."""
+
+    facts = GatewayFacts
 
 
 def user_of_gateway(req: Request, host: Host, conf: Conf, gateway: Cidr) -> str:
     """Describe another network that has containers behind `gateway` that are not GONE, or ""."""
+    from cni_common.node.liveness import Liveness, State, describe
+
     liveness = Liveness(host)
-    for facts in host.records.survey(KIND.plugin):
+    for record in host.records.of_plugin(LIFECYCLE.plugin):
+        facts = record.get(GatewayFacts)
         if (
-            facts.get("network") != req.network
-            and facts.get("gateway_interface") == conf.gateway_interface
-            and str(gateway) in facts.get("gateways", ())
+            facts is not None
+            and record.network != req.network
+            and facts.interface == conf.gateway_interface
+            and str(gateway) in facts.addresses
         ):
-            state, reason = liveness.assess(facts)
+            state, reason = liveness.assess(record.facts)
             if state is not State.GONE:
-                owner = describe(owner_of(KIND.plugin, facts), state, reason)
-                return f"network '{facts['network']}', for {owner}"
+                owner = describe(str(owner_of(record)), state, reason)
+                return f"network '{record.network}', for {owner}"
     return ""
 
 
@@ -39,28 +133,16 @@ def _is_in_bridge(req: Request, host: Host, end: Link) -> bool:
     return end.master == (bridge.index if bridge else 0)
 
 
-def _dissolve(host: Host, facts: Json, steps: BestEffort) -> None:
-    if facts.get("mac_filter"):
-        steps.attempt(
-            "MAC filter", lambda: macfilter.remove(host.netns, facts["veth"], facts["mac_filter"])
-        )
+def _remove(host: Host, port: str) -> None:
+    if port in macfilter.orphans(host.netns):
+        macfilter.remove_port(host.netns, port)
 
 
-def _dissolve_unrecorded(req: Request, host: Host, steps: BestEffort) -> None:
-    steps.attempt("MAC filter", lambda: macfilter.remove_of_reference(host.netns, req.attachment))
+def _remove_of_reference(host: Host, port: str, whose: str) -> None:
+    if (port, whose) in macfilter.orphans_of_reference(host.netns):
+        macfilter.remove_named_of_reference(host.netns, whose)
 
 
-def _collect(host: Host, steps: BestEffort) -> None:
-    steps.attempt(
-        "MAC filters",
-        lambda: [host.log(f"GC removes {what}") for what in macfilter.gc(host.netns)],
-    )
-
-
-KIND = lifecycle.Kind(
-    "bridge",
-    _is_in_bridge,
-    dissolve=_dissolve,
-    dissolve_unrecorded=_dissolve_unrecorded,
-    collect=_collect,
-)
+MAC_FILTER = MacFilter()
+VETH = Veth(_is_in_bridge)
+LIFECYCLE = Lifecycle("bridge", VETH, MASQUERADE, MAC_FILTER, Gateway(), IPAM)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cni_common.kernel.link import IFF_PROMISC
 from cni_common.kernel.netlink import NetlinkError
 from cni_common.node import veth
-from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code, drifted
 from plugins.bridge.vlan import replace_vlans, vlans_of
 
 if TYPE_CHECKING:
@@ -94,18 +94,18 @@ def check(
     """Return the container's port. Raises CNIError if bridge or port differ from ADD's result."""
     bridge = host.netlink.link(conf.bridge)
     if bridge is None or bridge.kind != "bridge":
-        raise veth.drift(f"bridge '{conf.bridge}' is {'no bridge' if bridge else 'missing'}")
+        raise drifted(f"bridge '{conf.bridge}' is {'no bridge' if bridge else 'missing'}")
     if not bridge.up:
-        raise veth.drift(f"bridge '{conf.bridge}' is down")
+        raise drifted(f"bridge '{conf.bridge}' is down")
     if conf.promiscuous and not bridge.flags & IFF_PROMISC:
-        raise veth.drift(f"bridge '{conf.bridge}' is not promiscuous")
+        raise drifted(f"bridge '{conf.bridge}' is not promiscuous")
     if container_end.kind != "veth":
-        raise veth.drift(f"'{container_end.name}' is no veth but '{container_end.kind}'")
+        raise drifted(f"'{container_end.name}' is no veth but '{container_end.kind}'")
     port = veth.host_end(host, container, container_end)
     if port is None:
-        raise veth.drift(f"the host's end of '{container_end.name}' is missing")
+        raise drifted(f"the host's end of '{container_end.name}' is missing")
     if port.master != bridge.index:
-        raise veth.drift(f"'{port.name}' is not a port of bridge '{conf.bridge}'")
+        raise drifted(f"'{port.name}' is not a port of bridge '{conf.bridge}'")
     _check_port(host, conf, port, expected)
     return port
 
@@ -139,18 +139,18 @@ def _check_port(host: NetNS, conf: Conf, port: Link, expected: Result) -> None:
         if entry.name != port.name or entry.sandbox:
             continue
         if entry.mac not in ("", port.mac):
-            raise veth.drift(f"MAC of '{port.name}' is {port.mac}, ADD gave {entry.mac}")
+            raise drifted(f"MAC of '{port.name}' is {port.mac}, ADD gave {entry.mac}")
         mtu = entry.mtu or conf.mtu
         if mtu not in (0, port.mtu):
-            raise veth.drift(f"MTU of '{port.name}' is {port.mtu}, ADD gave {mtu}")
+            raise drifted(f"MTU of '{port.name}' is {port.mtu}, ADD gave {mtu}")
     for flag, is_set, wanted in (
         ("hairpin", port.hairpin, conf.hairpin),
         ("isolated", port.isolated, conf.isolated),
     ):
         if is_set != wanted:
-            raise veth.drift(f"port flag {flag} of '{port.name}' is {'on' if is_set else 'off'}")
+            raise drifted(f"port flag {flag} of '{port.name}' is {'on' if is_set else 'off'}")
     if conf.vlans:
         present = set(vlans_of(host.netlink, port.index))
         for vlan in conf.vlans:
             if vlan not in present:
-                raise veth.drift(f"VLAN {vlan.vid} of '{port.name}' is missing or altered")
+                raise drifted(f"VLAN {vlan.vid} of '{port.name}' is missing or altered")

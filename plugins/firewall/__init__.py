@@ -4,39 +4,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cni_common.spec.errors import CNIError, Code
-from cni_common.spec.undo import BestEffort
+from cni_common.spec.errors import CNIError, Code, drifted
 from plugins.firewall import filter_tables, parts
 from plugins.firewall.conf import FIREWALLD, SCHEMA, Conf
 
 if TYPE_CHECKING:
     from cni_common.node.host import Host
-    from cni_common.node.record import Record
+    from cni_common.node.lifecycle import Lifecycle
     from cni_common.spec.request import Request
     from cni_common.spec.result import Result
     from cni_common.spec.undo import Undo
 
-__all__ = ["SCHEMA", "add", "check", "delete", "gc", "status"]
+__all__ = ["SCHEMA", "add", "check", "delete", "gc", "lifecycle", "status"]
 
 
 def add(req: Request, host: Host, undo: Undo) -> Result:
     """Let the container's packets through, by its addresses; return prevResult as it is."""
     conf = Conf.of(req)
     previous = req.require_prev_result()
-    record = parts.begin(req, host, conf, previous, undo=undo)
-    parts.admit(req, host, record)
+    attaching = parts.begin(req, host, conf, previous, undo=undo)
+    parts.admit(req, host, attaching)
     return previous
 
 
 def delete(req: Request, host: Host) -> None:
     """Take the rules back: by the record of what ADD made, else by the addresses in prevResult."""
-    record = host.records.find(parts.PLUGIN, req.network, req.attachment)
-    if record and "backend" in record.facts:
-        parts.dissolve(req, host, record)
-        return
-    parts.dissolve_unrecorded(req, host)
-    if record:  # an ADD died before it had written a line, or the file is damaged
-        record.remove()
+    parts.LIFECYCLE.delete(req, host)
 
 
 def check(req: Request, host: Host) -> None:
@@ -44,18 +37,12 @@ def check(req: Request, host: Host) -> None:
     conf = Conf.of(req)
     drift = parts.missing(req, host, conf, req.require_prev_result())
     if drift:
-        raise CNIError(Code.INTERNAL, f"{drift}; delete and add the attachment again")
+        raise drifted(drift)
 
 
 def gc(req: Request, host: Host) -> None:
     """Remove the rules of this network's attachments that are not valid and are gone."""
-    from cni_common.node.liveness import collect
-
-    def dissolve(gone: Request, record: Record) -> None:
-        parts.dissolve(gone, host, record)
-
-    with BestEffort() as steps:
-        collect(parts.PLUGIN, req, host, steps, dissolve=dissolve)
+    parts.LIFECYCLE.gc(req, host)
 
 
 def status(req: Request, host: Host) -> None:
@@ -73,3 +60,8 @@ def status(req: Request, host: Host) -> None:
             Code.PLUGIN_NOT_AVAILABLE,
             'firewalld is not on the message bus; start it, or set "backend" to another one',
         )
+
+
+def lifecycle() -> Lifecycle:
+    """Return what an attachment consists of."""
+    return parts.LIFECYCLE

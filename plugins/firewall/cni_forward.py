@@ -1,7 +1,7 @@
-"""What the reference has in table filter: who is let through, and which bridges are kept apart.
+"""The reference's chains in table filter: accepted addresses, and isolated bridges.
 
-FORWARD leads to CNI-FORWARD, and that first to the administrator's chain; then it accepts what
-comes from a container and what answers it. Bridges with a policy are led through two more chains.
+FORWARD jumps to CNI-FORWARD, and that chain first to the administrator's chain; then it accepts
+packets from a container and their replies. Packets of bridges with a policy pass two more chains.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _END = Line(RETURN, comment=_OF_ALL)
 
 
 def lines_of(addresses: Collection[Address]) -> Iterator[Line]:
-    """Yield the rules that let packets from and to a container through."""
+    """Yield the rules that accept packets from and to a container."""
     for address in addresses:
         yield Line(ACCEPT, destination=address, established=True)
         yield Line(ACCEPT, source=address)
 
 
 def admit(table: Filter, addresses: Collection[Address], admin: str) -> None:
-    """Let packets from and to `addresses` through. Raises CNIError, NetlinkError."""
+    """Accept packets from and to `addresses`. Raises CNIError, NetlinkError."""
 
     def plan() -> Iterator[Edit]:
         for chain in (ALLOWED, admin):
@@ -56,7 +56,7 @@ def admit(table: Filter, addresses: Collection[Address], admin: str) -> None:
                 yield Edit(ADD_CHAIN, chain)
         if not _has(table, FORWARD, _TO_ALLOWED):
             yield Edit(INSERT, FORWARD, _TO_ALLOWED)
-            if _has(table, FORWARD, _TO_STAGE_1):  # what is kept apart must not be let through
+            if _has(table, FORWARD, _TO_STAGE_1):  # isolation must come before acceptance
                 yield Edit(DELETE, FORWARD, _TO_STAGE_1)
                 yield Edit(INSERT, FORWARD, _TO_STAGE_1)
         to_admin = Line(admin, comment=_OVERRIDES)
@@ -71,7 +71,7 @@ def admit(table: Filter, addresses: Collection[Address], admin: str) -> None:
 
 
 def withdraw(table: Filter, addresses: Collection[Address], admin: str) -> None:
-    """Take back what `admit` made, with the last also the chain, and an empty `admin` of ours."""
+    """Remove the rules of `admit`; with the last also the chain, and an empty `admin` of ours."""
 
     def plan() -> Iterator[Edit]:
         present = table.rules(ALLOWED) or []
@@ -88,13 +88,13 @@ def withdraw(table: Filter, addresses: Collection[Address], admin: str) -> None:
 
 
 def missing(table: Filter, addresses: Collection[Address], admin: str) -> str:
-    """Return what of `admit`'s is not there, "" for nothing."""
+    """Return the first missing rule of `admit`, "" for none."""
     wanted = [(FORWARD, _TO_ALLOWED), (ALLOWED, Line(admin, comment=_OVERRIDES))]
     return _missing(table, [*wanted, *((ALLOWED, line) for line in lines_of(addresses))])
 
 
 def admitted(table: Filter) -> list[Address]:
-    """Return the addresses whose packets are let through, each once."""
+    """Return the accepted addresses, each once."""
     found = dict.fromkeys(
         address for key in table.rules(ALLOWED) or () for address in addresses_in(key)
     )
@@ -108,9 +108,9 @@ def is_isolated(table: Filter, bridge: str) -> bool:
 
 
 def isolate(table: Filter, bridge: str, policies: Collection[str]) -> None:
-    """Make the rules of a bridge those of its policies, of which the strictest counts.
+    """Make the rules of a bridge match its policies, of which the strictest counts.
 
-    Without any they are taken away, and with the last of them the chains.
+    Without policies the rules are removed, and the chains with the last rules.
     """
     policy = ISOLATED if ISOLATED in policies else next(iter(policies), "")
 
@@ -133,7 +133,7 @@ def isolate(table: Filter, bridge: str, policies: Collection[str]) -> None:
 
 
 def missing_of_policy(table: Filter, bridge: str, policy: str) -> str:
-    """Return what of `isolate`'s is not there, "" for nothing."""
+    """Return the first missing rule of `isolate`, "" for none."""
     what = _missing(table, [(FORWARD, _TO_STAGE_1), *_rules_of(bridge, policy)])
     order = table.rules(FORWARD) or []
     keys = [table.key(line) for line in (_TO_STAGE_1, _TO_ALLOWED)]
@@ -143,7 +143,7 @@ def missing_of_policy(table: Filter, bridge: str, policy: str) -> str:
 
 
 def _rules_of(bridge: str, policy: str) -> list[tuple[str, Line]]:
-    """Return the rules of one bridge, in the order in which they are put first in their chains."""
+    """Return the rules of one bridge, in the order of their insertion at the head of the chains."""
     comment = _COMMENT.format(policy)
     rules = [
         (STAGE_1, Line(STAGE_2, iif=bridge, but_oif=bridge, comment=comment)),
@@ -177,14 +177,14 @@ def _missing(table: Filter, wanted: Sequence[tuple[str, Line]]) -> str:
 
 
 def _lets_through(table: Filter, key: object) -> bool:
-    """Tell whether a rule of CNI-FORWARD does more than lead to an administrator's chain."""
+    """Tell whether a rule of CNI-FORWARD is more than a jump to an administrator's chain."""
     if isinstance(key, str):
         return _OVERRIDES not in key
     return not isinstance(key, tuple) or key[0] != _OVERRIDES
 
 
 def _carry_out(table: Filter, plan: Callable[[], Iterator[Edit]]) -> None:
-    """Carry out what `plan` yields; it is asked again when somebody else was faster."""
+    """Apply the edits of `plan`; it is called again if another program was faster."""
     for attempt in range(nft_table.TRIES):
         edits = list(plan())
         try:
@@ -198,7 +198,7 @@ def _carry_out(table: Filter, plan: Callable[[], Iterator[Edit]]) -> None:
 
 
 def _remove_chains(table: Filter, jump: Line | None, chains: Sequence[str]) -> None:
-    """Remove chains that do nothing, if at most `jump` leads to them."""
+    """Remove chains without rules, if at most `jump` leads to them."""
     edits = []
     if jump:
         times = (table.rules(FORWARD) or []).count(table.key(jump))
@@ -209,6 +209,6 @@ def _remove_chains(table: Filter, jump: Line | None, chains: Sequence[str]) -> N
         if error.errno not in (errno.ENOENT, errno.EBUSY):
             raise
     except CNIError:
-        # The command does not tell why. If a rule of others leads there, the chains stay.
+        # The command gives no reason. If a foreign rule leads there, the chains stay.
         if table.rules(chains[0]) is None:
             raise

@@ -1,4 +1,4 @@
-"""The firewall plugin's configuration: SCHEMA, and what it means."""
+"""The firewall plugin's configuration: SCHEMA, and its parsed form Conf."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NFTABLES, IPTABLES, FIREWALLD = BACKENDS = ("nftables", "iptables", "firewalld")
 OPEN, SAME_BRIDGE, ISOLATED = POLICIES = ("open", "same-bridge", "isolated")
 ADMIN_CHAIN, ZONE = "CNI-ADMIN", "trusted"
-_CHAIN_MAX = 28  # characters of a chain's name that iptables takes
+_CHAIN_MAX = 28  # characters of a chain's name in iptables
 _NOT_A_CHAIN = {"ACCEPT", "DROP", "RETURN", "QUEUE", "INPUT", "OUTPUT", "FORWARD", "CNI-FORWARD"}
 
 SCHEMA: Json = {
@@ -51,9 +51,9 @@ SCHEMA: Json = {
 
 @dataclass(frozen=True, slots=True)
 class Conf:
-    """A configuration that can be carried out."""
+    """The configuration, complete and consistent."""
 
-    backend: str  # "" = choose
+    backend: str  # "" = automatic
     policy: str
     admin_chain: str
     zone: str
@@ -84,5 +84,5 @@ class Conf:
 
 
 def addresses_of(result: Result | None) -> Sequence[Address]:
-    """Return the addresses in a result, each once; the reference asks for no interface either."""
+    """Return the addresses in a result, each once, of any interface, as in the reference."""
     return list(dict.fromkeys(ip.address.ip for ip in result.ips)) if result else []

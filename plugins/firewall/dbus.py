@@ -1,4 +1,4 @@
-"""A call over D-Bus: as much of its protocol as firewalld needs.
+"""A call over D-Bus: the part of its protocol that firewalld needs.
 
 Numbers are those of the D-Bus specification. Arguments are strings; an answer is a string, a number
 or a truth value.
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 ADDRESS = "unix:path=/var/run/dbus/system_bus_socket"
 _BUS, _BUS_PATH = "org.freedesktop.DBus", "/org/freedesktop/DBus"
-_SECONDS = 5  # for an answer: others wait meanwhile for the lock of the firewall
+_SECONDS = 5  # for an answer: other calls wait meanwhile for the firewall's lock
 _METHOD_CALL, _METHOD_RETURN, _ERROR = 1, 2, 3
-_NO_AUTO_START = 2  # nobody starts a service because we ask
+_NO_AUTO_START = 2  # the bus must not start a service for this call
 _PATH, _INTERFACE, _MEMBER, _ERROR_NAME, _REPLY_SERIAL, _DESTINATION, _SIGNATURE = (
     *range(1, 6),
     6,
@@ -44,7 +44,7 @@ class Bus:
     """A connection to a message bus."""
 
     def __init__(self, addresses: str) -> None:
-        """Connect to the first address that can be reached. Raises OSError."""
+        """Connect to the first reachable address. Raises OSError."""
         self._serial = 0
         self._sock = _connect(addresses)
         try:
@@ -65,7 +65,7 @@ class Bus:
         self._sock.close()
 
     def has_owner(self, name: str) -> bool:
-        """Tell whether somebody on the bus has this name."""
+        """Tell whether the name has an owner on the bus."""
         return bool(self.call(_BUS, _BUS_PATH, _BUS, "NameHasOwner", name))
 
     def call(
@@ -159,7 +159,7 @@ def _connect(addresses: str) -> socket.socket:
 
 
 def path_of(address: str) -> bytes:
-    """Return where the socket of an address is, b"" when that is no socket of a path or name."""
+    """Return the socket's path or abstract name in an address, b"" for another transport."""
     transport, _, rest = address.partition(":")
     options = dict(part.partition("=")[::2] for part in rest.split(","))
     text = options.get("path") or "\0" + options.get("abstract", "")
@@ -195,7 +195,7 @@ def fields(data: bytes, order: str) -> Iterator[tuple[int, Value]]:
 
 
 def value(kind: str, data: bytes, position: int, order: object) -> tuple[Value, int]:
-    """Return a value of a basic type, and where it ends. Raises OSError for another type."""
+    """Return a value of a basic type, and its end. Raises OSError for another type."""
     if kind == "g":
         end = position + 1 + data[position]
         return data[position + 1 : end].decode(), end + 1

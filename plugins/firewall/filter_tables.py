@@ -1,9 +1,8 @@
-"""Table filter of each IP version and of each flavour of iptables: read, and changed at once.
+"""Table filter of each IP version and flavour of iptables: queries, and atomic changes.
 
-A packet is forwarded only if no chain at the hook drops it, whoever's chain that is. So what
-docker's FORWARD drops must be let through in that very table, not in one of our own. The newer
-flavour keeps its tables in nftables, where netlink reaches them; the older one is reached by its
-commands.
+A packet is forwarded only if no chain at the hook drops it, in any table. So a packet that docker's
+FORWARD drops must be accepted in that very table, not in one of our own. iptables-nft keeps its
+tables in nftables, where netlink reaches them; iptables-legacy is reached by its commands.
 """
 
 from __future__ import annotations
@@ -34,29 +33,29 @@ if TYPE_CHECKING:
 
         @property
         def name(self) -> str:
-            """How people call it."""
+            """The table's name in messages."""
 
         @property
         def version(self) -> int:
             """The IP version."""
 
         def rules(self, chain: str) -> list[Key] | None:
-            """Return what is in a chain, None when there is none."""
+            """Return the rules of a chain, None if it does not exist."""
 
         def key(self, line: Line) -> Key:
-            """Return how `rules` shows that rule."""
+            """Return the form of a rule in the result of `rules`."""
 
         def drops(self) -> bool:
-            """Tell whether FORWARD drops what no rule decides."""
+            """Tell whether the policy of FORWARD is drop."""
 
         def is_used(self) -> bool:
-            """Tell whether FORWARD does anything."""
+            """Tell whether FORWARD drops by its policy or has rules."""
 
         def is_ours(self, chain: str) -> bool:
-            """Tell whether we made a chain that is not ours alone."""
+            """Tell whether this plugin made a chain that others may use."""
 
         def commit(self, edits: Sequence[Edit]) -> None:
-            """Carry out all edits or none. Raises CNIError, NetlinkError."""
+            """Apply all edits or none. Raises CNIError, NetlinkError."""
 
 
 FORWARD = "FORWARD"
@@ -73,7 +72,7 @@ ADD_CHAIN, DELETE_CHAIN, APPEND, INSERT, DELETE = "-N", "-X", "-A", "-I", "-D"
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """One change of a chain, with the rule that it is about if it is about one."""
+    """One change of a chain, with its rule if it has one."""
 
     what: str
     chain: str
@@ -81,7 +80,7 @@ class Edit:
 
 
 class NftFilter:
-    """The table of the newer flavour, by netlink."""
+    """The table of iptables-nft, by netlink."""
 
     def __init__(self, netns: NetNS, version: int) -> None:
         self.version = version
@@ -91,7 +90,7 @@ class NftFilter:
         self._handles: dict[tuple[str, Signature], list[int]] = {}
 
     def rules(self, chain: str) -> list[Key] | None:
-        """Return what is in a chain, None when there is none."""
+        """Return the rules of a chain, None if it does not exist."""
         found: list[Key] = []
         handles: dict[tuple[str, Signature], list[int]] = {}
         for rule in self._table.rules(self._netns, chain):
@@ -104,21 +103,21 @@ class NftFilter:
         return found
 
     def key(self, line: Line) -> Key:
-        """Return how `rules` shows that rule."""
+        """Return the form of a rule in the result of `rules`."""
         return line.signature()
 
     def drops(self) -> bool:
-        """Tell whether FORWARD drops what no rule decides."""
+        """Tell whether the policy of FORWARD is drop."""
         chain = self._table.chain(self._netns, FORWARD) or {}
         return int.from_bytes(chain.get(nft_table.CHAIN_POLICY, b"\1"), "big") == nft_table.DROP
 
     def is_ours(self, chain: str) -> bool:
-        """Tell whether we made a chain that is not ours alone."""
+        """Tell whether this plugin made a chain that others may use."""
         found = self._table.chain(self._netns, chain) or {}
         return nft_messages.comment(found.get(nft_table.CHAIN_USERDATA)) == _OURS
 
     def is_used(self) -> bool:
-        """Tell whether FORWARD does anything."""
+        """Tell whether FORWARD drops by its policy or has rules."""
         try:
             return self.drops() or bool(self.rules(FORWARD))
         except NetlinkError as error:
@@ -127,10 +126,10 @@ class NftFilter:
             return False
 
     def commit(self, edits: Sequence[Edit]) -> None:
-        """Carry out all edits or none. Raises NetlinkError."""
+        """Apply all edits or none. Raises NetlinkError."""
         messages = [message for edit in edits for message in self._messages(edit)]
         if any(edit.what in (ADD_CHAIN, INSERT) for edit in edits):
-            # As iptables makes it; what is there stays as it is, its policy, too.
+            # As iptables makes it; an existing chain is unchanged, also its policy.
             forward = self._table.add_base_chain(
                 FORWARD, kind="filter", hook=nft_table.FORWARD, priority=0
             )
@@ -154,7 +153,7 @@ class NftFilter:
 
 
 class LegacyFilter:
-    """The table of the older flavour, by its commands."""
+    """The table of iptables-legacy, by its commands."""
 
     def __init__(self, netns: NetNS, version: int) -> None:
         from cni_common.kernel import iptables
@@ -169,7 +168,7 @@ class LegacyFilter:
         self._lines: list[str] | None = None
 
     def rules(self, chain: str) -> list[Key] | None:
-        """Return what is in a chain, None when there is none."""
+        """Return the rules of a chain, None if it does not exist."""
         lines = self._listing()
         prefix = f"-A {chain} "
         found: list[Key] = [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
@@ -177,23 +176,23 @@ class LegacyFilter:
         return found if exists else None
 
     def key(self, line: Line) -> Key:
-        """Return how `rules` shows that rule."""
+        """Return the form of a rule in the result of `rules`."""
         return line.text()
 
     def drops(self) -> bool:
-        """Tell whether FORWARD drops what no rule decides."""
+        """Tell whether the policy of FORWARD is drop."""
         return f"-P {FORWARD} DROP" in self._listing()
 
     def is_ours(self, chain: str) -> bool:
-        """Tell whether we made a chain that is not ours alone."""
+        """Tell whether this plugin made a chain that others may use."""
         return False
 
     def is_used(self) -> bool:
-        """Tell whether FORWARD does anything."""
+        """Tell whether FORWARD drops by its policy or has rules."""
         return self.drops() or bool(self.rules(FORWARD))
 
     def commit(self, edits: Sequence[Edit]) -> None:
-        """Carry out all edits or none. Raises CNIError."""
+        """Apply all edits or none. Raises CNIError."""
         commands: list[str] = []
         for edit in edits:
             if edit.line is None:
@@ -211,10 +210,10 @@ class LegacyFilter:
 
 
 def to_admit(netns: NetNS, version: int, backend: str) -> list[Filter]:
-    """Return the tables in which packets must be let through for `backend`.
+    """Return the tables in which packets must be accepted for `backend`.
 
-    Always one, since docker may come later: by nftables, or for "iptables" of the flavour that this
-    command has. The other one if it is in use. With firewalld only what else would drop packets.
+    Always one, since docker may be started later: that of iptables-nft, or for "iptables" that of
+    the command's flavour. Also the other one if it is in use. With firewalld only dropping tables.
     """
     newer = NftFilter(netns, version)
     if backend == FIREWALLD:
@@ -227,12 +226,12 @@ def to_admit(netns: NetNS, version: int, backend: str) -> list[Filter]:
 
 
 def present(netns: NetNS, version: int) -> list[Filter]:
-    """Return the tables in which there may be rules to take back."""
+    """Return the tables that may have rules of ours."""
     return [NftFilter(netns, version), *_legacy(netns, version)]
 
 
 def probe(netns: NetNS, backend: str) -> None:
-    """Raise CNIError 50 when `backend` cannot be used here."""
+    """Raise CNIError 50 if `backend` cannot be used here."""
     if backend == IPTABLES and _has_older_iptables(4):
         LegacyFilter(netns, 4)
         return
@@ -255,7 +254,7 @@ def has_nftables(netns: NetNS) -> bool:
 
 
 def _legacy(netns: NetNS, version: int) -> list[LegacyFilter]:
-    """Return the table of the older flavour if it is in use, and can be read on this node."""
+    """Return the table of iptables-legacy if it is in use and readable on this node."""
     if _TABLE not in netns.legacy_tables(version):
         return []
     from cni_common.kernel import iptables
@@ -271,7 +270,7 @@ def _older_commands(version: int) -> list[str]:
 
 
 def _has_older_iptables(version: int) -> bool:
-    """Tell whether the command of that name is of the older flavour: a link tells."""
+    """Tell whether the command of that name is iptables-legacy, by its symbolic link."""
     from cni_common.kernel import iptables
 
     path = iptables.installed(_COMMANDS[version])

@@ -20,7 +20,7 @@ _NOBODY = (
     "org.freedesktop.DBus.Error.NameHasNoOwner",
 )
 _VARIABLE = "DBUS_SYSTEM_BUS_ADDRESS"
-# How the messages of firewalld's errors begin, firewall/errors.py of its sources.
+# The beginnings of firewalld's error messages (firewall/errors.py of its sources).
 _HAS_IT = "ZONE_ALREADY_SET"
 _HAS_IT_NOT = ("UNKNOWN_SOURCE", "NOT_ENABLED", "ZONE_CONFLICT", "INVALID_ZONE")
 
@@ -46,7 +46,7 @@ def add(environ: Mapping[str, str], zone: str, addresses: Collection[Address]) -
 
 
 def remove(environ: Mapping[str, str], zone: str, addresses: Collection[Address]) -> None:
-    """Take back what `add` did; a firewalld that does not run has nothing. Raises CNIError."""
+    """Remove the sources of `add`; without a running firewalld there are none. Raises CNIError."""
     if not addresses or not is_running(environ):
         return
     with _zones(environ) as call:
@@ -59,7 +59,7 @@ def remove(environ: Mapping[str, str], zone: str, addresses: Collection[Address]
 
 
 def missing(environ: Mapping[str, str], zone: str, addresses: Collection[Address]) -> str:
-    """Return what is not in the zone, "" for nothing. Raises CNIError."""
+    """Return the first address that is not in the zone, "" for none. Raises CNIError."""
     with _zones(environ) as call:
         for address in addresses:
             try:
@@ -72,7 +72,7 @@ def missing(environ: Mapping[str, str], zone: str, addresses: Collection[Address
 
 @contextmanager
 def _zones(environ: Mapping[str, str]) -> Iterator[Callable[..., object]]:
-    """Give what calls a method of firewalld's zones. Raises CNIError."""
+    """Yield a function that calls a method of firewalld's zones. Raises CNIError."""
     try:
         with _bus(environ) as bus:
             yield lambda member, *arguments: bus.call(NAME, _PATH, _ZONES, member, *arguments)
@@ -82,7 +82,7 @@ def _zones(environ: Mapping[str, str]) -> Iterator[Callable[..., object]]:
             f"firewalld cannot be reached by D-Bus: {error.strerror or error}; start it, or set"
             ' "backend" to another one',
         ) from None
-    except DBusError as error:  # the bus's own, such as too many connections
+    except DBusError as error:  # an error of the bus, such as too many connections
         raise _failed("cannot be reached", error) from None
 
 

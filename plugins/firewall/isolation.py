@@ -1,8 +1,8 @@
-"""Which bridges are kept apart, by nftables: what a chain of ours drops, no other lets through.
+"""Isolation of bridges by nftables: no other chain can accept a packet that our chain drops.
 
-`table inet pycni` has a set of bridges with a policy, and one of those whose containers may reach
-each other through the host. What goes from one bridge of the first set to another is dropped.
-Frames that a bridge hands from port to port do not pass there; `table bridge pycni_isolation` drops
+`table inet pycni` has a set of bridges with a policy, and a set of those whose containers may reach
+each other through the host. Packets from one bridge of the first set to another are dropped. Frames
+that a bridge forwards from port to port do not pass there; `table bridge pycni_isolation` drops
 those from and to the ports of isolated containers.
 """
 
@@ -60,7 +60,7 @@ PORTS_LAYOUT = Layout(
 
 
 def ensure(netns: NetNS, bridge: str, policies: Collection[str]) -> None:
-    """Keep a bridge apart as its policies say, of which the strictest counts; without any, no more.
+    """Isolate a bridge by the strictest of its policies; without any, remove its isolation.
 
     Raises NetlinkError.
     """
@@ -75,18 +75,18 @@ def ensure(netns: NetNS, bridge: str, policies: Collection[str]) -> None:
 
 
 def close_port(netns: NetNS, port: str) -> None:
-    """Let no frame pass from and to a port of a bridge. Raises NetlinkError."""
+    """Drop all frames from and to other ports at a port of a bridge. Raises NetlinkError."""
     _change(netns, PORTS_LAYOUT, wanted=[(PORTS, interface_key(port))])
 
 
 def open_port(netns: NetNS, port: str) -> None:
-    """Take back what `close_port` did."""
+    """Undo `close_port`. Raises NetlinkError."""
     PORTS_LAYOUT.remove(netns, [(PORTS, interface_key(port))])
     PORTS_LAYOUT.remove_if_unused(netns)
 
 
 def missing(netns: NetNS, bridge: str, policy: str, port: str) -> str:
-    """Return what is not there of what keeps a bridge and a port apart, "" for nothing."""
+    """Return the first missing object of a bridge's and a port's isolation, "" for none."""
     parts = [(LAYOUT, BRIDGES, bridge)]
     if policy == ISOLATED and port:
         parts.append((PORTS_LAYOUT, PORTS, port))
@@ -102,12 +102,12 @@ def missing(netns: NetNS, bridge: str, policy: str, port: str) -> str:
 
 
 def bridges(netns: NetNS) -> list[str]:
-    """Return the bridges that are kept apart."""
+    """Return the isolated bridges."""
     return [interface_name(element.key) for element in TABLE.elements(netns, BRIDGES)]
 
 
 def ports(netns: NetNS) -> list[str]:
-    """Return the ports that are closed."""
+    """Return the closed ports."""
     return [interface_name(element.key) for element in PORTS_TABLE.elements(netns, PORTS)]
 
 
@@ -118,7 +118,7 @@ def _change(
     wanted: Sequence[Key],
     unwanted: Sequence[Key] = (),
 ) -> None:
-    """Make sure that `wanted` are elements and `unwanted` are not, by one transaction."""
+    """Add the elements `wanted` and delete `unwanted`, by one transaction."""
     table = layout.table
     base = layout.base() if wanted and layout.drift(netns) else ()
 

@@ -1,15 +1,17 @@
-"""The life of what an attachment has in firewalls: its record, its rules, and how they go.
+"""What an attachment has in firewalls: rules for its addresses, and for its bridge.
 
 Rules name addresses and bridges, not attachments, as in the reference. So whose they are is told by
-the records: what another record names as well stays. Who looks at the others' records and changes
-rules has the lock meanwhile, and a record goes under it with its rules.
+the records: what another record names as well stays. So the lock over all records is held while
+others' records are read and rules are changed, and a record goes under it with its rules.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
+from cni_common.node.lifecycle import Lifecycle, Part
 from cni_common.node.record import Lock
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.undo import BestEffort
@@ -27,17 +29,133 @@ from plugins.firewall.conf import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from typing import TypeVar
 
     from cni_common.node.host import Host
+    from cni_common.node.lifecycle import Attaching, Unrecorded
+    from cni_common.node.owned import Owned, Stray
     from cni_common.node.record import Record
     from cni_common.spec.names import Address
     from cni_common.spec.request import Request
     from cni_common.spec.result import Result
     from cni_common.spec.undo import Undo
-    from cni_common.spec.wire import Json
 
-PLUGIN = "firewall"
+    Facts = TypeVar("Facts")
+
+
+@dataclass(frozen=True, slots=True)
+class FirewallFacts:
+    """Rules that let packets from and to addresses through."""
+
+    PART = "firewall"
+    backend: str = ""  # nftables, iptables or firewalld
+    addresses: Sequence[str] = ()  # of the container
+    admin_chain: str = ADMIN_CHAIN
+    zone: str = ZONE  # of firewalld
+    bus: str = ""  # where ADD has found firewalld, "" for the usual place
+
+    @property
+    def parsed(self) -> list[Address]:
+        """The addresses."""
+        return [ip_address(text) for text in self.addresses]
+
+    @property
+    def versions(self) -> list[int]:
+        """Their IP versions."""
+        return _versions(self.parsed)
+
+    def environ(self, environ: Mapping[str, str]) -> Mapping[str, str]:
+        """Return the variables by which ADD has found firewalld."""
+        return {**environ, "DBUS_SYSTEM_BUS_ADDRESS": self.bus} if self.bus else environ
+
+
+class Firewall(Part):
+    """Rules of the addresses."""
+
+    facts = FirewallFacts
+
+    def teardown(self, req: Request, host: Host, record: Record, facts: FirewallFacts) -> None:
+        """Remove the rules of those addresses that no other record names."""
+        _withdraw(req, host, record, facts)
+
+    def teardown_unrecorded(self, req: Request, host: Host, _found: Unrecorded) -> None:
+        """Remove what the reference made for the addresses, or we did when the record is lost."""
+        try:
+            addresses = addresses_of(req.prev_result)
+        except CNIError:
+            return
+        if not addresses:
+            return
+        asked = req.config.get("backend", "")
+        facts = FirewallFacts(
+            FIREWALLD if asked in ("", FIREWALLD) else asked,
+            [str(address) for address in addresses],
+            zone=req.config.get("firewalldZone") or ZONE,
+        )
+        with Lock(host.records):
+            _withdraw(req, host, None, facts)
+
+    def present(self, host: Host, _record: Record, facts: FirewallFacts) -> Iterator[Owned]:
+        """Yield the rules of each address."""
+        from plugins.firewall import inspection
+
+        return inspection.rules(host, facts)
+
+    def strays(self, host: Host) -> list[Stray]:
+        """Return what is let through, ours or the reference's."""
+        from plugins.firewall import inspection
+
+        return inspection.stray_rules(host)
+
+    def claims(self, record: Record) -> Sequence[str]:
+        """Return the addresses."""
+        facts = record.get(FirewallFacts)
+        return facts.addresses if facts else ()
+
+
+@dataclass(frozen=True, slots=True)
+class IsolationFacts:
+    """An ingress policy, for which a bridge is kept apart from others."""
+
+    PART = "isolation"
+    policy: str = OPEN
+    bridge: str = ""
+    port: str = ""  # of the bridge, where the policy concerns that, too
+    found: bool = False  # by iptables: whether rules were there that no record tells of
+
+
+class Isolation(Part):
+    """What keeps a bridge, or its ports, apart."""
+
+    facts = IsolationFacts
+
+    def teardown(self, req: Request, host: Host, record: Record, facts: IsolationFacts) -> None:
+        """Remove what no other record asks for."""
+        others = _others(host, record)
+        rules = record.get(FirewallFacts) or FirewallFacts()
+        with BestEffort() as steps:
+            if facts.bridge and facts.policy != OPEN:
+                policies = _policies(others, record)
+                steps.attempt("bridge", lambda: _ensure_policies(host, rules, facts, policies))
+            ports = [one.port for one in _each(others, IsolationFacts)]
+            if facts.port and facts.port not in ports:
+                steps.attempt("port", lambda: isolation.open_port(host.netns, facts.port))
+
+    def present(self, host: Host, record: Record, facts: IsolationFacts) -> Iterator[Owned]:
+        """Yield what keeps bridge and port apart."""
+        from plugins.firewall import inspection
+
+        return inspection.policies(host, record.get(FirewallFacts) or FirewallFacts(), facts)
+
+    def strays(self, host: Host) -> list[Stray]:
+        """Return what keeps a bridge or port apart that no record names."""
+        from plugins.firewall import inspection
+
+        return inspection.stray_policies(host)
+
+
+LIFECYCLE = Lifecycle("firewall", Firewall(), Isolation(), locked=True)
 
 
 def choose_backend(req: Request, host: Host, conf: Conf) -> str:
@@ -51,112 +169,77 @@ def choose_backend(req: Request, host: Host, conf: Conf) -> str:
     return NFTABLES if filter_tables.has_nftables(host.netns) else IPTABLES
 
 
-def begin(req: Request, host: Host, conf: Conf, result: Result, *, undo: Undo) -> Record:
+def begin(req: Request, host: Host, conf: Conf, result: Result, *, undo: Undo) -> Attaching:
     """Write the record of what is about to be made; what an earlier ADD made goes first."""
     bridge, port = _where(host, conf, result)
-    facts = {
-        "netns": req.netns,
-        "netns_id": host.open_netns(req.netns).identity,
-        "backend": choose_backend(req, host, conf),
-        "addresses": [str(address) for address in addresses_of(result)],
-        "admin_chain": conf.admin_chain,
-        "zone": conf.zone,
-        "policy": conf.policy,
-        "bridge": bridge,
-        "port": port if conf.policy == ISOLATED else "",
-        "stdin": req.stdin.decode("utf-8", "replace"),
-        "cni_path": req.environ.get("CNI_PATH", ""),
-        "bus": req.environ.get("DBUS_SYSTEM_BUS_ADDRESS", ""),
-    }
-    record = host.records.begin_anew(
-        PLUGIN, req.network, req.attachment, facts, clear=lambda old: dissolve(req, host, old)
+    rules = FirewallFacts(
+        choose_backend(req, host, conf),
+        [str(address) for address in addresses_of(result)],
+        conf.admin_chain,
+        conf.zone,
+        req.environ.get("DBUS_SYSTEM_BUS_ADDRESS", ""),
     )
-    undo.push("firewall rules", lambda: dissolve(req, host, record))
-    return record
+    if conf.policy == OPEN:
+        return LIFECYCLE.begin(req, host, undo, rules)
+    policy = IsolationFacts(conf.policy, bridge, port if conf.policy == ISOLATED else "")
+    return LIFECYCLE.begin(req, host, undo, rules, policy)
 
 
-def admit(req: Request, host: Host, record: Record) -> None:
+def admit(req: Request, host: Host, attaching: Attaching) -> None:
     """Make what the record says: rules of the addresses, then of the bridge. Raises CNIError."""
-    facts = record.facts
-    addresses = _addresses(facts)
-    backend = facts["backend"]
+    record = attaching.record
+    rules, policy = record.get(FirewallFacts), record.get(IsolationFacts)
+    assert rules is not None, "begin has noted them"
     with Lock(host.records):
-        if backend == FIREWALLD:
+        if rules.backend == FIREWALLD:
             from plugins.firewall import firewalld
 
-            firewalld.add(req.environ, facts["zone"], addresses)
-        for version, own in _by_version(addresses):
-            for table in filter_tables.to_admit(host.netns, version, backend):
-                cni_forward.admit(table, own, facts["admin_chain"])
-        if facts["policy"] == OPEN:
+            firewalld.add(req.environ, rules.zone, rules.parsed)
+        for version, own in _by_version(rules.parsed):
+            for table in filter_tables.to_admit(host.netns, version, rules.backend):
+                cni_forward.admit(table, own, rules.admin_chain)
+        if policy is None:
             return
-        if backend == IPTABLES:
-            _note_found(req, host, record)
-        _settle(host, facts, _policies([*_others(req, host), facts], facts))
-        if facts["port"] and backend != IPTABLES:
-            isolation.close_port(host.netns, facts["port"])
+        others = _others(host, record)
+        if rules.backend == IPTABLES and _has_unrecorded(host, record, others):
+            policy = replace(policy, found=True)
+            attaching.note(policy)
+        policies = _policies([*others, record], record)
+        _ensure_policies(host, rules, policy, policies)
+        if policy.port and rules.backend != IPTABLES:
+            isolation.close_port(host.netns, policy.port)
 
 
-def dissolve(req: Request, host: Host, record: Record) -> None:
-    """Take back what `record` names and nobody else's does, then remove it unless a step failed."""
-    with Lock(host.records):
-        withdraw(req, host, record.facts)
-        record.remove()
-
-
-def dissolve_unrecorded(req: Request, host: Host) -> None:
-    """Take back what the reference made for these addresses, or we did when the record is lost."""
-    try:
-        addresses = addresses_of(req.prev_result)
-    except CNIError:
-        return
-    if not addresses:
-        return
-    asked = req.config.get("backend", "")
-    facts = {
-        "backend": FIREWALLD if asked in ("", FIREWALLD) else asked,
-        "addresses": [str(address) for address in addresses],
-        "zone": req.config.get("firewalldZone") or ZONE,
-    }
-    with Lock(host.records):
-        withdraw(req, host, facts)
-
-
-def withdraw(req: Request, host: Host, facts: Json) -> None:
-    """Take back what `facts` tell of, except for what other records name, too. Needs the lock."""
-    others = _others(req, host)
+def _withdraw(req: Request, host: Host, record: Record | None, facts: FirewallFacts) -> None:
+    """Remove the rules of `facts`, but not what other records name, too. Needs the lock."""
+    others = _each(_others(host, record), FirewallFacts)
     with BestEffort() as steps:
-        if facts.get("backend") == FIREWALLD:
+        if facts.backend == FIREWALLD:
             from plugins.firewall import firewalld
 
-            zone = facts.get("zone", ZONE)
-            in_zone = [
-                one for one in others if (one.get("backend"), one.get("zone")) == (FIREWALLD, zone)
-            ]
-            sources = _only_in(facts, in_zone)
-            steps.attempt(
-                "firewalld", lambda: firewalld.remove(_environ(req, facts), zone, sources)
-            )
-        addresses = _only_in(facts, others)
-        for version, own in _by_version(addresses):
-            steps.attempt("rules", lambda: _withdraw(host, facts, version, own))  # noqa: B023 - called at once
-        if facts.get("bridge") and facts.get("policy", OPEN) != OPEN:
-            steps.attempt("policy", lambda: _settle(host, facts, _policies(others, facts)))
-        port = facts.get("port", "")
-        if port and all(one.get("port") != port for one in others):
-            steps.attempt("port", lambda: isolation.open_port(host.netns, port))
+            in_zone = [one for one in others if (one.backend, one.zone) == (FIREWALLD, facts.zone)]
+            environ, sources = facts.environ(req.environ), _only_in(facts, in_zone)
+            steps.attempt("firewalld", lambda: firewalld.remove(environ, facts.zone, sources))
+        for version, own in _by_version(_only_in(facts, others)):
+            for table in filter_tables.present(host.netns, version):
+                steps.attempt(
+                    table.name,
+                    lambda: cni_forward.withdraw(table, own, facts.admin_chain),  # noqa: B023 - called at once
+                )
 
 
-def _only_in(facts: Json, others: Iterable[Json]) -> list[Address]:
+def _only_in(facts: FirewallFacts, others: Iterable[FirewallFacts]) -> list[Address]:
     """Return the addresses that `facts` name and none of `others`."""
-    held = {text for one in others for text in one.get("addresses", ())}
-    return [one for one in _addresses(facts) if str(one) not in held]
+    held = {text for one in others for text in one.addresses}
+    return [one for one in facts.parsed if str(one) not in held]
 
 
 def missing(req: Request, host: Host, conf: Conf, result: Result) -> str:
     """Return what is no longer as ADD made it, "" when nothing has changed."""
-    facts = _own(req, host)
-    backend = facts.get("backend") or choose_backend(req, host, conf)
+    record = _own(req, host)
+    rules = record.get(FirewallFacts) if record else None
+    policy = record.get(IsolationFacts) if record else None
+    backend = rules.backend if rules else choose_backend(req, host, conf)
     addresses = addresses_of(result)
     what = ""
     if backend == FIREWALLD:
@@ -168,9 +251,7 @@ def missing(req: Request, host: Host, conf: Conf, result: Result) -> str:
             what = what or cni_forward.missing(table, own, conf.admin_chain)
     if what or conf.policy == OPEN:
         return what
-    bridge, port = facts.get("bridge"), facts.get("port", "")
-    if not bridge:
-        bridge, port = _where(host, conf, result)
+    bridge, port = (policy.bridge, policy.port) if policy else _where(host, conf, result)
     if backend != IPTABLES:
         return isolation.missing(host.netns, bridge, conf.policy, port)
     for version in _versions(addresses):
@@ -179,70 +260,72 @@ def missing(req: Request, host: Host, conf: Conf, result: Result) -> str:
     return what
 
 
-def _withdraw(host: Host, facts: Json, version: int, addresses: Collection[Address]) -> None:
-    admin = facts.get("admin_chain", ADMIN_CHAIN)
-    for table in filter_tables.present(host.netns, version):
-        cni_forward.withdraw(table, addresses, admin)
-
-
-def _settle(host: Host, facts: Json, policies: Collection[str]) -> None:
-    """Keep the bridge of `facts` apart as `policies` say."""
-    bridge = facts["bridge"]
-    if facts.get("backend") != IPTABLES:
-        isolation.ensure(host.netns, bridge, policies)
+def _ensure_policies(
+    host: Host, rules: FirewallFacts, policy: IsolationFacts, policies: Collection[str]
+) -> None:
+    """Keep the bridge of `policy` apart as `policies` say."""
+    if rules.backend != IPTABLES:
+        isolation.ensure(host.netns, policy.bridge, policies)
         return
-    if not policies and facts.get("found"):
+    if not policies and policy.found:
         return  # the reference's, which may have containers there that live
-    for version in _versions(_addresses(facts)):
+    for version in rules.versions:
         tables = (
             filter_tables.to_admit(host.netns, version, IPTABLES)
             if policies
             else filter_tables.present(host.netns, version)
         )
         for table in tables:
-            cni_forward.isolate(table, bridge, policies)
+            cni_forward.isolate(table, policy.bridge, policies)
 
 
-def _note_found(req: Request, host: Host, record: Record) -> None:
-    """Note whether the bridge has rules that no record of ours tells of."""
-    facts = record.facts
-    same = [one for one in _others(req, host) if _is_same_bridge(one, facts)]
-    found = any(one.get("found") for one in same)
-    if not same:
-        found = any(
-            cni_forward.is_isolated(table, facts["bridge"])
-            for version in _versions(_addresses(facts))
-            for table in filter_tables.to_admit(host.netns, version, IPTABLES)
-        )
-    if found:
-        record.note(found=True)
+def _has_unrecorded(host: Host, record: Record, others: Iterable[Record]) -> bool:
+    """Tell whether the bridge has rules that no record of ours tells of."""
+    rules, policy = record.get(FirewallFacts), record.get(IsolationFacts)
+    same = [one for one in others if _is_same_bridge(one, record)]
+    if same:
+        return any(one.found for one in _each(same, IsolationFacts))
+    return any(
+        cni_forward.is_isolated(table, policy.bridge)
+        for version in (rules.versions if rules and policy else ())
+        for table in filter_tables.to_admit(host.netns, version, IPTABLES)
+        if policy
+    )
 
 
-def _others(req: Request, host: Host) -> list[Json]:
-    """Return what the records of all other attachments say."""
-    own = (req.network, req.containerid, req.ifname)
-    return [one for one in host.records.survey(PLUGIN) if _owner(one) != own]
+def _others(host: Host, record: Record | None) -> list[Record]:
+    """Return the records of all attachments but that of `record`."""
+    own = (record.network, record.attachment) if record else None
+    records = host.records.of_plugin(LIFECYCLE.plugin)
+    return [one for one in records if (one.network, one.attachment) != own]
 
 
-def _own(req: Request, host: Host) -> Json:
-    own = (req.network, req.containerid, req.ifname)
-    return next((one for one in host.records.survey(PLUGIN) if _owner(one) == own), {})
+def _own(req: Request, host: Host) -> Record | None:
+    own = req.network, req.attachment
+    records = host.records.of_plugin(LIFECYCLE.plugin)
+    return next((one for one in records if (one.network, one.attachment) == own), None)
 
 
-def _owner(facts: Json) -> tuple[object, ...]:
-    return facts.get("network"), facts.get("containerid"), facts.get("ifname")
+def _each(records: Iterable[Record], kind: type[Facts]) -> list[Facts]:
+    """Return what `records` say of one part."""
+    found = (record.get(kind) for record in records)
+    return [facts for facts in found if facts is not None]
 
 
-def _is_same_bridge(one: Json, facts: Json) -> bool:
+def _is_same_bridge(one: Record, other: Record) -> bool:
     """Tell whether both have rules for one bridge in one place."""
-    places = {one.get("backend") == IPTABLES, facts.get("backend") == IPTABLES}
-    return one.get("bridge") == facts["bridge"] and len(places) == 1
+    bridges, places = set(), set()
+    for record in (one, other):
+        rules, policy = record.get(FirewallFacts), record.get(IsolationFacts)
+        bridges.add(policy.bridge if policy else "")
+        places.add(rules.backend == IPTABLES if rules else False)
+    return "" not in bridges and len(bridges) == len(places) == 1
 
 
-def _policies(records: Collection[Json], facts: Json) -> set[str]:
-    """Return the policies that records have for the bridge of `facts`."""
-    found = {one.get("policy", OPEN) for one in records if _is_same_bridge(one, facts)}
-    return found - {OPEN}
+def _policies(records: Iterable[Record], record: Record) -> set[str]:
+    """Return the policies that records have for the bridge of `record`."""
+    same = [one for one in records if _is_same_bridge(one, record)]
+    return {one.policy for one in _each(same, IsolationFacts)} - {OPEN}
 
 
 def _where(host: Host, conf: Conf, result: Result) -> tuple[str, str]:
@@ -265,10 +348,6 @@ def _where(host: Host, conf: Conf, result: Result) -> tuple[str, str]:
     return bridge, port
 
 
-def _addresses(facts: Json) -> list[Address]:
-    return [ip_address(text) for text in facts.get("addresses", ())]
-
-
 def _versions(addresses: Collection[Address]) -> list[int]:
     return sorted({address.version for address in addresses})
 
@@ -278,9 +357,3 @@ def _by_version(addresses: Sequence[Address]) -> list[tuple[int, list[Address]]]
         (version, [one for one in addresses if one.version == version])
         for version in _versions(addresses)
     ]
-
-
-def _environ(req: Request, facts: Json) -> Mapping[str, str]:
-    """Return the variables by which ADD has found firewalld."""
-    bus = facts.get("bus", "")
-    return {**req.environ, "DBUS_SYSTEM_BUS_ADDRESS": bus} if bus else req.environ

@@ -1,7 +1,7 @@
-"""Rules of table filter as iptables has them: as text, and as expressions that nftables takes.
+"""Rules of table filter in the form of iptables: as text, and as nftables expressions.
 
-The expressions are those that iptables-nft makes, extensions of xtables included, since it refuses
-to list or change a table with any other in it.
+The expressions are those of iptables-nft, xtables extensions included: iptables-nft refuses to list
+or change a table with any other expression in it.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _VERDICTS = {ACCEPT: nft_table.ACCEPT, DROP: nft_table.DROP, RETURN: nft_table.R
 _MATCH_NAME, _MATCH_REV, _MATCH_INFO = 1, 2, 3  # NFTA_MATCH_* of linux/netfilter/nf_tables.h
 _COMMENT_BYTES = 256  # struct xt_comment_info of linux/netfilter/xt_comment.h
 # struct xt_conntrack_mtinfo3 of linux/netfilter/xt_conntrack.h: eight addresses, two numbers,
-# five ports, the flags of what to match and to invert, the states; padded to 8 bytes.
+# five ports, the flags to match and to invert, the states; padded to 8 bytes.
 _CONNTRACK = struct.Struct("=128x8x10xHHH16x")
 _BY_STATE, _RELATED_ESTABLISHED = 1, 1 << 1 | 1 << 2
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One rule: what it matches, and where packets go then."""
+    """One rule: its matches and its target."""
 
     target: str
     source: Address | None = None
@@ -44,11 +44,11 @@ class Line:
     iif: str = ""
     oif: str = ""
     but_oif: str = ""  # any output interface except this one
-    established: bool = False  # only what belongs to a connection that was let through
+    established: bool = False  # only packets of accepted connections
     comment: str = ""
 
     def text(self) -> str:
-        """Return it as iptables takes and lists it, without its chain."""
+        """Return the rule in the syntax of iptables, without its chain."""
         words = []
         if self.source:
             words.append(f"-s {self.source}/{self.source.max_prefixlen}")
@@ -67,7 +67,7 @@ class Line:
         return " ".join([*words, f"-j {self.target}"])
 
     def expressions(self) -> Iterator[bytes]:
-        """Yield what the rule consists of in nftables."""
+        """Yield the rule's nftables expressions."""
         if self.source:
             yield from _is_at(FAMILIES[self.source.version].source, self.source)
         if self.destination:
@@ -90,12 +90,12 @@ class Line:
             yield nft_expressions.verdict(nft_table.JUMP, self.target)
 
     def signature(self) -> Signature:
-        """Return what tells it from others, as `signature_of` reads it off a rule."""
+        """Return the rule's signature, as `signature_of` reads it from a listed rule."""
         return _signature(b"".join(attribute(1, part) for part in self.expressions()), "")
 
 
 def signature_of(rule: Rule) -> Signature:
-    """Return what a rule matches and does; how often it did so is left out."""
+    """Return a rule's matches and target, without its counters."""
     return _signature(rule.expressions, rule.comment)
 
 

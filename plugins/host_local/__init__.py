@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cni_common.node.host import Host
+    from cni_common.node.lifecycle import Lifecycle
     from cni_common.spec.request import Attachment, Request
     from cni_common.spec.undo import Undo
     from cni_common.spec.wire import Json
@@ -224,6 +225,13 @@ def status(req: Request, host: Host) -> None:
     if full:
         where = f"{PLUGIN}: network {req.network}: range set {full[0]}"
         raise CNIError(Code.PLUGIN_NOT_AVAILABLE, f"{where}: {choose.exhausted(full[1])}")
+
+
+def lifecycle() -> Lifecycle:
+    """Return what an attachment consists of."""
+    from plugins.host_local.parts import LIFECYCLE
+
+    return LIFECYCLE
 
 
 def _is_absolute(path: str) -> bool:

@@ -8,11 +8,12 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cni_common.node.record import dump
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.names import parse_address
 from cni_common.spec.undo import BestEffort
 from plugins.host_local import choose
-from plugins.host_local.lease import PLUGIN, Lease, pod_key
+from plugins.host_local.lease import PLUGIN, Lease, LeaseFacts, pod_key
 from plugins.host_local.store import Store, indexes_of
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from cni_common.spec.names import Address
     from cni_common.spec.request import Attachment, Request
     from cni_common.spec.undo import Undo
-    from cni_common.spec.wire import Json
     from plugins.host_local import Conf
 
 _TRIES = 4  # attempts of an ADD: one more for the pod's stale leases, others after a reclaim
@@ -36,8 +36,7 @@ def reserve(
 
     Raises CNIError 5, 11 or 999.
     """
-    facts = _facts(req, host, conf)
-    record, created = _open_record(req, host, facts)
+    record, created = _open_record(req, host, conf)
     taken: list[Lease] = []
     try:
         # Inside `try`: the undo waits for the record, which is closed below even after a signal.
@@ -67,19 +66,46 @@ def release(req: Request, host: Host, configured: str, *, rest_seconds: int) -> 
     Raises an ExceptionGroup.
     """
     record = host.records.find(PLUGIN, req.network, req.attachment)
-    facts = record.facts if record else {}
+    facts = (record.get(LeaseFacts) if record else None) or LeaseFacts()
     try:
         with BestEffort() as steps:
-            for directory in sorted({configured, facts.get("directory") or configured}):
+            for directory in sorted({configured, facts.directory or configured}):
                 steps.attempt(
                     f"releasing addresses in '{directory}'",
-                    partial(_release, directory, req, host, facts, rest_seconds=rest_seconds),
+                    partial(free, directory, req, host, facts, rest_seconds=rest_seconds),
                 )
         if record:
             record.remove()
     finally:
         if record:
             record.close()
+
+
+def free(directory: str, req: Request, host: Host, facts: LeaseFacts, *, rest_seconds: int) -> None:
+    """Free what the attachment has in `directory`. Raises CNIError, OSError, an ExceptionGroup."""
+    owner = req.attachment
+    pod = pod_key(facts.pod_uid, owner)
+    with Store(directory, indexes=indexes_of(host), log=host.log) as store:
+        held = store.lock().held_by(owner)
+        recorded = [_recorded(store, text) for text in facts.addresses]
+        missed = [lease for lease in recorded if lease and lease.is_of(owner) and lease not in held]
+        if missed:
+            store.forget_index()
+        # Only an early release of the reference wrote leases without ifname, never beside others.
+        held = [lease for lease in held + missed if lease.owner == owner] or held
+        # Torn by a crash, and not in progress: this call has the lock.
+        held += [Lease(one.address, owner) for one in recorded if one and one.reclaimable]
+        with BestEffort() as steps:
+            for lease in held:
+                step = partial(store.release, lease, pod=pod, rest_seconds=rest_seconds)
+                steps.attempt(str(lease.address), step)
+        for one in recorded:
+            if one and one.owner is None and not one.reclaimable:
+                raise CNIError(
+                    Code.IO_FAILURE,
+                    f"cannot read the lease of {one.address} in '{directory}', which the"
+                    " attachment record names; repair or remove the file",
+                )
 
 
 class _LeftBehind(Exception):  # noqa: N818 - not an error
@@ -118,8 +144,8 @@ def _attempt(  # noqa: PLR0913 - one transaction
         choose.refuse_duplicate(conf.sets, held, req.attachment)
         choices = _choose(store, conf, wanted, left or ())
         addresses = [lease.address for lease in held] + [choice.address for choice in choices]
-        facts = _facts(req, host, conf) | {"addresses": [str(address) for address in addresses]}
-        _note(record, facts)
+        facts = _facts(conf, [str(address) for address in addresses])
+        _note(record, facts, _header(req, host))
         for choice in choices:
             taken.append(Lease(choice.address, req.attachment))
             store.claim(choice.address, req.attachment, pod=pod, replace=choice.former)
@@ -131,8 +157,9 @@ def _attempt(  # noqa: PLR0913 - one transaction
 
 
 def _of_earlier_boot(store: Store, record: Record, held: Sequence[Lease]) -> Sequence[Lease]:
-    """Return those of the leases `held` that the attachment has from before the boot."""
-    if not held or record.facts.get("addresses"):  # a record is of this boot
+    """Return the leases `held` that the attachment has from before the boot."""
+    facts = record.get(LeaseFacts)
+    if not held or (facts and facts.addresses):  # a record is of this boot
         return ()
     from plugins.host_local.expiry import is_of_earlier_boot
 
@@ -180,23 +207,20 @@ def _busy(directory: str) -> CNIError:
     )
 
 
-def _facts(req: Request, host: Host, conf: Conf) -> dict[str, object]:
-    return {
-        "netns": req.netns,
-        "netns_id": host.identity_of(req.netns),
-        "directory": conf.directory,
-        "addresses": [],
-        "pod": conf.pod,
-        "pod_uid": conf.pod_uid,
-        "gone_since": None,
-    }
+def _header(req: Request, host: Host) -> dict[str, object]:
+    return {"netns": req.netns, "netns_id": host.identity_of(req.netns), "gone_since": None}
 
 
-def _open_record(req: Request, host: Host, facts: Json) -> tuple[Record, bool]:
+def _facts(conf: Conf, addresses: Sequence[str]) -> LeaseFacts:
+    return LeaseFacts(conf.directory, addresses, conf.pod, conf.pod_uid)
+
+
+def _open_record(req: Request, host: Host, conf: Conf) -> tuple[Record, bool]:
     """Return the attachment's record, and whether this call created it."""
+    noted = {**_header(req, host), **dump(_facts(conf, ()))}
     while True:
         try:
-            return host.records.begin(PLUGIN, req.network, req.attachment, facts), True
+            return host.records.begin(PLUGIN, req.network, req.attachment, noted), True
         except FileExistsError:
             record = host.records.find(PLUGIN, req.network, req.attachment)
         if record is not None:
@@ -206,7 +230,8 @@ def _open_record(req: Request, host: Host, facts: Json) -> tuple[Record, bool]:
 
 def _refuse_elsewhere(record: Record, host: Host, directory: str, owner: Attachment) -> None:
     """Raise CNIError if an earlier ADD left a lease in another dataDir: DEL must free it."""
-    recorded = record.facts.get("directory") or directory
+    facts = record.get(LeaseFacts)
+    recorded = (facts and facts.directory) or directory
     if recorded == directory:
         return
     with Store(recorded, indexes=indexes_of(host), log=host.log) as store:
@@ -215,9 +240,9 @@ def _refuse_elsewhere(record: Record, host: Host, directory: str, owner: Attachm
                 raise CNIError(Code.INTERNAL, f"{choose.duplicate(lease, owner)} ('{recorded}')")
 
 
-def _note(record: Record, facts: Json) -> None:
+def _note(record: Record, facts: LeaseFacts, header: dict[str, object]) -> None:
     try:
-        record.note(**facts)
+        record.put(facts, **header)
     except OSError as error:
         raise CNIError(
             Code.IO_FAILURE, f"cannot write the attachment record: {error.strerror}"
@@ -260,32 +285,6 @@ def _take_back(
     finally:
         if record:
             record.close()
-
-
-def _release(directory: str, req: Request, host: Host, facts: Json, *, rest_seconds: int) -> None:
-    owner = req.attachment
-    pod = pod_key(facts.get("pod_uid", ""), owner)
-    with Store(directory, indexes=indexes_of(host), log=host.log) as store:
-        held = store.lock().held_by(owner)
-        recorded = [_recorded(store, text) for text in facts.get("addresses", ())]
-        missed = [lease for lease in recorded if lease and lease.is_of(owner) and lease not in held]
-        if missed:
-            store.forget_index()
-        # Only an early release of the reference wrote leases without ifname, never beside others.
-        held = [lease for lease in held + missed if lease.owner == owner] or held
-        # Torn by a crash, and not in progress: this call has the lock.
-        held += [Lease(one.address, owner) for one in recorded if one and one.reclaimable]
-        with BestEffort() as steps:
-            for lease in held:
-                step = partial(store.release, lease, pod=pod, rest_seconds=rest_seconds)
-                steps.attempt(str(lease.address), step)
-        for one in recorded:
-            if one and one.owner is None and not one.reclaimable:
-                raise CNIError(
-                    Code.IO_FAILURE,
-                    f"cannot read the lease of {one.address} in '{directory}', which the"
-                    " attachment record names; repair or remove the file",
-                )
 
 
 def _recorded(store: Store, text: str) -> Lease | None:

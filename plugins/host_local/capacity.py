@@ -7,7 +7,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from plugins.host_local.lease import GRACE_SECONDS, PLUGIN, address_of
+from plugins.host_local.lease import GRACE_SECONDS, PLUGIN, LeaseFacts, address_of
 from plugins.host_local.ranges import unlisted
 from plugins.host_local.store import Store, indexes_of
 
@@ -83,10 +83,13 @@ class Capacity(Store):
         """
         from cni_common.node.liveness import State
 
-        for facts in self._host.records.survey(PLUGIN):
-            whose = facts.get("network"), facts.get("directory")
-            if whose == (self._network, self.directory) and expiry.state_of(facts) is State.GONE:
-                yield from filter(None, map(address_of, facts.get("addresses", ())))
+        for record in self._host.records.of_plugin(PLUGIN):
+            facts = record.get(LeaseFacts)
+            whose = record.network, facts.directory if facts else ""
+            if facts is None or whose != (self._network, self.directory):
+                continue
+            if expiry.state_of(record.facts) is State.GONE:
+                yield from filter(None, map(address_of, facts.addresses))
         before_ns = booted_ns - GRACE_SECONDS * 10**9
         with self.disk(os.scandir, self._dir) as entries:
             for entry in entries:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cni_common.spec.undo import BestEffort
 from plugins.host_local.expiry import Expiry
-from plugins.host_local.lease import GRACE_SECONDS, PLUGIN
+from plugins.host_local.lease import GRACE_SECONDS, PLUGIN, LeaseFacts
 from plugins.host_local.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ def collect(req: Request, host: Host, configured: str, *, rest_seconds: int) -> 
     for path in host.records.paths(PLUGIN, req.network):
         record = host.records.open(path)
         if record is not None:
-            directories.add(record.facts.get("directory") or configured)
+            facts = record.get(LeaseFacts)
+            directories.add((facts and facts.directory) or configured)
             record.close()
     verb = f"{PLUGIN}: GC of network {req.network} removed"
 

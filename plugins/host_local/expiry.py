@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
-from cni_common.node.liveness import Liveness, State, is_hidden
+from cni_common.node.absence import Absence, describe
+from cni_common.node.liveness import State, is_hidden
 from cni_common.spec.errors import CNIError
 from plugins.host_local.lease import GRACE_SECONDS, PLUGIN
 
@@ -45,10 +45,8 @@ class Expiry:
         self._has_list = valid is not None
         self._valid = valid or frozenset()
         self._valid_ids = {one.containerid for one in self._valid}
-        self._patient = patient
-        self._notes = notes
+        self._absence = Absence(host, patient=patient, notes=notes)
         self.waiting = 0  # number of leases that wait for the second time
-        self._liveness = Liveness(host)
 
     def find(self, owner: Attachment) -> tuple[Record | None, bool]:
         """Return the record of `owner`, if any, and whether a call for it is in progress."""
@@ -74,7 +72,7 @@ class Expiry:
         # Without a known namespace, the address itself may still be in use.
         if (
             why in (NO_OWNER, NOT_LISTED, EARLIER_BOOT)
-            and lease.address in self._liveness.addresses
+            and lease.address in self._absence.liveness.addresses
         ):
             return ""
         return why
@@ -96,33 +94,16 @@ class Expiry:
         facts = record.facts if record else {}
         state = self.state_of(facts)
         if state is not State.GONE:
-            self._note(record, None)
+            self._absence.forget(record)
             return NOT_LISTED if self._has_list and _names_no_namespace(facts, state) else ""
-        if self._patient and not self._seen_before(record):
+        if not self._absence.is_certain(record):
             self.waiting += 1
             return ""
-        return f"its network namespace '{facts['netns']}' is gone"
+        return describe(facts)
 
     def state_of(self, facts: Json) -> State:
         """Return the state of a record's container; `facts` {} for no record."""
-        return self._liveness.state_of(facts)
-
-    def _seen_before(self, record: Record | None) -> bool:
-        # A clock that cannot be set; it starts anew with each boot, as the records do.
-        now = time.clock_gettime(time.CLOCK_BOOTTIME)
-        since = record.facts.get("gone_since") if record else None
-        if isinstance(since, (int, float)) and since <= now:
-            return now - since >= GRACE_SECONDS
-        self._note(record, now)
-        return False
-
-    def _note(self, record: Record | None, moment: float | None) -> None:
-        if record is None or not self._notes or record.facts.get("gone_since") == moment:
-            return
-        try:
-            record.note(gone_since=moment)
-        except OSError:
-            return  # the next call finds it for the first time again
+        return self._absence.liveness.state_of(facts)
 
 
 def _names_no_namespace(facts: Json, state: State) -> bool:

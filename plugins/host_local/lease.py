@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from typing import TYPE_CHECKING
 
 from cni_common.spec.names import Address, parse_address
 from cni_common.spec.request import Attachment
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PLUGIN = "host-local"  # as the attachment records name it
 RELEASE_COOLDOWN_MAX = 86_400  # seconds
@@ -56,6 +60,17 @@ class Lease:
             and self.owner.containerid == owner.containerid
             and self.owner.ifname in (owner.ifname, "")
         )
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseFacts:
+    """The leases of an attachment."""
+
+    PART = "lease"
+    directory: str = ""
+    addresses: Sequence[str] = ()
+    pod: str = ""  # namespace/name, "" when the runtime did not say
+    pod_uid: str = ""  # the same for every try to start the pod, or ""
 
 
 def text_of(owner: Attachment) -> str:

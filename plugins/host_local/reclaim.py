@@ -6,12 +6,11 @@ gone twice, GRACE_SECONDS apart.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_common.node.liveness import State, addresses_in_use
 from plugins.host_local.expiry import Expiry
-from plugins.host_local.lease import GRACE_SECONDS, PLUGIN
+from plugins.host_local.lease import GRACE_SECONDS, PLUGIN, LeaseFacts
 from plugins.host_local.ranges import unused
 from plugins.host_local.store import Store, indexes_of
 from plugins.host_local.sweep import Sweep
@@ -20,34 +19,36 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cni_common.node.host import Host
+    from cni_common.node.owned import Holding
     from plugins.host_local.choose import Shortage
     from plugins.host_local.lease import Lease
 
 
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """One lease, and the known state of its owner."""
-
-    lease: Lease
-    pod: str  # namespace/name, "" if the runtime did not pass it
-    netns: str  # path, "" without a record
-    alive: bool | None  # whether its container is alive; None: unknown
-    reason: str  # why `reclaim` would remove it, "" if it would not
-
-
 def holdings(host: Host, network: str, directory: str) -> list[Holding]:
     """Return every lease in `directory`, ordered by address; changes nothing."""
+    from cni_common.node.owned import Holding
+
     expiry = Expiry(host, network, patient=True, notes=False)
     leases, booted_ns = Sweep(host, expiry, "").read(directory)
     found = []
     for lease in sorted(leases, key=lambda one: (one.address.version, int(one.address))):
         record, _ = expiry.find(lease.owner) if lease.owner else (None, False)
         facts = record.facts if record else {}
+        leased = record.get(LeaseFacts) if record else None
         if record:
             record.close()
-        pod, path = facts.get("pod", ""), facts.get("netns", "")
-        reason = expiry.reason(lease, booted_ns)
-        found.append(Holding(lease, pod, path, expiry.state_of(facts).alive, reason))
+        found.append(
+            Holding(
+                lease.address,
+                lease.owner,
+                lease.since,
+                is_young=lease.is_young(),
+                pod=leased.pod if leased else "",
+                netns=facts.get("netns", ""),
+                alive=expiry.state_of(facts).alive,
+                reason=expiry.reason(lease, booted_ns),
+            )
+        )
     return found
 
 
@@ -92,8 +93,9 @@ def abandoned(host: Host, network: str, leases: Sequence[Lease], pod_uid: str) -
         record, _ = expiry.find(lease.owner) if lease.owner else (None, False)
         if record is None:
             continue
-        facts = record.facts
-        if facts.get("pod_uid") == pod_uid and expiry.state_of(facts) is State.GONE:
+        facts = record.get(LeaseFacts)
+        same = facts is not None and facts.pod_uid == pod_uid
+        if same and expiry.state_of(record.facts) is State.GONE:
             found.append(lease)
         record.close()
     return found

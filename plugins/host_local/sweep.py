@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_common.spec.undo import BestEffort
-from plugins.host_local.lease import pod_key
+from plugins.host_local.lease import LeaseFacts, pod_key
 from plugins.host_local.store import Store, indexes_of
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ class Sweep:
                     return
             if store.lease(lease.address) != lease:
                 return
-            uid = record.facts.get("pod_uid", "") if record else ""
-            pod = pod_key(uid, lease.owner) if lease.owner else ""
+            facts = record.get(LeaseFacts) if record else None
+            pod = pod_key(facts.pod_uid, lease.owner) if facts and lease.owner else ""
             store.release(lease, pod=pod, rest_seconds=self.rest_seconds)
             whose = f" of {lease.holder}" if lease.owner else ""
             self.host.log(f"{self.verb} {lease.address}{whose} in '{store.directory}': {why}")

@@ -6,18 +6,18 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.nft_layout import TABLE
-from cni_common.spec.errors import CNIError, Code
-from cni_common.spec.undo import BestEffort
+from cni_common.spec.errors import CNIError, Code, drifted
 from plugins.portmap import conntrack, layout, nftables, parts, route_localnet, shared_ports
-from plugins.portmap.conf import IPTABLES, PLUGIN, SCHEMA, Conf
+from plugins.portmap.conf import IPTABLES, SCHEMA, Conf
 
 if TYPE_CHECKING:
     from cni_common.node.host import Host
+    from cni_common.node.lifecycle import Lifecycle
     from cni_common.spec.request import Request
     from cni_common.spec.result import Result
     from cni_common.spec.undo import Undo
 
-__all__ = ["SCHEMA", "add", "check", "delete", "gc", "status"]
+__all__ = ["SCHEMA", "add", "check", "delete", "gc", "lifecycle", "status"]
 
 
 def add(req: Request, host: Host, undo: Undo) -> Result:
@@ -27,10 +27,10 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     if not any(conf.targets()):
         return previous
     way = parts.way_of_localhost(host, conf)
-    record = parts.begin(req, host, conf, way=way, undo=undo)
+    attaching = parts.begin(req, host, conf, way=way, undo=undo)
     if conf.backend == IPTABLES:  # after our record, so that of two at once one sees the other's
         parts.refuse_taken_ports(req, host, conf)
-    undo.push("port mappings", lambda: parts.unmap(req, host, record.facts))
+    parts.take_back(attaching)
     if conf.backend == IPTABLES:
         from plugins.portmap import iptables
 
@@ -45,13 +45,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
 
 def delete(req: Request, host: Host) -> None:
     """Take the mappings back: from the record of what ADD made, else from what can be found."""
-    record = host.records.find(PLUGIN, req.network, req.attachment)
-    if record and "backend" in record.facts:
-        parts.dissolve(req, host, record)
-        return
-    parts.dissolve_unrecorded(req, host)
-    if record:  # an ADD died before it had written a line, or the file is damaged
-        record.remove()
+    parts.LIFECYCLE.delete(req, host)
 
 
 def check(req: Request, host: Host) -> None:
@@ -70,13 +64,12 @@ def check(req: Request, host: Host) -> None:
     if not drift and conf.opens_localhost:
         drift = route_localnet.check(host.netns, conf.addresses[4].ip)
     if drift:
-        raise CNIError(Code.INTERNAL, f"{drift}; delete and add the attachment again")
+        raise drifted(drift)
 
 
 def gc(req: Request, host: Host) -> None:
     """Remove the mappings of this network that belong to no valid attachment."""
-    with BestEffort() as steps:
-        parts.collect(req, host, steps)
+    parts.LIFECYCLE.gc(req, host)
 
 
 def status(req: Request, host: Host) -> None:
@@ -96,6 +89,11 @@ def status(req: Request, host: Host) -> None:
             f"nftables cannot be used: {error.strerror}; load nf_tables or set"
             ' "backend": "iptables"',
         ) from None
+
+
+def lifecycle() -> Lifecycle:
+    """Return what an attachment consists of."""
+    return parts.LIFECYCLE
 
 
 def _forget_connections(host: Host, conf: Conf) -> None:

@@ -26,7 +26,7 @@ def ensure(netns: NetNS, suffix: str, conditions: Mapping[int, Sequence[str]]) -
     if TABLE.has_chain(netns, chain):
         return
     binary = iptables.find("nft", why="conditions for nftables need it; install it")
-    # "create" refuses what exists: nobody adds a second jump.
+    # "create" refuses an existing chain, so no second jump is added.
     text = "".join(f"{line}\n" for line in _lines(chain, suffix, conditions))
     done = iptables.run(netns, [binary, "-f", "-"], text)
     if done.returncode and not TABLE.has_chain(netns, chain):
@@ -37,7 +37,7 @@ def ensure(netns: NetNS, suffix: str, conditions: Mapping[int, Sequence[str]]) -
 
 
 def remove_unused(netns: NetNS, suffix: str) -> None:
-    """Remove the chain and the maps of conditions that nothing is mapped by any more."""
+    """Remove the chain and the maps of conditions without mappings."""
     own = layout.of_conditions(suffix)
     if own.is_used(netns):
         return

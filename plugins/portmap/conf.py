@@ -1,4 +1,4 @@
-"""The portmap plugin's configuration: SCHEMA, and what it means."""
+"""The portmap plugin's configuration: SCHEMA, and its parsed form Conf."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ SCHEMA: Json = {
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A port of the node that leads to one of the container."""
+    """A mapping of a node's port to a port of the container."""
 
     protocol: str
     host_port: int
@@ -108,18 +108,18 @@ class Port:
         return f"{address}:{self.host_port}/{self.protocol}"
 
     def serves(self, version: int) -> bool:
-        """Tell whether it is for connections of this IP version."""
+        """Tell whether the mapping is for connections of this IP version."""
         return self.host_ip is None or self.host_ip.version == version
 
     @property
     def only_at(self) -> Address | None:
-        """The one address of the node that it is for, None: every address."""
+        """The one node address of the mapping, None: every address."""
         return None if self.host_ip is None or self.host_ip.is_unspecified else self.host_ip
 
 
 @dataclass(frozen=True, slots=True)
 class Conf:
-    """A configuration that can be carried out."""
+    """The configuration, complete and consistent."""
 
     backend: str
     ports: Sequence[Port]
@@ -153,7 +153,7 @@ class Conf:
 
     @classmethod
     def of_leftover(cls, req: Request) -> Self:
-        """Return as much of `req` as can be understood: DEL must go on."""
+        """Return the valid parts of `req`: DEL must go on."""
         ports = []
         for entry in _entries(req.config):
             try:
@@ -168,11 +168,11 @@ class Conf:
 
     @property
     def opens_localhost(self) -> bool:
-        """Whether 127.0.0.1 is to reach the container."""
+        """Whether connections from 127.0.0.1 must reach the container."""
         return self.snat and any(cidr.version == 4 for _, cidr in self.targets())
 
     def targets(self) -> Iterator[tuple[Port, Cidr]]:
-        """Yield each port with the container's address that it leads to, one for each family."""
+        """Yield each port with its target address of the container, one per family."""
         for port in self.ports:
             for version, address in self.addresses.items():
                 if port.serves(version):
@@ -219,7 +219,7 @@ def _port(entry: Json, where: str) -> Port:
 
 
 def _addresses(previous: Result | None, ifname: str) -> dict[int, Cidr]:
-    """Return the first address of each family that is not known to be another interface's."""
+    """Return the first address of each family that is not another interface's."""
     found: dict[int, Cidr] = {}
     interfaces = previous.interfaces if previous else []
     for ip in previous.ips if previous else ():
@@ -237,7 +237,7 @@ def _conditions(config: Json) -> dict[int, Sequence[str]]:
 
 
 def _backend(config: Json, conditions: Mapping[int, Sequence[str]], chain: str) -> str:
-    """Return the backend that was asked for, or the one that can do what is asked for."""
+    """Return the configured backend, or the one that supports the other keys."""
     given = config.get("backend", "")
     chosen = given or (IPTABLES if chain else "")
     for version, tokens in conditions.items():

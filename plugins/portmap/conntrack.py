@@ -1,7 +1,7 @@
-"""Connections that the kernel still knows under a port that leads elsewhere now, or nowhere.
+"""Deletion of conntrack entries of UDP connections to a port whose mapping has changed.
 
-A UDP sender that goes on from the same port stays with what its first packet met: connection
-tracking does not look into the maps again. Numbers are those of
+A UDP sender that continues from the same port keeps the translation of its first packet: connection
+tracking does not consult the maps again. Numbers are those of
 linux/netfilter/nfnetlink_conntrack.h.
 """
 
@@ -23,7 +23,8 @@ from cni_common.kernel.netlink import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
+    from typing import Any
 
     from cni_common.kernel.netns import NetNS
     from cni_common.spec.names import Cidr
@@ -39,23 +40,23 @@ _PROTO_NUM, _PROTO_SRC_PORT, _PROTO_DST_PORT = 1, 2, 3
 _FILTER_ORIG_FLAGS, _NESTED = 1, 0x8000
 _BY_PROTOCOL, _BY_PORT = 1 << 3, 1 << 5  # CTA_FILTER_F_CTA_PROTO_NUM and _DST_PORT
 _UDP = 17
-_PORTS_ASKED_FOR = 4  # at most, each by a walk through the kernel's table that returns no other
+_PORTS_ASKED_FOR = 4  # at most: each costs a walk through the kernel's table
 
 
 @dataclass(frozen=True, slots=True)
 class _Connection:
-    port: int  # its destination's, before translation
+    port: int  # destination port before translation
     destination: bytes
-    answers_from: bytes  # address that the replies come from
+    answers_from: bytes  # source address of the replies
     answer_port: int
     tuple: bytes  # as the kernel wants it back
     id: bytes
 
 
 def forget(netns: NetNS, conf: Conf) -> None:
-    """Forget the UDP connections to the ports of `conf`: the next packet is looked up anew.
+    """Delete the UDP entries of the ports of `conf`: the next packet consults the maps again.
 
-    Left alone is what goes to its container already, and what is not for this host. Raises OSError.
+    Entries that lead to its container already, and those of transit traffic, stay. Raises OSError.
     """
     wanted: dict[int, dict[int, list[tuple[Port, Cidr]]]] = {}
     for port, cidr in conf.targets():
@@ -72,11 +73,11 @@ def forget(netns: NetNS, conf: Conf) -> None:
             _delete(netns, version, _for_this_host(netns, stale))
 
 
-def forget_redirected(netns: NetNS, udp: Iterable[tuple[int, int, str, int]]) -> None:
-    """Forget the UDP connections that were led to a container.
+def forget_redirected(netns: NetNS, udp: Iterable[Sequence[Any]]) -> None:
+    """Delete the UDP entries of connections to a container.
 
-    `udp` has for each IP version and port of the host the container's address, in hexadecimal
-    digits, and port. Raises OSError.
+    `udp` has for each IP version and host port the container's address, in hexadecimal digits, and
+    port. Raises OSError.
     """
     wanted: dict[int, dict[int, set[tuple[str, int]]]] = {}
     for version, host_port, address, port in udp:
@@ -99,7 +100,7 @@ def _is_stale(one: _Connection, port: Port, cidr: Cidr) -> bool:
 
 
 def _connections(netns: NetNS, version: int, ports: Collection[int]) -> list[_Connection]:
-    """Return the UDP connections to `ports`: few are asked for singly, many by one list of all."""
+    """Return the UDP entries of `ports`: by one dump for each of a few, by one of all for many."""
     if len(ports) > _PORTS_ASKED_FOR:
         return _listed(netns, version, ports)
     return [one for port in ports for one in _listed(netns, version, [port])]
@@ -112,7 +113,7 @@ def _listed(netns: NetNS, version: int, ports: Collection[int]) -> list[_Connect
         proto += attribute(_PROTO_DST_PORT, port.to_bytes(2, "big"))
         flags, what = flags | _BY_PORT, f"UDP port {port}"
     wanted = attribute(_TUPLE_ORIG, attribute(_TUPLE_PROTO, proto))
-    # Kernels before 5.8 do not know the filter, and tell of all.
+    # Kernels before 5.8 ignore the filter, and send all entries.
     body = wanted + attribute(_FILTER | _NESTED, u32(_FILTER_ORIG_FLAGS, flags))
     found = netns.netfilter.dump(
         Message(
@@ -145,7 +146,7 @@ def _decode(data: bytes, version: int, ports: Collection[int]) -> _Connection | 
 
 
 def _for_this_host(netns: NetNS, stale: list[_Connection]) -> list[_Connection]:
-    """Return those that were redirected, or are for an address of this host."""
+    """Return the entries that were redirected, or are for an address of this host."""
     own = {cidr.ip.packed for cidr, _ in netns.netlink.addresses()}
     return [
         one

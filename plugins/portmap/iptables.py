@@ -1,7 +1,7 @@
-"""Port mappings in the reference's iptables layout, and the removal of what the reference made.
+"""Port mappings in the reference's iptables layout, and the removal of the reference's mappings.
 
-Rules are appended, so that a Service of kube-proxy goes before a host port (CVE-2019-9946). One
-iptables-restore for each family makes all of an attachment, or nothing.
+Rules are appended, so that a Service of kube-proxy takes precedence over a host port
+(CVE-2019-9946). One iptables-restore per family makes all rules of an attachment, or none.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SETMARK, MASQUERADE = "CNI-HOSTPORT-SETMARK", "CNI-HOSTPORT-MASQ"
 _HOOKS = ("PREROUTING", "OUTPUT", "POSTROUTING")
-_PORTS_MAX = 15  # of a multiport match
+_PORTS_MAX = 15  # ports of a multiport match
 _WHY = 'the iptables backend needs it; install it or set "backend": "nftables"'
 _REFERENCE = {
     4: nft_table.Table(nft_table.IPV4, "cni_hostport"),
@@ -33,7 +33,7 @@ _REFERENCE = {
 
 
 def chain_of(network: str, attachment: Attachment) -> str:
-    """Return the chain of one attachment; the reference has one for all of a container's."""
+    """Return the chain of one attachment; the reference has one chain per container."""
     # With separators, which no name can contain: "a" and "bc" are not "ab" and "c".
     return _chain(" ".join((network, attachment.containerid, attachment.ifname)))
 
@@ -61,14 +61,14 @@ def add(host: Host, conf: Conf, network: str, attachment: Attachment) -> None:
 
 
 def remove(host: Host, chain: str) -> None:
-    """Take back what `add` made."""
+    """Remove the rules and chain of `add`."""
     with Lock(host.records):
         for version in iptables.COMMANDS:
             _remove_chain(host.netns, version, chain)
 
 
 def check(netns: NetNS, conf: Conf, network: str, attachment: Attachment) -> str:
-    """Return what is no longer as `add` made it, "" when nothing has changed."""
+    """Return the first difference from the result of `add`, "" for none."""
     chain = chain_of(network, attachment)
     for version, cidr in conf.addresses.items():
         ports = [port for port in conf.ports if port.serves(version)]
@@ -92,10 +92,10 @@ def is_there(netns: NetNS, chain: str) -> bool:
 
 
 def remove_of_reference(host: Host, conf: Conf, network: str, containerid: str) -> None:
-    """Remove what the reference's portmap made for this container, with either backend.
+    """Remove the mappings of the reference's portmap for this container, with either backend.
 
-    Of its nftables rules, which name the container alone, those for the ports and addresses of
-    `conf`: the others may be another network's.
+    The reference's nftables rules name the container alone. Only those for the ports and addresses
+    of `conf` are removed: the others may be another network's.
     """
     name = _chain(network + containerid)
     for chain in (name, name.replace("-DN-", "-SN-")):
@@ -114,7 +114,7 @@ def remove_of_reference(host: Host, conf: Conf, network: str, containerid: str) 
 
 
 def probe() -> None:
-    """Raise CNIError 50 when iptables is not installed."""
+    """Raise CNIError 50 if iptables is not installed."""
     iptables.find("iptables-restore", why=_WHY)
 
 
@@ -133,7 +133,7 @@ def _maps(line: str, port: Port, cidr: Cidr) -> bool:
 
 
 def _shared(conf: Conf, present: Sequence[str]) -> Iterator[str]:
-    """Yield the commands that make what all mappings share and is not there yet."""
+    """Yield the commands that make the missing chains and rules that all mappings share."""
     to_local = f"-m addrtype --dst-type LOCAL -j {DNAT}"
     wanted = {DNAT: [f"-A PREROUTING {to_local}", f"-A OUTPUT {to_local}"]}
     if conf.snat and not conf.mark_chain:
@@ -152,7 +152,7 @@ def _shared(conf: Conf, present: Sequence[str]) -> Iterator[str]:
             yield f"-N {chain}"
         for rule in rules:
             if rule not in present:
-                # This one comes first, as in the reference.
+                # This rule comes first, as in the reference.
                 yield rule.replace("-A ", "-I ", 1) if "POSTROUTING" in rule else rule
 
 
@@ -174,7 +174,7 @@ def _target(port: Port, cidr: Cidr) -> str:
 
 
 def _entries(ports: Sequence[Port]) -> Iterator[str]:
-    """Yield the matches of all ports, as many in one as it can have."""
+    """Yield the matches of all ports, at most _PORTS_MAX in one."""
     for protocol in sorted({port.protocol for port in ports}):
         numbers = [str(port.host_port) for port in ports if port.protocol == protocol]
         numbers = list(dict.fromkeys(numbers))
@@ -197,7 +197,7 @@ def _remove_chain(netns: NetNS, version: int, chain: str) -> None:
 
 
 def _remove_shared(netns: NetNS, binary: str) -> None:
-    """Remove what all mappings share once there are none, the reference's included."""
+    """Remove the shared chains and rules if there are no mappings, the reference's included."""
     present = iptables.listing(netns, binary)
     chains = [chain for chain in (DNAT, SETMARK, MASQUERADE) if f"-N {chain}" in present]
     rules = [line for line in present if line.startswith("-A ")]

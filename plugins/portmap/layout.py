@@ -1,8 +1,9 @@
-"""What port mappings are in `table inet pycni`: maps, chains, and the elements of an attachment.
+"""Port mappings in `table inet pycni`: maps, chains, and the elements of an attachment.
 
-A packet to an address of this host is looked up by protocol and port, first together with the
-address, in one map per family; what is found is where it goes. Whether its source is masqueraded,
-a verdict map tells by the container's address. A packet costs the same with one port or thousands.
+One map per family looks up a packet to an address of this host by protocol and port, before that
+another one by address, protocol and port; its value is the target. A verdict map decides by the
+container's address whether the source is masqueraded. A packet costs the same with one port or
+thousands.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ if TYPE_CHECKING:
 PORTS = "hostports"  # chain with the look-ups
 PREROUTING, OUTPUT, POSTROUTING = "hostport_prerouting", "hostport_output", "hostport_postrouting"
 MASQUERADE = "hostport_masquerade"  # chain that masquerades all
-CONDITIONS = "hostport_conditions"  # chain that leads to those of networks with conditions
-# After what others do at the usual priority: a Service of kube-proxy goes before a host port.
+CONDITIONS = "hostport_conditions"  # chain with jumps to chains of networks with conditions
+# After other chains at the usual priority: a Service of kube-proxy precedes a host port.
 _AFTER_DSTNAT = nft_layout.DSTNAT + 10
 LOOPBACK = (bytes([127, 0, 0, 0]), 8)
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What IPv4 and IPv6 do differently here."""
+    """The names and registers of one IP version."""
 
     packet: nft_layout.Family
     ports: str  # map from protocol and port
@@ -42,10 +43,10 @@ class Family:
     hairpin: str  # verdict map from the container's address
     at_key: tuple[int, int]
     data: tuple[int, int]
-    after_address: tuple[int, int]  # registers for what follows an address in a key
+    after_address: tuple[int, int]  # registers behind an address in a key
 
     def port_maps(self, suffix: str = "") -> tuple[Set, Set]:
-        """Return the maps from ports, or those of networks with conditions by their suffix."""
+        """Return the maps from ports; with a suffix, those of networks with these conditions."""
         return (
             Set(self.ports + suffix, nft_table.PROTOCOL_PORT_KEY, self.data),
             Set(self.at + suffix, self.at_key, self.data),
@@ -129,7 +130,7 @@ LAYOUT = Layout(
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """An element that an attachment needs, and what it is for."""
+    """An element of an attachment, and its description."""
 
     set: str
     key: bytes
@@ -138,14 +139,14 @@ class Element:
     goto: str = ""
 
     def add(self, comment: str) -> Message:
-        """Return the request that adds it."""
+        """Return the request that adds the element."""
         return TABLE.add_element(
             self.set, self.key, goto=self.goto, data=self.data, comment=comment
         )
 
 
 def elements(conf: Conf, suffix: str) -> list[Element]:
-    """Return all elements of an attachment; `suffix` is that of the network's own maps, or ""."""
+    """Return all elements of an attachment; `suffix` of the network's own maps, or ""."""
     found = []
     for port, cidr in conf.targets():
         family = FAMILIES[cidr.version]
@@ -162,7 +163,7 @@ def elements(conf: Conf, suffix: str) -> list[Element]:
 
 
 def suffix(conditions: Mapping[int, Sequence[str]]) -> str:
-    """Return what the names of the chain and the maps of these conditions end in, "" for none."""
+    """Return the suffix of the chain and the maps of these conditions, "" without conditions."""
     if not any(conditions.values()):
         return ""
     from hashlib import sha256
@@ -173,13 +174,13 @@ def suffix(conditions: Mapping[int, Sequence[str]]) -> str:
 
 @lru_cache(maxsize=64)  # networks
 def of_conditions(suffix: str) -> Layout:
-    """Return what networks with these conditions have of their own; `nft` makes it."""
+    """Return the chain and maps of networks with these conditions; `nft` makes them."""
     maps = tuple(one for family in FAMILIES.values() for one in family.port_maps(suffix))
     return Layout(TABLE, maps, (Chain(PORTS + suffix),))
 
 
 def hairpin_name(subnet: Subnet) -> str:
-    """Return the chain that masquerades what comes from a container's own subnet."""
+    """Return the chain that masquerades packets from a container's own subnet."""
     return f"hairpin-{subnet.network_address}-{subnet.prefixlen}".replace(":", ".")
 
 
@@ -187,8 +188,8 @@ def hairpin_name(subnet: Subnet) -> str:
 def hairpin(subnet: Subnet) -> Chain:
     """Return the chain of a subnet.
 
-    Replies to a container of the same subnet would not pass this host, and what the host itself
-    sends from 127.0.0.1 can have no reply at all.
+    Replies to a container of the same subnet would not pass this host, and packets of the host
+    itself from 127.0.0.1 could get no reply at all.
     """
     return Chain(hairpin_name(subnet), lambda: _hairpin_rules(subnet))
 
@@ -204,7 +205,7 @@ def _hairpin_rules(subnet: Subnet) -> Iterator[Rule]:
 
 
 def key_at(protocol: str, port: int, address: Address | None) -> bytes:
-    """Return what a connection to a port of the node is looked up by."""
+    """Return the key of a connection to a port of the node."""
     number = bytes([PROTOCOLS[protocol], 0, 0, 0])
     return (address.packed if address else b"") + number + port.to_bytes(2, "big") + bytes(2)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cni_common.node.host import Host
     from cni_common.spec.names import Address
     from plugins.portmap.conf import Conf
+    from plugins.portmap.parts import HostPortsFacts
 
     HolderOf = Callable[[str, Address], "Holder | None"]
 
@@ -46,7 +47,7 @@ class Successor:
 
 
 def facts_of(conf: Conf) -> dict[str, Any]:
-    """Return what a record must tell about an attachment for `remove`."""
+    """Return what a record must tell about an attachment for `remove`: fields of its facts."""
     suffix = layout.suffix(conf.conditions)
     elements = layout.elements(conf, suffix)
     return {
@@ -96,13 +97,15 @@ def _add(netns: NetNS, conf: Conf, owner: str, suffix: str, *, holder_of: Holder
     return claim.holders
 
 
-def remove(host: Host, facts: Any, owner: str, successors: Mapping[Key, Successor]) -> None:
+def remove(
+    host: Host, facts: HostPortsFacts, owner: str, successors: Mapping[Key, Successor]
+) -> None:
     """Take back what `add` made for this owner, by `facts_of`; nothing that is another's by now.
 
     Where an element has one of `successors`, that inherits it.
     """
     remove_elements(host.netns, keys_of(facts), owner, successors)
-    remove_unused(host, facts.get("chains", ()), facts.get("suffix", ""))
+    remove_unused(host, facts.chains, facts.suffix)
 
 
 def remove_elements(
@@ -174,7 +177,7 @@ def suffixes(netns: NetNS) -> list[str]:
     return [one.removeprefix(layout.PORTS) for one in targets if one.startswith(layout.PORTS)]
 
 
-def is_there(netns: NetNS, facts: Any, owner: str) -> bool:
+def is_there(netns: NetNS, facts: HostPortsFacts, owner: str) -> bool:
     """Tell whether anything of what a record tells about is still of `owner`."""
     present = TABLE.present(netns, keys_of(facts))
     return any(found is not None and found.comment == owner for found in present)
@@ -188,14 +191,14 @@ def taken(what: str, holder: str) -> CNIError:
     )
 
 
-def keys_of(facts: Any) -> list[Key]:
+def keys_of(facts: HostPortsFacts) -> list[Key]:
     """Return the keys of the elements that a record tells about."""
-    return [(name, bytes.fromhex(key)) for name, key, *_ in facts.get("elements", ())]
+    return [(name, bytes.fromhex(key)) for name, key, *_ in facts.elements]
 
 
-def targets_of(facts: Any) -> dict[Key, bytes]:
+def targets_of(facts: HostPortsFacts) -> dict[Key, bytes]:
     """Return where the ports that a record tells about are to lead."""
-    entries = [entry for entry in facts.get("elements", ()) if len(entry) > 2 and entry[2]]
+    entries = [entry for entry in facts.elements if len(entry) > 2 and entry[2]]
     return {(name, bytes.fromhex(key)): bytes.fromhex(data) for name, key, data in entries}
 
 

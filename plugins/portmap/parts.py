@@ -1,107 +1,224 @@
-"""The life of an attachment's mappings: its record, and how they are taken apart."""
+"""What an attachment's mappings consist of: host ports, and what serves them."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_common.node.liveness import Liveness, State, describe, owner_of, state_of
-from cni_common.node.liveness import collect as collect_recorded
+from cni_common.node.lifecycle import Lifecycle, Part
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.request import Attachment
 from cni_common.spec.undo import BestEffort
 from plugins.portmap import conntrack, nftables, route_localnet, shared_ports
 from plugins.portmap.conf import IPTABLES, NFTABLES, PLUGIN, Conf
-from plugins.portmap.shared_ports import owner
+from plugins.portmap.shared_ports import owner, owner_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any
+
     from cni_common.node.host import Host
+    from cni_common.node.lifecycle import Attaching, Unrecorded
+    from cni_common.node.owned import Owned, Stray
     from cni_common.node.record import Record
+    from cni_common.spec.names import Cidr
     from cni_common.spec.request import Request
     from cni_common.spec.undo import Undo
-    from cni_common.spec.wire import Json
+    from plugins.portmap.conf import Port
+
+
+@dataclass(frozen=True, slots=True)
+class HostPortsFacts:
+    """Ports of the node that lead to the container."""
+
+    PART = "host-ports"
+    backend: str = ""  # nftables or iptables
+    ports: Sequence[Sequence[str | int]] = ()  # protocol, port, address or "", IP version of each
+    elements: Sequence[Sequence[str]] = ()  # map, key and data of each, the last two in hexadecimal
+    chains: Sequence[str] = ()  # that elements lead to
+    suffix: str = ""  # of the maps of the network's conditions
+    waiting: Sequence[Sequence[str]] = ()  # network, interface: get the ports when this one goes
+
+
+class HostPorts(Part):
+    """The elements of nftables, or the chain of iptables."""
+
+    facts = HostPortsFacts
+
+    def teardown(self, req: Request, host: Host, record: Record, facts: HostPortsFacts) -> None:
+        """Remove the mappings; what the container waits for on another network goes over there."""
+        if facts.backend == IPTABLES:
+            from plugins.portmap import iptables
+
+            iptables.remove(host, iptables.chain_of(record.network, record.attachment))
+            route_localnet.remove_with_base(host)
+        else:
+            shared_ports.pass_on(req, host, facts)
+
+    def teardown_unrecorded(self, req: Request, host: Host, _found: Unrecorded) -> None:
+        """Remove the reference's mappings, or ours when the record is lost."""
+        conf = Conf.of_leftover(req)
+        if not conf.ports:
+            return
+        from plugins.portmap import iptables
+
+        facts = HostPortsFacts(**nftables.facts_of(conf))
+        chain = iptables.chain_of(req.network, req.attachment)
+        with BestEffort() as steps:
+            steps.attempt("nftables", lambda: nftables.remove(host, facts, owner(req), {}))
+            steps.attempt("iptables", lambda: iptables.remove(host, chain))
+            steps.attempt(
+                "the reference's",
+                lambda: iptables.remove_of_reference(host, conf, req.network, req.containerid),
+            )
+
+    def refuse_living(
+        self, req: Request, host: Host, record: Record, facts: HostPortsFacts
+    ) -> None:
+        """Raise CNIError 4 when mappings are there, for a namespace that may live."""
+        from cni_common.node.liveness import State, state_of
+
+        if facts.backend == IPTABLES:
+            from plugins.portmap import iptables
+
+            chain = iptables.chain_of(record.network, record.attachment)
+            present = iptables.is_there(host.netns, chain)
+        else:
+            present = nftables.is_there(host.netns, facts, owner(req))
+        if present and state_of(host, record.facts) is not State.GONE:
+            since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - record.age()))
+            raise CNIError(
+                Code.INVALID_ENVIRONMENT,
+                f"the ports of container {req.containerid} on '{req.network}', {req.ifname}, are"
+                f" mapped since {since}; DEL it first",
+            )
+
+    def collect(self, req: Request, host: Host, _plugin: str) -> None:
+        """GC: remove the elements of the network that no record names."""
+        valid = req.valid_attachments
+        if valid is None:
+            return
+        present = nftables.owners(host.netns)
+        # A record is there before all the rest, so it is looked for after that.
+        recorded = {owner_of(record) for record in host.records.of_plugin(PLUGIN)}
+        gone = False
+        for text, keys in present.items():
+            names = text.split(" ")
+            if names[:2] != [PLUGIN, req.network] or len(names) != 4 or text in recorded:
+                continue
+            if Attachment(names[2], names[3]) not in valid:
+                host.log(f"GC removes {len(keys)} elements: no record of {text}")
+                nftables.remove_elements(host.netns, keys, text)
+                gone = True
+        if gone:
+            nftables.remove_all_unused(host)
+
+    def present(self, host: Host, record: Record, facts: HostPortsFacts) -> Iterator[Owned]:
+        """Yield the chain, or each element."""
+        from plugins.portmap import inspection
+
+        return inspection.present(host, record, facts)
+
+    def strays(self, host: Host) -> list[Stray]:
+        """Return the elements of each owner, and the chains, also the reference's."""
+        from plugins.portmap import inspection
+
+        return inspection.strays(host)
+
+    def claims(self, record: Record) -> Sequence[str]:
+        """Return the owner as elements name it, and the chain."""
+        if record.get(HostPortsFacts) is None:
+            return ()
+        from plugins.portmap import iptables
+
+        return owner_of(record), iptables.chain_of(record.network, record.attachment)
+
+
+@dataclass(frozen=True, slots=True)
+class RouteLocalnetFacts:
+    """Connections from 127.0.0.1 to the ports, which leave by an interface of the host."""
+
+    PART = "route-localnet"
+    interface: str = ""
+    private: bool = False  # whether it is the attachment's alone
+
+
+class RouteLocalnet(Part):
+    """What lets such connections leave."""
+
+    facts = RouteLocalnetFacts
+
+    def teardown(
+        self, _req: Request, host: Host, _record: Record, facts: RouteLocalnetFacts
+    ) -> None:
+        """Forget an interface that goes with the attachment."""
+        if facts.private and facts.interface:
+            route_localnet.forget(host.netns, facts.interface)
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionsFacts:
+    """Entries of conntrack by which packets of UDP would go on to the container."""
+
+    PART = "connections"
+    udp: Sequence[Sequence[Any]] = ()  # IP version, host port, address in hexadecimal, port
+
+
+class Connections(Part):
+    """Connections of UDP."""
+
+    facts = ConnectionsFacts
+
+    def teardown(self, _req: Request, host: Host, _record: Record, facts: ConnectionsFacts) -> None:
+        """Have the kernel forget them."""
+        try:
+            conntrack.forget_redirected(host.netns, facts.udp)
+        except OSError as error:  # the mappings are gone, and the connections end by themselves
+            host.log(f"connections to the ports were not forgotten: {error}")
+
+
+HOST_PORTS = HostPorts()
+_CONNECTIONS, _ROUTE_LOCALNET = Connections(), RouteLocalnet()
+LIFECYCLE = Lifecycle(PLUGIN, _ROUTE_LOCALNET, HOST_PORTS, _CONNECTIONS)
+
+
+def begin(
+    req: Request, host: Host, conf: Conf, *, way: route_localnet.Way, undo: Undo
+) -> Attaching:
+    """Write the record of mappings that are about to be made, see Lifecycle.begin."""
+    ports = HostPortsFacts(
+        backend=conf.backend,
+        ports=[_port(port, cidr) for port, cidr in conf.targets()],
+        **(nftables.facts_of(conf) if conf.backend == NFTABLES else {}),
+    )
+    udp = [
+        [cidr.version, port.host_port, cidr.ip.packed.hex(), port.container_port]
+        for port, cidr in conf.targets()
+        if port.protocol == "udp"
+    ]
+    localnet = [RouteLocalnetFacts(way.name, way.private)] if way.ours else []
+    connections = [ConnectionsFacts(udp)] if udp else []
+    return LIFECYCLE.begin(req, host, undo, ports, *localnet, *connections)
+
+
+def take_back(attaching: Attaching) -> None:
+    """Have the mappings taken back when the ADD fails."""
+    for part in reversed(LIFECYCLE.parts):
+        attaching.take_back(part)
 
 
 def way_of_localhost(host: Host, conf: Conf) -> route_localnet.Way:
     """Return how connections from 127.0.0.1 would leave for the container."""
 
     def was_ours(name: str) -> bool:
-        return any(facts.get("localnet") == name for facts in host.records.survey(PLUGIN))
+        records = host.records.of_plugin(PLUGIN)
+        noted = (record.get(RouteLocalnetFacts) for record in records)
+        return any(facts is not None and facts.interface == name for facts in noted)
 
     if not conf.opens_localhost:
         return route_localnet.Way()
     return route_localnet.find(host.netns, conf.addresses[4].ip, was_ours)
-
-
-def begin(req: Request, host: Host, conf: Conf, *, way: route_localnet.Way, undo: Undo) -> Record:
-    """Write the record of mappings that are about to be made.
-
-    What an interrupted ADD of the same attachment has left is taken apart first; mappings that are
-    there, for a namespace that lives, are refused by CNIError 4.
-    """
-    facts = {
-        "netns": req.netns,
-        "netns_id": host.open_netns(req.netns).identity,
-        "backend": conf.backend,
-        "localnet": way.name if way.ours else "",
-        "localnet_private": way.private,
-        "ports": [
-            [port.protocol, port.host_port, str(port.only_at or ""), cidr.version]
-            for port, cidr in conf.targets()
-        ],
-        "udp": [
-            [cidr.version, port.host_port, cidr.ip.packed.hex(), port.container_port]
-            for port, cidr in conf.targets()
-            if port.protocol == "udp"
-        ],
-    }
-    if conf.backend == NFTABLES:
-        facts |= nftables.facts_of(conf)
-
-    def clear(old: Record) -> None:
-        _refuse_living(req, host, old)
-        host.log(f"taking apart what an interrupted ADD of {req.containerid} has left")
-        dissolve(req, host, old)
-
-    record = host.records.begin_anew(PLUGIN, req.network, req.attachment, facts, clear=clear)
-    # The last to go, and only when nothing is left that it could be needed for.
-    undo.push("record", lambda: None if undo.failed else record.remove())
-    return record
-
-
-def dissolve(req: Request, host: Host, record: Record) -> None:
-    """Take apart what `record` names, then remove it; it stays when a step fails."""
-    unmap(req, host, record.facts)
-    record.remove()
-
-
-def unmap(req: Request, host: Host, facts: Json) -> None:
-    """Take back the mappings that `facts` tell of."""
-    with BestEffort() as steps:
-        if facts.get("localnet_private") and facts.get("localnet"):
-            name = facts["localnet"]
-            steps.attempt("route_localnet", lambda: route_localnet.forget(host.netns, name))
-        steps.attempt("port mappings", lambda: _unmap(req, host, facts))
-        if facts.get("udp"):
-            steps.attempt("connections", lambda: _forget_connections(host, facts))
-
-
-def dissolve_unrecorded(req: Request, host: Host) -> None:
-    """Take apart mappings without a record: the reference's, or ours when the record is lost."""
-    conf = Conf.of_leftover(req)
-    if not conf.ports:
-        return
-    from plugins.portmap import iptables
-
-    with BestEffort() as steps:
-        facts = nftables.facts_of(conf)
-        steps.attempt("port mappings", lambda: nftables.remove(host, facts, owner(req), {}))
-        chain = iptables.chain_of(req.network, req.attachment)
-        steps.attempt("port mappings in iptables", lambda: iptables.remove(host, chain))
-        steps.attempt(
-            "port mappings of the reference",
-            lambda: iptables.remove_of_reference(host, conf, req.network, req.containerid),
-        )
 
 
 def refuse_taken_ports(req: Request, host: Host, conf: Conf) -> None:
@@ -109,81 +226,22 @@ def refuse_taken_ports(req: Request, host: Host, conf: Conf) -> None:
 
     Only for iptables: nftables itself tells whose a port is.
     """
-    wanted = {
-        (port.protocol, port.host_port, str(port.only_at or ""), cidr.version): port
-        for port, cidr in conf.targets()
-    }
+    from cni_common.node.liveness import Liveness, State, describe
+
+    wanted = {tuple(_port(port, cidr)): port for port, cidr in conf.targets()}
     liveness = Liveness(host)
-    for facts in host.records.survey(PLUGIN):
-        whose = owner_of(PLUGIN, facts)
-        taken = [wanted[key] for key in map(tuple, facts.get("ports", ())) if key in wanted]
-        same = facts.get("containerid") == req.containerid  # the rule that is first serves
+    for record in host.records.of_plugin(PLUGIN):
+        facts = record.get(HostPortsFacts)
+        taken = [wanted[key] for key in map(tuple, facts.ports if facts else ()) if key in wanted]
+        same = record.attachment.containerid == req.containerid  # the rule that is first serves
         if not taken or same:
             continue
-        state, reason = liveness.assess(facts)
+        state, reason = liveness.assess(record.facts)
         if state is not State.GONE:
-            raise nftables.taken(f"host port {taken[0]}", describe(whose, state, reason))
+            words = describe(owner_of(record), state, reason)
+            raise nftables.taken(f"host port {taken[0]}", words)
 
 
-def collect(req: Request, host: Host, steps: BestEffort) -> None:
-    """Take apart the mappings of every attachment of this network that the runtime does not name.
-
-    Left alone are those that are young, are being worked on, or are not GONE.
-    """
-    collect_recorded(
-        PLUGIN, req, host, steps, dissolve=lambda gone, record: dissolve(gone, host, record)
-    )
-    valid = req.valid_attachments
-    if valid is not None:
-        steps.attempt("elements", lambda: _collect_unrecorded(req, host, valid))
-
-
-def _collect_unrecorded(req: Request, host: Host, valid: frozenset[Attachment]) -> None:
-    present = nftables.owners(host.netns)
-    # A record is there before all the rest, so it is looked for after that.
-    recorded = {owner_of(PLUGIN, facts) for facts in host.records.survey(PLUGIN)}
-    gone = False
-    for text, keys in present.items():
-        parts = text.split(" ")
-        if parts[:2] != [PLUGIN, req.network] or len(parts) != 4 or text in recorded:
-            continue
-        if Attachment(parts[2], parts[3]) not in valid:
-            host.log(f"GC removes {len(keys)} elements: no record of {text}")
-            nftables.remove_elements(host.netns, keys, text)
-            gone = True
-    if gone:
-        nftables.remove_all_unused(host)
-
-
-def _unmap(req: Request, host: Host, facts: Json) -> None:
-    if facts.get("backend") == IPTABLES:
-        from plugins.portmap import iptables
-
-        iptables.remove(host, iptables.chain_of(req.network, req.attachment))
-        route_localnet.remove_with_base(host)
-    else:
-        shared_ports.pass_on(req, host, facts)
-
-
-def _forget_connections(host: Host, facts: Json) -> None:
-    try:
-        conntrack.forget_redirected(host.netns, facts["udp"])
-    except OSError as error:  # the mappings are gone, and the connections end by themselves
-        host.log(f"connections to the ports were not forgotten: {error}")
-
-
-def _refuse_living(req: Request, host: Host, record: Record) -> None:
-    facts = record.facts
-    if facts.get("backend") == IPTABLES:
-        from plugins.portmap import iptables
-
-        present = iptables.is_there(host.netns, iptables.chain_of(req.network, req.attachment))
-    else:
-        present = nftables.is_there(host.netns, facts, owner(req))
-    if present and state_of(host, facts) is not State.GONE:
-        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - record.age()))
-        raise CNIError(
-            Code.INVALID_ENVIRONMENT,
-            f"the ports of container {req.containerid} on '{req.network}', {req.ifname}, are"
-            f" mapped since {since}; DEL it first",
-        )
+def _port(port: Port, cidr: Cidr) -> list[str | int]:
+    """Return a port, for one IP version, as records have it."""
+    return [port.protocol, port.host_port, str(port.only_at or ""), cidr.version]

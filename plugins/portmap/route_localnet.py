@@ -1,8 +1,8 @@
 """Connections from 127.0.0.1 to a container: route_localnet, never without its guard.
 
-With that sysctl the kernel takes packets from and to 127.0.0.0/8 on an interface that is not lo,
-also those that a container or a neighbour has made up (CVE-2020-8558). A chain of ours drops what
-comes in like that by the interfaces whose sysctl is set, before anything else sees it.
+With that sysctl the kernel accepts packets from and to 127.0.0.0/8 on an interface that is not lo,
+also forged ones of a container or a neighbour (CVE-2020-8558). A chain of ours drops such packets
+on the interfaces whose sysctl is set, before any other chain.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from cni_common.node.host import Host
     from cni_common.spec.names import Address
 
-DNAT = "CNI-HOSTPORT-DNAT"  # the reference's chain of iptables, which leads to all mappings
+DNAT = "CNI-HOSTPORT-DNAT"  # the reference's chain of iptables, with jumps to all mappings
 _NAT = nft_table.Table(nft_table.IPV4, "nat")
 GUARD, INTERFACES = "hostport_guard", "localnet"  # chain and set
 _OURS, _FOUND = "switched on", "found on"
@@ -71,9 +71,9 @@ LAYOUT = Layout(
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """The interface by which connections from 127.0.0.1 would leave; "" for none, or none to open.
+    """The output interface of connections from 127.0.0.1; "" if there is none to open.
 
-    `ours`: nobody else has set its sysctl. `private`: no other container is behind it.
+    `ours`: no other program has set its sysctl. `private`: no other container is behind it.
     """
 
     name: str = ""
@@ -82,9 +82,9 @@ class Way:
 
 
 def find(netns: NetNS, address: Address, was_ours: Callable[[str], bool]) -> Way:
-    """Return the way to `address`, before anything is changed.
+    """Return the output interface to `address`, before anything is changed.
 
-    `was_ours` tells whether the sysctl was set for another attachment, should its guard be lost.
+    `was_ours` tells whether the sysctl was set for another attachment, in case its guard is lost.
     """
     name = interface_towards(netns, address)
     if not name or netns.sysctl(_sysctl("all")) == "1":
@@ -98,10 +98,10 @@ def find(netns: NetNS, address: Address, was_ours: Callable[[str], bool]) -> Way
 
 
 def ensure(host: Host, way: Way) -> None:
-    """Let connections from 127.0.0.1 go that way, guarded. Raises CNIError 50, OSError."""
+    """Set route_localnet on that interface, behind the guard. Raises CNIError 50, OSError."""
     if not way.name:
         return
-    # It may have gone since `find` with the last of others' mappings.
+    # The guard may be gone since `find`, with the last other mapping.
     if _look(host.netns, way.name) is None:
         with Lock(host.records):
             _guard(host.netns, way)
@@ -109,7 +109,7 @@ def ensure(host: Host, way: Way) -> None:
 
 
 def check(netns: NetNS, address: Address) -> str:
-    """Return what keeps connections from 127.0.0.1 from `address`, "" when nothing does."""
+    """Return the obstacle for connections from 127.0.0.1 to `address`, "" for none."""
     name = interface_towards(netns, address)
     if not name or netns.sysctl(_sysctl("all")) == "1":
         return ""
@@ -121,19 +121,19 @@ def check(netns: NetNS, address: Address) -> str:
 
 
 def forget(netns: NetNS, name: str) -> None:
-    """Take back what `ensure` did for an interface that no other container is behind."""
+    """Undo `ensure` for an interface that no other container is behind."""
     _switch_off(netns, name)
     LAYOUT.remove(netns, [(INTERFACES, interface_key(name))])
 
 
 def remove_with_base(host: Host) -> None:
-    """Remove what all mappings share, once there are none: chains, maps, guard, sysctls."""
+    """Remove the shared chains, maps, guard and sysctls if there are no mappings."""
     with Lock(host.records):
         _remove_with_base(host.netns)
 
 
 def _remove_with_base(netns: NetNS) -> None:
-    """Remove it; one at a time, as only then a sysctl that must be set again has its guard."""
+    """Remove guards one at a time, so that a sysctl that must be set again has its guard."""
     is_guarded = LAYOUT.is_there(netns) and not _NAT.rules(netns, DNAT)
     layouts = [layout.LAYOUT] if layout.LAYOUT.is_there(netns) else []
     layouts += [LAYOUT] if is_guarded else []
@@ -152,7 +152,7 @@ def _remove_with_base(netns: NetNS) -> None:
 
 
 def interface_towards(netns: NetNS, address: Address) -> str:
-    """Return the interface by which `address` is reached, "" without a route."""
+    """Return the output interface to `address`, "" without a route."""
     channel = netns.channel(NETLINK_ROUTE)
     try:
         return _interface_towards(channel, address)
@@ -199,11 +199,11 @@ def _look(netns: NetNS, name: str) -> Element | None:
 
 
 def _guard(netns: NetNS, way: Way) -> None:
-    """Drop from now on what comes in that way from or to 127.0.0.0/8."""
+    """Drop packets that arrive on that interface from or to 127.0.0.0/8."""
     comment = _OURS if way.ours else _FOUND
     element = TABLE.add_element(INTERFACES, interface_key(way.name), comment=comment)
     try:
-        # With the base each time: its rules are what makes the sysctl safe.
+        # With the base each time: its rules make the sysctl safe.
         nft_table.apply(netns, [*LAYOUT.base(), element])
     except NetlinkError as error:
         if error.errno != errno.EEXIST:  # another ADD was faster
@@ -214,7 +214,7 @@ def _switch_off(netns: NetNS, name: str) -> None:
     try:
         netns.sysctl(_sysctl(name), "0")
     except FileNotFoundError:
-        return  # it went with its interface
+        return  # the sysctl is gone with its interface
 
 
 def _sysctl(name: str) -> str:

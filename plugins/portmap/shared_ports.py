@@ -1,19 +1,19 @@
 """Ports that one container wants on several networks: one has them, the next inherits them.
 
 A runtime passes a container's ports to each of its networks (`podman network connect`). They lead
-to the network that was first, as with the reference. The others are noted in its record; its DEL
-lets them inherit what they wait for, by the transaction that takes it back.
+to the network that was first, as with the reference. Its record notes which others wait; its DEL
+hands the ports over to these, by the transaction that removes its own elements.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_common.kernel import nft_table
-from cni_common.node import liveness
-from cni_common.node.liveness import owner_of
-from cni_common.node.masquerade import Owner
+from cni_common.node import masquerade
+from cni_common.node.record import NewerFormatError
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.request import Attachment
 from plugins.portmap import nftables
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from cni_common.node.record import Record
     from cni_common.spec.names import Address
     from cni_common.spec.request import Request
-    from cni_common.spec.wire import Json
+    from plugins.portmap.parts import HostPortsFacts
 
 
 def owner(req: Request) -> str:
     """Return the attachment as the comments of its elements name it."""
-    return str(Owner(PLUGIN, req.network, req.attachment))
+    return str(masquerade.Owner(PLUGIN, req.network, req.attachment))
 
 
 def claim(req: Request, host: Host, conf: Conf) -> None:
@@ -51,65 +51,76 @@ def holder_of(req: Request, host: Host, text: str, address: Address) -> nftables
 
     The element's comment names it by `text`; `address` is that of its container.
     """
+    from cni_common.node import liveness
+
     words = liveness.holder_of(host, text, address, ours=req.netns)
     if not words:
         return None
-    facts = _facts_of(host, text) or {}
-    return nftables.Holder(words, facts.get("containerid") == req.containerid)
+    record = _record_of(host, text)
+    same = record is not None and record.attachment.containerid == req.containerid
+    return nftables.Holder(words, same)
 
 
-def pass_on(req: Request, host: Host, facts: Json) -> None:
-    """Take back the elements that `facts` tell of; attachments that wait for one inherit it.
+def pass_on(req: Request, host: Host, facts: HostPortsFacts) -> None:
+    """Remove the elements that `facts` tell of; what another network waits for goes over to it.
 
-    One that is being deleted inherits nothing. One that is being added looks for itself once this
-    record is gone: its ADD waits for that with its own record locked, which is only tried here.
+    A network that the container leaves gets nothing. One that is being added looks for itself once
+    this record is gone: it waits for that with its own record locked, which is only tried here.
     """
-    found = (_waiting(req, host, *names) for names in _waiting_in(facts))
+    found = (_waiting(req, host, *names) for names in facts.waiting)
     records = [record for record in found if record]
     try:
         successors: dict[tuple[str, bytes], nftables.Successor] = {}
         for number, record in enumerate(records):
-            whose = owner_of(PLUGIN, record.facts)
-            for key, data in nftables.targets_of(record.facts).items():
-                successors.setdefault(key, nftables.Successor(whose, data))
-            if records[number + 1 :]:
-                later = [[r.facts["network"], r.facts["ifname"]] for r in records[number + 1 :]]
-                record.note(heirs=[*_waiting_in(record.facts), *later])
+            for key, data in nftables.targets_of(_facts_of(record)).items():
+                successors.setdefault(key, nftables.Successor(owner_of(record), data))
+            later = [[one.network, one.attachment.ifname] for one in records[number + 1 :]]
+            if later:
+                own = _facts_of(record)
+                record.put(replace(own, waiting=[*own.waiting, *later]))
         nftables.remove(host, facts, owner(req), successors)
     finally:
         for record in records:
             record.close()
 
 
-def _waiting_in(facts: Json) -> list[list[str]]:
-    """Return network and interface of each attachment that waits for ports of this one."""
-    return list(facts.get("heirs", ()))
+def owner_of(record: Record) -> str:
+    """Return the recorded attachment as the comments of its elements name it."""
+    return str(masquerade.owner_of(record))
+
+
+def _facts_of(record: Record) -> HostPortsFacts:
+    from plugins.portmap.parts import HostPortsFacts
+
+    return record.get(HostPortsFacts) or HostPortsFacts()
 
 
 def _waiting(req: Request, host: Host, network: str, ifname: str) -> Record | None:
+    """Return the record of the container on another network, None when it is being worked on."""
     try:
         attachment = Attachment(req.containerid, ifname)
         return host.records.find(PLUGIN, network, attachment, wait=False)
+    except NewerFormatError:
+        raise
     except CNIError:
         return None
 
 
 def _wait_behind(req: Request, host: Host, holder: str) -> bool:
-    """Note in the record of `holder` that `req` inherits its ports; False without a record."""
-    facts = _facts_of(host, holder)
-    if facts is None:
+    """Have the ports of `holder` when it goes; False when it is gone by now."""
+    known = _record_of(host, holder)
+    if known is None:
         return False
-    attachment = Attachment(req.containerid, facts.get("ifname", ""))
-    record = host.records.find(PLUGIN, facts.get("network", ""), attachment)
+    attachment = Attachment(req.containerid, known.attachment.ifname)
+    record = host.records.find(PLUGIN, known.network, attachment)
     if record is None:
         return False
-    own, waiting = [req.network, req.ifname], _waiting_in(record.facts)
-    if own not in waiting:
-        record.note(heirs=[*waiting, own])
+    own, facts = [req.network, req.ifname], _facts_of(record)
+    if own not in facts.waiting:
+        record.put(replace(facts, waiting=[*facts.waiting, own]))
     record.close()
     return True
 
 
-def _facts_of(host: Host, text: str) -> Json | None:
-    survey = host.records.survey(PLUGIN)
-    return next((facts for facts in survey if owner_of(PLUGIN, facts) == text), None)
+def _record_of(host: Host, text: str) -> Record | None:
+    return next((one for one in host.records.of_plugin(PLUGIN) if owner_of(one) == text), None)

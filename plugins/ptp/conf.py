@@ -1,4 +1,4 @@
-"""The ptp plugin's configuration: SCHEMA, and what it means."""
+"""The ptp plugin's configuration: SCHEMA, and its parsed form Conf."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ SCHEMA: Json = {
 
 @dataclass(frozen=True, slots=True)
 class Conf:
-    """A configuration that can be carried out."""
+    """The configuration, complete and consistent."""
 
     masquerade: str  # the backend, "" = none
     mtu: int  # bytes, 0 = the kernel's default
     ipam: str  # type of the IPAM plugin
-    dns: Json | None  # instead of what IPAM says
+    dns: Json | None  # replaces the DNS settings of IPAM; None = keeps them
 
     @classmethod
     def of(cls, req: Request) -> Self:

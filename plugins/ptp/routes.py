@@ -1,7 +1,7 @@
-"""The way between host and container: a gateway on the host's end, and host routes to it and back.
+"""The routes between host and container: a gateway on the host's end, and host routes both ways.
 
-The container reaches everybody, its own subnet included, over the gateway. The same gateway stands
-on the host's end of every pair, and a route on the host leads to each container's address.
+The container reaches all hosts, its own subnet included, over the gateway. The host's end of every
+pair has the same gateway, and the host has a route to each container's address.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cni_common.kernel.route import (
 )
 from cni_common.kernel.rtnetlink import RTMGRP_IPV6_IFADDR
 from cni_common.node import veth
-from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code, drifted
 from cni_common.spec.result import Route
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from cni_common.spec.names import Address, Subnet
     from cni_common.spec.result import IPConfig
 
-_TRIES = 3  # at a route that a dead container's interface may have
-_SECONDS = 1.0  # until the kernel has put an IPv6 address to use
+_TRIES = 3  # attempts at a route that a dead container's interface may have
+_SECONDS = 1.0  # limit until the kernel has activated an IPv6 address
 
 
 def gateways(ips: Sequence[IPConfig]) -> list[Address]:
-    """Return the gateway of each address, each once. Raises CNIError 7 where one is missing."""
+    """Return the gateways of the addresses, each once. Raises CNIError 7 if one is missing."""
     found: dict[Address, None] = {}
     for ip in ips:
         if ip.gateway is None:
@@ -61,10 +61,10 @@ def gateways(ips: Sequence[IPConfig]) -> list[Address]:
 def configure_host(
     host: NetNS, ours: Link, ips: Sequence[IPConfig], remove_if_gone: Callable[[Link], str]
 ) -> None:
-    """Give the host's end `ours` the gateways, and the host a route to each address.
+    """Add the gateways to the host's end `ours`, and a route to each address to the host.
 
-    Raises CNIError when another interface has that route, and `remove_if_gone` has not removed it
-    but says whose it is.
+    Raises CNIError if another interface has that route, and `remove_if_gone` has not removed it but
+    describes its owner.
     """
     given = gateways(ips)
     messages = [address_message(ours.index, ip_interface(gateway), dad=False) for gateway in given]
@@ -81,11 +81,11 @@ def configure_host(
 
 
 def routes_on_way(index: int, ips: Sequence[IPConfig]) -> list[Message]:
-    """Return what adds the container's routes to the gateways, and by them to the subnets."""
+    """Return the requests for the container's routes to the gateways, and over them to subnets."""
     first: dict[Subnet, Message] = {}  # of two addresses with one gateway, or of one subnet
     for ip in ips:
         if ip.gateway is None:
-            continue  # gateways() has refused it
+            continue  # gateways() has refused a missing one
         direct, subnet = _to(ip.gateway, RT_SCOPE_LINK), ip.address.network
         first.setdefault(direct.dst, route_message(index, direct, source=ip.address.ip))
         if subnet.num_addresses > 1:
@@ -95,29 +95,29 @@ def routes_on_way(index: int, ips: Sequence[IPConfig]) -> list[Message]:
 
 
 def check_host(host: NetNS, ours: Link, ips: Sequence[IPConfig]) -> None:
-    """Raise CNIError when a gateway, a route to an address or forwarding is gone."""
+    """Raise CNIError if a gateway, a route to an address or forwarding is missing."""
     if not ours.up:
-        raise veth.drift(f"interface '{ours.name}' is down")
+        raise drifted(f"interface '{ours.name}' is down")
     present = {cidr for cidr, _ in host.netlink.addresses(ours.index)}
     for gateway in gateways(ips):
         if ip_interface(gateway) not in present:
-            raise veth.drift(f"gateway {gateway} is missing on '{ours.name}'")
+            raise drifted(f"gateway {gateway} is missing on '{ours.name}'")
         if host.sysctl(veth.FORWARDING[gateway.version]) == "0":
-            raise veth.drift(f"the host no longer forwards IPv{gateway.version}")
+            raise drifted(f"the host no longer forwards IPv{gateway.version}")
     for ip in ips:
         if host.netlink.way_to(ip.address.ip) != (RTN_UNICAST, ours.index):
-            raise veth.drift(f"the host's way to {ip.address.ip} does not lead over '{ours.name}'")
+            raise drifted(f"the host's way to {ip.address.ip} does not lead over '{ours.name}'")
 
 
 def check_container(container: NetNS, link: Link, ips: Sequence[IPConfig]) -> None:
-    """Raise CNIError when the container has lost its way to a gateway."""
+    """Raise CNIError if the container has no route to a gateway over its interface."""
     for gateway in gateways(ips):
         if container.netlink.way_to(gateway) != (RTN_UNICAST, link.index):
-            raise veth.drift(f"the way to gateway {gateway} does not lead over '{link.name}'")
+            raise drifted(f"the way to gateway {gateway} does not lead over '{link.name}'")
 
 
 def _to(address: Address, scope: int) -> Route:
-    """Return the route to one address; IPv6 knows no scopes."""
+    """Return the route to one address; IPv6 has no scopes."""
     return Route(ip_network(address), scope=scope if address.version == 4 else None)
 
 

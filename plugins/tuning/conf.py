@@ -1,4 +1,4 @@
-"""The tuning plugin's configuration: SCHEMA, and what it means."""
+"""The tuning plugin's configuration: SCHEMA, and its parsed form Conf."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ SCHEMA: Json = {
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What an interface is to be like, or was like; None: not touched."""
+    """Settings of an interface, wanted or former; None: unchanged."""
 
     mac: str | None = None
     promisc: bool | None = None
@@ -94,10 +94,10 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Conf:
-    """A configuration that can be carried out."""
+    """The configuration, complete and consistent."""
 
-    sysctls: dict[str, str]  # by path below /proc/sys
-    keys: dict[str, str]  # as written, by path
+    sysctls: dict[str, str]  # values by path below /proc/sys
+    keys: dict[str, str]  # keys as written, by path
     device: Device
 
     @classmethod
@@ -126,7 +126,7 @@ class Conf:
 
 
 def backup_path(req: Request) -> str:
-    """Return where the reference keeps what the interface was like; for DEL, too."""
+    """Return the path of the reference's file of former settings; for DEL, too."""
     directory = req.config.get("dataDir", DEFAULT_DATA_DIR)
     if not _is_absolute(directory):
         directory = DEFAULT_DATA_DIR
@@ -138,7 +138,7 @@ def _is_absolute(path: str) -> bool:
 
 
 def _sysctls(given: Json, ifname: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Return values and keys by path. Raises CNIError 7, also for a sysctl that is there twice."""
+    """Return values and keys by path. Raises CNIError 7, also for a sysctl that appears twice."""
     values: dict[str, str] = {}
     keys: dict[str, str] = {}
     for key, value in given.items():
@@ -151,7 +151,7 @@ def _sysctls(given: Json, ifname: str) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _refuse_duplicates(stdin: bytes) -> None:
-    """Raise CNIError 7 when one sysctl is there twice, of which JSON keeps the last alone."""
+    """Raise CNIError 7 if a sysctl appears twice; JSON would keep only the last."""
     import json
 
     twice: list[str] = []
@@ -171,13 +171,13 @@ def _refuse_duplicates(stdin: bytes) -> None:
 
 
 class _Repeating(dict):  # type: ignore[type-arg]
-    """An object of JSON, and which keys it has more than once."""
+    """A JSON object, and its repeated keys."""
 
     repeated: list[str]
 
 
 def _mac(req: Request) -> str | None:
-    """Return the MAC: args.cni.mac beats the capability, which beats CNI_ARGS and configuration."""
+    """Return the MAC of args.cni.mac, else the capability, else CNI_ARGS, else `mac`."""
     config = req.config
     text = (
         config.get("args", {}).get("cni", {}).get("mac")

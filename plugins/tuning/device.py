@@ -1,4 +1,4 @@
-"""The interface: what it is like, how it is changed, and the file of what it was like."""
+"""The interface: its settings, their changes, and the reference's file of former settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cni_common.spec.wire import Json
 
 _BACKUP_BYTES_MAX = 65536
-# The reference's names.
+# The reference's names of settings.
 _KEYS = {
     "mac": "mac",
     "promisc": "promisc",
@@ -32,7 +32,7 @@ _KEYS = {
 
 
 def required(container: NetNS, ifname: str) -> Link:
-    """Return the interface. Raises CNIError when there is none."""
+    """Return the interface. Raises CNIError if there is none."""
     link = container.netlink.link(ifname)
     if link is None:
         raise CNIError(Code.INTERNAL, f"interface '{ifname}' is missing in '{container.path}'")
@@ -40,7 +40,7 @@ def required(container: NetNS, ifname: str) -> Link:
 
 
 def former(link: Link, wanted: Device) -> Device:
-    """Return what `link` is like, of what is `wanted` otherwise."""
+    """Return the current settings of `link` that differ from `wanted`."""
     now = Device(
         link.mac,
         bool(link.flags & IFF_PROMISC),
@@ -52,7 +52,7 @@ def former(link: Link, wanted: Device) -> Device:
 
 
 def apply(container: NetNS, index: int, wanted: Device, steps: BestEffort | None = None) -> None:
-    """Change an interface, one thing at a time, all of them with `steps`. Raises NetlinkError."""
+    """Change an interface, one setting at a time; with `steps` try all. Raises NetlinkError."""
     netlink = container.netlink
     changes: dict[str, Callable[[Any], object]] = {
         "mtu": lambda mtu: netlink.set_mtu(index, mtu),
@@ -72,7 +72,7 @@ def apply(container: NetNS, index: int, wanted: Device, steps: BestEffort | None
 
 
 def difference(link: Link, wanted: Device) -> str:
-    """Return what differs from `wanted`, "" when nothing does."""
+    """Return the first difference from `wanted`, "" for none."""
     now = former(link, wanted)
     for key, name in _KEYS.items():
         found, due = getattr(now, key), getattr(wanted, key)
@@ -88,7 +88,7 @@ def as_json(device: Device) -> dict[str, Any]:
 
 
 def of_json(data: Json) -> Device:
-    """Return the device that `data` describes; what cannot be is left aside."""
+    """Return the settings in `data`; invalid ones are ignored."""
     found: dict[str, Any] = {}
     for key, kind in (("promisc", bool), ("allmulti", bool), ("mtu", int), ("tx_queue", int)):
         value = data.get(_KEYS[key])
@@ -102,9 +102,9 @@ def of_json(data: Json) -> Device:
 
 
 def save(path: str, device: Device) -> None:
-    """Write the reference's file, so that it can DEL in our place. Raises OSError."""
+    """Write the reference's file, so that its DEL can restore our changes. Raises OSError."""
     make_directory(os.path.dirname(path), 0o700)
-    forget(path)  # of an earlier container of this id
+    forget(path)  # the file of an earlier container with this id
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(path, flags, 0o600)
     try:
@@ -116,7 +116,7 @@ def save(path: str, device: Device) -> None:
 
 
 def load(path: str) -> Device:
-    """Return what the reference's file says, nothing when there is none, or none that it wrote."""
+    """Return the settings in the reference's file, none if it is missing or invalid."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -130,7 +130,7 @@ def load(path: str) -> Device:
 
 
 def forget(path: str) -> None:
-    """Remove the reference's file if it is there."""
+    """Remove the reference's file if it exists."""
     try:
         os.unlink(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""Sysctls of a network namespace: which may be set, to what, and what they were before."""
+"""Sysctls of a network namespace: allowed names and values, and former values."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from cni_common.kernel.netns import NetNS
 
 ALLOWLIST = "/etc/cni/tuning/allowlist.conf"
-# What may be set where that file is missing: all that kernels keep for each namespace.
+# Allowed without that file: all sysctls that kernels keep per namespace.
 DEFAULT_ALLOWED = (
     *("net/bridge/", "net/core/", "net/ipv4/", "net/ipv6/", "net/mpls/", "net/mptcp/"),
     *("net/netfilter/", "net/sctp/", "net/smc/", "net/unix/", "net/vrf/"),
 )
-# Which namespaces show, though neighbours are in one table for the whole host.
+# Namespaces show these, although neighbours are in one table of the whole host.
 _SHARED = tuple(
     f"net/{family}/neigh/default/gc_{name}"
     for family in ("ipv4", "ipv6")
@@ -32,8 +32,8 @@ _NAME_MAX, _VALUE_MAX = 255, 1024  # characters
 def path_of(key: str, ifname: str) -> str:
     """Return the path below /proc/sys of a sysctl. Raises CNIError 7.
 
-    Dots and slashes separate, but dots do not where a slash comes first; the first `IFNAME` stands
-    for the interface. Nothing outside of net/ can be named, by whatever trick (CVE-2022-0811).
+    Dots and slashes separate, but if a slash comes first, dots do not; the first `IFNAME` stands
+    for the interface. No name leads outside of net/ (CVE-2022-0811).
     """
     first = next((mark for mark in key if mark in "./"), "")
     parts = key.split("/") if first == "/" else key.replace(".", "/").split("/")
@@ -54,7 +54,7 @@ def path_of(key: str, ifname: str) -> str:
 
 
 def check_value(key: str, value: str) -> str:
-    """Return `value` if it is one value on one line. Raises CNIError 7."""
+    """Return `value` if it is one printable line of at most 1024 characters. Raises CNIError 7."""
     if not value.strip() or len(value) > _VALUE_MAX or not value.replace("\t", " ").isprintable():
         raise CNIError(
             Code.INVALID_CONFIG,
@@ -67,8 +67,8 @@ def check_value(key: str, value: str) -> str:
 def check_allowed(paths: Mapping[str, str]) -> None:
     """Raise CNIError 7 unless the sysctls `paths`, with their keys as written, may be set.
 
-    The node's list is the reference's: a regular expression a line, of which one must match
-    somewhere in the key. 5 when it cannot be read.
+    The node's list is that of the reference: one regular expression per line, of which one must
+    match somewhere in the key. Raises CNIError 5 if the list cannot be read.
     """
     patterns = _allowlist()
     if patterns is None:
@@ -88,7 +88,7 @@ def check_allowed(paths: Mapping[str, str]) -> None:
 
 
 def read(container: NetNS, paths: Iterable[str]) -> dict[str, str | None]:
-    """Return the values of sysctls, None for one that cannot be read. Raises CNIError, OSError."""
+    """Return the values of sysctls, None for an unreadable one. Raises CNIError, OSError."""
 
     def look() -> dict[str, str | None]:
         return {path: _read_here(container, path) for path in paths}
@@ -97,7 +97,7 @@ def read(container: NetNS, paths: Iterable[str]) -> dict[str, str | None]:
 
 
 def write(container: NetNS, values: Mapping[str, str], before: Mapping[str, object]) -> None:
-    """Set sysctls, of which `before` has those that can be read. Raises CNIError."""
+    """Set sysctls; `before` has the values of the readable ones. Raises CNIError."""
 
     def change() -> None:
         for path, value in values.items():
@@ -118,9 +118,9 @@ def write(container: NetNS, values: Mapping[str, str], before: Mapping[str, obje
 def restore(
     container: NetNS, before: Mapping[str, str | None], after: Mapping[str, str | None]
 ) -> None:
-    """Give sysctls the values of `before` back, but those that are no longer as in `after`.
+    """Restore the values of `before`, except of sysctls that differ from `after` by now.
 
-    Raises CNIError naming all that could not be restored.
+    Raises CNIError that names all sysctls that could not be restored.
     """
 
     def change() -> list[str]:
@@ -130,7 +130,7 @@ def restore(
                 if value is not None and _is_as_left(container, path, after):
                     container.sysctl_here(path, value)
             except OSError as error:
-                if error.errno != errno.ENOENT:  # it went with its interface
+                if error.errno != errno.ENOENT:  # the sysctl is gone with its interface
                     failures.append(f"{path}: {error.strerror}")
         return failures
 
@@ -140,12 +140,12 @@ def restore(
 
 
 def is_same(one: str | None, other: str | None) -> bool:
-    """Tell whether two texts are the same value, which the kernel parts by tabs."""
+    """Tell whether two texts are the same value; the kernel separates numbers by tabs."""
     return (one or "").split() == (other or "").split()
 
 
 def _is_as_left(container: NetNS, path: str, after: Mapping[str, str | None]) -> bool:
-    # Without a note of how it was left, ADD did not get that far.
+    # Without a recorded value, ADD did not set the sysctl.
     return path not in after or is_same(container.sysctl_here(path, None), after[path])
 
 
@@ -165,7 +165,7 @@ def _read_here(container: NetNS, path: str) -> str | None:
 
 
 def _is_unreadable(path: str) -> bool:
-    """Tell whether a sysctl can only be written, or not be read before it is set."""
+    """Tell whether a sysctl is write-only, or unreadable before it is set."""
     return path.endswith("/stable_secret") or not os.stat(f"/proc/sys/{path}").st_mode & 0o400
 
 

@@ -42,7 +42,7 @@ SOMEWHERE = {
         r"ADD: firewall table bridge nat: there -> absent"
         r"|ADD: firewall table bridge pycni: absent -> there"
     ),
-    "Tables that nobody uses": (
+    "Unused tables": (
         r"DEL: firewall table (inet cni_plugins_masquerade|bridge nat): there -> absent"
     ),
     "Order of iptables rules": (
@@ -279,13 +279,13 @@ CASES = {
     "dad": Case(routed(NET6, enabledad=True)),
     "spoof-check": Case(
         routed(NET4, macspoofchk=True),
-        differs=("Layout of the MAC filter", "Tables that nobody uses"),
+        differs=("Layout of the MAC filter", "Unused tables"),
     ),
     "masquerade": Case(routed(NET4, NET6, ipMasq=True), ("Default backend",)),
     "masquerade-iptables": Case(routed(NET4, NET6, ipMasq=True, ipMasqBackend="iptables")),
     "masquerade-nftables": Case(
         routed(NET4, NET6, ipMasq=True, ipMasqBackend="nftables"),
-        differs=("Layout of masquerading", "Tables that nobody uses"),
+        differs=("Layout of masquerading", "Unused tables"),
     ),
     "masquerade-iptables-two": Case(
         bridge(NET4, "10.82.0.0/24", ipMasq=True, ipMasqBackend="iptables"),
@@ -365,7 +365,7 @@ CASES = {
     ),
     "ptp-masquerade": Case(
         ptp(NET4, NET6, ipMasq=True, ipMasqBackend="nftables"),
-        (*POINT, "Layout of masquerading", "Tables that nobody uses"),
+        (*POINT, "Layout of masquerading", "Unused tables"),
         plugin="ptp",
     ),
     "ptp-masquerade-iptables": Case(

@@ -271,7 +271,7 @@ def sample_of(calls: Sequence[str], turn: int, most: int = 0) -> list[int]:
     """Return the numbers of an eighth of the calls, at least one of each kind: open, write, ….
 
     `turn` chooses which; in TURNS turns each call has been in a sample. With `most` only so many
-    of these are returned, others at the next turn.
+    of these are returned, others TURNS turns later.
     """
     kinds: dict[str, list[int]] = {}
     for number, call in enumerate(calls, 1):
@@ -282,7 +282,9 @@ def sample_of(calls: Sequence[str], turn: int, most: int = 0) -> list[int]:
         for number in numbers[turn % min(TURNS, len(numbers)) :: TURNS]
     )
     if most and len(chosen) > most:
-        return sorted((chosen[turn % len(chosen) :] + chosen)[:: len(chosen) // most][:most])
+        step = len(chosen) // most
+        first = turn // TURNS
+        return sorted(chosen[(first + n * step) % len(chosen)] for n in range(most))
     return chosen
 
 

@@ -292,7 +292,7 @@ def test_gc_goes_on_past_a_failure(machine: Machine, config: Json, tmp_path: Pat
     with faulty(machine, refusal) as host:
         error = machine.refused("bridge", "GC", {**config, KEY: []}, host=host)
 
-    assert "interface: " in error["msg"]
+    assert "veth: " in error["msg"]
     assert len(machine.ports()) == 2  # both ends of one pair
     age(machine)
     machine.ok("bridge", "GC", {**config, KEY: []})

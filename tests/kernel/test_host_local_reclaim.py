@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from cni_common.node.host import Host
+from cni_common.node.owned import Holding
 from cni_common.serve.protocol import execute
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.request import Request
@@ -66,11 +67,9 @@ def sees(node: Node, call: Callable[[Host], Any]) -> Any:
         return call(host)
 
 
-def holdings(node: Node) -> list[reclaim.Holding]:
+def holdings(node: Node) -> list[Holding]:
     """Return the list for operators."""
-    found: list[reclaim.Holding] = sees(
-        node, lambda host: reclaim.holdings(host, NETWORK, str(node.store))
-    )
+    found: list[Holding] = sees(node, lambda host: reclaim.holdings(host, NETWORK, str(node.store)))
     return found
 
 
@@ -348,7 +347,7 @@ def test_command(node: Node, container: Start) -> None:
     before = node.records(), node.leases()
 
     seen = holdings(node)
-    assert [(str(one.lease.address), one.pod, one.alive, one.reason) for one in seen] == [
+    assert [(str(one.address), one.pod, one.alive, one.reason) for one in seen] == [
         ("198.18.64.2", "ns/web", True, ""),
         ("198.18.64.3", "", False, ""),
         ("198.18.64.5", "", None, ""),

@@ -20,7 +20,7 @@ from tests.machine import Machine
 pytestmark = pytest.mark.without_engine(reason="calls functions of this process")
 
 PATIENCE = 30  # seconds
-DOOMED = 123456  # a group
+GROUP = 123456  # a group
 SO_LOCK_FILTER = 44  # asm-generic/socket.h
 
 
@@ -135,11 +135,10 @@ def test_those_of_the_group_go_along(machine: Machine, netns: SlowNetNS) -> None
     """What others have put into the group goes by the same request, and nothing else does."""
     for pair in ("three", "five", "seven"):
         machine.do(machine.host, f"ip link add {pair} type veth peer name {pair}peer")
-    machine.do(machine.host, f"ip link set three group {DOOMED}")
-    machine.do(machine.host, f"ip link set five group {DOOMED + 1}")
-    netns.doomed = DOOMED
+    machine.do(machine.host, f"ip link set three group {GROUP}")
+    machine.do(machine.host, f"ip link set five group {GROUP + 1}")
 
-    assert delete_link(netns, index_of(machine, "one")) is True
+    assert delete_link(netns, index_of(machine, "one"), GROUP) is True
 
     assert [machine.link(machine.host, name) for name in ("one", "two", "three")] == [None] * 3
     assert machine.link(machine.host, "five") is not None
@@ -148,11 +147,10 @@ def test_those_of_the_group_go_along(machine: Machine, netns: SlowNetNS) -> None
 
 def test_a_group_that_cannot_be_deleted(machine: Machine, netns: SlowNetNS) -> None:
     """Somebody has put into the group what cannot be deleted: the interface goes alone."""
-    machine.do(machine.host, f"ip link set lo group {DOOMED}")
-    netns.doomed = DOOMED
+    machine.do(machine.host, f"ip link set lo group {GROUP}")
     netns.go_on.set()
 
-    assert delete_link(netns, index_of(machine, "one")) is True
+    assert delete_link(netns, index_of(machine, "one"), GROUP) is True
 
     assert machine.link(machine.host, "one") is None
     assert machine.link(machine.host, "lo") is not None
@@ -161,13 +159,12 @@ def test_a_group_that_cannot_be_deleted(machine: Machine, netns: SlowNetNS) -> N
 def test_absence_in_a_group(machine: Machine, netns: SlowNetNS) -> None:
     """What is gone already is False there as well, and what others have put there goes."""
     machine.do(machine.host, "ip link add three type veth peer name four")
-    machine.do(machine.host, f"ip link set three group {DOOMED}")
+    machine.do(machine.host, f"ip link set three group {GROUP}")
     index = index_of(machine, "one")
     machine.do(machine.host, "ip link del one")
-    netns.doomed = DOOMED
     netns.go_on.set()
 
-    assert delete_link(netns, index) is False
+    assert delete_link(netns, index, GROUP) is False
     assert machine.link(machine.host, "three") is None
 
 
@@ -195,11 +192,10 @@ def test_out_of_the_group_again(machine: Machine, others: int) -> None:
     for pair in ("one", "three"):
         machine.do(machine.host, f"ip link add {pair} type veth peer name {pair}peer")
     if others:
-        machine.do(machine.host, f"ip link set three group {DOOMED}")
+        machine.do(machine.host, f"ip link set three group {GROUP}")
     netns = UnmarkingNetNS(machine.host)
-    netns.doomed = DOOMED
 
-    assert delete_link(netns, index_of(machine, "one")) is True
+    assert delete_link(netns, index_of(machine, "one"), GROUP) is True
 
     assert machine.link(machine.host, "one") is None
     assert (machine.link(machine.host, "three") is None) == bool(others)
@@ -220,10 +216,9 @@ def test_no_filter(machine: Machine) -> None:
     """Where the kernel takes no filter the interface goes all the same."""
     machine.do(machine.host, "ip link add one type veth peer name two")
     netns = UnfilteredNetNS(machine.host)
-    netns.doomed = DOOMED
     assert hear_only_deletion(netns.channel(NETLINK_ROUTE), 1) is False
 
-    assert delete_link(netns, index_of(machine, "one")) is True
+    assert delete_link(netns, index_of(machine, "one"), GROUP) is True
 
     assert machine.link(machine.host, "one") is None
     netns.close()
@@ -237,9 +232,8 @@ def test_deletions_side_by_side(machine: Machine) -> None:
 
     def delete(name: str) -> bool:
         netns = NetNS(machine.host)
-        netns.doomed = DOOMED
         try:
-            return delete_link(netns, index_of(machine, name))
+            return delete_link(netns, index_of(machine, name), GROUP)
         finally:
             netns.close()
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from cni_common.node.host import Host
+from cni_common.node.interface import MasqueradeFacts, VethFacts
 from cni_common.node.record import Records
 from cni_common.spec.request import Attachment
 from cni_common.spec.result import Result
@@ -712,16 +713,15 @@ def test_half_a_line_does_not_spoil_the_next(tmp_path: Path) -> None:
     """What is noted in a record after a kill cut its last line short can be read."""
     whose = Attachment("c1", "eth0")
     records = Records(str(tmp_path))
-    path = Path(records.begin("bridge", "n1", whose, {"veth": "veth1"}).path)
+    path = Path(records.begin("bridge", "n1", whose, {"netns": "/n"}).path)
     records.close()
-    path.write_bytes(path.read_bytes() + b'{"mac": "02:0')
+    path.write_bytes(path.read_bytes() + b'{"veth": {"host_end": "v')
 
     record = records.find("bridge", "n1", whose)
     assert record is not None
-    record.note(masquerade="nftables")
+    record.put(MasqueradeFacts("nftables"))
     records.close()
 
-    facts = next(records.survey("bridge"), None)
-    assert facts is not None
-    assert (facts["veth"], facts["masquerade"]) == ("veth1", "nftables")
-    assert "mac" not in facts
+    (one,) = records.of_plugin("bridge")
+    assert one.facts["netns"] == "/n"
+    assert (one.get(MasqueradeFacts), one.get(VethFacts)) == (MasqueradeFacts("nftables", []), None)

@@ -280,7 +280,7 @@ LIBRARIES = {
     "VERSION": set[str](),
     "host-local refuses an ADD": _SERVING | {"_struct", "struct"},
     "bridge refuses an ADD": _SERVING | _NETLINK,
-    "loopback refuses an ADD": _SERVING | _NETLINK,
+    "loopback refuses an ADD": _SERVING,
     "firewall refuses an ADD": _SERVING | (_NETLINK - {"select"}),
     "portmap refuses an ADD": _SERVING | (_NETLINK - {"select"}),
     "ptp refuses an ADD": _SERVING | _NETLINK,

@@ -17,7 +17,7 @@ from tests.runtimes.sandbox import joining
 
 SANDBOX = Path(__file__).with_name("sandbox.py")
 BIN = "/opt/cni/bin"  # where the node has its plugins
-SECONDS = 60.0  # how long anything may take; only failures wait so long
+SECONDS = 300.0  # how long anything may take; only failures wait so long
 
 
 def eventually(happened: Callable[[], object], what: str, seconds: float = SECONDS) -> None:

@@ -30,8 +30,8 @@ WINGS = {
         *("nft_messages", "nft_expressions", "nft_table", "nft_layout", "iptables"),
     ),
     "node": (
-        *("record", "masquerade_iptables", "masquerade", "liveness", "veth", "lifecycle"),
-        "host",
+        *("unformatted", "record", "owned", "masquerade_iptables", "masquerade", "liveness"),
+        *("absence", "masquerade_strays", "veth", "lifecycle", "interface", "host"),
     ),
     "serve": ("stdio", "protocol", "worker", "engine", "cli", "main"),
 }
@@ -40,7 +40,13 @@ FOR_PLUGINS = ORDER[: ORDER.index("node.host")]  # a plugin is handed the Host
 # Who may import what only inside functions: each costs a cold start that has no need of it.
 LAZY = {
     "kernel.netns": ("kernel.netlink", "kernel.rtnetlink"),
+    "node.record": ("node.unformatted",),
     "node.masquerade": ("kernel.iptables", "node.masquerade_iptables"),
+    "node.lifecycle": ("node.liveness", "node.owned"),
+    "node.interface": (
+        *("kernel.iptables", "node.liveness", "node.masquerade_iptables", "node.masquerade_strays"),
+        "node.owned",
+    ),
     "serve.main": tuple(name for name in ORDER if name != "serve.stdio"),
 }
 THIRD_PARTIES = {
@@ -200,6 +206,17 @@ class TestImports:
 
         assert wrong == []
 
+    def test_commands_name_no_plugin(self) -> None:
+        """The operator's commands know plugins by what each says of its lifecycle."""
+        wrong = [
+            f"{name_of(path)} imports {one.name}"
+            for path in COMMANDS
+            for one in imports(path)
+            if one.name.startswith("plugins.") and one.name != "plugins.TYPES"
+        ]
+
+        assert wrong == []
+
     def test_third_parties(self) -> None:
         """Each library is known to one file."""
         known = {*sys.stdlib_module_names, "cni_common", "commands", "plugins"}
@@ -264,7 +281,7 @@ _COMMON_SERVING = _COMMON_BASE | frozenset(
 )
 _INTERFACE = frozenset(
     {
-        *("kernel.link", "kernel.link_deletion", "kernel.netlink", "kernel.route"),
+        *("kernel.link", "kernel.netlink", "kernel.route"),
         *("kernel.rtnetlink", "node.veth"),
     }
 )
@@ -323,7 +340,7 @@ ENTRIES = {
         _COMMON_SERVING
         | _INTERFACE
         | _NFT
-        | {"node.lifecycle", "node.liveness", "spec.ipam_config"},
+        | {"node.lifecycle", "node.interface", "spec.ipam_config"},
         frozenset(
             {
                 "bridge",
@@ -342,7 +359,7 @@ ENTRIES = {
         {},
         7,
         _SERVING | _NETLINK,
-        _COMMON_SERVING | _NFT | {"kernel.netlink", "node.liveness"},
+        _COMMON_SERVING | _NFT | {"kernel.netlink", "node.lifecycle"},
         frozenset(
             {
                 "portmap",
@@ -362,7 +379,7 @@ ENTRIES = {
         {},
         7,
         _SERVING | _NETLINK,
-        _COMMON_SERVING | _NFT_LAYOUT | {"kernel.netlink"},
+        _COMMON_SERVING | _NFT_LAYOUT | {"kernel.netlink", "node.lifecycle"},
         frozenset(
             {
                 "firewall",
@@ -380,8 +397,8 @@ ENTRIES = {
         "ADD",
         {},
         8,
-        _SERVING | _NETLINK,
-        _COMMON_SERVING | _INTERFACE,
+        _SERVING | {"signal"},
+        _COMMON_SERVING,
         frozenset({"loopback"}),
     ),
     "ptp refuses an ADD": Entry(
@@ -393,7 +410,7 @@ ENTRIES = {
         _COMMON_SERVING
         | _INTERFACE
         | _NFT
-        | {"node.lifecycle", "node.liveness", "spec.ipam_config"},
+        | {"node.lifecycle", "node.interface", "spec.ipam_config"},
         frozenset({"ptp", "ptp.conf", "ptp.routes"}),
     ),
     "bandwidth refuses an ADD": Entry(
@@ -411,8 +428,8 @@ ENTRIES = {
         {},
         7,
         _SERVING | _NETLINK,
-        _COMMON_SERVING | {"kernel.link", "kernel.netlink", "spec.ipam_config"},
-        frozenset({"tuning", "tuning.conf", "tuning.device", "tuning.sysctl"}),
+        _COMMON_SERVING | {"kernel.link", "kernel.netlink", "node.lifecycle", "spec.ipam_config"},
+        frozenset({"tuning", "tuning.conf", "tuning.device", "tuning.parts", "tuning.sysctl"}),
     ),
     "static refuses an ADD": Entry(
         "static",
@@ -577,7 +594,7 @@ class TestPlugins:
 
     def test_loaded(self) -> None:
         """load() returns the module of that name, which has all that a plugin must have."""
-        verbs = ("add", "delete", "check", "gc", "status")
+        verbs = ("add", "delete", "check", "gc", "status", "lifecycle")
         modules: dict[str, Any] = {plugin: load(plugin) for plugin in TYPES}
 
         assert [

@@ -56,6 +56,9 @@ class Plugin:
 
     check = gc = status = delete
 
+    def lifecycle(self) -> None:
+        """Keep no records."""
+
     @property
     def commands(self) -> list[str]:
         """What was asked, in order."""

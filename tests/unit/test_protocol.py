@@ -58,6 +58,9 @@ class Plugin:
 
     check = gc = status = delete
 
+    def lifecycle(self) -> None:
+        """Keep no records."""
+
     def _serve(self, req: Request) -> None:
         self.requests.append(req)
         if self.error:

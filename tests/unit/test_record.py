@@ -57,6 +57,7 @@ class TestBegin:
         path = only_file(records)
         assert path.read_bytes().count(b"\n") == 1
         assert json.loads(path.read_bytes()) == {
+            "format": 1,
             "plugin": "bridge",
             "network": "net",
             "containerid": "c1",
@@ -102,7 +103,7 @@ class TestBegin:
             lambda: records.begin("bridge", "net", OTHER, {}),
             lambda: records.find("bridge", "net", OWNER),
             lambda: records.paths("bridge", "net"),
-            lambda: list(records.survey("bridge")),
+            lambda: list(records.of_plugin("bridge")),
             lambda: list(records.listing()),
         ):
             with pytest.raises((PermissionError, CNIError), match="others can write there"):
@@ -166,8 +167,8 @@ class TestFacts:
         assert found is not None
         found.note(d=4)
 
-        facts = next(records.survey("bridge"), None)
-        assert facts is not None
+        (one,) = records.of_plugin("bridge")
+        facts = one.facts
         assert {key: facts.get(key) for key in "abcd"} == {"a": 1, "b": None, "c": None, "d": 4}
 
     def test_empty_file(self, records: Records) -> None:
@@ -178,7 +179,8 @@ class TestFacts:
         found = records.find("bridge", "net", OWNER)
 
         assert found is not None
-        assert found.facts == {"containerid": "c1", "ifname": "eth0"}
+        assert found.attachment == OWNER
+        assert (found.plugin, found.network, found.is_begun()) == ("bridge", "net", False)
 
     def test_nameless(self, records: Records) -> None:
         """A file that says nothing, found by its path alone, is of nobody."""
@@ -198,8 +200,8 @@ class TestFacts:
         with file_size_limit(size + 5), pytest.raises(OSError, match="space"):
             record.note(b="x" * 100)
 
-        facts = next(records.survey("bridge"), None)
-        assert facts is not None
+        (one,) = records.of_plugin("bridge")
+        facts = one.facts
         assert "b" not in record.facts
         assert (facts["a"], "b" in facts) == (1, False)
 
@@ -216,15 +218,15 @@ class TestFacts:
 
 
 class TestFinding:
-    """find(), open(), paths(), survey()."""
+    """find(), open(), paths(), of_plugin()."""
 
     def test_nothing(self, records: Records) -> None:
         """A node without records has none to find."""
         assert records.find("bridge", "net", OWNER) is None
-        assert next(records.survey("bridge"), None) is None
+        assert next(records.of_plugin("bridge"), None) is None
         assert records.open(f"{records.directory}/bridge-x") is None
         assert records.paths("bridge", "net") == []
-        assert list(records.survey("bridge")) == []
+        assert list(records.of_plugin("bridge")) == []
 
     def test_paths(self, records: Records) -> None:
         """Only the records of that plugin and network are listed."""
@@ -239,14 +241,14 @@ class TestFinding:
             (OTHER, "net"),
         }
 
-    def test_survey(self, records: Records) -> None:
-        """All networks of a plugin are surveyed, those at work and torn files included."""
+    def test_of_plugin(self, records: Records) -> None:
+        """All networks of a plugin are looked at, those at work and torn files included."""
         records.begin("bridge", "net", OWNER, {})
         records.begin("bridge", "net2", OTHER, {}).close()
         records.begin("host-local", "net", OWNER, {}).close()
         Path(records.directory, "bridge-torn").write_bytes(b'{"a')
 
-        assert sorted(facts["network"] for facts in records.survey("bridge")) == ["net", "net2"]
+        assert sorted(one.network for one in records.of_plugin("bridge")) == ["net", "net2"]
 
     def test_symbolic_link(self, records: Records, tmp_path: Path) -> None:
         """A symbolic link is no record, wherever it leads."""
@@ -275,11 +277,10 @@ class TestLocking:
         with pytest.raises(CNIError) as caught:
             records.find("bridge", "net", OWNER, wait=False)
 
-        facts = next(records.survey("bridge"), None)
+        (one,) = records.of_plugin("bridge")
         assert caught.value.code == Code.TRY_AGAIN_LATER
         assert records.open(str(only_file(records))) is None
-        assert facts is not None
-        assert facts["a"] == 1
+        assert one.facts["a"] == 1
 
     @pytest.mark.parametrize("removed", [False, True])
     def test_waits(self, records: Records, removed: bool) -> None:
@@ -323,9 +324,8 @@ class TestRemoving:
 
         record.remove()
 
-        facts = next(records.survey("bridge"), None)
-        assert facts is not None
-        assert facts["new"] is True
+        (one,) = records.of_plugin("bridge")
+        assert one.facts["new"] is True
 
 
 class TestProbe:

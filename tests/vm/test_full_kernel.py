@@ -20,6 +20,8 @@ from tests.scope import ALL
 ROOT = Path(__file__).resolve().parents[2]
 BOOT = Path(__file__).with_name("boot.py")
 MARKS = "full_kernel or everywhere" if ALL else "full_kernel"
+# systemd takes a minute to start there: only in the long target.
+WITH_SYSTEMD = ROOT / "tests/e2e/test_unit.py"
 KERNELS = ["6.1-cloud", "6.12-cloud"] if ALL else ["6.12-cloud"]
 LIMIT = 3000  # seconds for all tests of one machine; on an idle one they take some two minutes
 PROVISIONING = 300  # seconds
@@ -50,7 +52,11 @@ def marked_files() -> list[str]:
     """Return the files that have such tests: to read all others takes minutes there."""
     found = sorted((ROOT / "tests").rglob("test_*.py"))
     mark = re.compile(rf"\bmark\.({MARKS.replace(' or ', '|')})\b")
-    return [str(path.relative_to(ROOT)) for path in found if mark.search(path.read_text())]
+    return [
+        str(path.relative_to(ROOT))
+        for path in found
+        if mark.search(path.read_text()) and (ALL or path != WITH_SYSTEMD)
+    ]
 
 
 def pytest_command(*options: str) -> list[str]:

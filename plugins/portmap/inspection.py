@@ -9,48 +9,43 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel import iptables
 from cni_common.kernel.nft_layout import TABLE
-from cni_common.node.masquerade import Owner
+from cni_common.node.owned import Owned, Stray
 from cni_common.spec.errors import CNIError, Code
-from commands.owned import Owned, Stray
 from plugins.portmap import iptables as chains
 from plugins.portmap import layout, nftables
-from plugins.portmap.conf import PLUGIN
+from plugins.portmap.conf import IPTABLES
 from plugins.portmap.route_localnet import DNAT
+from plugins.portmap.shared_ports import owner_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cni_common.kernel.netns import NetNS
     from cni_common.node.host import Host
+    from cni_common.node.record import Record
     from cni_common.spec.names import Address
-    from commands.node import Known
+    from plugins.portmap.parts import HostPortsFacts
 
 _TARGET = re.compile(r"--to-destination \[?([0-9a-f.:]+?)\]?:\d+$")
 _COMMENT = re.compile(r'dnat name: \\"([^"\\]*)\\" id: \\"([^"\\]*)\\"')
 _REASON = "its owner has no record, and its address is in no namespace"
 
 
-def objects_of(host: Host, known: Known) -> Iterator[Owned]:
+def present(host: Host, record: Record, facts: HostPortsFacts) -> Iterator[Owned]:
     """Yield the elements of an attachment, or its chain, and whether they are there."""
-    facts = known.facts
-    if facts.get("backend") == "iptables":
-        chain = chains.chain_of(known.network, known.attachment)
+    if facts.backend == IPTABLES:
+        chain = chains.chain_of(record.network, record.attachment)
         yield Owned("iptables", f"chain {chain} of table nat", chains.is_there(host.netns, chain))
         return
     keys = nftables.keys_of(facts)
-    ports = [_port(*port) for port in facts.get("ports", ())]
-    present = TABLE.present(host.netns, keys)
+    found = TABLE.present(host.netns, keys)
     for number, (name, key) in enumerate(keys):
         # First those of the ports, in their order, then those of the container's addresses.
-        what = ports[number] if number < len(ports) else f"the source {ip_address(key)}"
-        found = present[number]
-        mine = found is not None and found.comment == _owner_text(known)
+        is_port = number < len(facts.ports)
+        what = _port(*facts.ports[number]) if is_port else f"the source {ip_address(key)}"
+        element = found[number]
+        mine = element is not None and element.comment == owner_of(record)
         yield Owned("host-port", f"element for {what} of map {name}", mine)
-
-
-def claims(known: Known) -> tuple[str, ...]:
-    """Return by what elements and chains name whose record this is."""
-    return _owner_text(known), chains.chain_of(known.network, known.attachment)
 
 
 def strays(host: Host) -> list[Stray]:
@@ -123,10 +118,6 @@ def _target(line: str) -> Address | None:
     return ip_address(found[1]) if found else None
 
 
-def _owner_text(known: Known) -> str:
-    return str(Owner(PLUGIN, known.network, known.attachment))
-
-
-def _port(protocol: str, port: int, at: str, version: int) -> str:
+def _port(protocol: object, port: object, at: object, version: object) -> str:
     where = f"{at} " if at else ""
     return f"host port {where}{port}/{protocol} (IPv{version})"

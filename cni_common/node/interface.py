@@ -1,0 +1,337 @@
+"""The parts that interface plugins share: a veth pair, masquerading, what IPAM has given."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cache
+from ipaddress import ip_interface
+from typing import TYPE_CHECKING
+
+from cni_common.node import masquerade, veth
+from cni_common.node.lifecycle import Part
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.ipam_config import ipam_type
+from cni_common.spec.request import Attachment, Command
+from cni_common.spec.undo import BestEffort
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+
+    from cni_common.kernel.link import Link, VethEnd
+    from cni_common.node.host import Host
+    from cni_common.node.lifecycle import Attaching, Unrecorded
+    from cni_common.node.owned import Owned, Stray
+    from cni_common.node.record import Record
+    from cni_common.spec.names import Address, Cidr
+    from cni_common.spec.request import Request
+    from cni_common.spec.result import Result
+    from cni_common.spec.undo import Undo
+
+
+# --- the veth pair -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class VethFacts:
+    """A veth pair. Whose record has `host_end` and its MAC is the owner of that interface."""
+
+    PART = "veth"
+    host_end: str = ""  # name of the host's end
+    host_end_mac: str = ""
+    container_mac: str = ""
+
+
+class Veth(Part):
+    """A veth pair between the container and the host."""
+
+    facts = VethFacts
+
+    def __init__(self, is_in_network: Callable[[Request, Host, Link], bool]) -> None:
+        """`is_in_network` tells of the host's end of a pair that no record knows whether it is."""
+        self._is_in_network = is_in_network
+
+    def create(
+        self, attaching: Attaching, host: Host, end: VethEnd, *, mtu: int, master: int = 0
+    ) -> Link:
+        """Create the pair with `end` in the container; return the host's end, a port of `master`.
+
+        The pair is noted before it exists, and taken back if the ADD fails. Raises NetlinkError.
+        """
+
+        def intend(ours: VethEnd) -> None:
+            attaching.note(VethFacts(ours.name, ours.mac, end.mac))
+            attaching.take_back(self)
+
+        return veth.create_veth(host.netns, end, mtu=mtu, master=master, intend=intend)
+
+    def teardown(self, req: Request, host: Host, _record: Record, facts: VethFacts) -> None:
+        """Delete the pair, by either end."""
+        if host.delete_link(host.netns, facts.host_end, facts.host_end_mac):
+            return
+        # Somebody may have renamed the host's end; the container's still has the MAC it was given.
+        container = host.find_netns(req.netns)
+        if container and facts.container_mac:
+            host.delete_link(container, req.ifname, facts.container_mac)
+
+    def teardown_unrecorded(self, req: Request, host: Host, found: Unrecorded) -> None:
+        """Delete the container's interface if it leads to the network; note its addresses."""
+        container = host.find_netns(req.netns)
+        link = container.netlink.link(req.ifname) if container else None
+        ours = veth.host_end(host.netns, container, link) if container and link else None
+        if container is None or link is None or ours is None:
+            return
+        if not self._is_in_network(req, host, ours):
+            host.log(f"DEL leaves '{req.ifname}' alone: '{ours.name}' is not of this network")
+            return
+        record = record_of(host, found.plugin, ours)
+        if record and record.attachment.containerid:
+            # The path was that of a namespace which died, and by now is that of another.
+            other = record.attachment.containerid
+            host.log(f"DEL leaves '{req.ifname}' alone: it is of container {other}")
+            return
+        addresses = {cidr.ip for cidr, _ in container.netlink.addresses(link.index)}
+        host.delete_link(host.netns, ours.name, ours.mac)
+        found.addresses.update(one for one in addresses if not one.is_link_local)
+
+    def refuse_living(self, req: Request, host: Host, record: Record, facts: VethFacts) -> None:
+        """Raise CNIError 4 when the interface is there."""
+        if _find(host, facts):
+            since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - record.age()))
+            raise CNIError(
+                Code.INVALID_ENVIRONMENT,
+                f"container {req.containerid} is attached to '{req.network}' as {req.ifname} since"
+                f" {since}, in '{record.facts.get('netns')}'; DEL it first",
+            )
+
+    def present(self, host: Host, _record: Record, facts: VethFacts) -> Iterator[Owned]:
+        """Yield the pair, by the host's end."""
+        from cni_common.node.owned import Owned
+
+        link = _find(host, facts)
+        port = host.netns.netlink.link_at(link.master) if link and link.master else None
+        where = f", port of '{port.name}'" if port else ""
+        what = f"'{facts.host_end}' ({facts.host_end_mac}){where}"
+        yield Owned(self.name, what, link is not None)
+
+
+def record_of(host: Host, plugin: str, link: Link) -> Record | None:
+    """Return the plugin's record of the pair whose end on the host is `link`, only to be read."""
+    return next(
+        (
+            record
+            for record in host.records.of_plugin(plugin)
+            if (facts := record.get(VethFacts))
+            and (facts.host_end, facts.host_end_mac) == (link.name, link.mac)
+        ),
+        None,
+    )
+
+
+def _find(host: Host, facts: VethFacts) -> Link | None:
+    link = host.netns.netlink.link(facts.host_end)
+    return link if link and link.mac == facts.host_end_mac else None
+
+
+# --- masquerading ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MasqueradeFacts:
+    """Masquerading of what leaves the network."""
+
+    PART = "masquerade"
+    backend: str = ""  # nftables or iptables
+    addresses: Sequence[str] = ()  # of the container, with prefix length
+
+
+class Masquerade(Part):
+    """Masquerading of a container's addresses, by nftables or iptables."""
+
+    facts = MasqueradeFacts
+
+    def teardown(self, _req: Request, host: Host, record: Record, facts: MasqueradeFacts) -> None:
+        """Remove the elements, or the chain."""
+        addresses = [ip_interface(text) for text in facts.addresses]
+        masquerade.remove(
+            host.netns,
+            masquerade.owner_of(record),
+            [cidr.ip for cidr in addresses],
+            backend=facts.backend,
+            subnets={cidr.network for cidr in addresses},
+        )
+
+    def teardown_unrecorded(self, req: Request, host: Host, found: Unrecorded) -> None:
+        """Remove what there is for the addresses, ours and the reference's."""
+        owner = masquerade.Owner(found.plugin, req.network, req.attachment)
+        with BestEffort() as steps:
+            steps.attempt("ours", lambda: masquerade.remove(host.netns, owner, found.addresses))
+            steps.attempt(
+                "the reference's",
+                lambda: masquerade.remove_of_reference(host.netns, owner, found.addresses),
+            )
+
+    def collect(self, req: Request, host: Host, plugin: str) -> None:
+        """GC: remove what no record names, ours and the reference's, of addresses not in use."""
+        valid = req.valid_attachments
+        if valid is None:
+            return
+        from cni_common.node.liveness import addresses_in_use
+
+        in_use = cache(addresses_in_use)
+
+        def keep() -> frozenset[Attachment]:
+            # To be asked for after a look at what there is: a record is there before all the rest.
+            recorded = host.records.of_plugin(plugin)
+            return valid | {one.attachment for one in recorded if one.network == req.network}
+
+        with BestEffort() as steps:
+            network = [plugin, req.network]
+            steps.attempt(
+                "elements", lambda: _collect_elements(host, network, keep=keep, in_use=in_use)
+            )
+            steps.attempt(
+                "the reference's",
+                lambda: [
+                    host.log(f"GC removes {what}")
+                    for what in masquerade.gc_of_reference(
+                        host.netns, req.network, keep, lambda address: address in in_use()
+                    )
+                ],
+            )
+
+    def present(self, host: Host, record: Record, facts: MasqueradeFacts) -> Iterator[Owned]:
+        """Yield the chain of iptables, or the elements of nftables."""
+        from cni_common.kernel import nft_layout
+        from cni_common.node.owned import Owned
+
+        if facts.backend == "iptables":
+            from cni_common.kernel import iptables
+            from cni_common.node import masquerade_iptables
+
+            chain = masquerade_iptables.chain_of(record.network, record.attachment)
+            there = iptables.has_chain(host.netns, chain)
+            yield Owned("iptables", f"chain {chain} of table nat", there)
+            return
+        for text in facts.addresses:
+            address = ip_interface(text).ip
+            what = f"element {address} of {nft_layout.TABLE}"
+            there = masquerade.holds(host.netns, masquerade.owner_of(record), address)
+            yield Owned(self.name, what, there)
+
+    def strays(self, host: Host) -> list[Stray]:
+        """Return the elements of nftables, and what the reference has made."""
+        from cni_common.node import masquerade_strays
+
+        return masquerade_strays.of(host)
+
+    def claims(self, record: Record) -> tuple[str, ...]:
+        """Return the owner as elements name it, and as chains of the reference do."""
+        return str(masquerade.owner_of(record)), f"{record.network} {record.attachment.containerid}"
+
+
+MASQUERADE = Masquerade()
+
+
+def add_masquerade(
+    attaching: Attaching, req: Request, host: Host, addresses: Sequence[Cidr], *, backend: str
+) -> None:
+    """Masquerade what `addresses` send to outside of their subnets. Raises CNIError, OSError."""
+    attaching.note(MasqueradeFacts(backend, [str(cidr) for cidr in addresses]))
+    attaching.take_back(MASQUERADE)
+    masquerade.add(
+        host.netns,
+        masquerade.owner_of(attaching.record),
+        addresses,
+        backend=backend,
+        holder_of=lambda text, address: _holder_of(req, host, text, address),
+    )
+
+
+def probe(host: Host, backend: str) -> None:
+    """Raise CNIError 50 when no record could be written, or nothing masqueraded by `backend`."""
+    host.records.probe()
+    if backend:
+        masquerade.probe(host.netns, backend)
+
+
+def _holder_of(req: Request, host: Host, owner: str, address: Address) -> str:
+    from cni_common.node import liveness
+
+    return liveness.holder_of(host, owner, address, ours=req.netns)
+
+
+def _collect_elements(
+    host: Host,
+    network: Sequence[str],
+    *,
+    keep: Callable[[], Collection[Attachment]],
+    in_use: Callable[[], Collection[Address]],
+) -> None:
+    """Remove the elements of a network, told by its plugin and name, that nobody has."""
+    present = masquerade.owners(host.netns)
+    kept = keep()
+    for text, address in present:
+        parts = text.split(" ")
+        if parts[:2] != network or len(parts) != 4:
+            continue
+        if Attachment(parts[2], parts[3]) not in kept and address not in in_use():
+            masquerade.remove_element(host.netns, address, text)
+            host.log(f"GC removes the masquerade element of {address}: no record of {text}")
+
+
+# --- addresses ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class IpamFacts:
+    """Addresses that an IPAM plugin gives."""
+
+    PART = "ipam"
+    type: str = ""  # of the plugin
+
+
+class Ipam(Part):
+    """What the IPAM plugin has given, under the configuration by which it was got."""
+
+    facts = IpamFacts
+
+    def teardown(self, req: Request, host: Host, record: Record, facts: IpamFacts) -> None:
+        """Have the plugin take the addresses back."""
+        stdin = record.facts.get("stdin", "").encode() or req.stdin
+        host.delegate(facts.type, req, Command.DEL, stdin=stdin)
+
+    def teardown_unrecorded(self, req: Request, host: Host, _found: Unrecorded) -> None:
+        """Likewise, by the configuration of the DEL."""
+        if ipam_type(req.config):
+            host.delegate(ipam_type(req.config), req, Command.DEL)
+
+    def collect(self, req: Request, host: Host, _plugin: str) -> None:
+        """Have the plugin do its GC."""
+        if ipam_type(req.config):
+            host.delegate(ipam_type(req.config), req, Command.GC)
+
+
+IPAM = Ipam()
+
+
+def allocate(req: Request, host: Host, type: str, undo: Undo, *, mtu: int) -> Result:
+    """Return what the IPAM plugin gives, and have it taken back should the ADD fail.
+
+    That is one address at least. Raises CNIError, also when `mtu` (0: the kernel's) is too small
+    for the addresses.
+    """
+    given = host.delegate(type, req, Command.ADD, undo=undo)
+    if given is None:
+        raise CNIError(Code.INTERNAL, f"IPAM plugin '{type}' returned no result")
+    given.refuse_contradictions(f"IPAM plugin '{type}'")
+    if not given.ips:
+        raise CNIError(
+            Code.INTERNAL, f"IPAM plugin returned missing IP config: '{type}' gave no address"
+        )
+    if 0 < mtu < veth.IPV6_MTU_MIN and any(ip.address.version == 6 for ip in given.ips):
+        raise CNIError(
+            Code.INVALID_CONFIG,
+            f'"mtu" is {mtu}, IPv6 needs {veth.IPV6_MTU_MIN} bytes (RFC 8200)',
+        )
+    return given

@@ -1,0 +1,84 @@
+"""The leases of an attachment, for who looks after the node; ADD, DEL and GC are in allocate."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cni_common.node.lifecycle import Lifecycle, Part
+from plugins.host_local import allocate, reclaim
+from plugins.host_local.lease import PLUGIN, LeaseFacts
+from plugins.host_local.store import Store, indexes_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from cni_common.node.host import Host
+    from cni_common.node.owned import Holding
+    from cni_common.node.record import Record
+    from cni_common.spec.request import Request
+
+_STORES_OWN = ".pycni-"  # how the names of files begin that are made beside the leases
+
+
+class Lease(Part):
+    """The leases of an attachment; docs of the methods: Part and Leases in lifecycle."""
+
+    facts = LeaseFacts
+
+    def teardown(self, req: Request, host: Host, record: Record, facts: LeaseFacts) -> None:
+        """Free the addresses."""
+        allocate.free(facts.directory, req, host, facts, rest_seconds=0)
+
+    def directories(self, record: Record) -> Iterator[str]:
+        """Yield the directory of leases that a record names."""
+        facts = record.get(LeaseFacts)
+        if facts and facts.directory.startswith("/"):
+            yield facts.directory
+
+    def holdings(self, host: Host, network: str, directory: str) -> list[Holding]:
+        """Return every lease in `directory`, ordered by address; changes nothing."""
+        return reclaim.holdings(host, network, directory)
+
+    def missing(self, record: Record, held: Iterable[str]) -> Iterator[str]:
+        """Yield the files of those recorded leases whose addresses are not `held`."""
+        facts = record.get(LeaseFacts)
+        for address in facts.addresses if facts else ():
+            if address not in held:
+                yield f"{facts.directory if facts else ''}/{address}"
+
+    def reclaim(self, host: Host, network: str, directory: str) -> None:
+        """Free what belongs to nobody in `directory`, if that was seen before."""
+        reclaim.reclaim(host, network, directory)
+
+    def temporary_files(
+        self, host: Host, directories: Iterable[str]
+    ) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Yield each file that a killed call may have left, and what removes it."""
+        indexes = indexes_of(host)
+        for name in _names(indexes):
+            if name.endswith(".new"):
+                yield f"{indexes}/{name}", partial(os.unlink, f"{indexes}/{name}")
+        for directory in directories:
+            for name in _names(directory):
+                if name.startswith(_STORES_OWN):
+                    yield f"{directory}/{name}", partial(_tidy, host, directory)
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+
+
+def _tidy(host: Host, directory: str) -> None:
+    """Remove what killed calls left among the leases."""
+    with Store(directory, indexes=indexes_of(host), log=host.log) as store:
+        store.lock()
+        store.tidy(os.listdir(directory))  # by names alone: others wait for the lock
+
+
+LEASE = Lease()
+LIFECYCLE = Lifecycle(PLUGIN, LEASE, leases=LEASE)

@@ -1,0 +1,118 @@
+"""What is changed for an attachment, and how it is given back."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from cni_common.node.lifecycle import Lifecycle, Part
+from cni_common.spec.undo import BestEffort
+from plugins.tuning import device, sysctl
+from plugins.tuning.conf import backup_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from cni_common.kernel.netns import NetNS
+    from cni_common.node.host import Host
+    from cni_common.node.lifecycle import Unrecorded
+    from cni_common.node.owned import Owned
+    from cni_common.node.record import Record
+    from cni_common.spec.request import Request
+    from cni_common.spec.wire import Json
+    from plugins.tuning.conf import Device
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceFacts:
+    """What the container's interface was like, as far as it is changed."""
+
+    PART = "interface"
+    before: Json = field(default_factory=dict)  # by the keys of the configuration
+
+
+class Interface(Part):
+    """Attributes of the container's interface."""
+
+    facts = InterfaceFacts
+
+    def teardown(self, req: Request, host: Host, record: Record, facts: InterfaceFacts) -> None:
+        """Give the interface back what it had, if it is still there."""
+        container = _container(req, host, record)
+        if container:
+            _restore(req, container, device.of_json(facts.before))
+
+
+@dataclass(frozen=True, slots=True)
+class SysctlsFacts:
+    """Sysctls of the container's namespace."""
+
+    PART = "sysctls"
+    before: Mapping[str, str | None] = field(default_factory=dict)  # by path; null: unreadable
+    after: Mapping[str, str | None] = field(default_factory=dict)  # as ADD has left them
+
+
+class Sysctls(Part):
+    """Sysctls of the container's namespace."""
+
+    facts = SysctlsFacts
+
+    def teardown(self, req: Request, host: Host, record: Record, facts: SysctlsFacts) -> None:
+        """Give those back that nobody has changed since."""
+        container = _container(req, host, record)
+        if container:
+            sysctl.restore(container, facts.before, facts.after)
+
+
+@dataclass(frozen=True, slots=True)
+class BackupFacts:
+    """The reference's file of what the interface was like, for its DEL in our place."""
+
+    PART = "backup"
+    path: str = ""
+
+
+class Backup(Part):
+    """That file."""
+
+    facts = BackupFacts
+
+    def teardown(self, _req: Request, _host: Host, _record: Record, facts: BackupFacts) -> None:
+        """Remove it."""
+        device.forget(facts.path)
+
+    def teardown_unrecorded(self, req: Request, host: Host, _found: Unrecorded) -> None:
+        """Give the interface back what the reference has changed, and remove its file."""
+        path = backup_path(req)
+        before = device.load(path)
+        container = host.find_netns(req.netns) if before else None
+        if container:
+            _restore(req, container, before)
+        device.forget(path)
+
+    def present(self, _host: Host, record: Record, facts: BackupFacts) -> Iterator[Owned]:
+        """Yield the file; sysctls and attributes are the container's, and go with it."""
+        from cni_common.node.owned import Owned
+
+        if record.get(InterfaceFacts):
+            yield Owned(self.name, f"file {facts.path}", os.path.exists(facts.path))
+
+
+def _container(req: Request, host: Host, record: Record) -> NetNS | None:
+    """Return the container's namespace unless it is gone, or another one has its path."""
+    container = host.find_netns(req.netns)
+    same = container and container.identity == record.facts.get("netns_id")
+    return container if same else None
+
+
+def _restore(req: Request, container: NetNS, before: Device) -> None:
+    link = container.netlink.link(req.ifname)
+    if link is None:
+        return
+    with BestEffort() as steps:
+        device.apply(container, link.index, before, steps)
+
+
+INTERFACE, SYSCTLS, BACKUP = Interface(), Sysctls(), Backup()
+LIFECYCLE = Lifecycle("tuning", INTERFACE, SYSCTLS, BACKUP)
