@@ -60,7 +60,7 @@ class Message:
 
 def attribute(kind: int, *payload: bytes) -> bytes:
     """Return a struct nlattr around `payload`; a nest where that consists of attributes."""
-    data = b"".join(payload)
+    data = payload[0] if len(payload) == 1 else b"".join(payload)
     length = _NLATTR.size + len(data)
     return _NLATTR.pack(length, kind) + data + bytes(-length & 3)
 

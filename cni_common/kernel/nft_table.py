@@ -11,6 +11,7 @@ import socket
 import struct
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,7 @@ from cni_common.kernel.netlink import (
 from cni_common.kernel.nft_messages import Element, Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
     from cni_common.kernel.netns import NetNS
@@ -174,7 +175,7 @@ class Table:
 
     def elements(self, netns: NetNS, set_name: str) -> list[Element]:
         """Return all elements of a set; none if the set does not exist."""
-        body = string(_ELEMENTS_TABLE, self.name) + string(_ELEMENTS_SET, set_name)
+        body = _names_of_set(self.name, set_name)
         query = self._message(
             f"list set '{set_name}'", _GETSETELEM, body, flags=NLM_F_DUMP, read=_decode_elements
         )
@@ -182,7 +183,7 @@ class Table:
 
     def is_empty(self, netns: NetNS, set_name: str) -> bool:
         """Tell whether a set has no element, or does not exist."""
-        body = string(_ELEMENTS_TABLE, self.name) + string(_ELEMENTS_SET, set_name)
+        body = _names_of_set(self.name, set_name)
         query = self._message(
             f"list set '{set_name}'", _GETSETELEM, body, flags=NLM_F_DUMP, read=_has_elements
         )
@@ -250,8 +251,8 @@ class Table:
         return self._message(what, _GETSETELEM, body, read=_decode_elements)
 
     def _element(self, set_name: str, element: bytes) -> bytes:
-        names = string(_ELEMENTS_TABLE, self.name) + string(_ELEMENTS_SET, set_name)
-        return names + attribute(_ELEMENTS, attribute(_LIST_ELEM, element))
+        items = attribute(_ELEMENTS, attribute(_LIST_ELEM, element))
+        return _names_of_set(self.name, set_name) + items
 
     def _message(
         self,
@@ -317,42 +318,48 @@ def apply_if_unused(netns: NetNS, deletions: Sequence[Message]) -> bool:
     return True
 
 
-def _packed(messages: Sequence[Message]) -> list[Message]:
-    """Return `messages`; those about elements of one set, one behind the other, become few.
+@lru_cache(maxsize=64)
+def _names_of_set(table: str, name: str) -> bytes:
+    return string(_ELEMENTS_TABLE, table) + string(_ELEMENTS_SET, name)
 
-    The kernel takes them in the same order. It answers each message, not each element.
+
+def _packed(messages: Sequence[Message]) -> list[Message]:
+    """Return `messages`; additions to one set, or deletions from one, in a row become few.
+
+    So do those to several sets in turn. The kernel answers each message, not each element.
     """
     packed: list[Message] = []
-    for (_, _, head), run in groupby(messages, _list_of):
-        packed += _joined(head, run)
+    for (kind, _), run in groupby(messages, lambda message: (message.type, message.flags)):
+        if kind in (_ADD_ELEMENTS, _DELETE_ELEMENTS):
+            lists: dict[bytes, list[Message]] = {}
+            for message in run:
+                lists.setdefault(_before_list(message.body), []).append(message)
+            for head, of_set in lists.items():
+                packed += _joined(head, of_set)
+        else:
+            packed += run
     return packed
 
 
-def _list_of(message: Message) -> tuple[int, int, bytes]:
-    """Return type, flags and what comes before the list in a message about elements, else b""."""
-    body = message.body
-    if message.type not in (_ADD_ELEMENTS, _DELETE_ELEMENTS):
-        return 0, 0, b""
+def _before_list(body: bytes) -> bytes:
+    """Return what comes before the list of elements in a message about them."""
     at = _NFGENMSG.size
     for _ in (_ELEMENTS_TABLE, _ELEMENTS_SET):
         at += (int.from_bytes(body[at : at + 2], sys.byteorder) + 3) & ~3
-    return message.type, message.flags, body[:at]
+    return body[:at]
 
 
-def _joined(head: bytes, run: Iterable[Message]) -> Iterator[Message]:
-    if not head:
-        yield from run
-        return
+def _joined(head: bytes, messages: Sequence[Message]) -> Iterator[Message]:
     items: list[bytes] = []
     size = 0
-    for message in run:
+    for message in messages:
         item = message.body[len(head) + NLATTR_SIZE :]
         if size + len(item) > _LIST_BYTES:
             yield _with_list(message, head, items)
             items, size = [], 0
         items.append(item)
         size += len(item)
-    yield _with_list(message, head, items)
+    yield _with_list(messages[0], head, items)
 
 
 def _with_list(message: Message, head: bytes, items: Sequence[bytes]) -> Message:
