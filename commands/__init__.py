@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DATA_DIR = "/var/lib/cni/networks"  # host-local's default
 DONE, FOUND, FAILED = 0, 1, 3  # exit statuses; argparse has 2
 _FAILURES = f"""
-  2  the command line says nothing sensible
+  2  invalid command line
   {FAILED}  it could not be done, see stderr"""
 _LEASES = f"""\
 exit status:
@@ -48,8 +48,8 @@ examples:
   pycni audit >/dev/null || echo "something is left on this node"
 """
 _RECLAIM = f"""\
-What has lost its container is noted at first and removed by a call at least 60 s later; nothing
-is removed that is younger, or whose network namespace is alive.
+An object without a container is noted by the first call and removed by a call at least 60 s
+later. Younger objects, and those of a living network namespace, stay.
 
 exit status:
   {DONE}  nothing is left that this command would ever remove
@@ -114,8 +114,8 @@ def _on_the_node(
             )
         if removes and not options.any_netns and pid_namespace() != FIRST_PID_NAMESPACE:
             return complain(
-                "this is not the first PID namespace, so what lives may look dead: call it on the"
-                " host, in a pod with hostPID, or add --any-netns"
+                "this is not the first PID namespace, so a living container may look dead: call"
+                " it on the host, in a pod with hostPID, or add --any-netns"
             )
         try:
             with Host(

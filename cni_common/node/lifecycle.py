@@ -144,7 +144,7 @@ class Lifecycle:
                 known = old.get(part.facts)
                 if known is not None:
                     part.refuse_living(req, host, old, known)
-            host.log(f"tears down what an earlier ADD of {req.containerid} has left")
+            host.log(f"tears down the remains of an earlier ADD of {req.containerid}")
             self.teardown(req, host, old)
 
         record = host.records.begin_anew(
