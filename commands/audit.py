@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cni_common.node.owned import Stray
     from cni_common.spec.names import Address
     from cni_common.spec.request import Attachment
-    from commands.first_seen import Sightings
+    from commands.first_seen import FirstSeen
     from commands.node import Tenancy
 
 NOW, LATER, NEVER = "now", "later", "no"
@@ -67,9 +67,9 @@ class Finding:
 
 def run(options: Namespace, host: Host) -> int:
     """Print the findings; FOUND when there are any."""
-    from commands.first_seen import Sightings
+    from commands.first_seen import FirstSeen
 
-    findings = Audit(host, options.data_dir, Sightings(host.state_dir)).findings()
+    findings = Audit(host, options.data_dir, FirstSeen(host.state_dir)).findings()
     if options.json:
         view.write_json({"findings": [one.json() for one in findings]})
     else:
@@ -85,10 +85,10 @@ class Audit:
     makes meanwhile has a record by then.
     """
 
-    def __init__(self, host: Host, data_dir: str, sightings: Sightings) -> None:
+    def __init__(self, host: Host, data_dir: str, first_seen: FirstSeen) -> None:
         self._host = host
         self._node = Node(host, data_dir)
-        self._sightings = sightings
+        self._first_seen = first_seen
 
     def findings(self) -> list[Finding]:
         """Return everything that was found, each once."""
@@ -173,11 +173,9 @@ class Audit:
         if one.held.is_young or one.held.address in self._node.in_use:
             return "", ""
         if one.netns:
-            why = (
-                f"it cannot be told whether '{one.netns}' lives, and its address is in no namespace"
-            )
+            why = f"it cannot be told whether '{one.netns}' lives, and no namespace has its address"
             return f"{why}; DEL frees it", NEVER
-        why = "no record tells its namespace, and its address is in none"
+        why = "no record tells its namespace, and no namespace has its address"
         return f"{why}; GC by the runtime, or DEL, frees it", NEVER
 
     # --- what has none ---
@@ -269,8 +267,8 @@ class Audit:
         act: Callable[[], object] | None = None,
         reclaim: str = "",
     ) -> Finding:
-        """Return a finding without a record: `sightings` know whether it was seen before."""
+        """Return a finding without a record: `first_seen` knows whether it was seen before."""
         network, containerid, ifname = (*names, "", "", "")[:3]
         key = key or f"{kind} {what}"
-        when = reclaim or (NOW if self._sightings.is_second(key) else LATER)
+        when = reclaim or (NOW if self._first_seen.is_second(key) else LATER)
         return Finding(kind, what, network, containerid, ifname, reason, when, key, act)

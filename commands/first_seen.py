@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _NAME, _MODE = "reclaim.json", 0o600
 
 
-class Sightings:
+class FirstSeen:
     """The first sightings of this boot, in a file in the state directory."""
 
     def __init__(self, state_dir: str) -> None:

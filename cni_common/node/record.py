@@ -44,16 +44,16 @@ class NewerFormatError(CNIError):
         )
 
 
-def load(kind: type[Facts], facts: Json) -> Facts | None:
-    """Return the facts of one part, of the class `kind`, from a record; None if it has none.
+def load(facts_type: type[Facts], facts: Json) -> Facts | None:
+    """Return the facts of one part, of the class `facts_type`, from a record; None if it has none.
 
-    Fields that the dataclass `kind` does not have are of a later release, and left aside.
+    Fields that the dataclass `facts_type` does not have are of a later release, and left aside.
     """
-    described: Any = kind
+    described: Any = facts_type
     data = facts.get(described.PART)
     if not isinstance(data, dict):
         return None
-    return kind(**{name: data[name] for name in described.__match_args__ if name in data})
+    return facts_type(**{name: data[name] for name in described.__match_args__ if name in data})
 
 
 def dump(facts: Any) -> Json:
@@ -139,9 +139,9 @@ class Record:
         """Tell whether the first line is there: ADD writes it before any change."""
         return "format" in self._facts
 
-    def get(self, kind: type[Facts]) -> Facts | None:
-        """Return the noted facts of the class `kind`, None if that part is not noted."""
-        return load(kind, self._facts)
+    def get(self, facts_type: type[Facts]) -> Facts | None:
+        """Return the noted facts of the class `facts_type`, None if that part is not noted."""
+        return load(facts_type, self._facts)
 
     def put(self, facts: object, **header: object) -> None:
         """Note the facts of one part, replacing earlier ones. Raises OSError."""

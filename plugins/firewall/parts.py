@@ -307,9 +307,9 @@ def _own(req: Request, host: Host) -> Record | None:
     return next((one for one in records if (one.network, one.attachment) == own), None)
 
 
-def _each(records: Iterable[Record], kind: type[Facts]) -> list[Facts]:
+def _each(records: Iterable[Record], facts_type: type[Facts]) -> list[Facts]:
     """Return what `records` say of one part."""
-    found = (record.get(kind) for record in records)
+    found = (record.get(facts_type) for record in records)
     return [facts for facts in found if facts is not None]
 
 

@@ -55,7 +55,7 @@ class Capacity(Store):
 
         A node that is not ready gets no ADD, so a reclaimable address must count as free.
         """
-        if self._opened_catalog().seems_free(range_set):
+        if self._opened_lookup().seems_free(range_set):
             return True
         names = frozenset(self._names())
         # Most names are addresses: fewer names than addresses leave one free.
