@@ -1,4 +1,4 @@
-"""What an operator asks of a node: `pycni leases`, `audit`, `reclaim`, `explain`.
+"""The operators' commands: `pycni leases`, `audit`, `reclaim`, `explain`.
 
 These commands know the plugins, which cni_common does not: plugins/__main__.py hands them in.
 """
@@ -98,7 +98,7 @@ def _explain(options: Namespace, host: Host) -> int:
 def _on_the_node(
     name: str, run: Run, *, removes: bool = False
 ) -> Callable[[Namespace, Loader, Callable[[], object]], int]:
-    """Return `run` behind a look at who asks and where; its failures become one line each."""
+    """Return `run` behind checks of user and namespaces; each failure becomes one line."""
 
     def command(options: Namespace, load: Loader, _load_all: Callable[[], object]) -> int:
         def complain(text: str) -> int:
@@ -138,9 +138,9 @@ def _on_the_node(
 
 def _words(error: Exception) -> str:
     if isinstance(error, ExceptionGroup):
-        whose = [": ".join((*getattr(one, "__notes__", ())[:1], "")) for one in error.exceptions]
+        notes = [": ".join((*getattr(one, "__notes__", ())[:1], "")) for one in error.exceptions]
         words = [_words(one) for one in error.exceptions]
-        return "; ".join(f"{note}{text}" for note, text in zip(whose, words, strict=True))
+        return "; ".join(f"{note}{text}" for note, text in zip(notes, words, strict=True))
     if isinstance(error, OSError):
         return f"{error.strerror or error}{f': {error.filename!r}' if error.filename else ''}"
     return " ".join(str(error).split())  # one line

@@ -1,4 +1,4 @@
-"""`pycni audit`: what on this node belongs to no living container, and how it can go."""
+"""`pycni audit`: objects of the node without a living container, and how they can go."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Finding:
         ]
 
     def json(self) -> dict[str, object]:
-        """Return what programs get."""
+        """Return the finding for --json."""
         return {
             "kind": self.kind,
             "what": self.what,
@@ -81,7 +81,7 @@ def run(options: Namespace, host: Host) -> int:
 class Audit:
     """One look at the node.
 
-    What is in the kernel is read first, then the records, then what is alive: whatever an ADD
+    The kernel is read first, then the records, then the living namespaces: an object that an ADD
     makes meanwhile has a record by then.
     """
 
@@ -100,7 +100,7 @@ class Audit:
             *self._files(),
         ]
 
-    # --- what has a record ---
+    # --- objects with a record ---
 
     def _attachments(self) -> Iterator[Finding]:
         for known in self._node.records:
@@ -178,7 +178,7 @@ class Audit:
         why = "no record tells its namespace, and no namespace has its address"
         return f"{why}; GC by the runtime, or DEL, frees it", NEVER
 
-    # --- what has none ---
+    # --- objects without a record ---
 
     def _strays(self, strays: Iterable[tuple[Part, Iterable[Stray]]]) -> Iterator[Finding]:
         for part, found in strays:
@@ -188,7 +188,7 @@ class Audit:
                     yield self._of_other(part, one) if one.remove_from else self._stray(part, one)
 
     def _stray(self, part: Part, one: Stray) -> Finding:
-        # Without an address nothing tells that nothing needs it.
+        # Without an address, nothing shows that the object is unused.
         known_gone = one.addresses or one.idle
         act = partial(leftovers.remove_stray, self._host, part, one) if known_gone else None
         never = "" if act else NEVER
@@ -199,8 +199,8 @@ class Audit:
     def _of_other(self, part: Part, one: Stray) -> Finding:
         """Return a finding of another implementation's."""
         names = one.names_by(self._networks) if one.names_by else one.names
-        whose = names[0], names[1] if len(names) > 1 else ""
-        leased = whose in self._leased or one.addresses & self._leased_addresses
+        owner = names[0], names[1] if len(names) > 1 else ""
+        leased = owner in self._leased or one.addresses & self._leased_addresses
         if leased or not names[0]:
             why = "it still has a lease" if leased else "its network is unknown here"
             reason = f"{one.reason}; {why}"

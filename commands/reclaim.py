@@ -43,7 +43,7 @@ def run(options: Namespace, host: Host) -> int:
 def _act(findings: Sequence[Finding], steps: BestEffort) -> None:
     done: set[str] = set()
     for one in findings:
-        # What is due later is noted by its act, where there is a record for that.
+        # The act of a finding due later notes it in its record, if there is one.
         has_record = one.key.startswith(("/", "lease "))
         if one.act and one.key not in done and (one.reclaim == NOW or has_record):
             done.add(one.key)

@@ -85,8 +85,8 @@ class Capacity(Store):
 
         for record in self._host.records.of_plugin(PLUGIN):
             facts = record.get(LeaseFacts)
-            whose = record.network, facts.directory if facts else ""
-            if facts is None or whose != (self._network, self.directory):
+            store = record.network, facts.directory if facts else ""
+            if facts is None or store != (self._network, self.directory):
                 continue
             if expiry.state_of(record.facts) is State.GONE:
                 yield from filter(None, map(address_of, facts.addresses))

@@ -1,4 +1,4 @@
-"""What an attachment's mappings consist of: host ports, and what serves them."""
+"""The parts of a portmap attachment: host ports, route_localnet and UDP connections."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class HostPorts(Part):
     facts = HostPortsFacts
 
     def teardown(self, req: Request, host: Host, record: Record, facts: HostPortsFacts) -> None:
-        """Remove the mappings; what the container waits for on another network goes over there."""
+        """Remove the mappings; ports that another network of the container waits for move there."""
         if facts.backend == IPTABLES:
             from plugins.portmap import iptables
 
@@ -145,7 +145,7 @@ class RouteLocalnetFacts:
 
 
 class RouteLocalnet(Part):
-    """What lets such connections leave."""
+    """The sysctl and the guard that let such connections leave."""
 
     facts = RouteLocalnetFacts
 
@@ -224,7 +224,7 @@ def egress_of_localhost(host: Host, conf: Conf) -> route_localnet.Egress:
 def refuse_taken_ports(req: Request, host: Host, conf: Conf) -> None:
     """Raise CNIError when another attachment that is not GONE has one of the ports.
 
-    Only for iptables: nftables itself tells whose a port is.
+    Only for iptables: the elements of nftables name the owner of a port.
     """
     from cni_common.node.liveness import Liveness, State, describe
 

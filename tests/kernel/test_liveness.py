@@ -29,7 +29,7 @@ OLD = GRACE_SECONDS + 60
 ALIVE, GONE, UNKNOWN = State.ALIVE, State.GONE, State.UNKNOWN
 POD = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_UID=1-2-3"
 
-# What each caller does about a container of which it knows no more than its record: as words.
+# The action of each caller for a container that it knows only by its record: as words.
 TABLE = {
     "GC without a list": ("kept", "removed", "kept"),
     "GC with a list that does not name it": ("kept", "removed", "kept"),

@@ -161,7 +161,7 @@ def test_address_of_another(machine: Machine) -> None:
 
 
 def test_address_of_a_dead_one(machine: Machine) -> None:
-    """Who gets the address of a container that has ended does not wait for its pair to go."""
+    """The next owner of an ended container's address does not wait for its pair to go."""
     config = network(machine, ipam=STATIC)
     container, _ = attached(machine, config)
     # So the kernel does not take the pair away.
