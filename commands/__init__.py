@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     Run = Callable[[Namespace, Host], int]
 
-DATA_DIR = "/var/lib/cni/networks"  # host-local's default
+# host-local's default, written here as well: --help and a command's start import no plugin.
+DATA_DIR = "/var/lib/cni/networks"
 DONE, FOUND, FAILED = 0, 1, 3  # exit statuses; argparse has 2
 _FAILURES = f"""
   2  invalid command line

@@ -124,7 +124,7 @@ class Audit:
             act = partial(leftovers.teardown, self._host, known.path)
             yield self._of(known, "record", known.path, reason, when, act)
             for one in lifecycle.present(self._host, known.record):
-                if one.present:
+                if one.present and not one.shared:
                     yield self._of(known, one.kind, one.what, reason, when, act)
 
     def _when(self, known: Known) -> tuple[str, str]:

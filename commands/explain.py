@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.netns import NetNS
+from cni_common.node.record import dump
 from cni_common.spec.errors import CNIError
 from commands import DONE, FAILED, FOUND, view
 from commands.node import Known, Node
@@ -113,7 +114,11 @@ class _Attachment:
             if one.plugin in node.lifecycles
             for owned in node.lifecycles[one.plugin].present(node.host, one.record)
         ]
-        self._gateway = self._facts.get("gateway", {})
+        self._shared: Json = {  # what other attachments use, too; without facts where there is none
+            part.name: self._facts.get(part.name, dump(part.facts())[part.name])
+            for part in node.parts
+            if part.shared
+        }
 
     def rows(self) -> list[list[str]]:
         """Return the rows of a table."""
@@ -127,10 +132,8 @@ class _Attachment:
         rows += [["lease", o.file, f"since {o.held.since}"] for o in self._leases]
         rows += [["lease", file, "missing"] for file in self._lost]
         for one in self._objects:
-            rows.append([one.kind, one.what, "present" if one.present else "missing"])
-        if self._gateway:
-            gateways = " ".join(self._gateway["addresses"])
-            rows.append(["gateway (shared)", f"'{self._gateway['interface']}' {gateways}", ""])
+            kind = f"{one.kind} (shared)" if one.shared else one.kind
+            rows.append([kind, one.what, "present" if one.present else "missing"])
         return rows
 
     def kernel(self) -> list[tuple[str, Dump]]:
@@ -190,10 +193,9 @@ class _Attachment:
                 for file in self._lost
             ],
             "objects": [
-                {"kind": o.kind, "what": o.what, "present": o.present} for o in self._objects
+                {"kind": o.kind, "what": o.what, "present": o.present}
+                for o in self._objects
+                if not o.shared
             ],
-            "gateway": {
-                "interface": self._gateway.get("interface", ""),
-                "addresses": list(self._gateway.get("addresses", ())),
-            },
+            **self._shared,
         }

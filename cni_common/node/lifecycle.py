@@ -72,6 +72,7 @@ class Part:
     """
 
     facts: type[Any]  # a dataclass, as record.load has it
+    shared = False  # True: its objects are other attachments' too, and stay; JSON has its facts
 
     @property
     def name(self) -> str:

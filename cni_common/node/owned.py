@@ -19,6 +19,7 @@ class Owned:
     kind: str  # as docs/operators.md has them: veth, masquerade, ...
     what: str
     present: bool
+    shared: bool = False  # stays when the attachment goes
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,17 @@ class Gateway(Part):
     """The gateway: noted so that other networks do not take it away."""
 
     facts = GatewayFacts
+    shared = True
+
+    def present(self, host: Host, _record: Record, facts: GatewayFacts) -> Iterator[Owned]:
+        """Yield the addresses as one object, present if the interface has all of them."""
+        from cni_common.node.owned import Owned
+
+        netlink = host.netns.netlink
+        link = netlink.link(facts.interface)
+        found = {str(cidr) for cidr, _ in netlink.addresses(link.index)} if link else set()
+        what = f"'{facts.interface}' {' '.join(facts.addresses)}"
+        yield Owned(self.name, what, found.issuperset(facts.addresses), shared=True)
 
 
 def user_of_gateway(req: Request, host: Host, conf: Conf, gateway: Cidr) -> str:

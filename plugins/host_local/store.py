@@ -139,8 +139,16 @@ class Store:
             self._lock = self.disk(os.open, _LOCK, _READ | os.O_CREAT, _MODE, dir_fd=self._dir)
         self.relock()
         if for_index and self.disk(os.fstat, self._dir).st_size > LARGE_BYTES:
-            self._opened_lookup().renew(self)
+            self._renew()
         return self
+
+    def _renew(self) -> None:
+        """Rebuild a stale index, mostly without the lock."""
+        lookup = self._opened_lookup()
+        if lookup.is_stale():
+            from plugins.host_local.index import rebuild
+
+            rebuild.renew(self, lookup)
 
     def unlock(self) -> None:
         """Release the lock until `relock`."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from plugins import TYPES
 from tests.e2e.cases import DEFAULT4, NET4, bridge, routed, with_routes
 from tests.e2e.node import Done, Node, node_with
 from tests.e2e.refusals import CASES, CRASH, Case
@@ -116,6 +117,7 @@ def state(node: Node) -> list[Any]:
     ]
 
 
+# Those compared with the Go plugins byte for byte; test_others_answer_alike has the others.
 PLUGINS = ["bridge", "host-local", "loopback", "ptp", "static", "tuning"]
 
 
@@ -155,6 +157,24 @@ def test_version(ours: Node, golden: Golden, plugin: str, stdin: str) -> None:
 
     assert told(done) == theirs
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize("plugin", sorted({*TYPES} - {*PLUGINS}))
+def test_others_answer_alike(ours: Node, plugin: str) -> None:
+    """Every other plugin answers what one of those does that are compared with the Go plugins."""
+
+    def versions(name: str) -> str:
+        done = ours.execute(name, "", "", env={"CNI_COMMAND": ""}, bin_dir=str(DIST))
+        assert (done.returncode, done.stdout) == (0, "")
+        return done.stderr.splitlines()[1]
+
+    assert versions(plugin) == versions(PLUGINS[0])
+    for stdin in STDINS.values():
+        answer = told(ours.execute(plugin, "VERSION", stdin))
+        assert answer == told(ours.execute(PLUGINS[0], "VERSION", stdin))
+    for command in ("GC", "STATUS"):
+        done = ours.execute(plugin, command, routed(NET4))
+        assert told(done) == {"status": 0, "stdout": []}, command
 
 
 @pytest.mark.both_edges

@@ -22,6 +22,7 @@ import pytest
 
 from cni_common.kernel.netns import NetNS
 from cni_common.serve.protocol import Reply, respond
+from plugins import TYPES
 from tests import scope
 from tests.machine import CNI_BIN, Machine, error_of
 from tests.scope import ALL
@@ -43,7 +44,7 @@ DATA_DIR, NETWORK = "/of/the/machine", "of-the-machine"  # stand for names of a 
 COMMANDS = ("ADD",) * 9 + ("DEL",) * 5 + ("CHECK",) * 3 + ("GC", "STATUS") * 2
 PLUGINS = (
     *(("bridge",) * 5 + ("host-local",) * 4 + ("ptp",) * 3 + ("loopback",) * 2),
-    *("static", "tuning", "bandwidth", "firewall", "portmap"),
+    *(plugin for plugin in TYPES if plugin not in ("bridge", "host-local", "ptp", "loopback")),
 )
 REPEATABLE = ("bandwidth", "firewall", "loopback", "static", "tuning")  # whose ADD may come twice
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")

@@ -20,12 +20,14 @@ from cni_common.serve.protocol import Reply, respond
 from cni_common.spec import wire
 from cni_common.spec.errors import CNIError
 from cni_common.spec.request import Request
+from plugins import TYPES
 from tests.golden import Golden
 from tests.machine import CNI_BIN, REFERENCE_BIN, Machine
 
 Json = dict[str, Any]
 
 pytestmark = pytest.mark.without_engine(reason="calls functions of this process")
+# Those compared with the Go plugins; test_others_refuse_alike has the others.
 PLUGINS = ("loopback", "bridge", "firewall", "host-local", "ptp", "static", "tuning")
 # The reference's firewall knows 0.4.0 and newer, ours all versions.
 SAME_VERSIONS = tuple(plugin for plugin in PLUGINS if plugin != "firewall")
@@ -318,6 +320,24 @@ def test_refused_alike(arena: Machine, golden: Golden, name: str, plugin: str) -
         assert our_error["msg"] == their_error["msg"].strip()
     if codes == (0, 0):
         assert ours.stdout.decode() == theirs["stdout"]
+
+
+@pytest.mark.parametrize("plugin", sorted({*TYPES} - {*PLUGINS}))
+def test_others_refuse_alike(arena: Machine, plugin: str) -> None:
+    """Every other plugin gives to each case the code of one that is compared with a Go plugin."""
+    general = {name: case for name, case in CASES.items() if not case.plugins}
+    wrong = []
+    for name, case in general.items():
+        environ = {**ENVIRON, **case.environ}
+        expected, ours = (
+            json.loads(of_ours(arena, one, environ, case.stdin).stdout or b"{}").get("code", 0)
+            for one in ("loopback", plugin)
+        )
+        if ours != expected:
+            wrong.append((name, ours, expected))
+
+    assert len(general) > 200
+    assert wrong == []
 
 
 def test_table_is_current() -> None:

@@ -20,9 +20,10 @@ import pytest
 from cni_common.spec.names import VERSION
 from deploy import freeze
 from deploy.frozen.rewrite import OURS, rewrite
+from plugins import TYPES
 from tests.faults.inject import Injection, Injector
 from tests.machine import CNI_BIN, ROOT, Machine, error_of
-from tests.unit.test_architecture import ENTRIES, below
+from tests.unit.test_architecture import ENTRIES, Entry, below, refused_add
 
 pytestmark = pytest.mark.timeout(300)  # the first test may have to wait for the build
 
@@ -333,10 +334,8 @@ def _write_modules(file: Path, index: Index, code: bytes) -> None:
     file.write_bytes(len(head).to_bytes(4, "little") + head + code)
 
 
-@pytest.mark.parametrize("name", ENTRIES)
-def test_each_entry_loads_what_is_written_here(telling: Path, machine: Machine, name: str) -> None:
-    """What a start loads is what it costs; VERSION is answered without any of the bundle."""
-    entry = ENTRIES[name]
+def _loaded_by(telling: Path, machine: Machine, entry: Entry) -> set[str]:
+    """Return what a call of the frozen program has loaded of the bundle."""
     environ = {**machine.environ(entry.command, "/no/such/netns"), "CNI_PATH": "/no/such/directory"}
 
     done = subprocess.run(
@@ -349,8 +348,17 @@ def test_each_entry_loads_what_is_written_here(telling: Path, machine: Machine, 
         check=False,
     )
 
-    loaded = set(done.stderr.partition("loaded: ")[2].split())
     assert "started twice" not in done.stderr
+    return set(done.stderr.partition("loaded: ")[2].split())
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_each_entry_loads_what_is_written_here(telling: Path, machine: Machine, name: str) -> None:
+    """What a start loads is what it costs; VERSION is answered without any of the bundle."""
+    entry = ENTRIES[name]
+
+    loaded = _loaded_by(telling, machine, entry)
+
     ours = {one for one in loaded if one.partition(".")[0] in ("cni_common", "plugins")}
     assert loaded - ours == LIBRARIES[name]
     others = _modules(next(telling.glob(".pycni/*/lib/other-modules")))[0]
@@ -359,6 +367,16 @@ def test_each_entry_loads_what_is_written_here(telling: Path, machine: Machine, 
     if name != "VERSION":
         assert below("cni_common", ours) == entry.common
         assert below("plugins", ours) == entry.plugins
+
+
+@pytest.mark.parametrize("plugin", TYPES)
+def test_no_plugin_loads_more(telling: Path, machine: Machine, plugin: str) -> None:
+    """A refused ADD of any plugin, also of one without an entry, loads no more than this."""
+    loaded = _loaded_by(telling, machine, refused_add(plugin))
+
+    ours = {one for one in loaded if one.partition(".")[0] in ("cni_common", "plugins")}
+    assert plugin.replace("-", "_") in below("plugins", ours)
+    assert loaded - ours <= _SERVING | _NETLINK
 
 
 # --- how it is made ---

@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
+import commands
+from cni_common.node.lifecycle import Lifecycle
 from cni_common.spec.request import PROTOCOL_PROPERTIES
-from plugins import TYPES, load
+from plugins import TYPES, host_local, load
 
 Json = dict[str, Any]
 
@@ -216,6 +218,33 @@ class TestImports:
         ]
 
         assert wrong == []
+
+    def test_commands_know_no_part(self) -> None:
+        """Nor do they name plugins, or parts of one plugin alone, in strings."""
+        lifecycles = {plugin: lifecycle_of(plugin) for plugin in TYPES}
+        parts = [part for one in lifecycles.values() if one for part in one.parts]
+        owners = [type(part).__module__ for part in parts]
+        names = {
+            part.name
+            for part, owner in zip(parts, owners, strict=True)
+            if owner.startswith("plugins.")
+        }
+        allowed = {"lease", "interface"}  # what any IPAM or interface plugin gives
+        kernel = ROOT / "commands/dumps.py"  # has the kernel's words: a route has a gateway
+        wrong = [
+            f"{name_of(path)}: {node.value!r}"
+            for path in COMMANDS
+            if path != kernel
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Constant) and node.value in {*TYPES, *names} - allowed
+        ]
+
+        assert {"gateway", "mac-filter"} <= names
+        assert wrong == []
+
+    def test_data_dir_of_commands(self) -> None:
+        """The one exception: --data-dir has host-local's default, without importing that."""
+        assert commands.DATA_DIR == host_local.DEFAULT_DATA_DIR
 
     def test_third_parties(self) -> None:
         """Each library is known to one file."""
@@ -442,6 +471,13 @@ ENTRIES = {
     ),
 }
 
+
+def refused_add(plugin: str) -> Entry:
+    """Return an ADD that every plugin refuses: there is no such namespace, and no prevResult."""
+    nothing: frozenset[str] = frozenset()
+    return Entry(plugin, "ADD", {}, 0, nothing, nothing, nothing)
+
+
 # Runs the entry point of the executable and says what was loaded meanwhile, on stderr.
 _SCRIPT = """
 import sys
@@ -499,6 +535,17 @@ class TestStart:
         assert below("cni_common", names) == entry.common
         assert below("plugins", names) == entry.plugins | {"__main__"}
 
+    @pytest.mark.parametrize("plugin", TYPES)
+    def test_bound(self, plugin: str) -> None:
+        """A refused ADD of any plugin, also of one without an entry, loads no more than this."""
+        code, names = loaded_by(refused_add(plugin))
+
+        own = plugin.replace("-", "_")
+        libraries = {name.partition(".")[0] for name in names} - {"cni_common", "plugins"}
+        assert code
+        assert {one for one in libraries if not one.startswith("_")} <= _SERVING | _NETLINK
+        assert {one.partition(".")[0] for one in below("plugins", names)} == {own, "__main__"}
+
     def test_judge(self) -> None:
         """jsonschema is loaded only to refuse a configuration."""
         entry = ENTRIES["host-local refuses an ADD"]
@@ -547,6 +594,12 @@ def schema_of(plugin: str) -> Json:
     return dict(module.SCHEMA)
 
 
+def lifecycle_of(plugin: str) -> Lifecycle | None:
+    """Return what the attachments of a plugin consist of."""
+    module = load(plugin)
+    return module.lifecycle() if module else None
+
+
 def parts_of(schema: Json, path: str = "") -> Iterator[tuple[str, Json]]:
     """Yield a schema and all within it, by their dotted paths."""
     yield path, schema
@@ -591,6 +644,23 @@ class TestPlugins:
         paths = [path for path in (ROOT / "plugins").iterdir() if path.stem[0] != "_"]
 
         assert sorted(path.stem for path in paths) == sorted(t.replace("-", "_") for t in TYPES)
+
+    def test_names_of_host_ends(self) -> None:
+        """Facts about a host's end of a pair name it `host_end`: liveness finds it by that."""
+        lifecycles = [lifecycle_of(plugin) for plugin in TYPES]
+        kinds = {part.facts for one in lifecycles if one for part in one.parts}
+        fields = {kind: set(kind.__dataclass_fields__) for kind in kinds}
+        others = {
+            f"{kind.__name__}.{name}"
+            for kind, names in fields.items()
+            for name in names - {"host_end", "host_end_mac", "host_end_index"}
+            if re.search(r"veth|peer|^host_(?!port)|_end(_|$)", name)
+        }
+
+        ends = {kind.__name__ for kind, names in fields.items() if "host_end" in names}
+        assert {"VethFacts", "LimitsFacts"} <= ends
+        assert all("host_end_mac" in names for names in fields.values() if "host_end" in names)
+        assert others == set()
 
     def test_loaded(self) -> None:
         """load() returns the module of that name, which has all that a plugin must have."""

@@ -174,13 +174,6 @@ class Lookup:
         index = self._made([(o.address, text_of(o.owner) if o.owner else "") for o in leases])
         self._index = self._saved(index, lambda file: file.save(index, stamp))
 
-    def renew(self, leases: LeaseDirectory) -> None:
-        """Rebuild a stale index, mostly without the lock, which the caller holds."""
-        if self.is_stale():
-            from plugins.host_local.index import rebuild
-
-            rebuild.renew(leases, self)
-
     # For the module rebuild, which works without the lock; a method that needs it says so.
 
     def is_stale(self) -> bool:
