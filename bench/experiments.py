@@ -119,8 +119,9 @@ def _kinds(types: Sequence[str]) -> dict[str, tuple[str, Kind]]:
         "masq": (", masquerade", Kind(masquerade="iptables")),
         "masq-nft": (", masquerade (reference: nftables)", Kind(masquerade="nftables")),
         "masq-dual": (", masquerade, dual stack", Kind(dual=True, masquerade="iptables")),
+        "routes": (", 1,000 routes", Kind(routes=1_000)),
     }
-    for ports in (0, 4) if "portmap" in types else ():
+    for ports in (0, 4, 100) if "portmap" in types else ():
         kind = Kind(masquerade="iptables", ports=ports)
         found[f"portmap-{ports}"] = (f", masquerade, portmap with {ports} ports", kind)
     return found
@@ -163,7 +164,7 @@ def attach(bench: Bench, key: str, title: str, kind: Kind) -> None:
         for command in ("ADD", "DEL")
     }
     with _residents(bench, key, kind), _floor(bench, kind) as floor:
-        for turn in bench.turns(f"bridge{title}"):
+        for turn in bench.turns(f"bridge{title}", 0.1 if kind.is_large else 1.0):
             for column in turn:
                 network = Network(key, column.name, column.bin_dir, kind)
                 attachment = bench.attachment(network, 0)
@@ -172,7 +173,7 @@ def attach(bench: Bench, key: str, title: str, kind: Kind) -> None:
                     row.add(column.name, sum(batch.wall_ms for batch in batches))
                     if command == "ADD":
                         _add_costs(bench, row, column, batches)
-            if floor and not (kind.masquerade or kind.ports):
+            if floor and not (kind.masquerade or kind.ports or kind.routes):
                 rows["ADD"].add(FLOOR, _floor_add(floor, kind))
                 rows["DEL"].add(FLOOR, floor.ms("del", "floor"))
 
@@ -354,7 +355,8 @@ def _residents(bench: Bench, key: str, kind: Kind) -> Iterator[None]:
     groups = []
     for number, column in enumerate(bench.columns):
         network = Network(key, column.name, column.bin_dir, kind)
-        resident = Attachment(network, f"/run/netns/resident{number}", f"resident{number}", 30000)
+        path, first_port = f"/run/netns/resident{number}", 30000 + 1000 * number
+        resident = Attachment(network, path, f"resident{number}", first_port)
         run_chain(column, [resident], "ADD")
         groups.append((column, resident))
     yield
