@@ -105,11 +105,19 @@ def _write_modules() -> None:
     shutil.copy(FROZEN / "start.py", SOURCE)
     for name, source in standins().items():
         _write_module(Path(f"{name}.py"), source)
+    _copy_pyroute2()
     stdlib = Path(sysconfig.get_path("stdlib"))
     _write_module(Path("ipaddress.py"), (stdlib / "ipaddress.py").read_bytes())
     for package in OURS:
         for path in (ROOT / package).rglob("*.py"):
             _write_module(path.relative_to(ROOT), path.read_bytes())
+
+
+def _copy_pyroute2() -> None:
+    """Give the commands pyroute2 in its own smaller form, without its data bases and servers."""
+    package = SOURCE / "pyroute2"
+    shutil.copytree(Path(sysconfig.get_path("purelib"), "pyroute2"), package)
+    (package / "minimal.py").replace(package / "__init__.py")
 
 
 def _write_module(file: Path, source: bytes) -> None:

@@ -86,15 +86,17 @@ class Machine:
         self.data_dir = str(tmp / "networks")
         self.log: list[str] = []
         self.variables: dict[str, str] = {}  # more of a plugin's environment
+        self.workers = 4  # of an engine: of more requests at once, some would wait too long
         self.engine: Engine | None = None
         self._by_engine = by_engine
         self._starting = Lock()
         self._tmp = tmp
         self._fds: list[int] = []
         self.host = self.container()
-        self._ip = {self.host: Resident(self.host, *_IP, "-batch", "-")}
+        # In no container: a process there would make it, and its addresses, alive to other tests.
+        self._ip = Resident(self.host, *_IP, "-batch", "-")
         self._nft = Resident(self.host, *_NFT, "-i")
-        assert self._ip[self.host].ask("link set lo up\nlink"), "lo does not come up"
+        assert self._ip.ask("link set lo up\nlink"), "lo does not come up"
 
     # --- namespaces ---
 
@@ -107,15 +109,8 @@ class Machine:
         self._fds.append(fd)
         return f"/proc/{os.getpid()}/fd/{fd}"
 
-    def watch(self, *containers: str) -> None:
-        """Have a process stay in containers that are asked often; `forget` ends it."""
-        for netns in containers:
-            self._ip.setdefault(netns, Resident(netns, *_IP, "-batch", "-"))
-
     def forget(self, netns: str) -> None:
         """Close a container's namespace; nothing else holds it, so the kernel removes it."""
-        if netns in self._ip:
-            self._ip.pop(netns).close()
         fd = int(netns.rpartition("/")[2])
         self._fds.remove(fd)
         os.close(fd)
@@ -132,7 +127,7 @@ class Machine:
 
     def close(self) -> None:
         """End the engine, and let go of every namespace."""
-        for resident in (*self._ip.values(), self._nft):
+        for resident in (self._ip, self._nft):
             resident.close()
         try:
             if self.engine:
@@ -302,7 +297,8 @@ class Machine:
         It serves on `listener`, as if systemd had made that, or on a socket of its own.
         """
         number = len(list(self._tmp.glob("engine-*.log")))
-        chosen = Settings(**{"build": BUILD, "state_dir": self.state_dir, "workers": 4, **settings})
+        keys = {"build": BUILD, "state_dir": self.state_dir, "workers": self.workers}
+        chosen = Settings(**{**keys, **settings})
         self.engine = Engine(self.host, chosen, self._tmp / f"engine-{number}.log", listener)
         return self.engine
 
@@ -373,8 +369,8 @@ class Machine:
     def ip(self, netns: str, *words: str) -> list[Json]:
         """Return what `ip -j` says inside a namespace."""
         question, text = " ".join(words), None
-        if netns in self._ip and question in _LISTINGS:
-            text = self._ip[netns].ask(question)
+        if netns == self.host and question in _LISTINGS:
+            text = self._ip.ask(question)
         text = text or self.command(netns, *_IP, *words)
         return [entry for entry in json.loads(text or "[]") if entry]
 
@@ -437,8 +433,8 @@ class Machine:
     def _namespace(self, netns: str) -> Json:
         kinds = ("links", "addresses", "routes", "rules")
         lines = None
-        if netns in self._ip:
-            lines = [self._ip[netns].ask(question) for question in _LISTINGS]
+        if netns == self.host:
+            lines = [self._ip.ask(question) for question in _LISTINGS]
         if lines is None or None in lines:
             batch = "\n".join([*_LISTINGS, ""])
             lines = [*self.command(netns, *_IP, "-batch", "-", stdin=batch).splitlines()]

@@ -1,4 +1,4 @@
-"""Containers that are found GONE twice, a grace time apart: nobody has listed what lives."""
+"""Containers found GONE twice, a grace time apart: the condition for removal without a list."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Absence:
-    """What is known about containers that are GONE; records have when they were first found so."""
+    """Decides on containers that are GONE; their records hold the time of the first finding."""
 
     def __init__(self, host: Host, *, patient: bool = False, notes: bool = True) -> None:
         """`patient` demands two looks. Without `notes` none is noted, so there is no second one."""
@@ -23,17 +23,17 @@ class Absence:
         self._notes = notes
 
     def reason(self, record: Record) -> str:
-        """Return why what `record` names can go, "" when its container is not known to be GONE."""
+        """Return why the attachment of `record` can go, "" if its container is not surely GONE."""
         if self.liveness.state_of(record.facts) is not State.GONE:
             self.forget(record)
             return ""
         return describe(record.facts) if self.is_certain(record) else ""
 
     def is_certain(self, record: Record | None) -> bool:
-        """Tell whether a container that is GONE was found so before, as far as that matters."""
+        """Tell whether a GONE container was found GONE before; always true without `patient`."""
         if not self._patient:
             return True
-        # The clock that nobody sets; it begins anew with each boot, as the records do.
+        # A clock that cannot be set; it starts anew with each boot, as the records do.
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         since = record.facts.get("gone_since") if record else None
         if isinstance(since, (int, float)) and since <= now:
@@ -42,7 +42,7 @@ class Absence:
         return False
 
     def forget(self, record: Record | None) -> None:
-        """Have a container that is not GONE found so for the first time once more."""
+        """Drop the time of the first finding: the container is not GONE."""
         self._note(record, None)
 
     def _note(self, record: Record | None, moment: float | None) -> None:
@@ -51,9 +51,9 @@ class Absence:
         try:
             record.note(gone_since=moment)
         except OSError:
-            return  # it will be seen for the first time once more
+            return  # the next call finds it for the first time again
 
 
 def describe(facts: Json) -> str:
-    """Return, for a message, why what a record names can go."""
+    """Return, for a message, why a recorded attachment can go."""
     return f"its network namespace '{facts.get('netns')}' is gone"

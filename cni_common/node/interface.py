@@ -48,7 +48,7 @@ class Veth(Part):
     facts = VethFacts
 
     def __init__(self, is_in_network: Callable[[Request, Host, Link], bool]) -> None:
-        """`is_in_network` tells of the host's end of a pair that no record knows whether it is."""
+        """`is_in_network` decides on a pair without a record, by its end on the host."""
         self._is_in_network = is_in_network
 
     def create(
@@ -69,7 +69,7 @@ class Veth(Part):
         """Delete the pair, by either end."""
         if host.delete_link(host.netns, facts.host_end, facts.host_end_mac):
             return
-        # Somebody may have renamed the host's end; the container's still has the MAC it was given.
+        # The host's end may have been renamed; the container's end still has its MAC.
         container = host.find_netns(req.netns)
         if container and facts.container_mac:
             host.delete_link(container, req.ifname, facts.container_mac)
@@ -268,7 +268,7 @@ def _collect_elements(
     keep: Callable[[], Collection[Attachment]],
     in_use: Callable[[], Collection[Address]],
 ) -> None:
-    """Remove the elements of a network, told by its plugin and name, that nobody has."""
+    """Remove the elements of a network, given as plugin and name, without an attachment."""
     present = masquerade.owners(host.netns)
     kept = keep()
     for text, address in present:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cni_common.spec.undo import Undo
 
     class Leases(Protocol):
-        """What an IPAM plugin tells of its leases, for who looks after the node."""
+        """The leases of an IPAM plugin, for the operators' commands."""
 
         def directories(self, record: Record) -> Iterable[str]:
             """Yield the directories of leases that a record names."""
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
             """Yield the files of those recorded leases whose addresses are not `held`."""
 
         def reclaim(self, host: Host, network: str, directory: str) -> object:
-            """Free what belongs to nobody in `directory`, if that was seen before."""
+            """Free the leases in `directory` whose containers were found GONE before."""
 
         def temporary_files(
             self, host: Host, directories: Iterable[str]
@@ -50,7 +50,7 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # for de
 
 
 class Unrecorded:
-    """What is known about an attachment that has no record."""
+    """An attachment without a record, during its DEL."""
 
     def __init__(self, plugin: str, req: Request) -> None:
         self.plugin = plugin
@@ -66,9 +66,9 @@ class Unrecorded:
 
 
 class Part:
-    """Something that an attachment has on the node; a subclass leaves out what is not its concern.
+    """One thing that an attachment has on the node. Methods do nothing unless overridden.
 
-    `record` is the attachment's, `facts` what it says about this part.
+    `record` is the record of the attachment, `facts` are the record's facts about this part.
     """
 
     facts: type[Any]  # a dataclass, as record.load has it
@@ -79,27 +79,27 @@ class Part:
         return str(self.facts.PART)
 
     def teardown(self, req: Request, host: Host, record: Record, facts: Any) -> None:
-        """Remove what `facts` tell of and nothing of another's; succeed when nothing is left.
+        """Remove the objects in `facts`, no other attachment's; succeed if nothing is left.
 
         `req` is a DEL, in which only the names are sure to be right, or the ADD that has failed.
         Raises CNIError, OSError or an ExceptionGroup of these.
         """
 
     def teardown_unrecorded(self, req: Request, host: Host, found: Unrecorded) -> None:
-        """Likewise for a DEL without a record: what the reference made, or we, long ago."""
+        """DEL without a record: remove objects of the reference, or ours after a lost record."""
 
     def refuse_living(self, req: Request, host: Host, record: Record, facts: Any) -> None:
-        """Raise CNIError 4 when an ADD of the same attachment would harm what lives."""
+        """Raise CNIError 4 if another ADD of the same attachment would harm a living container."""
 
     def collect(self, req: Request, host: Host, plugin: str) -> None:
-        """GC: remove what belongs to no valid attachment of the network and has no record."""
+        """GC: remove objects of the network without a record and without a valid attachment."""
 
     def present(self, host: Host, record: Record, facts: Any) -> Iterable[Owned]:
-        """Yield what `facts` tell of, and whether it is there."""
+        """Yield each object in `facts`, and whether it is there."""
         return ()
 
     def strays(self, host: Host) -> Iterable[Stray]:
-        """Yield what is there of this kind, with or without a record, of all attachments."""
+        """Yield the objects of this part in the kernel, of all attachments, recorded or not."""
         return ()
 
     def claims(self, record: Record) -> Iterable[str]:
@@ -171,7 +171,7 @@ class Lifecycle:
             record.remove()
 
     def teardown(self, req: Request, host: Host, record: Record) -> None:
-        """Tear down what `record` names, then remove it; it stays when a step fails."""
+        """Tear down the parts in `record`, then remove it; the record stays if a step fails."""
         if self._locked:
             with Lock(host.records):
                 self._teardown(req, host, record)
@@ -179,7 +179,7 @@ class Lifecycle:
             self._teardown(req, host, record)
 
     def gc(self, req: Request, host: Host) -> None:
-        """Tear down what belongs to no valid attachment of the network, then what has no record."""
+        """Tear down recorded attachments that are not valid, then objects without a record."""
         from cni_common.node import liveness
 
         with BestEffort() as steps:
@@ -194,7 +194,7 @@ class Lifecycle:
                 steps.attempt(part.name, partial(part.collect, req, host, self.plugin))
 
     def present(self, host: Host, record: Record) -> Iterable[Owned]:
-        """Yield what `record` names, and whether it is there."""
+        """Yield each object in `record`, and whether it is there."""
         for part in self.parts:
             facts = record.get(part.facts)
             if facts is not None:
@@ -210,7 +210,7 @@ class Lifecycle:
 
 
 class Attaching:
-    """An attachment that an ADD is making: what it has noted, and what it takes back on failure."""
+    """An attachment during its ADD: notes its parts, and takes them back if the ADD fails."""
 
     def __init__(self, req: Request, host: Host, undo: Undo, record: Record) -> None:
         self.record = record
@@ -223,7 +223,7 @@ class Attaching:
         self.record.put(facts)
 
     def take_back(self, part: Part) -> None:
-        """Have a part torn down, as it is noted by then, when the ADD fails."""
+        """Tear the part down by its latest facts if the ADD fails."""
 
         def step() -> None:
             facts = self.record.get(part.facts)

@@ -1,4 +1,4 @@
-"""What attachments have on the node, for who looks after it: what is there, and whose it is."""
+"""Objects of attachments on the node, as the operators' commands list them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Owned:
 
 @dataclass(frozen=True, slots=True)
 class Stray:
-    """One object that is nobody's unless a record claims it or its address is in use."""
+    """One object that is stale unless a record claims it or its address is in use."""
 
     kind: str
     what: str
@@ -44,7 +44,7 @@ class Holding:
     """One lease, and the known state of its owner."""
 
     address: Address
-    owner: Attachment | None  # None: its file names nobody
+    owner: Attachment | None  # None: its file names none
     since: str  # RFC 3339 in UTC
     is_young: bool  # so its ADD may still be at work
     pod: str  # namespace/name, "" when the runtime did not say

@@ -34,7 +34,7 @@ _TRIES = 100  # at a file that others create and remove meanwhile
 
 
 class NewerFormatError(CNIError):
-    """A record that a newer release has written: nothing may be done about it."""
+    """A record of a newer release, which must not be changed or acted upon."""
 
     def __init__(self, path: str, found: object) -> None:
         super().__init__(
@@ -45,7 +45,7 @@ class NewerFormatError(CNIError):
 
 
 def load(kind: type[Facts], facts: Json) -> Facts | None:
-    """Return what the `facts` of a record say about one part, None when they do not name it.
+    """Return the facts of one part, of the class `kind`, from a record; None if it has none.
 
     Fields that the dataclass `kind` does not have are of a later release, and left aside.
     """
@@ -117,7 +117,7 @@ class Record:
         return Attachment(self._facts.get("containerid", ""), self._facts.get("ifname", ""))
 
     def identify(self, plugin: str, network: str, attachment: Attachment) -> None:
-        """State whose record this is, where the file could not say."""
+        """Set the identity that an empty or damaged file lacks."""
         self._facts |= {
             "plugin": plugin,
             "network": network,
@@ -127,7 +127,7 @@ class Record:
 
     @property
     def plugin(self) -> str:
-        """The plugin that wrote it; empty when nobody can tell."""
+        """The plugin that wrote it; empty if unknown."""
         return str(self._facts.get("plugin", ""))
 
     @property
@@ -136,15 +136,15 @@ class Record:
         return str(self._facts.get("network", ""))
 
     def is_begun(self) -> bool:
-        """Tell whether its first line is there, which tells all that ADD was about to make."""
+        """Tell whether the first line is there: ADD writes it before any change."""
         return "format" in self._facts
 
     def get(self, kind: type[Facts]) -> Facts | None:
-        """Return what is noted about a part by its facts' class, None when there is nothing."""
+        """Return the noted facts of the class `kind`, None if that part is not noted."""
         return load(kind, self._facts)
 
     def put(self, facts: object, **header: object) -> None:
-        """Note the facts about one part, in place of earlier ones. Raises OSError."""
+        """Note the facts of one part, replacing earlier ones. Raises OSError."""
         # A line with a format begins the record anew, so it has everything.
         known = {} if self._has_format else {"format": FORMAT, **self._facts}
         self.note(**{**known, **header, **dump(facts)})

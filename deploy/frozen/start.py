@@ -21,7 +21,7 @@ _OF_BOOTLOADER = ("_PYI_ARCHIVE_FILE", "_PYI_LINUX_PROCESS_NAME", "_PYI_PARENT_P
 
 
 class Modules:
-    """The file that pycni.spec writes: opening one for each module takes a sixth of a start."""
+    """A file that pycni.spec writes: opening one for each module takes a sixth of a start."""
 
     def __init__(self, path: str) -> None:
         low = []  # descriptors of standard streams that are closed: the file must not be one
@@ -57,6 +57,25 @@ class Modules:
         exec(code, module.__dict__)
 
 
+class OtherModules:
+    """The file with what no plugin needs to start, opened for the first module not found before.
+
+    That is last of all places; the file's own modules are then looked for in it first.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def find_spec(
+        self, name: str, _path: object = None, _target: object = None
+    ) -> ModuleSpec | None:
+        """Return how to import the module, None when it is not here."""
+        sys.meta_path.remove(self)
+        modules = Modules(self._path)
+        sys.meta_path.insert(1, modules)
+        return modules.find_spec(name)
+
+
 def _restore_environment() -> None:
     for name in _OF_BOOTLOADER:
         os.environ.pop(name, None)
@@ -81,7 +100,9 @@ def _run() -> int:
 status = 1
 try:
     _restore_environment()
-    sys.meta_path.insert(0, Modules(f"{sys._MEIPASS}/modules"))  # type: ignore[attr-defined]
+    lib: str = sys._MEIPASS  # type: ignore[attr-defined]
+    sys.meta_path.insert(0, Modules(f"{lib}/modules"))
+    sys.meta_path.append(OtherModules(f"{lib}/other-modules"))
     status = _run()
 except Exception as error:  # noqa: BLE001 - the runtime must get a CNI error object all the same
     sys.excepthook(type(error), error, error.__traceback__)

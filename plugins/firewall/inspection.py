@@ -1,4 +1,4 @@
-"""What is in the node's firewalls by now, for who looks after the node."""
+"""The rules in the node's firewalls, for the operators' commands."""
 
 from __future__ import annotations
 

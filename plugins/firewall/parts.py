@@ -1,8 +1,9 @@
 """What an attachment has in firewalls: rules for its addresses, and for its bridge.
 
-Rules name addresses and bridges, not attachments, as in the reference. So whose they are is told by
-the records: what another record names as well stays. So the lock over all records is held while
-others' records are read and rules are changed, and a record goes under it with its rules.
+Rules name addresses and bridges, not attachments, as in the reference. Their owners are known by
+the records alone: a rule stays while another record names the same address or bridge. The lock over
+all records is held while other records are read and rules are changed; a record goes under it with
+its rules.
 """
 
 from __future__ import annotations

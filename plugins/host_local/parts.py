@@ -1,4 +1,4 @@
-"""The leases of an attachment, for who looks after the node; ADD, DEL and GC are in allocate."""
+"""The leases of an attachment, for the operators' commands; ADD and DEL are in allocate."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STORES_OWN = ".pycni-"  # how the names of files begin that are made beside the
 
 
 class Lease(Part):
-    """The leases of an attachment; docs of the methods: Part and Leases in lifecycle."""
+    """The leases of an attachment."""
 
     facts = LeaseFacts
 
@@ -49,7 +49,7 @@ class Lease(Part):
                 yield f"{facts.directory if facts else ''}/{address}"
 
     def reclaim(self, host: Host, network: str, directory: str) -> None:
-        """Free what belongs to nobody in `directory`, if that was seen before."""
+        """Free the leases in `directory` whose containers were found GONE before."""
         reclaim.reclaim(host, network, directory)
 
     def temporary_files(

@@ -1,4 +1,4 @@
-"""What is changed for an attachment, and how it is given back."""
+"""The settings that an attachment changes, and their restoration."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Sysctls(Part):
     facts = SysctlsFacts
 
     def teardown(self, req: Request, host: Host, record: Record, facts: SysctlsFacts) -> None:
-        """Give those back that nobody has changed since."""
+        """Restore those that have not been changed since ADD."""
         container = _container(req, host, record)
         if container:
             sysctl.restore(container, facts.before, facts.after)

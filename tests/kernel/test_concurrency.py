@@ -53,6 +53,12 @@ class Claims:
             self._held -= addresses
 
 
+@pytest.fixture(autouse=True)
+def _worker_for_each_client(machine: Machine) -> None:
+    """Have an engine serve all clients at once, however busy the machine is."""
+    machine.workers = CLIENTS
+
+
 @pytest.fixture
 def node(machine: Machine) -> Machine:
     """A pretend host whose records are those of the executables: they have only one place."""

@@ -53,7 +53,6 @@ def is_not_disk(what: str) -> bool:
 def arrange(machine: Machine, config: Json) -> tuple[str, str]:
     """Attach one container, so that all that is shared exists; return it and a second one."""
     other, container = machine.container(), machine.container()
-    machine.watch(other, container)
     calm(machine, machine.host, other, container)
     machine.ok("ptp", "ADD", config, other, containerid="other")
     settled(machine, other)

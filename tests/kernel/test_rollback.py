@@ -127,7 +127,6 @@ def settle(machine: Machine, bridge: str) -> None:
 def arrange(machine: Machine, config: Json) -> tuple[str, str]:
     """Attach one container, so that all that is shared exists; return it and a second one."""
     other, container = machine.container(), machine.container()
-    machine.watch(other, container)
     calm(machine, machine.host, other, container)
     machine.ok("bridge", "ADD", config, other, containerid="other")
     settle(machine, config["bridge"])

@@ -1,4 +1,4 @@
-"""An interface is deleted without waiting until the kernel has freed its memory."""
+"""cni_common/kernel/link_deletion.py: interfaces deleted without waiting for the memory."""
 
 from __future__ import annotations
 
