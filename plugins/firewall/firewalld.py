@@ -35,13 +35,17 @@ def is_running(environ: Mapping[str, str]) -> bool:
 
 
 def add(environ: Mapping[str, str], zone: str, addresses: Collection[Address]) -> None:
-    """Bind `addresses` to a zone. Raises CNIError."""
+    """Bind `addresses` to a zone, all or, where firewalld refuses one, none. Raises CNIError."""
     with _zones(environ) as call:
+        added = []
         for address in addresses:
             try:
                 call("addSource", zone, _source(address))
+                added.append(address)
             except DBusError as error:
                 if not str(error).startswith(_HAS_IT):
+                    for one in added:
+                        call("removeSource", zone, _source(one))
                     raise _failed(f"does not take {address} into '{zone}'", error) from None
 
 
