@@ -19,6 +19,7 @@ _NOBODY = (
     "org.freedesktop.DBus.Error.ServiceUnknown",
     "org.freedesktop.DBus.Error.NameHasNoOwner",
 )
+_JUDGEMENT = f"{NAME}.Exception"  # of the arguments
 _VARIABLE = "DBUS_SYSTEM_BUS_ADDRESS"
 # The beginnings of firewalld's error messages (firewall/errors.py of its sources).
 _HAS_IT = "ZONE_ALREADY_SET"
@@ -104,4 +105,6 @@ def _failed(what: str, error: DBusError) -> CNIError:
             Code.PLUGIN_NOT_AVAILABLE,
             'firewalld is not on the message bus; start it, or set "backend" to another one',
         )
-    return CNIError(Code.INTERNAL, f"firewalld {what}: {error}")
+    # Of anything else than the arguments it says that it does not serve us.
+    code = Code.INTERNAL if error.name == _JUDGEMENT else Code.PLUGIN_NOT_AVAILABLE
+    return CNIError(code, f"firewalld {what}: {error}")

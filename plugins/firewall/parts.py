@@ -223,7 +223,7 @@ def _admit_by_firewalld(
 ) -> FirewallFacts:
     """Put the addresses into the zone; return what the record says then. Raises CNIError.
 
-    Where the configuration names no backend, nftables does it if firewalld does not.
+    Where the configuration names no backend, nftables does it if firewalld does not serve us.
     """
     from plugins.firewall import firewalld
 
@@ -231,7 +231,7 @@ def _admit_by_firewalld(
         firewalld.add(req.environ, rules.zone, rules.parsed)
     except CNIError as error:
         rules = replace(rules, in_zone=False)
-        if not req.config.get("backend"):
+        if error.code == Code.PLUGIN_NOT_AVAILABLE and not req.config.get("backend"):
             host.log(f"{error.msg}: takes nftables instead, since no backend is named")
             usable = filter_tables.has_nftables(host.netns)
             rules = replace(rules, backend=NFTABLES if usable else IPTABLES)

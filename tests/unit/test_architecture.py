@@ -389,6 +389,7 @@ ENTRIES = {
                 "firewall.isolation",
                 "firewall.cni_forward",
                 "firewall.rules",
+                "firewall.ledger",
             }
         ),
     ),
