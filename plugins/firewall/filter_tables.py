@@ -168,7 +168,7 @@ class NftFilter:
             )
             messages = [self._table.add(), forward, *messages]
         answers = nft_table.apply(self._netns, messages)
-        return [one for answer in answers for one in answer if isinstance(one, int)]
+        return [one for one in answers if isinstance(one, int)]
 
     def _messages(self, edit: Edit) -> Iterator[Message]:
         table, line = self._table, edit.line or Line("")
