@@ -418,6 +418,7 @@ ENTRIES = {
                 "firewall.isolation",
                 "firewall.cni_forward",
                 "firewall.rules",
+                "firewall.ledger",
             }
         ),
     ),
