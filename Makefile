@@ -44,7 +44,7 @@ test-all: ## the same with every case, both edges, Go plugins beside ours, two k
 	    test-vm storm test-faults
 
 test-kernel: venv ## each plugin on network namespaces of its own
-	$(sandboxed) -n 4 --dist worksteal tests/kernel # which wait for the kernel half of the time
+	$(sandboxed) -n 4 --dist loadgroup tests/kernel # which wait for the kernel half of the time
 
 test-e2e: dist ## the executables, driven by cnitool, beside the Go plugins
 	$(sandboxed) -n 2 tests/e2e

@@ -354,7 +354,10 @@ def _residents(bench: Bench, key: str, kind: Kind) -> Iterator[None]:
     groups = []
     for number, column in enumerate(bench.columns):
         network = Network(key, column.name, column.bin_dir, kind)
-        resident = Attachment(network, f"/run/netns/resident{number}", f"resident{number}", 30000)
+        # Host ports of its own: the columns share the kernel, but not the records of their owners.
+        resident = Attachment(
+            network, f"/run/netns/resident{number}", f"resident{number}", 30000 + 100 * number
+        )
         run_chain(column, [resident], "ADD")
         groups.append((column, resident))
     yield

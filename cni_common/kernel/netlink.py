@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from typing import Any
 
 # linux/netlink.h
@@ -25,11 +25,18 @@ NLM_F_REQUEST, NLM_F_MULTI, NLM_F_ACK, NLM_F_ECHO, NLM_F_DUMP_INTR = 0x1, 0x2, 0
 NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND, NLM_F_DUMP = 0x200, 0x400, 0x800, 0x300
 NLM_F_NONREC, NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x100, 0x200
 NLMSGERR_ATTR_MSG = 1
-HEADER_SIZE = 16  # bytes of struct nlmsghdr
+HEADER_SIZE, NLATTR_SIZE = 16, 4  # bytes of struct nlmsghdr and struct nlattr
 _HEADER, _NLATTR = struct.Struct("=IHHII"), struct.Struct("=HH")
 _NLA_TYPE_MASK = 0x3FFF  # the type without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+_ANSWERED = NLM_F_ACK | NLM_F_DUMP
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 _DUMP_TRIES = 5
 _RECEIVE_SECONDS = 30
+# What goes by one send: its answers take up to 5 KiB each, and a socket without rights has room for
+# twice net.core.rmem_max, 416 KiB.
+_PIECE_MESSAGES, _PIECE_BYTES = 64, 1 << 15
+_RECEIVE_BYTES = 1 << 20
+_SEND_BYTES_MAX = 1 << 26  # a transaction about 65,535 ports of two IP versions takes half of it
 
 
 class NetlinkError(OSError):
@@ -46,15 +53,15 @@ class Message:
     body: bytes  # the bytes behind struct nlmsghdr
     read: Callable[[bytes], Any] = bytes  # decodes an answer, nlmsghdr included
 
-    def encode(self, sequence: int) -> bytes:
-        """Return the bytes of the message, with the sequence number `sequence`."""
-        length, flags = HEADER_SIZE + len(self.body), self.flags | NLM_F_REQUEST
+    def encode(self, sequence: int, *, without: int = 0) -> bytes:
+        """Return the bytes of the message, numbered `sequence`, `without` some of its flags."""
+        length, flags = HEADER_SIZE + len(self.body), self.flags & ~without | NLM_F_REQUEST
         return _HEADER.pack(length, self.type, flags, sequence, 0) + self.body
 
 
 def attribute(kind: int, *payload: bytes) -> bytes:
     """Return a struct nlattr around `payload`; a nest where that consists of attributes."""
-    data = b"".join(payload)
+    data = payload[0] if len(payload) == 1 else b"".join(payload)
     length = _NLATTR.size + len(data)
     return _NLATTR.pack(length, kind) + data + bytes(-length & 3)
 
@@ -78,7 +85,7 @@ def each_attribute(data: bytes, offset: int = 0) -> list[tuple[int, bytes]]:
     """Return type and payload of each attribute in `data` from `offset` on."""
     found = []
     unpack = _NLATTR.unpack_from
-    end = len(data) - 4  # bytes of struct nlattr, as below
+    end = len(data) - 4  # NLATTR_SIZE, as below
     while offset <= end:
         length, kind = unpack(data, offset)
         found.append((kind & _NLA_TYPE_MASK, data[offset + 4 : offset + length]))
@@ -112,43 +119,86 @@ class Channel:
         _set_strict(sock)
         timeout = struct.pack("@ll", _RECEIVE_SECONDS, 0)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+        _enlarge(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF, _RECEIVE_BYTES)
+        self._send_bytes = 2 * _PIECE_BYTES  # which one send can have
 
-    def exchange(self, messages: Sequence[Message]) -> list[list[Any]]:
-        """Send `messages` at once and return the answers to each, decoded by its own class.
+    def exchange(
+        self, messages: Sequence[Message], *, absent: Collection[int] = ()
+    ) -> list[list[Any]]:
+        """Send `messages`, each with NLM_F_ACK or NLM_F_DUMP, and return the answers to each.
 
-        The kernel continues after a failure; the first NetlinkError is raised after all answers.
-        Messages with neither NLM_F_ACK nor NLM_F_DUMP get no answer of their own.
+        They are sent in pieces whose answers the socket has room for. The kernel continues after a
+        failure; the first NetlinkError is raised after all answers. A message that fails by one of
+        the errnos in `absent` has no answers, which is no failure. ENOBUFS means that answers were
+        lost: it is unknown what the kernel has done, and later pieces are not sent.
         """
-        first = self._sequence + 1
-        self._sequence += len(messages)
-        numbered = list(enumerate(messages, first))
-        self.sock.send(b"".join(message.encode(number) for number, message in numbered))
-        awaited = {
-            number for number, message in numbered if message.flags & (NLM_F_ACK | NLM_F_DUMP)
-        }
-        answers: dict[int, list[Any]] = {number: [] for number, _ in numbered}
+        answers: list[list[Any]] = []
         failure: NetlinkError | None = None
-        while awaited:
-            data = self._receive()
-            for number, kind, flags, part in _parts(data):
-                if number not in answers:
-                    continue
-                message = messages[number - first]
-                if flags & NLM_F_DUMP_INTR:
-                    failure = failure or NetlinkError(errno.EINTR, f"{message.what}: interrupted")
-                if kind == NLMSG_ERROR:
-                    code, words = _error(flags, part)
-                    if code and not failure:
-                        failure = NetlinkError(code, f"{message.what}: {words}")
-                    if code and number not in awaited:  # the frame of a batch was refused
-                        awaited.clear()
-                if kind in (NLMSG_ERROR, NLMSG_DONE):
-                    awaited.discard(number)
-                else:
-                    answers[number].append(message.read(part))
+        for piece in _pieces(messages):
+            numbered = self._numbered(piece)
+            awaited = {number for number, one in numbered.items() if one.flags & _ANSWERED}
+            asked = _Asked(numbered, awaited, absent)
+            self._ask(asked, b"".join(one.encode(number) for number, one in numbered.items()))
+            answers += asked.answers.values()
+            failure = failure or asked.failure
+            if failure and failure.errno == errno.ENOBUFS:
+                break
         if failure:
             raise failure
-        return list(answers.values())
+        return answers
+
+    def transact(self, begin: Message, messages: Sequence[Message], end: Message) -> None:
+        """Send `messages` between `begin` and `end`: nfnetlink carries out all of them or none.
+
+        The kernel tells of each failure, but of success only for the last message: the socket would
+        not have room for thousands of answers. Raises NetlinkError; after ENOBUFS it is unknown
+        whether the kernel has carried them out.
+        """
+        numbered = self._numbered([begin, *messages, end])
+        last = self._sequence - 1
+        asked = _Asked(numbered, {last})
+        data = b"".join(
+            one.encode(number, without=0 if number == last else NLM_F_ACK)
+            for number, one in numbered.items()
+        )
+        self._ask(asked, data)
+        if asked.failure:
+            raise asked.failure
+
+    def _numbered(self, messages: Sequence[Message]) -> dict[int, Message]:
+        first = self._sequence + 1
+        self._sequence += len(messages)
+        return dict(enumerate(messages, first))
+
+    def _ask(self, asked: _Asked, data: bytes) -> None:
+        """Send `data` and have `asked` take the answers to it.
+
+        Where the kernel had no room for one, those that had room are taken, since they may tell the
+        cause. So no answer is left when the socket is used again.
+        """
+        try:
+            self._send(data)
+        except OSError as error:
+            asked.fail(error.errno or 0, min(asked.messages))
+            return
+        flags = 0
+        while asked.awaited:
+            try:
+                asked.take(self._receive(flags))
+            except OSError as error:
+                if error.errno == errno.ENOBUFS and not flags:
+                    flags = socket.MSG_DONTWAIT
+                    continue
+                code = errno.ENOBUFS if flags else error.errno or 0
+                asked.fail(code, min(asked.awaited))
+                return
+
+    def _send(self, data: bytes) -> None:
+        """Send `data` by one system call. Raises OSError, EMSGSIZE where it is too long."""
+        if len(data) > self._send_bytes:
+            self._send_bytes = min(len(data), _SEND_BYTES_MAX)
+            _enlarge(self.sock, _SO_SNDBUFFORCE, socket.SO_SNDBUF, self._send_bytes)
+        self.sock.send(data)
 
     def dump(self, message: Message) -> list[Any]:
         """Return all answers to a dump, repeated if the kernel's list changed meanwhile.
@@ -246,6 +296,63 @@ class Channel:
     def close(self) -> None:
         """Close the socket."""
         self.sock.close()
+
+
+class _Asked:
+    """Messages that are sent together, and the kernel's answers to them."""
+
+    def __init__(
+        self, messages: dict[int, Message], awaited: set[int], absent: Collection[int] = ()
+    ) -> None:
+        self.messages = messages  # by their sequence numbers
+        self.awaited = awaited  # those whose last answer is to come
+        self.answers: dict[int, list[Any]] = {number: [] for number in messages}
+        self.failure: NetlinkError | None = None
+        self._absent = absent
+
+    def take(self, data: bytes) -> None:
+        """Take a datagram of answers. Those to earlier messages are left alone."""
+        for number, kind, flags, part in _parts(data):
+            message = self.messages.get(number)
+            if message is None:
+                continue
+            if flags & NLM_F_DUMP_INTR:
+                self.fail(errno.EINTR, number, "interrupted")
+            if kind == NLMSG_ERROR:
+                code, words = _error(flags, part)
+                if code and code not in self._absent:
+                    self.fail(code, number, words)
+                if code and not message.flags & _ANSWERED:  # the frame of a transaction was refused
+                    self.awaited.clear()
+            if kind in (NLMSG_ERROR, NLMSG_DONE):
+                self.awaited.discard(number)
+            else:
+                self.answers[number].append(message.read(part))
+
+    def fail(self, code: int, number: int, words: str = "") -> None:
+        """Note the failure of a message, unless one has failed before."""
+        text = f"{self.messages[number].what}: {words or os.strerror(code)}"
+        self.failure = self.failure or NetlinkError(code, text)
+
+
+def _pieces(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+    """Yield `messages`, as many at a time as are to go by one send."""
+    start = size = 0
+    for number, message in enumerate(messages):
+        if number - start == _PIECE_MESSAGES or size > _PIECE_BYTES:
+            yield messages[start:number]
+            start, size = number, 0
+        size += len(message.body)
+    if start < len(messages):
+        yield messages[start:]
+
+
+def _enlarge(sock: socket.socket, forced: int, plain: int, size: int) -> None:
+    """Give a buffer of the socket `size` bytes; within the system's limit without CAP_NET_ADMIN."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, forced, size)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, plain, size)
 
 
 def _set_strict(sock: socket.socket) -> None:

@@ -142,7 +142,8 @@ class Layout:
 
         All is one transaction, so no other call can come in between. If a key exists, `take_over`
         returns the requests that delete replaceable elements and add ours; it is called again if
-        the elements have changed meanwhile. Raises NetlinkError, and the errors of `take_over`.
+        the elements have changed meanwhile, or the kernel's answer was lost. Raises NetlinkError,
+        and the errors of `take_over`.
         """
         needed = [chain.name for chain in chains] or [self.chains[0].name]
         # Queried first, since a refused transaction takes tens of milliseconds.
@@ -154,8 +155,8 @@ class Layout:
                 nft_table.apply(netns, [*frame, *(take_over() if take_over else elements)])
             except NetlinkError as error:
                 # An element that `take_over` saw is gone, or a key has a new one.
-                is_outrun = take_over and error.errno in (errno.ENOENT, errno.EEXIST)
-                if not is_outrun or attempt == nft_table.TRIES - 1:
+                is_outrun = error.errno in (*nft_table.LOOK_AGAIN, errno.EEXIST)
+                if not (take_over and is_outrun) or attempt == nft_table.TRIES - 1:
                     raise
             else:
                 return
@@ -179,9 +180,8 @@ class Layout:
             ours = [(k, one) for k, one in present if one and owner in (None, one.comment)]
             removed[:] = [one for _, one in ours]
             return [
-                message
-                for key, _ in ours
-                for message in (self.table.delete_element(*key), *successor(key))
+                *(self.table.delete_element(*key) for key, _ in ours),
+                *(message for key, _ in ours for message in successor(key)),
             ]
 
         nft_table.apply_deletions(netns, deletions)
@@ -252,11 +252,11 @@ def _rules(table: nft_table.Table, chain: Chain) -> list[Message]:
 
 
 def _try_to_add(netns: NetNS, elements: Sequence[Message]) -> bool:
-    """Add `elements`; return False if one exists already, or if their chain or set is gone."""
+    """Add `elements`; return False if that must be looked at, as where one exists already."""
     try:
         nft_table.apply(netns, elements)
     except NetlinkError as error:
-        if error.errno not in (errno.ENOENT, errno.EEXIST):
+        if error.errno not in (*nft_table.LOOK_AGAIN, errno.EEXIST):
             raise
         return False
     return True

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.netlink import attribute, attributes, be32, each_attribute, string, string_of
@@ -104,6 +105,7 @@ def element(key: bytes, *, goto: str = "", data: bytes = b"", comment: str = "")
     return attrs
 
 
+@lru_cache(maxsize=8)  # attachments: each has its comment at all of its elements
 def userdata(comment: str) -> bytes:
     """Return the NFTA_*_USERDATA of an object with this comment."""
     text = comment.encode()[:COMMENT_MAX_BYTES] + bytes(1)

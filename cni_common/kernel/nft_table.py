@@ -9,12 +9,16 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import sys
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from cni_common.kernel import nft_messages
 from cni_common.kernel.netlink import (
     HEADER_SIZE,
+    NLATTR_SIZE,
     NLM_F_ACK,
     NLM_F_APPEND,
     NLM_F_CREATE,
@@ -31,7 +35,7 @@ from cni_common.kernel.netlink import (
 from cni_common.kernel.nft_messages import Element, Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
     from cni_common.kernel.netns import NetNS
@@ -47,7 +51,11 @@ _NFTABLES, _BATCH_BEGIN, _BATCH_END = 10, 0x10, 0x11  # linux/netfilter/nfnetlin
 _NEWTABLE, _GETTABLE, _DELTABLE, _NEWCHAIN, _GETCHAIN, _DELCHAIN = range(6)
 _NEWRULE, _GETRULE, _DELRULE, _NEWSET, _GETSET, _DELSET = range(6, 12)
 _NEWSETELEM, _GETSETELEM, _DELSETELEM = range(12, 15)
+_ADD_ELEMENTS, _DELETE_ELEMENTS = _NFTABLES << 8 | _NEWSETELEM, _NFTABLES << 8 | _DELSETELEM
+_LIST_BYTES = 60_000  # of the elements in one message; an attribute's length has 16 bits
 TRIES = 10  # attempts of a transaction that other calls outrun
+# Errors after which the elements are looked at again: an element was gone, the answer was lost.
+LOOK_AGAIN = (errno.ENOENT, errno.ENOBUFS)
 _NFGENMSG = struct.Struct("=BBH")  # family, version 0, resource id in network order
 _TABLE_NAME, _TABLE_USE = 1, 3
 _CHAIN_TABLE, _CHAIN_NAME, CHAIN_POLICY, _CHAIN_USE, CHAIN_USERDATA = 1, 3, 5, 6, 12
@@ -154,15 +162,10 @@ class Table:
     # --- queries ---
 
     def present(self, netns: NetNS, keys: Sequence[tuple[str, bytes]]) -> list[Element | None]:
-        """Return the element of each (set, key), by one send if all exist."""
+        """Return the element of each (set, key), None where there is none."""
         queries = [self._query_element(*key) for key in keys]
-        try:
-            answers = netns.netfilter.exchange(queries) if queries else []
-        except NetlinkError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            return [self.element(netns, *key) for key in keys]
-        return [answer[0][0] for answer in answers]
+        answers = netns.netfilter.exchange(queries, absent=[errno.ENOENT])
+        return [answer[0][0] if answer else None for answer in answers]
 
     def element(self, netns: NetNS, set_name: str, key: bytes) -> Element | None:
         """Return the element with this key, None if there is none."""
@@ -172,7 +175,7 @@ class Table:
 
     def elements(self, netns: NetNS, set_name: str) -> list[Element]:
         """Return all elements of a set; none if the set does not exist."""
-        body = string(_ELEMENTS_TABLE, self.name) + string(_ELEMENTS_SET, set_name)
+        body = _names_of_set(self.name, set_name)
         query = self._message(
             f"list set '{set_name}'", _GETSETELEM, body, flags=NLM_F_DUMP, read=_decode_elements
         )
@@ -180,7 +183,7 @@ class Table:
 
     def is_empty(self, netns: NetNS, set_name: str) -> bool:
         """Tell whether a set has no element, or does not exist."""
-        body = string(_ELEMENTS_TABLE, self.name) + string(_ELEMENTS_SET, set_name)
+        body = _names_of_set(self.name, set_name)
         query = self._message(
             f"list set '{set_name}'", _GETSETELEM, body, flags=NLM_F_DUMP, read=_has_elements
         )
@@ -248,8 +251,8 @@ class Table:
         return self._message(what, _GETSETELEM, body, read=_decode_elements)
 
     def _element(self, set_name: str, element: bytes) -> bytes:
-        names = string(_ELEMENTS_TABLE, self.name) + string(_ELEMENTS_SET, set_name)
-        return names + attribute(_ELEMENTS, attribute(_LIST_ELEM, element))
+        items = attribute(_ELEMENTS, attribute(_LIST_ELEM, element))
+        return _names_of_set(self.name, set_name) + items
 
     def _message(
         self,
@@ -276,16 +279,20 @@ def interface_name(key: bytes) -> str:
 
 
 def apply(netns: NetNS, messages: Sequence[Message]) -> None:
-    """Send `messages` as one transaction: all or nothing. Raises NetlinkError."""
-    frame = [_frame("begin", _BATCH_BEGIN), *messages, _frame("end", _BATCH_END)]
-    netns.netfilter.exchange(frame)
+    """Send `messages` as one transaction: all or nothing.
+
+    Raises NetlinkError. After ENOBUFS it is unknown which of both it was.
+    """
+    netns.netfilter.transact(
+        _frame("begin", _BATCH_BEGIN), _packed(messages), _frame("end", _BATCH_END)
+    )
 
 
 def apply_deletions(netns: NetNS, deletions: Callable[[], Sequence[Message]]) -> bool:
     """Send the requests of `deletions` as one transaction; return False if there are none.
 
-    `deletions` is called again if another call, as a GC beside a DEL, was faster with a part of it.
-    Raises NetlinkError.
+    `deletions` is called again if another call, as a GC beside a DEL, was faster with a part of it,
+    or if the kernel's answer was lost. Raises NetlinkError.
     """
     for attempt in range(TRIES):
         messages = deletions()
@@ -293,7 +300,7 @@ def apply_deletions(netns: NetNS, deletions: Callable[[], Sequence[Message]]) ->
             if messages:
                 apply(netns, messages)
         except NetlinkError as error:
-            if error.errno != errno.ENOENT or attempt == TRIES - 1:
+            if error.errno not in LOOK_AGAIN or attempt == TRIES - 1:
                 raise
         else:
             return bool(messages)
@@ -309,6 +316,55 @@ def apply_if_unused(netns: NetNS, deletions: Sequence[Message]) -> bool:
             raise
         return False
     return True
+
+
+@lru_cache(maxsize=64)
+def _names_of_set(table: str, name: str) -> bytes:
+    return string(_ELEMENTS_TABLE, table) + string(_ELEMENTS_SET, name)
+
+
+def _packed(messages: Sequence[Message]) -> list[Message]:
+    """Return `messages`; additions to one set, or deletions from one, in a row become few.
+
+    So do those to several sets in turn. The kernel answers each message, not each element.
+    """
+    packed: list[Message] = []
+    for (kind, _), run in groupby(messages, lambda message: (message.type, message.flags)):
+        if kind in (_ADD_ELEMENTS, _DELETE_ELEMENTS):
+            lists: dict[bytes, list[Message]] = {}
+            for message in run:
+                lists.setdefault(_before_list(message.body), []).append(message)
+            for head, of_set in lists.items():
+                packed += _joined(head, of_set)
+        else:
+            packed += run
+    return packed
+
+
+def _before_list(body: bytes) -> bytes:
+    """Return what comes before the list of elements in a message about them."""
+    at = _NFGENMSG.size
+    for _ in (_ELEMENTS_TABLE, _ELEMENTS_SET):
+        at += (int.from_bytes(body[at : at + 2], sys.byteorder) + 3) & ~3
+    return body[:at]
+
+
+def _joined(head: bytes, messages: Sequence[Message]) -> Iterator[Message]:
+    items: list[bytes] = []
+    size = 0
+    for message in messages:
+        item = message.body[len(head) + NLATTR_SIZE :]
+        if size + len(item) > _LIST_BYTES:
+            yield _with_list(message, head, items)
+            items, size = [], 0
+        items.append(item)
+        size += len(item)
+    yield _with_list(messages[0], head, items)
+
+
+def _with_list(message: Message, head: bytes, items: Sequence[bytes]) -> Message:
+    body = head + attribute(_ELEMENTS, *items)
+    return Message(message.what, message.type, message.flags, body)
 
 
 def _frame(what: str, kind: int) -> Message:

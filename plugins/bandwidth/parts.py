@@ -162,7 +162,7 @@ def add(req: Request, host: Host, conf: Conf, undo: Undo, *, result: Result) -> 
         result.interfaces.append(Interface(block.name, block.mac))
         messages += outward.messages(block.index, block.name)
         messages += ifb.redirect(ours, block)
-    tc.send(host.netns.netlink.channel, messages)
+    host.netns.netlink.channel.exchange(messages)
 
 
 def shapers(conf: Conf, mtu: int) -> tuple[Shaper | None, Shaper | None]:

@@ -31,7 +31,6 @@ from cni_common.kernel.netlink import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
 
     from cni_common.kernel.netlink import Channel
     from cni_common.spec.names import Subnet
@@ -58,7 +57,6 @@ _HTB_VERSION, _RATE_TO_QUANTUM = 3, 10
 _ALL, _IPV4, _IPV6 = 0x0003, 0x0800, 0x86DD  # linux/if_ether.h
 # EtherType, priority (one per protocol), offsets of source and destination in the header.
 _FAMILY = {4: (_IPV4, 16, 12, 16), 6: (_IPV6, 15, 8, 24)}
-_BATCH = 50  # messages per send: their answers must fit into the socket's buffer
 _ABSENT = (errno.ENOENT, errno.ENODEV, errno.EINVAL)
 
 
@@ -164,12 +162,6 @@ def keys_of(subnet: Subnet, *, source: bool) -> bytes:
         if any(mask[i : i + 4])
     )
     return keys or bytes(_SELECTOR_KEY.size)  # matches any packet
-
-
-def send(channel: Channel, messages: Sequence[Message]) -> None:
-    """Send `messages`, in this order. Raises NetlinkError."""
-    for start in range(0, len(messages), _BATCH):
-        channel.exchange(messages[start : start + _BATCH])
 
 
 # --- queries -----------------------------------------------------------------------------------

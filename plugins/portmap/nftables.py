@@ -231,7 +231,7 @@ class Claim:
 
         Those of the same container stay, and its owners are `holders` then. Raises CNIError.
         """
-        messages = []
+        deletions, additions = [], []  # a few messages, since elements of one set travel together
         self.holders = set()
         known: dict[str, Holder | None] = {self._owner: None}
         keys = [(element.set, element.key) for element in self._elements]
@@ -245,6 +245,6 @@ class Claim:
                     continue
                 if holder:
                     raise taken(element.what, holder.words)
-                messages.append(TABLE.delete_element(element.set, element.key))
-            messages.append(element.add(self._owner))
-        return messages
+                deletions.append(TABLE.delete_element(element.set, element.key))
+            additions.append(element.add(self._owner))
+        return [*deletions, *additions]

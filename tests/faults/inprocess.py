@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -140,19 +140,30 @@ class _FaultyChannel(Channel):
     fault: Fault
     is_atomic: bool
 
-    def exchange(self, messages: Sequence[Message]) -> list[list[Any]]:
-        counted = messages[-2:-1] or messages if self.is_atomic else messages
-        if self.fault.kill or self.fault.terminate:  # before a send or after it, never inside
-            counted = counted[:1]
-        due = [message for message in counted if self.fault.is_due(message.what)]
+    def exchange(
+        self, messages: Sequence[Message], *, absent: Collection[int] = ()
+    ) -> list[list[Any]]:
+        due = self._due(messages[-1:] if self.is_atomic else messages)
         if not due:
-            return super().exchange(messages)
+            return super().exchange(messages, absent=absent)
         failure = self.fault.error()
         others = [message for message in messages if message not in due]
         if others and not self.is_atomic:
             with suppress(NetlinkError):  # a consequence
                 super().exchange(others)
         raise NetlinkError(failure.errno or 0, f"{due[0].what}: {failure.strerror}")
+
+    def transact(self, begin: Message, messages: Sequence[Message], end: Message) -> None:
+        due = self._due(messages[-1:])
+        if due:
+            failure = self.fault.error()
+            raise NetlinkError(failure.errno or 0, f"{due[0].what}: {failure.strerror}")
+        super().transact(begin, messages, end)
+
+    def _due(self, counted: Sequence[Message]) -> list[Message]:
+        if self.fault.kill or self.fault.terminate:  # before a send or after it, never inside
+            counted = counted[:1]
+        return [message for message in counted if self.fault.is_due(message.what)]
 
 
 class _FaultyRecords(Records):

@@ -70,3 +70,17 @@ def test_route_that_the_kernel_refuses(machine: Machine) -> None:
     assert os.strerror(errno.ENETUNREACH) in error["msg"]
     assert machine.leases() == []
     assert machine.ports() == []
+
+
+@pytest.mark.both_edges
+def test_thousand_routes(machine: Machine) -> None:
+    """As many routes as a table of a data centre has are added, and DEL follows."""
+    container = machine.container()
+    routes = [{"dst": f"20.{number // 256}.{number % 256}.0/24"} for number in range(1000)]
+    config = machine.network(ipam=ipam(machine, V4, routes=routes))
+
+    machine.ok("bridge", "ADD", config, container)
+
+    listing = machine.command(container, "ip", "route", "show", "dev", "eth0")
+    assert listing.count("via 10.9.0.1") == 1000
+    machine.ok("bridge", "DEL", config, container)

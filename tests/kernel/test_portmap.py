@@ -287,12 +287,17 @@ def asks_again(node: Node, source_port: int) -> Callable[[Server], str]:
     return lambda server: asks(node.outside, server, HOST4, 8080, source=("0.0.0.0", source_port))
 
 
-def test_connections_of_a_reused_udp_port(node: Node) -> None:
-    """A UDP client that never pauses follows the port: to the node, c1, c2 and the node again."""
+@pytest.mark.parametrize("count", [1, 200])
+def test_connections_of_a_reused_udp_port(node: Node, count: int) -> None:
+    """A UDP client that never pauses follows the port: to the node, c1, c2 and the node again.
+
+    So it is for one port, and for one of hundreds.
+    """
     first, second = node.attach(), node.attach("c2")
     ask = asks_again(node, 4444)
-    one = node.config(port(8080, 80, "udp"))
-    two = node.config(port(8080, 80, "udp"), containerid="c2")
+    ports = [port(8080 + number, 80, "udp") for number in range(count)]
+    one = node.config(*ports)
+    two = node.config(*ports, containerid="c2")
     third = node.attach("c3")  # has connections tracked from the first packet on
     node.ok("ADD", node.config(port(9), containerid="c3"), third, containerid="c3")
     seen = []
@@ -315,8 +320,10 @@ def test_connections_of_a_reused_udp_port(node: Node) -> None:
     assert seen == [OUTSIDE4] * 5
 
 
-def test_connections_of_others_are_remembered(node: Node) -> None:
+@pytest.mark.parametrize("count", [1, 200])
+def test_connections_of_others_are_remembered(node: Node, count: int) -> None:
     """Connections that pass through the node to the same port of another are not forgotten."""
+    ports = [port(8080 + number, 80, "udp") for number in range(count)]
     container, neighbour = node.attach(), node.attach("c2")
     node.machine.do(node.outside, f"ip route add 10.9.0.0/24 via {HOST4}")
     with serving(node.outside, "udp", 8080, ["0.0.0.0"]) as (server,):
@@ -329,7 +336,7 @@ def test_connections_of_others_are_remembered(node: Node) -> None:
         for _ in range(2):
             assert asks(neighbour, server, OUTSIDE4, 8080, source=("0.0.0.0", 4445))
             node.ok("DEL", node.config(), container)
-            node.ok("ADD", node.config(port(8080, 80, "udp")), container)
+            node.ok("ADD", node.config(*ports), container)
         listing = node.machine.command(node.host, "nft", "list", "chain", "ip", "watch", "f")
 
     assert "counter packets 1 " in listing
@@ -435,3 +442,39 @@ def test_interfaces_of_one_container(node: Node) -> None:
     listing = node.machine.command(node.host, "nft", "list", "set", "inet", "pycni", "localnet")
     assert [name for name in veths if name in listing] == veths[1:]
     assert [node.route_localnet(name) for name in veths] == ["0", "1"]
+
+
+@pytest.mark.both_edges
+def test_hundreds_of_scattered_ports(node: Node) -> None:
+    """Each is mapped on both families, CHECK sees each, and DEL takes all of them back."""
+    container = node.attach()
+    config = node.config(*(port(10_000 + 3 * number, 80, "tcp") for number in range(500)))
+
+    node.ok("ADD", config, container)
+
+    (keys,) = node.mapped().values()
+    assert len(keys) == 2 * 500 + 2
+    with serving(container, "tcp", 80) as (v4, _):
+        assert asks(node.outside, v4, HOST4, 10_000 + 3 * 499) == OUTSIDE4
+    node.ok("CHECK", config, container)
+    node.ok("DEL", config, container)
+    assert node.machine.nft() == []
+    assert node.records() == []
+
+
+@pytest.mark.both_edges
+def test_taken_one_of_hundreds_of_ports(node: Node) -> None:
+    """The refusal names the port and its owner, and leaves no other of them."""
+    one, two = node.attach(), node.attach("c2")
+    node.ok("ADD", node.config(port(10_399)), one)
+    ports = [port(10_000 + number) for number in range(400)]
+    before = node.mapped()
+
+    error = node.machine.refused(
+        "portmap", "ADD", node.config(*ports, containerid="c2"), two, containerid="c2"
+    )
+
+    assert "host port 10399/tcp is mapped for" in error["msg"]
+    assert node.mapped() == before
+    node.ok("DEL", node.config(*ports, containerid="c2"), two, containerid="c2")
+    assert node.mapped() == before

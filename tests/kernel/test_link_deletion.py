@@ -1,10 +1,10 @@
-"""An interface is deleted without waiting until the kernel has freed its memory."""
+"""cni_common/kernel/link_deletion.py: interfaces deleted without waiting for the memory."""
 
 from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import Any
@@ -45,9 +45,11 @@ class SlowNetNS(NetNS):
 class _SlowChannel(Channel):
     netns: SlowNetNS
 
-    def exchange(self, messages: Sequence[Message]) -> list[list[Any]]:
+    def exchange(
+        self, messages: Sequence[Message], *, absent: Collection[int] = ()
+    ) -> list[list[Any]]:
         try:
-            return super().exchange(messages)
+            return super().exchange(messages, absent=absent)
         finally:
             self.netns.deleted.set()
             assert self.netns.go_on.wait(PATIENCE)
@@ -169,8 +171,10 @@ def test_absence_in_a_group(machine: Machine, netns: SlowNetNS) -> None:
 class _Unmarking(Channel):
     """Does not put into the group what is to be deleted, as if somebody took it out again."""
 
-    def exchange(self, messages: Sequence[Message]) -> list[list[Any]]:
-        return super().exchange(messages[-1:])
+    def exchange(
+        self, messages: Sequence[Message], *, absent: Collection[int] = ()
+    ) -> list[list[Any]]:
+        return super().exchange(messages[-1:], absent=absent)
 
 
 class UnmarkingNetNS(NetNS):
