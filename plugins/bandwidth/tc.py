@@ -31,7 +31,6 @@ from cni_common.kernel.netlink import (
 )
 
 if TYPE_CHECKING:
-
     from cni_common.kernel.netlink import Channel
     from cni_common.spec.names import Subnet
 
