@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from cni_common.node.absence import Absence
 from cni_common.node.lifecycle import as_delete
-from cni_common.node.liveness import GRACE_SECONDS, addresses_in_use
+from cni_common.node.liveness import GRACE_SECONDS
+from cni_common.node.survey import addresses_in_use
 from commands.node import PROBE, Node
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def note_returns(host: Host, steps: BestEffort) -> None:
 def remove_stray(host: Host, part: Part, stray: Stray, network: str = "") -> None:
     """Remove `stray` if it still has no record and no living container."""
     claimed = Node(host, "").claimed(part)
-    if stray.owner in claimed or stray.addresses & addresses_in_use():
+    if stray.owner in claimed or stray.addresses & addresses_in_use(host):
         return
     _log(host, stray.what, stray.reason)
     if stray.remove_from:

@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -213,6 +214,47 @@ class Channel:
                 if error.errno != errno.EINTR or attempt == _DUMP_TRIES - 1:
                     raise
         raise AssertionError  # pragma: no cover - the loop returns or raises
+
+    def sample(self, message: Message, found: set[Any], *, until: float, at_most: int) -> str:
+        """Add the answers to a dump to `found`; return the reason if some may be missing, or "".
+
+        The dump is repeated as `dump` does; what was seen meanwhile counts. It ends at the time
+        `until` of the monotonic clock, and when `found` has `at_most` members. To be used where
+        others rule in the namespace; afterwards the channel can only be closed. Raises OSError.
+        """
+        for _ in range(_DUMP_TRIES):
+            self._sequence += 1
+            self.sock.send(message.encode(self._sequence))
+            interrupted = False
+            for kind, flags, part in self._answers(self._sequence, until):
+                interrupted |= bool(flags & NLM_F_DUMP_INTR)
+                if kind == NLMSG_ERROR:
+                    code, words = _error(flags, part)
+                    raise NetlinkError(code, f"{message.what}: {words}")
+                if kind != NLMSG_DONE:
+                    found.add(message.read(part))
+                if len(found) >= at_most:
+                    return "there are too many"
+            if not interrupted:
+                return ""
+        return "they change all the time"
+
+    def _answers(self, sequence: int, until: float) -> Iterator[tuple[int, int, bytes]]:
+        """Yield type, flags and bytes of each answer to a dump. Raises OSError.
+
+        Datagrams of other senders are dropped, as `_receive` does; a flood of them ends at `until`.
+        """
+        kind = 0
+        while kind not in (NLMSG_DONE, NLMSG_ERROR):
+            left = until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(errno.ETIMEDOUT, "that takes too long")
+            self.sock.settimeout(left)
+            data, (sender, _groups) = self.sock.recvfrom(1 << 16)
+            parts = _parts(data) if sender == 0 else ()
+            for number, kind, flags, part in parts:
+                if number == sequence:
+                    yield kind, flags, part
 
     def await_event(self, seconds: float) -> bool:
         """Wait for an event on a subscribed channel; return False if none arrived.

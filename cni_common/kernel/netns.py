@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 OWN = "/proc/thread-self/ns/net"
 CLONE_NEWNET = 0x40000000  # linux/sched.h
-NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
+NS_GET_USERNS, NS_GET_NSTYPE = 0xB701, 0xB703  # linux/nsfs.h
 FIRST_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO of linux/proc_ns.h: sees every process
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _SYSCTL_BYTES_MAX = 4096
@@ -160,6 +160,19 @@ class NetNS:
     def is_same(self, other: NetNS) -> bool:
         """Tell whether both handles are of one namespace."""
         return os.path.samestat(os.fstat(self.fd), os.fstat(other.fd))
+
+    def is_foreign(self) -> bool:
+        """Tell whether it belongs to another user namespace than this process. Raises OSError."""
+        try:
+            owner = fcntl.ioctl(self.fd, NS_GET_USERNS)
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                raise
+            return error.errno == errno.EPERM  # others: a kernel that has no user namespaces
+        try:
+            return not os.path.samestat(os.fstat(owner), os.stat("/proc/self/ns/user"))
+        finally:
+            os.close(owner)
 
     @cached_property
     def identity(self) -> str:

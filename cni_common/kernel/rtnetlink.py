@@ -282,6 +282,16 @@ class Netlink:
             ]
         return found
 
+    def sample_addresses(self, found: set[Address], *, until: float, at_most: int) -> str:
+        """Add the addresses of all interfaces to `found`, as Channel.sample does."""
+        problem = ""
+        for version in (4, 6):
+            query = encode_address_query(0, version)
+            message = Message("list addresses", RTM_GETADDR, NLM_F_DUMP, query, _address_of)
+            sampled = self.channel.sample(message, found, until=until, at_most=at_most)
+            problem = problem or sampled
+        return problem
+
     def add_address(self, index: int, address: Cidr, *, dad: bool = False) -> None:
         """Add an address. NetlinkError EEXIST if the interface has it. `dad`: detect duplicates."""
         self.channel.exchange([address_message(index, address, dad=dad)])
@@ -382,6 +392,10 @@ def _named(name: str) -> bytes:
 
 def _look_up(body: bytes, what: str) -> Message:
     return Message(what, RTM_GETLINK, NLM_F_ACK, body, decode_link)
+
+
+def _address_of(data: bytes) -> Address:
+    return decode_address(data)[1].ip
 
 
 def _s32(kind: int, value: int) -> bytes:

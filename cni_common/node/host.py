@@ -10,6 +10,7 @@ from cni_common.kernel.netns import OWN, NetNS
 from cni_common.node.record import Records
 from cni_common.spec import wire
 from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.names import is_whole
 from cni_common.spec.request import Command, Request
 from cni_common.spec.result import Result
 from cni_common.spec.undo import Undo
@@ -283,7 +284,7 @@ def find_plugin(type: str, path: Sequence[str]) -> str:
     """
     if not type:
         raise CNIError(Code.INVALID_CONFIG, 'no plugin name provided: "type" is missing or empty')
-    if "/" in type or "\0" in type or type in (".", ".."):
+    if "/" in type or not is_whole(type) or type in (".", ".."):
         raise CNIError(Code.INVALID_CONFIG, f"invalid plugin name: {type!r}")
     for directory in path:
         candidate = os.path.join(directory, type)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from ipaddress import ip_interface
 from typing import TYPE_CHECKING
 
@@ -176,9 +176,9 @@ class Masquerade(Part):
         valid = req.valid_attachments
         if valid is None:
             return
-        from cni_common.node.liveness import addresses_in_use
+        from cni_common.node.survey import addresses_in_use
 
-        in_use = cache(addresses_in_use)
+        in_use = cache(partial(addresses_in_use, host))
 
         def keep() -> frozenset[Attachment]:
             # To be asked for after a look at what there is: a record is there before all the rest.

@@ -12,9 +12,9 @@ from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from cni_common.kernel.netns import FIRST_PID_NAMESPACE, NetNS, identity, pid_namespace
+from cni_common.kernel.netns import FIRST_PID_NAMESPACE, identity, pid_namespace
+from cni_common.node import survey
 from cni_common.node.masquerade import owner_of
-from cni_common.spec.errors import CNIError
 from cni_common.spec.request import Attachment, Command
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from cni_common.spec.wire import Json
 
 GRACE_SECONDS = 60  # GC leaves younger attachments alone: their ADD may not have returned yet
-_NETNS_DIRECTORIES = ("/run/netns", "/var/run/netns", "/run/docker/netns")
 
 
 class State(Enum):
@@ -107,20 +106,17 @@ class Liveness:
     @cached_property
     def namespaces(self) -> dict[str, str]:
         """One path to every visible namespace, by its identity."""
-        return reachable_namespaces()
+        return survey.reachable_namespaces()
 
     @cached_property
     def addresses(self) -> frozenset[Address]:
-        """Every address in every visible namespace."""
+        """Every address in every namespace that counts for `survey`."""
         return self.addresses_beside("")
 
     def addresses_beside(self, ours: str) -> frozenset[Address]:
-        """Return every address in every visible namespace except the one `ours`. Slow."""
-        found: set[Address] = set()
-        for one, path in self.namespaces.items():
-            if one != ours:
-                found |= _addresses_in(path)
-        return frozenset(found)
+        """Return every address in those namespaces, except the one `ours`. Slow."""
+        others = (path for one, path in self.namespaces.items() if one != ours)
+        return survey.addresses_in(others, self._host.log)
 
     @cached_property
     def _ends_by_namespace(self) -> dict[str, list[tuple[str, str]]]:
@@ -161,33 +157,6 @@ def is_hidden(facts: Json) -> bool:
     """Tell whether /proc may hide processes that the writer of the record could see."""
     own = pid_namespace()
     return own != FIRST_PID_NAMESPACE and facts.get("pid_ns") != own
-
-
-def reachable_namespaces() -> dict[str, str]:
-    """Return one path to every visible network namespace, by its identity.
-
-    Reads /proc, /run/netns and docker's directory. The main thread of a process may have ended
-    before others, or another thread may be in another namespace: all threads are read, except those
-    of this process, which visit other namespaces. Raises OSError.
-    """
-    inodes: dict[tuple[int, int], str] = {}
-    processes = [name for name in os.listdir("/proc") if name.isdigit()]
-    of_processes = (f"/proc/{process}/ns/net" for process in processes)
-    # Threads last, as they come and go faster than their namespaces.
-    for path in (*of_processes, *_mounted_namespaces(), *_namespaces_of_threads(processes)):
-        try:
-            status = os.stat(path)
-        except OSError:
-            continue  # the path is gone, or the thread has ended
-        inodes.setdefault((status.st_dev, status.st_ino), path)
-    found = {identity(path): path for path in inodes.values()}
-    found.pop("", None)  # the path is gone, or is no namespace
-    return found
-
-
-def addresses_in_use() -> frozenset[Address]:
-    """Return every address in every visible namespace. Slow. Raises OSError."""
-    return frozenset().union(*map(_addresses_in, reachable_namespaces().values()))
 
 
 def holder_of(host: Host, text: str, address: Address, *, ours: str) -> str:
@@ -293,35 +262,3 @@ def _is_something_else(path: str) -> bool:
     except OSError:
         return True  # it cannot be told
     return True
-
-
-def _namespaces_of_threads(processes: list[str]) -> Iterator[str]:
-    for process in processes:
-        try:
-            threads = os.listdir(f"/proc/{process}/task")
-        except OSError:
-            continue  # it has ended
-        for thread in threads:
-            if thread != process and int(process) != os.getpid():
-                yield f"/proc/{process}/task/{thread}/ns/net"
-
-
-def _mounted_namespaces() -> Iterator[str]:
-    for directory in _NETNS_DIRECTORIES:
-        try:
-            names = os.listdir(directory)
-        except OSError:
-            continue
-        for name in names:
-            yield f"{directory}/{name}"
-
-
-def _addresses_in(path: str) -> set[Address]:
-    try:
-        netns = NetNS(path)
-    except CNIError:
-        return set()  # it went away
-    try:
-        return {cidr.ip for cidr, _ in netns.netlink.addresses()}
-    finally:
-        netns.close()

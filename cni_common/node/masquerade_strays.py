@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel import nft_layout
 from cni_common.node import masquerade, masquerade_iptables
-from cni_common.node.liveness import addresses_in_use
 from cni_common.node.owned import Stray
+from cni_common.node.survey import addresses_in_use
 from cni_common.spec.request import Attachment
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _remove_of_reference(host: Host, source: Address, network: str) -> None:
         listed = host.records.listing()
         return frozenset(one.attachment for one, _ in listed if one.network == network)
 
-    in_use = addresses_in_use()
+    in_use = addresses_in_use(host)
     masquerade.gc_of_reference(
         host.netns, network, keep, lambda address: address != source or address in in_use
     )

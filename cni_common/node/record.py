@@ -66,16 +66,25 @@ def make_directory(path: str, mode: int) -> None:
 
     What is there stays as it is. Raises OSError.
     """
+    missing = [path]
+    while True:
+        try:
+            _make_one(missing[-1], mode)
+            break
+        except FileNotFoundError:
+            parent = os.path.dirname(missing[-1])
+            if parent in ("", missing[-1]):
+                raise
+            missing.append(parent)
+    # Above `missing` all is there: behind a dangling link, and in /proc, this still fails.
+    for one in reversed(missing[:-1]):
+        _make_one(one, mode)
+
+
+def _make_one(path: str, mode: int) -> None:
     try:
         os.mkdir(path, mode)
     except FileExistsError:
-        return
-    except FileNotFoundError:
-        parent = os.path.dirname(path)
-        if parent in ("", path):
-            raise
-        make_directory(parent, mode)
-        make_directory(path, mode)
         return
     os.chmod(path, mode)
 

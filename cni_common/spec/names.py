@@ -48,6 +48,16 @@ def check_identifier(value: str, what: str, code: int) -> None:
         )
 
 
+def is_whole(text: str) -> bool:
+    """Tell whether the kernel and a path take all of `text`: a NUL would end it there."""
+    return "\0" not in text
+
+
+def is_absolute(path: str) -> bool:
+    """Tell whether `path` is absolute, and whole."""
+    return path.startswith("/") and is_whole(path)
+
+
 def check_ifname(value: str, what: str, code: int) -> None:
     """Raise CNIError `code` unless `value` can name a network interface.
 
@@ -64,11 +74,12 @@ def check_ifname(value: str, what: str, code: int) -> None:
             code, f"{what} is too long", f"{value!r} has more than {IFNAME_MAX_BYTES} bytes"
         )
     # The kernel treats % as a name pattern; all and default are directories of its sysctls.
-    if value in ("", ".", "..", "all", "default") or not _NOT_IN_IFNAME.isdisjoint(value):
+    odd = value in ("", ".", "..", "all", "default") or not is_whole(value)
+    if odd or not _NOT_IN_IFNAME.isdisjoint(value):
         raise CNIError(
             code,
             f"{what} {value!r} is not an interface name: '.', '..', 'all', 'default', '/', ':',"
-            " '%', white space and the empty string are not allowed",
+            " '%', white space, NUL and the empty string are not allowed",
         )
 
 

@@ -14,6 +14,7 @@ from cni_common.spec.names import (
     Address,
     Cidr,
     Subnet,
+    is_whole,
     parse_address,
     parse_cidr,
 )
@@ -223,6 +224,8 @@ def _get(entry: Json, key: str, default: T) -> T:
     if type(value) is not type(default):
         expected, found = wire.type_name(default), wire.type_name(value)
         raise ValueError(f"{key}: {found} where {expected} is due")
+    if isinstance(value, str) and not is_whole(value):
+        raise ValueError(f"{key}: {value!r} contains a NUL, which is not allowed")
     return value
 
 

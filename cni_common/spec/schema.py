@@ -10,6 +10,7 @@ import json
 from typing import TYPE_CHECKING
 
 from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.names import is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ _JSON_TYPES = {
     "integer": int,
     "boolean": bool,
 }
+_STRICT = ("integer", "string")
 
 
 def validate(config: Json, schema: Json) -> None:
@@ -73,7 +75,9 @@ def _plainly_valid(value: Any, schema: Json) -> bool:
 
 def _has_type(value: Any, name: str) -> bool:
     wanted = _JSON_TYPES.get(name)
-    return wanted is not None and type(value) is wanted
+    if wanted is None or type(value) is not wanted:
+        return False
+    return type(value) is not str or is_whole(value)
 
 
 def _properties(value: Any, properties: Json) -> bool:
@@ -108,9 +112,9 @@ def _errors(config: Json, schema: Json) -> Iterator[ValidationError]:
     from jsonschema import Draft202012Validator
     from jsonschema.validators import extend
 
-    # Go refuses 1400.0 as an integer, JSON Schema accepts it.
-    strict = Draft202012Validator.TYPE_CHECKER.redefine(
-        "integer", lambda _checker, value: type(value) is int
+    # Go refuses 1400.0 as an integer, JSON Schema accepts it. Neither knows that a NUL ends a text.
+    strict = Draft202012Validator.TYPE_CHECKER.redefine_many(
+        {name: lambda _checker, value, name=name: _has_type(value, name) for name in _STRICT}
     )
     validator = extend(Draft202012Validator, type_checker=strict)  # type: ignore[no-untyped-call]
     yield from validator(schema).iter_errors(config)
@@ -124,6 +128,8 @@ def _describe(error: ValidationError) -> str:
     if error.validator == "type":  # jsonschema's message quotes the value as Python, not as JSON
         value = json.dumps(error.instance, ensure_ascii=False)
         message = f"{value} is not of type {error.validator_value}"
+        if error.validator_value == "string" and type(error.instance) is str:
+            message = f"{value} contains a NUL, which is not allowed"
     message = " ".join(message.split())
     if len(message) > 300:  # the message contains the whole value
         message = f"{message[:150]} ... {message[-140:]}"

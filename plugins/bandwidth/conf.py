@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from cni_common.spec.wire import Json
 
 _U32, _U64 = 2**32 - 1, 2**64 - 1
-# Bursts that runtimes send if none was requested: containerd the largest unsigned number of 32
-# bits, old kubelets the largest signed one.
-_NO_BURST = (_U32, _U32 >> 1)
+# Runtimes send the largest number that they have if no burst was asked for: of 31 or 32 bits, or of
+# as many bytes in bits (CRI-O). A bucket of so much lets through all of most transfers, unless the
+# rate empties it within a second.
+_NO_BURST_LEAST, _NO_BURST_SECONDS = _U32 >> 1, 1
 _LIMITS = ("ingressRate", "ingressBurst", "egressRate", "egressBurst")
 SUBNETS_MAX = 1000
 
@@ -102,7 +103,9 @@ class Conf:
 def _limit(given: Json, direction: str) -> Limit | None:
     rate_key, burst_key = f"{direction}Rate", f"{direction}Burst"
     rate, burst = given.get(rate_key, 0), given.get(burst_key, 0)
-    if burst in _NO_BURST:
+    if burst // 8 >= _U32:
+        raise _refuse(f'"{burst_key}" is {burst}, it must be less than 4 GiB, {_U32 * 8} bits')
+    if burst >= _NO_BURST_LEAST and burst > rate * _NO_BURST_SECONDS:
         burst = 0
     if not rate:
         if burst:
@@ -110,8 +113,6 @@ def _limit(given: Json, direction: str) -> Limit | None:
         return None
     if rate < 8:
         raise _refuse(f'"{rate_key}" is {rate}, it must be 8 bits a second at least, or 0')
-    if burst // 8 >= _U32:
-        raise _refuse(f'"{burst_key}" is {burst}, it must be less than 4 GiB, {_U32 * 8} bits')
     return Limit(rate // 8, -(-burst // 8) if burst < 8 else burst // 8)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.ipam_config import CNI_ARGS, ROUTES_SCHEMA, parse_routes
-from cni_common.spec.names import Address, parse_address, parse_cidr, version_tuple
+from cni_common.spec.names import Address, is_absolute, parse_address, parse_cidr, version_tuple
 from cni_common.spec.request import PROTOCOL_PROPERTIES, Command
 from cni_common.spec.result import IPConfig, Result, Route
 from plugins.host_local import allocate, choose
@@ -134,7 +134,7 @@ class Conf:
             sets.append([{key: ipam[key] for key in _RANGE if key in ipam}])
         sets += ipam.get("ranges", ())
         for key in ("dataDir", "resolvConf"):
-            if ipam.get(key) and not _is_absolute(ipam[key]):
+            if ipam.get(key) and not is_absolute(ipam[key]):
                 raise CNIError(
                     Code.INVALID_CONFIG, f'ipam.{key} "{ipam[key]}" is not an absolute path'
                 )
@@ -234,14 +234,10 @@ def lifecycle() -> Lifecycle:
     return LIFECYCLE
 
 
-def _is_absolute(path: str) -> bool:
-    return path.startswith("/") and "\0" not in path
-
-
 def _directory(req: Request) -> str:
     # Used by DEL and GC as well: an invalid configuration must not stop them.
     data_dir = req.config.get("ipam", {}).get("dataDir", "")
-    if not _is_absolute(data_dir):
+    if not is_absolute(data_dir):
         data_dir = DEFAULT_DATA_DIR
     return f"{data_dir.rstrip('/')}/{req.network}"
 

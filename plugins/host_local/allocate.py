@@ -196,7 +196,7 @@ def _abandoned(req: Request, host: Host, conf: Conf, behind: _LeftBehind) -> Seq
 
     of_pod = [one for one in behind.of_pod if one.owner and one.owner.ifname == req.ifname]
     return [
-        *reclaim.not_in_use(behind.own),
+        *reclaim.not_in_use(host, behind.own),
         *reclaim.abandoned(host, req.network, of_pod, conf.pod_uid),
     ]
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cni_common.node.liveness import State, addresses_in_use
+from cni_common.node.liveness import State
+from cni_common.node.survey import addresses_in_use
 from plugins.host_local.expiry import Expiry
 from plugins.host_local.lease import GRACE_SECONDS, PLUGIN, LeaseFacts
 from plugins.host_local.ranges import unused
@@ -101,9 +102,9 @@ def abandoned(host: Host, network: str, leases: Sequence[Lease], pod_uid: str) -
     return found
 
 
-def not_in_use(leases: Sequence[Lease]) -> list[Lease]:
+def not_in_use(host: Host, leases: Sequence[Lease]) -> list[Lease]:
     """Return those of `leases` whose address no namespace has."""
-    in_use = addresses_in_use() if leases else frozenset()
+    in_use = addresses_in_use(host) if leases else frozenset()
     return [lease for lease in leases if lease.address not in in_use]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cni_common.kernel.link import parse_mac
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.ipam_config import CNI_ARGS
+from cni_common.spec.names import is_absolute
 from cni_common.spec.request import PROTOCOL_PROPERTIES
 from plugins.tuning import sysctl
 
@@ -107,7 +108,7 @@ class Conf:
         by_args = config.get("args", {}).get("cni", {})
         if any(req.stdin.count(f'"{key}"'.encode()) > 1 for key in config.get("sysctl", {})):
             _refuse_duplicates(req.stdin)
-        if not _is_absolute(config.get("dataDir", DEFAULT_DATA_DIR)):
+        if not is_absolute(config.get("dataDir", DEFAULT_DATA_DIR)):
             raise _refuse(f'"dataDir" is {config["dataDir"]!r}, it must be an absolute path')
         sysctls, keys = _sysctls(config.get("sysctl", {}), req.ifname)
         more = _sysctls(by_args.get("sysctl", {}), req.ifname)
@@ -128,13 +129,9 @@ class Conf:
 def backup_path(req: Request) -> str:
     """Return the path of the reference's file of former settings; for DEL, too."""
     directory = req.config.get("dataDir", DEFAULT_DATA_DIR)
-    if not _is_absolute(directory):
+    if not is_absolute(directory):
         directory = DEFAULT_DATA_DIR
     return f"{directory.rstrip('/')}/{req.containerid}_{req.ifname}.json"
-
-
-def _is_absolute(path: str) -> bool:
-    return path.startswith("/") and "\0" not in path
 
 
 def _sysctls(given: Json, ifname: str) -> tuple[dict[str, str], dict[str, str]]:

@@ -329,3 +329,13 @@ def test_keys_are_matched_as_go_does(machine: Machine) -> None:
     machine.ok("bridge", "ADD", config, container)
 
     assert machine.addresses(machine.host, "br7") == ["10.9.0.1/24"]
+
+
+def test_a_bridge_name_with_a_nul_makes_nothing(machine: Machine) -> None:
+    """The kernel would make a bridge of the name before the NUL."""
+    error = machine.refused("bridge", "ADD", machine.network(bridge="ab\0cd"), machine.container())
+
+    assert error["code"] == 7
+    assert "contains a NUL" in error["msg"]
+    assert machine.try_command(machine.host, "ip", "link", "show", "ab").returncode != 0
+    machine.ok("bridge", "DEL", machine.network(bridge="ab\0cd"), machine.container())

@@ -32,8 +32,8 @@ WINGS = {
         *("nft_messages", "nft_expressions", "nft_table", "nft_layout", "iptables"),
     ),
     "node": (
-        *("unformatted", "record", "owned", "masquerade_iptables", "masquerade", "liveness"),
-        *("absence", "masquerade_strays", "veth", "lifecycle", "interface", "host"),
+        *("unformatted", "record", "owned", "masquerade_iptables", "masquerade", "survey"),
+        *("liveness", "absence", "masquerade_strays", "veth", "lifecycle", "interface", "host"),
     ),
     "serve": ("stdio", "protocol", "worker", "engine", "cli", "main"),
 }
@@ -47,7 +47,7 @@ LAZY = {
     "node.lifecycle": ("node.liveness", "node.owned"),
     "node.interface": (
         *("kernel.iptables", "node.liveness", "node.masquerade_iptables", "node.masquerade_strays"),
-        "node.owned",
+        *("node.owned", "node.survey"),
     ),
     "serve.main": tuple(name for name in ORDER if name != "serve.stdio"),
 }

@@ -42,7 +42,8 @@ class TestConf:
             (0, 0),
             (U32, 0),
             (U32 >> 1, 0),
-            (U32 - 1, 536_870_911),
+            (8 * U32 - 1, 0),
+            ((U32 >> 1) - 1, 268_435_456 - 1),
             (7, 1),
             (8, 1),
             (9, 1),
@@ -53,6 +54,15 @@ class TestConf:
         keys = {} if burst is None else {"egressBurst": burst}
 
         assert Conf.of(request(egressRate=80, **keys)).egress == Limit(10, expected)
+
+    @pytest.mark.parametrize("burst", [U32 >> 1, U32, 8 * U32 - 1])
+    def test_no_burst_of_runtimes_is_no_wish(self, burst: int) -> None:
+        """A number counts as a burst only if the rate can use that up within a second."""
+        slow = Conf.of(request(ingressRate=10**7, ingressBurst=burst))
+        fast = Conf.of(request(egressRate=burst, egressBurst=burst))
+
+        assert slow.ingress == Limit(10**7 // 8, 0)
+        assert fast.egress == Limit(burst // 8, burst // 8)
 
     def test_runtime(self) -> None:
         """The runtime's limits count when there are none of its own, and its own subnets stay."""

@@ -68,6 +68,15 @@ class TestBegin:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
+    @pytest.mark.parametrize("place", ["/proc/x/net1", "LINK/net1"])
+    def test_where_nothing_can_be_made(self, tmp_path: Path, place: str) -> None:
+        """In /proc, and behind a dangling link, ENOENT comes again, and once is enough."""
+        link = tmp_path / "link"
+        link.symlink_to(tmp_path / "absent" / "target")
+
+        with pytest.raises(FileNotFoundError):
+            make_directory(place.replace("LINK", str(link)), 0o755)
+
     @pytest.mark.parametrize("mask", [0, 0o077, 0o777])
     def test_modes(self, tmp_path: Path, mask: int) -> None:
         """What is made on the way has its mode whatever the caller's umask is."""

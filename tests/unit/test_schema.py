@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -11,7 +11,11 @@ from jsonschema.validators import extend
 
 from cni_common.spec import schema
 from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.result import Result
 from plugins import TYPES, load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Json = dict[str, Any]
 
@@ -270,3 +274,49 @@ def is_part(part: Any, whole: Any) -> bool:
     if isinstance(part, list) and isinstance(whole, list):
         return all(any(is_part(one, other) for other in whole) for one in part)
     return bool(part == whole)
+
+
+def strings_of(part: Json) -> Iterator[tuple[list[str], Any]]:
+    """Yield the path of each string in a SCHEMA, and a value there with a NUL within."""
+    if part.get("type") == "string":
+        yield [], "ab\0cd"
+    for key, inner in part.get("properties", {}).items():
+        yield from (([key, *path], {key: value}) for path, value in strings_of(inner))
+    if "items" in part:
+        yield from (([*path], [value]) for path, value in strings_of(part["items"]))
+    if isinstance(part.get("additionalProperties"), dict):
+        inner = part["additionalProperties"]
+        yield from ((["x", *path], {"x": value}) for path, value in strings_of(inner))
+
+
+@pytest.mark.parametrize("plugin", TYPES)
+def test_no_string_with_a_nul_reaches_kernel_or_path(plugin: str) -> None:
+    """The kernel, and C behind a path, would read another name: the text up to the NUL."""
+    module = load(plugin)
+    assert module
+    strings = list(strings_of(dict(module.SCHEMA)))
+    assert strings
+    for path, config in strings:
+        said = message(config, dict(module.SCHEMA))
+        assert ".".join(path).replace("..", ".") in said.replace("[0]", ""), said
+        assert said.endswith('"ab\\u0000cd" contains a NUL, which is not allowed') or "enum" in said
+        rest, refused = schema.salvage(config, module.SCHEMA)
+        assert "ab\0cd" not in str(rest)
+        assert len(refused) == 1
+
+
+@pytest.mark.parametrize(
+    ("entry", "where"),
+    [
+        ({"interfaces": [{"name": "eth0\0x"}]}, "interfaces[0].name"),
+        ({"interfaces": [{"name": "eth0", "sandbox": "/run\0"}]}, "interfaces[0].sandbox"),
+        ({"ips": [{"address": "10.0.0.1\0/24"}]}, "ips[0].address"),
+    ],
+)
+def test_no_result_with_a_nul_is_believed(entry: Json, where: str) -> None:
+    """The names of a result reach the kernel, too: in chained plugins and from other IPAM."""
+    with pytest.raises(CNIError) as caught:
+        Result.parse(entry, "1.0.0")
+
+    assert f"{where}: " in caught.value.msg
+    assert "contains a NUL" in caught.value.msg

@@ -74,7 +74,7 @@ def test_wrong_types(node: Node, config: dict[str, Any]) -> None:
         ({"ipam": {}}, "no IP ranges specified"),
         ({"ipam": {"rangeStart": "10.0.0.5"}}, "no IP ranges specified"),
         ({"ipam": {**IPAM, "dataDir": "leases"}}, 'ipam.dataDir "leases" is not an absolute path'),
-        ({"ipam": {**IPAM, "dataDir": "/a\0b"}}, "is not an absolute path"),
+        ({"ipam": {**IPAM, "dataDir": "/a\0b"}}, "contains a NUL"),
         ({"ipam": {**IPAM, "resolvConf": "resolv.conf"}}, 'ipam.resolvConf "resolv.conf" is not'),
         ({"ipam": {**IPAM, "resolvConf": "/none"}}, 'cannot read "/none": No such file'),
         ({"ipam": {**IPAM, "routes": [{}]}}, 'ipam.routes[0]: "dst" is missing'),
