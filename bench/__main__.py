@@ -37,7 +37,7 @@ def main(words: Sequence[str]) -> int:
             return 2
     report.write(found, options.output)
     sys.stdout.write(report.text(found))
-    missed = [one for one in verdict.judge(found) if not one.holds]
+    missed = [one for one in verdict.compare(found) if not one.holds]
     for one in missed:
         sys.stderr.write(f"bench: missed: {one}\n")
     return 1 if missed and not options.no_verdict else 0

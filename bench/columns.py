@@ -20,7 +20,7 @@ from cni_common.node.record import make_directory
 ROOT = Path(__file__).resolve().parents[1]
 SOCKET = "/run/pycni/engine.sock"
 _READY_SECONDS = 20.0
-_SETTLE_SECONDS = 0.002  # an engine's work after its answer belongs to that call
+_PAUSE_SECONDS = 0.002  # an engine's work after its answer belongs to that call
 _CFLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror")
 # Mounts that are visible nowhere else, then the driver instead of the shell.
 _MOUNTS = """
@@ -125,7 +125,7 @@ class Column:
         self._driver.stdin.flush()
         outcomes = [_outcome(self._line()) for _ in calls]
         wall_ms = int(self._line()) / 1e6
-        time.sleep(_SETTLE_SECONDS)
+        time.sleep(_PAUSE_SECONDS)
         after = self._engine_cpu()
         # Processes that have ended meanwhile have no clock any more.
         engine_ms = sum(ms - before.get(pid, 0.0) for pid, ms in after.items())

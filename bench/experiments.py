@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench import iperf3, networks
 from bench.columns import Batch, Call, Column, Floor, empty, sh
-from bench.networks import Attachment, Kind, Network
+from bench.networks import Attachment, Network, Variant
 from bench.samples import ENGINE, FLOOR, ONE_SHOT, Row
 from plugins import TYPES
 
@@ -93,8 +93,8 @@ def experiments(types: Sequence[str] = TYPES) -> dict[str, Callable[[Bench], Non
         "version": version,
         "loopback": loopback,
     }
-    for key, (title, kind) in _kinds(types).items():
-        found[key] = partial(attach, key=key, title=title, kind=kind)
+    for key, (title, variant) in _variants(types).items():
+        found[key] = partial(attach, key=key, title=title, variant=variant)
     found["throughput"] = throughput
     found["cnitool"] = by_cnitool
     for number in AT_ONCE:
@@ -112,17 +112,17 @@ def experiments(types: Sequence[str] = TYPES) -> dict[str, Callable[[Bench], Non
     return found
 
 
-def _kinds(types: Sequence[str]) -> dict[str, tuple[str, Kind]]:
+def _variants(types: Sequence[str]) -> dict[str, tuple[str, Variant]]:
     found = {
-        "plain": ("", Kind()),
-        "dual": (", dual stack", Kind(dual=True)),
-        "masq": (", masquerade", Kind(masquerade="iptables")),
-        "masq-nft": (", masquerade (reference: nftables)", Kind(masquerade="nftables")),
-        "masq-dual": (", masquerade, dual stack", Kind(dual=True, masquerade="iptables")),
+        "plain": ("", Variant()),
+        "dual": (", dual stack", Variant(dual=True)),
+        "masq": (", masquerade", Variant(masquerade="iptables")),
+        "masq-nft": (", masquerade (reference: nftables)", Variant(masquerade="nftables")),
+        "masq-dual": (", masquerade, dual stack", Variant(dual=True, masquerade="iptables")),
     }
     for ports in (0, 4) if "portmap" in types else ():
-        kind = Kind(masquerade="iptables", ports=ports)
-        found[f"portmap-{ports}"] = (f", masquerade, portmap with {ports} ports", kind)
+        variant = Variant(masquerade="iptables", ports=ports)
+        found[f"portmap-{ports}"] = (f", masquerade, portmap with {ports} ports", variant)
     return found
 
 
@@ -156,24 +156,24 @@ def loopback(bench: Bench) -> None:
                     row.add(column.name, batch.outcomes[0].wall_ms)
 
 
-def attach(bench: Bench, key: str, title: str, kind: Kind) -> None:
+def attach(bench: Bench, key: str, title: str, variant: Variant) -> None:
     """ADD and DEL of one container, while another one stays attached."""
     rows = {
         command: bench.row(f"{key}.{command.lower()}", f"bridge {command}{title}")
         for command in ("ADD", "DEL")
     }
-    with _residents(bench, key, kind), _floor(bench, kind) as floor:
+    with _residents(bench, key, variant), _floor(bench, variant) as floor:
         for turn in bench.turns(f"bridge{title}"):
             for column in turn:
-                network = Network(key, column.name, column.bin_dir, kind)
+                network = Network(key, column.name, column.bin_dir, variant)
                 attachment = bench.attachment(network, 0)
                 for command, row in rows.items():
                     batches = run_chain(column, [attachment], command)
                     row.add(column.name, sum(batch.wall_ms for batch in batches))
                     if command == "ADD":
                         _add_costs(bench, row, column, batches)
-            if floor and not (kind.masquerade or kind.ports):
-                rows["ADD"].add(FLOOR, _floor_add(floor, kind))
+            if floor and not (variant.masquerade or variant.ports):
+                rows["ADD"].add(FLOOR, _floor_add(floor, variant))
                 rows["DEL"].add(FLOOR, floor.ms("del", "floor"))
 
 
@@ -182,7 +182,7 @@ def first_container(bench: Bench) -> None:
     row = bench.row("first.add", "bridge ADD, masquerade, first container on an empty node")
     for turn in bench.turns(row.title, 0.5):
         for column in turn:
-            network = Network("first", column.name, column.bin_dir, Kind(masquerade="iptables"))
+            network = Network("first", column.name, column.bin_dir, Variant(masquerade="iptables"))
             attachment = bench.attachment(network, 0)
             row.add(column.name, run_chain(column, [attachment], "ADD")[0].wall_ms)
             run_chain(column, [attachment], "DEL")
@@ -199,7 +199,7 @@ def at_once(bench: Bench, number: int) -> None:
         command: bench.row(f"{key}.{command.lower()}", f"bridge {command}, {title}", "per second")
         for command in ("ADD", "DEL")
     }
-    with _residents(bench, key, Kind()), _floor(bench, Kind()) as floor:
+    with _residents(bench, key, Variant()), _floor(bench, Variant()) as floor:
         for turn in bench.turns(title, 1.0 if number == 1 else 0.3):
             for column in turn:
                 network = Network(key, column.name, column.bin_dir)
@@ -266,7 +266,7 @@ def by_cnitool(bench: Bench) -> None:
         for command in ("add", "del")
     }
     directory = Path("/etc/cni")
-    with _residents(bench, "cnitool", Kind()):
+    with _residents(bench, "cnitool", Variant()):
         for turn in bench.turns("by cnitool", 0.5):
             for column in turn:
                 network = Network("cnitool", column.name, column.bin_dir)
@@ -349,12 +349,15 @@ def _add_costs(bench: Bench, row: Row, column: Column, batches: Sequence[Batch])
 
 
 @contextmanager
-def _residents(bench: Bench, key: str, kind: Kind) -> Iterator[None]:
+def _residents(bench: Bench, key: str, variant: Variant) -> Iterator[None]:
     """Keep one container on each column's network; remove everything afterwards."""
     groups = []
     for number, column in enumerate(bench.columns):
-        network = Network(key, column.name, column.bin_dir, kind)
-        resident = Attachment(network, f"/run/netns/resident{number}", f"resident{number}", 30000)
+        network = Network(key, column.name, column.bin_dir, variant)
+        # Host ports of its own: the columns share the kernel, but not the records of their owners.
+        resident = Attachment(
+            network, f"/run/netns/resident{number}", f"resident{number}", 30000 + 100 * number
+        )
         run_chain(column, [resident], "ADD")
         groups.append((column, resident))
     yield
@@ -364,15 +367,15 @@ def _residents(bench: Bench, key: str, kind: Kind) -> Iterator[None]:
 
 
 @contextmanager
-def _floor(bench: Bench, kind: Kind) -> Iterator[Floor]:
+def _floor(bench: Bench, variant: Variant) -> Iterator[Floor]:
     """Run the floor's program, on a bridge with gateway addresses and one resident container."""
-    network = Network("floor", FLOOR, Path(), kind)
+    network = Network("floor", FLOOR, Path(), variant)
     sh(f"ip link add {network.bridge} type bridge")
     sh(f"ip address add {network.prefix4}.0.1/16 dev {network.bridge}")
     sh(f"ip address add {network.prefix6}::1/64 dev {network.bridge} nodad")
     sh(f"ip link set {network.bridge} up")
     floor = Floor(bench.floor, network.bridge)
-    _floor_add(floor, kind, "resident", "/run/netns/resident3")
+    _floor_add(floor, variant, "resident", "/run/netns/resident3")
     yield floor
     floor.ms("del", "resident")
     floor.close()
@@ -380,12 +383,12 @@ def _floor(bench: Bench, kind: Kind) -> Iterator[Floor]:
 
 
 def _floor_add(
-    floor: Floor, kind: Kind, name: str = "floor", netns: str = "/run/netns/c0"
+    floor: Floor, variant: Variant, name: str = "floor", netns: str = "/run/netns/c0"
 ) -> float:
-    network = Network("floor", FLOOR, Path(), kind)
+    network = Network("floor", FLOOR, Path(), variant)
     host = 256 + next(_CIDRS) % 60_000
     words = [f"{network.prefix4}.{host // 256}.{host % 256}/16", f"{network.prefix4}.0.1"]
-    if kind.dual:
+    if variant.dual:
         words += [f"{network.prefix6}::{host:x}/64", f"{network.prefix6}::1"]
     return floor.ms("add", name, netns, *words)
 

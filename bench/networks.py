@@ -19,7 +19,7 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True)
-class Kind:
+class Variant:
     """The properties of a network, the same for every column."""
 
     dual: bool = False
@@ -34,7 +34,7 @@ class Network:
     name: str
     column: str
     bin_dir: Path
-    kind: Kind = Kind()
+    variant: Variant = Variant()
 
     @property
     def bridge(self) -> str:
@@ -44,7 +44,7 @@ class Network:
     @property
     def subnets(self) -> list[str]:
         """The subnets, IPv4 first."""
-        return [f"{self.prefix4}.0.0/16", *([f"{self.prefix6}::/64"] if self.kind.dual else [])]
+        return [f"{self.prefix4}.0.0/16", *([f"{self.prefix6}::/64"] if self.variant.dual else [])]
 
     @property
     def prefix4(self) -> str:
@@ -58,7 +58,7 @@ class Network:
 
     def plugins(self) -> list[Json]:
         """Return the list's plugins, in the order of ADD."""
-        routes = [{"dst": "0.0.0.0/0"}, *([{"dst": "::/0"}] if self.kind.dual else [])]
+        routes = [{"dst": "0.0.0.0/0"}, *([{"dst": "::/0"}] if self.variant.dual else [])]
         bridge: Json = {
             "type": "bridge",
             "bridge": self.bridge,
@@ -69,12 +69,12 @@ class Network:
                 "routes": routes,
             },
         }
-        if self.kind.masquerade:
+        if self.variant.masquerade:
             bridge["ipMasq"] = True
             if self.column == REFERENCE:
-                bridge["ipMasqBackend"] = self.kind.masquerade
+                bridge["ipMasqBackend"] = self.variant.masquerade
         chain = [bridge]
-        if self.kind.ports is not None:
+        if self.variant.ports is not None:
             chain.append({"type": "portmap", "capabilities": {"portMappings": True}})
         return chain
 
@@ -130,7 +130,7 @@ class PluginCall:
         first = self.attachment.first_port
         return [
             {"hostPort": first + number, "containerPort": 80 + number, "protocol": "tcp"}
-            for number in range(self.attachment.network.kind.ports or 0)
+            for number in range(self.attachment.network.variant.ports or 0)
         ]
 
 

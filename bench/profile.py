@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.columns import BenchError, Call, Column, sh
 from bench.experiments import Bench, run_chain
-from bench.networks import Attachment, Kind, Network
+from bench.networks import Attachment, Network, Variant
 from bench.samples import ENGINE, FLOOR, ONE_SHOT
 from cni_common.kernel.netns import OWN, NetNS
 from cni_common.node.host import Host
@@ -52,7 +52,7 @@ _FROM_OUTSIDE = (
     "until a missing namespace is refused: the plugin's modules, its checks",
     "the ADD itself, with what it still has to load",
 )
-_KIND = Kind(masquerade="iptables")
+_VARIANT = Variant(masquerade="iptables")
 
 Steps = dict[str, float]  # ms by step
 
@@ -71,7 +71,7 @@ def profiles(bench: Bench) -> dict[str, Steps]:
 
 def from_outside(bench: Bench, column: Column, rounds: int) -> Steps:
     """Return the steps of an ADD that can be timed from outside."""
-    network = Network("profile", column.name, column.bin_dir, _KIND)
+    network = Network("profile", column.name, column.bin_dir, _VARIANT)
     resident = Attachment(network, "/run/netns/resident0", "resident")
     run_chain(column, [resident], "ADD")
     samples: dict[str, list[float]] = defaultdict(list)
@@ -101,7 +101,7 @@ def _with(call: Call, **variables: str) -> Call:
 def _warm(bin_dir: Path, rounds: int) -> Iterator[tuple[str, Steps]]:
     """Yield the steps of ADD and DEL in this process, which keeps its sockets as a worker does."""
     own = NetNS(OWN)
-    network = Network("profile", FLOOR, bin_dir, _KIND)
+    network = Network("profile", FLOOR, bin_dir, _VARIANT)
     resident = Attachment(network, "/run/netns/resident3", "resident")
     _serve(resident, "ADD", own)
     for command in ("ADD", "DEL"):

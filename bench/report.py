@@ -92,7 +92,7 @@ def _table(report: Report) -> list[list[str]]:
 
 def _bar_table(report: Report) -> list[list[str]]:
     rows = [["", "ratio", "must be", "is", "reached"]]
-    for one in verdict.judge(report):
+    for one in verdict.compare(report):
         of = f"{one.bar.column} / {one.bar.to}"
         rows.append([one.title, of, one.bar.rule, one.found, "yes" if one.holds else "NO"])
     return rows

@@ -57,7 +57,7 @@ def bars(types: Sequence[str] = TYPES) -> tuple[Bar, ...]:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Comparison:
     """A bar, and its measurement."""
 
     bar: Bar
@@ -82,11 +82,11 @@ class Judgement:
         )
 
 
-def judge(report: Report, types: Sequence[str] = TYPES) -> list[Judgement]:
+def compare(report: Report, types: Sequence[str] = TYPES) -> list[Comparison]:
     """Return every bar with its measurement."""
     found = []
     for bar in bars(types):
         row = report.row(bar.row)
         ratio = row.ratio(bar.column, bar.to) if row else None
-        found.append(Judgement(bar, row.title if row else bar.row, ratio))
+        found.append(Comparison(bar, row.title if row else bar.row, ratio))
     return found

@@ -1,4 +1,4 @@
-"""What an operator asks of a node: `pycni leases`, `audit`, `reclaim`, `explain`.
+"""The operators' commands: `pycni leases`, `audit`, `reclaim`, `explain`.
 
 These commands know the plugins, which cni_common does not: plugins/__main__.py hands them in.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 DATA_DIR = "/var/lib/cni/networks"
 DONE, FOUND, FAILED = 0, 1, 3  # exit statuses; argparse has 2
 _FAILURES = f"""
-  2  the command line says nothing sensible
+  2  invalid command line
   {FAILED}  it could not be done, see stderr"""
 _LEASES = f"""\
 exit status:
@@ -49,8 +49,8 @@ examples:
   pycni audit >/dev/null || echo "something is left on this node"
 """
 _RECLAIM = f"""\
-What has lost its container is noted at first and removed by a call at least 60 s later; nothing
-is removed that is younger, or whose network namespace is alive.
+An object without a container is noted by the first call and removed by a call at least 60 s
+later. Younger objects, and those of a living network namespace, stay.
 
 exit status:
   {DONE}  nothing is left that this command would ever remove
@@ -99,7 +99,7 @@ def _explain(options: Namespace, host: Host) -> int:
 def _on_the_node(
     name: str, run: Run, *, removes: bool = False
 ) -> Callable[[Namespace, Loader, Callable[[], object]], int]:
-    """Return `run` behind a look at who asks and where; its failures become one line each."""
+    """Return `run` behind checks of user and namespaces; each failure becomes one line."""
 
     def command(options: Namespace, load: Loader, _load_all: Callable[[], object]) -> int:
         def complain(text: str) -> int:
@@ -115,8 +115,8 @@ def _on_the_node(
             )
         if removes and not options.any_netns and pid_namespace() != FIRST_PID_NAMESPACE:
             return complain(
-                "this is not the first PID namespace, so what lives may look dead: call it on the"
-                " host, in a pod with hostPID, or add --any-netns"
+                "this is not the first PID namespace, so a living container may look dead: call"
+                " it on the host, in a pod with hostPID, or add --any-netns"
             )
         try:
             with Host(
@@ -139,9 +139,9 @@ def _on_the_node(
 
 def _words(error: Exception) -> str:
     if isinstance(error, ExceptionGroup):
-        whose = [": ".join((*getattr(one, "__notes__", ())[:1], "")) for one in error.exceptions]
+        notes = [": ".join((*getattr(one, "__notes__", ())[:1], "")) for one in error.exceptions]
         words = [_words(one) for one in error.exceptions]
-        return "; ".join(f"{note}{text}" for note, text in zip(whose, words, strict=True))
+        return "; ".join(f"{note}{text}" for note, text in zip(notes, words, strict=True))
     if isinstance(error, OSError):
         return f"{error.strerror or error}{f': {error.filename!r}' if error.filename else ''}"
     return " ".join(str(error).split())  # one line

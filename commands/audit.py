@@ -1,4 +1,4 @@
-"""`pycni audit`: what on this node belongs to no living container, and how it can go."""
+"""`pycni audit`: objects of the node without a living container, and how they can go."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cni_common.node.owned import Stray
     from cni_common.spec.names import Address
     from cni_common.spec.request import Attachment
-    from commands.first_seen import Sightings
+    from commands.first_seen import FirstSeen
     from commands.node import Tenancy
 
 NOW, LATER, NEVER = "now", "later", "no"
@@ -53,7 +53,7 @@ class Finding:
         ]
 
     def json(self) -> dict[str, object]:
-        """Return what programs get."""
+        """Return the finding for --json."""
         return {
             "kind": self.kind,
             "what": self.what,
@@ -67,9 +67,9 @@ class Finding:
 
 def run(options: Namespace, host: Host) -> int:
     """Print the findings; FOUND when there are any."""
-    from commands.first_seen import Sightings
+    from commands.first_seen import FirstSeen
 
-    findings = Audit(host, options.data_dir, Sightings(host.state_dir)).findings()
+    findings = Audit(host, options.data_dir, FirstSeen(host.state_dir)).findings()
     if options.json:
         view.write_json({"findings": [one.json() for one in findings]})
     else:
@@ -81,14 +81,14 @@ def run(options: Namespace, host: Host) -> int:
 class Audit:
     """One look at the node.
 
-    What is in the kernel is read first, then the records, then what is alive: whatever an ADD
+    The kernel is read first, then the records, then the living namespaces: an object that an ADD
     makes meanwhile has a record by then.
     """
 
-    def __init__(self, host: Host, data_dir: str, sightings: Sightings) -> None:
+    def __init__(self, host: Host, data_dir: str, first_seen: FirstSeen) -> None:
         self._host = host
         self._node = Node(host, data_dir)
-        self._sightings = sightings
+        self._first_seen = first_seen
 
     def findings(self) -> list[Finding]:
         """Return everything that was found, each once."""
@@ -100,7 +100,7 @@ class Audit:
             *self._files(),
         ]
 
-    # --- what has a record ---
+    # --- objects with a record ---
 
     def _attachments(self) -> Iterator[Finding]:
         for known in self._node.records:
@@ -173,14 +173,12 @@ class Audit:
         if one.held.is_young or one.held.address in self._node.in_use:
             return "", ""
         if one.netns:
-            why = (
-                f"it cannot be told whether '{one.netns}' lives, and its address is in no namespace"
-            )
+            why = f"it cannot be told whether '{one.netns}' lives, and no namespace has its address"
             return f"{why}; DEL frees it", NEVER
-        why = "no record tells its namespace, and its address is in none"
+        why = "no record tells its namespace, and no namespace has its address"
         return f"{why}; GC by the runtime, or DEL, frees it", NEVER
 
-    # --- what has none ---
+    # --- objects without a record ---
 
     def _strays(self, strays: Iterable[tuple[Part, Iterable[Stray]]]) -> Iterator[Finding]:
         for part, found in strays:
@@ -190,7 +188,7 @@ class Audit:
                     yield self._of_other(part, one) if one.remove_from else self._stray(part, one)
 
     def _stray(self, part: Part, one: Stray) -> Finding:
-        # Without an address nothing tells that nothing needs it.
+        # Without an address, nothing shows that the object is unused.
         known_gone = one.addresses or one.idle
         act = partial(leftovers.remove_stray, self._host, part, one) if known_gone else None
         never = "" if act else NEVER
@@ -201,8 +199,8 @@ class Audit:
     def _of_other(self, part: Part, one: Stray) -> Finding:
         """Return a finding of another implementation's."""
         names = one.names_by(self._networks) if one.names_by else one.names
-        whose = names[0], names[1] if len(names) > 1 else ""
-        leased = whose in self._leased or one.addresses & self._leased_addresses
+        owner = names[0], names[1] if len(names) > 1 else ""
+        leased = owner in self._leased or one.addresses & self._leased_addresses
         if leased or not names[0]:
             why = "it still has a lease" if leased else "its network is unknown here"
             reason = f"{one.reason}; {why}"
@@ -269,8 +267,8 @@ class Audit:
         act: Callable[[], object] | None = None,
         reclaim: str = "",
     ) -> Finding:
-        """Return a finding without a record: `sightings` know whether it was seen before."""
+        """Return a finding without a record: `first_seen` knows whether it was seen before."""
         network, containerid, ifname = (*names, "", "", "")[:3]
         key = key or f"{kind} {what}"
-        when = reclaim or (NOW if self._sightings.is_second(key) else LATER)
+        when = reclaim or (NOW if self._first_seen.is_second(key) else LATER)
         return Finding(kind, what, network, containerid, ifname, reason, when, key, act)

@@ -1,4 +1,4 @@
-"""What the kernel has of an attachment at this moment, read by pyroute2.
+"""The kernel objects of an attachment at this moment, read by pyroute2.
 
 Its sockets and high-level interfaces spare decoders of our own where a quarter of a second for the
 import does not matter; a plugin never loads them. An IPRoute belongs to the thread and to the

@@ -46,8 +46,8 @@ def run(options: Namespace, host: Host) -> int:
 def _explain(options: Namespace, node: Node, containerid: str) -> None:
     records = [one for one in node.records if one.attachment.containerid == containerid]
     leases = [one for one in node.tenancies if one.owner.containerid == containerid]
-    whose = {(one.network, one.attachment) for one in records}
-    whose |= {(one.network, one.owner) for one in leases}
+    owners = {(one.network, one.attachment) for one in records}
+    owners |= {(one.network, one.owner) for one in leases}
     attachments = [
         _Attachment(
             network,
@@ -56,7 +56,7 @@ def _explain(options: Namespace, node: Node, containerid: str) -> None:
             [one for one in leases if (one.network, one.owner) == (network, owner)],
             node,
         )
-        for network, owner in sorted(whose)
+        for network, owner in sorted(owners)
     ]
     if options.json:
         found = [one.json() | _kernel_json(one, options) for one in attachments]

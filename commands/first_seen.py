@@ -1,4 +1,4 @@
-"""When `pycni reclaim` first saw what no record tells of: only what is seen twice is removed."""
+"""First sightings of objects without a record: `pycni reclaim` removes only those seen twice."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 _NAME, _MODE = "reclaim.json", 0o600
 
 
-class Sightings:
+class FirstSeen:
     """The first sightings of this boot, in a file in the state directory."""
 
     def __init__(self, state_dir: str) -> None:
         """A file that cannot be read counts as empty: all is then seen for the first time."""
         self._path = f"{state_dir}/{_NAME}"
-        self._now = time.clock_gettime(time.CLOCK_BOOTTIME)  # nobody sets it
+        self._now = time.clock_gettime(time.CLOCK_BOOTTIME)  # cannot be set
         self._first: dict[str, float] = {}
         try:
             with open(self._path, encoding="ascii") as file:

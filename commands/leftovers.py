@@ -1,4 +1,4 @@
-"""The removal of what belongs to nobody: by the plugins' own code, after another look."""
+"""Removal of objects without an owner: by the plugins' own code, after another look."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def teardown(host: Host, path: str) -> None:
         lifecycle = module.lifecycle() if module else None
         if not reason or lifecycle is None:
             return
-        whose = record.attachment
-        _log(host, f"{whose.containerid} {whose.ifname} of network {record.network}", reason)
+        owner = record.attachment
+        _log(host, f"{owner.containerid} {owner.ifname} of network {record.network}", reason)
         gone = as_delete(record, os.path.dirname(host.executable))
         lifecycle.teardown(gone, host, record)
     finally:
@@ -63,7 +63,7 @@ def note_returns(host: Host, steps: BestEffort) -> None:
 
 
 def remove_stray(host: Host, part: Part, stray: Stray, network: str = "") -> None:
-    """Remove what still has no record and no living container."""
+    """Remove `stray` if it still has no record and no living container."""
     claimed = Node(host, "").claimed(part)
     if stray.owner in claimed or stray.addresses & addresses_in_use():
         return

@@ -1,4 +1,4 @@
-"""What there is on this node: records, lease directories, living namespaces; changes nothing."""
+"""A read-only view of the node: records, lease directories, living namespaces."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class Known:
 
     @property
     def facts(self) -> Json:
-        """What it says."""
+        """Everything noted in it."""
         return self.record.facts
 
     @property
     def plugin(self) -> str:
-        """The plugin that wrote it; empty when nobody can tell."""
+        """The plugin that wrote it; empty if unknown."""
         return self.record.plugin
 
     @property
@@ -88,11 +88,11 @@ class Tenancy:
     directory: str
     pod: str
     netns: str
-    alive: bool | None  # None: nobody can tell
+    alive: bool | None  # None: unknown
 
     @property
     def owner(self) -> Attachment:
-        """The owner, with empty names for a file that names nobody."""
+        """The owner, with empty names for a file without one."""
         return self.held.owner or Attachment("", "")
 
     @property
@@ -116,7 +116,7 @@ class Node:
 
     @cached_property
     def lifecycles(self) -> dict[str, Lifecycle]:
-        """What the attachments of each plugin consist of, where they have records."""
+        """The lifecycle of each plugin that keeps records, by the plugin's name."""
         modules = (self.host.load(type) for type in TYPES)
         found = (module.lifecycle() for module in modules if module)
         return {one.plugin: one for one in found if one}
@@ -128,7 +128,7 @@ class Node:
 
     @property
     def leases_of_plugins(self) -> list[Leases]:
-        """What each IPAM plugin tells of its leases."""
+        """The leases of each IPAM plugin."""
         return [one.leases for one in self.lifecycles.values() if one.leases]
 
     def keeps_leases(self, record: Known) -> bool:
@@ -142,12 +142,12 @@ class Node:
 
     @cached_property
     def absence(self) -> Absence:
-        """What tells at first sight which container is GONE; writes nothing."""
+        """Finds containers that are GONE at first sight; writes nothing."""
         return Absence(self.host, notes=False)
 
     @cached_property
     def patient_absence(self) -> Absence:
-        """What tells which of them was found GONE before, a grace time ago."""
+        """Finds containers that were also GONE a grace time ago."""
         return Absence(self.host, patient=True, notes=False)
 
     @cached_property
@@ -176,7 +176,7 @@ class Node:
         )
 
     def _stores(self, record: Known) -> Iterator[str]:
-        """Yield the directories of leases that a record names, of IPAM or of who delegated."""
+        """Yield the lease directories that a record of an IPAM plugin or of its caller names."""
         for leases in self.leases_of_plugins:
             yield from leases.directories(record.record)
         try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cni_common.spec.undo import BestEffort
 from commands import DONE, FOUND, leftovers, view
 from commands.audit import COLUMNS, LATER, NEVER, NOW, Audit
-from commands.first_seen import Sightings
+from commands.first_seen import FirstSeen
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -22,16 +22,16 @@ def run(options: Namespace, host: Host) -> int:
 
     Raises an ExceptionGroup, after the report, when something could not be removed.
     """
-    sightings = Sightings(host.state_dir)
-    before = Audit(host, options.data_dir, sightings).findings()
+    first_seen = FirstSeen(host.state_dir)
+    before = Audit(host, options.data_dir, first_seen).findings()
     with BestEffort() as steps:
         if options.dry_run:
             gone, left = [one for one in before if one.reclaim == NOW], before
         else:
             leftovers.note_returns(host, steps)
             _act(before, steps)
-            left = Audit(host, options.data_dir, sightings).findings()
-            sightings.remember(one.key for one in left if one.reclaim == LATER)
+            left = Audit(host, options.data_dir, first_seen).findings()
+            first_seen.remember(one.key for one in left if one.reclaim == LATER)
             remaining = {(one.kind, one.what, one.containerid) for one in left}
             gone = [o for o in before if (o.kind, o.what, o.containerid) not in remaining]
         later = [one for one in left if one.reclaim != NEVER and one not in gone]
@@ -43,7 +43,7 @@ def run(options: Namespace, host: Host) -> int:
 def _act(findings: Sequence[Finding], steps: BestEffort) -> None:
     done: set[str] = set()
     for one in findings:
-        # What is due later is noted by its act, where there is a record for that.
+        # The act of a finding due later notes it in its record, if there is one.
         has_record = one.key.startswith(("/", "lease "))
         if one.act and one.key not in done and (one.reclaim == NOW or has_record):
             done.add(one.key)

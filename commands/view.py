@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _SHORT, _LONG = 12, re.compile(r"[0-9a-f]{32,}")
-_RICH_ROWS_MAX = 2000  # rich takes 2 ms a row, and nobody looks at that many
+_RICH_ROWS_MAX = 2000  # rich takes 2 ms a row, too many to read
 _STYLES = {  # of what a cell says, whichever column it is in
     "yes": "green",
     "alive": "green",
@@ -28,7 +28,7 @@ _STYLES = {  # of what a cell says, whichever column it is in
 
 
 def is_terminal() -> bool:
-    """Tell whether the output is for somebody who sees colours; see no-color.org."""
+    """Tell whether the output is a terminal that shows colours; see no-color.org."""
     environ = os.environ
     plain = environ.get("NO_COLOR") or environ.get("TERM") == "dumb"
     return os.isatty(1) and not plain

@@ -243,8 +243,8 @@ static bool is_root(int sock)
     return getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 && peer.uid == 0;
 }
 
-/* Whether the process whose /proc directory is `process` sees the network and the files that this
- * one sees. */
+/* Tell whether the process with the /proc directory `process` has the network namespace, mount
+ * namespace and root directory of this process. */
 static bool has_our_surroundings(int process)
 {
     static const char *const names[] = {"ns/net", "ns/mnt", "root"};

@@ -31,7 +31,7 @@ _ANSWERED = NLM_F_ACK | NLM_F_DUMP
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 _DUMP_TRIES = 5
 _RECEIVE_SECONDS = 30
-# What goes by one send: its answers take up to 5 KiB each, and a socket without rights has room for
+# Limits of one send: its answers take up to 5 KiB each, and a socket without rights has room for
 # twice net.core.rmem_max, 416 KiB.
 _PIECE_MESSAGES, _PIECE_BYTES = 64, 1 << 15
 _RECEIVE_BYTES = 1 << 20

@@ -1,7 +1,7 @@
 """nftables over netlink: one atomic transaction per call, no subprocess.
 
 Numbers are those of linux/netfilter/nf_tables.h; the longer messages are in nft_messages.py.
-Only tables of our own are written to. What the reference plugins left is read by name.
+Only tables of our own are written to. Remains of the reference plugins are read by name.
 """
 
 from __future__ import annotations

@@ -328,12 +328,12 @@ class Netlink:
         what = f"look up route to {address}"
         message = Message(what, RTM_GETROUTE, NLM_F_ACK, body, decode_way)
         try:
-            way: tuple[int, int] = self.channel.exchange([message])[0][0]
+            route: tuple[int, int] = self.channel.exchange([message])[0][0]
         except NetlinkError as error:
             if error.errno in _NO_WAY:
                 return 0, 0
             raise
-        return way
+        return route
 
     def configure(
         self,

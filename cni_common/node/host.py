@@ -1,4 +1,4 @@
-"""Host: the way from a plugin to the node it runs on: namespaces, records, delegates."""
+"""Host: access of a plugin to its node: namespaces, records, delegates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cni_common.spec.wire import Json
 
     class Plugin(Protocol):
-        """What a plugin's module must have. Each function raises CNIError or OSError."""
+        """The functions of a plugin's module. Each raises CNIError or OSError."""
 
         @property
         def SCHEMA(self) -> Json:  # noqa: N802 - a module constant satisfies it
@@ -179,8 +179,8 @@ class Host:
     ) -> Result | None:
         """Run `command` of another plugin with the environment of `req`, and its stdin or `stdin`.
 
-        In this process when CNI_PATH leads to our own executable, else by exec: an administrator
-        who puts another implementation first gets that one. The DEL that takes an ADD back is
+        In this process when CNI_PATH leads to our own executable, else by exec: another
+        implementation that comes first in CNI_PATH is used. The DEL that takes an ADD back is
         pushed on `undo`: as soon as another implementation runs, since SPEC.md section 4 asks for a
         DEL also when its ADD fails; ours takes its own failures back, so it is pushed when ours has
         succeeded, and a refusal costs no living container its address.
@@ -256,7 +256,7 @@ class Host:
             self.netns.run(start)
             process = started[0]
             stdout, stderr = process.communicate(stdin, timeout=seconds)
-        except BaseException as error:  # SIGTERM's too: nobody else would end it
+        except BaseException as error:  # SIGTERM's too: no other process would end it
             for process in started:
                 _kill(process)
             if isinstance(error, subprocess.TimeoutExpired):

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class VethFacts:
-    """A veth pair. Whose record has `host_end` and its MAC is the owner of that interface."""
+    """A veth pair. The record with `host_end` and its MAC owns that interface."""
 
     PART = "veth"
     host_end: str = ""  # name of the host's end
@@ -292,12 +292,12 @@ class IpamFacts:
 
 
 class Ipam(Part):
-    """What the IPAM plugin has given, under the configuration by which it was got."""
+    """Addresses of the IPAM plugin, with the configuration of their ADD."""
 
     facts = IpamFacts
 
     def teardown(self, req: Request, host: Host, record: Record, facts: IpamFacts) -> None:
-        """Have the plugin take the addresses back."""
+        """Release the addresses by the plugin's DEL."""
         stdin = record.facts.get("stdin", "").encode() or req.stdin
         host.delegate(facts.type, req, Command.DEL, stdin=stdin)
 

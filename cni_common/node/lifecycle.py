@@ -1,4 +1,4 @@
-"""The life of an attachment by its parts: the record, ADD's way back, DEL, GC.
+"""The life of an attachment by its parts: the record, rollback of ADD, DEL, GC.
 
 A plugin says what its attachments have on the node as parts, in the order in which they are torn
 down. Everything else follows from them: DEL with a record and without one, what a failing ADD takes
@@ -109,7 +109,7 @@ class Part:
 
 
 class Lifecycle:
-    """What the attachments of one plugin consist of, and the calls that follow from that."""
+    """The parts of one plugin's attachments, and the calls derived from them."""
 
     def __init__(
         self, plugin: str, *parts: Part, locked: bool = False, leases: Leases | None = None
@@ -127,7 +127,7 @@ class Lifecycle:
     def begin(self, req: Request, host: Host, undo: Undo, *facts: object) -> Attaching:
         """Write the record of an attachment that is about to be made, and `facts` about its parts.
 
-        What an earlier ADD of the same attachment has left is torn down first; a part that lives,
+        Remains of an earlier ADD of the same attachment are torn down first; a part that lives,
         such as an interface in another namespace, is refused by CNIError 4.
         """
         noted = {
@@ -145,7 +145,7 @@ class Lifecycle:
                 known = old.get(part.facts)
                 if known is not None:
                     part.refuse_living(req, host, old, known)
-            host.log(f"tears down what an earlier ADD of {req.containerid} has left")
+            host.log(f"tears down the remains of an earlier ADD of {req.containerid}")
             self.teardown(req, host, old)
 
         record = host.records.begin_anew(

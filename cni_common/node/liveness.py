@@ -228,15 +228,15 @@ def collect(
         record = host.records.open(path)
         if record is None:
             continue
-        whose = record.attachment
+        owner = record.attachment
         reason = _reason_to_keep(record, valid, liveness)
         if reason:
-            host.log(f"GC keeps {whose.containerid} {whose.ifname}: {reason}")
+            host.log(f"GC keeps {owner.containerid} {owner.ifname}: {reason}")
             record.close()
             continue
-        host.log(f"GC removes {whose.containerid} {whose.ifname}: not valid, namespace gone")
-        gone = _as_delete(req, whose)
-        steps.attempt(f"{whose.containerid} {whose.ifname}", lambda: teardown(gone, record))  # noqa: B023 - called at once
+        host.log(f"GC removes {owner.containerid} {owner.ifname}: not valid, namespace gone")
+        gone = _as_delete(req, owner)
+        steps.attempt(f"{owner.containerid} {owner.ifname}", lambda: teardown(gone, record))  # noqa: B023 - called at once
 
 
 def _reason_to_keep(record: Record, valid: frozenset[Attachment] | None, liveness: Liveness) -> str:
@@ -254,21 +254,21 @@ def _reason_to_keep(record: Record, valid: frozenset[Attachment] | None, livenes
     return ""
 
 
-def _as_delete(req: Request, whose: Attachment) -> Request:
-    """Return the DEL of `whose` that the runtime did not send."""
+def _as_delete(req: Request, owner: Attachment) -> Request:
+    """Return the DEL of `owner` that the runtime did not send."""
     environ = {
         **req.environ,
         "CNI_COMMAND": Command.DEL,
-        "CNI_CONTAINERID": whose.containerid,
-        "CNI_IFNAME": whose.ifname,
+        "CNI_CONTAINERID": owner.containerid,
+        "CNI_IFNAME": owner.ifname,
         "CNI_NETNS": "",
         "CNI_ARGS": "",
     }
     return replace(
         req,
         command=Command.DEL,
-        containerid=whose.containerid,
-        ifname=whose.ifname,
+        containerid=owner.containerid,
+        ifname=owner.ifname,
         netns="",
         environ=environ,
     )

@@ -44,16 +44,16 @@ class NewerFormatError(CNIError):
         )
 
 
-def load(kind: type[Facts], facts: Json) -> Facts | None:
-    """Return the facts of one part, of the class `kind`, from a record; None if it has none.
+def load(facts_type: type[Facts], facts: Json) -> Facts | None:
+    """Return the facts of one part, of the class `facts_type`, from a record; None if it has none.
 
-    Fields that the dataclass `kind` does not have are of a later release, and left aside.
+    Fields that the dataclass `facts_type` does not have are of a later release, and left aside.
     """
-    described: Any = kind
+    described: Any = facts_type
     data = facts.get(described.PART)
     if not isinstance(data, dict):
         return None
-    return kind(**{name: data[name] for name in described.__match_args__ if name in data})
+    return facts_type(**{name: data[name] for name in described.__match_args__ if name in data})
 
 
 def dump(facts: Any) -> Json:
@@ -104,7 +104,7 @@ class Record:
         self._fd = fd
         self._has_format = "format" in facts
         self._facts = _with_format(path, facts)
-        self._is_whole = False  # the last line, as far as is known; nobody else writes here
+        self._is_whole = False  # the last line, as far as is known; no other process writes here
 
     @property
     def facts(self) -> Json:
@@ -113,7 +113,7 @@ class Record:
 
     @property
     def attachment(self) -> Attachment:
-        """Whose record this is."""
+        """Return the attachment of this record."""
         return Attachment(self._facts.get("containerid", ""), self._facts.get("ifname", ""))
 
     def identify(self, plugin: str, network: str, attachment: Attachment) -> None:
@@ -139,9 +139,9 @@ class Record:
         """Tell whether the first line is there: ADD writes it before any change."""
         return "format" in self._facts
 
-    def get(self, kind: type[Facts]) -> Facts | None:
-        """Return the noted facts of the class `kind`, None if that part is not noted."""
-        return load(kind, self._facts)
+    def get(self, facts_type: type[Facts]) -> Facts | None:
+        """Return the noted facts of the class `facts_type`, None if that part is not noted."""
+        return load(facts_type, self._facts)
 
     def put(self, facts: object, **header: object) -> None:
         """Note the facts of one part, replacing earlier ones. Raises OSError."""
@@ -203,7 +203,7 @@ class Records:
     def _probe(self) -> None:
         make_private_directory(self.directory)
         path = ""
-        try:  # without a name: nothing is left by who is killed
+        try:  # without a name: a killed process leaves nothing
             fd = os.open(self.directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
@@ -276,7 +276,7 @@ class Records:
         found = self._open(self._path(plugin, network, attachment), wait=wait)
         if found is None:
             return None
-        # An ADD killed before its first line leaves an empty file: whose it is, is known.
+        # An ADD killed before its first line leaves an empty file, whose name has its owner.
         found.identify(plugin, network, attachment)
         return found
 
@@ -287,7 +287,7 @@ class Records:
         return [f"{self.directory}/{name}" for name in names if name.startswith(prefix)]
 
     def of_plugin(self, plugin: str) -> Iterator[Record]:
-        """Yield each record of the plugin, of any network, to be read only. Waits for nobody."""
+        """Yield each record of the plugin, of any network, to be read only; takes no lock."""
         for name in self._names():
             path = f"{self.directory}/{name}"
             facts = _peek(path) if name.startswith(f"{plugin}-") else None
@@ -297,7 +297,7 @@ class Records:
     def listing(self) -> Iterator[tuple[Record, float]]:
         """Yield every record, to be read only, and its last change, seconds since the epoch.
 
-        Waits for nobody. A record without facts was left by a kill.
+        Takes no lock. A record without facts was left by a kill.
         """
         for name in self._names():
             path = f"{self.directory}/{name}"
@@ -319,7 +319,7 @@ class Records:
             return None
 
     def _names(self) -> list[str]:
-        """Return the names of all files, believed only where nobody else can have put them."""
+        """Return the names of all files, believed only where no other user can have put them."""
         try:
             refuse_shared(self.directory)
             return sorted(os.listdir(self.directory))
@@ -429,7 +429,7 @@ def _peek(path: str) -> dict[str, Any] | None:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ELOOP):  # it is gone, or no file
-            raise  # whose record it is cannot be told: nobody may be taken for dead by that
+            raise  # its owner is unknown: that is no evidence that a container is dead
         return None
     try:
         return _with_format(path, _read(fd))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from cni_common.spec.wire import Json
 
-# What is the same in both.
+# Keys that both have.
 _HEADER = (
     *("plugin", "network", "containerid", "ifname", "netns", "netns_id", "gone_since"),
     *("pid_ns", "stdin", "cni_args", "cni_path"),

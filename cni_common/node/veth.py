@@ -208,11 +208,11 @@ def await_link(host: NetNS, index: int, seconds: float) -> Link:
     """
     found: list[Link | None] = []
 
-    def is_settled() -> bool:
+    def is_up() -> bool:
         found[:] = [host.netlink.link_at(index)]
         return found[0] is None or found[0].operstate == "UP"
 
-    wait_until(is_settled, partial(host.channel, NETLINK_ROUTE, RTMGRP_LINK), seconds)
+    wait_until(is_up, partial(host.channel, NETLINK_ROUTE, RTMGRP_LINK), seconds)
     if found[0] is None:
         raise CNIError(
             Code.INTERNAL, f"interface {index} of '{host.path}' is gone while it was being set up"
@@ -312,7 +312,7 @@ def _with_next_hop(route: Route, gateways: dict[int, Address]) -> Route:
 
 
 def _await_dad(container: NetNS, ifname: str, index: int, events: Events) -> None:
-    def settled() -> bool:
+    def dad_is_done() -> bool:
         states = container.netlink.addresses(index)
         for address, flags in states:
             if flags & IFA_F_DADFAILED:
@@ -321,7 +321,7 @@ def _await_dad(container: NetNS, ifname: str, index: int, events: Events) -> Non
                 )
         return not any(flags & IFA_F_TENTATIVE for _, flags in states)
 
-    if not wait_until(settled, events, _DAD_SECONDS):
+    if not wait_until(dad_is_done, events, _DAD_SECONDS):
         raise CNIError(
             Code.INTERNAL,
             f"duplicate address detection on '{ifname}' took over {_DAD_SECONDS:g} s",

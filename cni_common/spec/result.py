@@ -110,8 +110,8 @@ class Result:
         self.interfaces.append(interface)
         return len(self.interfaces) - 1
 
-    def refuse_contradictions(self, whose: str) -> None:
-        """Raise CNIError 6 if no interface could be configured so; `whose` names the origin.
+    def refuse_contradictions(self, origin: str) -> None:
+        """Raise CNIError 6 if no interface could be configured so; `origin` names the source.
 
         A gateway must be of the family of its address or route, and no address may appear twice.
         """
@@ -130,7 +130,7 @@ class Result:
             twice = next(a for at, a in enumerate(addresses) if a in addresses[:at])
             wrong.append(f"address {twice} more than once")
         if wrong:
-            text = f"{whose} gives {wrong[0]}, which cannot be; correct it there"
+            text = f"{origin} gives {wrong[0]}, which cannot be; correct it there"
             raise CNIError(Code.DECODING_FAILURE, text)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What the frozen build changes in modules, so that importing them costs next to nothing.
+"""The changes of the frozen build to modules, so that importing them costs next to nothing.
 
 All of it concerns what happens at import; what the code does afterwards is the same.
 """
@@ -20,8 +20,8 @@ SPARED = {
 }
 # The engine serves many requests: it may take its time to start, and gets the real modules.
 _NEVER_SPARED = ("cni_common.serve.engine",)
-# What sockets and the module `socket` have beyond the stand-in. Who uses one of these names gets
-# the real module: the stand-in could give the functions, but not sockets with these methods.
+# Names of sockets and of the module `socket` that the stand-in lacks. Use of one of these names
+# loads the real module: the stand-in could give the functions, but not sockets with these methods.
 _REAL_SOCKETS = {
     *("accept", "create_connection", "create_server", "dup", "fromfd", "makefile"),
     *("recv_fds", "send_fds", "sendfile", "socketpair"),

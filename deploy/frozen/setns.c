@@ -27,7 +27,7 @@ static int enter(int netns)
         PyErr_SetFromErrnoWithFilename(PyExc_OSError, OWN);
         return -1;
     }
-    /* Whoever may not enter the own one, in a user namespace, could not return. */
+    /* A process in a user namespace that may not enter its own namespace could not return. */
     if (setns(home, CLONE_NEWNET) == 0 && setns(netns, CLONE_NEWNET) == 0)
         return home;
 

@@ -1,4 +1,4 @@
-"""What the bundle runs first: it prepares the process and runs plugins/__main__.py."""
+"""The first module that the bundle runs: it prepares the process and runs plugins/__main__.py."""
 
 import marshal
 import os
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import ModuleType
 
-# Where the launcher keeps what the runtime has set, by what it is called: see launcher/launcher.c.
+# The runtime's variables, and the names under which launcher/launcher.c keeps their values.
 _SET_ASIDE = {
     "LD_LIBRARY_PATH": "LD_LIBRARY_PATH_ORIG",
     "LD_PRELOAD": "_PYCNI_LD_PRELOAD",
     "LD_AUDIT": "_PYCNI_LD_AUDIT",
 }
-# What the bootloader put into the environment would steer the programs that are started from here.
+# Variables of the bootloader, which would affect the programs that are started from here.
 _OF_BOOTLOADER = ("_PYI_ARCHIVE_FILE", "_PYI_LINUX_PROCESS_NAME", "_PYI_PARENT_PROCESS_LEVEL")
 
 

@@ -1,4 +1,4 @@
-"""What an attachment's limits consist of, how they are made and torn down."""
+"""The parts of a bandwidth attachment: its limits and its ifb."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Limits(Part):
             link = link if link and facts.is_on(link) else None
         if facts.ingress:
             there = link is not None and is_shaper(tc.root(host.netns.netlink.channel, link.index))
-            yield Owned("limit", f"of what '{facts.host_end}' sends to the container", there)
+            yield Owned("limit", f"of traffic from '{facts.host_end}' to the container", there)
         block = record.get(IfbFacts)
         if block:
             found = host.netns.netlink.identify(block.device)
@@ -99,7 +99,7 @@ class Limits(Part):
 
 @dataclass(frozen=True, slots=True)
 class IfbFacts:
-    """The intermediate functional block device that what leaves the container goes through."""
+    """The intermediate functional block device that shapes egress traffic of the container."""
 
     PART = "ifb"
     device: str = ""
@@ -166,7 +166,7 @@ def add(req: Request, host: Host, conf: Conf, undo: Undo, *, result: Result) -> 
 
 
 def shapers(conf: Conf, mtu: int) -> tuple[Shaper | None, Shaper | None]:
-    """Return what shapes what enters the container, and what leaves it."""
+    """Return the shapers of ingress and egress traffic of the container."""
     shared = conf.subnets, conf.only_subnets
     return (
         Shaper(Bucket.of(conf.ingress, mtu), *shared, source=True) if conf.ingress else None,
@@ -191,7 +191,7 @@ def host_veth(req: Request, host: Host) -> Link:
 
 
 def _clear_unowned(req: Request, host: Host, conf: Conf, ours: Link) -> None:
-    """Remove the limits on a veth that nobody has any more, such as DEL of the reference leaves.
+    """Remove limits without an owner from a veth; the DEL of the reference leaves such limits.
 
     Raises CNIError when they are another attachment's, or when another program has a qdisc where
     one is needed.
@@ -202,7 +202,7 @@ def _clear_unowned(req: Request, host: Host, conf: Conf, ours: Link) -> None:
     if conf.ingress and root and root.handle and not has_limit:
         raise _foreign(ours, f"qdisc {root.kind} at its root")
     if conf.egress and entry and not has_redirection:
-        raise _foreign(ours, f"qdisc {entry.kind} for what it receives")
+        raise _foreign(ours, f"qdisc {entry.kind} on its ingress")
     if not has_limit and not has_redirection:
         return
     for record in _records_on(host, ours):
@@ -212,12 +212,12 @@ def _clear_unowned(req: Request, host: Host, conf: Conf, ours: Link) -> None:
                 f"'{ours.name}' has the limits of container {record.attachment.containerid} on"
                 f" '{record.network}'; DEL that first",
             )
-    host.log(f"limits that nobody has any more are removed from '{ours.name}'")
+    host.log(f"removes limits without an owner from '{ours.name}'")
     _remove_from(host, ours, root=has_limit, entry=has_redirection)
 
 
 def _is_redirection(host: Host, ours: Link, entry: tc.Qdisc | None) -> bool:
-    """Tell whether what the veth receives goes to an ifb of this plugin's kind, if still there."""
+    """Tell whether ingress traffic of the veth goes to an ifb of this plugin, existing or gone."""
     if entry is None or entry.kind != "ingress":
         return False
     for index in ifb.redirections(host.netns, ours):
@@ -228,7 +228,7 @@ def _is_redirection(host: Host, ours: Link, entry: tc.Qdisc | None) -> bool:
 
 
 def _create_ifb(req: Request, host: Host, attaching: Attaching, mtu: int) -> Link:
-    """Create the ifb under the first name that is free, or that nobody needs any more."""
+    """Create the ifb under the first name that is free or belongs to an unused ifb."""
     for name in ifb.names_of(req):
         mac = random_mac()
         attaching.note(IfbFacts(name, mac))

@@ -98,9 +98,9 @@ def gc(host: NetNS) -> list[str]:
     for port in orphans(host):
         remove_port(host, port)
         removed.append(f"MAC filter of port '{port}', which is gone")
-    for port, whose in orphans_of_reference(host):
-        remove_named_of_reference(host, whose)
-        removed.append(f"MAC filter of {whose}, whose port '{port}' is gone")
+    for port, owner in orphans_of_reference(host):
+        remove_named_of_reference(host, owner)
+        removed.append(f"MAC filter of {owner}, whose port '{port}' is gone")
     return removed
 
 

@@ -1,4 +1,4 @@
-"""What the attachments of a bridge consist of."""
+"""The parts of a bridge attachment: interface, addresses, masquerading and filters."""
 
 from __future__ import annotations
 
@@ -74,15 +74,15 @@ class MacFilter(Part):
                 remove=partial(_remove, host, port),
                 idle=True,
             )
-        for port, whose in macfilter.orphans_of_reference(host.netns):
+        for port, owner in macfilter.orphans_of_reference(host.netns):
             yield Stray(
                 self.name,
-                f"port '{port}' of table bridge nat, for '{whose}' (reference plugin)",
+                f"port '{port}' of table bridge nat, for '{owner}' (reference plugin)",
                 (),
                 owner="",
                 addresses=frozenset(),
                 reason="the port is gone",
-                remove=partial(_remove_of_reference, host, port, whose),
+                remove=partial(_remove_of_reference, host, port, owner),
                 idle=True,
             )
 
@@ -149,9 +149,9 @@ def _remove(host: Host, port: str) -> None:
         macfilter.remove_port(host.netns, port)
 
 
-def _remove_of_reference(host: Host, port: str, whose: str) -> None:
-    if (port, whose) in macfilter.orphans_of_reference(host.netns):
-        macfilter.remove_named_of_reference(host.netns, whose)
+def _remove_of_reference(host: Host, port: str, owner: str) -> None:
+    if (port, owner) in macfilter.orphans_of_reference(host.netns):
+        macfilter.remove_named_of_reference(host.netns, owner)
 
 
 MAC_FILTER = MacFilter()

@@ -1,4 +1,4 @@
-"""What an attachment has in firewalls: rules for its addresses, and for its bridge.
+"""The parts of a firewall attachment: rules for its addresses, and for its bridge.
 
 Rules name addresses and bridges, not attachments, as in the reference. Their owners are known by
 the records alone: a rule stays while another record names the same address or bridge. The lock over
@@ -104,7 +104,7 @@ class Firewall(Part):
         return inspection.rules(host, facts)
 
     def strays(self, host: Host) -> list[Stray]:
-        """Return what is let through, ours or the reference's."""
+        """Return the accepted addresses, ours or the reference's."""
         from plugins.firewall import inspection
 
         return inspection.stray_rules(host)
@@ -127,12 +127,12 @@ class IsolationFacts:
 
 
 class Isolation(Part):
-    """What keeps a bridge, or its ports, apart."""
+    """Isolation of a bridge or its ports."""
 
     facts = IsolationFacts
 
     def teardown(self, req: Request, host: Host, record: Record, facts: IsolationFacts) -> None:
-        """Remove what no other record asks for."""
+        """Remove the isolation, except for rules that another record needs."""
         others = _others(host, record)
         rules = record.get(FirewallFacts) or FirewallFacts()
         with BestEffort() as steps:
@@ -187,7 +187,7 @@ def begin(req: Request, host: Host, conf: Conf, result: Result, *, undo: Undo) -
 
 
 def admit(req: Request, host: Host, attaching: Attaching) -> None:
-    """Make what the record says: rules of the addresses, then of the bridge. Raises CNIError."""
+    """Make the rules of the record: rules of the addresses, then of the bridge. Raises CNIError."""
     record = attaching.record
     rules, policy = record.get(FirewallFacts), record.get(IsolationFacts)
     assert rules is not None, "begin has noted them"
@@ -236,7 +236,7 @@ def _only_in(facts: FirewallFacts, others: Iterable[FirewallFacts]) -> list[Addr
 
 
 def missing(req: Request, host: Host, conf: Conf, result: Result) -> str:
-    """Return what is no longer as ADD made it, "" when nothing has changed."""
+    """Return the first difference from the state that ADD made, "" if there is none."""
     record = _own(req, host)
     rules = record.get(FirewallFacts) if record else None
     policy = record.get(IsolationFacts) if record else None
@@ -281,7 +281,7 @@ def _ensure_policies(
 
 
 def _has_unrecorded(host: Host, record: Record, others: Iterable[Record]) -> bool:
-    """Tell whether the bridge has rules that no record of ours tells of."""
+    """Tell whether the bridge has rules without a record of ours."""
     rules, policy = record.get(FirewallFacts), record.get(IsolationFacts)
     same = [one for one in others if _is_same_bridge(one, record)]
     if same:
@@ -307,9 +307,9 @@ def _own(req: Request, host: Host) -> Record | None:
     return next((one for one in records if (one.network, one.attachment) == own), None)
 
 
-def _each(records: Iterable[Record], kind: type[Facts]) -> list[Facts]:
+def _each(records: Iterable[Record], facts_type: type[Facts]) -> list[Facts]:
     """Return what `records` say of one part."""
-    found = (record.get(kind) for record in records)
+    found = (record.get(facts_type) for record in records)
     return [facts for facts in found if facts is not None]
 
 

@@ -55,7 +55,7 @@ class Capacity(Store):
 
         A node that is not ready gets no ADD, so a reclaimable address must count as free.
         """
-        if self._opened_catalog().seems_free(range_set):
+        if self._opened_lookup().seems_free(range_set):
             return True
         names = frozenset(self._names())
         # Most names are addresses: fewer names than addresses leave one free.
@@ -85,8 +85,8 @@ class Capacity(Store):
 
         for record in self._host.records.of_plugin(PLUGIN):
             facts = record.get(LeaseFacts)
-            whose = record.network, facts.directory if facts else ""
-            if facts is None or whose != (self._network, self.directory):
+            store = record.network, facts.directory if facts else ""
+            if facts is None or store != (self._network, self.directory):
                 continue
             if expiry.state_of(record.facts) is State.GONE:
                 yield from filter(None, map(address_of, facts.addresses))

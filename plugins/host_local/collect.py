@@ -28,7 +28,7 @@ def collect(req: Request, host: Host, configured: str, *, rest_seconds: int) -> 
     verb = f"{PLUGIN}: GC of network {req.network} removed"
 
     def sweep() -> Sweep:
-        # What lives is looked at after the leases are read: for each directory anew.
+        # Liveness is read after the leases, for each directory anew.
         expiry = Expiry(host, req.network, valid=req.valid_attachments)
         return Sweep(host, expiry, verb, rest_seconds)
 
@@ -61,6 +61,6 @@ def _clean_records(network: str, sweep: Sweep, left: Counter[Attachment]) -> Non
         why = sweep.expiry.of(owner, record) if idle else ""
         if why:
             record.remove()
-            whose = f"the attachment record of {owner.containerid} ({owner.ifname})"
-            sweep.host.log(f"{sweep.verb} {whose}: {why}")
+            removed = f"the attachment record of {owner.containerid} ({owner.ifname})"
+            sweep.host.log(f"{sweep.verb} {removed}: {why}")
         record.close()

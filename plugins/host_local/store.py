@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from cni_common.node.record import make_directory
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.names import Address, parse_address
-from plugins.host_local.index.lookup import Catalog
+from plugins.host_local.index.lookup import Lookup
 from plugins.host_local.lease import Lease, address_of, owner_in, text_of
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Store:
         self._log = log
         self._dir = -1
         self._lock = -1
-        self._catalog: Catalog | None = None
+        self._lookup: Lookup | None = None
         self._changed = False  # whether this call has changed the directory
         self._in_step = True  # whether the index agrees with the directory
         self._littered = False  # whether a temporary file is left, which only a full scan finds
@@ -106,9 +106,9 @@ class Store:
         _trace: TracebackType | None,
     ) -> None:
         try:
-            if self._catalog:
+            if self._lookup:
                 seal = self._in_step and not self._littered
-                self._catalog.close(seal=seal, changed=self._changed)
+                self._lookup.close(seal=seal, changed=self._changed)
         finally:
             for fd in (self._lock, self._dir):
                 if fd >= 0:
@@ -144,11 +144,11 @@ class Store:
 
     def _renew(self) -> None:
         """Rebuild a stale index, mostly without the lock."""
-        catalog = self._opened_catalog()
-        if catalog.is_stale():
+        lookup = self._opened_lookup()
+        if lookup.is_stale():
             from plugins.host_local.index import rebuild
 
-            rebuild.renew(self, catalog)
+            rebuild.renew(self, lookup)
 
     def unlock(self) -> None:
         """Release the lock until `relock`."""
@@ -203,20 +203,20 @@ class Store:
         """Return the leases of `owner`, those without ifname included."""
         if self._dir < 0:
             return []
-        catalog = self._opened_catalog()
+        lookup = self._opened_lookup()
         for _ in range(_TRIES):
-            leases = [self.lease(address) for address in catalog.addresses_of(owner)]
+            leases = [self.lease(address) for address in lookup.addresses_of(owner)]
             held = [lease for lease in leases if lease is not None and lease.is_of(owner)]
             if len(held) == len(leases):
                 break
-            catalog.rebuild()  # another program has rewritten a lease in place
+            lookup.rebuild()  # another program has rewritten a lease in place
         return held
 
     def held_by_pod(self, pod: str) -> list[Lease]:
         """Return leases that may be of attachments of `pod`; their records decide."""
         if self._dir < 0 or not pod:
             return []
-        leases = [self.lease(address) for address in self._opened_catalog().addresses_of_pod(pod)]
+        leases = [self.lease(address) for address in self._opened_lookup().addresses_of_pod(pod)]
         return [lease for lease in leases if lease is not None and lease.owner is not None]
 
     def next_free(self, range_set: RangeSet, after: Address | None) -> Address | None:
@@ -225,22 +225,22 @@ class Store:
         An address that rests after its release is used only if there is no other.
         """
         address = None
-        catalog = self._opened_catalog()
+        lookup = self._opened_lookup()
         for _ in range(_TRIES):
-            address = catalog.next_free(range_set, after)
+            address = lookup.next_free(range_set, after)
             if address is None or self.lease(address) is None:
                 break
-            catalog.rebuild()
+            lookup.rebuild()
         return address
 
     def booted_ns(self) -> int:
         """Return the earliest clock reading of this boot's beginning, ns since the epoch."""
-        return self._opened_catalog().booted_ns() if self._dir >= 0 else 0
+        return self._opened_lookup().booted_ns() if self._dir >= 0 else 0
 
     def forget_index(self) -> None:
         """Have the next call that needs the index rebuild it: the leases contradict it."""
         if self._dir >= 0:
-            self._opened_catalog().forget()
+            self._opened_lookup().forget()
 
     def claim(
         self, address: Address, owner: Attachment, *, pod: str = "", replace: Lease | None = None
@@ -250,7 +250,7 @@ class Store:
         `replace` is the lease that the new one replaces. Otherwise an existing file raises
         FileExistsError, even if its maker ignores the lock.
         """
-        catalog = self._begin()
+        lookup = self._begin()
         self._write_new(text_of(owner))
         try:
             if replace:
@@ -268,16 +268,16 @@ class Store:
                 )
         finally:
             self._discard_new()
-        catalog.taken(address, owner, pod, replace)
+        lookup.taken(address, owner, pod, replace)
         self._in_step = True
 
     def release(self, lease: Lease, *, pod: str = "", rest_seconds: int = 0) -> None:
         """Free the address of `lease`, if not yet free; it then rests for `rest_seconds`."""
         if self._dir < 0:
             return
-        catalog = self._begin()
+        lookup = self._begin()
         self._remove(str(lease.address))
-        catalog.freed(lease, pod, rest_seconds)
+        lookup.freed(lease, pod, rest_seconds)
         self._in_step = True
 
     def last_reserved(self, index: int) -> Address | None:
@@ -304,17 +304,17 @@ class Store:
         finally:
             self._discard_new()
 
-    def _begin(self) -> Catalog:
+    def _begin(self) -> Lookup:
         """Return the index, loaded before a lease is changed, and marked as out of step."""
-        catalog = self._opened_catalog()
-        catalog.open()
+        lookup = self._opened_lookup()
+        lookup.open()
         self._in_step = False
-        return catalog
+        return lookup
 
-    def _opened_catalog(self) -> Catalog:
-        if self._catalog is None:
-            self._catalog = Catalog.at(self, self._indexes, log=self._log, capacity=self._capacity)
-        return self._catalog
+    def _opened_lookup(self) -> Lookup:
+        if self._lookup is None:
+            self._lookup = Lookup.at(self, self._indexes, log=self._log, capacity=self._capacity)
+        return self._lookup
 
     @property
     def descriptor(self) -> int:

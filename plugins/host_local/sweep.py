@@ -92,8 +92,8 @@ class Sweep:
             facts = record.get(LeaseFacts) if record else None
             pod = pod_key(facts.pod_uid, lease.owner) if facts and lease.owner else ""
             store.release(lease, pod=pod, rest_seconds=self.rest_seconds)
-            whose = f" of {lease.holder}" if lease.owner else ""
-            self.host.log(f"{self.verb} {lease.address}{whose} in '{store.directory}': {why}")
+            owner = f" of {lease.holder}" if lease.owner else ""
+            self.host.log(f"{self.verb} {lease.address}{owner} in '{store.directory}': {why}")
             if record and lease.owner and not store.held_by(lease.owner):
                 record.remove()
             removed.append(expired)

@@ -26,8 +26,8 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     previous = req.require_prev_result()
     if not any(conf.targets()):
         return previous
-    way = parts.way_of_localhost(host, conf)
-    attaching = parts.begin(req, host, conf, way=way, undo=undo)
+    egress = parts.egress_of_localhost(host, conf)
+    attaching = parts.begin(req, host, conf, egress=egress, undo=undo)
     if conf.backend == IPTABLES:  # after our record, so that of two at once one sees the other's
         parts.refuse_taken_ports(req, host, conf)
     parts.take_back(attaching)
@@ -37,7 +37,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
         iptables.add(host, conf, req.network, req.attachment)
     else:
         shared_ports.claim(req, host, conf)
-    route_localnet.ensure(host, way)
+    route_localnet.ensure(host, egress)
     if any(port.protocol == "udp" for port in conf.ports):
         _forget_connections(host, conf)
     return previous

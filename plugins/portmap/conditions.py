@@ -1,4 +1,4 @@
-"""Networks with conditions: maps of their own behind what `nft` makes of the conditions' text.
+"""Networks with conditions: maps of their own, behind rules that `nft` makes of the text.
 
 The text is in nft's language, so `nft` reads it; it runs once for a network, not for an attachment.
 """

@@ -1,4 +1,4 @@
-"""What portmap has on the node: elements of its maps, or chains of iptables."""
+"""The objects of portmap on the node: elements of its maps, or chains of iptables."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _binaries(netns: NetNS, version: int) -> list[str]:
     except CNIError as error:
         if error.code != Code.PLUGIN_NOT_AVAILABLE:
             raise
-        return []  # without iptables nobody has made chains of its kind
+        return []  # without iptables there are no chains of its kind
 
 
 def _target(line: str) -> Address | None:

@@ -61,8 +61,8 @@ def add(netns: NetNS, conf: Conf, owner: str, holder_of: HolderOf) -> set[str]:
     """Map the ports of `conf`, all by one transaction; return the owners of those left alone.
 
     `holder_of` gets the owner that an element's comment names, and the address of its container;
-    it returns None when that is gone. What such a one left is taken over, what the same container
-    has on another network is left to it. Raises CNIError naming any other, NetlinkError.
+    it returns None when that is gone. Ports of such an owner are taken over; ports of the
+    same container on another network stay there. Raises CNIError naming any other, NetlinkError.
     """
     suffix = layout.suffix(conf.conditions)
     if not suffix:
@@ -211,7 +211,7 @@ def _address_of(element: Element) -> Address:
 
 
 class Claim:
-    """What an ADD needs, against what is there."""
+    """The elements that an ADD needs, compared with those in the kernel."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What an attachment's mappings consist of: host ports, and what serves them."""
+"""The parts of a portmap attachment: host ports, route_localnet and UDP connections."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class HostPorts(Part):
     facts = HostPortsFacts
 
     def teardown(self, req: Request, host: Host, record: Record, facts: HostPortsFacts) -> None:
-        """Remove the mappings; what the container waits for on another network goes over there."""
+        """Remove the mappings; ports that another network of the container waits for move there."""
         if facts.backend == IPTABLES:
             from plugins.portmap import iptables
 
@@ -145,7 +145,7 @@ class RouteLocalnetFacts:
 
 
 class RouteLocalnet(Part):
-    """What lets such connections leave."""
+    """The sysctl and the guard that let such connections leave."""
 
     facts = RouteLocalnetFacts
 
@@ -184,7 +184,7 @@ LIFECYCLE = Lifecycle(PLUGIN, _ROUTE_LOCALNET, HOST_PORTS, _CONNECTIONS)
 
 
 def begin(
-    req: Request, host: Host, conf: Conf, *, way: route_localnet.Way, undo: Undo
+    req: Request, host: Host, conf: Conf, *, egress: route_localnet.Egress, undo: Undo
 ) -> Attaching:
     """Write the record of mappings that are about to be made, see Lifecycle.begin."""
     ports = HostPortsFacts(
@@ -197,7 +197,7 @@ def begin(
         for port, cidr in conf.targets()
         if port.protocol == "udp"
     ]
-    localnet = [RouteLocalnetFacts(way.name, way.private)] if way.ours else []
+    localnet = [RouteLocalnetFacts(egress.name, egress.private)] if egress.ours else []
     connections = [ConnectionsFacts(udp)] if udp else []
     return LIFECYCLE.begin(req, host, undo, ports, *localnet, *connections)
 
@@ -208,8 +208,8 @@ def take_back(attaching: Attaching) -> None:
         attaching.take_back(part)
 
 
-def way_of_localhost(host: Host, conf: Conf) -> route_localnet.Way:
-    """Return how connections from 127.0.0.1 would leave for the container."""
+def egress_of_localhost(host: Host, conf: Conf) -> route_localnet.Egress:
+    """Return the output interface of connections from 127.0.0.1 to the container."""
 
     def was_ours(name: str) -> bool:
         records = host.records.of_plugin(PLUGIN)
@@ -217,14 +217,14 @@ def way_of_localhost(host: Host, conf: Conf) -> route_localnet.Way:
         return any(facts is not None and facts.interface == name for facts in noted)
 
     if not conf.opens_localhost:
-        return route_localnet.Way()
+        return route_localnet.Egress()
     return route_localnet.find(host.netns, conf.addresses[4].ip, was_ours)
 
 
 def refuse_taken_ports(req: Request, host: Host, conf: Conf) -> None:
     """Raise CNIError when another attachment that is not GONE has one of the ports.
 
-    Only for iptables: nftables itself tells whose a port is.
+    Only for iptables: the elements of nftables name the owner of a port.
     """
     from cni_common.node.liveness import Liveness, State, describe
 

@@ -70,7 +70,7 @@ LAYOUT = Layout(
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class Egress:
     """The output interface of connections from 127.0.0.1; "" if there is none to open.
 
     `ours`: no other program has set its sysctl. `private`: no other container is behind it.
@@ -81,31 +81,31 @@ class Way:
     private: bool = False
 
 
-def find(netns: NetNS, address: Address, was_ours: Callable[[str], bool]) -> Way:
+def find(netns: NetNS, address: Address, was_ours: Callable[[str], bool]) -> Egress:
     """Return the output interface to `address`, before anything is changed.
 
     `was_ours` tells whether the sysctl was set for another attachment, in case its guard is lost.
     """
     name = interface_towards(netns, address)
     if not name or netns.sysctl(_sysctl("all")) == "1":
-        return Way()
+        return Egress()
     guard = _look(netns, name)
     if guard:
-        return Way(name, guard.comment == _OURS)
+        return Egress(name, guard.comment == _OURS)
     ours = netns.sysctl(_sysctl(name)) != "1" or was_ours(name)
     link = netns.netlink.link(name)
-    return Way(name, ours, link is not None and link.kind == "veth")
+    return Egress(name, ours, link is not None and link.kind == "veth")
 
 
-def ensure(host: Host, way: Way) -> None:
+def ensure(host: Host, egress: Egress) -> None:
     """Set route_localnet on that interface, behind the guard. Raises CNIError 50, OSError."""
-    if not way.name:
+    if not egress.name:
         return
     # The guard may be gone since `find`, with the last other mapping.
-    if _look(host.netns, way.name) is None:
+    if _look(host.netns, egress.name) is None:
         with Lock(host.records):
-            _guard(host.netns, way)
-    host.netns.sysctl(_sysctl(way.name), "1")
+            _guard(host.netns, egress)
+    host.netns.sysctl(_sysctl(egress.name), "1")
 
 
 def check(netns: NetNS, address: Address) -> str:
@@ -198,10 +198,10 @@ def _look(netns: NetNS, name: str) -> Element | None:
         ) from None
 
 
-def _guard(netns: NetNS, way: Way) -> None:
+def _guard(netns: NetNS, egress: Egress) -> None:
     """Drop packets that arrive on that interface from or to 127.0.0.0/8."""
-    comment = _OURS if way.ours else _FOUND
-    element = TABLE.add_element(INTERFACES, interface_key(way.name), comment=comment)
+    comment = _OURS if egress.ours else _FOUND
+    element = TABLE.add_element(INTERFACES, interface_key(egress.name), comment=comment)
     try:
         # With the base each time: its rules make the sysctl safe.
         nft_table.apply(netns, [*LAYOUT.base(), element])

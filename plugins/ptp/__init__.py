@@ -107,7 +107,7 @@ def _allocate(req: Request, host: Host, conf: Conf, undo: Undo) -> Result:
 
 
 def _remove_if_gone(host: Host, link: Link) -> str:
-    """Delete the host's end of a container that is GONE; otherwise describe whose it is.
+    """Delete the host's end of a container that is GONE; otherwise describe its owner.
 
     The kernel takes such a pair away by itself, but not at once: an address that was just taken
     over may still have its route there.
@@ -116,7 +116,7 @@ def _remove_if_gone(host: Host, link: Link) -> str:
 
     record = interface.record_of(host, LIFECYCLE.plugin, link)
     if record is None:
-        return "nobody that this plugin has a record of"
+        return "no owner that this plugin has a record of"
     state, reason = liveness.Liveness(host).assess(record.facts)
     if state is not liveness.State.GONE:
         return liveness.describe(str(masquerade.owner_of(record)), state, reason)

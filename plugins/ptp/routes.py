@@ -77,7 +77,7 @@ def configure_host(
             _make_way(host, ours, ip, remove_if_gone)
     if any(gateway.version == 6 for gateway in given):
         events = partial(host.channel, NETLINK_ROUTE, RTMGRP_IPV6_IFADDR)
-        veth.wait_until(lambda: _is_settled(host, ours), events, _SECONDS)
+        veth.wait_until(lambda: _is_usable(host, ours), events, _SECONDS)
 
 
 def routes_on_way(index: int, ips: Sequence[IPConfig]) -> list[Message]:
@@ -106,14 +106,14 @@ def check_host(host: NetNS, ours: Link, ips: Sequence[IPConfig]) -> None:
             raise drifted(f"the host no longer forwards IPv{gateway.version}")
     for ip in ips:
         if host.netlink.way_to(ip.address.ip) != (RTN_UNICAST, ours.index):
-            raise drifted(f"the host's way to {ip.address.ip} does not lead over '{ours.name}'")
+            raise drifted(f"the host's route to {ip.address.ip} does not use '{ours.name}'")
 
 
 def check_container(container: NetNS, link: Link, ips: Sequence[IPConfig]) -> None:
     """Raise CNIError if the container has no route to a gateway over its interface."""
     for gateway in gateways(ips):
         if container.netlink.way_to(gateway) != (RTN_UNICAST, link.index):
-            raise drifted(f"the way to gateway {gateway} does not lead over '{link.name}'")
+            raise drifted(f"the route to gateway {gateway} does not use '{link.name}'")
 
 
 def _to(address: Address, scope: int) -> Route:
@@ -127,7 +127,7 @@ def _route_to(ours: Link, ip: IPConfig) -> Message:
 
 def _make_way(host: NetNS, ours: Link, ip: IPConfig, remove_if_gone: Callable[[Link], str]) -> None:
     """Add the route to an address, though another interface may have it. Raises CNIError."""
-    other, index, whose = None, 0, ""
+    other, index, owner = None, 0, ""
     for _ in range(_TRIES):
         try:
             host.netlink.channel.exchange([_route_to(ours, ip)])
@@ -140,15 +140,15 @@ def _make_way(host: NetNS, ours: Link, ip: IPConfig, remove_if_gone: Callable[[L
         if index == ours.index:
             return
         other = host.netlink.link_at(index) if kind in (RTN_UNICAST, RTN_LOCAL) else None
-        whose = remove_if_gone(other) if other is not None else ""
-        if whose:
+        owner = remove_if_gone(other) if other is not None else ""
+        if owner:
             break
-    over = f"over '{other.name if other else index}'" + (f", of {whose}" if whose else "")
+    over = f"over '{other.name if other else index}'" + (f", of {owner}" if owner else "")
     raise CNIError(
         Code.INTERNAL,
-        f"the host has a route to {ip.address.ip} already, {over}; remove what has this address",
+        f"the host has a route to {ip.address.ip} already, {over}; remove the owner of that",
     )
 
 
-def _is_settled(host: NetNS, ours: Link) -> bool:
+def _is_usable(host: NetNS, ours: Link) -> bool:
     return not any(flags & IFA_F_TENTATIVE for _, flags in host.netlink.addresses(ours.index, (6,)))

@@ -74,7 +74,7 @@ def check(req: Request, host: Host) -> None:
 
 
 def gc(req: Request, host: Host) -> None:
-    """Forget attachments that are gone: what was changed for them went with their namespace."""
+    """Forget attachments that are gone: their changes went with their namespaces."""
     LIFECYCLE.gc(req, host)
 
 

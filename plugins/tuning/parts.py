@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class InterfaceFacts:
-    """What the container's interface was like, as far as it is changed."""
+    """Attributes of the container's interface before their change."""
 
     PART = "interface"
     before: Json = field(default_factory=dict)  # by the keys of the configuration
@@ -38,7 +38,7 @@ class Interface(Part):
     facts = InterfaceFacts
 
     def teardown(self, req: Request, host: Host, record: Record, facts: InterfaceFacts) -> None:
-        """Give the interface back what it had, if it is still there."""
+        """Restore the attributes of the interface, if it still exists."""
         container = _container(req, host, record)
         if container:
             _restore(req, container, device.of_json(facts.before))
@@ -67,14 +67,14 @@ class Sysctls(Part):
 
 @dataclass(frozen=True, slots=True)
 class BackupFacts:
-    """The reference's file of what the interface was like, for its DEL in our place."""
+    """The reference's file of earlier attributes, in case its DEL is called instead of ours."""
 
     PART = "backup"
     path: str = ""
 
 
 class Backup(Part):
-    """That file."""
+    """The backup file."""
 
     facts = BackupFacts
 

@@ -117,7 +117,7 @@ def chain(request: pytest.FixtureRequest, rig: Rig) -> Chain:
     return Chain(rig, request.param)
 
 
-def settle(chain: Chain, injection: Injection) -> None:
+def put_in_order(chain: Chain, injection: Injection) -> None:
     """Bring a node in order on which a call for c1 was hit: by DEL, or by GC without it."""
     if injection.at % 2:
         chain.rig.end("c1")
@@ -142,7 +142,7 @@ def test_killed(request: pytest.FixtureRequest, chain: Chain, command: str) -> N
         else:
             chain.add("c1")
         chain.call(command, "c1", injection)
-        settle(chain, injection)
+        put_in_order(chain, injection)
 
     sweep(chain.rig, request, scenario, most=MOST)
 

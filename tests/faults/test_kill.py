@@ -20,7 +20,7 @@ routes = pytest.mark.parametrize(("edge", "kind", "recovery"), ROUTES)
 edges = pytest.mark.parametrize(("edge", "kind"), [("one-shot", "dual"), ("engine", "ipv4")])
 
 
-def settle(rig: Rig, recovery: str) -> None:
+def put_in_order(rig: Rig, recovery: str) -> None:
     """Bring a node in order on which a call for c1 was killed."""
     if recovery == "GC":  # the runtime has forgotten it
         rig.end("c1")
@@ -48,7 +48,7 @@ def test_add(request: pytest.FixtureRequest, rig: Rig, kind: str, recovery: str)
             rig.wipe()
         rig.container("c1")
         rig.inject(injection, "ADD", "c1")
-        settle(rig, recovery)
+        put_in_order(rig, recovery)
 
     sweep(rig, request, scenario)
 
@@ -83,7 +83,7 @@ def test_del(request: pytest.FixtureRequest, rig: Rig, kind: str, recovery: str)
     def scenario(injection: Injection) -> None:
         rig.add("c1")
         rig.inject(injection, "DEL", "c1")
-        settle(rig, recovery)
+        put_in_order(rig, recovery)
 
     sweep(rig, request, scenario)
 

@@ -116,7 +116,7 @@ class Alive:
 
 
 def test_leases(machine: Machine) -> None:
-    """Each lease with its owner, pod and fate: living, dead, and unknown for one of Go's."""
+    """Each lease with its owner, pod and state: living, dead, and unknown for one of Go's."""
     with ExitStack() as stack:
         conf = config(machine)
         alive = Alive(machine, stack, conf, "alive")

@@ -160,7 +160,7 @@ def test_our_own_runs_in_process(machine: Machine, tmp_path: Path) -> None:
 def test_reference_is_run_where_it_comes_first(
     machine: Machine, tmp_path: Path, name: str, ipam: Json
 ) -> None:
-    """An administrator who puts another implementation first gets that one, for each command."""
+    """Another implementation that comes first in CNI_PATH is used, for each command."""
     container = machine.container()
     go = wrapper(tmp_path, REFERENCE_BIN / name)
     path = f"{go.directory}:{CNI_BIN}"

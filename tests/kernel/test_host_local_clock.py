@@ -86,7 +86,7 @@ def assert_nothing_is_left(node: Node, *names: str) -> None:
 @jumps
 @ages
 def test_after_the_jump(node: Node, container: Start, jump: float, age: float) -> None:
-    """Nobody who may live loses his address: to ADDs in need, to GC with and without its list."""
+    """No possibly living container loses its address to an ADD or GC, with its list or without."""
     config = node.config(NET29)
     populate(node, container, age)
 
@@ -119,7 +119,7 @@ def test_jump_and_back(node: Node, container: Start, jump: float, age: float) ->
 
 @jumps
 def test_the_dead_go_all_the_same(node: Node, container: Start, jump: float) -> None:
-    """Who was seen dead before the jump, and is by a clock that nobody sets, makes room."""
+    """A container seen dead before the jump makes room, by the clock that cannot be set."""
     config = node.config(NET29)
     populate(node, container, OLD)
     for number in range(2):

@@ -1,4 +1,4 @@
-"""Who lives: what each caller of the one judge does for ALIVE, GONE and UNKNOWN.
+"""Liveness: the action of each caller for ALIVE, GONE and UNKNOWN.
 
 docs/architecture.md has the table below, and a test compares them.
 """
@@ -22,14 +22,14 @@ import pytest
 from cni_common.node.liveness import GRACE_SECONDS, State, state_of
 from tests.machine import CNI_BIN, ROOT, Json, Machine, addresses_of, error_of, files_below
 
-pytestmark = pytest.mark.without_engine("the judge is the same code there")
+pytestmark = pytest.mark.without_engine("liveness is the same code there")
 
 LIST = "cni.dev/valid-attachments"
 OLD = GRACE_SECONDS + 60
 ALIVE, GONE, UNKNOWN = State.ALIVE, State.GONE, State.UNKNOWN
 POD = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_UID=1-2-3"
 
-# What each caller does about a container of which it knows no more than its record: as words.
+# The action of each caller for a container that it knows only by its record: as words.
 TABLE = {
     "GC without a list": ("kept", "removed", "kept"),
     "GC with a list that does not name it": ("kept", "removed", "kept"),
@@ -381,7 +381,7 @@ def test_page() -> None:
 # --- how a state is found ---
 
 
-def judged(case: Case, plugin: str) -> State:
+def state_seen(case: Case, plugin: str) -> State:
     """Return the state by a record of c1."""
     with case.machine.make_host() as host:
         return state_of(host, case.facts(plugin))
@@ -424,8 +424,8 @@ def test_main_thread_has_ended(case: Case) -> None:
         subprocess.run(["umount", str(case.path)], check=True)
         case.path.unlink()
 
-        assert judged(case, "host-local") is ALIVE
-    assert judged(case, "host-local") is GONE  # what is held by a descriptor alone is not found
+        assert state_seen(case, "host-local") is ALIVE
+    assert state_seen(case, "host-local") is GONE  # what is held by a descriptor alone is not found
 
 
 @pytest.mark.parametrize("plugin", ["bridge", "host-local", "portmap"])
@@ -435,12 +435,12 @@ def test_host_end_is_proof_of_life(case: Case, plugin: str) -> None:
     case.add("portmap", chained(case, "portmap", result))
     subprocess.run(["umount", str(case.path)], check=True)
     case.path.unlink()
-    assert judged(case, plugin) is ALIVE
+    assert state_seen(case, plugin) is ALIVE
 
     name = result["interfaces"][1]["name"]
     case.machine.do(case.machine.host, f"ip link set {name} address 02:00:00:00:00:01")
 
-    assert judged(case, plugin) is GONE  # it is another's by now
+    assert state_seen(case, plugin) is GONE  # it is another's by now
 
 
 @pytest.mark.parametrize("plugin", ["bridge", "host-local", "portmap"])
@@ -453,7 +453,7 @@ def test_host_end_of_a_namespace_that_ends(case: Case, plugin: str) -> None:
 
     case.machine.end(case.first)
 
-    assert judged(case, plugin) is GONE
+    assert state_seen(case, plugin) is GONE
 
 
 @pytest.mark.parametrize("plugin", ["host-local", "portmap"])
@@ -496,7 +496,7 @@ def test_record_without_a_namespace(case: Case, plugin: str) -> None:
     with case.record(plugin).open("a") as file:
         file.write('{"netns_id": ""}\n')
 
-    assert judged(case, plugin) is UNKNOWN
+    assert state_seen(case, plugin) is UNKNOWN
 
 
 def test_empty_record(case: Case) -> None:

@@ -169,7 +169,7 @@ def test_port_on_two_networks_of_a_container(node: Node, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_heirs_come_in_order(node: Node, backend: str) -> None:
+def test_waiting_ones_come_in_order(node: Node, backend: str) -> None:
     """Of three networks the second may go before the first, and the third has the port then."""
     sharing = Sharing(node, backend, 3)
     for ifname in sharing.ifnames:
@@ -188,7 +188,7 @@ def test_heirs_come_in_order(node: Node, backend: str) -> None:
     assert node.records() == []
 
 
-def test_heirs_of_a_lost_ruleset(node: Node) -> None:
+def test_waiting_ones_of_a_lost_ruleset(node: Node) -> None:
     """After a flush every network's ADD may be repeated, and nothing is left in the end."""
     sharing = Sharing(node, "nftables", 2)
     for _ in range(2):

@@ -161,7 +161,7 @@ def test_address_of_another(machine: Machine) -> None:
 
 
 def test_address_of_a_dead_one(machine: Machine) -> None:
-    """Who gets the address of a container that has ended does not wait for its pair to go."""
+    """The next owner of an ended container's address does not wait for its pair to go."""
     config = network(machine, ipam=STATIC)
     container, _ = attached(machine, config)
     # So the kernel does not take the pair away.
@@ -202,9 +202,9 @@ def test_check_passes(machine: Machine, version: str, keys: Json) -> None:
         ("container", "ip link set eth0 mtu 1300", "MTU"),
         ("host", "ip addr del 10.9.0.1/32 dev VETH", "gateway 10.9.0.1"),
         ("host", "ip addr del fd00:9::1/128 dev VETH", "gateway fd00:9::1"),
-        ("host", "ip route del 10.9.0.2", "way to 10.9.0.2"),
-        ("host", "ip -6 route del fd00:9::2", "way to fd00:9::2"),
-        ("host", "ip rule add to 10.9.0.2 blackhole", "way to 10.9.0.2"),
+        ("host", "ip route del 10.9.0.2", "route to 10.9.0.2"),
+        ("host", "ip -6 route del fd00:9::2", "route to fd00:9::2"),
+        ("host", "ip rule add to 10.9.0.2 blackhole", "route to 10.9.0.2"),
         ("host", "ip link set VETH down", "down"),
         ("host", "sysctl -qw net.ipv4.ip_forward=0", "forwards IPv4"),
         ("host", "nft delete table inet pycni", "masquerade"),

@@ -19,8 +19,8 @@ from tests.kernel.test_rollback import (
     changes,
     code_of,
     is_act,
-    settled,
     state,
+    steady_state,
 )
 from tests.machine import Json, Machine, error_of
 from tests.scope import ALL
@@ -55,7 +55,7 @@ def arrange(machine: Machine, config: Json) -> tuple[str, str]:
     other, container = machine.container(), machine.container()
     calm(machine, machine.host, other, container)
     machine.ok("ptp", "ADD", config, other, containerid="other")
-    settled(machine, other)
+    steady_state(machine, other)
     return other, container
 
 

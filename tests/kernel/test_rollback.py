@@ -113,7 +113,7 @@ def calm(machine: Machine, *namespaces: str) -> None:
         machine.command(netns, "sh", "-c", f"cd /proc/sys/net/ipv6/conf && {script}")
 
 
-def settle(machine: Machine, bridge: str) -> None:
+def await_bridge(machine: Machine, bridge: str) -> None:
     """Wait until the kernel has finished what the first port of a bridge starts."""
 
     def is_up() -> bool:
@@ -129,8 +129,8 @@ def arrange(machine: Machine, config: Json) -> tuple[str, str]:
     other, container = machine.container(), machine.container()
     calm(machine, machine.host, other, container)
     machine.ok("bridge", "ADD", config, other, containerid="other")
-    settle(machine, config["bridge"])
-    settled(machine, other)
+    await_bridge(machine, config["bridge"])
+    steady_state(machine, other)
     return other, container
 
 
@@ -145,7 +145,7 @@ def state(machine: Machine, *containers: str) -> Json:
     return snapshot
 
 
-def settled(machine: Machine, *containers: str) -> Json:
+def steady_state(machine: Machine, *containers: str) -> Json:
     """Return the state once the kernel has ended what a new port starts, such as its IPv6."""
     for port in machine.ports():  # asked for by name, it gets its operstate now, not in a second
         machine.command(machine.host, "ip", "link", "show", "dev", port)
@@ -553,7 +553,7 @@ def test_refused_add_harms_nobody(machine: Machine, refusal: Refusal) -> None:
     other, container = arrange(machine, config)
     fresh = machine.container()
     live = machine.ok("bridge", "ADD", config, container)
-    before = settled(machine, other, container, fresh)
+    before = steady_state(machine, other, container, fresh)
     refused = {**config, **refusal.keys, "ipam": {**config["ipam"], **refusal.ipam}}
     netns = {"": fresh, "c1": container, "host": machine.host}.get(refusal.netns, refusal.netns)
 
@@ -627,7 +627,7 @@ def by_gc(machine: Machine, config: Json, container: str) -> None:
 
 def by_another_add(machine: Machine, config: Json, container: str) -> None:
     """ADD again, which succeeds or says that there is something already."""
-    before = settled(machine, container)
+    before = steady_state(machine, container)
     reply = machine.invoke("bridge", "ADD", config, container)
     if reply.exit_code:
         error = error_of(reply.stdout)

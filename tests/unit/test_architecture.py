@@ -39,7 +39,7 @@ WINGS = {
 }
 ORDER = tuple(f"{wing}.{module}" for wing, modules in WINGS.items() for module in modules)
 FOR_PLUGINS = ORDER[: ORDER.index("node.host")]  # a plugin is handed the Host
-# Who may import what only inside functions: each costs a cold start that has no need of it.
+# Imports that are allowed only inside functions: each costs a cold start that does not need it.
 LAZY = {
     "kernel.netns": ("kernel.netlink", "kernel.rtnetlink"),
     "node.record": ("node.unformatted",),
@@ -129,7 +129,7 @@ PLUGIN_FILES = [
 
 
 class TestImports:
-    """Who may import whom."""
+    """Imports."""
 
     def test_modules(self) -> None:
         """cni_common consists of these modules, and the files of its packages are empty."""

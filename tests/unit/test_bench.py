@@ -14,7 +14,7 @@ from bench.plot import bars as bar_chart
 from bench.plot import curve
 from bench.profile import STEPS, resolve
 from bench.samples import ENGINE, FLOOR, ONE_SHOT, REFERENCE, Report, Row, percentile
-from bench.verdict import Bar, bars, judge
+from bench.verdict import Bar, bars, compare
 from plugins import TYPES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,7 +122,7 @@ class TestVerdict:
 
     def test_reached(self) -> None:
         """A run that reaches every limit just so misses none."""
-        assert [str(one) for one in judge(perfect()) if not one.holds] == []
+        assert [str(one) for one in compare(perfect()) if not one.holds] == []
 
     @pytest.mark.parametrize("place", range(len(bars())))
     def test_missed(self, place: int) -> None:
@@ -137,7 +137,7 @@ class TestVerdict:
         else:
             row.samples[bar.to] = [row.samples[bar.to][0] / worse]
 
-        missed = {one.bar: str(one) for one in judge(found) if not one.holds}
+        missed = {one.bar: str(one) for one in compare(found) if not one.holds}
 
         assert bar in missed
         assert {one.row for one in missed} == {bar.row}
@@ -150,13 +150,13 @@ class TestVerdict:
         for row in found.rows:
             row.samples.pop(ENGINE, None)
 
-        missed = [one for one in judge(found) if not one.holds]
+        missed = [one for one in compare(found) if not one.holds]
 
         assert [one.bar for one in missed] == [bar for bar in bars() if bar.column == ENGINE]
         assert all("not measured" in str(one) for one in missed)
 
     def test_portmap(self) -> None:
-        """portmap is judged as soon as the suite has it, and only then."""
+        """portmap is compared as soon as the suite has it, and only then."""
         without = {bar.row for bar in bars(("bridge",))}
         with_it = {bar.row for bar in bars(("bridge", "portmap"))}
 

@@ -11,7 +11,7 @@ import pytest
 
 from cni_common.serve import cli
 from commands import COMMANDS, FAILED, view
-from commands.first_seen import Sightings
+from commands.first_seen import FirstSeen
 from plugins import load, load_all
 from plugins.host_local.lease import GRACE_SECONDS
 
@@ -63,13 +63,13 @@ def test_printable(text: str, shown: str) -> None:
     assert view.printable(text) == shown
 
 
-class TestSightings:
+class TestFirstSeen:
     """Two sightings, a grace time apart, with nothing in between."""
 
     def test_first(self, tmp_path: Path) -> None:
         """The first sighting is none of two, nor is one just after it."""
         for _ in range(2):
-            seen = Sightings(str(tmp_path / "run"))
+            seen = FirstSeen(str(tmp_path / "run"))
             assert not seen.is_second("a")
             seen.remember(["a"])
 
@@ -78,11 +78,11 @@ class TestSightings:
         ago = time.clock_gettime(time.CLOCK_BOOTTIME) - GRACE_SECONDS
         (tmp_path / "reclaim.json").write_text(json.dumps({"a": ago, "b": ago, "c": ago + 5}))
 
-        seen = Sightings(str(tmp_path))
+        seen = FirstSeen(str(tmp_path))
 
         assert [seen.is_second(key) for key in "abcd"] == [True, True, False, False]
         seen.remember(["a"])
-        again = Sightings(str(tmp_path))
+        again = FirstSeen(str(tmp_path))
         assert [again.is_second(key) for key in "ab"] == [True, False]
         assert (tmp_path / "reclaim.json").stat().st_mode & 0o777 == 0o600
 
@@ -93,10 +93,10 @@ class TestSightings:
         """A damaged file, or one of the future, counts as none."""
         (tmp_path / "reclaim.json").write_text(text)
 
-        assert not Sightings(str(tmp_path)).is_second("a")
+        assert not FirstSeen(str(tmp_path)).is_second("a")
 
     def test_nothing_to_remember(self, tmp_path: Path) -> None:
         """No file is made for nothing."""
-        Sightings(str(tmp_path)).remember([])
+        FirstSeen(str(tmp_path)).remember([])
 
         assert list(tmp_path.iterdir()) == []

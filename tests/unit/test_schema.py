@@ -61,7 +61,7 @@ def test_plainly_valid(config: Json) -> None:
 @pytest.mark.parametrize(
     "config", [{"ratio": 0.5}, {"ratio": 1}, {"pattern": "abc"}, {"closed": {}}]
 )
-def test_valid_for_the_judge(config: Json) -> None:
+def test_valid_for_jsonschema(config: Json) -> None:
     """What the recogniser does not know is left to jsonschema."""
     assert not schema._plainly_valid(config, SCHEMA)
     schema.validate(config, SCHEMA)
@@ -203,7 +203,7 @@ def schema_of(plugin: str) -> Json:
     return dict(module.SCHEMA)
 
 
-def judge(by: Json) -> Draft202012Validator:
+def validator(by: Json) -> Draft202012Validator:
     """Return jsonschema's own opinion, with integers as Go has them."""
     strict = Draft202012Validator.TYPE_CHECKER.redefine(
         "integer", lambda _checker, value: type(value) is int
@@ -213,7 +213,7 @@ def judge(by: Json) -> Draft202012Validator:
 
 
 _SCHEMAS = {"SCHEMA": SCHEMA} | {plugin: schema_of(plugin) for plugin in TYPES}
-_JUDGES = {name: judge(by) for name, by in _SCHEMAS.items()}
+_VALIDATORS = {name: validator(by) for name, by in _SCHEMAS.items()}
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -223,7 +223,7 @@ def test_valid_ones_are_recognised(name: str) -> None:
         config = Generator(seed).conforming(_SCHEMAS[name])
 
         assert schema._plainly_valid(config, _SCHEMAS[name]), (seed, config)
-        assert _JUDGES[name].is_valid(config), (seed, config)
+        assert _VALIDATORS[name].is_valid(config), (seed, config)
 
 
 @pytest.mark.parametrize("name", _SCHEMAS)
@@ -232,7 +232,7 @@ def test_recogniser_never_errs(name: str) -> None:
     refused = 0
     for seed in range(1500):
         config = Generator(seed).nearly_conforming(_SCHEMAS[name])
-        if _JUDGES[name].is_valid(config):
+        if _VALIDATORS[name].is_valid(config):
             continue
         refused += 1
 
@@ -255,11 +255,11 @@ def test_validate_and_salvage(name: str) -> None:
         except CNIError as caught:
             error = caught
 
-        valid = _JUDGES[name].is_valid(config["a"])
+        valid = _VALIDATORS[name].is_valid(config["a"])
         assert (error.code == 0) == valid, (seed, config)
         assert (refused == []) == valid, (seed, config)
         assert len(error.msg.splitlines()) <= 1, (seed, config)
-        assert _JUDGES[name].is_valid(rest.get("a", {})), (seed, config)
+        assert _VALIDATORS[name].is_valid(rest.get("a", {})), (seed, config)
         assert is_part(rest, config), (seed, config)
 
 

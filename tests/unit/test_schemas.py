@@ -22,7 +22,7 @@ EXAMPLES = sorted(path for path in CONF.iterdir() if path.suffix in (".conf", ".
 Json = dict[str, Any]
 
 
-def judge(name: str) -> Draft202012Validator:
+def validator(name: str) -> Draft202012Validator:
     """Return the validator of an exported schema, its references resolved among the files."""
     files = {path.name: json.loads(path.read_text()) for path in DIRECTORY.iterdir()}
     resources = [(name, Resource.from_contents(schema)) for name, schema in files.items()]
@@ -86,7 +86,7 @@ def test_example_is_valid(path: Path) -> None:
     config = json.loads(path.read_text())
     name = "conflist" if path.suffix == ".conflist" else config["type"]
 
-    assert [error.message for error in judge(f"{name}.schema.json").iter_errors(config)] == []
+    assert [error.message for error in validator(f"{name}.schema.json").iter_errors(config)] == []
 
 
 @pytest.mark.parametrize(
@@ -95,11 +95,11 @@ def test_example_is_valid(path: Path) -> None:
     ids=["bridge", "enum", "host-local"],
 )
 def test_list_schema_refuses(change: Json) -> None:
-    """The schema of lists judges each plugin by its own schema, and its ipam by that plugin's."""
+    """A list is validated by the schema of each plugin, and its ipam by that plugin's."""
     config = json.loads((CONF / "20-ipv4.conflist").read_text())
     config["plugins"][0] |= change
 
-    assert not judge("conflist.schema.json").is_valid(config)
+    assert not validator("conflist.schema.json").is_valid(config)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)

@@ -1,4 +1,4 @@
-"""What is left of dataclasses when deploy/frozen/rewrite.py has written their methods."""
+"""The rest of `dataclasses` once deploy/frozen/rewrite.py has written their methods."""
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

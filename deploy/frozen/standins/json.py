@@ -11,7 +11,7 @@ _SPACES = " \t\n\r"
 
 
 class _Reader:
-    """What make_scanner asks for."""
+    """The attributes that make_scanner reads."""
 
     strict = True
     object_hook = None

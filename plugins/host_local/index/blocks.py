@@ -47,7 +47,7 @@ _BITMAP, _MANY, _OF_POD = 1, 2, 16
 _PER_KEY_MAX = 8 * _PER_BUCKET
 _OF_POD_KINDS = (4 + _OF_POD, 6 + _OF_POD)
 _TAKEN, _RESTS = b"taken", b"rests"
-NOBODY = IPv6Address(0)  # in the queue, replaces an address that rests anew
+NO_ADDRESS = IPv6Address(0)  # in the queue, replaces an address that rests anew
 _EXPIRED_PER_CALL = 64
 _ZEROS, _ONES = bytes(BLOCK), b"\xff" * BLOCK
 
@@ -233,7 +233,7 @@ class Index:
         self._mark(_RESTS, address, on=False)
 
     def _forget_rest(self, address: Address) -> None:
-        """Replace the earlier rest of `address` in the queue by one of NOBODY."""
+        """Replace the earlier rest of `address` in the queue by one of NO_ADDRESS."""
         wanted = _RESTING.pack(0, address.version, int(address).to_bytes(16, "big"))[8:]
         first = self.header.head - self.header.head % _PER_QUEUE_BLOCK
         # Block by block: the queue can have many blocks, and other calls wait for the lock.
@@ -243,7 +243,7 @@ class Index:
             while at >= 0:
                 position, offset = start + at // _RESTING.size, at % _RESTING.size
                 if offset == 8 and self.header.head <= position < self.header.tail:
-                    self._set_resting(position, NOBODY, self._resting_at(position)[1])
+                    self._set_resting(position, NO_ADDRESS, self._resting_at(position)[1])
                     return
                 at = data.find(wanted, at + 1)
 

@@ -6,7 +6,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from plugins.host_local.index.blocks import CAPACITY_MAX, NOBODY, FullError, Index, header_for
+from plugins.host_local.index.blocks import CAPACITY_MAX, NO_ADDRESS, FullError, Index, header_for
 from plugins.host_local.index.file import IndexFile, Remembered, boot_id, booted_ns
 from plugins.host_local.lease import RELEASE_COOLDOWN_MAX, text_of
 
@@ -54,7 +54,7 @@ _DOUBLINGS_MAX = 6  # of the capacity; one suffices for any possible number of l
 _NEW, _DRAFT = "new", "draft.new"  # suffixes of files made under the lock, and without it
 
 
-class Catalog:
+class Lookup:
     """The index in one call; every method except `seems_free` needs the directory's lock.
 
     A failure of the index does not fail the call: the call continues with an index in memory, made
@@ -303,5 +303,5 @@ def _rest(index: Index, resting: Iterable[tuple[Address, int]]) -> None:
     # A damaged file may hold any time; no rest is longer than this.
     latest_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + RELEASE_COOLDOWN_MAX * 10**9
     for address, until_ns in resting:
-        if until_ns <= latest_ns and address != NOBODY:
+        if until_ns <= latest_ns and address != NO_ADDRESS:
             index.rest(address, until_ns)

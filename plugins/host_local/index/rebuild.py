@@ -18,7 +18,7 @@ from plugins.host_local.lease import address_of, text_of
 if TYPE_CHECKING:
     from cni_common.spec.names import Address
     from plugins.host_local.index.blocks import Index
-    from plugins.host_local.index.lookup import Catalog, LeaseDirectory
+    from plugins.host_local.index.lookup import LeaseDirectory, Lookup
 
 
 _TRIES = 3  # readings of later changes without the lock
@@ -33,41 +33,41 @@ class _Seen:
     owner: str  # the text of the file, "" if it names no owner
 
 
-def renew(store: LeaseDirectory, catalog: Catalog) -> None:
+def renew(store: LeaseDirectory, lookup: Lookup) -> None:
     """Rebuild the index of `store`; the caller holds the lock at the beginning and at the end.
 
     Never blocks while holding the store lock, so it cannot deadlock. Index failures fall back to an
     index in memory. Raises OSError for the directory.
     """
     store.unlock()
-    exclusive = catalog.rebuild_lock()
+    exclusive = lookup.rebuild_lock()
     try:
         if exclusive >= 0:
             fcntl.flock(exclusive, fcntl.LOCK_EX)
         store.relock()
-        if not catalog.is_stale():
+        if not lookup.is_stale():
             return  # another process has rebuilt it meanwhile, or no file can be kept
-        stamp = catalog.stamp()
+        stamp = lookup.stamp()
         store.unlock()
         inodes = store.inodes()
         seen = _read(store, inodes)
-        draft = catalog.draft([(one.address, one.owner) for one in seen.values()])
+        draft = lookup.draft([(one.address, one.owner) for one in seen.values()])
         store.relock()
         for _ in range(_TRIES):
-            if catalog.is_unchanged(stamp):
+            if lookup.is_unchanged(stamp):
                 break
-            stamp = catalog.stamp()
+            stamp = lookup.stamp()
             store.unlock()
             with suppress(FullError):  # met again below
                 _catch_up(store, draft, seen)
             store.relock()
 
         def finish(index: Index) -> None:
-            if not catalog.is_unchanged(stamp):
+            if not lookup.is_unchanged(stamp):
                 _catch_up(store, index, seen)
             store.tidy(inodes)
 
-        catalog.adopt(draft, finish)
+        lookup.adopt(draft, finish)
     finally:
         if exclusive >= 0:
             os.close(exclusive)
