@@ -119,8 +119,9 @@ def _variants(types: Sequence[str]) -> dict[str, tuple[str, Variant]]:
         "masq": (", masquerade", Variant(masquerade="iptables")),
         "masq-nft": (", masquerade (reference: nftables)", Variant(masquerade="nftables")),
         "masq-dual": (", masquerade, dual stack", Variant(dual=True, masquerade="iptables")),
+        "routes": (", 1,000 routes", Variant(routes=1_000)),
     }
-    for ports in (0, 4) if "portmap" in types else ():
+    for ports in (0, 4, 100) if "portmap" in types else ():
         variant = Variant(masquerade="iptables", ports=ports)
         found[f"portmap-{ports}"] = (f", masquerade, portmap with {ports} ports", variant)
     return found
@@ -163,7 +164,7 @@ def attach(bench: Bench, key: str, title: str, variant: Variant) -> None:
         for command in ("ADD", "DEL")
     }
     with _residents(bench, key, variant), _floor(bench, variant) as floor:
-        for turn in bench.turns(f"bridge{title}"):
+        for turn in bench.turns(f"bridge{title}", 0.1 if variant.is_large else 1.0):
             for column in turn:
                 network = Network(key, column.name, column.bin_dir, variant)
                 attachment = bench.attachment(network, 0)
@@ -172,7 +173,7 @@ def attach(bench: Bench, key: str, title: str, variant: Variant) -> None:
                     row.add(column.name, sum(batch.wall_ms for batch in batches))
                     if command == "ADD":
                         _add_costs(bench, row, column, batches)
-            if floor and not (variant.masquerade or variant.ports):
+            if floor and not (variant.masquerade or variant.ports or variant.routes):
                 rows["ADD"].add(FLOOR, _floor_add(floor, variant))
                 rows["DEL"].add(FLOOR, floor.ms("del", "floor"))
 

@@ -146,12 +146,13 @@ class Channel:
             raise failure
         return answers
 
-    def transact(self, begin: Message, messages: Sequence[Message], end: Message) -> None:
+    def transact(self, begin: Message, messages: Sequence[Message], end: Message) -> list[Any]:
         """Send `messages` between `begin` and `end`: nfnetlink carries out all of them or none.
 
-        The kernel tells of each failure, but of success only for the last message: the socket would
-        not have room for thousands of answers. Raises NetlinkError; after ENOBUFS it is unknown
-        whether the kernel has carried them out.
+        Return the answers to those with NLM_F_ECHO, in order. The kernel tells of each failure, but
+        of success only for the last message: the socket would not have room for thousands of
+        answers. Raises NetlinkError; after ENOBUFS it is unknown whether the kernel has carried
+        them out.
         """
         numbered = self._numbered([begin, *messages, end])
         last = self._sequence - 1
@@ -163,6 +164,7 @@ class Channel:
         self._ask(asked, data)
         if asked.failure:
             raise asked.failure
+        return [answer for answers in asked.answers.values() for answer in answers]
 
     def _numbered(self, messages: Sequence[Message]) -> dict[int, Message]:
         first = self._sequence + 1

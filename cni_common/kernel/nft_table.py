@@ -23,6 +23,7 @@ from cni_common.kernel.netlink import (
     NLM_F_APPEND,
     NLM_F_CREATE,
     NLM_F_DUMP,
+    NLM_F_ECHO,
     NLM_F_EXCL,
     NLM_F_NONREC,
     Message,
@@ -58,7 +59,7 @@ TRIES = 10  # attempts of a transaction that other calls outrun
 LOOK_AGAIN = (errno.ENOENT, errno.ENOBUFS)
 _NFGENMSG = struct.Struct("=BBH")  # family, version 0, resource id in network order
 _TABLE_NAME, _TABLE_USE = 1, 3
-_CHAIN_TABLE, _CHAIN_NAME, CHAIN_POLICY, _CHAIN_USE, CHAIN_USERDATA = 1, 3, 5, 6, 12
+_CHAIN_TABLE, CHAIN_HANDLE, _CHAIN_NAME, CHAIN_POLICY, CHAIN_USE, CHAIN_USERDATA = 1, 2, 3, 5, 6, 12
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE = 1, 2, 3
 _SET_TABLE, _SET_NAME = 1, 2
 _ELEMENTS_TABLE, _ELEMENTS_SET, _ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
@@ -113,11 +114,17 @@ class Table:
             f"delete chain '{name}'", _DELCHAIN, self._chain(name), flags=NLM_F_NONREC
         )
 
-    def add_rule(self, chain: str, *expressions: Expression, first: bool = False) -> Message:
-        """Return the request that appends a rule, or inserts it `first`."""
+    def add_rule(
+        self, chain: str, *expressions: Expression, first: bool = False, echo: bool = False
+    ) -> Message:
+        """Return the request that appends a rule, or inserts it `first`.
+
+        With `echo` the answer is the handle of the new rule.
+        """
         body = nft_messages.rule(self.name, chain, *expressions)
-        flags = NLM_F_CREATE | (0 if first else NLM_F_APPEND)
-        return self._message(f"add rule to '{chain}'", _NEWRULE, body, flags=flags)
+        flags = NLM_F_CREATE | (0 if first else NLM_F_APPEND) | (NLM_F_ECHO if echo else 0)
+        what = f"add rule to '{chain}'"
+        return self._message(what, _NEWRULE, body, flags=flags, read=_decode_rule_handle)
 
     def delete_rule(self, chain: str, handle: int = 0) -> Message:
         """Return the request that deletes one rule, or without a handle all rules of `chain`."""
@@ -199,6 +206,13 @@ class Table:
             if string_of(answer[_RULE_CHAIN]) == chain
         ]
 
+    def rule(self, netns: NetNS, chain: str, handle: int) -> Rule | None:
+        """Return the rule of a chain with this handle, None if there is none."""
+        body = self._rules(chain) + attribute(_RULE_HANDLE, handle.to_bytes(8, "big"))
+        what = f"look up rule {handle} of '{chain}'"
+        answers = _query(netns, self._message(what, _GETRULE, body, read=_attributes))
+        return nft_messages.rule_of(answers[0]) if answers else None
+
     def has_chain(self, netns: NetNS, *chains: str) -> bool:
         """Tell whether all of these chains exist."""
         queries = [self._message(f"look up '{c}'", _GETCHAIN, self._chain(c)) for c in chains]
@@ -278,12 +292,12 @@ def interface_name(key: bytes) -> str:
     return key.rstrip(bytes(1)).decode("utf-8", "surrogateescape")
 
 
-def apply(netns: NetNS, messages: Sequence[Message]) -> None:
-    """Send `messages` as one transaction: all or nothing.
+def apply(netns: NetNS, messages: Sequence[Message]) -> list[Any]:
+    """Send `messages` as one transaction, all or nothing; return the answers of those with echo.
 
     Raises NetlinkError. After ENOBUFS it is unknown which of both it was.
     """
-    netns.netfilter.transact(
+    return netns.netfilter.transact(
         _frame("begin", _BATCH_BEGIN), _packed(messages), _frame("end", _BATCH_END)
     )
 
@@ -392,8 +406,15 @@ def _decode_table_use(data: bytes) -> int:
     return int.from_bytes(_attributes(data)[_TABLE_USE], "big")
 
 
+def _decode_rule_handle(data: bytes) -> int | None:
+    """Return the handle in the echo of a new rule; None: the word of a new generation."""
+    if int.from_bytes(data[4:6], sys.byteorder) != _NFTABLES << 8 | _NEWRULE:
+        return None
+    return int.from_bytes(_attributes(data)[_RULE_HANDLE], "big")
+
+
 def _decode_chain_use(data: bytes) -> int:
-    return int.from_bytes(_attributes(data)[_CHAIN_USE], "big")
+    return int.from_bytes(_attributes(data)[CHAIN_USE], "big")
 
 
 def _decode_chain_of_rule(data: bytes) -> str:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
     from cni_common.spec.names import Address
-    from plugins.firewall.filter_tables import Filter
+    from plugins.firewall.filter_tables import Filter, NftFilter
 
 ALLOWED = "CNI-FORWARD"
 STAGE_1, STAGE_2 = "CNI-ISOLATION-STAGE-1", "CNI-ISOLATION-STAGE-2"
@@ -47,8 +47,12 @@ def lines_of(addresses: Collection[Address]) -> Iterator[Line]:
         yield Line(ACCEPT, source=address)
 
 
-def admit(table: Filter, addresses: Collection[Address], admin: str) -> None:
-    """Accept packets from and to `addresses`. Raises CNIError, NetlinkError."""
+def admit(table: Filter, addresses: Collection[Address], admin: str) -> list[int]:
+    """Accept packets from and to `addresses`; return the handles of new rules, if they have any.
+
+    A rule that another record holds by its handle goes with that record, so it does not count.
+    Raises CNIError, NetlinkError.
+    """
 
     def plan() -> Iterator[Edit]:
         for chain in (ALLOWED, admin):
@@ -64,22 +68,39 @@ def admit(table: Filter, addresses: Collection[Address], admin: str) -> None:
         if table.key(to_admin) not in present:
             yield Edit(INSERT, ALLOWED, to_admin)
         for line in lines_of(addresses):
-            if table.key(line) not in present:
+            if not table.unheld(ALLOWED, line):
                 yield Edit(APPEND, ALLOWED, line)
 
-    _carry_out(table, plan)
+    return _carry_out(table, plan)
+
+
+def append(table: Filter, addresses: Collection[Address]) -> list[int]:
+    """Do as `admit` where the chains and jumps are there, and no rules of `addresses`."""
+    return table.commit([Edit(APPEND, ALLOWED, line) for line in lines_of(addresses)])
+
+
+def unheld(table: NftFilter, admins: Collection[str]) -> tuple[list[str], list[str]]:
+    """Return those of `admins` that are jumped to, and addresses of rules that no record holds."""
+    present = table.rules(ALLOWED) or []
+    jumps = [one for one in admins if table.key(Line(one, comment=_OVERRIDES)) in present]
+    found = {str(one) for key in table.unheld_rules(ALLOWED) for one in addresses_in(key)}
+    return jumps, sorted(found)
 
 
 def withdraw(table: Filter, addresses: Collection[Address], admin: str) -> None:
     """Remove the rules of `admit`; with the last also the chain, and an empty `admin` of ours."""
 
     def plan() -> Iterator[Edit]:
-        present = table.rules(ALLOWED) or []
-        for line in lines_of(addresses):
-            for _ in range(present.count(table.key(line))):
-                yield Edit(DELETE, ALLOWED, line)
+        if table.rules(ALLOWED):
+            for line in lines_of(addresses):
+                yield from [Edit(DELETE, ALLOWED, line)] * table.unheld(ALLOWED, line)
 
     _carry_out(table, plan)
+    remove_if_unused(table, admin)
+
+
+def remove_if_unused(table: Filter, admin: str) -> None:
+    """Remove the chain if it lets nothing through, and then an empty `admin` of ours."""
     present = table.rules(ALLOWED)
     if present is not None and not any(_lets_through(table, key) for key in present):
         _remove_chains(table, _TO_ALLOWED, (ALLOWED,))
@@ -183,18 +204,16 @@ def _lets_through(table: Filter, key: object) -> bool:
     return not isinstance(key, tuple) or key[0] != _OVERRIDES
 
 
-def _carry_out(table: Filter, plan: Callable[[], Iterator[Edit]]) -> None:
+def _carry_out(table: Filter, plan: Callable[[], Iterator[Edit]]) -> list[int]:
     """Apply the edits of `plan`; it is called again if another program was faster."""
     for attempt in range(nft_table.TRIES):
         edits = list(plan())
         try:
-            if edits:
-                table.commit(edits)
+            return table.commit(edits) if edits else []
         except NetlinkError as error:
             if error.errno not in (errno.ENOENT, errno.EEXIST) or attempt == nft_table.TRIES - 1:
                 raise
-        else:
-            return
+    raise AssertionError  # pragma: no cover - the loop returns or raises
 
 
 def _remove_chains(table: Filter, jump: Line | None, chains: Sequence[str]) -> None:

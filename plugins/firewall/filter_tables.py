@@ -19,7 +19,7 @@ from plugins.firewall.conf import FIREWALLD, IPTABLES
 from plugins.firewall.rules import Line, signature_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from typing import Protocol
 
     from cni_common.kernel.netlink import Message
@@ -54,8 +54,14 @@ if TYPE_CHECKING:
         def is_ours(self, chain: str) -> bool:
             """Tell whether this plugin made a chain that others may use."""
 
-        def commit(self, edits: Sequence[Edit]) -> None:
-            """Apply all edits or none. Raises CNIError, NetlinkError."""
+        def unheld(self, chain: str, line: Line) -> int:
+            """Return how many rules like `line` no record holds by their handles."""
+
+        def commit(self, edits: Sequence[Edit]) -> list[int]:
+            """Apply all edits or none; return the handles of appended rules where they have any.
+
+            Raises CNIError, NetlinkError.
+            """
 
 
 FORWARD = "FORWARD"
@@ -83,6 +89,7 @@ class NftFilter:
     """The table of iptables-nft, by netlink."""
 
     def __init__(self, netns: NetNS, version: int) -> None:
+        self.held: Collection[int] = ()  # handles of rules in records of attachments that stay
         self.version = version
         self.name = f"'table {'ip' if version == 4 else 'ip6'} {_TABLE}'"
         self._netns = netns
@@ -96,7 +103,9 @@ class NftFilter:
         for rule in self._table.rules(self._netns, chain):
             signature = signature_of(rule)
             found.append(signature)
-            handles.setdefault((chain, signature), []).append(rule.handle)
+            if rule.handle not in self.held:
+                handles.setdefault((chain, signature), []).append(rule.handle)
+        self._handles = {key: own for key, own in self._handles.items() if key[0] != chain}
         self._handles |= handles
         if not found and not self._table.has_chain(self._netns, chain):
             return None
@@ -125,8 +134,32 @@ class NftFilter:
                 raise
             return False
 
-    def commit(self, edits: Sequence[Edit]) -> None:
-        """Apply all edits or none. Raises NetlinkError."""
+    def unheld(self, chain: str, line: Line) -> int:
+        """Return how many rules like `line` were listed that no record holds by their handles."""
+        return len(self._handles.get((chain, line.signature()), ()))
+
+    def unheld_rules(self, chain: str) -> list[Signature]:
+        """Return the rules listed that no record holds by their handles."""
+        return [signature for where, signature in self._handles if where == chain]
+
+    def usage(self, chain: str) -> tuple[int, int]:
+        """Return handle of a chain, and number of its rules and of jumps to it; zeros if absent."""
+        found = self._table.chain(self._netns, chain) or {}
+        handle = int.from_bytes(found.get(nft_table.CHAIN_HANDLE, b""), "big")
+        return handle, int.from_bytes(found.get(nft_table.CHAIN_USE, b""), "big")
+
+    def is_rule(self, chain: str, handle: int, line: Line) -> bool:
+        """Tell whether the rule with this handle is there, and is `line`."""
+        rule = self._table.rule(self._netns, chain, handle)
+        return rule is not None and signature_of(rule) == line.signature()
+
+    def delete_rules(self, chain: str, handles: Sequence[int]) -> None:
+        """Delete rules by their handles, all or none. Raises NetlinkError."""
+        messages = [self._table.delete_rule(chain, handle) for handle in handles]
+        nft_table.apply(self._netns, messages)
+
+    def commit(self, edits: Sequence[Edit]) -> list[int]:
+        """Apply all edits or none; return the handles of appended rules. Raises NetlinkError."""
         messages = [message for edit in edits for message in self._messages(edit)]
         if any(edit.what in (ADD_CHAIN, INSERT) for edit in edits):
             # As iptables makes it; an existing chain is unchanged, also its policy.
@@ -134,7 +167,8 @@ class NftFilter:
                 FORWARD, kind="filter", hook=nft_table.FORWARD, priority=0
             )
             messages = [self._table.add(), forward, *messages]
-        nft_table.apply(self._netns, messages)
+        answers = nft_table.apply(self._netns, messages)
+        return [one for one in answers if isinstance(one, int)]
 
     def _messages(self, edit: Edit) -> Iterator[Message]:
         table, line = self._table, edit.line or Line("")
@@ -149,7 +183,8 @@ class NftFilter:
                 yield table.delete_rule(edit.chain, handle)
             case _:
                 first = edit.what == INSERT
-                yield table.add_rule(edit.chain, *line.expressions(), first=first)
+                parts = line.expressions()
+                yield table.add_rule(edit.chain, *parts, first=first, echo=not first)
 
 
 class LegacyFilter:
@@ -191,8 +226,12 @@ class LegacyFilter:
         """Tell whether FORWARD drops by its policy or has rules."""
         return self.drops() or bool(self.rules(FORWARD))
 
-    def commit(self, edits: Sequence[Edit]) -> None:
-        """Apply all edits or none. Raises CNIError."""
+    def unheld(self, chain: str, line: Line) -> int:
+        """Return how many rules are like `line`: none has a handle here."""
+        return (self.rules(chain) or []).count(line.text())
+
+    def commit(self, edits: Sequence[Edit]) -> list[int]:
+        """Apply all edits or none; return no handles. Raises CNIError."""
         commands: list[str] = []
         for edit in edits:
             if edit.line is None:
@@ -202,6 +241,7 @@ class LegacyFilter:
                 commands.append(f"{edit.what} {edit.chain} {edit.line.text()}")
         self._lines = None
         self._iptables.restore(self._netns, self._restore, commands, _TABLE)
+        return []
 
     def _listing(self) -> list[str]:
         if self._lines is None:

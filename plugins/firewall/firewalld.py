@@ -19,6 +19,7 @@ _NOBODY = (
     "org.freedesktop.DBus.Error.ServiceUnknown",
     "org.freedesktop.DBus.Error.NameHasNoOwner",
 )
+_JUDGEMENT = f"{NAME}.Exception"  # of the arguments
 _VARIABLE = "DBUS_SYSTEM_BUS_ADDRESS"
 # The beginnings of firewalld's error messages (firewall/errors.py of its sources).
 _HAS_IT = "ZONE_ALREADY_SET"
@@ -35,13 +36,17 @@ def is_running(environ: Mapping[str, str]) -> bool:
 
 
 def add(environ: Mapping[str, str], zone: str, addresses: Collection[Address]) -> None:
-    """Bind `addresses` to a zone. Raises CNIError."""
+    """Bind `addresses` to a zone, all or, where firewalld refuses one, none. Raises CNIError."""
     with _zones(environ) as call:
+        added = []
         for address in addresses:
             try:
                 call("addSource", zone, _source(address))
+                added.append(address)
             except DBusError as error:
                 if not str(error).startswith(_HAS_IT):
+                    for one in added:
+                        call("removeSource", zone, _source(one))
                     raise _failed(f"does not take {address} into '{zone}'", error) from None
 
 
@@ -100,4 +105,6 @@ def _failed(what: str, error: DBusError) -> CNIError:
             Code.PLUGIN_NOT_AVAILABLE,
             'firewalld is not on the message bus; start it, or set "backend" to another one',
         )
-    return CNIError(Code.INTERNAL, f"firewalld {what}: {error}")
+    # Of anything else than the arguments it says that it does not serve us.
+    code = Code.INTERNAL if error.name == _JUDGEMENT else Code.PLUGIN_NOT_AVAILABLE
+    return CNIError(code, f"firewalld {what}: {error}")

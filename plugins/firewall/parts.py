@@ -9,6 +9,7 @@ its rules.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from cni_common.node.lifecycle import Lifecycle, Part
 from cni_common.node.record import Lock
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.undo import BestEffort
-from plugins.firewall import cni_forward, filter_tables, isolation
+from plugins.firewall import cni_forward, filter_tables, isolation, ledger
 from plugins.firewall.conf import (
     ADMIN_CHAIN,
     FIREWALLD,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from cni_common.spec.request import Request
     from cni_common.spec.result import Result
     from cni_common.spec.undo import Undo
+    from plugins.firewall.filter_tables import Filter
 
     Facts = TypeVar("Facts")
 
@@ -55,6 +57,8 @@ class FirewallFacts:
     admin_chain: str = ADMIN_CHAIN
     zone: str = ZONE  # of firewalld
     bus: str = ""  # where ADD has found firewalld, "" for the usual place
+    handles: Sequence[int] = ()  # of the rules in nftables; none where another has them, too
+    in_zone: bool = True  # false where firewalld has refused the addresses
 
     @property
     def parsed(self) -> list[Address]:
@@ -65,6 +69,11 @@ class FirewallFacts:
     def versions(self) -> list[int]:
         """Their IP versions."""
         return _versions(self.parsed)
+
+    def handles_of(self, version: int) -> Sequence[int]:
+        """Return the handles of the rules of one IP version; IPv4's are the first."""
+        split = 2 * sum(address.version == 4 for address in self.parsed)
+        return self.handles[:split] if version == 4 else self.handles[split:]
 
     def environ(self, environ: Mapping[str, str]) -> Mapping[str, str]:
         """Return the variables by which ADD has found firewalld."""
@@ -95,7 +104,9 @@ class Firewall(Part):
             zone=req.config.get("firewalldZone") or ZONE,
         )
         with Lock(host.records):
-            _withdraw(req, host, None, facts)
+            _withdraw(req, host, None, replace(facts, in_zone=False))
+            if facts.backend == FIREWALLD:
+                _ask_firewalld(req, host, facts)
 
     def present(self, host: Host, _record: Record, facts: FirewallFacts) -> Iterator[Owned]:
         """Yield the rules of each address."""
@@ -193,12 +204,8 @@ def admit(req: Request, host: Host, attaching: Attaching) -> None:
     assert rules is not None, "begin has noted them"
     with Lock(host.records):
         if rules.backend == FIREWALLD:
-            from plugins.firewall import firewalld
-
-            firewalld.add(req.environ, rules.zone, rules.parsed)
-        for version, own in _by_version(rules.parsed):
-            for table in filter_tables.to_admit(host.netns, version, rules.backend):
-                cni_forward.admit(table, own, rules.admin_chain)
+            rules = _admit_by_firewalld(req, host, attaching, rules)
+        _admit_by_rules(host, attaching, rules)
         if policy is None:
             return
         others = _others(host, record)
@@ -211,22 +218,97 @@ def admit(req: Request, host: Host, attaching: Attaching) -> None:
             isolation.close_port(host.netns, policy.port)
 
 
+def _admit_by_firewalld(
+    req: Request, host: Host, attaching: Attaching, rules: FirewallFacts
+) -> FirewallFacts:
+    """Put the addresses into the zone; return what the record says then. Raises CNIError.
+
+    Where the configuration names no backend, nftables does it if firewalld does not serve us.
+    """
+    from plugins.firewall import firewalld
+
+    try:
+        firewalld.add(req.environ, rules.zone, rules.parsed)
+    except CNIError as error:
+        rules = replace(rules, in_zone=False)
+        if error.code == Code.PLUGIN_NOT_AVAILABLE and not req.config.get("backend"):
+            host.log(f"{error.msg}: takes nftables instead, since no backend is named")
+            usable = filter_tables.has_nftables(host.netns)
+            rules = replace(rules, backend=NFTABLES if usable else IPTABLES)
+        attaching.note(rules)
+        if rules.backend == FIREWALLD:
+            raise
+    return rules
+
+
+def _admit_by_rules(host: Host, attaching: Attaching, rules: FirewallFacts) -> None:
+    """Make the rules of table filter, and note their handles."""
+    handles: list[int] = []
+    for version, own in _by_version(rules.parsed):
+        for table in filter_tables.to_admit(host.netns, version, rules.backend):
+            if isinstance(table, filter_tables.NftFilter) and rules.backend == NFTABLES:
+                held = partial(_handles, host, version)
+                handles += ledger.admit(host, table, own, admin=rules.admin_chain, held=held)
+            else:
+                cni_forward.admit(table, own, rules.admin_chain)
+    if len(handles) == 2 * len(rules.addresses) > 0:
+        attaching.note(replace(rules, handles=handles))
+
+
+def _handles(host: Host, version: int) -> set[int]:
+    """Return the handles in all records, of rules of one IP version."""
+    records = _each(_others(host, None), FirewallFacts)
+    return {handle for facts in records for handle in facts.handles_of(version)}
+
+
 def _withdraw(req: Request, host: Host, record: Record | None, facts: FirewallFacts) -> None:
     """Remove the rules of `facts`, but not what other records name, too. Needs the lock."""
-    others = _each(_others(host, record), FirewallFacts)
     with BestEffort() as steps:
-        if facts.backend == FIREWALLD:
-            from plugins.firewall import firewalld
-
-            in_zone = [one for one in others if (one.backend, one.zone) == (FIREWALLD, facts.zone)]
-            environ, sources = facts.environ(req.environ), _only_in(facts, in_zone)
-            steps.attempt("firewalld", lambda: firewalld.remove(environ, facts.zone, sources))
-        for version, own in _by_version(_only_in(facts, others)):
+        if facts.backend == FIREWALLD and facts.in_zone:
+            steps.attempt("firewalld", lambda: _leave_zone(req, host, record, facts))
+        for version in facts.versions:
             for table in filter_tables.present(host.netns, version):
-                steps.attempt(
-                    table.name,
-                    lambda: cni_forward.withdraw(table, own, facts.admin_chain),  # noqa: B023 - called at once
-                )
+                steps.attempt(table.name, partial(_remove_rules, host, record, table, facts))
+
+
+def _leave_zone(req: Request, host: Host, record: Record | None, facts: FirewallFacts) -> None:
+    """Remove the addresses from their zone but for those that another record has there."""
+    from plugins.firewall import firewalld
+
+    others = _each(_others(host, record), FirewallFacts)
+    in_zone = [one for one in others if (one.backend, one.zone) == (FIREWALLD, facts.zone)]
+    firewalld.remove(facts.environ(req.environ), facts.zone, _only_in(facts, in_zone))
+
+
+def _ask_firewalld(req: Request, host: Host, facts: FirewallFacts) -> None:
+    """Remove addresses from their zone that no record tells of: they may never have been there."""
+    try:
+        _leave_zone(req, host, None, facts)
+    except CNIError as error:
+        host.log(f"{error.msg}; no record tells of addresses there")
+
+
+def _remove_rules(
+    host: Host,
+    record: Record | None,
+    table: Filter,
+    facts: FirewallFacts,
+) -> None:
+    """Remove rules by the handles in the record, or else by what they say."""
+    if isinstance(table, filter_tables.NftFilter):
+        handles = facts.handles_of(table.version)
+        own = [one for one in facts.parsed if one.version == table.version]
+        admin = facts.admin_chain
+        if handles and ledger.withdraw(host, table, own, admin=admin, handles=handles):
+            return
+        ledger.forget(host)
+    others = _each(_others(host, record), FirewallFacts)
+    if isinstance(table, filter_tables.NftFilter):
+        # These have rules of their own beside those of `facts`.
+        table.held = {handle for one in others for handle in one.handles_of(table.version)}
+        others = [one for one in others if not one.handles]
+    free = [one for one in _only_in(facts, others) if one.version == table.version]
+    cni_forward.withdraw(table, free, facts.admin_chain)
 
 
 def _only_in(facts: FirewallFacts, others: Iterable[FirewallFacts]) -> list[Address]:

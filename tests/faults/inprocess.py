@@ -153,12 +153,12 @@ class _FaultyChannel(Channel):
                 super().exchange(others)
         raise NetlinkError(failure.errno or 0, f"{due[0].what}: {failure.strerror}")
 
-    def transact(self, begin: Message, messages: Sequence[Message], end: Message) -> None:
+    def transact(self, begin: Message, messages: Sequence[Message], end: Message) -> list[Any]:
         due = self._due(messages[-1:])
         if due:
             failure = self.fault.error()
             raise NetlinkError(failure.errno or 0, f"{due[0].what}: {failure.strerror}")
-        super().transact(begin, messages, end)
+        return super().transact(begin, messages, end)
 
     def _due(self, counted: Sequence[Message]) -> list[Message]:
         if self.fault.kill or self.fault.terminate:  # before a send or after it, never inside

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -255,3 +256,77 @@ def test_sources_of_the_reference(walls: Walls, firewalld: Firewalld) -> None:
 
     assert (len(theirs), between) == (2, [])
     assert (ours, firewalld.sources()) == (theirs, [])
+
+
+BUS = """
+import os, socket, struct, sys, threading
+def pad(b, n): return b + bytes(-len(b) % n)
+def s(x): return struct.pack("<I", len(x)) + x.encode() + bytes(1)
+def message(kind, reply, sig, body, error=""):
+    out = b""
+    strings = [(7, "s", s(":1.1")), *([(4, "s", s(error))] if error else [])]
+    for code, t, v in [(5, "u", struct.pack("<I", reply)), *strings,
+                       (8, "g", bytes([len(sig)]) + sig.encode() + bytes(1))]:
+        out = pad(out, 8) + bytes([code, 1]) + t.encode() + bytes(1) + v
+    head = b"l" + bytes([kind, 0, 1]) + struct.pack("<III", len(body), reply, len(out))
+    return pad(head + out, 8) + body
+def client(c):
+    buf = b""
+    while not buf.endswith(b"\\r\\n"): buf += c.recv(1)
+    c.sendall(b"OK 1234\\r\\n")
+    buf = b""
+    while not buf.endswith(b"BEGIN\\r\\n"): buf += c.recv(1)
+    while m := c.recv(65536):
+        (serial,) = struct.unpack_from("<I", m, 8)
+        if b"Hello" in m: c.sendall(message(2, serial, "s", s(":1.1")))
+        elif b"NameHasOwner" in m: c.sendall(message(2, serial, "b", struct.pack("<I", 1)))
+        elif sys.argv[2] == "refuses":
+            name = "org.fedoraproject.FirewallD1.NotAuthorizedException"
+            c.sendall(message(3, serial, "s", s("Not Authorized(uid)"), name))
+l = socket.socket(socket.AF_UNIX); l.bind(sys.argv[1]); l.listen(9)
+while True: threading.Thread(target=client, args=(l.accept()[0],), daemon=True).start()
+"""
+
+
+@pytest.fixture
+def bus(machine: Machine, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run a message bus whose firewalld refuses everything, or answers nothing."""
+    path = tmp_path / "unwilling"
+    process = subprocess.Popen([sys.executable, "-c", BUS, str(path), request.param])
+    try:
+        wait_until(path.exists, "the bus does not come up")
+        machine.variables["DBUS_SYSTEM_BUS_ADDRESS"] = f"unix:path={path}"
+        yield str(request.param)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.without_engine(reason="shortens the time for an answer")
+@pytest.mark.parametrize("bus", ["refuses", "hangs"], indirect=True)
+def test_unwilling_firewalld(walls: Walls, bus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a backend named nftables takes over, the log says so, and DEL needs no consent."""
+    monkeypatch.setattr("plugins.firewall.dbus._SECONDS", 0.5)
+    walls.shell("iptables -P FORWARD DROP")
+    walls.attach()
+
+    walls.ok("ADD")
+
+    assert walls.reaches("c1", "outside")
+    walls.ok("DEL")
+    assert (walls.rules(), walls.records()) == ([], [])
+    assert any("takes nftables instead" in line for line in walls.machine.log), bus
+
+
+@pytest.mark.parametrize("bus", ["refuses"], indirect=True)
+def test_refusal_where_firewalld_is_named(walls: Walls, bus: str) -> None:
+    """The ADD is refused in the end, and neither its way back nor DEL asks firewalld again."""
+    walls.attach()
+
+    error = walls.machine.refused(
+        "firewall", "ADD", walls.config(backend="firewalld"), walls.netns["c1"], containerid="c1"
+    )
+
+    assert "Not Authorized" in error["msg"], bus
+    assert walls.records() == []
+    walls.ok("DEL", backend="firewalld")

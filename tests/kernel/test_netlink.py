@@ -18,7 +18,10 @@ from cni_common.kernel.route import route_message
 from cni_common.spec.result import Route
 from tests.machine import Machine
 
-pytestmark = pytest.mark.without_engine(reason="calls functions of this process")
+pytestmark = [
+    pytest.mark.without_engine(reason="calls functions of this process"),
+    pytest.mark.everywhere,
+]
 
 RTM_NEWLINK, NLMSG_ERROR = 16, 2
 MANY = 3_000  # more than the answers that a socket has room for

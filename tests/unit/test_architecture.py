@@ -437,6 +437,7 @@ ENTRIES = {
                 "firewall.isolation",
                 "firewall.cni_forward",
                 "firewall.rules",
+                "firewall.ledger",
             }
         ),
     ),

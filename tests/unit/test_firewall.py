@@ -150,7 +150,11 @@ class Chains:
         """Tell whether we may remove a chain."""
         return chain == "CNI-ADMIN"
 
-    def commit(self, edits: Sequence[Edit]) -> None:
+    def unheld(self, chain: str, line: Line) -> int:
+        """Return how many such rules there are."""
+        return self.chains.get(chain, []).count(line.text())
+
+    def commit(self, edits: Sequence[Edit]) -> list[int]:
         """Carry out all edits."""
         for edit in edits:
             if edit.line is None:
@@ -167,6 +171,7 @@ class Chains:
             else:
                 assert edit.what == DELETE
                 chain.remove(text)
+        return []
 
 
 def test_admit_and_withdraw() -> None:
