@@ -376,7 +376,7 @@ def test_no_plugin_loads_more(telling: Path, machine: Machine, plugin: str) -> N
 
     ours = {one for one in loaded if one.partition(".")[0] in ("cni_common", "plugins")}
     assert plugin.replace("-", "_") in below("plugins", ours)
-    assert loaded - ours <= _SERVING | _NETLINK
+    assert loaded - ours <= _SERVING | _NFT
 
 
 # --- how it is made ---

@@ -208,6 +208,25 @@ class TestImports:
 
         assert wrong == []
 
+    def test_modules_of_a_plugin_form_no_circle(self) -> None:
+        """Inside each plugin, too, imports go one way; in host-local also those in functions."""
+        names = {name_of(path).removesuffix(".__init__") for path in PLUGIN_FILES}
+        ways = {
+            name_of(path).removesuffix(".__init__"): {
+                one.name
+                for one in imports(path)
+                if one.name in names and (not one.lazy or "host_local" in one.name)
+            }
+            for path in PLUGIN_FILES
+        }
+        for name, known in ways.items():  # `from a import b` names a, too, which is loaded before
+            known -= {one for one in known if f"{name}.".startswith(f"{one}.")}
+
+        assert "plugins.host_local.index.rebuild" in ways["plugins.host_local.store"]
+        while leaves := {name for name, known in ways.items() if not known & ways.keys()}:
+            ways = {name: known for name, known in ways.items() if name not in leaves}
+        assert ways == {}
+
     def test_commands_name_no_plugin(self) -> None:
         """The operator's commands know plugins by what each says of its lifecycle."""
         wrong = [
