@@ -274,19 +274,19 @@ _ABOUT = {"_functools", "gc", "ipaddress", "standin_functools"}
 _SERVING = _ABOUT | {
     *("_json", "errno", "fcntl", "standin_dataclasses", "standin_json", "standin_signal"),
 }
-_NETLINK = {"_socket", "_struct", "select", "standin_socket", "struct"}
+_NETLINK = {"_socket", "_struct", "standin_socket", "struct"}
 LIBRARIES = {
     "about": _ABOUT,
     "VERSION": set[str](),
     "host-local refuses an ADD": _SERVING | {"_struct", "struct"},
     "bridge refuses an ADD": _SERVING | _NETLINK,
     "loopback refuses an ADD": _SERVING,
-    "firewall refuses an ADD": _SERVING | (_NETLINK - {"select"}),
-    "portmap refuses an ADD": _SERVING | (_NETLINK - {"select"}),
+    "firewall refuses an ADD": _SERVING | _NETLINK,
+    "portmap refuses an ADD": _SERVING | _NETLINK,
     "ptp refuses an ADD": _SERVING | _NETLINK,
     "static refuses an ADD": _SERVING,
     "bandwidth refuses an ADD": _SERVING,
-    "tuning refuses an ADD": _SERVING | _NETLINK - {"select"},
+    "tuning refuses an ADD": _SERVING | _NETLINK,
 }
 _TELLING = """
 import os, sys
@@ -351,7 +351,8 @@ def test_each_entry_loads_what_is_written_here(telling: Path, machine: Machine, 
     loaded = set(done.stderr.partition("loaded: ")[2].split())
     assert "started twice" not in done.stderr
     ours = {one for one in loaded if one.partition(".")[0] in ("cni_common", "plugins")}
-    assert loaded - ours == LIBRARIES[name]
+    # start.py has loaded it before where Python has no setns of its own (3.11).
+    assert loaded - ours - {"_setns"} == LIBRARIES[name]
     others = _modules(next(telling.glob(".pycni/*/lib/other-modules")))[0]
     assert "pyroute2" in others
     assert loaded.isdisjoint(others)
@@ -377,7 +378,7 @@ def test_the_bundle_is_small(dist: Path) -> None:
     files = [path for path in dist.rglob("*") if path.is_file()]
 
     assert {".py", ".a", ".h"}.isdisjoint(path.suffix for path in files)
-    assert sum(path.stat().st_size for path in files if path.parent != dist) < 18 << 20
+    assert sum(path.stat().st_size for path in files if path.parent != dist) < 19 << 20
 
 
 def test_no_library_is_looked_for_outside(dist: Path) -> None:
