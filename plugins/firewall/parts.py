@@ -8,7 +8,7 @@ its rules.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -57,7 +57,8 @@ class FirewallFacts:
     admin_chain: str = ADMIN_CHAIN
     zone: str = ZONE  # of firewalld
     bus: str = ""  # where ADD has found firewalld, "" for the usual place
-    handles: Sequence[int] = ()  # of the rules in nftables; none where another has them, too
+    # Of the rules in nftables; none where another attachment has them, too.
+    handles: Sequence[int] = field(default_factory=list)
     in_zone: bool = True  # false where firewalld has refused the addresses
 
     @property

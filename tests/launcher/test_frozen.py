@@ -360,7 +360,8 @@ def test_each_entry_loads_what_is_written_here(telling: Path, machine: Machine, 
     loaded = _loaded_by(telling, machine, entry)
 
     ours = {one for one in loaded if one.partition(".")[0] in ("cni_common", "plugins")}
-    assert loaded - ours == LIBRARIES[name]
+    # start.py has loaded it before where Python has no setns of its own (3.11).
+    assert loaded - ours - {"_setns"} == LIBRARIES[name]
     others = _modules(next(telling.glob(".pycni/*/lib/other-modules")))[0]
     assert "pyroute2" in others
     assert loaded.isdisjoint(others)
@@ -376,7 +377,7 @@ def test_no_plugin_loads_more(telling: Path, machine: Machine, plugin: str) -> N
 
     ours = {one for one in loaded if one.partition(".")[0] in ("cni_common", "plugins")}
     assert plugin.replace("-", "_") in below("plugins", ours)
-    assert loaded - ours <= _SERVING | _NFT
+    assert loaded - ours - {"_setns"} <= _SERVING | _NFT
 
 
 # --- how it is made ---
@@ -396,7 +397,7 @@ def test_the_bundle_is_small(dist: Path) -> None:
     files = [path for path in dist.rglob("*") if path.is_file()]
 
     assert {".py", ".a", ".h"}.isdisjoint(path.suffix for path in files)
-    assert sum(path.stat().st_size for path in files if path.parent != dist) < 18 << 20
+    assert sum(path.stat().st_size for path in files if path.parent != dist) < 19 << 20
 
 
 def test_no_library_is_looked_for_outside(dist: Path) -> None:

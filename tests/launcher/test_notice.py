@@ -42,12 +42,14 @@ def _parts(bundle: Path) -> set[str]:
     """Return the names of all parts that others have made."""
     found = {_libc(bundle / "launcher"), BOOTLOADER}
     library = bundle / "lib"
-    modules = (library / "modules").read_bytes()
-    index = marshal.loads(modules[4 : 4 + int.from_bytes(modules[:4], "little")])
-    names = {name.partition(".")[0] for name in index}
-    found |= {part for name in names for part in _of_module(name)}
+    archives = [library / name for name in ("modules", "other-modules")]
+    for archive in archives:
+        modules = archive.read_bytes()
+        index = marshal.loads(modules[4 : 4 + int.from_bytes(modules[:4], "little")])
+        names = {name.partition(".")[0] for name in index}
+        found |= {part for name in names for part in _of_module(name)}
     for path in library.rglob("*"):
-        if path.is_file() and path != library / "modules":
+        if path.is_file() and path not in archives:
             found |= _of_file(path.relative_to(library))
     for path in bundle.iterdir():
         if path.name not in {"launcher", "pycni", "lib", *TEXTS}:

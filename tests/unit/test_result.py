@@ -743,7 +743,7 @@ def _is_no_ipv4(address: Address) -> bool:
     return parse_address(str(address)).version == 6
 
 
-_NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+_NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
 _ADDRESSES = st.ip_addresses(v=4) | st.ip_addresses(v=6).filter(_is_no_ipv4)
 _NUMBERS = st.none() | st.integers(1, 2**32 - 1)
 

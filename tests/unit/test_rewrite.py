@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ast
 import functools
+import hashlib
 import ipaddress
 import json
 import operator
+import os
+import signal
+import socket
 import sys
 import types
 from collections.abc import Callable
@@ -18,8 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cni_common.spec import wire
-from deploy.frozen.rewrite import SPARED, UnsupportedError, rewrite, standins
+from deploy.frozen.rewrite import OURS, SPARED, UnsupportedError, rewrite, standins
 
+ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = b'''
 from dataclasses import dataclass, field, replace
 
@@ -165,6 +170,96 @@ def test_every_module_that_is_spared_has_a_standin() -> None:
     names = {name for spared in SPARED.values() for name in spared}
 
     assert {f"standin_{name}" for name in names} <= standins().keys()
+
+
+def _standin(module: str) -> Any:
+    standin = types.ModuleType(f"standin_{module}")
+    exec(standins()[f"standin_{module}"], standin.__dict__)
+    return standin
+
+
+def _names_used(module: str) -> set[str]:
+    """Return what the suite's files that get the stand-in of `module` use of it."""
+    used = set()
+    for package in OURS:
+        for path in (ROOT / package).rglob("*.py"):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            for node in ast.walk(rewrite(name, path.read_bytes())):
+                match node:
+                    case ast.ImportFrom(module=str(source)) if source == f"standin_{module}":
+                        used |= {alias.name for alias in node.names}
+                    case ast.Attribute(value=ast.Name(id=owner)) if owner == module:
+                        used.add(node.attr)
+    return used
+
+
+@pytest.mark.parametrize("module", ["signal", "socket"])
+def test_a_number_is_the_same_in_a_standin(module: str) -> None:
+    """Each constant has the number of the real one, and each name that the suite uses is there."""
+    standin, real = _standin(module), __import__(module)
+
+    constants = {n for n, value in vars(standin).items() if n.isupper() and type(value) is int}
+    values = {name: getattr(standin, name) for name in constants}
+
+    assert len(constants) > 20
+    assert values == {name: getattr(real, name) for name in constants}
+    assert [name for name in _names_used(module) if not hasattr(standin, name)] == []
+
+
+def test_sockets_of_the_standin_work() -> None:
+    """They carry data and options as real ones do, and a `with` statement closes them."""
+    outcomes = []
+    for module in (_standin("socket"), socket):
+        with module.socket(module.AF_UNIX, module.SOCK_DGRAM, 0) as receiver:
+            receiver.bind(f"\0pycni-{os.getpid()}-{module.__name__}")
+            with module.socket(module.AF_UNIX, module.SOCK_DGRAM, 0) as sender:
+                sender.sendto(b"text", receiver.getsockname())
+            receiver.settimeout(5)
+            data, _ = receiver.recvfrom(10)
+            kind = receiver.getsockopt(module.SOL_SOCKET, module.SO_TYPE)
+        copy = module.socket(module.AF_UNIX, module.SOCK_DGRAM, 0, fileno=_datagram_fd())
+        descriptor = copy.detach()
+        os.close(descriptor)
+        outcomes.append((data, kind, sender.fileno(), receiver.fileno(), copy.fileno()))
+
+    assert outcomes[0] == outcomes[1] == (b"text", socket.SOCK_DGRAM, -1, -1, -1)
+
+
+def _datagram_fd() -> int:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).detach()
+
+
+def test_a_handler_of_the_standin_is_called() -> None:
+    """`signal` sets and returns handlers as the real module does."""
+    standin, called = _standin("signal"), []
+    before = standin.signal(standin.SIGUSR2, lambda number, _frame: called.append(number))
+    try:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        mine = standin.getsignal(standin.SIGUSR2)
+    finally:
+        standin.signal(standin.SIGUSR2, before)
+
+    assert called == [signal.SIGUSR2]
+    assert callable(mine)
+    assert standin.getsignal(standin.SIGUSR2) == before == signal.getsignal(signal.SIGUSR2)
+
+
+def test_no_other_hash_is_used() -> None:
+    """The two that are compared below are all that the suite uses."""
+    assert _names_used("hashlib") == {"sha256", "sha512"}
+
+
+@given(st.binary())
+def test_a_hash_is_as_ever(data: bytes) -> None:
+    """The stand-in of hashlib gives the digests of the real one, at once and in pieces."""
+    standin = _standin("hashlib")
+
+    for name in ("sha256", "sha512"):
+        ours, real = getattr(standin, name)(data), getattr(hashlib, name)(data)
+        assert (ours.hexdigest(), ours.digest()) == (real.hexdigest(), real.digest())
+        ours.update(data)
+        real.update(data)
+        assert ours.hexdigest() == real.hexdigest()
 
 
 # --- the stand-in of functools ---

@@ -97,7 +97,7 @@ FILES: dict[str, tuple[str, list[object]]] = {
         '"port":"veth1","stdin":"{}","bus":"unix:path=/bus"}\n'
         '{"found":true}\n',
         [
-            FirewallFacts("iptables", ["10.0.0.2"], "CNI-ADMIN", "trusted", "unix:path=/bus"),
+            FirewallFacts("iptables", ["10.0.0.2"], "CNI-ADMIN", "trusted", "unix:path=/bus", []),
             IsolationFacts("isolated", "cni0", "veth1", found=True),
         ],
     ),
