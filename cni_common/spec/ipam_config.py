@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.names import CURRENT_VERSION
 from cni_common.spec.result import DNS_SCHEMA, Result, Route
+from cni_common.spec.schema import key_schema
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,23 +19,19 @@ if TYPE_CHECKING:
 CNI_ARGS = frozenset({"IP", "MAC", "GATEWAY"})
 
 
-def _key(kind: str, description: str) -> Json:
-    return {"type": kind, "description": description}
-
-
 ROUTES_SCHEMA: Json = {
     "type": "array",
     "description": "Routes for the container, passed on in the result.",
     "items": {
         "type": "object",
         "properties": {
-            "dst": _key("string", "Destination, such as 0.0.0.0/0."),
-            "gw": _key("string", "Next hop; by default the address's gateway."),
-            "mtu": _key("integer", "MTU along the route, bytes."),
-            "advmss": _key("integer", "TCP segment size to advertise, bytes."),
-            "priority": _key("integer", "Metric; the lowest wins."),
-            "table": _key("integer", "Number of the routing table."),
-            "scope": _key("integer", "Scope of the destination: 0, 253 or 254."),
+            "dst": key_schema("string", "Destination, such as 0.0.0.0/0."),
+            "gw": key_schema("string", "Next hop; by default the address's gateway."),
+            "mtu": key_schema("integer", "MTU along the route, bytes."),
+            "advmss": key_schema("integer", "TCP segment size to advertise, bytes."),
+            "priority": key_schema("integer", "Metric; the lowest wins."),
+            "table": key_schema("integer", "Number of the routing table."),
+            "scope": key_schema("integer", "Scope of the destination: 0, 253 or 254."),
         },
     },
 }

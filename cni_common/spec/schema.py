@@ -30,6 +30,11 @@ _JSON_TYPES = {
 _STRICT = ("integer", "string")
 
 
+def key_schema(type: str, description: str, **more: object) -> Json:
+    """Return the schema of one configuration key: its JSON type, a sentence, other keywords."""
+    return {"type": type, "description": description, **more}
+
+
 def validate(config: Json, schema: Json) -> None:
     """Raise CNIError 7 that names the first invalid key, unless `config` fits `schema`."""
     if _plainly_valid(config, schema):

@@ -12,6 +12,7 @@ from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.ipam_config import CNI_ARGS, ipam_type, own_dns
 from cni_common.spec.names import check_ifname
 from cni_common.spec.request import PROTOCOL_PROPERTIES
+from cni_common.spec.schema import key_schema
 from plugins.bridge.vlan import Vlan
 
 if TYPE_CHECKING:
@@ -24,59 +25,61 @@ if TYPE_CHECKING:
 VLAN_MAX = 4094
 
 
-def _boolean(description: str) -> Json:
-    return {"type": "boolean", "description": description}
-
-
-def _integer(description: str) -> Json:
-    return {"type": "integer", "description": description}
-
-
-def _string(description: str) -> Json:
-    return {"type": "string", "description": description}
-
-
-_MAC = _string("MAC of the container's interface.")
+_MAC = key_schema("string", "MAC of the container's interface.")
 
 SCHEMA: Json = {
     "type": "object",
     "properties": {
         **PROTOCOL_PROPERTIES,
-        "bridge": _string('Name of the bridge on the host; "cni0" if absent.'),
-        "isGateway": _boolean("Give the bridge the gateway addresses and forward packets."),
-        "isDefaultGateway": _boolean("As isGateway, and add a default route over the bridge."),
-        "forceAddress": _boolean("Replace a conflicting address on the bridge."),
-        "ipMasq": _boolean("Masquerade traffic that leaves the network."),
+        "bridge": key_schema("string", 'Name of the bridge on the host; "cni0" if absent.'),
+        "isGateway": key_schema(
+            "boolean", "Give the bridge the gateway addresses and forward packets."
+        ),
+        "isDefaultGateway": key_schema(
+            "boolean", "As isGateway, and add a default route over the bridge."
+        ),
+        "forceAddress": key_schema("boolean", "Replace a conflicting address on the bridge."),
+        "ipMasq": key_schema("boolean", "Masquerade traffic that leaves the network."),
         "ipMasqBackend": {
             "type": "string",
             "enum": list(BACKENDS),
             "description": 'Masquerade backend; "nftables" if absent.',
         },
-        "mtu": _integer("MTU of the veth pair and of a new bridge in bytes; 0: the default."),
-        "hairpinMode": _boolean("Let a container reach itself through the bridge."),
-        "promiscMode": _boolean("Set the bridge promiscuous."),
-        "vlan": _integer("VLAN of the port, untagged, 1 to 4094; 0: none."),
+        "mtu": key_schema(
+            "integer", "MTU of the veth pair and of a new bridge in bytes; 0: the default."
+        ),
+        "hairpinMode": key_schema("boolean", "Let a container reach itself through the bridge."),
+        "promiscMode": key_schema("boolean", "Set the bridge promiscuous."),
+        "vlan": key_schema("integer", "VLAN of the port, untagged, 1 to 4094; 0: none."),
         "vlanTrunk": {
             "type": "array",
             "description": "Tagged VLANs of the port.",
             "items": {
                 "type": "object",
                 "properties": {
-                    "minID": _integer("First VLAN of a range, 1 to 4094."),
-                    "maxID": _integer("Last VLAN of a range, 1 to 4094."),
-                    "id": _integer("A single VLAN, 1 to 4094."),
+                    "minID": key_schema("integer", "First VLAN of a range, 1 to 4094."),
+                    "maxID": key_schema("integer", "Last VLAN of a range, 1 to 4094."),
+                    "id": key_schema("integer", "A single VLAN, 1 to 4094."),
                 },
             },
         },
-        "preserveDefaultVlan": _boolean("Keep the VLAN that the bridge gives to each new port."),
-        "macspoofchk": _boolean("Drop frames from the container with another source MAC."),
-        "enabledad": _boolean("Run IPv6 duplicate address detection in the container."),
-        "disableContainerInterface": _boolean("Leave the container's interface down (L2 only)."),
-        "portIsolation": _boolean("Isolate the port from other isolated ports."),
+        "preserveDefaultVlan": key_schema(
+            "boolean", "Keep the VLAN that the bridge gives to each new port."
+        ),
+        "macspoofchk": key_schema(
+            "boolean", "Drop frames from the container with another source MAC."
+        ),
+        "enabledad": key_schema(
+            "boolean", "Run IPv6 duplicate address detection in the container."
+        ),
+        "disableContainerInterface": key_schema(
+            "boolean", "Leave the container's interface down (L2 only)."
+        ),
+        "portIsolation": key_schema("boolean", "Isolate the port from other isolated ports."),
         "ipam": {
             "type": "object",
             "description": "Address management; absent or empty: the network is L2 only.",
-            "properties": {"type": _string("Name of the IPAM plugin.")},
+            "properties": {"type": key_schema("string", "Name of the IPAM plugin.")},
         },
         "args": {
             "type": "object",
@@ -92,7 +95,7 @@ SCHEMA: Json = {
         "runtimeConfig": {
             "type": "object",
             "description": "Values from the runtime, by capability.",
-            "properties": {"mac": _string("MAC by the capability `mac`.")},
+            "properties": {"mac": key_schema("string", "MAC by the capability `mac`.")},
         },
     },
 }

@@ -10,6 +10,7 @@ from cni_common.spec.ipam_config import CNI_ARGS, ROUTES_SCHEMA, parse_routes
 from cni_common.spec.names import Address, is_absolute, parse_address, parse_cidr, version_tuple
 from cni_common.spec.request import PROTOCOL_PROPERTIES, Command
 from cni_common.spec.result import IPConfig, Result, Route
+from cni_common.spec.schema import key_schema
 from plugins.host_local import allocate, choose
 from plugins.host_local.lease import PLUGIN, RELEASE_COOLDOWN_MAX, pod_key
 from plugins.host_local.ranges import RangeSet, gateways_outside, parse_sets
@@ -29,18 +30,16 @@ DEFAULT_DATA_DIR = "/var/lib/cni/networks"
 _POD_ARGS = frozenset({"K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID"})
 
 
-def _key(kind: str, description: str, **more: object) -> Json:
-    return {"type": kind, "description": description, **more}
-
-
 _RANGE: Json = {
-    "subnet": _key("string", "Subnet of the range, such as 10.0.0.0/24; at most /30 or /126."),
-    "rangeStart": _key("string", "First address to give out; by default the subnet's first."),
-    "rangeEnd": _key(
+    "subnet": key_schema(
+        "string", "Subnet of the range, such as 10.0.0.0/24; at most /30 or /126."
+    ),
+    "rangeStart": key_schema("string", "First address to give out; by default the subnet's first."),
+    "rangeEnd": key_schema(
         "string",
         "Last address to give out; by default the subnet's last, less the IPv4 broadcast address.",
     ),
-    "gateway": _key(
+    "gateway": key_schema(
         "string", "Gateway for the container, never given out; by default the subnet's first."
     ),
 }
@@ -58,20 +57,20 @@ SCHEMA: Json = {
             "type": "object",
             "description": "Settings of the IPAM plugin.",
             "properties": {
-                "type": _key("string", "File name of the IPAM plugin: host-local."),
+                "type": key_schema("string", "File name of the IPAM plugin: host-local."),
                 **_RANGE,
                 "ranges": {
                     **_RANGE_SETS,
                     "description": "Range sets; an attachment gets one address of each.",
                 },
                 "routes": ROUTES_SCHEMA,
-                "resolvConf": _key("string", "File in resolv.conf format, passed on as dns."),
-                "dataDir": _key(
+                "resolvConf": key_schema("string", "File in resolv.conf format, passed on as dns."),
+                "dataDir": key_schema(
                     "string",
                     "Directory of the leases, one sub-directory per network.",
                     default=DEFAULT_DATA_DIR,
                 ),
-                "releaseCooldown": _key(
+                "releaseCooldown": key_schema(
                     "integer",
                     "Seconds for which a freed address rests, unless no other is left.",
                     default=0,
