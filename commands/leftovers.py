@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_common.node.absence import Absence
-from cni_common.node.lifecycle import as_delete
+from cni_common.node.lifecycle import recorded_delete
 from cni_common.node.liveness import GRACE_SECONDS
 from cni_common.node.survey import addresses_in_use
 from commands.node import PROBE, Node
@@ -36,7 +36,7 @@ def teardown(host: Host, path: str) -> None:
             return
         owner = record.attachment
         _log(host, f"{owner.containerid} {owner.ifname} of network {record.network}", reason)
-        gone = as_delete(record, os.path.dirname(host.executable))
+        gone = recorded_delete(record, os.path.dirname(host.executable))
         lifecycle.teardown(gone, host, record)
     finally:
         record.close()

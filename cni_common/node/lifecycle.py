@@ -234,7 +234,7 @@ class Attaching:
         self._undo.push(part.name, step)
 
 
-def as_delete(record: Record, path: str) -> Request:
+def recorded_delete(record: Record, path: str) -> Request:
     """Return the DEL that the runtime never sent for an attachment whose record is at hand.
 
     It has the recorded configuration, or the least where there is none, and the recorded CNI_PATH,

@@ -204,7 +204,7 @@ def collect(
             record.close()
             continue
         host.log(f"GC removes {owner.containerid} {owner.ifname}: not valid, namespace gone")
-        gone = _as_delete(req, owner)
+        gone = _delete_under_gc(req, owner)
         steps.attempt(f"{owner.containerid} {owner.ifname}", lambda: teardown(gone, record))  # noqa: B023 - called at once
 
 
@@ -223,8 +223,12 @@ def _reason_to_keep(record: Record, valid: frozenset[Attachment] | None, livenes
     return ""
 
 
-def _as_delete(req: Request, owner: Attachment) -> Request:
-    """Return the DEL of `owner` that the runtime did not send."""
+def _delete_under_gc(req: Request, owner: Attachment) -> Request:
+    """Return the DEL of `owner` that the runtime did not send, with the configuration of the GC.
+
+    The GC's is the newest that the runtime has; lifecycle.recorded_delete serves `reclaim`, which
+    has the record alone.
+    """
     environ = {
         **req.environ,
         "CNI_COMMAND": Command.DEL,
