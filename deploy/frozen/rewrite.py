@@ -28,6 +28,8 @@ _REAL_SOCKETS = {
 }
 # Stand-ins that never load the real one.
 _WHOLE = {"dataclasses"}
+# Methods that need not be written anew for each dataclass: code that is loaded takes time.
+_SHARED = ("refuse_assignment", "refuse_deletion", "show_fields")
 _STANDINS = Path(__file__).parent / "standins"
 _REST = """
 def __getattr__(name):
@@ -151,8 +153,10 @@ class _Dataclasses(ast.NodeTransformer):
         if names - {"dataclass", "field", "replace"}:
             raise UnsupportedError(f"{self._module}: dataclasses has {', '.join(sorted(names))}")
         node.module = _standin("dataclasses")
-        node.names = [alias for alias in node.names if alias.name == "replace"]
-        return node if node.names else None
+        shared = _SHARED if "dataclass" in names else ()
+        wanted = [*(names & {"replace"}), *shared]
+        node.names = [ast.alias(name) for name in wanted]
+        return node if wanted else None
 
     def visit_Import(self, node: ast.Import) -> ast.Import:
         if any(alias.name == "dataclasses" for alias in node.names):
@@ -232,14 +236,13 @@ def _methods(fields: Sequence[_Field], options: dict[str, bool]) -> Iterator[str
         yield " if other.__class__ is self.__class__:"
         yield f"  return {mine} {operator} {other}"
         yield " return NotImplemented"
-    text = ", ".join(f"{name}={{self.{name}!r}}" for name in names)
-    yield "def __repr__(self):"
-    yield f' return f"{{self.__class__.__qualname__}}({text})"'
+    yield f"__dataclass_fields__ = {names}"
+    yield "__repr__ = show_fields"
     if options["frozen"]:
         yield "def __hash__(self):"
         yield f" return hash({mine})"
-        yield from _refusal("__setattr__", "name, value", "assign to")
-        yield from _refusal("__delattr__", "name", "delete")
+        yield "__setattr__ = refuse_assignment"
+        yield "__delattr__ = refuse_deletion"
     else:
         yield "__hash__ = None"
 
@@ -257,9 +260,3 @@ def _init(fields: Sequence[_Field], *, frozen: bool) -> Iterator[str]:
             yield f" put(self, {field.name!r}, {field.value})"
         else:
             yield f" self.{field.name} = {field.value}"
-
-
-def _refusal(method: str, parameters: str, verb: str) -> Iterator[str]:
-    yield f"def {method}(self, {parameters}):"
-    yield f" from {_standin('dataclasses')} import FrozenInstanceError"
-    yield f' raise FrozenInstanceError(f"cannot {verb} field {{name!r}}")'

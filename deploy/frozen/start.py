@@ -53,8 +53,9 @@ class Modules:
     def exec_module(self, module: "ModuleType") -> None:
         """Run the module."""
         offset, size, _ = self._index[module.__name__]
-        code = marshal.loads(os.pread(self._fd, size, self._start + offset))
-        exec(code, module.__dict__)
+        if size:  # there are empty packages
+            code = marshal.loads(os.pread(self._fd, size, self._start + offset))
+            exec(code, module.__dict__)
 
 
 class OtherModules:
