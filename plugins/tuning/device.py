@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -130,8 +131,10 @@ def load(path: str) -> Device:
 
 
 def forget(path: str) -> None:
-    """Remove the reference's file if it exists."""
+    """Remove the reference's file if it exists. Raises OSError."""
     try:
         os.unlink(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return
+    except OSError as error:
+        # No file can exist under a name that is too long, as that of a long container id is.
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise

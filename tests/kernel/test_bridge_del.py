@@ -305,7 +305,7 @@ def test_add_after_an_interrupted_add(machine: Machine) -> None:
 
     assert machine.link(second, "eth0")
     assert len(machine.leases()) == len(machine.ports()) == len(machine.masqueraded()) == 1
-    assert any("tears down what" in line for line in machine.log)
+    assert any("tears down the remains" in line for line in machine.log)
 
 
 @pytest.mark.both_edges

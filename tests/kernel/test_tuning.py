@@ -322,6 +322,17 @@ def test_sysctl_twice_in_json(machine: Machine) -> None:
     assert "duplicated sysctl keys are not allowed: net.core.x" in error_of(done.stdout)["msg"]
 
 
+def test_a_container_id_too_long_for_a_file_name(machine: Machine) -> None:
+    """Sysctls need no backup file, so its name may be too long: ADD can be repeated, DEL succeeds."""
+    netns, owner = container(machine), {"containerid": "a" * 300}
+    conf = config(machine, sysctl={"net.core.somaxconn": "99"})
+
+    for command in ("ADD", "ADD", "DEL", "DEL"):
+        machine.ok("tuning", command, conf, netns, **owner)
+
+    assert files_below(machine.state_dir) == {}
+
+
 def test_small_mtu_with_ipv6(machine: Machine) -> None:
     """An MTU by which the kernel would take the IPv6 addresses away is refused."""
     conf = config(machine, mtu=1279)
