@@ -79,7 +79,7 @@ def _read(readers: dict[str, Reader]) -> list[Dump]:
 def _do_without_openssl() -> None:
     """Let pyroute2 be imported where there is no `ssl`, as in the bundle.
 
-    pyroute2 needs that module only to probe TLS servers. asyncio does without it, so it comes first.
+    pyroute2 needs it only to probe TLS servers. asyncio does without it, so asyncio comes first.
     """
     import asyncio  # noqa: F401 - see above
     from importlib.util import find_spec
