@@ -9,9 +9,11 @@ network namespace in which it was opened: each is opened, used and closed by a t
 from __future__ import annotations
 
 import socket
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from ipaddress import ip_address
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ def of_host(netns: NetNS, devices: Iterable[str], addresses: Iterable[str]) -> l
 
 def _read(readers: dict[str, Reader]) -> list[Dump]:
     """Return what each reader finds; one that fails, as without a kernel module, says why."""
+    _do_without_openssl()
     from pyroute2.netlink.exceptions import NetlinkError
 
     found = []
@@ -71,6 +74,18 @@ def _read(readers: dict[str, Reader]) -> list[Dump]:
         except (OSError, NetlinkError) as error:
             found.append(Dump(kind, f"cannot be read: {error.args[-1]}"))
     return found
+
+
+def _do_without_openssl() -> None:
+    """Let pyroute2 be imported where there is no `ssl`, as in the bundle.
+
+    pyroute2 needs it only to probe TLS servers. asyncio does without it, so asyncio comes first.
+    """
+    import asyncio  # noqa: F401 - see above
+    from importlib.util import find_spec
+
+    if "ssl" not in sys.modules and find_spec("ssl") is None:
+        sys.modules["ssl"] = ModuleType("ssl")
 
 
 def _links(names: list[str]) -> Iterator[str]:
