@@ -5,9 +5,11 @@ The text is in nft's language, so `nft` reads it; it runs once for a network, no
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 from cni_common.kernel import iptables, nft_table
+from cni_common.kernel.netlink import NetlinkError
 from cni_common.kernel.nft_layout import TABLE
 from cni_common.spec.errors import CNIError, Code
 from plugins.portmap import layout
@@ -21,7 +23,10 @@ _WORDS = {4: ("ipv4", "ip"), 6: ("ipv6", "ip6")}
 
 
 def ensure(netns: NetNS, suffix: str, conditions: Mapping[int, Sequence[str]]) -> None:
-    """Make the chain and the maps of these conditions unless they are there. Raises CNIError 7."""
+    """Make the chain and the maps of these conditions unless they are there.
+
+    Raises CNIError 7; NetlinkError ENOENT if the base was removed meanwhile.
+    """
     chain = layout.PORTS + suffix
     if TABLE.has_chain(netns, chain):
         return
@@ -30,6 +35,8 @@ def ensure(netns: NetNS, suffix: str, conditions: Mapping[int, Sequence[str]]) -
     text = "".join(f"{line}\n" for line in _lines(chain, suffix, conditions))
     done = iptables.run(netns, [binary, "-f", "-"], text)
     if done.returncode and not TABLE.has_chain(netns, chain):
+        if not TABLE.has_chain(netns, layout.CONDITIONS):
+            raise NetlinkError(errno.ENOENT, f"add the chain '{chain}': its base was removed")
         raise CNIError(
             Code.INVALID_CONFIG,
             f"nft refuses the conditions {dict(conditions)}: {done.stderr.strip()}",

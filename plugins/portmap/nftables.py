@@ -71,11 +71,11 @@ def add(netns: NetNS, conf: Conf, owner: str, holder_of: HolderOf) -> set[str]:
 
     for attempt in range(nft_table.TRIES):
         nft_table.apply(netns, layout.LAYOUT.base())
-        conditions.ensure(netns, suffix, conf.conditions)
         try:
+            conditions.ensure(netns, suffix, conf.conditions)
             return _add(netns, conf, owner, suffix, holder_of=holder_of)
         except NetlinkError as error:
-            # A DEL took the network's maps away again: it saw no use for them.
+            # A DEL removed the network's maps, or the base, again: it saw no use for them.
             if error.errno != errno.ENOENT or attempt == nft_table.TRIES - 1:
                 raise
     raise AssertionError  # pragma: no cover - the loop returns or raises
