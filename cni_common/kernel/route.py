@@ -132,7 +132,7 @@ def encode_route_lookup(address: Address) -> bytes:
     )
 
 
-def decode_way(data: bytes) -> tuple[int, int]:
+def decode_lookup(data: bytes) -> tuple[int, int]:
     """Return kind (RTN_*) and interface index of the route in an RTM_NEWROUTE."""
     kind: int = _RTMSG.unpack_from(data, HEADER_SIZE)[7]
     return kind, number_of(attributes(data, HEADER_SIZE + _RTMSG.size).get(_RTA_OIF))

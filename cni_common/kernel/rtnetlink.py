@@ -54,8 +54,8 @@ from cni_common.kernel.route import (
     RTPROT_RA,
     address_message,
     decode_address,
+    decode_lookup,
     decode_route,
-    decode_way,
     encode_address,
     encode_address_query,
     encode_route_lookup,
@@ -81,7 +81,7 @@ _SIOCGIFHWADDR, _SIOCGIFINDEX = 0x8927, 0x8933  # linux/sockios.h
 _IFNAMSIZ, _IFREQ_SIZE = 16, 40  # struct ifreq of linux/if.h
 _RTGENMSG = struct.Struct("=B3x")
 # Errors for no route, or for a route of kind unreachable, blackhole or prohibit.
-_NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES)
+_NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES)
 _NEW = NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK
 _NO_STATS = u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
 
@@ -327,20 +327,20 @@ class Netlink:
 
     def is_local(self, address: Address) -> bool:
         """Tell whether the namespace would accept packets for `address` as local."""
-        return self.way_to(address)[0] == RTN_LOCAL
+        return self.route_to(address)[0] == RTN_LOCAL
 
-    def way_to(self, address: Address) -> tuple[int, int]:
+    def route_to(self, address: Address) -> tuple[int, int]:
         """Return kind (RTN_*) and interface index of the route that a packet to `address` takes.
 
         Return (0, 0) if there is no route.
         """
         body = encode_route_lookup(address)
         what = f"look up route to {address}"
-        message = Message(what, RTM_GETROUTE, NLM_F_ACK, body, decode_way)
+        message = Message(what, RTM_GETROUTE, NLM_F_ACK, body, decode_lookup)
         try:
             route: tuple[int, int] = self.channel.exchange([message])[0][0]
         except NetlinkError as error:
-            if error.errno in _NO_WAY:
+            if error.errno in _NO_ROUTE:
                 return 0, 0
             raise
         return route
@@ -352,20 +352,20 @@ class Netlink:
         routes: Sequence[Route],
         *,
         dad: bool,
-        on_way: Sequence[Message] | None = None,
+        subnet_routes: Sequence[Message] | None = None,
     ) -> None:
         """Add `addresses`, set the interface up and add `routes`, all by one send.
 
-        `on_way`: routes to the addresses' subnets, replacing those that the kernel makes. A request
-        for the interface makes the kernel update its operstate at once (since Linux 6.8).
+        `subnet_routes`: routes to the addresses' subnets, instead of those that the kernel makes. A
+        request for the interface makes the kernel update its operstate at once (since Linux 6.8).
         """
         up = encode_link(index=index, flags=IFF_UP, change=IFF_UP)
-        flags = 0 if on_way is None else IFA_F_NOPREFIXROUTE
+        flags = 0 if subnet_routes is None else IFA_F_NOPREFIXROUTE
         self.channel.exchange(
             [
                 *(address_message(index, one, dad=dad, flags=flags) for one in addresses),
                 Message(f"set interface {index} up", RTM_NEWLINK, NLM_F_ACK, up),
-                *(on_way or ()),
+                *(subnet_routes or ()),
                 *(route_message(index, route) for route in routes),
                 _look_up(encode_link(_NO_STATS, index=index), f"look up interface {index}"),
             ]

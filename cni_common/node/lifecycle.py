@@ -7,12 +7,13 @@ back, GC, and what `pycni audit`, `explain` and `reclaim` do.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_common.node.record import Lock, dump
 from cni_common.spec.names import CURRENT_VERSION
-from cni_common.spec.request import Command, Request
+from cni_common.spec.request import Attachment, Command, Request
 from cni_common.spec.undo import BestEffort
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from cni_common.node.host import Host
+    from cni_common.node.liveness import Liveness
     from cni_common.node.owned import Holding, Owned, Stray
     from cni_common.node.record import Record
     from cni_common.spec.names import Address
@@ -181,16 +183,8 @@ class Lifecycle:
 
     def gc(self, req: Request, host: Host) -> None:
         """Tear down recorded attachments that are not valid, then objects without a record."""
-        from cni_common.node import liveness
-
         with BestEffort() as steps:
-            liveness.collect(
-                self.plugin,
-                req,
-                host,
-                steps,
-                teardown=lambda gone, record: self.teardown(gone, host, record),
-            )
+            self._collect(req, host, steps)
             for part in self.parts:
                 steps.attempt(part.name, partial(part.collect, req, host, self.plugin))
 
@@ -200,6 +194,29 @@ class Lifecycle:
             facts = record.get(part.facts)
             if facts is not None:
                 yield from part.present(host, record, facts)
+
+    def _collect(self, req: Request, host: Host, steps: BestEffort) -> None:
+        """Tear down what the runtime does not name and no container lives for.
+
+        Young attachments, and those that another call works on, are left alone.
+        """
+        from cni_common.node.liveness import Liveness
+
+        liveness = Liveness(host)
+        for path in host.records.paths(self.plugin, req.network):
+            record = host.records.open(path)
+            if record is None:
+                continue
+            owner = record.attachment
+            reason = _reason_to_keep(record, req.valid_attachments, liveness)
+            if reason:
+                host.log(f"GC keeps {owner.containerid} {owner.ifname}: {reason}")
+                record.close()
+                continue
+            host.log(f"GC removes {owner.containerid} {owner.ifname}: not valid, namespace gone")
+            gone = _delete_under_gc(req, owner)
+            step = partial(self.teardown, gone, host, record)
+            steps.attempt(f"{owner.containerid} {owner.ifname}", step)
 
     def _teardown(self, req: Request, host: Host, record: Record) -> None:
         with BestEffort() as steps:
@@ -253,6 +270,47 @@ def recorded_delete(record: Record, path: str) -> Request:
     }
     least = {"cniVersion": CURRENT_VERSION, "name": record.network, "type": record.plugin}
     return Request.parse(environ, facts.get("stdin", "").encode() or wire.encode_line(least))
+
+
+def _reason_to_keep(record: Record, valid: frozenset[Attachment] | None, liveness: Liveness) -> str:
+    from cni_common.node.liveness import GRACE_SECONDS, State
+
+    if valid is not None and record.attachment in valid:
+        return "valid"
+    if record.age() < GRACE_SECONDS:
+        return f"younger than {GRACE_SECONDS} s"
+    if record.is_unbegun():
+        return ""  # its ADD was killed before it had made anything
+    state, reason = liveness.assess(record.facts)
+    if state is State.ALIVE:
+        return f"its namespace lives ('{record.facts.get('netns')}')"
+    if state is State.UNKNOWN:
+        return f"its liveness is unknown: {reason}; DEL removes it"
+    return ""
+
+
+def _delete_under_gc(req: Request, owner: Attachment) -> Request:
+    """Return the DEL of `owner` that the runtime did not send, with the configuration of the GC.
+
+    The GC's is the newest that the runtime has; recorded_delete serves `reclaim`, which has the
+    record alone.
+    """
+    environ = {
+        **req.environ,
+        "CNI_COMMAND": Command.DEL,
+        "CNI_CONTAINERID": owner.containerid,
+        "CNI_IFNAME": owner.ifname,
+        "CNI_NETNS": "",
+        "CNI_ARGS": "",
+    }
+    return replace(
+        req,
+        command=Command.DEL,
+        containerid=owner.containerid,
+        ifname=owner.ifname,
+        netns="",
+        environ=environ,
+    )
 
 
 def _addresses_of_prev_result(req: Request) -> set[Address]:

@@ -1,4 +1,4 @@
-"""The liveness of a recorded container: ALIVE, GONE or UNKNOWN; and GC of gone ones.
+"""The liveness of a recorded container: ALIVE, GONE or UNKNOWN.
 
 Every caller that takes over or removes an object of another container asks this module, and treats
 UNKNOWN as ALIVE: nothing is taken over, nothing is removed. docs/architecture.md has the table.
@@ -7,7 +7,6 @@ UNKNOWN as ALIVE: nothing is taken over, nothing is removed. docs/architecture.m
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -15,16 +14,13 @@ from typing import TYPE_CHECKING
 from cni_common.kernel.netns import FIRST_PID_NAMESPACE, identity, pid_namespace
 from cni_common.node import survey
 from cni_common.node.masquerade import owner_of
-from cni_common.spec.request import Attachment, Command
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from cni_common.node.host import Host
     from cni_common.node.record import Record
     from cni_common.spec.names import Address
-    from cni_common.spec.request import Request
-    from cni_common.spec.undo import BestEffort
     from cni_common.spec.wire import Json
 
 GRACE_SECONDS = 60  # GC leaves younger attachments alone: their ADD may not have returned yet
@@ -175,76 +171,6 @@ def describe(text: str, state: State, reason: str) -> str:
     if state is State.ALIVE:
         return f"{known}, which is alive"
     return f"{known}, of which it cannot be told whether it is alive ({reason})"
-
-
-def collect(
-    plugin: str,
-    req: Request,
-    host: Host,
-    steps: BestEffort,
-    *,
-    teardown: Callable[[Request, Record], object],
-) -> None:
-    """Have every recorded attachment of this network torn down that the runtime does not name.
-
-    `teardown` gets the DEL that the runtime did not send, and the record. Only those go that are
-    GONE: what lives may be another runtime's. Left alone are also those that are young, or are
-    being worked on.
-    """
-    valid = req.valid_attachments
-    liveness = Liveness(host)
-    for path in host.records.paths(plugin, req.network):
-        record = host.records.open(path)
-        if record is None:
-            continue
-        owner = record.attachment
-        reason = _reason_to_keep(record, valid, liveness)
-        if reason:
-            host.log(f"GC keeps {owner.containerid} {owner.ifname}: {reason}")
-            record.close()
-            continue
-        host.log(f"GC removes {owner.containerid} {owner.ifname}: not valid, namespace gone")
-        gone = _delete_under_gc(req, owner)
-        steps.attempt(f"{owner.containerid} {owner.ifname}", lambda: teardown(gone, record))  # noqa: B023 - called at once
-
-
-def _reason_to_keep(record: Record, valid: frozenset[Attachment] | None, liveness: Liveness) -> str:
-    if valid is not None and record.attachment in valid:
-        return "valid"
-    if record.age() < GRACE_SECONDS:
-        return f"younger than {GRACE_SECONDS} s"
-    if record.is_unbegun():
-        return ""  # its ADD was killed before it had made anything
-    state, reason = liveness.assess(record.facts)
-    if state is State.ALIVE:
-        return f"its namespace lives ('{record.facts.get('netns')}')"
-    if state is State.UNKNOWN:
-        return f"its liveness is unknown: {reason}; DEL removes it"
-    return ""
-
-
-def _delete_under_gc(req: Request, owner: Attachment) -> Request:
-    """Return the DEL of `owner` that the runtime did not send, with the configuration of the GC.
-
-    The GC's is the newest that the runtime has; lifecycle.recorded_delete serves `reclaim`, which
-    has the record alone.
-    """
-    environ = {
-        **req.environ,
-        "CNI_COMMAND": Command.DEL,
-        "CNI_CONTAINERID": owner.containerid,
-        "CNI_IFNAME": owner.ifname,
-        "CNI_NETNS": "",
-        "CNI_ARGS": "",
-    }
-    return replace(
-        req,
-        command=Command.DEL,
-        containerid=owner.containerid,
-        ifname=owner.ifname,
-        netns="",
-        environ=environ,
-    )
 
 
 def _host_ends(facts: Json) -> Iterator[tuple[str, str]]:

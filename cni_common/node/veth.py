@@ -151,12 +151,12 @@ def configure(
     result: Result,
     *,
     dad: bool = False,
-    on_way: Sequence[Message] | None = None,
+    subnet_routes: Sequence[Message] | None = None,
 ) -> None:
     """Configure an interface with the addresses and routes of `result`, set it up, and wait for it.
 
-    With `dad` it runs IPv6 duplicate address detection and waits for that. `on_way`: routes to the
-    addresses' subnets, replacing the kernel's own. Raises NetlinkError, CNIError.
+    With `dad` it runs IPv6 duplicate address detection and waits for that. `subnet_routes`: routes
+    to the addresses' subnets, instead of the kernel's own. Raises NetlinkError, CNIError.
     """
     ips = ips_of(result, ifname)
     versions = {ip.address.version for ip in ips}
@@ -164,7 +164,7 @@ def configure(
     gateways = _first_gateways(ips)
     routes = [_with_next_hop(route, gateways) for route in result.routes]
     addresses = [ip.address for ip in ips]
-    container.netlink.configure(index, addresses, routes, dad=dad, on_way=on_way)
+    container.netlink.configure(index, addresses, routes, dad=dad, subnet_routes=subnet_routes)
     if 6 in versions:
         events = cache(partial(container.channel, NETLINK_ROUTE, _IPV6_EVENTS))
         if dad:

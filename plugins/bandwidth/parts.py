@@ -272,11 +272,11 @@ def _teardown_unrecorded(req: Request, host: Host) -> None:
             veths[ours.index] = ours
     with BestEffort() as steps:
         for link in veths.values():
-            steps.attempt(f"limits of '{link.name}'", lambda: _clear(host, link, blocks))  # noqa: B023 - called at once
+            steps.attempt(f"limits of '{link.name}'", partial(_clear, host, link, blocks))
         for block in blocks:
             steps.attempt(
                 f"ifb '{block.name}'",
-                lambda: host.delete_link(host.netns, block.name, block.mac),  # noqa: B023 - as above
+                partial(host.delete_link, host.netns, block.name, block.mac),
             )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NFTABLES, IPTABLES, FIREWALLD = BACKENDS = ("nftables", "iptables", "firewalld")
 OPEN, SAME_BRIDGE, ISOLATED = POLICIES = ("open", "same-bridge", "isolated")
+PLUGIN = "firewall"  # its name in records
 ADMIN_CHAIN, ZONE = "CNI-ADMIN", "trusted"
 _CHAIN_MAX = 28  # characters of a chain's name in iptables
 _NOT_A_CHAIN = {"ACCEPT", "DROP", "RETURN", "QUEUE", "INPUT", "OUTPUT", "FORWARD", "CNI-FORWARD"}

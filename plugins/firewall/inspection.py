@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from cni_common.node.owned import Owned, Stray
 from cni_common.node.record import Lock
 from plugins.firewall import cni_forward, filter_tables, isolation
-from plugins.firewall.conf import ADMIN_CHAIN, FIREWALLD, IPTABLES, ISOLATED, OPEN
-from plugins.firewall.parts import LIFECYCLE, FirewallFacts, IsolationFacts
+from plugins.firewall.conf import ADMIN_CHAIN, FIREWALLD, IPTABLES, ISOLATED, OPEN, PLUGIN
+from plugins.firewall.facts import FirewallFacts, IsolationFacts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,7 +94,7 @@ def stray_policies(host: Host) -> list[Stray]:
 def _remove_address(host: Host, address: Address) -> None:
     """Remove the rules of an address unless a record names it by now."""
     with Lock(host.records):
-        for record in host.records.of_plugin(LIFECYCLE.plugin):
+        for record in host.records.of_plugin(PLUGIN):
             facts = record.get(FirewallFacts)
             if facts and str(address) in facts.addresses:
                 return
@@ -107,7 +107,7 @@ def _idle_policies(host: Host) -> list[tuple[str, str]]:
     present = [(isolation.BRIDGES, name) for name in isolation.bridges(host.netns)]
     present += [(isolation.PORTS, name) for name in isolation.ports(host.netns)]
     named: set[tuple[str, str]] = set()
-    for record in host.records.of_plugin(LIFECYCLE.plugin):
+    for record in host.records.of_plugin(PLUGIN):
         rules, policy = record.get(FirewallFacts), record.get(IsolationFacts)
         if policy and policy.policy != OPEN and rules and rules.backend != IPTABLES:
             named |= {(isolation.BRIDGES, policy.bridge), (isolation.PORTS, policy.port)}

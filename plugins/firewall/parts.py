@@ -8,9 +8,8 @@ its rules.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from cni_common.node.lifecycle import Lifecycle, Part
@@ -19,19 +18,20 @@ from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.undo import BestEffort
 from plugins.firewall import cni_forward, filter_tables, isolation, ledger
 from plugins.firewall.conf import (
-    ADMIN_CHAIN,
     FIREWALLD,
     IPTABLES,
     ISOLATED,
     NFTABLES,
     OPEN,
+    PLUGIN,
     ZONE,
     Conf,
     addresses_of,
 )
+from plugins.firewall.facts import FirewallFacts, IsolationFacts
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from typing import TypeVar
 
     from cni_common.node.host import Host
@@ -45,40 +45,6 @@ if TYPE_CHECKING:
     from plugins.firewall.filter_tables import Filter
 
     Facts = TypeVar("Facts")
-
-
-@dataclass(frozen=True, slots=True)
-class FirewallFacts:
-    """Rules that let packets from and to addresses through."""
-
-    PART = "firewall"
-    backend: str = ""  # nftables, iptables or firewalld
-    addresses: Sequence[str] = ()  # of the container
-    admin_chain: str = ADMIN_CHAIN
-    zone: str = ZONE  # of firewalld
-    bus: str = ""  # where ADD has found firewalld, "" for the usual place
-    # Of the rules in nftables; none where another attachment has them, too.
-    handles: Sequence[int] = field(default_factory=list)
-    in_zone: bool = True  # false where firewalld has refused the addresses
-
-    @property
-    def parsed(self) -> list[Address]:
-        """The addresses."""
-        return [ip_address(text) for text in self.addresses]
-
-    @property
-    def versions(self) -> list[int]:
-        """Their IP versions."""
-        return _versions(self.parsed)
-
-    def handles_of(self, version: int) -> Sequence[int]:
-        """Return the handles of the rules of one IP version; IPv4's are the first."""
-        split = 2 * sum(address.version == 4 for address in self.parsed)
-        return self.handles[:split] if version == 4 else self.handles[split:]
-
-    def environ(self, environ: Mapping[str, str]) -> Mapping[str, str]:
-        """Return the variables by which ADD has found firewalld."""
-        return {**environ, "DBUS_SYSTEM_BUS_ADDRESS": self.bus} if self.bus else environ
 
 
 class Firewall(Part):
@@ -127,17 +93,6 @@ class Firewall(Part):
         return facts.addresses if facts else ()
 
 
-@dataclass(frozen=True, slots=True)
-class IsolationFacts:
-    """An ingress policy, for which a bridge is kept apart from others."""
-
-    PART = "isolation"
-    policy: str = OPEN
-    bridge: str = ""
-    port: str = ""  # of the bridge, where the policy concerns that, too
-    found: bool = False  # by iptables: whether rules were there that no record tells of
-
-
 class Isolation(Part):
     """Isolation of a bridge or its ports."""
 
@@ -168,7 +123,7 @@ class Isolation(Part):
         return inspection.stray_policies(host)
 
 
-LIFECYCLE = Lifecycle("firewall", Firewall(), Isolation(), locked=True)
+LIFECYCLE = Lifecycle(PLUGIN, Firewall(), Isolation(), locked=True)
 
 
 def choose_backend(req: Request, host: Host, conf: Conf) -> str:

@@ -6,6 +6,7 @@ Rules are appended, so that a Service of kube-proxy takes precedence over a host
 
 from __future__ import annotations
 
+from functools import partial
 from hashlib import sha512
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,11 @@ from cni_common.node.record import Lock
 from plugins.portmap.route_localnet import DNAT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
+    from cni_common.kernel.netlink import Message
     from cni_common.kernel.netns import NetNS
+    from cni_common.kernel.nft_table import Table
     from cni_common.node.host import Host
     from cni_common.spec.names import Cidr
     from cni_common.spec.request import Attachment
@@ -105,12 +108,20 @@ def remove_of_reference(host: Host, conf: Conf, network: str, containerid: str) 
         own = conf.addresses.get(version)
         address = {own.ip.packed} if own else set()
         for chain, wanted in (("hostports", ports), ("masquerading", address)):
-            deletions = [
-                table.delete_rule(chain, rule.handle)
-                for rule in table.rules(host.netns, chain)
-                if rule.comment == containerid and wanted & set(rule.compared)
-            ]
-            nft_table.apply_deletions(host.netns, lambda: deletions)  # noqa: B023 - called at once
+            deletions = partial(_deletions, host.netns, table, chain, (containerid, wanted))
+            nft_table.apply_deletions(host.netns, deletions)
+
+
+def _deletions(
+    netns: NetNS, table: Table, chain: str, owned: tuple[str, Collection[bytes]]
+) -> list[Message]:
+    """Return the deletions of the rules that have a comment and compare with one of some values."""
+    comment, values = owned
+    return [
+        table.delete_rule(chain, rule.handle)
+        for rule in table.rules(netns, chain)
+        if rule.comment == comment and not set(rule.compared).isdisjoint(values)
+    ]
 
 
 def probe() -> None:

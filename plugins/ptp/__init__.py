@@ -44,8 +44,8 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     ]
     veth.enable_forwarding(host.netns, {ip.address.version for ip in result.ips}, host.log)
     routes.configure_host(host.netns, ours, result.ips, lambda other: _remove_if_gone(host, other))
-    on_way = routes.routes_on_way(ours.peer, result.ips)
-    veth.configure(container, req.ifname, ours.peer, result, on_way=on_way)
+    subnet_routes = routes.subnet_routes(ours.peer, result.ips)
+    veth.configure(container, req.ifname, ours.peer, result, subnet_routes=subnet_routes)
     if conf.masquerade:
         addresses = [ip.address for ip in result.ips]
         interface.add_masquerade(attaching, req, host, addresses, backend=conf.masquerade)

@@ -69,18 +69,18 @@ def configure_host(
     given = gateways(ips)
     messages = [address_message(ours.index, ip_interface(gateway), dad=False) for gateway in given]
     try:
-        host.netlink.channel.exchange(messages + [_route_to(ours, ip) for ip in ips])
+        host.netlink.channel.exchange(messages + [_route_message(ours, ip) for ip in ips])
     except NetlinkError as error:
         if error.errno != errno.EEXIST:
             raise
         for ip in ips:
-            _make_way(host, ours, ip, remove_if_gone)
+            _add_beside_other(host, ours, ip, remove_if_gone)
     if any(gateway.version == 6 for gateway in given):
         events = partial(host.channel, NETLINK_ROUTE, RTMGRP_IPV6_IFADDR)
         veth.wait_until(lambda: _is_usable(host, ours), events, _SECONDS)
 
 
-def routes_on_way(index: int, ips: Sequence[IPConfig]) -> list[Message]:
+def subnet_routes(index: int, ips: Sequence[IPConfig]) -> list[Message]:
     """Return the requests for the container's routes to the gateways, and over them to subnets."""
     first: dict[Subnet, Message] = {}  # of two addresses with one gateway, or of one subnet
     for ip in ips:
@@ -105,14 +105,14 @@ def check_host(host: NetNS, ours: Link, ips: Sequence[IPConfig]) -> None:
         if host.sysctl(veth.FORWARDING[gateway.version]) == "0":
             raise drifted(f"the host no longer forwards IPv{gateway.version}")
     for ip in ips:
-        if host.netlink.way_to(ip.address.ip) != (RTN_UNICAST, ours.index):
+        if host.netlink.route_to(ip.address.ip) != (RTN_UNICAST, ours.index):
             raise drifted(f"the host's route to {ip.address.ip} does not use '{ours.name}'")
 
 
 def check_container(container: NetNS, link: Link, ips: Sequence[IPConfig]) -> None:
     """Raise CNIError if the container has no route to a gateway over its interface."""
     for gateway in gateways(ips):
-        if container.netlink.way_to(gateway) != (RTN_UNICAST, link.index):
+        if container.netlink.route_to(gateway) != (RTN_UNICAST, link.index):
             raise drifted(f"the route to gateway {gateway} does not use '{link.name}'")
 
 
@@ -121,22 +121,24 @@ def _to(address: Address, scope: int) -> Route:
     return Route(ip_network(address), scope=scope if address.version == 4 else None)
 
 
-def _route_to(ours: Link, ip: IPConfig) -> Message:
+def _route_message(ours: Link, ip: IPConfig) -> Message:
     return route_message(ours.index, _to(ip.address.ip, RT_SCOPE_HOST), exclusive=True)
 
 
-def _make_way(host: NetNS, ours: Link, ip: IPConfig, remove_if_gone: Callable[[Link], str]) -> None:
+def _add_beside_other(
+    host: NetNS, ours: Link, ip: IPConfig, remove_if_gone: Callable[[Link], str]
+) -> None:
     """Add the route to an address, though another interface may have it. Raises CNIError."""
     other, index, owner = None, 0, ""
     for _ in range(_TRIES):
         try:
-            host.netlink.channel.exchange([_route_to(ours, ip)])
+            host.netlink.channel.exchange([_route_message(ours, ip)])
         except NetlinkError as error:
             if error.errno != errno.EEXIST:
                 raise
         else:
             return
-        kind, index = host.netlink.way_to(ip.address.ip)
+        kind, index = host.netlink.route_to(ip.address.ip)
         if index == ours.index:
             return
         other = host.netlink.link_at(index) if kind in (RTN_UNICAST, RTN_LOCAL) else None

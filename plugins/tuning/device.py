@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.link import IFF_ALLMULTI, IFF_PROMISC, parse_mac
@@ -67,7 +68,7 @@ def apply(container: NetNS, index: int, wanted: Device, steps: BestEffort | None
         if value is None:
             continue
         if steps:
-            steps.attempt(_KEYS[key], lambda: change(value))  # noqa: B023 - called at once
+            steps.attempt(_KEYS[key], partial(change, value))
         else:
             change(value)
 

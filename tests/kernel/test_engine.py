@@ -535,6 +535,11 @@ class Load:
                 process = start(machine, command, machine.network(), container, containerid=name)
                 self.statuses.append(finish(process)[0])
 
+    def wait_for_requests(self, number: int) -> None:
+        """Wait until more than `number` further requests have been answered."""
+        goal = len(self.statuses) + number
+        wait_until(lambda: len(self.statuses) > goal, "nothing is served")
+
     def __enter__(self) -> Load:
         for thread in self._threads:
             thread.start()
@@ -553,8 +558,7 @@ def test_a_new_engine_replaces_the_old_one(machine: Machine) -> None:
     with Load(machine) as load:
         for _ in range(3):
             engines.append(machine.start_engine())
-            served = len(load.statuses)
-            wait_until(lambda: len(load.statuses) > served + 40, "nothing is served")  # noqa: B023
+            load.wait_for_requests(40)
         for old in engines[:-1]:
             assert old.wait() == 0
 
@@ -637,8 +641,7 @@ def test_a_socket_of_systemd(machine: Machine) -> None:
         engine = machine.start_engine(listener=listener)
         with Load(machine, clients=3) as load:
             for _ in range(2):
-                goal = len(load.statuses) + 20
-                wait_until(lambda: len(load.statuses) > goal, "nothing is served")  # noqa: B023
+                load.wait_for_requests(20)
                 engine.end()
                 engine = machine.start_engine(listener=listener)
 

@@ -19,6 +19,7 @@ pytestmark = [
 MANY = 300
 SLACK = 4  # the last attachment's DEL looks whether the chain can go
 MODULES = frozenset({"posix", "fcntl", "_socket"})
+EXCHANGE, RECEIVE = Channel.exchange, Channel._receive
 
 
 def config(number: int, **keys: Any) -> Json:
@@ -45,14 +46,13 @@ def cost(
     found = {}
     for command in ("ADD", "DEL"):
         count: Counter[str] = Counter()
-        exchange, receive = Channel.exchange, Channel._receive
 
         def counted(self: Channel, messages: Any, count: Any = count) -> Any:
             count["messages"] += len(messages)
-            return exchange(self, messages)  # noqa: B023 - the same in each round
+            return EXCHANGE(self, messages)
 
         def received(self: Channel, flags: int = 0, count: Any = count) -> bytes:
-            data = receive(self, flags)  # noqa: B023 - the same in each round
+            data = RECEIVE(self, flags)
             count["kilobytes"] += len(data) // 1024
             return data
 

@@ -433,6 +433,7 @@ ENTRIES = {
                 "firewall",
                 "firewall.parts",
                 "firewall.conf",
+                "firewall.facts",
                 "firewall.filter_tables",
                 "firewall.isolation",
                 "firewall.cni_forward",

@@ -19,7 +19,7 @@ from plugins import TYPES
 from plugins import load as load_plugin
 from plugins.bandwidth.parts import IfbFacts, LimitsFacts
 from plugins.bridge.parts import GatewayFacts, MacFilterFacts
-from plugins.firewall.parts import FirewallFacts, IsolationFacts
+from plugins.firewall.facts import FirewallFacts, IsolationFacts
 from plugins.host_local.lease import LeaseFacts
 from plugins.portmap.parts import ConnectionsFacts, HostPortsFacts, RouteLocalnetFacts
 from plugins.tuning.parts import BackupFacts, InterfaceFacts, SysctlsFacts
