@@ -202,13 +202,13 @@ class Lifecycle:
         """
         from cni_common.node.liveness import Liveness
 
-        liveness = Liveness(host)
+        liveness, valid = Liveness(host), req.valid_attachments
         for path in host.records.paths(self.plugin, req.network):
             record = host.records.open(path)
             if record is None:
                 continue
             owner = record.attachment
-            reason = _reason_to_keep(record, req.valid_attachments, liveness)
+            reason = _reason_to_keep(record, valid, liveness)
             if reason:
                 host.log(f"GC keeps {owner.containerid} {owner.ifname}: {reason}")
                 record.close()
