@@ -6,6 +6,7 @@ import errno
 import fcntl
 import struct
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.link import (
@@ -301,12 +302,16 @@ class Netlink:
         self._do(f"delete address {address}", RTM_DELADDR, encode_address(index, address))
 
     def routes(self, index: int) -> list[Route]:
-        """Return the unicast routes over an interface, in every table."""
+        """Return the unicast routes over an interface, in every table.
+
+        One with several next hops counts as one route for each that uses the interface.
+        """
+        everything = [found for version in FAMILY for found in self.all_routes(version)]
         return [
-            found.route
-            for version in FAMILY
-            for found in self.all_routes(version)
-            if found.interface == index and found.kind == RTN_UNICAST
+            replace(found.route, gw=gateway) if found.hops else found.route
+            for found in everything
+            for gateway, where in found.hops or [(None, found.interface)]
+            if where == index and found.kind == RTN_UNICAST
         ]
 
     def all_routes(self, version: int) -> list[KernelRoute]:

@@ -7,27 +7,36 @@ import os
 import time
 from dataclasses import replace
 from functools import cache, partial
+from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.link import VethEnd
 from cni_common.kernel.netlink import NetlinkError
 from cni_common.kernel.netns import NETLINK_ROUTE
-from cni_common.kernel.route import IFA_F_DADFAILED, IFA_F_TENTATIVE, RT_SCOPE_LINK
+from cni_common.kernel.route import (
+    IFA_F_DADFAILED,
+    IFA_F_TENTATIVE,
+    RT_SCOPE_LINK,
+    RT_TABLE_MAIN,
+)
 from cni_common.kernel.rtnetlink import RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, RTMGRP_LINK
-from cni_common.spec.errors import CNIError, Code, drifted
+from cni_common.spec.errors import CNIError, Code, drifted, listed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from cni_common.kernel.link import Link
     from cni_common.kernel.netlink import Channel, Message
     from cni_common.kernel.netns import NetNS
-    from cni_common.spec.names import Address
+    from cni_common.spec.names import Address, Subnet
     from cni_common.spec.result import IPConfig, Result, Route
 
     Events = Callable[[], Channel]
 
 _NAME_TRIES = 10
+# First octet of the host's ends. A bridge without a MAC of its own has the lowest of its ports:
+# that of a host's uplink, not that of a container.
+_HIGHEST = 0xFE
 _DAD_SECONDS = 5.0
 _DELIVERY_SECONDS = 1.0
 _MTU_MIN, _MTU_MAX = 68, 65535  # bytes, the range of veth (drivers/net/veth.c, RFC 791)
@@ -71,7 +80,7 @@ def create_veth(
     NetlinkError.
     """
     for attempt in range(_NAME_TRIES):
-        ours = VethEnd(f"veth{os.urandom(4).hex()}", random_mac(), mtu)
+        ours = VethEnd(f"veth{os.urandom(4).hex()}", random_mac(_HIGHEST), mtu)
         intend(ours)
         try:
             link = host.netlink.add_veth(ours, replace(end, mtu=mtu), master=master)
@@ -96,10 +105,10 @@ def host_end(host: NetNS, container: NetNS, link: Link) -> Link | None:
     return other if other.peer_nsid == host.netlink.nsid(container.fd) else None
 
 
-def random_mac() -> str:
-    """Return a random, locally administered unicast MAC (IEEE 802, 8.2.2)."""
+def random_mac(first: int = 0) -> str:
+    """Return a random, locally administered unicast MAC (IEEE 802, 8.2.2); `first`: its octet."""
     octets = bytearray(os.urandom(6))
-    octets[0] = octets[0] & 0xFC | 0x02
+    octets[0] = first or octets[0] & 0xFC | 0x02
     return octets.hex(":")
 
 
@@ -161,10 +170,13 @@ def configure(
     ips = ips_of(result, ifname)
     versions = {ip.address.version for ip in ips}
     _prepare(container, ifname, versions, dad=dad)
-    gateways = _first_gateways(ips)
-    routes = [_with_next_hop(route, gateways) for route in result.routes]
+    routes = routes_of(result, ips)
+    refuse_unreachable(ifname, ips, routes, routed=subnet_routes is not None)
     addresses = [ip.address for ip in ips]
-    container.netlink.configure(index, addresses, routes, dad=dad, subnet_routes=subnet_routes)
+    try:
+        container.netlink.configure(index, addresses, routes, dad=dad, subnet_routes=subnet_routes)
+    except NetlinkError as error:
+        raise refused(error, container, ifname) from None
     if 6 in versions:
         events = cache(partial(container.channel, NETLINK_ROUTE, _IPV6_EVENTS))
         if dad:
@@ -294,6 +306,71 @@ def _is_for(ip: IPConfig, result: Result, ifname: str) -> bool:
     return interface.name == ifname and bool(interface.sandbox)
 
 
+def routes_of(result: Result, ips: Sequence[IPConfig]) -> list[Route]:
+    """Return the routes of `result` in the form for the kernel, those without a gateway first.
+
+    A gateway outside of the addresses' subnets may be reached by one of those.
+    """
+    gateways = _first_gateways(ips)
+    routes = [_with_next_hop(route, gateways) for route in result.routes]
+    return sorted(routes, key=lambda route: route.gw is not None)
+
+
+def refuse_unreachable(
+    ifname: str, ips: Sequence[IPConfig], routes: Sequence[Route], *, routed: bool
+) -> None:
+    """Raise CNIError 7 that names a route whose gateway is not on the link of the interface.
+
+    The kernel refuses such a route. `routed`: only the addresses' gateways are on the link, not
+    their subnets.
+    """
+    if routed:
+        near = [ip_network(ip.gateway) for ip in ips if ip.gateway is not None]
+    else:
+        near = [ip.address.network for ip in ips]
+    reached = _membership([*near, *(route.dst for route in routes if route.gw is None)])
+    for route in routes:
+        gateway = route.gw
+        if gateway is None or (gateway.version == 6 and gateway.is_link_local) or reached(gateway):
+            continue
+        any_address = "0.0.0.0" if gateway.version == 4 else "::"
+        direct = f'{{"dst": "{ip_network(gateway)}", "gw": "{any_address}"}}'
+        raise CNIError(
+            Code.INVALID_CONFIG,
+            f"'{ifname}' cannot reach gateway {gateway} of the route to {route.dst}: it is in none"
+            f' of the subnets {listed(near) or "(none)"}; correct the "gw" of that route, the'
+            f" gateway of the address, or add a route to the gateway itself: {direct}",
+        )
+
+
+def _membership(subnets: Iterable[Subnet]) -> Callable[[Address], bool]:
+    """Return a function that tells whether an address is in one of the subnets, whatever number."""
+    prefixes: dict[tuple[int, int], set[int]] = {}  # by IP version and number of host bits
+    for subnet in subnets:
+        bits = subnet.max_prefixlen - subnet.prefixlen
+        prefix = int(subnet.network_address) >> bits
+        prefixes.setdefault((subnet.version, bits), set()).add(prefix)
+    return lambda address: any(
+        version == address.version and int(address) >> bits in found
+        for (version, bits), found in prefixes.items()
+    )
+
+
+def refused(error: NetlinkError, netns: NetNS, name: str) -> CNIError:
+    """Return the error about what the kernel has refused for an interface, with its remedy."""
+    remedy = ""
+    disabled = f"net/ipv6/conf/{name}/disable_ipv6"
+    try:
+        if error.errno == errno.EACCES and netns.sysctl(disabled) != "0":
+            remedy = (
+                f"; set sysctl {disabled} to 0, and {disabled.replace(name, 'default')} for"
+                " interfaces to come"
+            )
+    except OSError:
+        pass
+    return CNIError(Code.INTERNAL, f"{error} (interface '{name}' in '{netns.path}'){remedy}")
+
+
 def _first_gateways(ips: Sequence[IPConfig]) -> dict[int, Address]:
     gateways: dict[int, Address] = {}
     for ip in ips:
@@ -347,21 +424,21 @@ def _check_addresses(container: NetNS, link: Link, expected: Result) -> None:
     present = {cidr for cidr, _ in container.netlink.addresses(link.index)}
     for ip in ips_of(expected, link.name):
         if ip.address not in present:
-            have = ", ".join(sorted(map(str, present))) or "none"
+            have = listed(sorted(map(str, present))) or "none"
             raise drifted(f"address {ip.address} of '{link.name}' is missing, it has {have}")
 
 
 def _check_routes(container: NetNS, link: Link, expected: Result) -> None:
     ips = ips_of(expected, link.name)
     gateways = _first_gateways(ips)
-    present = container.netlink.routes(link.index)
+    present: dict[tuple[Subnet, int], list[Route]] = {}
+    for found in container.netlink.routes(link.index):
+        present.setdefault((found.dst, found.table or RT_TABLE_MAIN), []).append(found)
     for route in expected.routes:
         wanted = _with_next_hop(route, gateways)
-        same = [
-            r for r in present if r.dst == wanted.dst and (r.table or 254) == (wanted.table or 254)
-        ]
+        same = present.get((wanted.dst, wanted.table or RT_TABLE_MAIN), [])
         if not any(_matches(found, wanted) for found in same):
-            have = ", ".join(_route_text(found) for found in same) or "nothing"
+            have = listed(map(_route_text, same)) or "nothing"
             raise drifted(
                 f"route {_route_text(wanted)} over '{link.name}' is missing, there is {have}"
             )

@@ -18,10 +18,12 @@ from plugins.bridge.parts import (
     VETH,
     GatewayFacts,
     MacFilterFacts,
-    user_of_gateway,
+    claims,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from cni_common.kernel.link import Link
     from cni_common.node.host import Host
     from cni_common.node.lifecycle import Attaching, Lifecycle
@@ -51,6 +53,8 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
         _allocate(req, host, conf, result, undo=undo)
         if conf.is_gateway:
             _ensure_gateways(req, host, conf, result, bridge=bridge, attaching=attaching)
+        elif conf.masquerade:
+            _say(req, host, gateway.unserved(host.netns, bridge, result))
         veth.configure(container, req.ifname, ours.peer, result, dad=conf.dad)
         if conf.masquerade:
             addresses = [ip.address for ip in result.ips]
@@ -176,11 +180,18 @@ def _ensure_gateways(
     gateway.complete(conf, result)
     gateways = [str(cidr) for cidr in gateway.gateways(result)]
     attaching.note(GatewayFacts(conf.gateway_interface, gateways))
-    gateway.ensure(
+    link = gateway.ensure(
         host.netns,
         conf,
         bridge,
         result,
-        user_of=lambda cidr: user_of_gateway(req, host, conf, cidr),
+        claims=lambda link, cidr: claims(req, host, conf, link, cidr),
         log=host.log,
     )
+    _say(req, host, gateway.detours(host.netns, link, result))
+
+
+def _say(req: Request, host: Host, doubts: Iterable[str]) -> None:
+    """Log what will keep packets from flowing although the ADD succeeds."""
+    for line in doubts:
+        host.log(f"network {req.network}: {line}")
