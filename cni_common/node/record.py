@@ -289,6 +289,16 @@ class Records:
         found.identify(plugin, network, attachment)
         return found
 
+    def look_up(self, plugin: str, network: str, attachment: Attachment) -> Record | None:
+        """Return the record of an attachment to be read only, or None; takes no lock."""
+        path = self._path(plugin, network, attachment)
+        try:
+            refuse_shared(self.directory)
+        except FileNotFoundError:
+            return None
+        facts = _peek(path)
+        return Record(path, -1, facts) if facts else None
+
     def paths(self, plugin: str, network: str) -> list[str]:
         """Return the files of all records of `network`."""
         prefix = f"{plugin}-{_digest(network)}-"
@@ -296,12 +306,20 @@ class Records:
         return [f"{self.directory}/{name}" for name in names if name.startswith(prefix)]
 
     def of_plugin(self, plugin: str) -> Iterator[Record]:
-        """Yield each record of the plugin, of any network, to be read only; takes no lock."""
-        for name in self._names():
-            path = f"{self.directory}/{name}"
-            facts = _peek(path) if name.startswith(f"{plugin}-") else None
-            if facts:
-                yield Record(path, -1, facts)
+        """Yield each record of the plugin, of any network, to be read only; takes no lock.
+
+        They come in no order, each when it is asked for: with thousands, the first may be enough.
+        """
+        try:
+            refuse_shared(self.directory)
+            entries = os.scandir(self.directory)
+        except FileNotFoundError:
+            return
+        with entries:
+            for entry in entries:
+                facts = _peek(entry.path) if entry.name.startswith(f"{plugin}-") else None
+                if facts:
+                    yield Record(entry.path, -1, facts)
 
     def listing(self) -> Iterator[tuple[Record, float]]:
         """Yield every record, to be read only, and its last change, seconds since the epoch.

@@ -138,6 +138,10 @@ class NftFilter:
         """Return how many rules like `line` were listed that no record holds by their handles."""
         return len(self._handles.get((chain, line.signature()), ()))
 
+    def handle(self, chain: str, line: Line) -> int:
+        """Return the handle of a rule that was listed and that no record holds, 0 for none."""
+        return next(iter(self._handles.get((chain, line.signature()), ())), 0)
+
     def unheld_rules(self, chain: str) -> list[Signature]:
         """Return the rules listed that no record holds by their handles."""
         return [signature for where, signature in self._handles if where == chain]
