@@ -12,7 +12,7 @@ from ipaddress import ip_network
 from itertools import count
 from pathlib import Path
 
-from bench import iperf3, networks
+from bench import growth, iperf3, networks
 from bench.columns import Batch, Call, Column, Floor, empty, sh
 from bench.networks import Attachment, Network, Variant
 from bench.samples import ENGINE, FLOOR, ONE_SHOT, Row
@@ -21,7 +21,7 @@ from plugins import TYPES
 AT_ONCE = (1, 8, 32)
 LEASES = (0, 1_000, 10_000, 60_000)
 _ADDRESSES = (1 << 16) - 3  # addresses of a /16 for containers
-SLOW = ("at-once-32", "leases-10000", "leases-60000", "leases-one-free", "leases-64")
+SLOW = ("at-once-32", "leases-10000", "leases-60000", "leases-one-free", "leases-64", "growth")
 _MEGABYTES = 64  # takes less than a tenth of a second
 _CIDRS = count(1)
 
@@ -100,6 +100,7 @@ def experiments(types: Sequence[str] = TYPES) -> dict[str, Callable[[Bench], Non
     for number in AT_ONCE:
         found[f"at-once-{number}"] = partial(at_once, number=number)
     found["interpreter"] = interpreter
+    found["growth"] = growth.growth
     for present in LEASES:
         share = 0.25 if present > 10_000 else 0.5
         among = Leases(f"{present}", f"{present:,} leases present", present, share=share)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bench import growth
 from bench.samples import ENGINE, FLOOR, ONE_SHOT, REFERENCE, Report
 from plugins import TYPES
 
@@ -53,6 +54,7 @@ def bars(types: Sequence[str] = TYPES) -> tuple[Bar, ...]:
         *_both("throughput.copy", 0.95, 0.95, at_least=True),
         *_both("throughput.sendfile", 0.95, 0.95, at_least=True),
         Bar("plain.add", ENGINE, 2.0, to=FLOOR),
+        *(Bar(row, ENGINE, 1.3, to=FLOOR) for row in growth.rows()),
     )
 
 
