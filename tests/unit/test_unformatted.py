@@ -21,7 +21,8 @@ from plugins.bandwidth.parts import IfbFacts, LimitsFacts
 from plugins.bridge.parts import GatewayFacts, MacFilterFacts
 from plugins.firewall.facts import FirewallFacts, IsolationFacts
 from plugins.host_local.lease import LeaseFacts
-from plugins.portmap.parts import ConnectionsFacts, HostPortsFacts, RouteLocalnetFacts
+from plugins.portmap.claims import HostPortsFacts
+from plugins.portmap.parts import ConnectionsFacts, RouteLocalnetFacts
 from plugins.tuning.parts import BackupFacts, InterfaceFacts, SysctlsFacts
 
 ROOT = Path(__file__).resolve().parents[2]
