@@ -171,9 +171,9 @@ class Conf:
     def of_leftover(cls, req: Request) -> Self:
         """Return the valid parts of `req`: DEL must go on."""
         ports = []
-        for entry in _entries(req.config):
+        for number, entry in enumerate(_entries(req.config)):
             try:
-                ports.append(_port(entry, ""))
+                ports.append(_port(entry, number))
             except CNIError:
                 continue
         try:
@@ -210,7 +210,7 @@ def _ports(config: Json) -> list[Port]:
     ports: list[Port] = []
     seen: dict[tuple[object, ...], Port] = {}
     for number, entry in enumerate(_entries(config)):
-        port = _port(entry, f"portMappings[{number}]")
+        port = _port(entry, number)
         other = seen.setdefault((port.protocol, port.host_port, port.host_ip), port)
         if other.container_port != port.container_port:
             raise _refuse(
@@ -246,22 +246,25 @@ def _in_rows(ports: Sequence[Port]) -> list[Port]:
     ]
 
 
-def _port(entry: Json, where: str) -> Port:
-    numbers: list[int] = []
-    for key in ("hostPort", "containerPort"):
-        number = entry.get(key, 0)
-        if not 1 <= number <= _PORT_MAX:
-            raise _refuse(f"{where}: {key} is {number}, it must be 1 to {_PORT_MAX}")
-        numbers.append(number)
-    protocol = (entry.get("protocol") or "tcp").lower()
+def _port(entry: Json, number: int) -> Port:
+    host, container = entry.get("hostPort", 0), entry.get("containerPort", 0)
+    if not (1 <= host <= _PORT_MAX and 1 <= container <= _PORT_MAX):
+        key = "containerPort" if 1 <= host <= _PORT_MAX else "hostPort"
+        found = entry.get(key, 0)
+        raise _refuse(f"portMappings[{number}]: {key} is {found}, it must be 1 to {_PORT_MAX}")
+    protocol = entry.get("protocol") or "tcp"
     if protocol not in PROTOCOLS:
-        raise _refuse(f'{where}: protocol is "{protocol}", it must be tcp, udp or sctp')
+        protocol = protocol.lower()
+    if protocol not in PROTOCOLS:
+        raise _refuse(
+            f'portMappings[{number}]: protocol is "{protocol}", it must be tcp, udp or sctp'
+        )
     text = entry.get("hostIP", "")
     try:
         host_ip = parse_address(text) if text else None
     except ValueError:
-        raise _refuse(f'{where}: hostIP "{text}" is not an IP address') from None
-    return Port(protocol, numbers[0], numbers[1], host_ip)
+        raise _refuse(f'portMappings[{number}]: hostIP "{text}" is not an IP address') from None
+    return Port(protocol, host, container, host_ip)
 
 
 def _addresses(previous: Result | None, ifname: str) -> dict[int, Cidr]:
