@@ -74,7 +74,8 @@ def fold(config: Json, schema: Json) -> dict[str, Any]:
 def _spelling(key: str, properties: Json) -> str:
     """Return the one of `properties` that is `key` but for case, the last of several, or `key`."""
     wanted = key.casefold()
-    return next((name for name in reversed(properties) if name.casefold() == wanted), key)
+    alike = [name for name in properties if name.casefold() == wanted]
+    return alike[-1] if alike else key
 
 
 def encode(value: object, *, sort_keys: bool) -> bytes:
