@@ -122,13 +122,14 @@ class Layout:
         names = [one.name for one in self.sets if not one.goes_filled]
         return not all(self.table.is_empty(netns, name) for name in names)
 
-    def drift(self, netns: NetNS, *chains: str) -> str:
-        """Return the first of `chains` and of the chains at hooks without rules, "" for none."""
+    def drift(self, netns: NetNS, *chains: str) -> list[str]:
+        """Return the differences from `base`: chains at hooks, and of `chains`, without rules."""
         hooked = {chain.name for chain in self.chains if chain.hook}
-        for name in sorted(hooked.union(chains)):
-            if not self.table.rules(netns, name):
-                return f"chain '{name}' of '{self.table}' has lost its rules"
-        return ""
+        return [
+            f"chain '{name}' of '{self.table}' has lost its rules"
+            for name in sorted(hooked.union(chains))
+            if not self.table.rules(netns, name)
+        ]
 
     def add(
         self,

@@ -315,6 +315,14 @@ class Ipam(Part):
 IPAM = Ipam()
 
 
+def check_ipam(req: Request, host: Host, type: str) -> Iterator[CNIError]:
+    """Yield the IPAM plugin's answer to CHECK, if that is an error: all else is still looked at."""
+    try:
+        host.delegate(type, req, Command.CHECK)
+    except CNIError as error:
+        yield error
+
+
 def allocate(req: Request, host: Host, type: str, undo: Undo, *, mtu: int) -> Result:
     """Return what the IPAM plugin gives, and have it taken back should the ADD fail.
 

@@ -130,6 +130,6 @@ def _is_source(facts: FirewallFacts, address: Address) -> bool:
     from plugins.firewall import firewalld
 
     try:
-        return not firewalld.missing(facts.environ({}), facts.zone, [address])
+        return not any(firewalld.missing(facts.environ({}), facts.zone, [address]))
     except CNIError:
         return False

@@ -70,8 +70,8 @@ def remove(host: Host, chain: str) -> None:
             _remove_chain(host.netns, version, chain)
 
 
-def check(netns: NetNS, conf: Conf, network: str, attachment: Attachment) -> str:
-    """Return the first difference from the result of `add`, "" for none."""
+def check(netns: NetNS, conf: Conf, network: str, attachment: Attachment) -> Iterator[str]:
+    """Yield each difference from the result of `add`."""
     chain = chain_of(network, attachment)
     for version, cidr in conf.addresses.items():
         ports = [port for port in conf.ports if port.serves(version)]
@@ -82,11 +82,10 @@ def check(netns: NetNS, conf: Conf, network: str, attachment: Attachment) -> str
         rules = iptables.listed(netns, binary, chain) if binary else []
         for port in ports:
             if not any(_maps(line, port, cidr) for line in rules):
-                return f"the {command} rule of host port {port} in {chain} is missing"
+                yield f"the {command} rule of host port {port} in {chain} is missing"
         jumps = iptables.listed(netns, binary, DNAT)
         if not any(_leads_to(line, chain) for line in jumps):
-            return f"no {command} rule of {DNAT} leads to {chain}"
-    return ""
+            yield f"no {command} rule of {DNAT} leads to {chain}"
 
 
 def is_there(netns: NetNS, chain: str) -> bool:

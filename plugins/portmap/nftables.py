@@ -13,7 +13,7 @@ from cni_common.spec.errors import CNIError, Code
 from plugins.portmap import layout, route_localnet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Any
 
     from cni_common.kernel.netlink import Message
@@ -142,23 +142,22 @@ def remove_all_unused(host: Host) -> None:
         remove_unused(host, (), suffix)
 
 
-def check(netns: NetNS, conf: Conf, owner: str, holder_of: HolderOf) -> str:
-    """Return what is no longer as `add` made it, "" when nothing has changed."""
+def check(netns: NetNS, conf: Conf, owner: str, holder_of: HolderOf) -> Iterator[str]:
+    """Yield each difference from the result of `add`."""
     elements = layout.elements(conf, layout.suffix(conf.conditions))
     present = TABLE.present(netns, [(element.set, element.key) for element in elements])
     for element, found in zip(elements, present, strict=True):
         where = f"the element for {element.what} in map '{element.set}'"
         if found is None:
-            return f"{where} is missing"
-        if found.comment != owner:
+            yield f"{where} is missing"
+        elif found.comment != owner:
             holder = holder_of(found.comment, _address_of(found))
-            if holder and holder.same:
-                continue
-            return f"{where} is of '{found.comment}'"
-        if (found.data, found.chain) != (element.data, element.goto):
-            return f"{where} leads elsewhere"
+            if not (holder and holder.same):
+                yield f"{where} is of '{found.comment}'"
+        elif (found.data, found.chain) != (element.data, element.goto):
+            yield f"{where} leads elsewhere"
     chains = {element.goto for element in elements if element.goto}
-    return layout.LAYOUT.drift(netns, layout.PORTS, *chains)
+    yield from layout.LAYOUT.drift(netns, layout.PORTS, *chains)
 
 
 def owners(netns: NetNS) -> dict[str, list[Key]]:

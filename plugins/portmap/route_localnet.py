@@ -27,7 +27,7 @@ from cni_common.kernel.netns import NETLINK_ROUTE
 from cni_common.kernel.nft_layout import TABLE, Chain, Layout, Set
 from cni_common.kernel.nft_table import interface_key, interface_name
 from cni_common.node.record import Lock
-from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code, drifted
 from plugins.portmap import layout
 
 if TYPE_CHECKING:
@@ -108,16 +108,23 @@ def ensure(host: Host, egress: Egress) -> None:
     host.netns.sysctl(_sysctl(egress.name), "1")
 
 
-def check(netns: NetNS, address: Address) -> str:
-    """Return the obstacle for connections from 127.0.0.1 to `address`, "" for none."""
+def check(netns: NetNS, address: Address) -> Iterator[CNIError]:
+    """Yield a finding for each obstacle to connections from 127.0.0.1 to `address`."""
     name = interface_towards(netns, address)
     if not name or netns.sysctl(_sysctl("all")) == "1":
-        return ""
+        return
+    is_guarded = _is_guarded(netns, name)
     if netns.sysctl(_sysctl(name)) != "1":
-        return f"sysctl {_sysctl(name)} is no longer 1"
-    if TABLE.element(netns, INTERFACES, interface_key(name)) is None or LAYOUT.drift(netns):
-        return f"the guard of 127.0.0.0/8 on '{name}' is missing"
-    return ""
+        # Never without its guard: then only a new ADD makes both.
+        remedy = f"run 'sysctl -w {_sysctl(name)}=1'" if is_guarded else ""
+        yield drifted(f"sysctl {_sysctl(name)} is no longer 1", remedy)
+    if not is_guarded:
+        yield drifted(f"the guard of 127.0.0.0/8 on '{name}' is missing")
+
+
+def _is_guarded(netns: NetNS, name: str) -> bool:
+    element = TABLE.element(netns, INTERFACES, interface_key(name))
+    return element is not None and not LAYOUT.drift(netns)
 
 
 def forget(netns: NetNS, name: str) -> None:
