@@ -149,7 +149,7 @@ def check(
 
 
 def _nftables_drift(netns: NetNS, network: str, addresses: Sequence[Cidr]) -> Iterator[str]:
-    chain = _chain_name(network, frozenset(cidr.network for cidr in addresses))
+    chain = chain_of(network, addresses)
     for cidr in addresses:
         element = TABLE.element(netns, *_key(cidr.ip))
         if element is None or element.chain != chain:
@@ -225,6 +225,11 @@ def probe(netns: NetNS, backend: str) -> None:
 
 def _key(address: Address) -> Key:
     return _MAPS[address.version], address.packed
+
+
+def chain_of(network: str, addresses: Iterable[Cidr]) -> str:
+    """Return the name of the chain to which the elements of `addresses` lead."""
+    return _chain_name(network, frozenset(cidr.network for cidr in addresses))
 
 
 def _chain_name(network: str, subnets: frozenset[Subnet]) -> str:

@@ -66,7 +66,7 @@ def check(
         if binary and not any(
             line.endswith("-j MASQUERADE") for line in iptables.listed(netns, binary, chain)
         ):
-            yield f"{command} chain {chain} no longer masquerades"
+            yield f"the MASQUERADE rule of {command} chain {chain} is missing"
 
 
 def remove(netns: NetNS, network: str, attachment: Attachment) -> None:

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING
 from cni_common.kernel.link import VethEnd
 from cni_common.kernel.netlink import NetlinkError
 from cni_common.kernel.netns import NETLINK_ROUTE
-from cni_common.kernel.route import IFA_F_DADFAILED, IFA_F_TENTATIVE, RT_SCOPE_LINK
+from cni_common.kernel.route import (
+    IFA_F_DADFAILED,
+    IFA_F_TENTATIVE,
+    RT_SCOPE_LINK,
+    RT_TABLE_MAIN,
+)
 from cni_common.kernel.rtnetlink import RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, RTMGRP_LINK
 from cni_common.spec.errors import CNIError, Code, drifted
 
@@ -360,6 +365,26 @@ def _await_delivery(
     wait_until(delivers, events, _DELIVERY_SECONDS)
 
 
+def found_addresses(
+    container: NetNS, link: Link | None, expected: Result
+) -> Iterator[tuple[str, bool]]:
+    """Yield each address of `expected`, and whether `link` has it."""
+    there = {cidr for cidr, _ in container.netlink.addresses(link.index)} if link else set()
+    for ip in expected.ips:
+        yield str(ip.address), ip.address in there
+
+
+def found_routes(
+    container: NetNS, link: Link | None, expected: Result
+) -> Iterator[tuple[str, bool]]:
+    """Yield each route of `expected` in words, and whether it leads over `link`."""
+    there = container.netlink.routes(link.index) if link else []
+    gateways = _first_gateways(expected.ips)
+    for route in expected.routes:
+        wanted = _with_next_hop(route, gateways)
+        yield _route_text(wanted), any(_matches(one, wanted) for one in _same(there, wanted))
+
+
 def _check_addresses(container: NetNS, link: Link, expected: Result) -> Iterator[CNIError]:
     present = {cidr for cidr, _ in container.netlink.addresses(link.index)}
     for ip in ips_of(expected, link.name):
@@ -374,14 +399,18 @@ def _check_routes(container: NetNS, link: Link, expected: Result) -> Iterator[CN
     present = container.netlink.routes(link.index)
     for route in expected.routes:
         wanted = _with_next_hop(route, gateways)
-        same = [
-            r for r in present if r.dst == wanted.dst and (r.table or 254) == (wanted.table or 254)
-        ]
+        same = _same(present, wanted)
         if not any(_matches(found, wanted) for found in same):
             have = ", ".join(_route_text(found) for found in same) or "nothing"
             yield drifted(
                 f"route {_route_text(wanted)} over '{link.name}' is missing, there is {have}"
             )
+
+
+def _same(routes: Iterable[Route], wanted: Route) -> list[Route]:
+    """Return those of `routes` to the destination of `wanted`, in its table."""
+    table = wanted.table or RT_TABLE_MAIN
+    return [r for r in routes if r.dst == wanted.dst and (r.table or RT_TABLE_MAIN) == table]
 
 
 def _matches(found: Route, wanted: Route) -> bool:

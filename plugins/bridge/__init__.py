@@ -17,6 +17,7 @@ from plugins.bridge.parts import (
     VETH,
     GatewayFacts,
     MacFilterFacts,
+    PortFacts,
     user_of_gateway,
 )
 
@@ -44,7 +45,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     container = host.open_netns(req.netns)
     veth.refuse_existing(container, req.ifname)
     facts = [interface.IpamFacts(conf.ipam)] if conf.ipam else []
-    attaching = LIFECYCLE.begin(req, host, undo, *facts)
+    attaching = LIFECYCLE.begin(req, host, undo, PortFacts(conf.bridge), *facts)
     bridge = port.ensure_bridge(host.netns, conf)
     end = VethEnd(req.ifname, conf.mac or veth.random_mac(), netns=container.fd)
     ours = _plug_in(host, conf, end, bridge=bridge, attaching=attaching)
@@ -53,6 +54,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
         _allocate(req, host, conf, result, undo=undo)
         if conf.is_gateway:
             _ensure_gateways(req, host, conf, result, bridge=bridge, attaching=attaching)
+        interface.note_configuration(attaching, req.ifname, ours.mtu, result)
         veth.configure(container, req.ifname, ours.peer, result, dad=conf.dad)
         if conf.masquerade:
             addresses = [ip.address for ip in result.ips]

@@ -69,9 +69,9 @@ def check(host: NetNS, port: str, mac: str) -> Iterator[CNIError]:
     yield from map(drifted, LAYOUT.drift(host))
 
 
-def holds(host: NetNS, port: str, mac: str) -> bool:
-    """Tell whether an element of `add` exists."""
-    return any(TABLE.present(host, _keys(port, mac)))
+def holds(host: NetNS, port: str, mac: str) -> list[bool]:
+    """Tell of each element of `add` whether it exists."""
+    return [found is not None for found in TABLE.present(host, _keys(port, mac))]
 
 
 def orphans(host: NetNS) -> list[str]:

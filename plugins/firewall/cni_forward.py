@@ -114,6 +114,11 @@ def missing(table: Filter, addresses: Collection[Address], admin: str) -> Iterat
     yield from _missing(table, [*wanted, *((ALLOWED, line) for line in lines_of(addresses))])
 
 
+def is_led_to(table: Filter) -> bool:
+    """Tell whether FORWARD leads to the rules of `admit`."""
+    return _has(table, FORWARD, _TO_ALLOWED)
+
+
 def admitted(table: Filter) -> list[Address]:
     """Return the accepted addresses, each once."""
     found = dict.fromkeys(

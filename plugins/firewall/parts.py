@@ -92,6 +92,10 @@ class Firewall(Part):
         facts = record.get(FirewallFacts)
         return facts.addresses if facts else ()
 
+    def addresses(self, facts: FirewallFacts) -> Sequence[str]:
+        """Return them."""
+        return facts.addresses
+
 
 class Isolation(Part):
     """Isolation of a bridge or its ports."""

@@ -93,6 +93,15 @@ def is_there(netns: NetNS, chain: str) -> bool:
     return any(iptables.binaries(netns, version, chain) for version in iptables.COMMANDS)
 
 
+def is_led_to(netns: NetNS, chain: str) -> bool:
+    """Tell whether a rule leads host ports to an attachment's chain, in each table that has it."""
+    binaries = [one for v in iptables.COMMANDS for one in iptables.binaries(netns, v, chain)]
+    return all(
+        any(_leads_to(line, chain) for line in iptables.listed(netns, binary, DNAT))
+        for binary in binaries
+    )
+
+
 def remove_of_reference(host: Host, conf: Conf, network: str, containerid: str) -> None:
     """Remove the mappings of the reference's portmap for this container, with either backend.
 

@@ -87,12 +87,12 @@ def find(netns: NetNS, address: Address, was_ours: Callable[[str], bool]) -> Egr
     `was_ours` tells whether the sysctl was set for another attachment, in case its guard is lost.
     """
     name = interface_towards(netns, address)
-    if not name or netns.sysctl(_sysctl("all")) == "1":
+    if not name or netns.sysctl(sysctl_of("all")) == "1":
         return Egress()
     guard = _look(netns, name)
     if guard:
         return Egress(name, guard.comment == _OURS)
-    ours = netns.sysctl(_sysctl(name)) != "1" or was_ours(name)
+    ours = netns.sysctl(sysctl_of(name)) != "1" or was_ours(name)
     link = netns.netlink.link(name)
     return Egress(name, ours, link is not None and link.kind == "veth")
 
@@ -105,24 +105,25 @@ def ensure(host: Host, egress: Egress) -> None:
     if _look(host.netns, egress.name) is None:
         with Lock(host.records):
             _guard(host.netns, egress)
-    host.netns.sysctl(_sysctl(egress.name), "1")
+    host.netns.sysctl(sysctl_of(egress.name), "1")
 
 
 def check(netns: NetNS, address: Address) -> Iterator[CNIError]:
     """Yield a finding for each obstacle to connections from 127.0.0.1 to `address`."""
     name = interface_towards(netns, address)
-    if not name or netns.sysctl(_sysctl("all")) == "1":
+    if not name or netns.sysctl(sysctl_of("all")) == "1":
         return
-    is_guarded = _is_guarded(netns, name)
-    if netns.sysctl(_sysctl(name)) != "1":
+    is_guarded = is_guarded(netns, name)
+    if netns.sysctl(sysctl_of(name)) != "1":
         # Never without its guard: then only a new ADD makes both.
-        remedy = f"run 'sysctl -w {_sysctl(name)}=1'" if is_guarded else ""
-        yield drifted(f"sysctl {_sysctl(name)} is no longer 1", remedy)
+        remedy = f"run 'sysctl -w {sysctl_of(name)}=1'" if is_guarded else ""
+        yield drifted(f"sysctl {sysctl_of(name)} is no longer 1", remedy)
     if not is_guarded:
         yield drifted(f"the guard of 127.0.0.0/8 on '{name}' is missing")
 
 
-def _is_guarded(netns: NetNS, name: str) -> bool:
+def is_guarded(netns: NetNS, name: str) -> bool:
+    """Tell whether packets from and to 127.0.0.0/8 are dropped on an interface."""
     element = TABLE.element(netns, INTERFACES, interface_key(name))
     return element is not None and not LAYOUT.drift(netns)
 
@@ -155,7 +156,7 @@ def _remove_with_base(netns: NetNS) -> None:
         there = {one.key for one in TABLE.elements(netns, INTERFACES)}
         for name in ours:
             if interface_key(name) in there:
-                netns.sysctl(_sysctl(name), "1")
+                netns.sysctl(sysctl_of(name), "1")
 
 
 def interface_towards(netns: NetNS, address: Address) -> str:
@@ -219,10 +220,11 @@ def _guard(netns: NetNS, egress: Egress) -> None:
 
 def _switch_off(netns: NetNS, name: str) -> None:
     try:
-        netns.sysctl(_sysctl(name), "0")
+        netns.sysctl(sysctl_of(name), "0")
     except FileNotFoundError:
         return  # the sysctl is gone with its interface
 
 
-def _sysctl(name: str) -> str:
+def sysctl_of(name: str) -> str:
+    """Return the sysctl of an interface, as a path below /proc/sys."""
     return f"net/ipv4/conf/{name}/route_localnet"

@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel.link import VethEnd
 from cni_common.node import interface, masquerade, veth
-from cni_common.node.lifecycle import Lifecycle
 from cni_common.spec.request import Command
 from cni_common.spec.result import Interface, Result
 from plugins.ptp import routes
 from plugins.ptp.conf import SCHEMA, Conf
+from plugins.ptp.parts import LIFECYCLE, VETH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cni_common.kernel.link import Link
     from cni_common.node.host import Host
+    from cni_common.node.lifecycle import Lifecycle
     from cni_common.spec.errors import CNIError
     from cni_common.spec.request import Request
     from cni_common.spec.undo import Undo
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA", "add", "check", "delete", "gc", "lifecycle", "status"]
 
 _UP_SECONDS = 2.5  # as for a port of a bridge
-# A veth that no record knows is one of the reference's, or of a bridge.
-_VETH = interface.Veth(lambda _req, _host, end: not end.master)
-LIFECYCLE = Lifecycle("ptp", _VETH, interface.MASQUERADE, interface.IPAM)
 
 
 def add(req: Request, host: Host, undo: Undo) -> Result:
@@ -38,7 +36,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     veth.refuse_existing(container, req.ifname)
     attaching = LIFECYCLE.begin(req, host, undo, interface.IpamFacts(conf.ipam))
     end = VethEnd(req.ifname, veth.random_mac(), netns=container.fd)
-    ours = _VETH.create(attaching, host, end, mtu=conf.mtu)
+    ours = VETH.create(attaching, host, end, mtu=conf.mtu)
     result = _allocate(req, host, conf, undo)
     result.interfaces = [
         Interface(ours.name, ours.mac, ours.mtu),
@@ -46,6 +44,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     ]
     veth.enable_forwarding(host.netns, {ip.address.version for ip in result.ips}, host.log)
     routes.configure_host(host.netns, ours, result.ips, lambda other: _remove_if_gone(host, other))
+    interface.note_configuration(attaching, req.ifname, ours.mtu, result)
     subnet_routes = routes.subnet_routes(ours.peer, result.ips)
     veth.configure(container, req.ifname, ours.peer, result, subnet_routes=subnet_routes)
     if conf.masquerade:

@@ -98,18 +98,35 @@ def check_host(host: NetNS, ours: Link, ips: Sequence[IPConfig]) -> Iterator[CNI
     """Yield a finding for each missing gateway or route to an address."""
     if not ours.up:
         yield drifted(f"interface '{ours.name}' is down")
-    present = {cidr for cidr, _ in host.netlink.addresses(ours.index)}
-    for gateway in gateways(ips):
-        if ip_interface(gateway) not in present:
+    for gateway, there in found_gateways(host, ours, ips):
+        if not there:
             at_once = " nodad" if gateway.version == 6 else ""
             remedy = f"run 'ip address add {gateway} dev {ours.name}{at_once}'"
             yield drifted(f"gateway {gateway} is missing on '{ours.name}'", remedy)
-    for ip in ips:
-        if host.netlink.route_to(ip.address.ip) != (RTN_UNICAST, ours.index):
-            scope = " scope host" if ip.address.version == 4 else ""
-            remedy = f"run 'ip route replace {ip.address.ip} dev {ours.name}{scope}'"
-            what = f"the host's route to {ip.address.ip} does not use '{ours.name}'"
+    for address, there in found_routes(host, ours, ips):
+        if not there:
+            scope = " scope host" if address.version == 4 else ""
+            remedy = f"run 'ip route replace {address} dev {ours.name}{scope}'"
+            what = f"the host's route to {address} does not use '{ours.name}'"
             yield drifted(what, remedy if ours.up else "")
+
+
+def found_gateways(
+    host: NetNS, ours: Link | None, ips: Sequence[IPConfig]
+) -> Iterator[tuple[Address, bool]]:
+    """Yield each gateway, and whether the host's end has it."""
+    there = {cidr for cidr, _ in host.netlink.addresses(ours.index)} if ours else set()
+    for gateway in gateways(ips):
+        yield gateway, ip_interface(gateway) in there
+
+
+def found_routes(
+    host: NetNS, ours: Link | None, ips: Sequence[IPConfig]
+) -> Iterator[tuple[Address, bool]]:
+    """Yield each address, and whether the host's route to it uses the host's end."""
+    for ip in ips:
+        wanted = (RTN_UNICAST, ours.index) if ours else None
+        yield ip.address.ip, host.netlink.route_to(ip.address.ip) == wanted
 
 
 def check_container(container: NetNS, link: Link, ips: Sequence[IPConfig]) -> Iterator[CNIError]:

@@ -119,7 +119,7 @@ def _change_device(
 ) -> None:
     link = device.required(container, req.ifname)
     before = device.former(link, wanted)
-    attaching.note(parts.InterfaceFacts(device.as_json(before)))
+    attaching.note(parts.InterfaceFacts(device.as_json(before), device.as_json(wanted)))
     attaching.take_back(parts.BACKUP)
     attaching.take_back(parts.INTERFACE)
     device.save(path, before)

@@ -81,7 +81,7 @@ def test_explain(walls: Walls, backend: str) -> None:
     walls.admitted("c1", backend=backend, ingressPolicy="isolated")
     walls.shell("ip6tables -F CNI-FORWARD")
 
-    (attachment,) = asked(walls.machine, "explain", "c1")["attachments"]
+    (attachment,) = asked(walls.machine, "explain", "c1", status=FOUND)["attachments"]
 
     states = {
         one["what"]: one["present"] for one in attachment["objects"] if one["kind"] == "firewall"
