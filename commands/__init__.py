@@ -13,7 +13,7 @@ from cni_common.kernel.netns import FIRST_PID_NAMESPACE, pid_namespace
 from cni_common.node.host import STATE_DIR, Host
 from cni_common.serve.cli import Command
 from cni_common.serve.protocol import execute
-from cni_common.serve.stdio import end_by_closed_pipe, say
+from cni_common.serve.stdio import say
 from cni_common.spec.errors import CNIError
 
 if TYPE_CHECKING:
@@ -134,8 +134,7 @@ def _on_the_node(
         except KeyboardInterrupt:
             return complain("interrupted")
         except view.UndeliveredError as error:
-            end_by_closed_pipe(error.reason)
-            return complain(str(error))
+            raise error.reason from None  # main answers
         except (CNIError, OSError) as error:
             return complain(_words(error))
         except ExceptionGroup as group:

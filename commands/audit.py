@@ -67,7 +67,7 @@ class Finding:
 
 
 def run(options: Namespace, host: Host) -> int:
-    """Print the findings, and what is missing; LACKING when that is anything, FOUND for the rest."""
+    """Print findings and missing objects; LACKING if there are any of these, else FOUND or DONE."""
     from commands.first_seen import FirstSeen
 
     audit = Audit(host, options.data_dir, FirstSeen(host.state_dir))

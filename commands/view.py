@@ -33,7 +33,7 @@ class UndeliveredError(Exception):
     """The answer could not be written to stdout; `reason` is the OSError."""
 
     def __init__(self, reason: OSError) -> None:
-        super().__init__(f"cannot write to stdout: {reason.strerror or reason}")
+        super().__init__(str(reason))
         self.reason = reason
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from cni_common.serve.stdio import end_by_closed_pipe, read_all, say, write_all
+from cni_common.serve.stdio import read_all, say, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -86,12 +86,22 @@ def _command_line(
         status = cli.run(sys.argv[1:], load, load_all, commands())
         if sys.stdout:
             sys.stdout.flush()  # the frozen program exits without a flush
-    except OSError as error:
-        end_by_closed_pipe(error)
+    except OSError as error:  # a command tells of all others by itself
+        _end_if_unread(error)
         _log(f"pycni: cannot write to stdout: {error.strerror}")
         _drop_output()
         return _UNDELIVERED
     return status
+
+
+def _end_if_unread(error: OSError) -> None:
+    """End in silence, by SIGPIPE as other programs do, if the reader of stdout has gone."""
+    import errno
+    import signal
+
+    if error.errno == errno.EPIPE:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGPIPE)
 
 
 def _drop_output() -> None:

@@ -38,16 +38,6 @@ def say(fd: int, text: str) -> None:
         return
 
 
-def end_by_closed_pipe(error: OSError) -> None:
-    """End this process by SIGPIPE, in silence, if `error` says that nobody reads the output."""
-    import errno
-    import signal
-
-    if error.errno == errno.EPIPE:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGPIPE)
-
-
 def _wait(fd: int, *, for_input: bool) -> None:
     """Wait until `fd` can be read or written: a program with an event loop may pass such pipes."""
     import select

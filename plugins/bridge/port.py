@@ -12,6 +12,8 @@ from cni_common.spec.errors import CNIError, Code, drifted
 from plugins.bridge.vlan import replace_vlans, vlans_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cni_common.kernel.link import Link
     from cni_common.kernel.netns import NetNS
     from cni_common.spec.result import Result

@@ -63,9 +63,7 @@ def remove(environ: Mapping[str, str], zone: str, addresses: Collection[Address]
                     raise _failed(f"keeps {address} in '{zone}'", error) from None
 
 
-def missing(
-    environ: Mapping[str, str], zone: str, addresses: Collection[Address]
-) -> Iterator[str]:
+def missing(environ: Mapping[str, str], zone: str, addresses: Collection[Address]) -> Iterator[str]:
     """Yield each address that is not in the zone. Raises CNIError."""
     with _zones(environ) as call:
         for address in addresses:

@@ -270,9 +270,7 @@ def _requested(req: Request) -> list[Address]:
     return list(addresses)
 
 
-def _check_held(
-    address: Address, lease: Lease | None, owner: Attachment
-) -> Iterator[CNIError]:
+def _check_held(address: Address, lease: Lease | None, owner: Attachment) -> Iterator[CNIError]:
     if lease is None or not lease.is_of(owner):
         instead = f"held by {lease.holder} since {lease.since}" if lease else "not reserved"
         yield drifted(

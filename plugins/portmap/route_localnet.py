@@ -113,12 +113,12 @@ def check(netns: NetNS, address: Address) -> Iterator[CNIError]:
     name = interface_towards(netns, address)
     if not name or netns.sysctl(sysctl_of("all")) == "1":
         return
-    is_guarded = is_guarded(netns, name)
+    guarded = is_guarded(netns, name)
     if netns.sysctl(sysctl_of(name)) != "1":
         # Never without its guard: then only a new ADD makes both.
-        remedy = f"run 'sysctl -w {sysctl_of(name)}=1'" if is_guarded else ""
+        remedy = f"run 'sysctl -w {sysctl_of(name)}=1'" if guarded else ""
         yield drifted(f"sysctl {sysctl_of(name)} is no longer 1", remedy)
-    if not is_guarded:
+    if not guarded:
         yield drifted(f"the guard of 127.0.0.0/8 on '{name}' is missing")
 
 

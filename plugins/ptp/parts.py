@@ -1,4 +1,4 @@
-"""The parts of a ptp attachment: the pair, the routes at its end on the host, and what all share."""
+"""The parts of a ptp attachment: the pair, the configuration of both ends, and shared parts."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def test_what_a_container_of_ptp_lacks(machine: Machine, stack: ExitStack, name:
 
 
 def test_iptables(machine: Machine, stack: ExitStack) -> None:
-    """Chains of iptables to which nothing leads are no use: the rule that leads there is missing."""
+    """A chain of iptables to which no rule leads is of no use: the rule is missing."""
     Alive(machine, stack, config(machine, ipMasqBackend="iptables"), "c1")
     two = with_ports(machine, "c2", "iptables", first=9090)
     stack.enter_context(machine.process_in(two.netns))
@@ -200,8 +200,12 @@ def test_a_shared_object_is_shown_once(machine: Machine, stack: ExitStack) -> No
     (only,) = asked(machine, "audit", status=LACKING)["missing"]
 
     assert only == {
-        **{"kind": "forwarding", "what": "sysctl net.ipv4.ip_forward"},
-        **{"network": machine.name, "containerid": "", "ifname": "", "pod": ""},
+        "kind": "forwarding",
+        "what": "sysctl net.ipv4.ip_forward",
+        "network": machine.name,
+        "containerid": "",
+        "ifname": "",
+        "pod": "",
     }
 
 
