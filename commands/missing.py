@@ -69,7 +69,7 @@ def _lacking(node: Node, owners: Iterable[Owner]) -> Iterator[tuple[Owner, list[
             continue
         try:
             lost = list(_lost(node, owner, records))
-        except (CNIError, OSError) as error:
+        except (CNIError, OSError, ValueError) as error:  # a record may say anything
             lost = []
             network, attachment = owner
             where = f"{attachment.containerid} {attachment.ifname} of network {network}"

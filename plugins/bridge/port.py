@@ -150,7 +150,9 @@ def _check_port(host: NetNS, conf: Conf, port: Link, expected: Result) -> Iterat
         ("isolated", port.isolated, conf.isolated),
     ):
         if is_set != wanted:
-            yield drifted(f"port flag {flag} of '{port.name}' is {'on' if is_set else 'off'}")
+            found, due = ("on", "off") if is_set else ("off", "on")
+            remedy = f"run 'bridge link set dev {port.name} {flag} {due}'"
+            yield drifted(f"port flag {flag} of '{port.name}' is {found}", remedy)
     if conf.vlans:
         present = set(vlans_of(host.netlink, port.index))
         for vlan in conf.vlans:

@@ -103,7 +103,7 @@ def static(machine: Machine) -> tuple[str, Json, str]:
 SEVERAL: dict[str, tuple[Setting, str, str, list[str]]] = {
     "bridge": (
         bridge,
-        "ip link set br0 promisc on; ip addr del 10.9.0.1/24 dev br0; bridge link set dev PORT"
+        "ip link set br0 promisc on; ip addr del 10.9.0.1/24 dev br0; bridge link set dev VETH"
         " hairpin off; nft flush ruleset; echo 0 >/proc/sys/net/ipv4/ip_forward",
         "ip link set eth0 mtu 1400; ip route flush 10.3.0.0/16; ip addr del fd00:9::2/64 dev eth0",
         [
@@ -171,7 +171,7 @@ def test_every_difference_is_named(machine: Machine, name: str) -> None:
     """The message has the whole list, and the advice to add again comes once."""
     attach, on_host, in_container, named = SEVERAL[name]
     plugin, config, container = attach(machine)
-    on_host = on_host.replace("PORT", (*machine.ports(), "")[0])
+    on_host = on_host.replace("VETH", (*machine.ports(), "")[0])
     machine.command(machine.host, "sh", "-ec", on_host)
     machine.command(container, "sh", "-ec", in_container)
 
@@ -215,8 +215,8 @@ REMEDIES: dict[str, tuple[Setting, str]] = {
     "forwarding of IPv6": (ptp, "echo 0 >/proc/sys/net/ipv6/conf/all/forwarding"),
     "gateways": (bridge, "ip addr flush dev br0 scope global"),
     "bridge is down": (bridge, "ip link set br0 down"),
-    "port": (bridge, "ip link set PORT nomaster"),
-    "gateway of ptp": (ptp, "ip addr flush dev PORT scope global"),
+    "port": (bridge, "ip link set VETH nomaster"),
+    "gateway of ptp": (ptp, "ip addr flush dev VETH scope global"),
     "route of ptp": (ptp, "ip route del 10.9.0.2; ip -6 route del fd00:9::2"),
     "ifb is down": (bandwidth, "ip link set IFB down"),
     "localhost": (portmap, "sysctl -qw net.ipv4.conf.br0.route_localnet=0"),
@@ -229,7 +229,7 @@ def test_the_remedy_fits(machine: Machine, name: str) -> None:
     attach, line = REMEDIES[name]
     plugin, config, container = attach(machine)
     links = machine.command(machine.host, "ip", "-br", "link", "show", "type", "ifb").split()
-    line = line.replace("PORT", (*machine.ports(), "")[0]).replace("IFB", (*links, "")[0])
+    line = line.replace("VETH", (*machine.ports(), "")[0]).replace("IFB", (*links, "")[0])
     machine.command(machine.host, "sh", "-ec", line)
 
     error = machine.refused(plugin, "CHECK", config, container)

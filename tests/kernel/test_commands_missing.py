@@ -28,7 +28,7 @@ from tests.kernel.test_commands import (
     words_of,
 )
 from tests.kernel.test_commands_plugins import Attached, chained, with_ports
-from tests.machine import start_in
+from tests.resident import start_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,68 +76,58 @@ def full_chain(machine: Machine, stack: ExitStack, containerid: str = "c1") -> s
     return netns
 
 
-LOST: dict[str, tuple[str, str, set[tuple[str, str]]]] = {
-    "nftables": (
-        "host",
-        "nft flush ruleset",
-        {("masquerade", "c1"), ("mac-filter", "c1"), ("host-port", "c1"), ("firewall", "c1")},
-    ),
-    "rules without elements": (
-        "host",
-        "nft flush chain inet pycni postrouting; nft flush chain bridge pycni prerouting",
-        {("masquerade", ""), ("mac-filter", "")},
-    ),
-    "FORWARD": ("host", "nft flush chain ip filter FORWARD", {("firewall", "")}),
-    "forwarding": ("host", "sysctl -qw net.ipv4.ip_forward=0", {("forwarding", "")}),
-    "gateway": ("host", "ip addr flush dev br0", {("gateway", "")}),
-    "bridge": ("host", "ip link set br0 down", {("bridge", "")}),
-    "port of the bridge": ("host", "ip link set PORT nomaster", {("bridge-port", "c1")}),
-    "localhost": (
-        "host",
-        "sysctl -qw net.ipv4.conf.br0.route_localnet=0",
-        {("route-localnet", "")},
-    ),
-    "limit": ("host", "tc qdisc del dev PORT root", {("limit", "c1")}),
-    "redirection": ("host", "tc qdisc del dev PORT ingress", {("redirection", "c1")}),
-    "address": (
-        "container",
-        "ip addr flush dev eth0; ip link set eth0 mtu 1300",
-        {("address", "c1"), ("mtu", "c1")},
-    ),
-    "MAC": ("container", "ip link set eth0 address 02:00:00:00:00:07", {("mac", "c1")}),
-    "sysctl": ("container", "sysctl -qw net.core.somaxconn=5", {("sysctl", "c1")}),
-    "lease": ("host", "rm LEASE", {("lease", "c1")}),
-}
+# Faults that add up, in this order: where, command, and kind and container that audit shows then.
+FAULTS: list[tuple[str, str, tuple[str, str]]] = [
+    ("container", "ip link set eth0 mtu 1300", ("mtu", "c1")),
+    ("container", "ip link set eth0 address 02:00:00:00:00:07", ("mac", "c1")),
+    ("container", "sysctl -qw net.core.somaxconn=5", ("sysctl", "c1")),
+    ("container", "ip addr flush dev eth0", ("address", "c1")),
+    ("host", "rm LEASE", ("lease", "c1")),
+    ("host", "tc qdisc del dev PORT root", ("limit", "c1")),
+    ("host", "tc qdisc del dev PORT ingress", ("redirection", "c1")),
+    ("host", "sysctl -qw net.ipv4.conf.br0.route_localnet=0", ("route-localnet", "")),
+    ("host", "sysctl -qw net.ipv4.ip_forward=0", ("forwarding", "")),
+    ("host", "ip addr flush dev br0", ("gateway", "")),
+    ("host", "ip link set br0 down", ("bridge", "")),
+    ("host", "ip link set PORT nomaster", ("bridge-port", "c1")),
+    ("host", "nft flush chain ip filter FORWARD", ("firewall", "")),
+    ("host", "nft flush chain inet pycni postrouting", ("masquerade", "")),
+    ("host", "nft flush chain bridge pycni prerouting", ("mac-filter", "")),
+    ("host", "nft delete table inet pycni", ("masquerade", "c1")),
+    ("host", "nft flush ruleset", ("mac-filter", "c1")),
+]
 
 
-@pytest.mark.parametrize("name", LOST)
-def test_what_a_living_container_lacks(machine: Machine, stack: ExitStack, name: str) -> None:
+def test_what_a_living_container_lacks(machine: Machine, stack: ExitStack) -> None:
     """audit names it with a status of its own, explain too; a shared object names no container."""
-    where, line, expected = LOST[name]
     netns = full_chain(machine, stack)
     assert asked(machine, "audit") == NOTHING
     assert pycni(machine, "explain", "c1").returncode == DONE
     (address,) = machine.leases()
     lease = f"{machine.data_dir}/{machine.name}/{address}"
-    line = line.replace("PORT", machine.ports()[0]).replace("LEASE", lease)
+    (port_of_c1,) = machine.ports()
+    expected: set[tuple[str, str]] = set()
 
-    machine.command(netns if where == "container" else machine.host, "sh", "-ec", line)
+    for where, line, found in FAULTS:
+        line = line.replace("PORT", port_of_c1).replace("LEASE", lease)
+        machine.do(netns if where == "container" else machine.host, line)
+        before, expected = expected, lacking(machine)
+        assert found in expected - before, line
 
-    found = lacking(machine)
-    assert expected <= found
-    kinds = {kind for kind, _ in expected}
-    assert name == "gateway" or {kind for kind, _ in found} == kinds
+    assert expected >= {("host-port", "c1"), ("firewall", "c1"), ("mtu", "c1"), ("lease", "c1")}
+    kinds = {kind for _, _, (kind, _) in FAULTS}
+    assert {kind for kind, _ in expected} == {*kinds, "host-port"}
     shown = pycni(machine, "explain", "c1")
-    assert shown.returncode == FOUND
-    assert "missing" in shown.stdout
-    text = pycni(machine, "audit")
-    assert text.stdout.startswith("missing, though living containers need it: ")
+    assert (shown.returncode, "missing" in shown.stdout) == (FOUND, True)
+    text = pycni(machine, "audit").stdout
+    assert text.startswith("missing, though living containers need it: ")
     assert pycni(machine, "reclaim").stdout == "nothing to reclaim\n"
 
 
 PTP = {
     "route": ("ip route del ADDRESS", {("route", "c1")}),
-    "gateway": ("ip addr flush dev PORT scope global", {("gateway", "c1")}),
+    # The kernel removes the route with the address that is its source.
+    "gateway": ("ip addr flush dev PORT scope global", {("gateway", "c1"), ("route", "c1")}),
     "forwarding": ("sysctl -qw net.ipv4.ip_forward=0", {("forwarding", "")}),
 }
 
@@ -162,7 +152,8 @@ def test_what_a_container_of_ptp_lacks(machine: Machine, stack: ExitStack, name:
 
 def test_iptables(machine: Machine, stack: ExitStack) -> None:
     """A chain of iptables to which no rule leads is of no use: the rule is missing."""
-    Alive(machine, stack, config(machine, ipMasqBackend="iptables"), "c1")
+    other = {"name": f"{machine.name}-2", "bridge": "br1"}
+    Alive(machine, stack, config(machine, ipMasqBackend="iptables", **other), "c1")
     two = with_ports(machine, "c2", "iptables", first=9090)
     stack.enter_context(machine.process_in(two.netns))
     assert asked(machine, "audit") == NOTHING
