@@ -122,13 +122,16 @@ class Layout:
         names = [one.name for one in self.sets if not one.goes_filled]
         return not all(self.table.is_empty(netns, name) for name in names)
 
-    def drift(self, netns: NetNS, *chains: str) -> str:
-        """Return the first of `chains` and of the chains at hooks without rules, "" for none."""
+    def bare(self, netns: NetNS, *chains: str) -> list[str]:
+        """Return those of the chains at hooks, and of `chains`, that have no rules, or are gone."""
         hooked = {chain.name for chain in self.chains if chain.hook}
-        for name in sorted(hooked.union(chains)):
-            if not self.table.rules(netns, name):
-                return f"chain '{name}' of '{self.table}' has lost its rules"
-        return ""
+        names = sorted(hooked.union(chains))
+        return [name for name in names if not self.table.rules(netns, name)]
+
+    def drift(self, netns: NetNS, *chains: str) -> list[str]:
+        """Return what `bare` finds, in words."""
+        bare = self.bare(netns, *chains)
+        return [f"chain '{name}' of '{self.table}' has lost its rules" for name in bare]
 
     def add(
         self,

@@ -92,6 +92,10 @@ class Firewall(Part):
         facts = record.get(FirewallFacts)
         return facts.addresses if facts else ()
 
+    def addresses(self, facts: FirewallFacts) -> Sequence[str]:
+        """Return them."""
+        return facts.addresses
+
 
 class Isolation(Part):
     """Isolation of a bridge or its ports."""
@@ -273,30 +277,29 @@ def _only_in(facts: FirewallFacts, others: Iterable[FirewallFacts]) -> list[Addr
     return [one for one in facts.parsed if str(one) not in held]
 
 
-def missing(req: Request, host: Host, conf: Conf, result: Result) -> str:
-    """Return the first difference from the state that ADD made, "" if there is none."""
+def missing(req: Request, host: Host, conf: Conf, result: Result) -> Iterator[str]:
+    """Yield each difference from the state that ADD made."""
     record = _own(req, host)
     rules = record.get(FirewallFacts) if record else None
     policy = record.get(IsolationFacts) if record else None
     backend = rules.backend if rules else choose_backend(req, host, conf)
     addresses = addresses_of(result)
-    what = ""
     if backend == FIREWALLD:
         from plugins.firewall import firewalld
 
-        what = firewalld.missing(req.environ, conf.zone, addresses)
+        yield from firewalld.missing(req.environ, conf.zone, addresses)
     for version, own in _by_version(addresses):
         for table in filter_tables.to_admit(host.netns, version, backend):
-            what = what or cni_forward.missing(table, own, conf.admin_chain)
-    if what or conf.policy == OPEN:
-        return what
+            yield from cni_forward.missing(table, own, conf.admin_chain)
+    if conf.policy == OPEN:
+        return
     bridge, port = (policy.bridge, policy.port) if policy else _where(host, conf, result)
     if backend != IPTABLES:
-        return isolation.missing(host.netns, bridge, conf.policy, port)
+        yield from isolation.missing(host.netns, bridge, conf.policy, port)
+        return
     for version in _versions(addresses):
         for table in filter_tables.to_admit(host.netns, version, backend):
-            what = what or cni_forward.missing_of_policy(table, bridge, conf.policy)
-    return what
+            yield from cni_forward.missing_of_policy(table, bridge, conf.policy)
 
 
 def _ensure_policies(

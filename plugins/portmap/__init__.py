@@ -19,6 +19,8 @@ from plugins.portmap import (
 from plugins.portmap.conf import IPTABLES, SCHEMA, Conf
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cni_common.node.host import Host
     from cni_common.node.lifecycle import Lifecycle
     from cni_common.spec.request import Request
@@ -59,8 +61,8 @@ def delete(req: Request, host: Host) -> None:
     parts.LIFECYCLE.delete(req, host)
 
 
-def check(req: Request, host: Host) -> None:
-    """Raise CNIError naming the port that is no longer mapped as ADD did it."""
+def check(req: Request, host: Host) -> Iterator[CNIError]:
+    """Yield an error for each difference from the result of ADD."""
     conf = Conf.of(req)
     req.require_prev_result()
     if not any(conf.targets()):
@@ -68,14 +70,13 @@ def check(req: Request, host: Host) -> None:
     if conf.backend == IPTABLES:
         from plugins.portmap import iptables
 
-        drift = iptables.check(host.netns, conf, req.network, req.attachment)
+        found = iptables.check(host.netns, conf, req.network, req.attachment)
     else:
         holder_of = partial(shared_ports.holder_of, req, host)
-        drift = nftables.check(host.netns, conf, shared_ports.owner(req), holder_of)
-    if not drift and conf.opens_localhost:
-        drift = route_localnet.check(host.netns, conf.addresses[4].ip)
-    if drift:
-        raise drifted(drift)
+        found = nftables.check(host.netns, conf, shared_ports.owner(req), holder_of)
+    yield from map(drifted, found)
+    if conf.opens_localhost:
+        yield from route_localnet.check(host.netns, conf.addresses[4].ip)
 
 
 def gc(req: Request, host: Host) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel import iptables
 from cni_common.kernel.nft_layout import TABLE
-from cni_common.node.owned import Owned, Stray
+from cni_common.node.owned import Owned, Stray, lost_rules
 from cni_common.spec.errors import CNIError, Code
 from plugins.portmap import iptables as own_chains
-from plugins.portmap import layout, nftables
+from plugins.portmap import layout, nftables, route_localnet
 from plugins.portmap.conf import IPTABLES
 from plugins.portmap.route_localnet import DNAT
 from plugins.portmap.shared_ports import owner_of
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cni_common.node.record import Record
     from cni_common.spec.names import Address
     from plugins.portmap.claims import HostPortsFacts
+    from plugins.portmap.parts import RouteLocalnetFacts
 
 _TARGET = re.compile(r"--to-destination \[?([0-9a-f.:]+?)\]?:\d+$")
 _COMMENT = re.compile(r'dnat name: \\"([^"\\]*)\\" id: \\"([^"\\]*)\\"')
@@ -35,15 +36,31 @@ def present(host: Host, record: Record, facts: HostPortsFacts) -> Iterator[Owned
     """Yield the elements of an attachment, or its chain, and whether they are there."""
     if facts.backend == IPTABLES:
         chain = own_chains.chain_of(record.network, record.attachment)
-        yield Owned(
-            "iptables", f"chain {chain} of table nat", own_chains.is_there(host.netns, chain)
-        )
+        there = own_chains.is_there(host.netns, chain)
+        yield Owned("iptables", f"chain {chain} of table nat", there)
+        if there and not own_chains.is_led_to(host.netns, chain):
+            yield Owned("iptables", f"rule of {DNAT} that leads to {chain}", present=False)
         return
     keys = nftables.keys_of(facts)
     found = TABLE.present(host.netns, keys)
     for key, element in zip(keys, found, strict=True):
         mine = element is not None and element.comment == owner_of(record)
         yield Owned("host-port", f"element for {layout.words_of(key)} of map {key[0]}", mine)
+    yield from lost_rules("host-port", layout.LAYOUT, host.netns, layout.PORTS, *facts.chains)
+
+
+def localnet(host: Host, facts: RouteLocalnetFacts) -> Iterator[Owned]:
+    """Yield the sysctl of an interface, and its guard if that is lost."""
+    name = route_localnet.sysctl_of(facts.interface)
+    try:
+        # Where it cannot be set, ADD has said so.
+        there = host.netns.sysctl(name) == "1" or host.netns.sysctl_is_read_only(name)
+    except FileNotFoundError:  # it is gone with its interface
+        there = False
+    yield Owned("route-localnet", f"sysctl {name}", there, shared=not facts.private)
+    if there and not route_localnet.is_guarded(host.netns, facts.interface):
+        what = f"guard of 127.0.0.0/8 on '{facts.interface}' in {TABLE}"
+        yield Owned("route-localnet", what, present=False, shared=True)
 
 
 def strays(host: Host) -> list[Stray]:

@@ -168,6 +168,11 @@ class Element:
         """The place of the element."""
         return (self.set, self.key, self.end) if self.end else (self.set, self.key)
 
+    @property
+    def content(self) -> tuple[bytes, bytes, bytes, str]:
+        """The keys, the data and the chain of its verdict."""
+        return self.key, self.end, self.data, self.goto
+
     def add(self, comment: str) -> Message:
         """Return the request that adds the element."""
         return TABLE.add_element(*self.at, goto=self.goto, data=self.data, comment=comment)

@@ -180,36 +180,34 @@ def remove_all_unused(host: Host) -> None:
     remove_unused(host, (), suffixes(host.netns))
 
 
-def check(netns: NetNS, conf: Conf, owner: str, holder_of: HolderOf) -> str:
-    """Return what is no longer as `add` made it, "" when nothing has changed."""
+def check(netns: NetNS, conf: Conf, owner: str, holder_of: HolderOf) -> Iterator[str]:
+    """Yield each difference from the result of `add`."""
     suffix = layout.suffix(conf.conditions)
     elements = layout.elements(conf, suffix)
-    drift = _drift(netns, elements, owner, holder_of)
-    if drift and any(element.end for element in elements):
+    found = [*_differences(netns, elements, owner, holder_of)]
+    if found and any(element.end for element in elements):
         # An older release, or an older kernel, has each port by itself.
         singles = layout.elements(conf, suffix, ranges=False)
-        drift = drift if _drift(netns, singles, owner, holder_of) else ""
+        found = found if any(_differences(netns, singles, owner, holder_of)) else []
+    yield from found
     chains = {element.goto for element in elements if element.goto}
-    return drift or layout.LAYOUT.drift(netns, layout.PORTS, *chains)
+    yield from layout.LAYOUT.drift(netns, layout.PORTS, *chains)
 
 
-def _drift(
+def _differences(
     netns: NetNS, elements: Sequence[layout.Element], owner: str, holder_of: HolderOf
-) -> str:
+) -> Iterator[str]:
     present = TABLE.present(netns, [element.at for element in elements])
     for element, found in zip(elements, present, strict=True):
         where = f"the element for {element.what} in map '{element.set}'"
         if found is None:
-            return f"{where} is missing"
-        if found.comment != owner:
+            yield f"{where} is missing"
+        elif found.comment != owner:
             holder = holder_of(found.comment, _address_of(found))
-            if holder and holder.same:
-                continue
-            return f"{where} is of '{found.comment}'"
-        wanted = element.key, element.end, element.data, element.goto
-        if (found.key, found.end, found.data, found.chain) != wanted:
-            return f"{where} leads elsewhere"
-    return ""
+            if not (holder and holder.same):
+                yield f"{where} is of '{found.comment}'"
+        elif (found.key, found.end, found.data, found.chain) != element.content:
+            yield f"{where} leads elsewhere"
 
 
 def owners(netns: NetNS) -> dict[str, list[Key]]:

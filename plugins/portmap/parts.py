@@ -122,6 +122,10 @@ class HostPorts(Part):
 
         return owner_of(record), iptables.chain_of(record.network, record.attachment)
 
+    def has_host_port(self, facts: HostPortsFacts, port: int) -> bool:
+        """Tell whether `port` is mapped for any protocol and address."""
+        return any(span.first <= port <= span.last for span in spans_of(facts))
+
 
 @dataclass(frozen=True, slots=True)
 class RouteLocalnetFacts:
@@ -143,6 +147,12 @@ class RouteLocalnet(Part):
         """Forget an interface that goes with the attachment."""
         if facts.private and facts.interface:
             route_localnet.forget(host.netns, facts.interface)
+
+    def present(self, host: Host, _record: Record, facts: RouteLocalnetFacts) -> Iterator[Owned]:
+        """Yield the sysctl, and the guard if that is lost."""
+        from plugins.portmap import inspection
+
+        return inspection.localnet(host, facts)
 
 
 @dataclass(frozen=True, slots=True)

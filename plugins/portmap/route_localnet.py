@@ -27,7 +27,7 @@ from cni_common.kernel.netns import NETLINK_ROUTE
 from cni_common.kernel.nft_layout import TABLE, Chain, Layout, Set
 from cni_common.kernel.nft_table import interface_key, interface_name
 from cni_common.node.record import Lock
-from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code, drifted
 from plugins.portmap import layout, services
 
 if TYPE_CHECKING:
@@ -87,12 +87,12 @@ def find(netns: NetNS, address: Address, was_ours: Callable[[str], bool]) -> Egr
     `was_ours` tells whether the sysctl was set for another attachment, in case its guard is lost.
     """
     name = interface_towards(netns, address)
-    if not name or netns.sysctl(_sysctl("all")) == "1":
+    if not name or netns.sysctl(sysctl_of("all")) == "1":
         return Egress()
     guard = _look(netns, name)
     if guard:
         return Egress(name, guard.comment == _OURS)
-    ours = netns.sysctl(_sysctl(name)) != "1" or was_ours(name)
+    ours = netns.sysctl(sysctl_of(name)) != "1" or was_ours(name)
     link = netns.netlink.link(name)
     return Egress(name, ours, link is not None and link.kind == "veth")
 
@@ -109,28 +109,35 @@ def ensure(host: Host, egress: Egress) -> None:
         with Lock(host.records):
             _guard(host.netns, egress)
     try:
-        host.netns.sysctl(_sysctl(egress.name), "1")
+        host.netns.sysctl(sysctl_of(egress.name), "1")
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES):
             raise
         host.log(
-            f"cannot set {_sysctl(egress.name)} ({error.strerror}): the ports are not reached by"
+            f"cannot set {sysctl_of(egress.name)} ({error.strerror}): the ports are not reached by"
             " 127.0.0.1, but by the other addresses of this host"
         )
 
 
-def check(netns: NetNS, address: Address) -> str:
-    """Return the obstacle for connections from 127.0.0.1 to `address`, "" for none."""
+def check(netns: NetNS, address: Address) -> Iterator[CNIError]:
+    """Yield a finding for each obstacle to connections from 127.0.0.1 to `address`."""
     name = interface_towards(netns, address)
-    if not name or netns.sysctl(_sysctl("all")) == "1":
-        return ""
-    if netns.sysctl(_sysctl(name)) != "1":
-        if netns.sysctl_is_read_only(_sysctl(name)):
-            return ""  # ADD has said so
-        return f"sysctl {_sysctl(name)} is no longer 1"
-    if TABLE.element(netns, INTERFACES, interface_key(name)) is None or LAYOUT.drift(netns):
-        return f"the guard of 127.0.0.0/8 on '{name}' is missing"
-    return ""
+    if not name or netns.sysctl(sysctl_of("all")) == "1":
+        return
+    guarded = is_guarded(netns, name)
+    # Where it cannot be set, ADD has said so.
+    if netns.sysctl(sysctl_of(name)) != "1" and not netns.sysctl_is_read_only(sysctl_of(name)):
+        # Never without its guard: then only a new ADD makes both.
+        remedy = f"run 'sysctl -w {sysctl_of(name)}=1'" if guarded else ""
+        yield drifted(f"sysctl {sysctl_of(name)} is no longer 1", remedy)
+    if not guarded:
+        yield drifted(f"the guard of 127.0.0.0/8 on '{name}' is missing")
+
+
+def is_guarded(netns: NetNS, name: str) -> bool:
+    """Tell whether packets from and to 127.0.0.0/8 are dropped on an interface."""
+    element = TABLE.element(netns, INTERFACES, interface_key(name))
+    return element is not None and not LAYOUT.drift(netns)
 
 
 def forget(netns: NetNS, name: str) -> None:
@@ -166,7 +173,7 @@ def _remove_with_base(netns: NetNS) -> bool:
     there = {one.key for one in TABLE.elements(netns, INTERFACES)}  # an ADD came in between
     for name in ours:
         if interface_key(name) in there:
-            netns.sysctl(_sysctl(name), "1")
+            netns.sysctl(sysctl_of(name), "1")
     return False
 
 
@@ -231,10 +238,11 @@ def _guard(netns: NetNS, egress: Egress) -> None:
 
 def _switch_off(netns: NetNS, name: str) -> None:
     try:
-        netns.sysctl(_sysctl(name), "0")
+        netns.sysctl(sysctl_of(name), "0")
     except FileNotFoundError:
         return  # the sysctl is gone with its interface
 
 
-def _sysctl(name: str) -> str:
+def sysctl_of(name: str) -> str:
+    """Return the sysctl of an interface, as a path below /proc/sys."""
     return f"net/ipv4/conf/{name}/route_localnet"
