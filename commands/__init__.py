@@ -13,6 +13,7 @@ from cni_common.kernel.netns import FIRST_PID_NAMESPACE, pid_namespace
 from cni_common.node.host import STATE_DIR, Host
 from cni_common.serve.cli import Command
 from cni_common.serve.protocol import execute
+from cni_common.serve.stdio import say
 from cni_common.spec.errors import CNIError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 # host-local's default, written here as well: --help and a command's start import no plugin.
 DATA_DIR = "/var/lib/cni/networks"
-DONE, FOUND, FAILED = 0, 1, 3  # exit statuses; argparse has 2
+DONE, FOUND, FAILED, LACKING = 0, 1, 3, 4  # exit statuses; argparse has 2
 _FAILURES = f"""
   2  invalid command line
   {FAILED}  it could not be done, see stderr"""
@@ -42,6 +43,7 @@ _AUDIT = f"""\
 exit status:
   {DONE}  nothing was found
   {FOUND}  something belongs to no living container{_FAILURES}
+  {LACKING}  something that a living container needs is missing, whatever else was found
 
 examples:
   pycni audit
@@ -62,13 +64,13 @@ examples:
 """
 _EXPLAIN = f"""\
 exit status:
-  {DONE}  done
-  {FOUND}  nothing is known of this container{_FAILURES}
+  {DONE}  done, and everything is there
+  {FOUND}  something is missing, or nothing is known of this container{_FAILURES}
 
 examples:
   pycni explain 3f2c9a
   pycni explain --kernel 3f2c9a
-  pycni explain --json 3f2c9a
+  pycni explain --json --by id 3f2c9a
 """
 
 
@@ -102,6 +104,8 @@ def _on_the_node(
     """Return `run` behind checks of user and namespaces; each failure becomes one line."""
 
     def command(options: Namespace, load: Loader, _load_all: Callable[[], object]) -> int:
+        from commands import view
+
         def complain(text: str) -> int:
             _log(f"pycni {name}: {text}")
             return FAILED
@@ -129,6 +133,8 @@ def _on_the_node(
                 return run(options, host)
         except KeyboardInterrupt:
             return complain("interrupted")
+        except view.UndeliveredError as error:
+            raise error.reason from None  # main answers
         except (CNIError, OSError) as error:
             return complain(_words(error))
         except ExceptionGroup as group:
@@ -155,7 +161,8 @@ def _is_hosts_namespace() -> bool:
 
 
 def _log(text: str) -> None:
-    os.write(2, f"{text}\n".encode("utf-8", "backslashreplace"))
+    """Write a line to stderr; what `reclaim` removes does not depend on that somebody reads it."""
+    say(2, text.encode("utf-8", "backslashreplace").decode())
 
 
 def _add_options(parser: ArgumentParser) -> None:
@@ -193,7 +200,20 @@ def _add_reclaim_options(parser: ArgumentParser) -> None:
 
 
 def _add_explain_options(parser: ArgumentParser) -> None:
-    parser.add_argument("containerid", metavar="CONTAINERID", help="its id, or how that begins")
+    from commands import lookup
+
+    parser.add_argument(
+        "container",
+        metavar="CONTAINER",
+        help="its id or how that begins, pod (namespace/name or name), address, path of its network"
+        " namespace, port of the host, interface of the host, or PID of one of its processes",
+    )
+    parser.add_argument(
+        "--by",
+        default="",
+        choices=tuple(lookup.WAYS),
+        help="what CONTAINER is, where it could be several",
+    )
     parser.add_argument(
         "--kernel",
         action="store_true",

@@ -1,4 +1,4 @@
-"""`pycni audit`: objects of the node without a living container, and how they can go."""
+"""`pycni audit`: objects without a living container, and objects that living containers lack."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from cni_common.node.liveness import GRACE_SECONDS
-from commands import DONE, FOUND, leftovers, view
+from commands import DONE, FOUND, LACKING, leftovers, missing, view
 from commands.node import Known, Node
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from cni_common.node.host import Host
     from cni_common.node.lifecycle import Part
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cni_common.spec.names import Address
     from cni_common.spec.request import Attachment
     from commands.first_seen import FirstSeen
+    from commands.missing import Missing
     from commands.node import Tenancy
 
 NOW, LATER, NEVER = "now", "later", "no"
@@ -66,16 +67,29 @@ class Finding:
 
 
 def run(options: Namespace, host: Host) -> int:
-    """Print the findings; FOUND when there are any."""
+    """Print findings and missing objects; LACKING if there are any of these, else FOUND or DONE."""
     from commands.first_seen import FirstSeen
 
-    findings = Audit(host, options.data_dir, FirstSeen(host.state_dir)).findings()
+    audit = Audit(host, options.data_dir, FirstSeen(host.state_dir))
+    findings = audit.findings()
+    lacking = missing.of(audit.node, host, options.data_dir)
     if options.json:
-        view.write_json({"findings": [one.json() for one in findings]})
+        found = {"findings": [one.json() for one in findings]}
+        view.write_json({**found, "missing": [one.json() for one in lacking]})
     else:
+        _print(findings, lacking)
+    return LACKING if lacking else FOUND if findings else DONE
+
+
+def _print(findings: Sequence[Finding], lacking: Sequence[Missing]) -> None:
+    if findings or not lacking:
         title = "" if findings else "nothing: everything belongs to a living container"
         view.write_table(COLUMNS, [one.row() for one in findings], title=title)
-    return FOUND if findings else DONE
+    if lacking:
+        if findings:
+            view.write_line()
+        title = f"missing, though living containers need it: {len(lacking)}"
+        view.write_table(missing.COLUMNS, [one.row() for one in lacking], title=title)
 
 
 class Audit:
@@ -87,12 +101,12 @@ class Audit:
 
     def __init__(self, host: Host, data_dir: str, first_seen: FirstSeen) -> None:
         self._host = host
-        self._node = Node(host, data_dir)
+        self.node = Node(host, data_dir)
         self._first_seen = first_seen
 
     def findings(self) -> list[Finding]:
         """Return everything that was found, each once."""
-        strays = [(part, list(part.strays(self._host))) for part in self._node.parts]
+        strays = [(part, list(part.strays(self._host))) for part in self.node.parts]
         return [
             *self._attachments(),
             *self._leases(),
@@ -103,7 +117,7 @@ class Audit:
     # --- objects with a record ---
 
     def _attachments(self) -> Iterator[Finding]:
-        for known in self._node.records:
+        for known in self.node.records:
             if not known.facts:
                 if not known.is_young():
                     act = partial(leftovers.remove_empty_record, self._host, known.path)
@@ -115,7 +129,7 @@ class Audit:
             reason, when = self._when(known)
             if not reason:
                 continue
-            lifecycle = self._node.lifecycles.get(known.plugin)
+            lifecycle = self.node.lifecycles.get(known.plugin)
             if lifecycle is None:
                 yield self._of(known, "record", known.path, reason, NEVER, None)
                 continue
@@ -130,18 +144,18 @@ class Audit:
     def _when(self, known: Known) -> tuple[str, str]:
         """Return why the owner of a record is GONE, and when that can be torn down."""
         # Not locked: an ADD or DEL that meets the lock would wait, or be refused.
-        reason = self._node.absence.reason(known.record)
-        ripe = self._node.patient_absence.reason(known.record) and not known.is_young()
+        reason = self.node.absence.reason(known.record)
+        ripe = self.node.patient_absence.reason(known.record) and not known.is_young()
         return reason, NOW if ripe else LATER
 
     @cached_property
     def _lessees(self) -> frozenset[tuple[str, Attachment]]:
-        return frozenset((one.network, one.owner) for one in self._node.tenancies)
+        return frozenset((one.network, one.owner) for one in self.node.tenancies)
 
     # --- leases ---
 
     def _leases(self) -> Iterator[Finding]:
-        for one in self._node.tenancies:
+        for one in self.node.tenancies:
             reason, when = self._when_of_lease(one)
             if not reason:
                 continue
@@ -170,7 +184,7 @@ class Audit:
         if one.alive is False:
             # Without a record of the IPAM plugin's it goes with the attachment it belongs to.
             return f"its network namespace '{one.netns}' is gone", LATER
-        if one.held.is_young or one.held.address in self._node.in_use:
+        if one.held.is_young or one.held.address in self.node.in_use:
             return "", ""
         if one.netns:
             why = f"it cannot be told whether '{one.netns}' lives, and no namespace has its address"
@@ -182,9 +196,9 @@ class Audit:
 
     def _strays(self, strays: Iterable[tuple[Part, Iterable[Stray]]]) -> Iterator[Finding]:
         for part, found in strays:
-            claimed = self._node.claimed(part)
+            claimed = self.node.claimed(part)
             for one in found:
-                if one.owner not in claimed and not one.addresses & self._node.in_use:
+                if one.owner not in claimed and not one.addresses & self.node.in_use:
                     yield self._of_other(part, one) if one.remove_from else self._stray(part, one)
 
     def _stray(self, part: Part, one: Stray) -> Finding:
@@ -210,8 +224,8 @@ class Audit:
 
     @cached_property
     def _networks(self) -> frozenset[str]:
-        listed = (name for name, _ in self._node.directories())
-        return frozenset([*listed, *(one.network for one in self._node.records)])
+        listed = (name for name, _ in self.node.directories())
+        return frozenset([*listed, *(one.network for one in self.node.records)])
 
     @cached_property
     def _leased(self) -> frozenset[tuple[str, str]]:
@@ -219,10 +233,10 @@ class Audit:
 
     @cached_property
     def _leased_addresses(self) -> frozenset[Address]:
-        return frozenset(one.held.address for one in self._node.tenancies)
+        return frozenset(one.held.address for one in self.node.tenancies)
 
     def _files(self) -> Iterator[Finding]:
-        for path, act in leftovers.temporary_files(self._host, self._node):
+        for path, act in leftovers.temporary_files(self._host, self.node):
             yield self._finding(
                 "file",
                 path,

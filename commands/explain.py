@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cni_common.kernel.netns import NetNS
 from cni_common.node.record import dump
 from cni_common.spec.errors import CNIError
-from commands import DONE, FAILED, FOUND, view
+from commands import DONE, FAILED, FOUND, lookup, view
 from commands.node import Known, Node
 
 if TYPE_CHECKING:
@@ -26,24 +26,36 @@ _NAMED_MAX = 5  # ids that a message quotes
 
 
 def run(options: Namespace, host: Host) -> int:
-    """Print what is known; FOUND when that is nothing, FAILED for an ambiguous prefix."""
+    """Print what is known of a container; FOUND when that is nothing, or something is missing.
+
+    FAILED when several containers could be meant.
+    """
     node = Node(host, options.data_dir)
-    known = {one.attachment.containerid for one in node.records}
-    known |= {one.owner.containerid for one in node.tenancies}
-    wanted = options.containerid
-    matches = [wanted] if wanted in known else sorted(i for i in known if i.startswith(wanted))
-    if len(matches) > 1:
-        some = ", ".join(matches[:_NAMED_MAX]) + (", …" if len(matches) > _NAMED_MAX else "")
-        host.log(f"pycni explain: '{wanted}' is the beginning of several ids: {some}")
+    found = lookup.find(node, options.container, options.by)
+    if len(found) > 1 and lookup.ID not in found.values():
+        # A pod keeps its name when it gets a new container, and an address may be given anew.
+        alive = lookup.living(node, found)
+        found = {alive[0]: found[alive[0]]} if len(alive) == 1 else found
+    if len(found) > 1:
+        host.log(f"pycni explain: {_several(options.container, found)}")
         return FAILED
-    if not matches or not wanted:
-        host.log(f"pycni explain: nothing is known of container '{wanted}'")
+    if not found:
+        host.log(f"pycni explain: nothing is known of container '{options.container}'")
         return FOUND
-    _explain(options, node, matches[0])
-    return DONE
+    return _explain(options, node, next(iter(found)))
 
 
-def _explain(options: Namespace, node: Node, containerid: str) -> None:
+def _several(word: str, found: dict[str, str]) -> str:
+    more = ", …" if len(found) > _NAMED_MAX else ""
+    some = list(found.items())[:_NAMED_MAX]
+    if set(found.values()) == {lookup.ID}:
+        ids = ", ".join(containerid for containerid, _ in some)
+        return f"'{word}' is the beginning of several ids: {ids}{more}"
+    ids = ", ".join(f"{containerid} (by {way})" for containerid, way in some)
+    return f"'{word}' can mean several containers: {ids}{more}; give an id, or --by"
+
+
+def _explain(options: Namespace, node: Node, containerid: str) -> int:
     records = [one for one in node.records if one.attachment.containerid == containerid]
     leases = [one for one in node.tenancies if one.owner.containerid == containerid]
     owners = {(one.network, one.attachment) for one in records}
@@ -61,7 +73,12 @@ def _explain(options: Namespace, node: Node, containerid: str) -> None:
     if options.json:
         found = [one.json() | _kernel_json(one, options) for one in attachments]
         view.write_json({"containerid": containerid, "attachments": found})
-        return
+    else:
+        _print(options, containerid, attachments)
+    return FOUND if any(one.lacks for one in attachments) else DONE
+
+
+def _print(options: Namespace, containerid: str, attachments: list[_Attachment]) -> None:
     view.write_line(f"container {containerid}")
     for one in attachments:
         view.write_line()
@@ -101,24 +118,19 @@ class _Attachment:
         self._alive = True if True in states else next((s for s in states if s is not None), None)
         pods = [*(one.pod for one in records), *(one.pod for one in leases)]
         self._pod = next(filter(None, pods), "")
-        held = {str(one.held.address) for one in leases}
-        self._lost = [  # leases that are gone: their addresses may be given to others
-            file
-            for one in records
-            for ipam in node.leases_of_plugins
-            for file in ipam.missing(one.record, held)
-        ]
-        self._objects: list[Owned] = [
-            owned
-            for one in records
-            if one.plugin in node.lifecycles
-            for owned in node.lifecycles[one.plugin].present(node.host, one.record)
-        ]
+        self._lost = node.lost_leases(records)  # their addresses may be given to others
+        self._objects: list[Owned] = node.owned(records)
+        self._noted = [pair for one in records for pair in node.noted(one)]
         self._shared: Json = {  # what other attachments use, too; without facts where there is none
             part.name: self._facts.get(part.name, dump(part.facts())[part.name])
             for part in node.parts
             if part.shared
         }
+
+    @property
+    def lacks(self) -> bool:
+        """Whether something is missing."""
+        return bool(self._lost) or not all(one.present for one in self._objects)
 
     def rows(self) -> list[list[str]]:
         """Return the rows of a table."""
@@ -140,15 +152,13 @@ class _Attachment:
         """Return what the kernel has of it now, and where: in the container or on the host."""
         from commands import dumps
 
-        facts = self._facts
-        parts = [one for one in facts.values() if isinstance(one, dict)]
-        named = [one.get(key) for one in parts for key in ("host_end", "device")]
-        devices = list(dict.fromkeys(name for name in named if name))
-        addresses = [str(one.held.address) for one in self._leases]
-        addresses += facts.get("masquerade", {}).get("addresses", ())
-        found = [("host", one) for one in dumps.of_host(self._host.netns, devices, addresses)]
+        devices = [name for part, facts in self._noted for name in part.devices(facts) if name]
+        addresses = [text for part, facts in self._noted for text in part.addresses(facts)]
+        addresses += [str(one.held.address) for one in self._leases]
+        on_host = dumps.of_host(self._host.netns, dict.fromkeys(devices), addresses)
+        found = [("host", one) for one in on_host]
         if self._alive:
-            found += [("container", one) for one in self._inside(str(facts.get("netns")))]
+            found += [("container", one) for one in self._inside(str(self._facts.get("netns")))]
         return found
 
     def _inside(self, path: str) -> list[Dump]:
@@ -196,6 +206,11 @@ class _Attachment:
                 {"kind": o.kind, "what": o.what, "present": o.present}
                 for o in self._objects
                 if not o.shared
+            ],
+            "shared": [
+                {"kind": o.kind, "what": o.what, "present": o.present}
+                for o in self._objects
+                if o.shared
             ],
             **self._shared,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -19,10 +20,11 @@ from plugins import TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from typing import Any
 
     from cni_common.node.host import Host
     from cni_common.node.lifecycle import Leases, Lifecycle, Part
-    from cni_common.node.owned import Holding
+    from cni_common.node.owned import Holding, Owned
     from cni_common.node.record import Record
     from cni_common.spec.names import Address
     from cni_common.spec.wire import Json
@@ -139,6 +141,55 @@ class Node:
     def claimed(self, part: Part) -> frozenset[str]:
         """Return the owners of strays of a part that have a record."""
         return frozenset(text for one in self.records for text in part.claims(one.record))
+
+    @cached_property
+    def attachments(self) -> dict[tuple[str, Attachment], list[Known]]:
+        """The records of each attachment, by network and attachment."""
+        found: dict[tuple[str, Attachment], list[Known]] = {}
+        for one in self.records:
+            if one.plugin in self.lifecycles:
+                found.setdefault((one.network, one.attachment), []).append(one)
+        return found
+
+    def pod_of(self, owner: tuple[str, Attachment]) -> str:
+        """Return the pod of an attachment as namespace/name, empty if no record has it."""
+        return next((one.pod for one in self.attachments.get(owner, ()) if one.pod), "")
+
+    def noted(self, known: Known) -> Iterable[tuple[Part, Any]]:
+        """Return the parts that a record has facts about, with these facts."""
+        lifecycle = self.lifecycles.get(known.plugin)
+        return lifecycle.noted(known.record) if lifecycle else ()
+
+    def owned(self, records: Iterable[Known]) -> list[Owned]:
+        """Return what the records of one attachment name. Raises CNIError, OSError.
+
+        Of a setting that several plugins of the chain have changed, the present value counts.
+        """
+        found = [
+            owned
+            for one in records
+            if one.plugin in self.lifecycles
+            for owned in self.lifecycles[one.plugin].present(self.host, one.record)
+        ]
+        settled = {one.setting for one in found if one.setting and one.present}
+        return [one for one in found if one.present or one.setting not in settled]
+
+    def lost_leases(self, records: Iterable[Known]) -> list[str]:
+        """Return the files of leases that the records of one attachment name, and nobody has."""
+        return [
+            file
+            for one in records
+            for leases in self.leases_of_plugins
+            for file in leases.missing(one.record, self._held[one.network, one.attachment])
+        ]
+
+    @cached_property
+    def _held(self) -> defaultdict[tuple[str, Attachment], set[str]]:
+        """The leased addresses of each attachment."""
+        found: defaultdict[tuple[str, Attachment], set[str]] = defaultdict(set)
+        for one in self.tenancies:
+            found[one.network, one.owner].add(str(one.held.address))
+        return found
 
     @cached_property
     def absence(self) -> Absence:

@@ -9,6 +9,8 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
+from cni_common.serve.stdio import write_all
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -25,6 +27,14 @@ _STYLES = {  # of what a cell says, whichever column it is in
     "later": "yellow",
     "unknown": "yellow",
 }
+
+
+class UndeliveredError(Exception):
+    """The answer could not be written to stdout; `reason` is the OSError."""
+
+    def __init__(self, reason: OSError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
 
 
 def is_terminal() -> bool:
@@ -74,23 +84,28 @@ def answer(alive: bool | None) -> str:  # noqa: FBT001 - the answer to one quest
 
 
 def _write_rich(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
+    import io
+
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(file=sys.stdout, force_terminal=True, highlight=False)
+    page = io.BytesIO()
+    file = io.TextIOWrapper(page, encoding=_encoding(), errors="backslashreplace")
+    console = Console(file=file, force_terminal=True, highlight=False)
     if title:
         console.print(Text(title, style="bold"))
-    if not rows:
-        return
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold cyan")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        # Text, not markup: a name in brackets is no style.
-        table.add_row(*(Text(_short(cell), style=_STYLES.get(cell, "")) for cell in row))
-    console.print(table)
+    if rows:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold cyan")
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            # Text, not markup: a name in brackets is no style.
+            table.add_row(*(Text(_short(cell), style=_STYLES.get(cell, "")) for cell in row))
+        console.print(table)
+    file.flush()
+    _deliver(page.getvalue())
 
 
 def _short(cell: str) -> str:
@@ -99,8 +114,18 @@ def _short(cell: str) -> str:
 
 
 def _write(text: str) -> None:
-    if sys.stdout is None:
-        raise OSError(errno.EBADF, "stdout is closed")
-    encoding = sys.stdout.encoding
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-    sys.stdout.flush()
+    _deliver(text.encode(_encoding(), "backslashreplace"))
+
+
+def _encoding() -> str:
+    return sys.stdout.encoding if sys.stdout else "utf-8"
+
+
+def _deliver(data: bytes) -> None:
+    """Write to the descriptor: sys.stdout would keep what failed, and try again at the end."""
+    try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, "it is closed")
+        write_all(1, data)
+    except OSError as error:
+        raise UndeliveredError(error) from None

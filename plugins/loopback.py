@@ -9,6 +9,8 @@ from cni_common.spec.request import PROTOCOL_SCHEMA
 from cni_common.spec.result import Interface, IPConfig, Result
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cni_common.kernel.link import Link
     from cni_common.kernel.netns import NetNS
     from cni_common.node.host import Host
@@ -62,17 +64,17 @@ def delete(req: Request, host: Host) -> None:
     container.netlink.set_down(_lo(container).index)
 
 
-def check(req: Request, host: Host) -> None:
-    """Raise CNIError unless lo is up and has the loopback addresses of prevResult."""
+def check(req: Request, host: Host) -> Iterator[CNIError]:
+    """Yield an error if lo is down, and for each loopback address of prevResult that it lacks."""
     container = host.open_netns(req.netns)
     link = _lo(container)
     if not link.up:
-        raise drifted(f"lo in '{req.netns}' is down")
+        yield drifted(f"lo in '{req.netns}' is down", "set it up there")
     present = {cidr for cidr, _ in container.netlink.addresses(link.index)}
     previous = req.prev_result
     for ip in previous.ips if previous else ():
         if ip.address.ip.is_loopback and ip.address not in present:
-            raise drifted(f"address {ip.address} of lo in '{req.netns}' is missing")
+            yield drifted(f"address {ip.address} of lo in '{req.netns}' is missing")
 
 
 def gc(req: Request, host: Host) -> None:

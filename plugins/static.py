@@ -12,7 +12,7 @@ from cni_common.spec.request import PROTOCOL_PROPERTIES
 from cni_common.spec.result import DNS_SCHEMA, IPConfig, Result
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import TypeVar
 
     from cni_common.node.host import Host
@@ -119,16 +119,16 @@ def delete(req: Request, host: Host) -> None:
     """Nothing to do: ADD stores nothing."""
 
 
-def check(req: Request, host: Host) -> None:
-    """Raise CNIError unless prevResult has each address, with its gateway if one is configured."""
+def check(req: Request, host: Host) -> Iterator[CNIError]:
+    """Yield an error for each address, or its configured gateway, that prevResult lacks."""
     conf = Conf.of(req)
     previous = req.require_prev_result()
     gateways = {ip.address: ip.gateway for ip in previous.ips}
     for ip in conf.ips:
         if ip.address not in gateways:
-            raise drifted(f"{ip.address} of {req.ifname} is missing in prevResult")
-        if ip.gateway not in (None, gateways[ip.address]):
-            raise drifted(
+            yield drifted(f"{ip.address} of {req.ifname} is missing in prevResult")
+        elif ip.gateway not in (None, gateways[ip.address]):
+            yield drifted(
                 f"the gateway of {ip.address} is {gateways[ip.address]} in prevResult,"
                 f" {ip.gateway} in the configuration"
             )

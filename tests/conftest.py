@@ -47,10 +47,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "golden" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.golden)
-    repeats = [] if scope.ALL else [item for item in items if _is_repeat(item)]
-    if repeats:
-        config.hook.pytest_deselected(items=repeats)
-        items[:] = [item for item in items if not _is_repeat(item)]
+    if scope.ALL:
+        return
+    chosen = _chosen(items)
+    left_out = [item for item in items if _is_repeat(item) or item.nodeid not in chosen]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        out = {item.nodeid for item in left_out}
+        items[:] = [item for item in items if item.nodeid not in out]
+
+
+def _chosen(items: list[pytest.Item]) -> set[str]:
+    """Return the ids of all tests, but of the cases of a test marked `rotating` today's alone."""
+    chosen: set[str] = set()
+    cases: dict[tuple[str, int], list[str]] = {}
+    for item in items:
+        mark = item.get_closest_marker("rotating")
+        if mark is None:
+            chosen.add(item.nodeid)
+        else:
+            test = item.nodeid.partition("[")[0]
+            cases.setdefault((test, mark.args[0]), []).append(item.nodeid)
+    for (_, part), names in cases.items():
+        chosen |= scope.one_in(part, names)
+    return chosen
 
 
 def _is_repeat(item: pytest.Item) -> bool:

@@ -23,6 +23,12 @@ HEADER = (
 )
 
 
+def one_in(part: int, names: Sequence[str]) -> set[str]:
+    """Return one in `part` of the names, at least one; which ones depends on the day."""
+    shuffled = sorted(names, key=lambda name: crc32(f"{SEED} {name}".encode()))
+    return set(shuffled[: max(1, len(shuffled) // part)])
+
+
 def one_of_each(kinds: Sequence[str]) -> list[int]:
     """Return the positions of one entry of each kind, in order; which one depends on the day."""
     positions: dict[str, list[int]] = {}

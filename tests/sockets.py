@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from cni_common.kernel.netns import NetNS
 from tests.waits import longer_if_busy
 
-SECONDS = 2.5  # more than two lost neighbour solicitations or SYNs take to be sent again
+SECONDS = 1.5  # more than a lost neighbour solicitation or SYN takes to be sent again
 REFUSALS = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EINVAL)
 KINDS = {
     "tcp": (socket.SOCK_STREAM, socket.IPPROTO_TCP),

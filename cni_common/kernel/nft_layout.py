@@ -7,7 +7,6 @@ networks, to which elements lead, are made and removed beside it.
 
 from __future__ import annotations
 
-import errno
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from cni_common.kernel.nft_expressions import Expression
     from cni_common.kernel.nft_messages import Element
 
-    Key = tuple[str, bytes]  # a set's name, and the key of an element
+    Key = nft_table.Key
     Rule = Sequence[Expression]
 
 TABLE = nft_table.Table(nft_table.INET, "pycni")  # of every layout for IP packets
@@ -72,6 +71,7 @@ class Set:
     key: tuple[int, int]
     data: tuple[int, int] | None = None
     goes_filled: bool = False  # its elements do not keep the base; they are removed with it
+    fields: tuple[int, ...] = ()  # lengths of a key's parts, if the elements are ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +122,16 @@ class Layout:
         names = [one.name for one in self.sets if not one.goes_filled]
         return not all(self.table.is_empty(netns, name) for name in names)
 
-    def drift(self, netns: NetNS, *chains: str) -> str:
-        """Return the first of `chains` and of the chains at hooks without rules, "" for none."""
+    def bare(self, netns: NetNS, *chains: str) -> list[str]:
+        """Return those of the chains at hooks, and of `chains`, that have no rules, or are gone."""
         hooked = {chain.name for chain in self.chains if chain.hook}
-        for name in sorted(hooked.union(chains)):
-            if not self.table.rules(netns, name):
-                return f"chain '{name}' of '{self.table}' has lost its rules"
-        return ""
+        names = sorted(hooked.union(chains))
+        return [name for name in names if not self.table.rules(netns, name)]
+
+    def drift(self, netns: NetNS, *chains: str) -> list[str]:
+        """Return what `bare` finds, in words."""
+        bare = self.bare(netns, *chains)
+        return [f"chain '{name}' of '{self.table}' has lost its rules" for name in bare]
 
     def add(
         self,
@@ -155,7 +158,7 @@ class Layout:
                 nft_table.apply(netns, [*frame, *(take_over() if take_over else elements)])
             except NetlinkError as error:
                 # An element that `take_over` saw is gone, or a key has a new one.
-                is_outrun = error.errno in (*nft_table.LOOK_AGAIN, errno.EEXIST)
+                is_outrun = error.errno in (*nft_table.LOOK_AGAIN, *nft_table.TAKEN)
                 if not (take_over and is_outrun) or attempt == nft_table.TRIES - 1:
                     raise
             else:
@@ -224,7 +227,9 @@ def removal(netns: NetNS, layouts: Sequence[Layout]) -> list[Message]:
 def _base(layout: Layout) -> tuple[Message, ...]:
     table = layout.table
     messages = [table.add()]
-    messages += [table.add_set(one.name, one.key, data=one.data) for one in layout.sets]
+    messages += [
+        table.add_set(one.name, one.key, data=one.data, fields=one.fields) for one in layout.sets
+    ]
     # All chains come before the first rule, since rules refer to chains.
     messages += [_add_chain(table, chain) for chain in layout.chains]
     for chain in layout.chains:
@@ -256,7 +261,7 @@ def _try_to_add(netns: NetNS, elements: Sequence[Message]) -> bool:
     try:
         nft_table.apply(netns, elements)
     except NetlinkError as error:
-        if error.errno not in (*nft_table.LOOK_AGAIN, errno.EEXIST):
+        if error.errno not in (*nft_table.LOOK_AGAIN, *nft_table.TAKEN):
             raise
         return False
     return True

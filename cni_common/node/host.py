@@ -16,7 +16,7 @@ from cni_common.spec.result import Result
 from cni_common.spec.undo import Undo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
     from typing import Protocol, Self
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
         def delete(self, req: Request, host: Host) -> None:
             """Detach, with whatever is still known; succeed when nothing is left to do."""
 
-        def check(self, req: Request, host: Host) -> None:
-            """Raise CNIError naming what is no longer as ADD made it."""
+        def check(self, req: Request, host: Host) -> Iterable[CNIError]:
+            """Yield an error for each difference from the result of ADD."""
 
         def gc(self, req: Request, host: Host) -> None:
             """Remove what belongs to no attachment of `req.valid_attachments`."""

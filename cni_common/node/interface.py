@@ -12,7 +12,9 @@ from cni_common.node import masquerade, veth
 from cni_common.node.lifecycle import Part
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.ipam_config import ipam_type
+from cni_common.spec.names import CURRENT_VERSION
 from cni_common.spec.request import Attachment, Command
+from cni_common.spec.result import IPConfig, Result
 from cni_common.spec.undo import BestEffort
 
 if TYPE_CHECKING:
@@ -25,9 +27,10 @@ if TYPE_CHECKING:
     from cni_common.node.record import Record
     from cni_common.spec.names import Address, Cidr
     from cni_common.spec.request import Request
-    from cni_common.spec.result import Result
     from cni_common.spec.undo import Undo
+    from cni_common.spec.wire import Json
 
+_ROUTES_MAX = 256  # that a record notes: enough to see that routes are gone
 
 # --- the veth pair -----------------------------------------------------------------------
 
@@ -113,6 +116,10 @@ class Veth(Part):
         where = f", port of '{port.name}'" if port else ""
         what = f"'{facts.host_end}' ({facts.host_end_mac}){where}"
         yield Owned(self.name, what, link is not None)
+
+    def devices(self, facts: VethFacts) -> Iterator[str]:
+        """Yield the host's end."""
+        yield facts.host_end
 
 
 def record_of(host: Host, plugin: str, link: Link) -> Record | None:
@@ -203,8 +210,9 @@ class Masquerade(Part):
     def present(self, host: Host, record: Record, facts: MasqueradeFacts) -> Iterator[Owned]:
         """Yield the chain of iptables, or the elements of nftables."""
         from cni_common.kernel import nft_layout
-        from cni_common.node.owned import Owned
+        from cni_common.node.owned import Owned, lost_rules
 
+        cidrs = [ip_interface(text) for text in facts.addresses]
         if facts.backend == "iptables":
             from cni_common.kernel import iptables
             from cni_common.node import masquerade_iptables
@@ -212,12 +220,16 @@ class Masquerade(Part):
             chain = masquerade_iptables.chain_of(record.network, record.attachment)
             there = iptables.has_chain(host.netns, chain)
             yield Owned("iptables", f"chain {chain} of table nat", there)
+            names = record.network, record.attachment
+            for what in masquerade_iptables.check(host.netns, *names, cidrs):
+                yield Owned("iptables", what.removesuffix(" is missing"), present=False)
             return
-        for text in facts.addresses:
-            address = ip_interface(text).ip
-            what = f"element {address} of {nft_layout.TABLE}"
-            there = masquerade.holds(host.netns, masquerade.owner_of(record), address)
+        for cidr in cidrs:
+            what = f"element {cidr.ip} of {nft_layout.TABLE}"
+            there = masquerade.holds(host.netns, masquerade.owner_of(record), cidr.ip)
             yield Owned(self.name, what, there)
+        chain = masquerade.chain_of(record.network, cidrs)
+        yield from lost_rules(self.name, masquerade.LAYOUT, host.netns, chain)
 
     def strays(self, host: Host) -> list[Stray]:
         """Return the elements of nftables, and what the reference has made."""
@@ -228,6 +240,10 @@ class Masquerade(Part):
     def claims(self, record: Record) -> tuple[str, ...]:
         """Return the owner as elements name it, and as chains of the reference do."""
         return str(masquerade.owner_of(record)), f"{record.network} {record.attachment.containerid}"
+
+    def addresses(self, facts: MasqueradeFacts) -> Sequence[str]:
+        """Return them with prefix length."""
+        return facts.addresses
 
 
 MASQUERADE = Masquerade()
@@ -280,6 +296,75 @@ def _collect_elements(
             host.log(f"GC removes the masquerade element of {address}: no record of {text}")
 
 
+# --- the container's interface -----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigurationFacts:
+    """The configuration of the container's interface, as ADD has left it."""
+
+    PART = "configuration"
+    mtu: int = 0  # bytes
+    ips: Sequence[Json] = ()  # as in a result of CNI 1.1.0, without the interface
+    routes: Sequence[Json] = ()  # likewise, the first _ROUTES_MAX
+
+
+class Configuration(Part):
+    """MAC, MTU, addresses and routes; they go with the interface."""
+
+    facts = ConfigurationFacts
+
+    def present(self, _host: Host, record: Record, facts: ConfigurationFacts) -> Iterator[Owned]:
+        """Yield each, if the container's namespace can be entered."""
+        from cni_common.node.owned import Owned, recorded_netns
+
+        ifname, pair = record.attachment.ifname, record.get(VethFacts)
+        expected = Result.parse({"ips": facts.ips, "routes": facts.routes})
+        with recorded_netns(record) as container:
+            if container is None:
+                return
+            link = container.netlink.link(ifname)
+            mac, mtu = (link.mac, link.mtu) if link else ("", 0)
+            if pair and pair.container_mac:
+                what, setting = f"{pair.container_mac} of '{ifname}'", f"mac of {ifname}"
+                yield Owned("mac", what, mac == pair.container_mac, setting=setting)
+            what = f"{facts.mtu} of '{ifname}'"
+            yield Owned("mtu", what, mtu == facts.mtu, setting=f"mtu of {ifname}")
+            for what, there in veth.found_addresses(container, link, expected):
+                yield Owned("address", f"{what} of '{ifname}'", there)
+            for what, there in veth.found_routes(container, link, expected):
+                yield Owned("route", f"{what} over '{ifname}'", there)
+
+    def addresses(self, facts: ConfigurationFacts) -> list[str]:
+        """Return them with prefix length."""
+        return [str(ip["address"]) for ip in facts.ips]
+
+
+CONFIGURATION = Configuration()
+
+
+def ips_in(facts: ConfigurationFacts) -> list[IPConfig]:
+    """Return the noted addresses with their gateways."""
+    return Result.parse({"ips": facts.ips}).ips
+
+
+def note_configuration(attaching: Attaching, ifname: str, mtu: int, result: Result) -> None:
+    """Note how the container's interface is about to be configured. Raises OSError."""
+    ips = [IPConfig(ip.address, ip.gateway) for ip in veth.ips_of(result, ifname)]
+    told = Result(ips=ips, routes=result.routes[:_ROUTES_MAX]).to_json(CURRENT_VERSION)
+    attaching.note(ConfigurationFacts(mtu, told.get("ips", ()), told.get("routes", ())))
+
+
+def forwarding(host: Host, versions: Collection[int]) -> Iterator[Owned]:
+    """Yield the sysctls by which the host forwards packets of these IP versions."""
+    from cni_common.node.owned import Owned
+
+    for version in sorted(versions):
+        name = veth.FORWARDING[version]
+        there = host.netns.sysctl(name) != "0"
+        yield Owned("forwarding", f"sysctl {name.replace('/', '.')}", there, shared=True)
+
+
 # --- addresses ---------------------------------------------------------------------------
 
 
@@ -313,6 +398,14 @@ class Ipam(Part):
 
 
 IPAM = Ipam()
+
+
+def check_ipam(req: Request, host: Host, type: str) -> Iterator[CNIError]:
+    """Yield the IPAM plugin's answer to CHECK, if that is an error: all else is still looked at."""
+    try:
+        host.delegate(type, req, Command.CHECK)
+    except CNIError as error:
+        yield error
 
 
 def allocate(req: Request, host: Host, type: str, undo: Undo, *, mtu: int) -> Result:

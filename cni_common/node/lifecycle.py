@@ -17,7 +17,7 @@ from cni_common.spec.request import Attachment, Command, Request
 from cni_common.spec.undo import BestEffort
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any, Protocol
 
     from cni_common.node.host import Host
@@ -98,8 +98,20 @@ class Part:
         """GC: remove objects of the network without a record and without a valid attachment."""
 
     def present(self, host: Host, record: Record, facts: Any) -> Iterable[Owned]:
-        """Yield each object in `facts`, and whether it is there."""
+        """Yield each object in `facts`, and whether it is there. Raises CNIError, OSError."""
         return ()
+
+    def devices(self, facts: Any) -> Iterable[str]:
+        """Yield the interfaces of the host that are the attachment's alone."""
+        return ()
+
+    def addresses(self, facts: Any) -> Iterable[str]:
+        """Yield the container's addresses, with or without prefix length."""
+        return ()
+
+    def has_host_port(self, facts: Any, port: int) -> bool:
+        """Tell whether a port of the host leads to the container."""
+        return False
 
     def strays(self, host: Host) -> Iterable[Stray]:
         """Yield the objects of this part in the kernel, of all attachments, recorded or not."""
@@ -188,12 +200,17 @@ class Lifecycle:
             for part in self.parts:
                 steps.attempt(part.name, partial(part.collect, req, host, self.plugin))
 
-    def present(self, host: Host, record: Record) -> Iterable[Owned]:
-        """Yield each object in `record`, and whether it is there."""
+    def noted(self, record: Record) -> Iterator[tuple[Part, Any]]:
+        """Yield each part that `record` has facts about, with these facts."""
         for part in self.parts:
             facts = record.get(part.facts)
             if facts is not None:
-                yield from part.present(host, record, facts)
+                yield part, facts
+
+    def present(self, host: Host, record: Record) -> Iterator[Owned]:
+        """Yield each object in `record`, and whether it is there. Raises CNIError, OSError."""
+        for part, facts in self.noted(record):
+            yield from part.present(host, record, facts)
 
     def _collect(self, req: Request, host: Host, steps: BestEffort) -> None:
         """Tear down what the runtime does not name and no container lives for.
@@ -220,10 +237,8 @@ class Lifecycle:
 
     def _teardown(self, req: Request, host: Host, record: Record) -> None:
         with BestEffort() as steps:
-            for part in self.parts:
-                facts = record.get(part.facts)
-                if facts is not None:
-                    steps.attempt(part.name, partial(part.teardown, req, host, record, facts))
+            for part, facts in self.noted(record):
+                steps.attempt(part.name, partial(part.teardown, req, host, record, facts))
         record.remove()
 
 

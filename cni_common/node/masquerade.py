@@ -135,26 +135,27 @@ def _remove_unused(netns: NetNS, chains: Collection[str]) -> None:
         LAYOUT.remove_if_unused(netns)
 
 
-def check(netns: NetNS, owner: Owner, addresses: Sequence[Cidr], *, backend: str) -> None:
-    """Raise CNIError that names the first address without masquerading."""
+def check(
+    netns: NetNS, owner: Owner, addresses: Sequence[Cidr], *, backend: str
+) -> Iterator[CNIError]:
+    """Yield a finding for each thing that the masquerading of `addresses` lacks."""
     if backend == "iptables":
         from cni_common.node import masquerade_iptables
 
         found = masquerade_iptables.check(netns, owner.network, owner.attachment, addresses)
     else:
         found = _nftables_drift(netns, owner.network, addresses)
-    if found:
-        raise drifted(found)
+    yield from map(drifted, found)
 
 
-def _nftables_drift(netns: NetNS, network: str, addresses: Sequence[Cidr]) -> str:
-    chain = _chain_name(network, frozenset(cidr.network for cidr in addresses))
+def _nftables_drift(netns: NetNS, network: str, addresses: Sequence[Cidr]) -> Iterator[str]:
+    chain = chain_of(network, addresses)
     for cidr in addresses:
         element = TABLE.element(netns, *_key(cidr.ip))
         if element is None or element.chain != chain:
             where = f"leads to '{element.chain}'" if element else "is missing"
-            return f"the masquerade element of {cidr.ip} in '{TABLE}' {where}"
-    return LAYOUT.drift(netns, chain)
+            yield f"the masquerade element of {cidr.ip} in '{TABLE}' {where}"
+    yield from LAYOUT.drift(netns, chain)
 
 
 def owners(netns: NetNS) -> list[tuple[str, Address]]:
@@ -224,6 +225,11 @@ def probe(netns: NetNS, backend: str) -> None:
 
 def _key(address: Address) -> Key:
     return _MAPS[address.version], address.packed
+
+
+def chain_of(network: str, addresses: Iterable[Cidr]) -> str:
+    """Return the name of the chain to which the elements of `addresses` lead."""
+    return _chain_name(network, frozenset(cidr.network for cidr in addresses))
 
 
 def _chain_name(network: str, subnets: frozenset[Subnet]) -> str:

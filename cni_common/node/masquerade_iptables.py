@@ -51,8 +51,10 @@ def add(netns: NetNS, network: str, attachment: Attachment, addresses: Sequence[
         iptables.restore(netns, iptables.find(f"{command}-restore"), [f":{chain} - [0:0]", *rules])
 
 
-def check(netns: NetNS, network: str, attachment: Attachment, addresses: Sequence[Cidr]) -> str:
-    """Return the first difference from the result of `add`, "" for none."""
+def check(
+    netns: NetNS, network: str, attachment: Attachment, addresses: Sequence[Cidr]
+) -> Iterator[str]:
+    """Yield each difference from the result of `add`."""
     chain = chain_of(network, attachment)
     for version, command in iptables.COMMANDS.items():
         own = [cidr.ip for cidr in addresses if cidr.version == version]
@@ -60,12 +62,11 @@ def check(netns: NetNS, network: str, attachment: Attachment, addresses: Sequenc
         jumps = _jumps(netns, binary, chain) if binary else []
         for address in own:
             if not any(_is_from(line, address) for line in jumps):
-                return f"{command} rule {_POSTROUTING} -s {address} -j {chain} is missing"
+                yield f"{command} rule {_POSTROUTING} -s {address} -j {chain} is missing"
         if binary and not any(
             line.endswith("-j MASQUERADE") for line in iptables.listed(netns, binary, chain)
         ):
-            return f"{command} chain {chain} no longer masquerades"
-    return ""
+            yield f"the MASQUERADE rule of {command} chain {chain} is missing"
 
 
 def remove(netns: NetNS, network: str, attachment: Attachment) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+from cni_common.kernel.netns import NetNS
+from cni_common.node import survey
+from cni_common.spec.errors import CNIError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+    from cni_common.kernel.nft_layout import Layout
+    from cni_common.node.record import Record
     from cni_common.spec.names import Address
     from cni_common.spec.request import Attachment
 
@@ -20,6 +27,8 @@ class Owned:
     what: str
     present: bool
     shared: bool = False  # stays when the attachment goes
+    # Another plugin of the chain may set it anew, then what that has noted counts: "mtu of eth0".
+    setting: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +61,37 @@ class Holding:
     netns: str  # path, "" when no record tells
     alive: bool | None  # whether its namespace exists; None: unknown
     reason: str  # why it would be reclaimed now, "" when it would not
+
+
+def lost_rules(kind: str, layout: Layout, netns: NetNS, *chains: str) -> Iterator[Owned]:
+    """Yield as missing the rules that chains of a layout have lost; nothing if all is there."""
+    for name in layout.bare(netns, *chains):
+        yield Owned(kind, f"rules of chain '{name}' of {layout.table}", present=False, shared=True)
+
+
+@contextmanager
+def recorded_netns(record: Record) -> Iterator[NetNS | None]:
+    """Open the namespace of a record's container, wherever it is mounted; None if it is not found.
+
+    Raises OSError.
+    """
+    path, wanted = str(record.facts.get("netns", "")), str(record.facts.get("netns_id") or "")
+    found = _opened(path, wanted)
+    if found is None and wanted:
+        found = _opened(survey.reachable_namespaces().get(wanted, ""), wanted)
+    try:
+        yield found
+    finally:
+        if found:
+            found.close()
+
+
+def _opened(path: str, wanted: str) -> NetNS | None:
+    try:
+        netns = NetNS(path)
+    except CNIError:
+        return None
+    if netns.identity == wanted:
+        return netns
+    netns.close()
+    return None

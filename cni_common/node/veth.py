@@ -23,7 +23,7 @@ from cni_common.kernel.rtnetlink import RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, R
 from cni_common.spec.errors import CNIError, Code, drifted, listed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from cni_common.kernel.link import Link
     from cni_common.kernel.netlink import Channel, Message
@@ -153,6 +153,27 @@ def enable_forwarding(host: NetNS, versions: set[int], log: Callable[[str], obje
     set_sysctls(host, {}, {FORWARDING[version]: "1" for version in sorted(versions)})
 
 
+def check_pair(
+    container: NetNS, ifname: str, link: Link | None, ours: Link | None
+) -> Iterator[CNIError]:
+    """Yield a finding if `link` in the container or its end on the host, `ours`, is missing."""
+    if link is None:
+        yield drifted(f"interface '{ifname}' is missing in '{container.path}'")
+    elif link.kind != "veth":
+        yield drifted(f"'{ifname}' is no veth but '{link.kind}'")
+    elif ours is None:
+        yield drifted(f"the host's end of '{ifname}' is missing")
+
+
+def check_forwarding(host: NetNS, versions: Iterable[int]) -> Iterator[CNIError]:
+    """Yield a finding for each of these IP versions that the host does not forward."""
+    for version in sorted(set(versions)):
+        if host.sysctl(FORWARDING[version]) == "0":
+            name = FORWARDING[version].replace("/", ".")
+            remedy = f"run 'sysctl -w {name}=1'"
+            yield drifted(f"the host no longer forwards IPv{version}", remedy)
+
+
 def configure(
     container: NetNS,
     ifname: str,
@@ -185,22 +206,18 @@ def configure(
         _await_delivery(container, index, ipv6, events)
 
 
-def check(container: NetNS, ifname: str, expected: Result) -> Link:
-    """Raise CNIError that names the first difference of the container from `expected`."""
-    link = container.netlink.link(ifname)
-    if link is None:
-        raise drifted(f"interface '{ifname}' is missing in '{container.path}'")
+def check(container: NetNS, link: Link, expected: Result) -> Iterator[CNIError]:
+    """Yield each difference of the container's interface `link` from `expected`."""
     for interface in expected.interfaces:
-        if interface.name == ifname and interface.sandbox:
+        if interface.name == link.name and interface.sandbox:
             if interface.mac and interface.mac.lower() != link.mac:
-                raise drifted(f"MAC of '{ifname}' is {link.mac}, ADD gave {interface.mac}")
+                yield drifted(f"MAC of '{link.name}' is {link.mac}, ADD gave {interface.mac}")
             if interface.mtu and interface.mtu != link.mtu:
-                raise drifted(f"MTU of '{ifname}' is {link.mtu}, ADD gave {interface.mtu}")
+                yield drifted(f"MTU of '{link.name}' is {link.mtu}, ADD gave {interface.mtu}")
     if not link.up:
-        raise drifted(f"interface '{ifname}' is down")
-    _check_addresses(container, link, expected)
-    _check_routes(container, link, expected)
-    return link
+        yield drifted(f"interface '{link.name}' is down")
+    yield from _check_addresses(container, link, expected)
+    yield from _check_routes(container, link, expected)
 
 
 def await_operational(host: NetNS, index: int, seconds: float) -> None:
@@ -420,28 +437,59 @@ def _await_delivery(
     wait_until(delivers, events, _DELIVERY_SECONDS)
 
 
-def _check_addresses(container: NetNS, link: Link, expected: Result) -> None:
+def found_addresses(
+    container: NetNS, link: Link | None, expected: Result
+) -> Iterator[tuple[str, bool]]:
+    """Yield each address of `expected`, and whether `link` has it."""
+    there = {cidr for cidr, _ in container.netlink.addresses(link.index)} if link else set()
+    for ip in expected.ips:
+        yield str(ip.address), ip.address in there
+
+
+def found_routes(
+    container: NetNS, link: Link | None, expected: Result
+) -> Iterator[tuple[str, bool]]:
+    """Yield each route of `expected` in words, and whether it leads over `link`."""
+    there = _by_place(container.netlink.routes(link.index) if link else ())
+    gateways = _first_gateways(expected.ips)
+    for route in expected.routes:
+        wanted = _with_next_hop(route, gateways)
+        same = there.get(_place(wanted), ())
+        yield _route_text(wanted), any(_matches(one, wanted) for one in same)
+
+
+def _check_addresses(container: NetNS, link: Link, expected: Result) -> Iterator[CNIError]:
     present = {cidr for cidr, _ in container.netlink.addresses(link.index)}
     for ip in ips_of(expected, link.name):
         if ip.address not in present:
             have = listed(sorted(map(str, present))) or "none"
-            raise drifted(f"address {ip.address} of '{link.name}' is missing, it has {have}")
+            yield drifted(f"address {ip.address} of '{link.name}' is missing, it has {have}")
 
 
-def _check_routes(container: NetNS, link: Link, expected: Result) -> None:
+def _check_routes(container: NetNS, link: Link, expected: Result) -> Iterator[CNIError]:
     ips = ips_of(expected, link.name)
     gateways = _first_gateways(ips)
-    present: dict[tuple[Subnet, int], list[Route]] = {}
-    for found in container.netlink.routes(link.index):
-        present.setdefault((found.dst, found.table or RT_TABLE_MAIN), []).append(found)
+    present = _by_place(container.netlink.routes(link.index))
     for route in expected.routes:
         wanted = _with_next_hop(route, gateways)
-        same = present.get((wanted.dst, wanted.table or RT_TABLE_MAIN), [])
+        same = present.get(_place(wanted), ())
         if not any(_matches(found, wanted) for found in same):
             have = listed(map(_route_text, same)) or "nothing"
-            raise drifted(
+            yield drifted(
                 f"route {_route_text(wanted)} over '{link.name}' is missing, there is {have}"
             )
+
+
+def _by_place(routes: Iterable[Route]) -> dict[tuple[Subnet, int], list[Route]]:
+    """Return `routes` by destination and table: of thousands a search for each would take long."""
+    found: dict[tuple[Subnet, int], list[Route]] = {}
+    for route in routes:
+        found.setdefault(_place(route), []).append(route)
+    return found
+
+
+def _place(route: Route) -> tuple[Subnet, int]:
+    return route.dst, route.table or RT_TABLE_MAIN
 
 
 def _matches(found: Route, wanted: Route) -> bool:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _VERSION = "VERSION"
 _REFERENCE_VERSION = "1.9.1"  # of the reference plugins, as deploy/prerequisites.sh builds them
 _PROGRAM = "pycni"  # the only name of the executable that is not a plugin's
+_UNDELIVERED = 3  # exit status of a command whose output could not be written
 
 
 class _Terminated(BaseException):
@@ -81,14 +82,33 @@ def _command_line(
 ) -> int:
     from cni_common.serve import cli
 
-    status = cli.run(sys.argv[1:], load, load_all, commands())
     try:
+        status = cli.run(sys.argv[1:], load, load_all, commands())
         if sys.stdout:
             sys.stdout.flush()  # the frozen program exits without a flush
-    except OSError as error:
-        _log(f"cannot write to stdout: {error.strerror}")
-        return 1
+    except OSError as error:  # a command tells of all others by itself
+        _end_if_unread(error)
+        _log(f"pycni: cannot write to stdout: {error.strerror}")
+        _drop_output()
+        return _UNDELIVERED
     return status
+
+
+def _end_if_unread(error: OSError) -> None:
+    """End in silence, by SIGPIPE as other programs do, if the reader of stdout has gone."""
+    import errno
+    import signal
+
+    if error.errno == errno.EPIPE:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGPIPE)
+
+
+def _drop_output() -> None:
+    """Let the flush at the end of the interpreter succeed: the failure has been reported."""
+    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(null, 1)
+    os.close(null)
 
 
 def _about(plugin: str) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel.netns import OWN
 from cni_common.spec import schema, wire
-from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code, refuse
 from cni_common.spec.names import CURRENT_VERSION, FAMILIES, SUPPORTED_VERSIONS, version_tuple
 from cni_common.spec.request import SINCE, Command, Request
 from cni_common.spec.result import Result
@@ -132,7 +132,7 @@ def _run(plugin: Plugin, req: Request, host: Host, undo: Undo) -> Result | None:
             plugin.delete(_without_own_netns(req, host), host)
         case Command.CHECK:
             _check_not_own_netns(req, host)
-            plugin.check(req, host)
+            refuse(plugin.check(req, host))
         case Command.GC:
             plugin.gc(req, host)
         case Command.STATUS:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+
+_AGAIN = "; delete and add the attachment again"
+_FINDINGS_MAX = 10  # in one message
+_CHARACTERS_MAX = 400  # of one finding among several
 
 
 class Code:
@@ -53,6 +57,43 @@ def listed(items: Iterable[object]) -> str:
     return f"{shown} and {more} more" if more > 1 else shown
 
 
-def drifted(what: str) -> CNIError:
-    """Return the error of a CHECK that has found `what` to differ from the result of ADD."""
-    return CNIError(Code.INTERNAL, f"{what}; delete and add the attachment again")
+def drifted(what: str, remedy: str = "") -> CNIError:
+    """Return a finding of CHECK: `what` differs from the result of ADD.
+
+    `remedy` restores that alone; without one only a new ADD does.
+    """
+    return CNIError(Code.INTERNAL, f"{what}: {remedy}" if remedy else f"{what}{_AGAIN}")
+
+
+def refuse(findings: Iterable[CNIError]) -> None:
+    """Raise one CNIError that names all `findings` of a CHECK, if there are any.
+
+    A CNIError that ends the search is one of them.
+    """
+    found: list[CNIError] = []
+    try:
+        for one in findings:
+            found.append(one)
+    except CNIError as error:
+        found.append(error)
+    if found:
+        raise found[0] if len(found) == 1 else _joined(found)
+
+
+def _joined(findings: Sequence[CNIError]) -> CNIError:
+    """Return one error for several, of bounded length; the advice to add again comes once."""
+    texts = list(dict.fromkeys(one.msg.removesuffix(_AGAIN) for one in findings))
+    shown = [
+        text if len(text) <= _CHARACTERS_MAX else f"{text[:_CHARACTERS_MAX]}…"
+        for text in texts[:_FINDINGS_MAX]
+    ]
+    if len(texts) > len(shown):
+        shown.append(f"and {len(texts) - len(shown)} more differences")
+    again = _AGAIN if any(one.msg.endswith(_AGAIN) for one in findings) else ""
+    codes = {one.code for one in findings}
+    details = "; ".join(dict.fromkeys(one.details for one in findings if one.details))
+    return CNIError(
+        codes.pop() if len(codes) == 1 else Code.INTERNAL,
+        f"{'; '.join(shown)}{again}",
+        details[:_CHARACTERS_MAX],
+    )

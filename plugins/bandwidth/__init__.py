@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 from plugins.bandwidth.conf import SCHEMA, Conf
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cni_common.node.host import Host
     from cni_common.node.lifecycle import Lifecycle
+    from cni_common.spec.errors import CNIError
     from cni_common.spec.request import Request
     from cni_common.spec.result import Result
     from cni_common.spec.undo import Undo
@@ -32,14 +35,14 @@ def delete(req: Request, host: Host) -> None:
     lifecycle().delete(req, host)
 
 
-def check(req: Request, host: Host) -> None:
-    """Raise CNIError naming the limit that is no longer as ADD made it."""
+def check(req: Request, host: Host) -> Iterator[CNIError]:
+    """Yield an error for each difference from the result of ADD."""
     conf = Conf.of(req)
     req.require_prev_result()
     if conf:
         from plugins.bandwidth import drift
 
-        drift.check(req, host, conf)
+        yield from drift.check(req, host, conf)
 
 
 def gc(req: Request, host: Host) -> None:

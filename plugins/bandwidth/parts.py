@@ -96,6 +96,10 @@ class Limits(Part):
             what = f"from '{facts.host_end}' to '{block.device if block else ''}'"
             yield Owned("redirection", what, max(targets, default=0) > 0)
 
+    def devices(self, facts: LimitsFacts) -> Iterator[str]:
+        """Yield the host's end."""
+        yield facts.host_end
+
 
 @dataclass(frozen=True, slots=True)
 class IfbFacts:
@@ -114,6 +118,10 @@ class Ifb(Part):
     def teardown(self, _req: Request, host: Host, _record: Record, facts: IfbFacts) -> None:
         """Delete it."""
         host.delete_link(host.netns, facts.device, facts.mac)
+
+    def devices(self, facts: IfbFacts) -> Iterator[str]:
+        """Yield it."""
+        yield facts.device
 
     def strays(self, host: Host) -> Iterator[Stray]:
         """Yield the ifbs to which nothing is redirected."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from plugins.bandwidth import tc
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from cni_common.kernel.link import Link
     from cni_common.kernel.netlink import Channel, Message
@@ -111,26 +111,27 @@ class Shaper:
             for subnet in self.subnets
         ]
 
-    def difference(self, channel: Channel, link: Link) -> str:
-        """Return the first difference from the result of `messages`, "" for none."""
+    def differences(self, channel: Channel, link: Link) -> Iterator[str]:
+        """Yield each difference from the result of `messages`."""
         found = tc.root(channel, link.index)
         kind = "htb" if self.subnets else "tbf"
         if found is None or found.kind != kind or found.handle != tc.FIRST:
             other = found.kind if found else "none"
-            return f"the root qdisc of '{link.name}' is {other}, not {kind} 1:"
+            yield f"the root qdisc of '{link.name}' is {other}, not {kind} 1:"
+            return
         if kind == "tbf":
             queues = self.bucket.limit, self.bucket.former_limit
             same = found.rate == self.bucket.rate and found.limit in queues
             if not same or not self._has_burst(found.buffer):
-                return f"the limit of '{link.name}' is another than {self._text()}"
-            return ""
+                yield f"the limit of '{link.name}' is another than {self._text()}"
+            return
         present = {
             (one.handle, one.rate, one.ceil, one.buffer) for one in tc.classes(channel, link.index)
         }
         wanted = {(tc.FIRST | minor, rate, rate, ticks) for minor, rate, ticks in self._classes()}
         if found.default != self._default or present != wanted:
-            return f"the limit of '{link.name}' is another than {self._text()}"
-        return self._difference_of_filters(channel, link)
+            yield f"the limit of '{link.name}' is another than {self._text()}"
+        yield from self._differences_of_filters(channel, link)
 
     @property
     def _default(self) -> int:
@@ -155,13 +156,12 @@ class Shaper:
         # The kernel rounds, and reports the low 32 bits alone.
         return exact > _U32 or abs(ticks - exact) <= exact // 1000 + 1
 
-    def _difference_of_filters(self, channel: Channel, link: Link) -> str:
+    def _differences_of_filters(self, channel: Channel, link: Link) -> Iterator[str]:
         present = {(one.keys, one.classid) for one in tc.filters(channel, link.index, tc.FIRST)}
         for subnet in self.subnets:
             keys = tc.keys_of(subnet, source=self.source)
             if (keys, tc.FIRST | self._special) not in present:
-                return f"the filter for {subnet} is missing on '{link.name}'"
-        return ""
+                yield f"the filter for {subnet} is missing on '{link.name}'"
 
     def _text(self) -> str:
         return f"{self.bucket.rate * 8} bit/s with a burst of {self.bucket.burst} bytes"

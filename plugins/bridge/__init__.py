@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel.link import VethEnd
 from cni_common.node import interface, masquerade, veth
-from cni_common.spec.errors import drifted
 from cni_common.spec.request import Command
 from cni_common.spec.result import Interface, Result
 from plugins.bridge import gateway, macfilter, port
@@ -18,15 +17,17 @@ from plugins.bridge.parts import (
     VETH,
     GatewayFacts,
     MacFilterFacts,
+    PortFacts,
     claims,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from cni_common.kernel.link import Link
     from cni_common.node.host import Host
     from cni_common.node.lifecycle import Attaching, Lifecycle
+    from cni_common.spec.errors import CNIError
     from cni_common.spec.request import Request
     from cni_common.spec.undo import Undo
 
@@ -44,7 +45,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     container = host.open_netns(req.netns)
     veth.refuse_existing(container, req.ifname)
     facts = [interface.IpamFacts(conf.ipam)] if conf.ipam else []
-    attaching = LIFECYCLE.begin(req, host, undo, *facts)
+    attaching = LIFECYCLE.begin(req, host, undo, PortFacts(conf.bridge), *facts)
     bridge = port.ensure_bridge(host.netns, conf)
     end = VethEnd(req.ifname, conf.mac or veth.random_mac(), netns=container.fd)
     ours = _plug_in(host, conf, end, bridge=bridge, attaching=attaching)
@@ -55,6 +56,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
             _ensure_gateways(req, host, conf, result, bridge=bridge, attaching=attaching)
         elif conf.masquerade:
             _say(req, host, gateway.unserved(host.netns, bridge, result))
+        interface.note_configuration(attaching, req.ifname, ours.mtu, result)
         veth.configure(container, req.ifname, ours.peer, result, dad=conf.dad)
         if conf.masquerade:
             addresses = [ip.address for ip in result.ips]
@@ -74,29 +76,27 @@ def delete(req: Request, host: Host) -> None:
     LIFECYCLE.delete(req, host)
 
 
-def check(req: Request, host: Host) -> None:
-    """Raise CNIError naming what is no longer as ADD made it."""
+def check(req: Request, host: Host) -> Iterator[CNIError]:
+    """Yield an error for each difference from the result of ADD."""
     conf = Conf.of(req)
     if conf.ipam:
-        host.delegate(conf.ipam, req, Command.CHECK)
+        yield from interface.check_ipam(req, host, conf.ipam)
     expected = req.require_prev_result()
-    container = host.open_netns(req.netns)
     # Other plugins of the chain may have added addresses of other interfaces.
     expected = replace(expected, ips=veth.ips_of(expected, req.ifname))
-    link = (
-        container.netlink.link(req.ifname)
-        if conf.container_down
-        else veth.check(container, req.ifname, expected)
-    )
-    if link is None:
-        raise drifted(f"interface '{req.ifname}' is missing in '{req.netns}'")
-    ours = port.check(host.netns, container, conf, link, expected=expected)
-    if conf.mac_filter:
-        macfilter.check(host.netns, ours.name, link.mac)
+    container = host.open_netns(req.netns)
+    link = container.netlink.link(req.ifname)
+    ours = veth.host_end(host.netns, container, link) if link else None
+    yield from veth.check_pair(container, req.ifname, link, ours)
+    if link and not conf.container_down:
+        yield from veth.check(container, link, expected)
+    yield from port.check(host.netns, conf, ours, expected)
+    if conf.mac_filter and link and ours:
+        yield from macfilter.check(host.netns, ours.name, link.mac)
     if conf.ipam and conf.is_gateway:
-        gateway.check(host.netns, conf, expected)
+        yield from gateway.check(host.netns, conf, expected)
     if conf.ipam and conf.masquerade:
-        masquerade.check(
+        yield from masquerade.check(
             host.netns,
             masquerade.Owner(LIFECYCLE.plugin, req.network, req.attachment),
             [ip.address for ip in expected.ips],

@@ -129,17 +129,19 @@ def unserved(host: NetNS, bridge: Link, result: Result) -> Iterator[str]:
         )
 
 
-def check(host: NetNS, conf: Conf, expected: Result) -> None:
-    """Raise CNIError if a gateway address is missing or forwarding is off."""
-    link = host.netlink.link(conf.gateway_interface)
-    if link is None:
-        raise drifted(f"gateway interface '{conf.gateway_interface}' is missing")
-    present = {cidr for cidr, _ in host.netlink.addresses(link.index)}
-    for gateway in gateways(expected):
-        if gateway not in present:
-            raise drifted(f"gateway {gateway} is missing on '{link.name}'")
-        if host.sysctl(veth.FORWARDING[gateway.version]) == "0":
-            raise drifted(f"the host no longer forwards IPv{gateway.version}")
+def check(host: NetNS, conf: Conf, expected: Result) -> Iterator[CNIError]:
+    """Yield a finding for each missing gateway address, and if forwarding is off."""
+    name, wanted = conf.gateway_interface, gateways(expected)
+    link = host.netlink.link(name)
+    present = {cidr for cidr, _ in host.netlink.addresses(link.index)} if link else set()
+    if link is None and conf.vlan:  # without a VLAN it is the bridge, which is looked at elsewhere
+        yield drifted(f"gateway interface '{name}' is missing")
+    for gateway in wanted:
+        if link and gateway not in present:
+            at_once = " nodad" if gateway.version == 6 else ""
+            remedy = f"run 'ip address add {gateway} dev {name}{at_once}'"
+            yield drifted(f"gateway {gateway} is missing on '{name}'", remedy)
+    yield from veth.check_forwarding(host, {gateway.version for gateway in wanted})
 
 
 def gateways(result: Result) -> list[Cidr]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from cni_common.kernel.netns import NetNS
     from cni_common.kernel.nft_layout import Key, Rule
+    from cni_common.spec.errors import CNIError
     from cni_common.spec.request import Attachment
 
 TABLE = nft_table.Table(nft_table.BRIDGE, "pycni")
@@ -59,20 +60,18 @@ def remove(host: NetNS, port: str, mac: str) -> None:
     _remove_elements(host, _keys(port, mac))
 
 
-def check(host: NetNS, port: str, mac: str) -> None:
-    """Raise CNIError if frames with another MAC could pass."""
+def check(host: NetNS, port: str, mac: str) -> Iterator[CNIError]:
+    """Yield a finding for each thing without which frames with another MAC could pass."""
     if TABLE.element(host, _GUARDED, interface_key(port)) is None:
-        raise drifted(f"'{port}' is no longer in the MAC filter's set '{_GUARDED}'")
+        yield drifted(f"'{port}' is no longer in the MAC filter's set '{_GUARDED}'")
     if TABLE.element(host, _ALLOWED, _pair(port, mac)) is None:
-        raise drifted(f"MAC {mac} of '{port}' is no longer in the MAC filter's set '{_ALLOWED}'")
-    lost = LAYOUT.drift(host)
-    if lost:
-        raise drifted(lost)
+        yield drifted(f"MAC {mac} of '{port}' is no longer in the MAC filter's set '{_ALLOWED}'")
+    yield from map(drifted, LAYOUT.drift(host))
 
 
-def holds(host: NetNS, port: str, mac: str) -> bool:
-    """Tell whether an element of `add` exists."""
-    return any(TABLE.present(host, _keys(port, mac)))
+def holds(host: NetNS, port: str, mac: str) -> list[bool]:
+    """Tell of each element of `add` whether it exists."""
+    return [found is not None for found in TABLE.present(host, _keys(port, mac))]
 
 
 def orphans(host: NetNS) -> list[str]:

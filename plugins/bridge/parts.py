@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import ip_interface
 from typing import TYPE_CHECKING
 
-from cni_common.node.interface import IPAM, MASQUERADE, Veth, VethFacts
+from cni_common.node.interface import (
+    CONFIGURATION,
+    IPAM,
+    MASQUERADE,
+    Veth,
+    VethFacts,
+    forwarding,
+)
 from cni_common.node.lifecycle import Lifecycle, Part
 from cni_common.node.masquerade import owner_of
 from plugins.bridge import macfilter
@@ -23,6 +31,32 @@ if TYPE_CHECKING:
     from cni_common.spec.names import Cidr
     from cni_common.spec.request import Request
     from plugins.bridge.conf import Conf
+
+
+@dataclass(frozen=True, slots=True)
+class PortFacts:
+    """The bridge of which the host's end is a port."""
+
+    PART = "bridge-port"
+    bridge: str = ""
+
+
+class Port(Part):
+    """The port; it goes with the pair, and the bridge is shared."""
+
+    facts = PortFacts
+
+    def present(self, host: Host, record: Record, facts: PortFacts) -> Iterator[Owned]:
+        """Yield the bridge, and the port if it is in none or in another one."""
+        from cni_common.node.owned import Owned
+
+        bridge = host.netns.netlink.link(facts.bridge)
+        there = bridge is not None and bridge.kind == "bridge" and bridge.up
+        yield Owned("bridge", f"'{facts.bridge}', up", there, shared=True)
+        pair = record.get(VethFacts)
+        link = host.netns.netlink.link(pair.host_end) if pair else None
+        if bridge and link and link.master != bridge.index:
+            yield Owned(self.name, f"'{link.name}' of '{facts.bridge}'", present=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +89,15 @@ class MacFilter(Part):
 
     def present(self, host: Host, _record: Record, facts: MacFilterFacts) -> Iterator[Owned]:
         """Yield the filter."""
-        from cni_common.node.owned import Owned
+        from cni_common.node.owned import Owned, lost_rules
 
         what = f"port '{facts.port}', MAC {facts.mac} in {macfilter.TABLE}"
-        yield Owned(self.name, what, macfilter.holds(host.netns, facts.port, facts.mac))
+        there = macfilter.holds(host.netns, facts.port, facts.mac)
+        yield Owned(self.name, what, any(there))
+        if any(there) and not all(there):
+            what = f"one of two elements for port '{facts.port}' in {macfilter.TABLE}"
+            yield Owned(self.name, what, present=False)
+        yield from lost_rules(self.name, macfilter.LAYOUT, host.netns)
 
     def strays(self, host: Host) -> Iterator[Stray]:
         """Yield the filters of ports that are gone, also the reference's."""
@@ -118,6 +157,8 @@ class Gateway(Part):
         found = {str(cidr) for cidr, _ in netlink.addresses(link.index)} if link else set()
         what = f"'{facts.interface}' {' '.join(facts.addresses)}"
         yield Owned(self.name, what, found.issuperset(facts.addresses), shared=True)
+        versions = {ip_interface(text).version for text in facts.addresses}
+        yield from forwarding(host, versions)
 
 
 def claims(req: Request, host: Host, conf: Conf, link: Link, address: Cidr) -> Claims:  # noqa: PLR0917
@@ -170,4 +211,6 @@ def _remove_of_reference(host: Host, port: str, owner: str) -> None:
 
 MAC_FILTER = MacFilter()
 VETH = Veth(_is_in_bridge)
-LIFECYCLE = Lifecycle("bridge", VETH, MASQUERADE, MAC_FILTER, Gateway(), IPAM)
+LIFECYCLE = Lifecycle(
+    "bridge", VETH, Port(), CONFIGURATION, MASQUERADE, MAC_FILTER, Gateway(), IPAM
+)

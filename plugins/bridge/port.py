@@ -13,6 +13,8 @@ from cni_common.spec.errors import CNIError, Code, drifted
 from plugins.bridge.vlan import replace_vlans, vlans_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cni_common.kernel.link import Link
     from cni_common.kernel.netns import NetNS
     from cni_common.spec.result import Result
@@ -113,26 +115,26 @@ def configure(host: NetNS, port: Link, conf: Conf) -> None:
         replace_vlans(host.netlink, port.index, conf.vlans, keep=keep)
 
 
-def check(
-    host: NetNS, container: NetNS, conf: Conf, container_end: Link, *, expected: Result
-) -> Link:
-    """Return the container's port. Raises CNIError if bridge or port differ from ADD's result."""
+def check(host: NetNS, conf: Conf, port: Link | None, expected: Result) -> Iterator[CNIError]:
+    """Yield each difference of the bridge and the container's `port` from the result of ADD."""
     bridge = host.netlink.link(conf.bridge)
     if bridge is None or bridge.kind != "bridge":
-        raise drifted(f"bridge '{conf.bridge}' is {'no bridge' if bridge else 'missing'}")
+        yield drifted(f"bridge '{conf.bridge}' is {'no bridge' if bridge else 'missing'}")
+    else:
+        yield from _check_bridge(conf, bridge)
+        if port and port.master != bridge.index:
+            remedy = f"run 'ip link set {port.name} master {conf.bridge}'"
+            yield drifted(f"'{port.name}' is not a port of bridge '{conf.bridge}'", remedy)
+    if port:
+        yield from _check_port(host, conf, port, expected)
+
+
+def _check_bridge(conf: Conf, bridge: Link) -> Iterator[CNIError]:
     if not bridge.up:
-        raise drifted(f"bridge '{conf.bridge}' is down")
+        yield drifted(f"bridge '{bridge.name}' is down", f"run 'ip link set {bridge.name} up'")
     if conf.promiscuous and not bridge.flags & IFF_PROMISC:
-        raise drifted(f"bridge '{conf.bridge}' is not promiscuous")
-    if container_end.kind != "veth":
-        raise drifted(f"'{container_end.name}' is no veth but '{container_end.kind}'")
-    port = veth.host_end(host, container, container_end)
-    if port is None:
-        raise drifted(f"the host's end of '{container_end.name}' is missing")
-    if port.master != bridge.index:
-        raise drifted(f"'{port.name}' is not a port of bridge '{conf.bridge}'")
-    _check_port(host, conf, port, expected)
-    return port
+        remedy = f"run 'ip link set {bridge.name} promisc on'"
+        yield drifted(f"bridge '{bridge.name}' is not promiscuous", remedy)
 
 
 def _refuse_to_remove_ipv6(host: NetNS, link: Link, conf: Conf) -> None:
@@ -159,23 +161,25 @@ def _no_vlans(conf: Conf) -> CNIError:
     )
 
 
-def _check_port(host: NetNS, conf: Conf, port: Link, expected: Result) -> None:
+def _check_port(host: NetNS, conf: Conf, port: Link, expected: Result) -> Iterator[CNIError]:
     for entry in expected.interfaces:
         if entry.name != port.name or entry.sandbox:
             continue
         if entry.mac not in ("", port.mac):
-            raise drifted(f"MAC of '{port.name}' is {port.mac}, ADD gave {entry.mac}")
+            yield drifted(f"MAC of '{port.name}' is {port.mac}, ADD gave {entry.mac}")
         mtu = entry.mtu or conf.mtu
         if mtu not in (0, port.mtu):
-            raise drifted(f"MTU of '{port.name}' is {port.mtu}, ADD gave {mtu}")
+            yield drifted(f"MTU of '{port.name}' is {port.mtu}, ADD gave {mtu}")
     for flag, is_set, wanted in (
         ("hairpin", port.hairpin, conf.hairpin),
         ("isolated", port.isolated, conf.isolated),
     ):
         if is_set != wanted:
-            raise drifted(f"port flag {flag} of '{port.name}' is {'on' if is_set else 'off'}")
+            found, due = ("on", "off") if is_set else ("off", "on")
+            remedy = f"run 'bridge link set dev {port.name} {flag} {due}'"
+            yield drifted(f"port flag {flag} of '{port.name}' is {found}", remedy)
     if conf.vlans:
         present = set(vlans_of(host.netlink, port.index))
         for vlan in conf.vlans:
             if vlan not in present:
-                raise drifted(f"VLAN {vlan.vid} of '{port.name}' is missing or altered")
+                yield drifted(f"VLAN {vlan.vid} of '{port.name}' is missing or altered")

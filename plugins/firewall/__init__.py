@@ -9,6 +9,8 @@ from plugins.firewall import filter_tables, parts
 from plugins.firewall.conf import FIREWALLD, SCHEMA, Conf
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cni_common.node.host import Host
     from cni_common.node.lifecycle import Lifecycle
     from cni_common.spec.request import Request
@@ -32,12 +34,10 @@ def delete(req: Request, host: Host) -> None:
     parts.LIFECYCLE.delete(req, host)
 
 
-def check(req: Request, host: Host) -> None:
-    """Raise CNIError naming what is no longer as ADD made it."""
+def check(req: Request, host: Host) -> Iterator[CNIError]:
+    """Yield an error for each difference from the result of ADD."""
     conf = Conf.of(req)
-    drift = parts.missing(req, host, conf, req.require_prev_result())
-    if drift:
-        raise drifted(drift)
+    yield from map(drifted, parts.missing(req, host, conf, req.require_prev_result()))
 
 
 def gc(req: Request, host: Host) -> None:

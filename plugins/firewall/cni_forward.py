@@ -119,10 +119,15 @@ def remove_if_unused(table: Filter, admin: str) -> None:
         _remove_chains(table, None, (admin,))
 
 
-def missing(table: Filter, addresses: Collection[Address], admin: str) -> str:
-    """Return the first missing rule of `admit`, "" for none."""
+def missing(table: Filter, addresses: Collection[Address], admin: str) -> Iterator[str]:
+    """Yield each missing rule of `admit`."""
     wanted = [(FORWARD, TO_ALLOWED), (ALLOWED, override(admin))]
-    return _missing(table, [*wanted, *((ALLOWED, line) for line in lines_of(addresses))])
+    yield from _missing(table, [*wanted, *((ALLOWED, line) for line in lines_of(addresses))])
+
+
+def is_led_to(table: Filter) -> bool:
+    """Tell whether FORWARD leads to the rules of `admit`."""
+    return _has(table, FORWARD, TO_ALLOWED)
 
 
 def admitted(table: Filter) -> list[Address]:
@@ -164,14 +169,13 @@ def isolate(table: Filter, bridge: str, policies: Collection[str]) -> None:
         _remove_chains(table, _TO_STAGE_1, (STAGE_1, STAGE_2))
 
 
-def missing_of_policy(table: Filter, bridge: str, policy: str) -> str:
-    """Return the first missing rule of `isolate`, "" for none."""
-    what = _missing(table, [(FORWARD, _TO_STAGE_1), *_rules_of(bridge, policy)])
+def missing_of_policy(table: Filter, bridge: str, policy: str) -> Iterator[str]:
+    """Yield each missing rule of `isolate`."""
+    yield from _missing(table, [(FORWARD, _TO_STAGE_1), *_rules_of(bridge, policy)])
     order = table.rules(FORWARD) or []
-    keys = [table.key(line) for line in (_TO_STAGE_1, TO_ALLOWED)]
-    if not what and keys[1] in order and order.index(keys[1]) < order.index(keys[0]):
-        what = f"{FORWARD} of {table.name} leads to {ALLOWED} before {STAGE_1}"
-    return what
+    first, then = (table.key(line) for line in (_TO_STAGE_1, TO_ALLOWED))
+    if first in order and then in order and order.index(then) < order.index(first):
+        yield f"{FORWARD} of {table.name} leads to {ALLOWED} before {STAGE_1}"
 
 
 def _rules_of(bridge: str, policy: str) -> list[tuple[str, Line]]:
@@ -201,11 +205,11 @@ def _has(table: Filter, chain: str, line: Line) -> bool:
     return table.key(line) in (table.rules(chain) or ())
 
 
-def _missing(table: Filter, wanted: Sequence[tuple[str, Line]]) -> str:
+def _missing(table: Filter, wanted: Sequence[tuple[str, Line]]) -> Iterator[str]:
+    present = {chain: table.rules(chain) or [] for chain, _ in wanted}
     for chain, line in wanted:
-        if not _has(table, chain, line):
-            return f"rule '-A {chain} {line.text()}' of {table.name} is missing"
-    return ""
+        if table.key(line) not in present[chain]:
+            yield f"rule '-A {chain} {line.text()}' of {table.name} is missing"
 
 
 def _lets_through(table: Filter, key: object) -> bool:

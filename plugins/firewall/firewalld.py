@@ -63,16 +63,15 @@ def remove(environ: Mapping[str, str], zone: str, addresses: Collection[Address]
                     raise _failed(f"keeps {address} in '{zone}'", error) from None
 
 
-def missing(environ: Mapping[str, str], zone: str, addresses: Collection[Address]) -> str:
-    """Return the first address that is not in the zone, "" for none. Raises CNIError."""
+def missing(environ: Mapping[str, str], zone: str, addresses: Collection[Address]) -> Iterator[str]:
+    """Yield each address that is not in the zone. Raises CNIError."""
     with _zones(environ) as call:
         for address in addresses:
             try:
                 if not call("querySource", zone, _source(address)):
-                    return f"{address} is not in zone '{zone}' of firewalld"
+                    yield f"{address} is not in zone '{zone}' of firewalld"
             except DBusError as error:
                 raise _failed(f"does not tell of zone '{zone}'", error) from None
-    return ""
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cni_common.node.owned import Owned, Stray
+from cni_common.node.owned import Owned, Stray, lost_rules
 from cni_common.node.record import Lock
 from plugins.firewall import cni_forward, filter_tables, isolation
 from plugins.firewall.conf import ADMIN_CHAIN, FIREWALLD, IPTABLES, ISOLATED, OPEN, PLUGIN
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from cni_common.node.host import Host
     from cni_common.spec.names import Address
+    from plugins.firewall.filter_tables import Filter
 
 _KIND = "firewall"
 
@@ -27,11 +28,15 @@ def rules(host: Host, facts: FirewallFacts) -> Iterator[Owned]:
             what = f"source {address} of zone '{facts.zone}' of firewalld"
             yield Owned(_KIND, what, _is_source(facts, address))
         tables = filter_tables.present(host.netns, address.version)
-        holding = [one.name for one in tables if address in cni_forward.admitted(one)]
+        holding = [one for one in tables if _admits(one, address, facts)]
         if holding or facts.backend != FIREWALLD:
-            where = ", ".join(holding) or "table filter"
+            where = ", ".join(one.name for one in holding) or "table filter"
             what = f"rules of {address} in {cni_forward.ALLOWED} of {where}"
             yield Owned(_KIND, what, bool(holding))
+        for table in holding:
+            if not cni_forward.is_led_to(table):
+                what = f"rule of {filter_tables.FORWARD} that leads to {cni_forward.ALLOWED}"
+                yield Owned(_KIND, f"{what} of {table.name}", present=False, shared=True)
 
 
 def policies(host: Host, rules: FirewallFacts, facts: IsolationFacts) -> Iterator[Owned]:
@@ -51,9 +56,11 @@ def policies(host: Host, rules: FirewallFacts, facts: IsolationFacts) -> Iterato
         return
     there = bridge in isolation.bridges(netns)
     yield Owned(_KIND, f"bridge '{bridge}' in set '{isolation.BRIDGES}'", there)
+    yield from lost_rules(_KIND, isolation.LAYOUT, netns)
     if facts.policy == ISOLATED and facts.port:
         there = facts.port in isolation.ports(netns)
         yield Owned(_KIND, f"port '{facts.port}' in set '{isolation.PORTS}'", there)
+        yield from lost_rules(_KIND, isolation.PORTS_LAYOUT, netns)
 
 
 def stray_rules(host: Host) -> list[Stray]:
@@ -89,6 +96,18 @@ def stray_policies(host: Host) -> list[Stray]:
         )
         for pair in _idle_policies(host)
     ]
+
+
+def _admits(table: Filter, address: Address, facts: FirewallFacts) -> bool:
+    """Tell whether a table accepts packets of an address: by the rules' handles, or by a list."""
+    handles = facts.handles_of(table.version)
+    own = [one for one in facts.parsed if one.version == table.version]
+    if isinstance(table, filter_tables.NftFilter) and len(handles) == 2 * len(own):
+        at = 2 * own.index(address)
+        pairs = zip(handles[at : at + 2], cni_forward.lines_of([address]), strict=True)
+        if all(table.is_rule(cni_forward.ALLOWED, handle, line) for handle, line in pairs):
+            return True
+    return address in cni_forward.admitted(table)
 
 
 def _remove_address(host: Host, address: Address) -> None:
@@ -130,6 +149,6 @@ def _is_source(facts: FirewallFacts, address: Address) -> bool:
     from plugins.firewall import firewalld
 
     try:
-        return not firewalld.missing(facts.environ({}), facts.zone, [address])
+        return not any(firewalld.missing(facts.environ({}), facts.zone, [address]))
     except CNIError:
         return False

@@ -79,7 +79,8 @@ def is_as(netns: NetNS, policy: IsolationFacts) -> bool:
     """Tell whether a bridge is isolated just as this policy wants it."""
     may_meet = TABLE.element(netns, SAME, interface_key(policy.bridge) * 2) is not None
     wanted = policy.policy != ISOLATED
-    return may_meet == wanted and not missing(netns, policy.bridge, policy.policy, "")
+    drift = missing(netns, policy.bridge, policy.policy, "")
+    return may_meet == wanted and next(drift, None) is None
 
 
 def close_port(netns: NetNS, port: str) -> None:
@@ -93,20 +94,17 @@ def open_port(netns: NetNS, port: str) -> None:
     PORTS_LAYOUT.remove_if_unused(netns)
 
 
-def missing(netns: NetNS, bridge: str, policy: str, port: str) -> str:
-    """Return the first missing object of a bridge's and a port's isolation, "" for none."""
+def missing(netns: NetNS, bridge: str, policy: str, port: str) -> Iterator[str]:
+    """Yield each missing object of a bridge's and a port's isolation."""
     parts = [(LAYOUT, BRIDGES, bridge)]
     if policy == ISOLATED and port:
         parts.append((PORTS_LAYOUT, PORTS, port))
     for layout, name, member in parts:
         if layout.table.element(netns, name, interface_key(member)) is None:
-            return f"'{member}' is not in set '{name}' of '{layout.table}'"
-        drift = layout.drift(netns)
-        if drift:
-            return drift
+            yield f"'{member}' is not in set '{name}' of '{layout.table}'"
+        yield from layout.drift(netns)
     if policy == ISOLATED and TABLE.element(netns, SAME, interface_key(bridge) * 2) is not None:
-        return f"'{bridge}' is in set '{SAME}' of '{TABLE}'"
-    return ""
+        yield f"'{bridge}' is in set '{SAME}' of '{TABLE}'"
 
 
 def bridges(netns: NetNS) -> list[str]:

@@ -92,6 +92,10 @@ class Firewall(Part):
         facts = record.get(FirewallFacts)
         return facts.addresses if facts else ()
 
+    def addresses(self, facts: FirewallFacts) -> Sequence[str]:
+        """Return them."""
+        return facts.addresses
+
 
 class Isolation(Part):
     """Isolation of a bridge or its ports."""
@@ -271,41 +275,40 @@ def _only_in(facts: FirewallFacts, others: Iterable[FirewallFacts]) -> list[Addr
     return [one for one in facts.parsed if str(one) not in held]
 
 
-def missing(req: Request, host: Host, conf: Conf, result: Result) -> str:
-    """Return the first difference from the state that ADD made, "" if there is none."""
+def missing(req: Request, host: Host, conf: Conf, result: Result) -> Iterator[str]:
+    """Yield each difference from the state that ADD made."""
     record = _own(req, host)
     rules = record.get(FirewallFacts) if record else None
     policy = record.get(IsolationFacts) if record else None
     backend = rules.backend if rules else choose_backend(req, host, conf)
     addresses = addresses_of(result)
-    what = ""
     if backend == FIREWALLD:
         from plugins.firewall import firewalld
 
-        what = firewalld.missing(req.environ, conf.zone, addresses)
+        yield from firewalld.missing(req.environ, conf.zone, addresses)
     for version, own in _by_version(addresses):
         for table in filter_tables.to_admit(host.netns, version, backend):
-            what = what or _missing_of(host, table, own, conf.admin_chain, rules)
-    if what or conf.policy == OPEN:
-        return what
+            yield from _missing_of(host, table, own, conf.admin_chain, rules)
+    if conf.policy == OPEN:
+        return
     bridge, port = (policy.bridge, policy.port) if policy else _where(host, conf, result)
     if backend != IPTABLES:
-        return isolation.missing(host.netns, bridge, conf.policy, port)
+        yield from isolation.missing(host.netns, bridge, conf.policy, port)
+        return
     for version in _versions(addresses):
         for table in filter_tables.to_admit(host.netns, version, backend):
-            what = what or cni_forward.missing_of_policy(table, bridge, conf.policy)
-    return what
+            yield from cni_forward.missing_of_policy(table, bridge, conf.policy)
 
 
 def _missing_of(  # noqa: PLR0917 - of one table
     host: Host, table: Filter, addresses: Sequence[Address], admin: str, facts: FirewallFacts | None
-) -> str:
-    """Return the first rule of `addresses` that is missing in a table, "" for none."""
+) -> Iterator[str]:
+    """Yield each rule of `addresses` that is missing in a table."""
     if facts and isinstance(table, filter_tables.NftFilter):
         handles = facts.handles_of(table.version)
         if handles and ledger.holds(host, table, addresses, admin=admin, handles=handles):
-            return ""
-    return cni_forward.missing(table, addresses, admin)
+            return
+    yield from cni_forward.missing(table, addresses, admin)
 
 
 def _ensure_policies(
@@ -331,11 +334,13 @@ def _is_as(host: Host, rules: FirewallFacts, policy: IsolationFacts) -> bool:
     """Tell whether the bridge of `policy` is kept apart just as that says."""
     if rules.backend != IPTABLES:
         return isolation.is_as(host.netns, policy)
-    return not any(
-        cni_forward.missing_of_policy(table, policy.bridge, policy.policy)
+    drift = (
+        what
         for version in rules.versions
         for table in filter_tables.to_admit(host.netns, version, IPTABLES)
+        for what in cni_forward.missing_of_policy(table, policy.bridge, policy.policy)
     )
+    return next(drift, None) is None
 
 
 def _stays(host: Host, record: Record, facts: IsolationFacts) -> bool:

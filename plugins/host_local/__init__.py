@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_common.spec.errors import CNIError, Code, listed
+from cni_common.spec.errors import CNIError, Code, drifted, listed
 from cni_common.spec.ipam_config import CNI_ARGS, ROUTES_SCHEMA, parse_routes
 from cni_common.spec.names import Address, is_absolute, parse_address, parse_cidr, version_tuple
 from cni_common.spec.request import PROTOCOL_PROPERTIES, Command
@@ -17,7 +17,7 @@ from plugins.host_local.ranges import Locator, RangeSet, gateways_outside, parse
 from plugins.host_local.store import Store, indexes_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from cni_common.node.host import Host
     from cni_common.node.lifecycle import Lifecycle
@@ -179,8 +179,8 @@ def delete(req: Request, host: Host) -> None:
     allocate.release(req, host, _directory(req), rest_seconds=_release_cooldown(req))
 
 
-def check(req: Request, host: Host) -> None:
-    """Raise CNIError unless the attachment holds each address of prevResult in its ranges."""
+def check(req: Request, host: Host) -> Iterator[CNIError]:
+    """Yield an error for each address of prevResult in its ranges that the attachment lacks."""
     conf = Conf.of(req)
     previous, locator = req.prev_result, Locator(conf.sets)
     expected = [
@@ -191,13 +191,12 @@ def check(req: Request, host: Host) -> None:
     with Store(conf.directory, indexes=indexes_of(host), log=host.log) as store:
         store.lock(for_index=not expected)
         for address in expected:
-            _check_held(address, store.lease(address), req.attachment)
+            yield from _check_held(address, store.lease(address), req.attachment)
         if expected or store.held_by(req.attachment):
             return
-    raise CNIError(
-        Code.INTERNAL,
+    yield drifted(
         f"{PLUGIN}: Failed to find address added by container {req.containerid}"
-        f" for {req.ifname} in '{conf.directory}'",
+        f" for {req.ifname} in '{conf.directory}'"
     )
 
 
@@ -272,11 +271,10 @@ def _requested(req: Request) -> dict[Address, str]:
     return addresses
 
 
-def _check_held(address: Address, lease: Lease | None, owner: Attachment) -> None:
+def _check_held(address: Address, lease: Lease | None, owner: Attachment) -> Iterator[CNIError]:
     if lease is None or not lease.is_of(owner):
         instead = f"held by {lease.holder} since {lease.since}" if lease else "not reserved"
-        raise CNIError(
-            Code.INTERNAL,
+        yield drifted(
             f"{PLUGIN}: {address} should be reserved for {owner.containerid} ({owner.ifname})"
-            f" but is {instead}",
+            f" but is {instead}"
         )

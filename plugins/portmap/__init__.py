@@ -7,10 +7,20 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel.nft_layout import TABLE
 from cni_common.spec.errors import CNIError, Code, drifted, listed
-from plugins.portmap import conntrack, layout, nftables, parts, route_localnet, shared_ports
+from plugins.portmap import (
+    conntrack,
+    layout,
+    nftables,
+    parts,
+    route_localnet,
+    services,
+    shared_ports,
+)
 from plugins.portmap.conf import IPTABLES, SCHEMA, Conf
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cni_common.node.host import Host
     from cni_common.node.lifecycle import Lifecycle
     from cni_common.spec.request import Request
@@ -38,15 +48,18 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     if conf.backend == IPTABLES:  # after our record, so that of two at once one sees the other's
         parts.refuse_taken_ports(req, host, conf)
     parts.take_back(attaching)
+    from plugins.portmap import redirects
+
+    redirects.settle(req, host, conf)
     if conf.backend == IPTABLES:
         from plugins.portmap import iptables
 
         iptables.add(host, conf, req.network, req.attachment)
     else:
-        shared_ports.claim(req, host, conf)
+        services.keep_out(host.netns)
+        shared_ports.claim(req, host, conf, attaching)
     route_localnet.ensure(host, egress)
-    if any(port.protocol == "udp" for port in conf.ports):
-        _forget_connections(host, conf)
+    _forget_connections(host, conf)
     return previous
 
 
@@ -55,8 +68,8 @@ def delete(req: Request, host: Host) -> None:
     parts.LIFECYCLE.delete(req, host)
 
 
-def check(req: Request, host: Host) -> None:
-    """Raise CNIError naming the port that is no longer mapped as ADD did it."""
+def check(req: Request, host: Host) -> Iterator[CNIError]:
+    """Yield an error for each difference from the result of ADD."""
     conf = Conf.of(req)
     req.require_prev_result()
     if not any(conf.targets()):
@@ -64,19 +77,20 @@ def check(req: Request, host: Host) -> None:
     if conf.backend == IPTABLES:
         from plugins.portmap import iptables
 
-        drift = iptables.check(host.netns, conf, req.network, req.attachment)
+        found = iptables.check(host.netns, conf, req.network, req.attachment)
     else:
         holder_of = partial(shared_ports.holder_of, req, host)
-        drift = nftables.check(host.netns, conf, shared_ports.owner(req), holder_of)
-    if not drift and conf.opens_localhost:
-        drift = route_localnet.check(host.netns, conf.addresses[4].ip)
-    if drift:
-        raise drifted(drift)
+        found = nftables.check(host.netns, conf, shared_ports.owner(req), holder_of)
+    yield from map(drifted, found)
+    if conf.opens_localhost:
+        yield from route_localnet.check(host.netns, conf.addresses[4].ip)
 
 
 def gc(req: Request, host: Host) -> None:
-    """Remove the mappings of this network that belong to no valid attachment."""
+    """Remove the mappings of this network that belong to no valid attachment; keep Services out."""
     parts.LIFECYCLE.gc(req, host)
+    if TABLE.has_chain(host.netns, layout.PORTS):
+        services.keep_out(host.netns)
 
 
 def status(req: Request, host: Host) -> None:
@@ -105,6 +119,6 @@ def lifecycle() -> Lifecycle:
 
 def _forget_connections(host: Host, conf: Conf) -> None:
     try:
-        conntrack.forget(host.netns, conf)
+        conntrack.forget(host.netns, conntrack.targets_of(conf))
     except OSError as error:  # they end by themselves
         host.log(f"earlier connections to the ports were not forgotten: {error}")

@@ -46,7 +46,7 @@ def add(host: Host, conf: Conf, network: str, attachment: Attachment) -> None:
     chain = chain_of(network, attachment)
     mark = iptables.comment(network, attachment.containerid, "dnat ")
     for version, cidr in sorted(conf.addresses.items()):
-        ports = [port for port in conf.ports if port.serves(version)]
+        ports = [port for port in conf.singles() if port.serves(version)]
         if not ports:
             continue
         command = iptables.COMMANDS[version]
@@ -57,7 +57,7 @@ def add(host: Host, conf: Conf, network: str, attachment: Attachment) -> None:
             commands += [f"-D{line[2:]}" for line in present if _leads_to(line, chain)]
             for port in ports:
                 commands += [f"-A {chain} {rule}" for rule in _rules(conf, port, cidr)]
-            for match in _entries(conf.ports):
+            for match in _entries(list(conf.singles())):
                 conditions = "".join(f" {_quoted(token)}" for token in conf.conditions[version])
                 commands.append(f"-A {DNAT} {mark} {match}{conditions} -j {chain}")
             iptables.restore(host.netns, restore, commands)
@@ -70,11 +70,11 @@ def remove(host: Host, chain: str) -> None:
             _remove_chain(host.netns, version, chain)
 
 
-def check(netns: NetNS, conf: Conf, network: str, attachment: Attachment) -> str:
-    """Return the first difference from the result of `add`, "" for none."""
+def check(netns: NetNS, conf: Conf, network: str, attachment: Attachment) -> Iterator[str]:
+    """Yield each difference from the result of `add`."""
     chain = chain_of(network, attachment)
     for version, cidr in conf.addresses.items():
-        ports = [port for port in conf.ports if port.serves(version)]
+        ports = [port for port in conf.singles() if port.serves(version)]
         if not ports:
             continue
         command = iptables.COMMANDS[version]
@@ -82,16 +82,24 @@ def check(netns: NetNS, conf: Conf, network: str, attachment: Attachment) -> str
         rules = iptables.listed(netns, binary, chain) if binary else []
         for port in ports:
             if not any(_maps(line, port, cidr) for line in rules):
-                return f"the {command} rule of host port {port} in {chain} is missing"
+                yield f"the {command} rule of host port {port} in {chain} is missing"
         jumps = iptables.listed(netns, binary, DNAT)
         if not any(_leads_to(line, chain) for line in jumps):
-            return f"no {command} rule of {DNAT} leads to {chain}"
-    return ""
+            yield f"no {command} rule of {DNAT} leads to {chain}"
 
 
 def is_there(netns: NetNS, chain: str) -> bool:
     """Tell whether an attachment's chain exists."""
     return any(iptables.binaries(netns, version, chain) for version in iptables.COMMANDS)
+
+
+def is_led_to(netns: NetNS, chain: str) -> bool:
+    """Tell whether a rule leads host ports to an attachment's chain, in each table that has it."""
+    binaries = [one for v in iptables.COMMANDS for one in iptables.binaries(netns, v, chain)]
+    return all(
+        any(_leads_to(line, chain) for line in iptables.listed(netns, binary, DNAT))
+        for binary in binaries
+    )
 
 
 def remove_of_reference(host: Host, conf: Conf, network: str, containerid: str) -> None:
@@ -103,7 +111,7 @@ def remove_of_reference(host: Host, conf: Conf, network: str, containerid: str) 
     name = _chain(network + containerid)
     for chain in (name, name.replace("-DN-", "-SN-")):
         remove(host, chain)
-    ports = {port.host_port.to_bytes(2, "big") for port in conf.ports}
+    ports = {port.host_port.to_bytes(2, "big") for port in conf.singles()}
     for version, table in _REFERENCE.items():
         own = conf.addresses.get(version)
         address = {own.ip.packed} if own else set()

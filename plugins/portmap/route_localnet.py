@@ -27,8 +27,8 @@ from cni_common.kernel.netns import NETLINK_ROUTE
 from cni_common.kernel.nft_layout import TABLE, Chain, Layout, Set
 from cni_common.kernel.nft_table import interface_key, interface_name
 from cni_common.node.record import Lock
-from cni_common.spec.errors import CNIError, Code
-from plugins.portmap import layout
+from cni_common.spec.errors import CNIError, Code, drifted
+from plugins.portmap import layout, services
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -87,37 +87,57 @@ def find(netns: NetNS, address: Address, was_ours: Callable[[str], bool]) -> Egr
     `was_ours` tells whether the sysctl was set for another attachment, in case its guard is lost.
     """
     name = interface_towards(netns, address)
-    if not name or netns.sysctl(_sysctl("all")) == "1":
+    if not name or netns.sysctl(sysctl_of("all")) == "1":
         return Egress()
     guard = _look(netns, name)
     if guard:
         return Egress(name, guard.comment == _OURS)
-    ours = netns.sysctl(_sysctl(name)) != "1" or was_ours(name)
+    ours = netns.sysctl(sysctl_of(name)) != "1" or was_ours(name)
     link = netns.netlink.link(name)
     return Egress(name, ours, link is not None and link.kind == "veth")
 
 
 def ensure(host: Host, egress: Egress) -> None:
-    """Set route_localnet on that interface, behind the guard. Raises CNIError 50, OSError."""
+    """Set route_localnet on that interface, behind the guard; say so where it is read-only.
+
+    Raises CNIError 50, OSError.
+    """
     if not egress.name:
         return
     # The guard may be gone since `find`, with the last other mapping.
     if _look(host.netns, egress.name) is None:
         with Lock(host.records):
             _guard(host.netns, egress)
-    host.netns.sysctl(_sysctl(egress.name), "1")
+    try:
+        host.netns.sysctl(sysctl_of(egress.name), "1")
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES):
+            raise
+        host.log(
+            f"cannot set {sysctl_of(egress.name)} ({error.strerror}): the ports are not reached by"
+            " 127.0.0.1, but by the other addresses of this host"
+        )
 
 
-def check(netns: NetNS, address: Address) -> str:
-    """Return the obstacle for connections from 127.0.0.1 to `address`, "" for none."""
+def check(netns: NetNS, address: Address) -> Iterator[CNIError]:
+    """Yield a finding for each obstacle to connections from 127.0.0.1 to `address`."""
     name = interface_towards(netns, address)
-    if not name or netns.sysctl(_sysctl("all")) == "1":
-        return ""
-    if netns.sysctl(_sysctl(name)) != "1":
-        return f"sysctl {_sysctl(name)} is no longer 1"
-    if TABLE.element(netns, INTERFACES, interface_key(name)) is None or LAYOUT.drift(netns):
-        return f"the guard of 127.0.0.0/8 on '{name}' is missing"
-    return ""
+    if not name or netns.sysctl(sysctl_of("all")) == "1":
+        return
+    guarded = is_guarded(netns, name)
+    # Where it cannot be set, ADD has said so.
+    if netns.sysctl(sysctl_of(name)) != "1" and not netns.sysctl_is_read_only(sysctl_of(name)):
+        # Never without its guard: then only a new ADD makes both.
+        remedy = f"run 'sysctl -w {sysctl_of(name)}=1'" if guarded else ""
+        yield drifted(f"sysctl {sysctl_of(name)} is no longer 1", remedy)
+    if not guarded:
+        yield drifted(f"the guard of 127.0.0.0/8 on '{name}' is missing")
+
+
+def is_guarded(netns: NetNS, name: str) -> bool:
+    """Tell whether packets from and to 127.0.0.0/8 are dropped on an interface."""
+    element = TABLE.element(netns, INTERFACES, interface_key(name))
+    return element is not None and not LAYOUT.drift(netns)
 
 
 def forget(netns: NetNS, name: str) -> None:
@@ -126,29 +146,35 @@ def forget(netns: NetNS, name: str) -> None:
     LAYOUT.remove(netns, [(INTERFACES, interface_key(name))])
 
 
-def remove_with_base(host: Host) -> None:
-    """Remove the shared chains, maps, guard and sysctls if there are no mappings."""
+def remove_with_base(host: Host) -> bool:
+    """Remove the shared chains, maps, guard and sysctls if there are no mappings.
+
+    Return whether some were removed.
+    """
     with Lock(host.records):
-        _remove_with_base(host.netns)
+        return _remove_with_base(host.netns)
 
 
-def _remove_with_base(netns: NetNS) -> None:
+def _remove_with_base(netns: NetNS) -> bool:
     """Remove guards one at a time, so that a sysctl that must be set again has its guard."""
     is_guarded = LAYOUT.is_there(netns) and not _NAT.rules(netns, DNAT)
     layouts = [layout.LAYOUT] if layout.LAYOUT.is_there(netns) else []
+    layouts += [services.LAYOUT] if services.LAYOUT.is_there(netns) else []
     layouts += [LAYOUT] if is_guarded else []
     removal = nft_layout.removal(netns, layouts)
     if not removal:
-        return
+        return False
     interfaces = TABLE.elements(netns, INTERFACES) if is_guarded else []
     ours = [interface_name(one.key) for one in interfaces if one.comment == _OURS]
     for name in ours:
         _switch_off(netns, name)
-    if not nft_table.apply_if_unused(netns, removal):  # an ADD came in between
-        there = {one.key for one in TABLE.elements(netns, INTERFACES)}
-        for name in ours:
-            if interface_key(name) in there:
-                netns.sysctl(_sysctl(name), "1")
+    if nft_table.apply_if_unused(netns, removal):
+        return True
+    there = {one.key for one in TABLE.elements(netns, INTERFACES)}  # an ADD came in between
+    for name in ours:
+        if interface_key(name) in there:
+            netns.sysctl(sysctl_of(name), "1")
+    return False
 
 
 def interface_towards(netns: NetNS, address: Address) -> str:
@@ -212,10 +238,11 @@ def _guard(netns: NetNS, egress: Egress) -> None:
 
 def _switch_off(netns: NetNS, name: str) -> None:
     try:
-        netns.sysctl(_sysctl(name), "0")
+        netns.sysctl(sysctl_of(name), "0")
     except FileNotFoundError:
         return  # the sysctl is gone with its interface
 
 
-def _sysctl(name: str) -> str:
+def sysctl_of(name: str) -> str:
+    """Return the sysctl of an interface, as a path below /proc/sys."""
     return f"net/ipv4/conf/{name}/route_localnet"

@@ -7,25 +7,25 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel.link import VethEnd
 from cni_common.node import interface, masquerade, veth
-from cni_common.node.lifecycle import Lifecycle
-from cni_common.spec.errors import drifted
 from cni_common.spec.request import Command
 from cni_common.spec.result import Interface, Result
 from plugins.ptp import routes
 from plugins.ptp.conf import SCHEMA, Conf
+from plugins.ptp.parts import LIFECYCLE, VETH
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cni_common.kernel.link import Link
     from cni_common.node.host import Host
+    from cni_common.node.lifecycle import Lifecycle
+    from cni_common.spec.errors import CNIError
     from cni_common.spec.request import Request
     from cni_common.spec.undo import Undo
 
 __all__ = ["SCHEMA", "add", "check", "delete", "gc", "lifecycle", "status"]
 
 _UP_SECONDS = 2.5  # as for a port of a bridge
-# A veth that no record knows is one of the reference's, or of a bridge.
-_VETH = interface.Veth(lambda _req, _host, end: not end.master)
-LIFECYCLE = Lifecycle("ptp", _VETH, interface.MASQUERADE, interface.IPAM)
 
 
 def add(req: Request, host: Host, undo: Undo) -> Result:
@@ -36,7 +36,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     veth.refuse_existing(container, req.ifname)
     attaching = LIFECYCLE.begin(req, host, undo, interface.IpamFacts(conf.ipam))
     end = VethEnd(req.ifname, veth.random_mac(), netns=container.fd)
-    ours = _VETH.create(attaching, host, end, mtu=conf.mtu)
+    ours = VETH.create(attaching, host, end, mtu=conf.mtu)
     result = _allocate(req, host, conf, undo)
     result.interfaces = [
         Interface(ours.name, ours.mac, ours.mtu),
@@ -44,6 +44,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     ]
     veth.enable_forwarding(host.netns, {ip.address.version for ip in result.ips}, host.log)
     routes.configure_host(host.netns, ours, result.ips, lambda other: _remove_if_gone(host, other))
+    interface.note_configuration(attaching, req.ifname, ours.mtu, result)
     subnet_routes = routes.subnet_routes(ours.peer, result.ips)
     veth.configure(container, req.ifname, ours.peer, result, subnet_routes=subnet_routes)
     if conf.masquerade:
@@ -58,19 +59,25 @@ def delete(req: Request, host: Host) -> None:
     LIFECYCLE.delete(req, host)
 
 
-def check(req: Request, host: Host) -> None:
-    """Raise CNIError naming what is no longer as ADD made it."""
+def check(req: Request, host: Host) -> Iterator[CNIError]:
+    """Yield an error for each difference from the result of ADD."""
     conf = Conf.of(req)
-    host.delegate(conf.ipam, req, Command.CHECK)
+    yield from interface.check_ipam(req, host, conf.ipam)
     expected = req.require_prev_result()
-    container = host.open_netns(req.netns)
     # Other plugins of the chain may have added addresses of other interfaces.
     expected = replace(expected, ips=veth.ips_of(expected, req.ifname))
-    link = veth.check(container, req.ifname, expected)
-    routes.check_container(container, link, expected.ips)
-    routes.check_host(host.netns, _host_end(req, host, link), expected.ips)
+    container = host.open_netns(req.netns)
+    link = container.netlink.link(req.ifname)
+    ours = veth.host_end(host.netns, container, link) if link else None
+    yield from veth.check_pair(container, req.ifname, link, ours)
+    if link:
+        yield from veth.check(container, link, expected)
+        yield from routes.check_container(container, link, expected.ips)
+    if ours:
+        yield from routes.check_host(host.netns, ours, expected.ips)
+    yield from veth.check_forwarding(host.netns, {ip.address.version for ip in expected.ips})
     if conf.masquerade:
-        masquerade.check(
+        yield from masquerade.check(
             host.netns,
             masquerade.Owner(LIFECYCLE.plugin, req.network, req.attachment),
             [ip.address for ip in expected.ips],
@@ -123,13 +130,3 @@ def _remove_if_gone(host: Host, link: Link) -> str:
     host.log(f"removes '{link.name}' of {record.attachment.containerid}: its namespace is gone")
     host.delete_link(host.netns, link.name, link.mac)
     return ""
-
-
-def _host_end(req: Request, host: Host, link: Link) -> Link:
-    """Return the other end of the container's interface. Raises CNIError."""
-    if link.kind != "veth":
-        raise drifted(f"'{link.name}' is no veth but '{link.kind}'")
-    ours = veth.host_end(host.netns, host.open_netns(req.netns), link)
-    if ours is None:
-        raise drifted(f"the host's end of '{link.name}' is missing")
-    return ours

@@ -28,7 +28,7 @@ from cni_common.spec.errors import CNIError, Code, drifted
 from cni_common.spec.result import Route
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from cni_common.kernel.link import Link
     from cni_common.kernel.netlink import Message
@@ -94,26 +94,46 @@ def subnet_routes(index: int, ips: Sequence[IPConfig]) -> list[Message]:
     return list(first.values())
 
 
-def check_host(host: NetNS, ours: Link, ips: Sequence[IPConfig]) -> None:
-    """Raise CNIError if a gateway, a route to an address or forwarding is missing."""
+def check_host(host: NetNS, ours: Link, ips: Sequence[IPConfig]) -> Iterator[CNIError]:
+    """Yield a finding for each missing gateway or route to an address."""
     if not ours.up:
-        raise drifted(f"interface '{ours.name}' is down")
-    present = {cidr for cidr, _ in host.netlink.addresses(ours.index)}
+        yield drifted(f"interface '{ours.name}' is down")
+    for gateway, there in found_gateways(host, ours, ips):
+        if not there:
+            at_once = " nodad" if gateway.version == 6 else ""
+            remedy = f"run 'ip address add {gateway} dev {ours.name}{at_once}'"
+            yield drifted(f"gateway {gateway} is missing on '{ours.name}'", remedy)
+    for address, there in found_routes(host, ours, ips):
+        if not there:
+            scope = " scope host" if address.version == 4 else ""
+            remedy = f"run 'ip route replace {address} dev {ours.name}{scope}'"
+            what = f"the host's route to {address} does not use '{ours.name}'"
+            yield drifted(what, remedy if ours.up else "")
+
+
+def found_gateways(
+    host: NetNS, ours: Link | None, ips: Sequence[IPConfig]
+) -> Iterator[tuple[Address, bool]]:
+    """Yield each gateway, and whether the host's end has it."""
+    there = {cidr for cidr, _ in host.netlink.addresses(ours.index)} if ours else set()
     for gateway in gateways(ips):
-        if ip_interface(gateway) not in present:
-            raise drifted(f"gateway {gateway} is missing on '{ours.name}'")
-        if host.sysctl(veth.FORWARDING[gateway.version]) == "0":
-            raise drifted(f"the host no longer forwards IPv{gateway.version}")
+        yield gateway, ip_interface(gateway) in there
+
+
+def found_routes(
+    host: NetNS, ours: Link | None, ips: Sequence[IPConfig]
+) -> Iterator[tuple[Address, bool]]:
+    """Yield each address, and whether the host's route to it uses the host's end."""
     for ip in ips:
-        if host.netlink.route_to(ip.address.ip) != (RTN_UNICAST, ours.index):
-            raise drifted(f"the host's route to {ip.address.ip} does not use '{ours.name}'")
+        wanted = (RTN_UNICAST, ours.index) if ours else None
+        yield ip.address.ip, host.netlink.route_to(ip.address.ip) == wanted
 
 
-def check_container(container: NetNS, link: Link, ips: Sequence[IPConfig]) -> None:
-    """Raise CNIError if the container has no route to a gateway over its interface."""
+def check_container(container: NetNS, link: Link, ips: Sequence[IPConfig]) -> Iterator[CNIError]:
+    """Yield a finding for each gateway to which no route leads over the container's interface."""
     for gateway in gateways(ips):
         if container.netlink.route_to(gateway) != (RTN_UNICAST, link.index):
-            raise drifted(f"the route to gateway {gateway} does not use '{link.name}'")
+            yield drifted(f"the route to gateway {gateway} does not use '{link.name}'")
 
 
 def _to(address: Address, scope: int) -> Route:

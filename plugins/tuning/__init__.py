@@ -11,7 +11,7 @@ from plugins.tuning.conf import SCHEMA, Conf, Device, backup_path
 from plugins.tuning.parts import LIFECYCLE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from cni_common.kernel.link import Link
     from cni_common.kernel.netns import NetNS
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA", "add", "check", "delete", "gc", "lifecycle", "status"]
 
 IPV6_MTU_MIN = 1280  # bytes, RFC 8200 section 5
+_SET_BACK = "set it back in the container's namespace"
 
 
 def add(req: Request, host: Host, undo: Undo) -> Result:
@@ -58,8 +59,8 @@ def delete(req: Request, host: Host) -> None:
     LIFECYCLE.delete(req, host)
 
 
-def check(req: Request, host: Host) -> None:
-    """Raise CNIError naming what is no longer as ADD made it."""
+def check(req: Request, host: Host) -> Iterator[CNIError]:
+    """Yield an error for each difference from the result of ADD."""
     conf = Conf.of(req)
     req.require_prev_result()
     container = host.open_netns(req.netns)
@@ -68,11 +69,12 @@ def check(req: Request, host: Host) -> None:
         due = {**conf.sysctls, **_sysctls_after(req, host)}
         for path, value in sysctl.read(container, conf.sysctls).items():
             if value is not None and not sysctl.is_same(value, due[path]):
-                raise drifted(f"sysctl {path} is {value!r}, it should be {due[path]!r}")
+                what = f"sysctl {path} is {value!r}, it should be {due[path]!r}"
+                yield drifted(what, _SET_BACK)
     if conf.device:
-        difference = device.difference(device.required(container, req.ifname), conf.device)
-        if difference:
-            raise drifted(difference)
+        link = device.required(container, req.ifname)
+        for what in device.differences(link, conf.device):
+            yield drifted(what, _SET_BACK)
 
 
 def gc(req: Request, host: Host) -> None:
@@ -118,7 +120,7 @@ def _change_device(
     """Change the interface, and return it as it was before."""
     link = device.required(container, req.ifname)
     before = device.former(link, wanted)
-    attaching.note(parts.InterfaceFacts(device.as_json(before)))
+    attaching.note(parts.InterfaceFacts(device.as_json(before), device.as_json(wanted)))
     attaching.take_back(parts.BACKUP)
     attaching.take_back(parts.INTERFACE)
     device.save(path, before)

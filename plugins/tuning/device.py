@@ -15,7 +15,7 @@ from cni_common.spec.undo import BestEffort
 from plugins.tuning.conf import Device
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from cni_common.kernel.link import Link
@@ -73,14 +73,13 @@ def apply(container: NetNS, index: int, wanted: Device, steps: BestEffort | None
             change(value)
 
 
-def difference(link: Link, wanted: Device) -> str:
-    """Return the first difference from `wanted`, "" for none."""
+def differences(link: Link, wanted: Device) -> Iterator[str]:
+    """Yield each difference from `wanted`."""
     now = former(link, wanted)
     for key, name in _KEYS.items():
         found, due = getattr(now, key), getattr(wanted, key)
         if found != due:
-            return f"{name} of '{link.name}' is {found}, it should be {due}"
-    return ""
+            yield f"{name} of '{link.name}' is {found}, it should be {due}"
 
 
 def as_json(device: Device) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class InterfaceFacts:
 
     PART = "interface"
     before: Json = field(default_factory=dict)  # by the keys of the configuration
+    after: Json = field(default_factory=dict)  # likewise, as ADD sets them
 
 
 class Interface(Part):
@@ -42,6 +43,20 @@ class Interface(Part):
         container = _container(req, host, record)
         if container:
             _restore(req, container, device.of_json(facts.before))
+
+    def present(self, _host: Host, record: Record, facts: InterfaceFacts) -> Iterator[Owned]:
+        """Yield each attribute, if the container's namespace can be entered."""
+        from cni_common.node.owned import Owned, recorded_netns
+
+        ifname, wanted = record.attachment.ifname, device.of_json(facts.after)
+        with recorded_netns(record) as container:
+            if container is None:
+                return
+            link = container.netlink.link(ifname)
+            now = device.as_json(device.former(link, wanted)) if link else {}
+            for name, value in device.as_json(wanted).items():
+                what, setting = f"{value} of '{ifname}'", f"{name} of {ifname}"
+                yield Owned(name.lower(), what, now.get(name) == value, setting=setting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +78,19 @@ class Sysctls(Part):
         container = _container(req, host, record)
         if container:
             sysctl.restore(container, facts.before, facts.after)
+
+    def present(self, _host: Host, record: Record, facts: SysctlsFacts) -> Iterator[Owned]:
+        """Yield each sysctl that can be read, if the container's namespace can be entered."""
+        from cni_common.node.owned import Owned, recorded_netns
+
+        wanted = {path: value for path, value in facts.after.items() if value is not None}
+        with recorded_netns(record) as container:
+            if container is None:
+                return
+            for path, value in sysctl.read_all(container, wanted).items():
+                what = f"{path} = {wanted[path]}"
+                there = sysctl.is_same(value, wanted[path])
+                yield Owned("sysctl", what, there, setting=f"sysctl {path}")
 
 
 @dataclass(frozen=True, slots=True)

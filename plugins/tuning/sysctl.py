@@ -96,6 +96,15 @@ def read(container: NetNS, paths: Iterable[str]) -> dict[str, str | None]:
     return container.run(look)
 
 
+def read_all(container: NetNS, paths: Iterable[str]) -> dict[str, str | None]:
+    """Return the values of sysctls, None for one that is gone or unreadable."""
+
+    def look() -> dict[str, str | None]:
+        return {path: _value_or_none(container, path) for path in paths}
+
+    return container.run(look)
+
+
 def write(container: NetNS, values: Mapping[str, str], before: Mapping[str, object]) -> None:
     """Set sysctls; `before` has the values of the readable ones. Raises CNIError."""
 
@@ -162,6 +171,13 @@ def _read_here(container: NetNS, path: str) -> str | None:
         if _is_unreadable(path):
             return None
         raise CNIError(Code.INTERNAL, f"cannot read sysctl {path}: {error.strerror}") from None
+
+
+def _value_or_none(container: NetNS, path: str) -> str | None:
+    try:
+        return container.sysctl_here(path, None)
+    except OSError:
+        return None
 
 
 def _is_unreadable(path: str) -> bool:

@@ -465,7 +465,10 @@ def test_check_finds(machine: Machine, line: str) -> None:
 
     error = machine.refused("bandwidth", "CHECK", conf, netns)
 
-    assert "delete and add the attachment again" in error["msg"]
+    remedy = (
+        f": run 'ip link set {ifb} up'" if "down" in line else "; delete and add the attachment"
+    )
+    assert remedy in error["msg"]
     assert ifb in error["msg"] or "host1" in error["msg"]
     machine.ok("bandwidth", "DEL", conf, netns)
     assert left(machine)["ifbs"] == []

@@ -78,7 +78,7 @@ def test_explain(machine: Machine) -> None:
     assert ifb in attachment["objects"][1]["what"]
 
     machine.do(machine.host, "tc qdisc del dev host1 root", f"ip link del {ifb}")
-    (attachment,) = asked(machine, "explain", "c1")["attachments"]
+    (attachment,) = asked(machine, "explain", "c1", status=FOUND)["attachments"]
     assert [one["present"] for one in attachment["objects"]] == [False, False, False]
     machine.ok("bandwidth", "DEL", conf)
     assert left(machine) == NOTHING

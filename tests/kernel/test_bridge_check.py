@@ -138,7 +138,7 @@ HOST = [
     ],
 )
 def test_drift(machine: Machine, where: str, line: str, named: str) -> None:
-    """CHECK names the one thing that has changed."""
+    """CHECK names the one thing that has changed, and how it can be mended."""
     config, container = attached(machine, full(machine))
     port = machine.ports()[0]
     netns = container if where == "container" else machine.host
@@ -148,7 +148,8 @@ def test_drift(machine: Machine, where: str, line: str, named: str) -> None:
 
     assert error["code"] == 999
     assert named.replace("PORT", port) in error["msg"]
-    assert "delete and add the attachment again" in error["msg"]
+    remedies = ("delete and add the attachment again", ": run '")
+    assert any(one in error["msg"] for one in remedies)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from tests.machine import CNI_BIN, REFERENCE_BIN, Json, Machine, files_below
 from tests.waits import GENEROUS, wait_until
 
 OLD = GRACE_SECONDS + 40
+NOTHING: Json = {"findings": [], "missing": []}
 POD = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-1"
 alone = pytest.mark.without_engine("the commands know nothing of it")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -156,7 +157,7 @@ def test_leases(machine: Machine) -> None:
 def test_nothing(machine: Machine) -> None:
     """Where there is nothing at all, every command says so."""
     assert pycni(machine, "leases").stdout == "no leases\n"
-    assert asked(machine, "audit") == {"findings": []}
+    assert asked(machine, "audit") == NOTHING
     assert pycni(machine, "reclaim").stdout == "nothing to reclaim\n"
     done = pycni(machine, "explain", "c1")
     assert (done.returncode, done.stdout) == (FOUND, "")
@@ -224,7 +225,7 @@ def test_reclaim(machine: Machine, backend: str) -> None:
         assert "pycni reclaim: removes dead eth0 of network" in done.stderr
         assert done.stderr.rstrip().endswith("is gone")
         assert kept(machine) == clean
-        assert asked(machine, "audit") == {"findings": []}
+        assert asked(machine, "audit") == NOTHING
 
 
 def kept(machine: Machine) -> Json:
@@ -261,7 +262,7 @@ def test_a_namespace_without_its_path_lives(machine: Machine, tmp_path: Path) ->
         subprocess.run(["umount", str(path)], check=True)
         age(machine)
 
-        assert asked(machine, "audit") == {"findings": []}
+        assert asked(machine, "audit") == NOTHING
         assert [one["alive"] for one in asked(machine, "leases")["leases"]] == [True]
 
 
@@ -346,7 +347,7 @@ def test_of_the_reference(machine: Machine, backend: str) -> None:
         done = machine.execute(REFERENCE_BIN / "bridge", "ADD", conf, container)
         assert done.returncode == 0, done.stdout
         age(machine)
-        assert asked(machine, "audit") == {"findings": []}
+        assert asked(machine, "audit") == NOTHING
     end(machine, container, [])
     (address,) = machine.leases()
 
@@ -374,7 +375,7 @@ def test_litter(machine: Machine) -> None:
     attachments.mkdir(parents=True)
     (attachments / ".probe-1").touch()
     (attachments / "bridge-0-0").touch()
-    assert asked(machine, "audit") == {"findings": []}
+    assert asked(machine, "audit") == NOTHING
     age(machine)
 
     assert kinds(asked(machine, "audit", status=FOUND)["findings"]) == [
@@ -400,7 +401,8 @@ def test_explain(machine: Machine) -> None:
         assert set(found) == {"containerid", "attachments"}
         (attachment,) = found["attachments"]
         assert list(attachment) == [
-            *("network", "ifname", "pod", "netns", "records", "addresses", "objects", "gateway")
+            *("network", "ifname", "pod", "netns", "records", "addresses", "objects", "shared"),
+            "gateway",
         ]
         assert (found["containerid"], attachment["pod"]) == ("abc1", "shop/web-1")
         assert attachment["netns"] == {"path": one.netns, "alive": True}
@@ -409,7 +411,11 @@ def test_explain(machine: Machine) -> None:
             (one.address, True)
         ]
         assert [(o["kind"], o["present"]) for o in attachment["objects"]] == [
-            *(("veth", True), ("masquerade", True), ("mac-filter", True))
+            *(("veth", True), ("mac", True), ("mtu", True), ("address", True)),
+            *(("masquerade", True), ("mac-filter", True)),
+        ]
+        assert [(o["kind"], o["present"]) for o in attachment["shared"]] == [
+            *(("bridge", True), ("gateway", True), ("forwarding", True))
         ]
         assert attachment["gateway"]["interface"] == "br0"
         assert all(o["file"] in shown.stdout for o in attachment["addresses"])
@@ -418,8 +424,9 @@ def test_explain(machine: Machine) -> None:
 
         machine.do(machine.host, "nft flush map inet pycni masquerade4")
         Path(machine.data_dir, machine.name, one.address).unlink()
-        (attachment,) = asked(machine, "explain", "abc1")["attachments"]
-        assert [o["present"] for o in attachment["objects"]] == [True, False, True]
+        (attachment,) = asked(machine, "explain", "abc1", status=FOUND)["attachments"]
+        lost = [o["kind"] for o in attachment["objects"] if not o["present"]]
+        assert lost == ["masquerade"]
         assert [o["present"] for o in attachment["addresses"]] == [False]
 
 
@@ -558,7 +565,7 @@ def test_wrong_pid_namespace(machine: Machine) -> None:
         assert "first PID namespace" in done.stderr
     assert inside("leases").returncode == DONE
     assert inside("audit").returncode == FOUND
-    assert inside("explain", "dead").returncode == DONE
+    assert inside("explain", "dead").returncode == FOUND  # its veth went with its namespace
     assert (kept(machine), files_below(machine.state_dir)) == before
 
 

@@ -27,8 +27,10 @@ from tests.machine import (
     addresses_of,
     error_of,
 )
+from tests.scope import ALL
 
 CLIENTS = 16
+TIMES = 3 if ALL else 1  # as many rounds of those clients that start no process
 GO_FIRST = f"{REFERENCE_BIN}:{CNI_BIN}"
 
 Call = Callable[..., Json]
@@ -164,7 +166,7 @@ def test_storm(node: Machine) -> None:
         client(
             by_executable(node) if number % 2 else in_process(node),
             *(config, node.container(), claims),
-            rounds=2 if number % 2 else 12,
+            rounds=1 if number % 2 else 4 * TIMES,
             containerid=f"c{number}",
         )
         for number in range(CLIENTS)
@@ -184,7 +186,7 @@ def test_storm_with_both_host_locals(node: Machine) -> None:
         client(
             by_executable(node) if number % 4 == 0 else in_process(node),
             *(config, node.container(), claims),
-            rounds=2 if number % 4 == 0 else 8,
+            rounds=1 if number % 4 == 0 else 3 * TIMES,
             containerid=f"c{number}",
             path=GO_FIRST if number % 2 else str(CNI_BIN),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from commands import DONE, FOUND
-from tests.kernel.test_commands import age, alone, asked, kinds
+from tests.kernel.test_commands import NOTHING, age, alone, asked, kinds
 from tests.kernel.walls import Walls
 from tests.machine import Json, Machine
 from tests.waits import wait_until
@@ -48,7 +48,7 @@ def test_reclaim(walls: Walls, backend: str) -> None:
 
         assert {one["containerid"] for one in findings} == {"dead"}
         assert any("rules of 10.9.0." in one["what"] for one in findings)
-        assert asked(walls.machine, "audit") == {"findings": []}
+        assert asked(walls.machine, "audit") == NOTHING
         walls.ok("CHECK", "alive", **keys)
         assert len(walls.rules()) == 3
         assert len(walls.records()) == 1
@@ -81,7 +81,7 @@ def test_explain(walls: Walls, backend: str) -> None:
     walls.admitted("c1", backend=backend, ingressPolicy="isolated")
     walls.shell("ip6tables -F CNI-FORWARD")
 
-    (attachment,) = asked(walls.machine, "explain", "c1")["attachments"]
+    (attachment,) = asked(walls.machine, "explain", "c1", status=FOUND)["attachments"]
 
     states = {
         one["what"]: one["present"] for one in attachment["objects"] if one["kind"] == "firewall"

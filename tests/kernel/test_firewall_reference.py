@@ -80,6 +80,7 @@ def test_legacy_layout(walls: Walls, version: int) -> None:
 
 
 @pytest.mark.without_engine(reason="compares two programs")
+@pytest.mark.rotating(3)
 @pytest.mark.parametrize("policy", ["open", "same-bridge", "isolated"])
 @pytest.mark.parametrize("backend", ["iptables", "nftables"])
 def test_reachability(walls: Walls, backend: str, policy: str) -> None:

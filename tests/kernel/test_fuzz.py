@@ -34,9 +34,9 @@ Json = dict[str, Any]
 SEED = os.environ.get("PYCNI_FUZZ_SEED", "1")  # noqa: TID251 - the developer's knob
 CASES = int(os.environ.get("PYCNI_FUZZ_CASES", "20000"))  # noqa: TID251 - as above
 CHUNKS = 8  # that two workers can share
-PART = 1 if ALL else 5  # of so many cases one, another each day
+PART = 1 if ALL else 10  # of so many cases one, another each day
 DAY = crc32(scope.SEED.encode()) % PART
-PROCESSES = 150
+PROCESSES = 150 if ALL else 50
 LOOK_EVERY, LOOK_CLOSELY_EVERY = 20, 500  # cases
 
 _ATTACHED = "veth[0-9a-f]{8}|eth0|net1|x+"  # names of interfaces that ADD makes

@@ -156,8 +156,8 @@ def listing(machine: Machine) -> str:
     )
 
 
-def drift(machine: Machine, layout: Layout) -> str:
-    """Return which chain of a layout has lost its rules."""
+def drift(machine: Machine, layout: Layout) -> list[str]:
+    """Return the chains of a layout that have lost their rules, in words."""
     host = NetNS(machine.host)
     try:
         return layout.drift(host)

@@ -65,6 +65,7 @@ def reachable(
 
 @pytest.mark.without_engine(reason="compares two programs")
 @pytest.mark.timeout(300)
+@pytest.mark.rotating(3)
 @pytest.mark.parametrize("backend", ["nftables", "iptables"])
 @pytest.mark.parametrize(
     ("ports", "settings"),

@@ -32,7 +32,7 @@ WINGS = {
         *("nft_messages", "nft_expressions", "nft_table", "nft_layout", "iptables"),
     ),
     "node": (
-        *("unformatted", "record", "owned", "masquerade_iptables", "masquerade", "survey"),
+        *("unformatted", "record", "masquerade_iptables", "masquerade", "survey", "owned"),
         *("liveness", "absence", "masquerade_strays", "veth", "lifecycle", "interface", "host"),
     ),
     "serve": ("stdio", "protocol", "worker", "engine", "cli", "main"),
@@ -411,11 +411,13 @@ ENTRIES = {
         frozenset(
             {
                 "portmap",
+                "portmap.claims",
                 "portmap.parts",
                 "portmap.conf",
                 "portmap.conntrack",
                 "portmap.layout",
                 "portmap.route_localnet",
+                "portmap.services",
                 "portmap.nftables",
                 "portmap.shared_ports",
             }
@@ -461,7 +463,7 @@ ENTRIES = {
         | _INTERFACE
         | _NFT
         | {"node.lifecycle", "node.interface", "spec.ipam_config"},
-        frozenset({"ptp", "ptp.conf", "ptp.routes"}),
+        frozenset({"ptp", "ptp.conf", "ptp.parts", "ptp.routes"}),
     ),
     "bandwidth refuses an ADD": Entry(
         "bandwidth",
