@@ -45,9 +45,9 @@ class Bucket:
         waiting = limit.rate * _LATENCY // 1000
         frame = mtu + _ETHERNET_HEADER
         burst = max(limit.burst or min(max(waiting, _PACKET_MAX), _U32), frame)
-        largest = min(burst, _PACKET_MAX)  # the kernel splits packets that are longer than a burst
-        queue = min(max(waiting, largest, frame), _U32)
-        return cls(limit.rate, burst, queue, frame)
+        # Beside what waits, one packet that goes whole: the kernel splits those above the burst.
+        largest = max(min(burst, _PACKET_MAX), frame)
+        return cls(limit.rate, burst, min(waiting + largest, _U32), frame)
 
     @property
     def former_limit(self) -> int:
