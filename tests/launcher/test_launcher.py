@@ -296,7 +296,19 @@ def test_a_missing_bundle_is_reported(launcher: Launcher, tmp_path: Path) -> Non
     error = _error(done.stdout)
     assert done.returncode == 1
     assert error["code"] == 5
-    assert "/with ?quotes?/.pycni/pycni': No such file or directory" in error["msg"]
+    assert "there is no '" in error["msg"]
+    assert "/with ?quotes?/.pycni/pycni': the directory '.pycni' must lie beside" in error["msg"]
+
+
+def test_a_bundle_that_cannot_be_started_is_reported(launcher: Launcher, tmp_path: Path) -> None:
+    """That is another matter than one which is not there."""
+    (tmp_path / ".pycni").mkdir()
+    (tmp_path / ".pycni/pycni").write_text("no program")
+    shutil.copy(launcher.directory / "bridge", tmp_path)
+
+    done = Launcher(tmp_path, launcher.socket_path).run()
+
+    assert f"cannot start '{tmp_path}/.pycni/pycni': Permission denied" in done.stdout.decode()
 
 
 def test_a_name_too_long_is_refused(launcher: Launcher) -> None:

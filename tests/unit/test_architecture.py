@@ -33,7 +33,8 @@ WINGS = {
     ),
     "node": (
         *("unformatted", "record", "masquerade_iptables", "masquerade", "survey", "owned"),
-        *("liveness", "absence", "masquerade_strays", "veth", "lifecycle", "interface", "host"),
+        *("liveness", "absence", "masquerade_strays", "veth", "lifecycle", "interface"),
+        *("plugin_files", "host"),
     ),
     "serve": ("stdio", "protocol", "worker", "engine", "cli", "main"),
 }
@@ -49,6 +50,7 @@ LAZY = {
         *("kernel.iptables", "node.liveness", "node.masquerade_iptables", "node.masquerade_strays"),
         *("node.owned", "node.survey"),
     ),
+    "node.host": ("node.plugin_files",),
     "serve.main": tuple(name for name in ORDER if name != "serve.stdio"),
 }
 THIRD_PARTIES = {
