@@ -112,6 +112,11 @@ def objects(machine: Machine) -> Json:
     }
 
 
+def recorded(machine: Machine) -> Json:
+    """Return the attachment records; what all share beside them may stay."""
+    return files_below(f"{machine.state_dir}/attachments")
+
+
 def is_no_record(what: str) -> bool:
     """Tell whether an operation is about another thing than an attachment record."""
     return not what.endswith(" record")
@@ -150,7 +155,7 @@ def test_del_is_not_kept_by_what_an_add_failed_for(machine: Machine, name: str, 
     call = CASES[name](machine)
     machine.ok(call.plugin, "ADD", call.config, call.netns)
     machine.ok(call.plugin, "DEL", call.config, call.netns)  # what all share is there from now on
-    before, records = objects(machine), files_below(machine.state_dir)
+    before, records = objects(machine), recorded(machine)
     deletion = {key: value for key, value in call.config.items() if key != "prevResult"}
 
     for what in operations(machine, call):
@@ -165,7 +170,7 @@ def test_del_is_not_kept_by_what_an_add_failed_for(machine: Machine, name: str, 
             assert objects(machine) != before or names_a_file(machine, error), (what, error)
             machine.ok(call.plugin, "DEL", deletion, call.netns)
         assert objects(machine) == before, what
-        assert files_below(machine.state_dir) == records, what
+        assert recorded(machine) == records, what
 
 
 def is_of(kind: str, what: str) -> bool:
