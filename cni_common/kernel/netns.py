@@ -108,6 +108,16 @@ class NetNS:
         """
         return self._sysctl(self._open_file, name, value)
 
+    def sysctl_is_read_only(self, name: str) -> bool:
+        """Tell whether a sysctl, as `sysctl` has it, cannot be set. Raises OSError."""
+        try:
+            os.close(self._open_file(f"/proc/sys/{name}", os.O_WRONLY))
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES):
+                raise
+            return True
+        return False
+
     def sysctls(self, values: Mapping[str, str], unseen: Container[str] = ()) -> dict[str, OSError]:
         """Set several sysctls as `sysctl` does, and return the failures, by name.
 

@@ -15,6 +15,7 @@ _META_IIFNAME, _META_OIFNAME, _META_NFPROTO, _META_L4PROTO = 6, 7, 15, 16
 _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 _EQUAL, _NOT_EQUAL, _INVERT = 0, 1, 1
 _FIB_DADDR, _FIB_RESULT_ADDRTYPE = 2, 3
+_FIB_OF = {"": 0, "input": 8, "output": 16}  # NFTA_FIB_F_IIF, NFTA_FIB_F_OIF
 _CT_STATUS, _DST_NAT = 2, 1 << 5  # IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h
 _NAT_DESTINATION = 1
 _RTN_LOCAL = 2  # linux/rtnetlink.h
@@ -74,10 +75,14 @@ def equals(value: bytes, *, invert: bool = False) -> Expression:
     return _compare(value, _NOT_EQUAL if invert else _EQUAL)
 
 
-def to_local_address() -> list[Expression]:
-    """Return a match on packets whose destination is an address of this host."""
-    load = be32(1, _REG_1) + be32(2, _FIB_RESULT_ADDRTYPE) + be32(3, _FIB_DADDR)
-    return [expression("fib", load), _compare(_RTN_LOCAL.to_bytes(4, sys.byteorder))]
+def to_local_address(*, of: str = "", invert: bool = False) -> list[Expression]:
+    """Return a match on packets whose destination is an address of this host.
+
+    `of` is "input" or "output" for an address of that interface of the packet alone.
+    """
+    load = be32(1, _REG_1) + be32(2, _FIB_RESULT_ADDRTYPE) + be32(3, _FIB_DADDR | _FIB_OF[of])
+    local = _RTN_LOCAL.to_bytes(4, sys.byteorder)
+    return [expression("fib", load), equals(local, invert=invert)]
 
 
 def destination_changed() -> list[Expression]:
@@ -118,9 +123,9 @@ def masquerade() -> Expression:
     return expression("masq", b"")
 
 
-def dnat(family: int, port_register: int) -> Expression:
-    """Return the dnat statement to the address and the port that were looked up."""
-    where = be32(3, _REG_1) + be32(5, port_register)
+def dnat(family: int, port_register: int = 0) -> Expression:
+    """Return the dnat statement to the loaded address, and to a loaded port if there is one."""
+    where = be32(3, _REG_1) + (be32(5, port_register) if port_register else b"")
     return expression("nat", be32(1, _NAT_DESTINATION) + be32(2, family) + where)
 
 

@@ -7,7 +7,6 @@ networks, to which elements lead, are made and removed beside it.
 
 from __future__ import annotations
 
-import errno
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from cni_common.kernel.nft_expressions import Expression
     from cni_common.kernel.nft_messages import Element
 
-    Key = tuple[str, bytes]  # a set's name, and the key of an element
+    Key = nft_table.Key
     Rule = Sequence[Expression]
 
 TABLE = nft_table.Table(nft_table.INET, "pycni")  # of every layout for IP packets
@@ -72,6 +71,7 @@ class Set:
     key: tuple[int, int]
     data: tuple[int, int] | None = None
     goes_filled: bool = False  # its elements do not keep the base; they are removed with it
+    fields: tuple[int, ...] = ()  # lengths of a key's parts, if the elements are ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ class Layout:
                 nft_table.apply(netns, [*frame, *(take_over() if take_over else elements)])
             except NetlinkError as error:
                 # An element that `take_over` saw is gone, or a key has a new one.
-                is_outrun = error.errno in (*nft_table.LOOK_AGAIN, errno.EEXIST)
+                is_outrun = error.errno in (*nft_table.LOOK_AGAIN, *nft_table.TAKEN)
                 if not (take_over and is_outrun) or attempt == nft_table.TRIES - 1:
                     raise
             else:
@@ -227,7 +227,9 @@ def removal(netns: NetNS, layouts: Sequence[Layout]) -> list[Message]:
 def _base(layout: Layout) -> tuple[Message, ...]:
     table = layout.table
     messages = [table.add()]
-    messages += [table.add_set(one.name, one.key, data=one.data) for one in layout.sets]
+    messages += [
+        table.add_set(one.name, one.key, data=one.data, fields=one.fields) for one in layout.sets
+    ]
     # All chains come before the first rule, since rules refer to chains.
     messages += [_add_chain(table, chain) for chain in layout.chains]
     for chain in layout.chains:
@@ -259,7 +261,7 @@ def _try_to_add(netns: NetNS, elements: Sequence[Message]) -> bool:
     try:
         nft_table.apply(netns, elements)
     except NetlinkError as error:
-        if error.errno not in (*nft_table.LOOK_AGAIN, errno.EEXIST):
+        if error.errno not in (*nft_table.LOOK_AGAIN, *nft_table.TAKEN):
             raise
         return False
     return True

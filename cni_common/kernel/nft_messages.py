@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING
 from cni_common.kernel.netlink import attribute, attributes, be32, each_attribute, string, string_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_TYPE = 1, 3, 4, 7
 _HOOK_HOOKNUM, _HOOK_PRIORITY = 1, 2
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
 _SET_TABLE, _SET_NAME, _SET_FLAGS, _SET_KEY_TYPE, _SET_KEY_LEN = range(1, 6)
-_SET_DATA_TYPE, _SET_DATA_LEN, _SET_ID, _SET_USERDATA = 6, 7, 10, 13
-_SET_MAP = 0x8
+_SET_DATA_TYPE, _SET_DATA_LEN, _SET_DESC, _SET_ID, _SET_USERDATA = 6, 7, 9, 10, 13
+_DESC_CONCAT, _FIELD_LEN = 2, 1
+_SET_MAP, _SET_OF_RANGES = 0x8, 0x4 | 0x80  # NFT_SET_INTERVAL and NFT_SET_CONCAT
 _LIST_ELEM = 1
 _EXPR_NAME, _EXPR_DATA = 1, 2
 _IMMEDIATE_DATA, _CMP_DATA = 2, 3
-_ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA = 1, 2, 6
+_ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA, _ELEM_KEY_END = 1, 2, 6, 10
 _DATA_VALUE, _DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 1, 2, 1, 2
 _GOTO = -4
 _COMMENT = 0  # NFTNL_UDATA_*_COMMENT of libnftnl: nft's type of comments
@@ -41,6 +42,7 @@ class Element:
     chain: str  # the chain of its verdict, "" outside of a verdict map
     comment: str
     data: bytes  # the value in a map that is no verdict map
+    end: bytes = b""  # the last key of an element that is a range
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,27 +76,40 @@ def new_set(
     key: tuple[int, int],
     *,
     data: tuple[int, int] | None = None,
+    fields: Sequence[int] = (),
     host_order: bool = False,
 ) -> bytes:
     """Return the attributes of a new set, or of a map from its keys to `data`.
 
-    `key` and `data` are a length and nft's number of the type.
+    `key` and `data` are a length and nft's number of the type. With `fields`, the lengths of the
+    parts of a key in bytes, its elements are ranges (Linux 5.6).
     """
     attrs = [string(_SET_TABLE, table), string(_SET_NAME, name)]
-    if data:
-        attrs.append(be32(_SET_FLAGS, _SET_MAP))
+    flags = (_SET_MAP if data else 0) | (_SET_OF_RANGES if fields else 0)
+    if flags:
+        attrs.append(be32(_SET_FLAGS, flags))
     attrs += [be32(_SET_KEY_TYPE, key[1]), be32(_SET_KEY_LEN, key[0])]
     if data:
         attrs += [be32(_SET_DATA_TYPE, data[1]), be32(_SET_DATA_LEN, data[0])]
+    if fields:
+        parts = [attribute(_LIST_ELEM, be32(_FIELD_LEN, length)) for length in fields]
+        attrs.append(attribute(_SET_DESC, attribute(_DESC_CONCAT, *parts)))
     attrs.append(be32(_SET_ID, 1))
     if host_order:
         attrs.append(attribute(_SET_USERDATA, _HOST_ORDER_KEY))
     return b"".join(attrs)
 
 
-def element(key: bytes, *, goto: str = "", data: bytes = b"", comment: str = "") -> bytes:
-    """Return the attributes of an element, in a map with a verdict or with data."""
+def element(
+    key: bytes, end: bytes = b"", *, goto: str = "", data: bytes = b"", comment: str = ""
+) -> bytes:
+    """Return the attributes of an element, in a map with a verdict or with data.
+
+    A range has the last key `end`.
+    """
     attrs = attribute(_ELEM_KEY, attribute(_DATA_VALUE, key))
+    if end:
+        attrs += attribute(_ELEM_KEY_END, attribute(_DATA_VALUE, end))
     if goto:
         verdict = be32(_VERDICT_CODE, _GOTO & 0xFFFFFFFF) + string(_VERDICT_CHAIN, goto)
         attrs += attribute(_ELEM_DATA, attribute(_DATA_VERDICT, verdict))
@@ -124,6 +139,7 @@ def elements(items: bytes) -> list[Element]:
                 string_of(attributes(data.get(_DATA_VERDICT, b"")).get(_VERDICT_CHAIN)),
                 comment(parts.get(_ELEM_USERDATA)),
                 data.get(_DATA_VALUE, b""),
+                attributes(parts.get(_ELEM_KEY_END, b"")).get(_DATA_VALUE, b""),
             )
         )
     return found
@@ -159,6 +175,11 @@ def target(expressions: bytes) -> str:
             verdict = attributes(attributes(data)[_IMMEDIATE_DATA]).get(_DATA_VERDICT, b"")
             return string_of(attributes(verdict).get(_VERDICT_CHAIN))
     return ""
+
+
+def immediate(data: bytes) -> bytes:
+    """Return the constant in the attributes of an expression `immediate`, b"" for a verdict."""
+    return attributes(attributes(data)[_IMMEDIATE_DATA]).get(_DATA_VALUE, b"")
 
 
 def compared(expressions: bytes) -> tuple[bytes, ...]:

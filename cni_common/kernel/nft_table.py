@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from cni_common.kernel.netns import NetNS
     from cni_common.kernel.nft_expressions import Expression
 
+    Key = tuple[str, *tuple[bytes, ...]]  # a set, and the key of an element, or a range's ends
+
 DROP, ACCEPT, JUMP, GOTO, RETURN = 0, 1, -3, -4, -5  # verdicts
 INET, IPV4, BRIDGE, IPV6 = 1, 2, 7, 10  # NFPROTO_* of linux/netfilter.h
 PREROUTING, FORWARD, OUTPUT, POSTROUTING = 0, 2, 3, 4  # NF_INET_*, the same as NF_BR_*
@@ -57,6 +59,7 @@ _LIST_BYTES = 60_000  # of the elements in one message; an attribute's length ha
 TRIES = 10  # attempts of a transaction that other calls outrun
 # Errors after which the elements are looked at again: an element was gone, the answer was lost.
 LOOK_AGAIN = (errno.ENOENT, errno.ENOBUFS)
+TAKEN = (errno.EEXIST, errno.ENOTEMPTY)  # a key exists, or a range in part
 _NFGENMSG = struct.Struct("=BBH")  # family, version 0, resource id in network order
 _TABLE_NAME, _TABLE_USE = 1, 3
 _CHAIN_TABLE, CHAIN_HANDLE, _CHAIN_NAME, CHAIN_POLICY, CHAIN_USE, CHAIN_USERDATA = 1, 2, 3, 5, 6, 12
@@ -96,12 +99,13 @@ class Table:
         body = string(_TABLE_NAME, self.name)
         return self._message("delete table", _DELTABLE, body, flags=NLM_F_NONREC)
 
-    def add_chain(self, name: str, *, comment: str = "") -> Message:
-        """Return the request that creates a regular chain unless it exists."""
+    def add_chain(self, name: str, *, comment: str = "", new: bool = False) -> Message:
+        """Return the request that creates a regular chain unless it exists; EEXIST if `new`."""
         body = self._chain(name)
         if comment:
             body += attribute(CHAIN_USERDATA, nft_messages.userdata(comment))
-        return self._message(f"add chain '{name}'", _NEWCHAIN, body, flags=NLM_F_CREATE)
+        flags = NLM_F_CREATE | (NLM_F_EXCL if new else 0)
+        return self._message(f"add chain '{name}'", _NEWCHAIN, body, flags=flags)
 
     def add_base_chain(self, name: str, *, kind: str, hook: int, priority: int) -> Message:
         """Return the request that creates a chain of type `kind` at a netfilter hook."""
@@ -134,10 +138,21 @@ class Table:
         return self._message(f"delete rules of '{chain}'", _DELRULE, body)
 
     def add_set(
-        self, name: str, key: tuple[int, int], *, data: tuple[int, int] | None = None
+        self,
+        name: str,
+        key: tuple[int, int],
+        *,
+        data: tuple[int, int] | None = None,
+        fields: Sequence[int] = (),
     ) -> Message:
-        """Return the request that creates a set, or a map from its keys to `data`."""
-        body = nft_messages.new_set(self.name, name, key, data=data, host_order=key is IIFNAME_KEY)
+        """Return the request that creates a set, or a map from its keys to `data`.
+
+        With the lengths of a key's `fields` its elements are ranges.
+        """
+        host_order = key is IIFNAME_KEY
+        body = nft_messages.new_set(
+            self.name, name, key, data=data, fields=fields, host_order=host_order
+        )
         return self._message(f"add set '{name}'", _NEWSET, body, flags=NLM_F_CREATE)
 
     def delete_set(self, name: str, *, filled: bool = False) -> Message:
@@ -150,10 +165,21 @@ class Table:
         return self._message(f"delete set '{name}'", _DELSET, body, flags=flags)
 
     def add_element(
-        self, set_name: str, key: bytes, *, goto: str = "", data: bytes = b"", comment: str = ""
+        self,
+        set_name: str,
+        key: bytes,
+        end: bytes = b"",
+        *,
+        goto: str = "",
+        data: bytes = b"",
+        comment: str = "",
     ) -> Message:
-        """Return the request that adds an element; EEXIST if the key exists."""
-        element = nft_messages.element(key, goto=goto, data=data, comment=comment)
+        """Return the request that adds an element, or the range of keys up to `end`.
+
+        EEXIST if the key exists; EEXIST or ENOTEMPTY if an end of a range is within another. A
+        range around another one is not noticed.
+        """
+        element = nft_messages.element(key, end, goto=goto, data=data, comment=comment)
         return self._message(
             f"add element to '{set_name}'",
             _NEWSETELEM,
@@ -161,15 +187,23 @@ class Table:
             flags=NLM_F_CREATE | NLM_F_EXCL,
         )
 
-    def delete_element(self, set_name: str, key: bytes) -> Message:
+    def delete_element(self, set_name: str, key: bytes, end: bytes = b"") -> Message:
         """Return the request that deletes an element; ENOENT if there is none."""
-        body = self._element(set_name, nft_messages.element(key))
+        body = self._element(set_name, nft_messages.element(key, end))
         return self._message(f"delete element of '{set_name}'", _DELSETELEM, body)
+
+    def flush_set(self, name: str) -> Message:
+        """Return the request that deletes all elements of a set."""
+        body = _names_of_set(self.name, name)
+        return self._message(f"flush set '{name}'", _DELSETELEM, body)
 
     # --- queries ---
 
-    def present(self, netns: NetNS, keys: Sequence[tuple[str, bytes]]) -> list[Element | None]:
-        """Return the element of each (set, key), None where there is none."""
+    def present(self, netns: NetNS, keys: Sequence[Key]) -> list[Element | None]:
+        """Return the element of each key, None where there is none.
+
+        In a set of ranges that is the one around the first key.
+        """
         queries = [self._query_element(*key) for key in keys]
         answers = netns.netfilter.exchange(queries, absent=[errno.ENOENT])
         return [answer[0][0] if answer else None for answer in answers]
@@ -223,6 +257,12 @@ class Table:
                 raise
             return False
 
+    def chains_there(self, netns: NetNS, chains: Sequence[str]) -> list[str]:
+        """Return those of these chains that exist."""
+        queries = [self._message(f"look up '{c}'", _GETCHAIN, self._chain(c)) for c in chains]
+        answers = netns.netfilter.exchange(queries, absent=[errno.ENOENT])
+        return [chain for chain, answer in zip(chains, answers, strict=True) if answer]
+
     def chain(self, netns: NetNS, name: str) -> dict[int, bytes] | None:
         """Return the attributes of a chain, None if it does not exist."""
         what, body = f"look up '{name}'", self._chain(name)
@@ -259,8 +299,8 @@ class Table:
         what, body = f"list chain '{chain}'", self._rules(chain)
         return _query(netns, self._message(what, _GETRULE, body, flags=NLM_F_DUMP, read=read))
 
-    def _query_element(self, set_name: str, key: bytes) -> Message:
-        body = self._element(set_name, nft_messages.element(key))
+    def _query_element(self, set_name: str, key: bytes, end: bytes = b"") -> Message:
+        body = self._element(set_name, nft_messages.element(key, end))
         what = f"look up element of '{set_name}'"
         return self._message(what, _GETSETELEM, body, read=_decode_elements)
 
@@ -347,7 +387,11 @@ def _packed(messages: Sequence[Message]) -> list[Message]:
         if kind in (_ADD_ELEMENTS, _DELETE_ELEMENTS):
             lists: dict[bytes, list[Message]] = {}
             for message in run:
-                lists.setdefault(_before_list(message.body), []).append(message)
+                head = _before_list(message.body)
+                if len(head) == len(message.body):
+                    packed.append(message)  # without a list: all elements of the set
+                else:
+                    lists.setdefault(head, []).append(message)
             for head, of_set in lists.items():
                 packed += _joined(head, of_set)
         else:

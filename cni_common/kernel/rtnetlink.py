@@ -64,7 +64,7 @@ from cni_common.kernel.route import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from cni_common.kernel.netlink import Channel
     from cni_common.kernel.route import KernelRoute
@@ -280,6 +280,19 @@ class Netlink:
                 for where, cidr, flags in answers
                 if index in (0, where) and cidr.version == version
             ]
+        return found
+
+    def addresses_beside(self, indices: Collection[int]) -> set[Address]:
+        """Return the addresses of all interfaces but some, without those of a link (fe80::)."""
+        found: set[Address] = set()
+        for version in (4, 6):
+            query = encode_address_query(0, version)
+            message = Message("list addresses", RTM_GETADDR, NLM_F_DUMP, query, decode_address)
+            found.update(
+                cidr.ip
+                for where, cidr, _ in self.channel.dump(message)
+                if where not in indices and not (cidr.version == 6 and cidr.is_link_local)
+            )
         return found
 
     def sample_addresses(self, found: set[Address], *, until: float, at_most: int) -> str:

@@ -303,6 +303,11 @@ class Records:
             if facts:
                 yield Record(path, -1, facts)
 
+    def peek(self, path: str) -> Record | None:
+        """Return the record in the file `path`, to be read only, or None; takes no lock."""
+        facts = _peek(path)
+        return Record(path, -1, facts) if facts else None
+
     def listing(self) -> Iterator[tuple[Record, float]]:
         """Yield every record, to be read only, and its last change, seconds since the epoch.
 

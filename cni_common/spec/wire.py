@@ -60,16 +60,22 @@ def fold(config: Json, schema: Json) -> dict[str, Any]:
     means absent. Unknown keys are kept unchanged.
     """
     properties = schema.get("properties", {})
-    spellings = {name.casefold(): name for name in properties}  # of two alike the last one counts
     folded: dict[str, Any] = {}
     for key, value in config.items():
         if value is None:
             continue
-        name = key if key in properties else spellings.get(key.casefold(), key)
+        name = key if key in properties else _spelling(key, properties)
         if isinstance(value, dict | list):
             value = _fold_value(value, properties.get(name, {}))
         folded[name] = _merge(folded[name], value) if name in folded else value
     return folded
+
+
+def _spelling(key: str, properties: Json) -> str:
+    """Return the one of `properties` that is `key` but for case, the last of several, or `key`."""
+    wanted = key.casefold()
+    alike = [name for name in properties if name.casefold() == wanted]
+    return alike[-1] if alike else key
 
 
 def encode(value: object, *, sort_keys: bool) -> bytes:
@@ -116,9 +122,11 @@ def _merge(old: Any, new: Any) -> Any:
     return new
 
 
-def _object(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    _add(result, pairs)
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):  # a key is repeated
+        result = {}
+        _add(result, pairs)
     return result
 
 

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel.nft_layout import TABLE
 from cni_common.spec.errors import CNIError, Code, drifted
-from plugins.portmap import conntrack, layout, nftables, parts, route_localnet, shared_ports
+from plugins.portmap import (
+    conntrack,
+    layout,
+    nftables,
+    parts,
+    route_localnet,
+    services,
+    shared_ports,
+)
 from plugins.portmap.conf import IPTABLES, SCHEMA, Conf
 
 if TYPE_CHECKING:
@@ -33,15 +41,18 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     if conf.backend == IPTABLES:  # after our record, so that of two at once one sees the other's
         parts.refuse_taken_ports(req, host, conf)
     parts.take_back(attaching)
+    from plugins.portmap import redirects
+
+    redirects.settle(req, host, conf)
     if conf.backend == IPTABLES:
         from plugins.portmap import iptables
 
         iptables.add(host, conf, req.network, req.attachment)
     else:
-        shared_ports.claim(req, host, conf)
+        services.keep_out(host.netns)
+        shared_ports.claim(req, host, conf, attaching)
     route_localnet.ensure(host, egress)
-    if any(port.protocol == "udp" for port in conf.ports):
-        _forget_connections(host, conf)
+    _forget_connections(host, conf)
     return previous
 
 
@@ -69,8 +80,10 @@ def check(req: Request, host: Host) -> Iterator[CNIError]:
 
 
 def gc(req: Request, host: Host) -> None:
-    """Remove the mappings of this network that belong to no valid attachment."""
+    """Remove the mappings of this network that belong to no valid attachment; keep Services out."""
     parts.LIFECYCLE.gc(req, host)
+    if TABLE.has_chain(host.netns, layout.PORTS):
+        services.keep_out(host.netns)
 
 
 def status(req: Request, host: Host) -> None:
@@ -99,6 +112,6 @@ def lifecycle() -> Lifecycle:
 
 def _forget_connections(host: Host, conf: Conf) -> None:
     try:
-        conntrack.forget(host.netns, conf)
+        conntrack.forget(host.netns, conntrack.targets_of(conf))
     except OSError as error:  # they end by themselves
         host.log(f"earlier connections to the ports were not forgotten: {error}")

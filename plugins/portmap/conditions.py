@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from cni_common.kernel import iptables, nft_table
+from cni_common.kernel import iptables
 from cni_common.kernel.netlink import NetlinkError
 from cni_common.kernel.nft_layout import TABLE
 from cni_common.spec.errors import CNIError, Code
@@ -43,19 +43,6 @@ def ensure(netns: NetNS, suffix: str, conditions: Mapping[int, Sequence[str]]) -
         )
 
 
-def remove_unused(netns: NetNS, suffix: str) -> None:
-    """Remove the chain and the maps of conditions without mappings."""
-    own = layout.of_conditions(suffix)
-    if own.is_used(netns):
-        return
-    jumps = [
-        TABLE.delete_rule(layout.CONDITIONS, rule.handle)
-        for rule in TABLE.rules(netns, layout.CONDITIONS)
-        if rule.target == layout.PORTS + suffix
-    ]
-    nft_table.apply_if_unused(netns, [*jumps, *own.removal()])
-
-
 def _lines(chain: str, suffix: str, conditions: Mapping[int, Sequence[str]]) -> Iterator[str]:
     table = f"inet {TABLE.name}"
     port = "inet_proto . inet_service"
@@ -73,4 +60,5 @@ def _lines(chain: str, suffix: str, conditions: Mapping[int, Sequence[str]]) -> 
         ):
             target = f"dnat {header} to {what} map @{name}{suffix}"
             yield f"add rule {table} {chain} {match} {target}"
-    yield f"add rule {table} {layout.CONDITIONS} jump {chain}"
+    # Before the jump for ranges, whose chain looks up all other ports, too.
+    yield f"insert rule {table} {layout.CONDITIONS} jump {chain}"

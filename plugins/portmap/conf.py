@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from cni_common.node.masquerade import BACKENDS
@@ -94,18 +94,34 @@ SCHEMA: Json = {
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A mapping of a node's port to a port of the container."""
+    """A mapping of a node's port, or of `count` ports in a row, to as many of the container."""
 
     protocol: str
     host_port: int
     container_port: int
     host_ip: Address | None = None
+    count: int = 1
 
     def __str__(self) -> str:
+        numbers = f"{self.host_port}-{self.last}" if self.count > 1 else f"{self.host_port}"
         if self.host_ip is None:
-            return f"{self.host_port}/{self.protocol}"
+            return f"{numbers}/{self.protocol}"
         address = f"[{self.host_ip}]" if self.host_ip.version == 6 else str(self.host_ip)
-        return f"{address}:{self.host_port}/{self.protocol}"
+        return f"{address}:{numbers}/{self.protocol}"
+
+    @property
+    def last(self) -> int:
+        """The last of the node's ports."""
+        return self.host_port + self.count - 1
+
+    def each(self) -> Iterator[Port]:
+        """Yield the mapping of each port."""
+        if self.count == 1:
+            yield self
+            return
+        for number in range(self.count):
+            host, container = self.host_port + number, self.container_port + number
+            yield Port(self.protocol, host, container, self.host_ip)
 
     def serves(self, version: int) -> bool:
         """Tell whether the mapping is for connections of this IP version."""
@@ -155,24 +171,29 @@ class Conf:
     def of_leftover(cls, req: Request) -> Self:
         """Return the valid parts of `req`: DEL must go on."""
         ports = []
-        for entry in _entries(req.config):
+        for number, entry in enumerate(_entries(req.config)):
             try:
-                ports.append(_port(entry, ""))
+                ports.append(_port(entry, number))
             except CNIError:
                 continue
         try:
             addresses = _addresses(req.prev_result, req.ifname)
         except CNIError:
             addresses = {}
-        return cls(NFTABLES, ports, addresses, conditions=_conditions(req.config))
+        return cls(NFTABLES, _in_rows(ports), addresses, conditions=_conditions(req.config))
 
     @property
     def opens_localhost(self) -> bool:
         """Whether connections from 127.0.0.1 must reach the container."""
         return self.snat and any(cidr.version == 4 for _, cidr in self.targets())
 
+    def singles(self) -> Iterator[Port]:
+        """Yield the mapping of each port."""
+        for port in self.ports:
+            yield from port.each()
+
     def targets(self) -> Iterator[tuple[Port, Cidr]]:
-        """Yield each port with its target address of the container, one per family."""
+        """Yield each mapping with its target address of the container, one per family."""
         for port in self.ports:
             for version, address in self.addresses.items():
                 if port.serves(version):
@@ -185,10 +206,11 @@ def _entries(config: Json) -> Sequence[Json]:
 
 
 def _ports(config: Json) -> list[Port]:
+    """Return the mappings, those of ports in a row as one. Raises CNIError 7."""
     ports: list[Port] = []
     seen: dict[tuple[object, ...], Port] = {}
     for number, entry in enumerate(_entries(config)):
-        port = _port(entry, f"portMappings[{number}]")
+        port = _port(entry, number)
         other = seen.setdefault((port.protocol, port.host_port, port.host_ip), port)
         if other.container_port != port.container_port:
             raise _refuse(
@@ -197,25 +219,52 @@ def _ports(config: Json) -> list[Port]:
             )
         if other is port:
             ports.append(port)
-    return ports
+    return _in_rows(ports)
 
 
-def _port(entry: Json, where: str) -> Port:
-    numbers: list[int] = []
-    for key in ("hostPort", "containerPort"):
-        number = entry.get(key, 0)
-        if not 1 <= number <= _PORT_MAX:
-            raise _refuse(f"{where}: {key} is {number}, it must be 1 to {_PORT_MAX}")
-        numbers.append(number)
-    protocol = (entry.get("protocol") or "tcp").lower()
+def _in_rows(ports: Sequence[Port]) -> list[Port]:
+    """Return `ports`, with one mapping for those in a row, also where protocols alternate."""
+    first: list[Port] = []
+    counts: list[int] = []
+    latest: dict[tuple[object, ...], int] = {}
+    for port in ports:
+        number = latest.get((port.protocol, port.host_ip), -1)
+        if number >= 0:
+            shift, one = counts[number], first[number]
+            if (port.host_port, port.container_port) == (
+                one.host_port + shift,
+                one.container_port + shift,
+            ):
+                counts[number] += 1
+                continue
+        latest[port.protocol, port.host_ip] = len(first)
+        first.append(port)
+        counts.append(1)
+    return [
+        replace(one, count=count) if count > 1 else one
+        for one, count in zip(first, counts, strict=True)
+    ]
+
+
+def _port(entry: Json, number: int) -> Port:
+    host, container = entry.get("hostPort", 0), entry.get("containerPort", 0)
+    if not (1 <= host <= _PORT_MAX and 1 <= container <= _PORT_MAX):
+        key = "containerPort" if 1 <= host <= _PORT_MAX else "hostPort"
+        found = entry.get(key, 0)
+        raise _refuse(f"portMappings[{number}]: {key} is {found}, it must be 1 to {_PORT_MAX}")
+    protocol = entry.get("protocol") or "tcp"
     if protocol not in PROTOCOLS:
-        raise _refuse(f'{where}: protocol is "{protocol}", it must be tcp, udp or sctp')
+        protocol = protocol.lower()
+    if protocol not in PROTOCOLS:
+        raise _refuse(
+            f'portMappings[{number}]: protocol is "{protocol}", it must be tcp, udp or sctp'
+        )
     text = entry.get("hostIP", "")
     try:
         host_ip = parse_address(text) if text else None
     except ValueError:
-        raise _refuse(f'{where}: hostIP "{text}" is not an IP address') from None
-    return Port(protocol, numbers[0], numbers[1], host_ip)
+        raise _refuse(f'portMappings[{number}]: hostIP "{text}" is not an IP address') from None
+    return Port(protocol, host, container, host_ip)
 
 
 def _addresses(previous: Result | None, ifname: str) -> dict[int, Cidr]:

@@ -23,12 +23,10 @@ from cni_common.kernel.netlink import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
-    from typing import Any
+    from collections.abc import Iterable, Sequence
 
     from cni_common.kernel.netns import NetNS
-    from cni_common.spec.names import Cidr
-    from plugins.portmap.conf import Conf, Port
+    from plugins.portmap.conf import Conf
 
 _NFGENMSG = struct.Struct("=BBH")
 _GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_*
@@ -44,6 +42,25 @@ _PORTS_ASKED_FOR = 4  # at most: each costs a walk through the kernel's table
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """UDP ports of the node in a row, and the address and first port to which they lead."""
+
+    version: int
+    first: int
+    last: int
+    address: bytes
+    port: int
+    at: bytes = b""  # the one node address for which that holds
+
+    def leads(self, one: _Connection) -> bool:
+        """Tell whether a connection to one of the ports goes to this target."""
+        return (one.answers_from, one.answer_port) == (
+            self.address,
+            self.port + one.port - self.first,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class _Connection:
     port: int  # destination port before translation
     destination: bytes
@@ -53,63 +70,88 @@ class _Connection:
     id: bytes
 
 
-def forget(netns: NetNS, conf: Conf) -> None:
-    """Delete the UDP entries of the ports of `conf`: the next packet consults the maps again.
+class _Targets:
+    """Targets of one IP version, found by port."""
 
-    Entries that lead to its container already, and those of transit traffic, stay. Raises OSError.
+    def __init__(self, targets: Iterable[Target]) -> None:
+        self.ports = 0
+        self._blocks: dict[int, list[Target]] = {}  # by the upper byte of a port
+        for one in targets:
+            self.ports += one.last - one.first + 1
+            for block in range(one.first >> 8, (one.last >> 8) + 1):
+                self._blocks.setdefault(block, []).append(one)
+
+    def of(self, port: int) -> list[Target]:
+        """Return the targets of a port."""
+        return [one for one in self._blocks.get(port >> 8, ()) if one.first <= port <= one.last]
+
+    def numbers(self) -> set[int]:
+        """Return the ports; only for a few."""
+        known = (one for block in self._blocks.values() for one in block)
+        return {port for one in known for port in range(one.first, one.last + 1)}
+
+
+def targets_of(conf: Conf) -> list[Target]:
+    """Return where the UDP ports of `conf` lead."""
+    return [
+        Target(
+            cidr.version,
+            port.host_port,
+            port.last,
+            cidr.ip.packed,
+            port.container_port,
+            port.only_at.packed if port.only_at else b"",
+        )
+        for port, cidr in conf.targets()
+        if port.protocol == "udp"
+    ]
+
+
+def forget(netns: NetNS, wanted: Sequence[Target]) -> None:
+    """Delete the UDP entries of the ports of `wanted`: the next packet consults the maps again.
+
+    Entries that lead to the targets already, and those of transit traffic, stay. Raises OSError.
     """
-    wanted: dict[int, dict[int, list[tuple[Port, Cidr]]]] = {}
-    for port, cidr in conf.targets():
-        if port.protocol == "udp":
-            of_version = wanted.setdefault(cidr.version, {})
-            of_version.setdefault(port.host_port, []).append((port, cidr))
-    for version, ports in wanted.items():
+    for version, targets in _by_version(wanted):
         stale = [
             one
-            for one in _connections(netns, version, ports)
-            if any(_is_stale(one, port, cidr) for port, cidr in ports[one.port])
+            for one in _connections(netns, version, targets)
+            if any(
+                not target.leads(one) and target.at in (b"", one.destination)
+                for target in targets.of(one.port)
+            )
         ]
         if stale:
             _delete(netns, version, _for_this_host(netns, stale))
 
 
-def forget_redirected(netns: NetNS, udp: Iterable[Sequence[Any]]) -> None:
-    """Delete the UDP entries of connections to a container.
-
-    `udp` has for each IP version and host port the container's address, in hexadecimal digits, and
-    port. Raises OSError.
-    """
-    wanted: dict[int, dict[int, set[tuple[str, int]]]] = {}
-    for version, host_port, address, port in udp:
-        targets = wanted.setdefault(version, {}).setdefault(host_port, set())
-        targets.add((address, port))
-    for version, ports in wanted.items():
+def forget_redirected(netns: NetNS, wanted: Sequence[Target]) -> None:
+    """Delete the UDP entries of connections that were sent to these targets. Raises OSError."""
+    for version, targets in _by_version(wanted):
+        connections = _connections(netns, version, targets)
         led = [
-            one
-            for one in _connections(netns, version, ports)
-            if (one.answers_from.hex(), one.answer_port) in ports[one.port]
+            one for one in connections if any(target.leads(one) for target in targets.of(one.port))
         ]
         _delete(netns, version, led)
 
 
-def _is_stale(one: _Connection, port: Port, cidr: Cidr) -> bool:
-    target = (cidr.ip.packed, port.container_port)
-    return (one.answers_from, one.answer_port) != target and (
-        port.only_at is None or one.destination == port.only_at.packed
-    )
+def _by_version(wanted: Sequence[Target]) -> list[tuple[int, _Targets]]:
+    versions = sorted({one.version for one in wanted})
+    return [(v, _Targets(one for one in wanted if one.version == v)) for v in versions]
 
 
-def _connections(netns: NetNS, version: int, ports: Collection[int]) -> list[_Connection]:
-    """Return the UDP entries of `ports`: by one dump for each of a few, by one of all for many."""
-    if len(ports) > _PORTS_ASKED_FOR:
-        return _listed(netns, version, ports)
-    return [one for port in ports for one in _listed(netns, version, [port])]
+def _connections(netns: NetNS, version: int, targets: _Targets) -> list[_Connection]:
+    """Return the UDP entries of some ports: by one dump for each of a few, by one for many."""
+    if targets.ports > _PORTS_ASKED_FOR:
+        return _listed(netns, version, targets)
+    ports = sorted(targets.numbers())
+    return [one for port in ports for one in _listed(netns, version, targets, port)]
 
 
-def _listed(netns: NetNS, version: int, ports: Collection[int]) -> list[_Connection]:
+def _listed(netns: NetNS, version: int, targets: _Targets, port: int = 0) -> list[_Connection]:
+    """Return the UDP entries of one port, or without it of all."""
     proto, flags, what = attribute(_PROTO_NUM, bytes([_UDP])), _BY_PROTOCOL, "UDP ports"
-    if len(ports) == 1:
-        (port,) = ports
+    if port:
         proto += attribute(_PROTO_DST_PORT, port.to_bytes(2, "big"))
         flags, what = flags | _BY_PORT, f"UDP port {port}"
     wanted = attribute(_TUPLE_ORIG, attribute(_TUPLE_PROTO, proto))
@@ -121,18 +163,18 @@ def _listed(netns: NetNS, version: int, ports: Collection[int]) -> list[_Connect
             _GET,
             NLM_F_DUMP,
             _NFGENMSG.pack(_FAMILY[version], 0, 0) + body,
-            lambda data: _decode(data, version, ports),
+            lambda data: _decode(data, version, targets),
         )
     )
     return [one for one in found if one]
 
 
-def _decode(data: bytes, version: int, ports: Collection[int]) -> _Connection | None:
+def _decode(data: bytes, version: int, targets: _Targets) -> _Connection | None:
     attrs = attributes(data, HEADER_SIZE + _NFGENMSG.size)
     original = attributes(attrs[_TUPLE_ORIG])
     proto = attributes(original[_TUPLE_PROTO])
     port = int.from_bytes(proto.get(_PROTO_DST_PORT, b""), "big")
-    if proto[_PROTO_NUM][0] != _UDP or port not in ports:
+    if proto[_PROTO_NUM][0] != _UDP or not targets.of(port):
         return None
     reply = attributes(attrs[_TUPLE_REPLY])
     return _Connection(

@@ -11,7 +11,7 @@ from cni_common.kernel import iptables
 from cni_common.kernel.nft_layout import TABLE
 from cni_common.node.owned import Owned, Stray, lost_rules
 from cni_common.spec.errors import CNIError, Code
-from plugins.portmap import iptables as chains
+from plugins.portmap import iptables as own_chains
 from plugins.portmap import layout, nftables, route_localnet
 from plugins.portmap.conf import IPTABLES
 from plugins.portmap.route_localnet import DNAT
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from cni_common.node.host import Host
     from cni_common.node.record import Record
     from cni_common.spec.names import Address
-    from plugins.portmap.parts import HostPortsFacts, RouteLocalnetFacts
+    from plugins.portmap.claims import HostPortsFacts
+    from plugins.portmap.parts import RouteLocalnetFacts
 
 _TARGET = re.compile(r"--to-destination \[?([0-9a-f.:]+?)\]?:\d+$")
 _COMMENT = re.compile(r'dnat name: \\"([^"\\]*)\\" id: \\"([^"\\]*)\\"')
@@ -34,21 +35,17 @@ _REASON = "its owner has no record, and its address is in no namespace"
 def present(host: Host, record: Record, facts: HostPortsFacts) -> Iterator[Owned]:
     """Yield the elements of an attachment, or its chain, and whether they are there."""
     if facts.backend == IPTABLES:
-        chain = chains.chain_of(record.network, record.attachment)
-        there = chains.is_there(host.netns, chain)
+        chain = own_chains.chain_of(record.network, record.attachment)
+        there = own_chains.is_there(host.netns, chain)
         yield Owned("iptables", f"chain {chain} of table nat", there)
-        if there and not chains.is_led_to(host.netns, chain):
+        if there and not own_chains.is_led_to(host.netns, chain):
             yield Owned("iptables", f"rule of {DNAT} that leads to {chain}", present=False)
         return
     keys = nftables.keys_of(facts)
     found = TABLE.present(host.netns, keys)
-    for number, (name, key) in enumerate(keys):
-        # First those of the ports, in their order, then those of the container's addresses.
-        is_port = number < len(facts.ports)
-        what = _port(*facts.ports[number]) if is_port else f"the source {ip_address(key)}"
-        element = found[number]
+    for key, element in zip(keys, found, strict=True):
         mine = element is not None and element.comment == owner_of(record)
-        yield Owned("host-port", f"element for {what} of map {name}", mine)
+        yield Owned("host-port", f"element for {layout.words_of(key)} of map {key[0]}", mine)
     yield from lost_rules("host-port", layout.LAYOUT, host.netns, layout.PORTS, *facts.chains)
 
 
@@ -56,7 +53,8 @@ def localnet(host: Host, facts: RouteLocalnetFacts) -> Iterator[Owned]:
     """Yield the sysctl of an interface, and its guard if that is lost."""
     name = route_localnet.sysctl_of(facts.interface)
     try:
-        there = host.netns.sysctl(name) == "1"
+        # Where it cannot be set, ADD has said so.
+        there = host.netns.sysctl(name) == "1" or host.netns.sysctl_is_read_only(name)
     except FileNotFoundError:  # it is gone with its interface
         there = False
     yield Owned("route-localnet", f"sysctl {name}", there, shared=not facts.private)
@@ -67,7 +65,7 @@ def localnet(host: Host, facts: RouteLocalnetFacts) -> Iterator[Owned]:
 
 def strays(host: Host) -> list[Stray]:
     """Return the elements of each owner, and the chains of iptables, with or without a record."""
-    return [*_elements(host), *_chains(host)]
+    return [*_elements(host), *chains(host)]
 
 
 def _elements(host: Host) -> Iterator[Stray]:
@@ -101,7 +99,7 @@ def _remove_elements(host: Host, text: str) -> None:
     nftables.remove_all_unused(host)
 
 
-def _chains(host: Host) -> Iterator[Stray]:
+def chains(host: Host) -> Iterator[Stray]:
     """Yield the chains of our iptables backend and of the reference's portmap."""
     for version in (4, 6):
         for binary in _binaries(host.netns, version):
@@ -117,7 +115,7 @@ def _chains(host: Host) -> Iterator[Stray]:
                     owner=chain,
                     addresses=frozenset(filter(None, map(_target, rules))),
                     reason=_REASON,
-                    remove=partial(chains.remove, host, chain),
+                    remove=partial(own_chains.remove, host, chain),
                 )
 
 
@@ -133,8 +131,3 @@ def _binaries(netns: NetNS, version: int) -> list[str]:
 def _target(line: str) -> Address | None:
     found = _TARGET.search(line)
     return ip_address(found[1]) if found else None
-
-
-def _port(protocol: object, port: object, at: object, version: object) -> str:
-    where = f"{at} " if at else ""
-    return f"host port {where}{port}/{protocol} (IPv{version})"

@@ -46,7 +46,7 @@ def add(host: Host, conf: Conf, network: str, attachment: Attachment) -> None:
     chain = chain_of(network, attachment)
     mark = iptables.comment(network, attachment.containerid, "dnat ")
     for version, cidr in sorted(conf.addresses.items()):
-        ports = [port for port in conf.ports if port.serves(version)]
+        ports = [port for port in conf.singles() if port.serves(version)]
         if not ports:
             continue
         command = iptables.COMMANDS[version]
@@ -57,7 +57,7 @@ def add(host: Host, conf: Conf, network: str, attachment: Attachment) -> None:
             commands += [f"-D{line[2:]}" for line in present if _leads_to(line, chain)]
             for port in ports:
                 commands += [f"-A {chain} {rule}" for rule in _rules(conf, port, cidr)]
-            for match in _entries(conf.ports):
+            for match in _entries(list(conf.singles())):
                 conditions = "".join(f" {_quoted(token)}" for token in conf.conditions[version])
                 commands.append(f"-A {DNAT} {mark} {match}{conditions} -j {chain}")
             iptables.restore(host.netns, restore, commands)
@@ -74,7 +74,7 @@ def check(netns: NetNS, conf: Conf, network: str, attachment: Attachment) -> Ite
     """Yield each difference from the result of `add`."""
     chain = chain_of(network, attachment)
     for version, cidr in conf.addresses.items():
-        ports = [port for port in conf.ports if port.serves(version)]
+        ports = [port for port in conf.singles() if port.serves(version)]
         if not ports:
             continue
         command = iptables.COMMANDS[version]
@@ -111,7 +111,7 @@ def remove_of_reference(host: Host, conf: Conf, network: str, containerid: str) 
     name = _chain(network + containerid)
     for chain in (name, name.replace("-DN-", "-SN-")):
         remove(host, chain)
-    ports = {port.host_port.to_bytes(2, "big") for port in conf.ports}
+    ports = {port.host_port.to_bytes(2, "big") for port in conf.singles()}
     for version, table in _REFERENCE.items():
         own = conf.addresses.get(version)
         address = {own.ip.packed} if own else set()

@@ -4,6 +4,10 @@ One map per family looks up a packet to an address of this host by protocol and 
 another one by address, protocol and port; its value is the target. A verdict map decides by the
 container's address whether the source is masqueraded. A packet costs the same with one port or
 thousands.
+
+Ports in a row that keep their numbers are one element of further maps, which the first of them
+makes. Their chain looks up single ports first, so that these maps stay as they are in a node's
+table.
 """
 
 from __future__ import annotations
@@ -20,16 +24,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from cni_common.kernel.netlink import Message
-    from cni_common.kernel.nft_layout import Rule
-    from cni_common.spec.names import Address, Subnet
+    from cni_common.kernel.nft_layout import Key, Rule
+    from cni_common.spec.names import Address, Cidr, Subnet
     from plugins.portmap.conf import Conf, Port
 
 PORTS = "hostports"  # chain with the look-ups
 PREROUTING, OUTPUT, POSTROUTING = "hostport_prerouting", "hostport_output", "hostport_postrouting"
 MASQUERADE = "hostport_masquerade"  # chain that masquerades all
-CONDITIONS = "hostport_conditions"  # chain with jumps to chains of networks with conditions
+CONDITIONS = "hostport_conditions"  # chain with jumps to those of conditions, then of ranges
+RANGES = "-ranges"  # suffix of the chain and the maps of ranges
+RANGE_PORTS_MIN = (
+    16  # fewer ports in a row are single elements, at no cost to a node without ranges
+)
 # After other chains at the usual priority: a Service of kube-proxy precedes a host port.
-_AFTER_DSTNAT = nft_layout.DSTNAT + 10
+AFTER_DSTNAT = nft_layout.DSTNAT + 10
 LOOPBACK = (bytes([127, 0, 0, 0]), 8)
 
 
@@ -46,10 +54,17 @@ class Family:
     after_address: tuple[int, int]  # registers behind an address in a key
 
     def port_maps(self, suffix: str = "") -> tuple[Set, Set]:
-        """Return the maps from ports; with a suffix, those of networks with these conditions."""
+        """Return the maps from ports; with a suffix, those of some conditions, or of ranges."""
+        names, keys = (self.ports, self.at), (nft_table.PROTOCOL_PORT_KEY, self.at_key)
+        if suffix != RANGES:
+            one, other = (
+                Set(n + suffix, key, self.data) for n, key in zip(names, keys, strict=True)
+            )
+            return one, other
+        fields = (1, 2)  # protocol and port
         return (
-            Set(self.ports + suffix, nft_table.PROTOCOL_PORT_KEY, self.data),
-            Set(self.at + suffix, self.at_key, self.data),
+            Set(names[0] + suffix, keys[0], self.packet.key, fields=fields),
+            Set(names[1] + suffix, keys[1], self.packet.key, fields=(self.packet.key[0], *fields)),
         )
 
 
@@ -87,7 +102,14 @@ def _to_containers() -> Iterator[Rule]:
             yield [*_to_container(family, at=at)]
 
 
-def _to_container(family: Family, *, at: bool) -> Iterator[bytes]:
+def _to_containers_with_ranges() -> Iterator[Rule]:
+    for family in FAMILIES.values():
+        for at in (True, False):
+            yield [*_to_container(family, at=at)]
+            yield [*_to_container(family, at=at, suffix=RANGES)]
+
+
+def _to_container(family: Family, *, at: bool, suffix: str = "") -> Iterator[bytes]:
     """Yield the rule that sends a connection to the container which has its port."""
     protocol, port = family.after_address if at else (1, nft_expressions.REG32_01)
     packet = family.packet
@@ -96,8 +118,10 @@ def _to_container(family: Family, *, at: bool) -> Iterator[bytes]:
         yield nft_expressions.network_bytes(packet.destination, packet.key[0])
     yield nft_expressions.meta_l4proto(protocol)
     yield nft_expressions.destination_port(port)
-    yield nft_expressions.lookup(family.at if at else family.ports, data=True)
-    yield nft_expressions.dnat(packet.protocol, family.after_address[0])
+    yield nft_expressions.lookup((family.at if at else family.ports) + suffix, data=True)
+    # A range leads to an address: each port keeps its number.
+    port = 0 if suffix == RANGES else family.after_address[0]
+    yield nft_expressions.dnat(packet.protocol, port)
 
 
 def _to_hairpins() -> Iterator[Rule]:
@@ -121,8 +145,8 @@ LAYOUT = Layout(
         Chain(PORTS, _to_containers),
         Chain(MASQUERADE, _masquerade),
         Chain(CONDITIONS, is_open=True),
-        Chain(PREROUTING, _to_ports, ("nat", nft_table.PREROUTING, _AFTER_DSTNAT)),
-        Chain(OUTPUT, _to_ports, ("nat", nft_table.OUTPUT, _AFTER_DSTNAT)),
+        Chain(PREROUTING, _to_ports, ("nat", nft_table.PREROUTING, AFTER_DSTNAT)),
+        Chain(OUTPUT, _to_ports, ("nat", nft_table.OUTPUT, AFTER_DSTNAT)),
         Chain(POSTROUTING, _to_hairpins, ("nat", nft_table.POSTROUTING, nft_layout.SRCNAT)),
     ),
 )
@@ -137,22 +161,34 @@ class Element:
     what: str
     data: bytes = b""
     goto: str = ""
+    end: bytes = b""  # the last key of a range
+
+    @property
+    def at(self) -> Key:
+        """The place of the element."""
+        return (self.set, self.key, self.end) if self.end else (self.set, self.key)
+
+    @property
+    def content(self) -> tuple[bytes, bytes, bytes, str]:
+        """The keys, the data and the chain of its verdict."""
+        return self.key, self.end, self.data, self.goto
 
     def add(self, comment: str) -> Message:
         """Return the request that adds the element."""
-        return TABLE.add_element(
-            self.set, self.key, goto=self.goto, data=self.data, comment=comment
-        )
+        return TABLE.add_element(*self.at, goto=self.goto, data=self.data, comment=comment)
 
 
-def elements(conf: Conf, suffix: str) -> list[Element]:
-    """Return all elements of an attachment; `suffix` of the network's own maps, or ""."""
+def elements(conf: Conf, suffix: str, *, ranges: bool = True) -> list[Element]:
+    """Return all elements of an attachment; `suffix` of the network's own maps, or "".
+
+    Without `ranges` each port is one.
+    """
     found = []
     for port, cidr in conf.targets():
-        family = FAMILIES[cidr.version]
-        name = family.ports if port.only_at is None else family.at
-        data = cidr.ip.packed + port.container_port.to_bytes(2, "big") + bytes(2)
-        found.append(Element(name + suffix, _key(port), f"host port {port}", data))
+        if ranges and not suffix and is_range(port):
+            found.append(_range(port, cidr))
+        else:
+            found += [_single(one, cidr, suffix) for one in port.each()]
     if conf.snat:
         for version in sorted({cidr.version for _, cidr in conf.targets()}):
             cidr = conf.addresses[version]
@@ -160,6 +196,28 @@ def elements(conf: Conf, suffix: str) -> list[Element]:
             name = FAMILIES[version].hairpin
             found.append(Element(name, cidr.ip.packed, f"the container's {cidr.ip}", goto=goto))
     return found
+
+
+def is_range(port: Port) -> bool:
+    """Tell whether ports in a row can be one element."""
+    return port.count >= RANGE_PORTS_MIN and port.container_port == port.host_port
+
+
+def _range(port: Port, cidr: Cidr) -> Element:
+    name = _map_of(port, cidr) + RANGES
+    return Element(
+        name, _key(port), f"host ports {port}", cidr.ip.packed, end=_key(port, port.last)
+    )
+
+
+def _single(port: Port, cidr: Cidr, suffix: str) -> Element:
+    data = cidr.ip.packed + port.container_port.to_bytes(2, "big") + bytes(2)
+    return Element(_map_of(port, cidr) + suffix, _key(port), f"host port {port}", data)
+
+
+def _map_of(port: Port, cidr: Cidr) -> str:
+    family = FAMILIES[cidr.version]
+    return family.ports if port.only_at is None else family.at
 
 
 def suffix(conditions: Mapping[int, Sequence[str]]) -> str:
@@ -173,10 +231,18 @@ def suffix(conditions: Mapping[int, Sequence[str]]) -> str:
 
 
 @lru_cache(maxsize=64)  # networks
-def of_conditions(suffix: str) -> Layout:
-    """Return the chain and maps of networks with these conditions; `nft` makes them."""
+def of_suffix(suffix: str) -> Layout:
+    """Return the chain and maps of ranges, or of some conditions: `nft` makes these."""
     maps = tuple(one for family in FAMILIES.values() for one in family.port_maps(suffix))
-    return Layout(TABLE, maps, (Chain(PORTS + suffix),))
+    rules = _to_containers_with_ranges if suffix == RANGES else tuple
+    return Layout(TABLE, maps, (Chain(PORTS + suffix, rules),))
+
+
+def base_with_ranges() -> list[Message]:
+    """Return the requests that make the base and what ranges need; EEXIST if that is there."""
+    chain = PORTS + RANGES
+    jump = TABLE.add_rule(CONDITIONS, nft_expressions.verdict(nft_table.JUMP, chain))
+    return [*LAYOUT.base(), TABLE.add_chain(chain, new=True), *of_suffix(RANGES).base(), jump]
 
 
 def hairpin_name(subnet: Subnet) -> str:
@@ -210,5 +276,20 @@ def key_at(protocol: str, port: int, address: Address | None) -> bytes:
     return (address.packed if address else b"") + number + port.to_bytes(2, "big") + bytes(2)
 
 
-def _key(port: Port) -> bytes:
-    return key_at(port.protocol, port.host_port, port.only_at)
+def _key(port: Port, number: int = 0) -> bytes:
+    return key_at(port.protocol, number or port.host_port, port.only_at)
+
+
+def words_of(key: Key) -> str:
+    """Return, for messages, the ports or the container's address under a key of our maps."""
+    from ipaddress import ip_address
+
+    name, *ends = key
+    first = ends[0]
+    version = next(v for v, one in FAMILIES.items() if name.startswith((one.ports, one.hairpin)))
+    if name == FAMILIES[version].hairpin:
+        return f"the source {ip_address(first)}"
+    where = f"{ip_address(first[:-8])} " if len(first) > 8 else ""
+    numbers = "-".join(str(int.from_bytes(one[-4:-2], "big")) for one in ends)
+    protocol = next(name for name, number in PROTOCOLS.items() if number == first[-8])
+    return f"host port{'s' if len(ends) > 1 else ''} {where}{numbers}/{protocol} (IPv{version})"

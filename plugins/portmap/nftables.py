@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from cni_common.kernel.nft_messages import Element
     from cni_common.node.host import Host
     from cni_common.spec.names import Address
+    from plugins.portmap.claims import HostPortsFacts
     from plugins.portmap.conf import Conf
-    from plugins.portmap.parts import HostPortsFacts
 
     HolderOf = Callable[[str, Address], "Holder | None"]
 
-_IPV4_TARGET_BYTES = nft_table.IPV4_PORT[0]
+_IPV4_TARGET_BYTES = (nft_table.IPV4_KEY[0], nft_table.IPV4_PORT[0])  # of a range, of a port
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,66 +46,90 @@ class Successor:
     data: bytes
 
 
-def facts_of(conf: Conf) -> dict[str, Any]:
+class NoRangesError(Exception):
+    """Ports in a row cannot be one element: an old kernel, or other ports are in the way."""
+
+
+def facts_of(conf: Conf, *, ranges: bool = True) -> dict[str, Any]:
     """Return what a record must tell about an attachment for `remove`: fields of its facts."""
     suffix = layout.suffix(conf.conditions)
-    elements = layout.elements(conf, suffix)
+    elements = layout.elements(conf, suffix, ranges=ranges)
     return {
-        "elements": [[element.set, element.key.hex(), element.data.hex()] for element in elements],
+        "elements": [
+            [one.set, one.key.hex(), one.data.hex(), *([one.end.hex()] if one.end else [])]
+            for one in elements
+        ],
         "chains": sorted({element.goto for element in elements if element.goto}),
         "suffix": suffix,
     }
 
 
-def add(netns: NetNS, conf: Conf, owner: str, holder_of: HolderOf) -> set[str]:
+def add(
+    netns: NetNS, conf: Conf, owner: str, holder_of: HolderOf, *, ranges: bool = True
+) -> set[str]:
     """Map the ports of `conf`, all by one transaction; return the owners of those left alone.
 
     `holder_of` gets the owner that an element's comment names, and the address of its container;
     it returns None when that is gone. Ports of such an owner are taken over; ports of the
-    same container on another network stay there. Raises CNIError naming any other, NetlinkError.
+    same container on another network stay there. Raises CNIError naming any other, NetlinkError,
+    and NoRangesError unless called without `ranges`.
     """
     suffix = layout.suffix(conf.conditions)
-    if not suffix:
-        return _add(netns, conf, owner, suffix, holder_of=holder_of)
-    from plugins.portmap import conditions
-
+    elements = layout.elements(conf, suffix, ranges=ranges)
+    has_ranges = any(element.end for element in elements)
     for attempt in range(nft_table.TRIES):
-        nft_table.apply(netns, layout.LAYOUT.base())
+        claim = Claim(netns, elements, owner, holder_of)
         try:
-            conditions.ensure(netns, suffix, conf.conditions)
-            return _add(netns, conf, owner, suffix, holder_of=holder_of)
+            if suffix:
+                from plugins.portmap import conditions
+
+                nft_table.apply(netns, layout.LAYOUT.base())
+                conditions.ensure(netns, suffix, conf.conditions)
+            elif has_ranges:
+                _ensure_ranges(netns)
+            _add(netns, conf, claim)
         except NetlinkError as error:
-            # A DEL removed the network's maps, or the base, again: it saw no use for them.
-            if error.errno != errno.ENOENT or attempt == nft_table.TRIES - 1:
+            # A DEL removed the maps of conditions or ranges, or the base, again, as not used.
+            outrun = error.errno == errno.ENOENT and (suffix or has_ranges)
+            if not outrun or attempt == nft_table.TRIES - 1:
                 raise
+        else:
+            return claim.holders
     raise AssertionError  # pragma: no cover - the loop returns or raises
 
 
-def _add(netns: NetNS, conf: Conf, owner: str, suffix: str, *, holder_of: HolderOf) -> set[str]:
-    elements = layout.elements(conf, suffix)
+def _ensure_ranges(netns: NetNS) -> None:
+    """Make the chain and the maps of ranges unless they are there. Raises NoRangesError."""
+    if TABLE.has_chain(netns, layout.PORTS + layout.RANGES):
+        return
+    try:
+        nft_table.apply(netns, layout.base_with_ranges())
+    except NetlinkError as error:
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):  # before Linux 5.6
+            raise NoRangesError from None
+        if error.errno != errno.EEXIST:  # another ADD was faster
+            raise
+
+
+def _add(netns: NetNS, conf: Conf, claim: Claim) -> None:
     chains = []
     if conf.snat and not conf.masquerade_all:
         subnets = {cidr.network for _, cidr in conf.targets()}
         chains = [layout.hairpin(subnet) for subnet in subnets]
-    claim = Claim(netns, elements, owner, holder_of)
-    layout.LAYOUT.add(
-        netns,
-        [element.add(owner) for element in elements],
-        chains=chains,
-        take_over=claim.messages,
-    )
-    return claim.holders
+    layout.LAYOUT.add(netns, claim.additions(), chains=chains, take_over=claim.messages)
 
 
 def remove(
     host: Host, facts: HostPortsFacts, owner: str, successors: Mapping[Key, Successor]
-) -> None:
+) -> bool:
     """Take back what `add` made for this owner, by `facts_of`; nothing that is another's by now.
 
-    Where an element has one of `successors`, that inherits it.
+    Where an element has one of `successors`, that inherits it. Return whether nobody has any now.
     """
-    remove_elements(host.netns, keys_of(facts), owner, successors)
-    remove_unused(host, facts.chains, facts.suffix)
+    keys = keys_of(facts)
+    remove_elements(host.netns, keys, owner, successors)
+    suffixes = {layout.RANGES for key in keys if len(key) > 2} | {facts.suffix} - {""}
+    return remove_unused(host, facts.chains, sorted(suffixes))
 
 
 def remove_elements(
@@ -125,27 +149,55 @@ def remove_elements(
     layout.LAYOUT.remove(netns, keys, owner=owner, successor=successor)
 
 
-def remove_unused(host: Host, chains: Sequence[str], suffix: str) -> None:
-    """Remove those of `chains`, and of what `suffix` tells, that nothing needs; then the base."""
-    was_idle = layout.LAYOUT.remove_idle_chains(host.netns, chains)
-    if suffix:
-        from plugins.portmap import conditions
+def remove_unused(host: Host, chains: Sequence[str], suffixes: Sequence[str] = ()) -> bool:
+    """Remove those of `chains`, and of what `suffixes` tell, that nothing needs; then the base.
 
-        conditions.remove_unused(host.netns, suffix)
+    Return whether the base is gone.
+    """
+    was_idle = layout.LAYOUT.remove_idle_chains(host.netns, chains)
+    for suffix in suffixes:
+        _remove_unused_maps(host.netns, suffix)
     if was_idle or not chains:
-        route_localnet.remove_with_base(host)
+        return route_localnet.remove_with_base(host)
+    return False
+
+
+def _remove_unused_maps(netns: NetNS, suffix: str) -> None:
+    """Remove the chain and the maps of conditions, or of ranges, if nothing is mapped by them."""
+    own = layout.of_suffix(suffix)
+    if own.is_used(netns):
+        return
+    jumps = [
+        TABLE.delete_rule(layout.CONDITIONS, rule.handle)
+        for rule in TABLE.rules(netns, layout.CONDITIONS)
+        if rule.target == layout.PORTS + suffix
+    ]
+    nft_table.apply_if_unused(netns, [*jumps, *own.removal()])
 
 
 def remove_all_unused(host: Host) -> None:
-    """Remove the maps of all conditions that nothing is mapped by, and the base if it is idle."""
-    for suffix in (*suffixes(host.netns), ""):
-        remove_unused(host, (), suffix)
+    """Remove the maps of ranges and conditions that nothing is mapped by, and the idle base."""
+    remove_unused(host, (), suffixes(host.netns))
 
 
 def check(netns: NetNS, conf: Conf, owner: str, holder_of: HolderOf) -> Iterator[str]:
     """Yield each difference from the result of `add`."""
-    elements = layout.elements(conf, layout.suffix(conf.conditions))
-    present = TABLE.present(netns, [(element.set, element.key) for element in elements])
+    suffix = layout.suffix(conf.conditions)
+    elements = layout.elements(conf, suffix)
+    found = [*_differences(netns, elements, owner, holder_of)]
+    if found and any(element.end for element in elements):
+        # An older release, or an older kernel, has each port by itself.
+        singles = layout.elements(conf, suffix, ranges=False)
+        found = found if any(_differences(netns, singles, owner, holder_of)) else []
+    yield from found
+    chains = {element.goto for element in elements if element.goto}
+    yield from layout.LAYOUT.drift(netns, layout.PORTS, *chains)
+
+
+def _differences(
+    netns: NetNS, elements: Sequence[layout.Element], owner: str, holder_of: HolderOf
+) -> Iterator[str]:
+    present = TABLE.present(netns, [element.at for element in elements])
     for element, found in zip(elements, present, strict=True):
         where = f"the element for {element.what} in map '{element.set}'"
         if found is None:
@@ -154,24 +206,22 @@ def check(netns: NetNS, conf: Conf, owner: str, holder_of: HolderOf) -> Iterator
             holder = holder_of(found.comment, _address_of(found))
             if not (holder and holder.same):
                 yield f"{where} is of '{found.comment}'"
-        elif (found.data, found.chain) != (element.data, element.goto):
+        elif (found.key, found.end, found.data, found.chain) != element.content:
             yield f"{where} leads elsewhere"
-    chains = {element.goto for element in elements if element.goto}
-    yield from layout.LAYOUT.drift(netns, layout.PORTS, *chains)
 
 
 def owners(netns: NetNS) -> dict[str, list[Key]]:
     """Return the keys of all elements there are by their owners' texts."""
     found: dict[str, list[Key]] = {}
-    layouts = [layout.LAYOUT, *map(layout.of_conditions, suffixes(netns))]
+    layouts = [layout.LAYOUT, *map(layout.of_suffix, suffixes(netns))]
     for name in [one.name for own in layouts for one in own.sets]:
-        for element in TABLE.elements(netns, name):
-            found.setdefault(element.comment, []).append((name, element.key))
+        for one in TABLE.elements(netns, name):
+            found.setdefault(one.comment, []).append(_place(name, one))
     return found
 
 
 def suffixes(netns: NetNS) -> list[str]:
-    """Return the suffix of each network's conditions that there are maps for."""
+    """Return the suffix of each network's conditions that there are maps for, and of ranges."""
     targets = [rule.target for rule in TABLE.rules(netns, layout.CONDITIONS)]
     return [one.removeprefix(layout.PORTS) for one in targets if one.startswith(layout.PORTS)]
 
@@ -192,13 +242,20 @@ def taken(what: str, holder: str) -> CNIError:
 
 def keys_of(facts: HostPortsFacts) -> list[Key]:
     """Return the keys of the elements that a record tells about."""
-    return [(name, bytes.fromhex(key)) for name, key, *_ in facts.elements]
+    return [
+        (name, *(bytes.fromhex(one) for one in (key, *rest[1:])))
+        for name, key, *rest in facts.elements
+    ]
 
 
 def targets_of(facts: HostPortsFacts) -> dict[Key, bytes]:
     """Return where the ports that a record tells about are to lead."""
-    entries = [entry for entry in facts.elements if len(entry) > 2 and entry[2]]
-    return {(name, bytes.fromhex(key)): bytes.fromhex(data) for name, key, data in entries}
+    data = [bytes.fromhex(entry[2]) if len(entry) > 2 else b"" for entry in facts.elements]
+    return {key: one for key, one in zip(keys_of(facts), data, strict=True) if one}
+
+
+def _place(name: str, one: Element) -> Key:
+    return (name, one.key, one.end) if one.end else (name, one.key)
 
 
 def _address_of(element: Element) -> Address:
@@ -206,7 +263,7 @@ def _address_of(element: Element) -> Address:
     from ipaddress import ip_address
 
     data = element.data
-    return ip_address(data[: 4 if len(data) == _IPV4_TARGET_BYTES else 16] or element.key)
+    return ip_address(data[: 4 if len(data) in _IPV4_TARGET_BYTES else 16] or element.key)
 
 
 class Claim:
@@ -225,25 +282,46 @@ class Claim:
         self._holder_of = holder_of
         self.holders: set[str] = set()
 
+    def additions(self) -> list[Message]:
+        """Return what adds the elements."""
+        return [element.add(self._owner) for element in self._elements]
+
     def messages(self) -> list[Message]:
         """Return what adds the elements and deletes what owners left in their place that are gone.
 
-        Those of the same container stay, and its owners are `holders` then. Raises CNIError.
+        Those of the same container stay, and its owners are `holders` then. Raises CNIError, and
+        NoRangesError if such an element is another range.
         """
-        deletions, additions = [], []  # a few messages, since elements of one set travel together
+        deletions: dict[Key, Message] = {}
+        additions = []  # a few messages, since elements of one set travel together
         self.holders = set()
         known: dict[str, Holder | None] = {self._owner: None}
-        keys = [(element.set, element.key) for element in self._elements]
-        for element, found in zip(self._elements, TABLE.present(self._netns, keys), strict=True):
-            if found is not None:
-                if found.comment not in known:
-                    known[found.comment] = self._holder_of(found.comment, _address_of(found))
-                holder = known[found.comment]
+        for element, met in self._met():
+            stays = False
+            for one in met:
+                if one.comment not in known:
+                    known[one.comment] = self._holder_of(one.comment, _address_of(one))
+                holder = known[one.comment]
                 if holder and holder.same and element.data:
-                    self.holders.add(found.comment)
-                    continue
-                if holder:
+                    if (one.key, one.end) != (element.key, element.end):
+                        raise NoRangesError
+                    self.holders.add(one.comment)
+                    stays = True
+                elif holder:
                     raise taken(element.what, holder.words)
-                deletions.append(TABLE.delete_element(element.set, element.key))
-            additions.append(element.add(self._owner))
-        return [*deletions, *additions]
+                else:
+                    place = _place(element.set, one)
+                    deletions[place] = TABLE.delete_element(*place)
+            if not stays:
+                additions.append(element.add(self._owner))
+        return [*deletions.values(), *additions]
+
+    def _met(self) -> Iterator[tuple[layout.Element, list[Element]]]:
+        """Yield each element with those in its place; of a range, those around its ends."""
+        looks: list[Key] = [element.at for element in self._elements]
+        looks += [(element.set, element.end) for element in self._elements if element.end]
+        present = iter(TABLE.present(self._netns, looks))
+        firsts = [next(present) for _ in self._elements]
+        for element, first in zip(self._elements, firsts, strict=True):
+            last = next(present) if element.end else None
+            yield element, [one for one in (first, last) if one]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cni_common.node.lifecycle import Lifecycle, Part
@@ -11,6 +11,7 @@ from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.request import Attachment
 from cni_common.spec.undo import BestEffort
 from plugins.portmap import conntrack, nftables, route_localnet, shared_ports
+from plugins.portmap.claims import HostPortsFacts, spans_of
 from plugins.portmap.conf import IPTABLES, NFTABLES, PLUGIN, Conf
 from plugins.portmap.shared_ports import owner, owner_of
 
@@ -22,23 +23,8 @@ if TYPE_CHECKING:
     from cni_common.node.lifecycle import Attaching, Unrecorded
     from cni_common.node.owned import Owned, Stray
     from cni_common.node.record import Record
-    from cni_common.spec.names import Cidr
     from cni_common.spec.request import Request
     from cni_common.spec.undo import Undo
-    from plugins.portmap.conf import Port
-
-
-@dataclass(frozen=True, slots=True)
-class HostPortsFacts:
-    """Ports of the node that lead to the container."""
-
-    PART = "host-ports"
-    backend: str = ""  # nftables or iptables
-    ports: Sequence[Sequence[str | int]] = ()  # protocol, port, address or "", IP version of each
-    elements: Sequence[Sequence[str]] = ()  # map, key and data of each, the last two in hexadecimal
-    chains: Sequence[str] = ()  # that elements lead to
-    suffix: str = ""  # of the maps of the network's conditions
-    waiting: Sequence[Sequence[str]] = ()  # network, interface: get the ports when this one goes
 
 
 class HostPorts(Part):
@@ -54,7 +40,7 @@ class HostPorts(Part):
             iptables.remove(host, iptables.chain_of(record.network, record.attachment))
             route_localnet.remove_with_base(host)
         else:
-            shared_ports.pass_on(req, host, facts)
+            shared_ports.pass_on(req, host, record, facts)
 
     def teardown_unrecorded(self, req: Request, host: Host, _found: Unrecorded) -> None:
         """Remove the reference's mappings, or ours when the record is lost."""
@@ -63,7 +49,9 @@ class HostPorts(Part):
             return
         from plugins.portmap import iptables
 
-        facts = HostPortsFacts(**nftables.facts_of(conf))
+        made = [nftables.facts_of(conf, ranges=ranges) for ranges in (True, False)]
+        elements = {tuple(one): one for facts in made for one in facts["elements"]}
+        facts = HostPortsFacts(**{**made[0], "elements": [*elements.values()]})
         chain = iptables.chain_of(req.network, req.attachment)
         with BestEffort() as steps:
             steps.attempt("nftables", lambda: nftables.remove(host, facts, owner(req), {}))
@@ -136,7 +124,7 @@ class HostPorts(Part):
 
     def has_host_port(self, facts: HostPortsFacts, port: int) -> bool:
         """Tell whether `port` is mapped for any protocol and address."""
-        return any(number == port for _, number, *_ in facts.ports)
+        return any(span.first <= port <= span.last for span in spans_of(facts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +161,7 @@ class ConnectionsFacts:
 
     PART = "connections"
     udp: Sequence[Sequence[Any]] = ()  # IP version, host port, address in hexadecimal, port
+    ranges: Sequence[Sequence[Any]] = ()  # IP version, first and last host port, address, port
 
 
 class Connections(Part):
@@ -183,7 +172,7 @@ class Connections(Part):
     def teardown(self, _req: Request, host: Host, _record: Record, facts: ConnectionsFacts) -> None:
         """Have the kernel forget them."""
         try:
-            conntrack.forget_redirected(host.netns, facts.udp)
+            conntrack.forget_redirected(host.netns, _targets(facts))
         except OSError as error:  # the mappings are gone, and the connections end by themselves
             host.log(f"connections to the ports were not forgotten: {error}")
 
@@ -197,19 +186,40 @@ def begin(
     req: Request, host: Host, conf: Conf, *, egress: route_localnet.Egress, undo: Undo
 ) -> Attaching:
     """Write the record of mappings that are about to be made, see Lifecycle.begin."""
-    ports = HostPortsFacts(
-        backend=conf.backend,
-        ports=[_port(port, cidr) for port, cidr in conf.targets()],
-        **(nftables.facts_of(conf) if conf.backend == NFTABLES else {}),
-    )
-    udp = [
-        [cidr.version, port.host_port, cidr.ip.packed.hex(), port.container_port]
-        for port, cidr in conf.targets()
-        if port.protocol == "udp"
-    ]
+    ports = _ports_of(conf, **(nftables.facts_of(conf) if conf.backend == NFTABLES else {}))
     localnet = [RouteLocalnetFacts(egress.name, egress.private)] if egress.ours else []
-    connections = [ConnectionsFacts(udp)] if udp else []
+    udp = conntrack.targets_of(conf)
+    connections = [_connections_to(udp)] if udp else []
     return LIFECYCLE.begin(req, host, undo, ports, *localnet, *connections)
+
+
+def _ports_of(conf: Conf, **more: Any) -> HostPortsFacts:
+    at = [(port, str(port.only_at or ""), cidr.version) for port, cidr in conf.targets()]
+    single = [[port.protocol, port.host_port, *rest] for port, *rest in at if port.count == 1]
+    ranges = [[p.protocol, p.host_port, p.last, *rest] for p, *rest in at if p.count > 1]
+    return HostPortsFacts(backend=conf.backend, ports=single, ranges=ranges, **more)
+
+
+def _connections_to(targets: Sequence[conntrack.Target]) -> ConnectionsFacts:
+    def is_single(one: conntrack.Target) -> bool:
+        return one.first == one.last
+
+    return ConnectionsFacts(
+        udp=[[o.version, o.first, o.address.hex(), o.port] for o in targets if is_single(o)],
+        ranges=[
+            [o.version, o.first, o.last, o.address.hex(), o.port]
+            for o in targets
+            if not is_single(o)
+        ],
+    )
+
+
+def _targets(facts: ConnectionsFacts) -> list[conntrack.Target]:
+    single = ((version, port, port, address, to) for version, port, address, to in facts.udp)
+    return [
+        conntrack.Target(version, first, last, bytes.fromhex(address), to)
+        for version, first, last, address, to in (*single, *facts.ranges)
+    ]
 
 
 def take_back(attaching: Attaching) -> None:
@@ -238,20 +248,17 @@ def refuse_taken_ports(req: Request, host: Host, conf: Conf) -> None:
     """
     from cni_common.node.liveness import Liveness, State, describe
 
-    wanted = {tuple(_port(port, cidr)): port for port, cidr in conf.targets()}
+    wanted = spans_of(_ports_of(conf))
     liveness = Liveness(host)
     for record in host.records.of_plugin(PLUGIN):
         facts = record.get(HostPortsFacts)
-        taken = [wanted[key] for key in map(tuple, facts.ports if facts else ()) if key in wanted]
         same = record.attachment.containerid == req.containerid  # the rule that is first serves
-        if not taken or same:
+        theirs = spans_of(replace(facts, suffix="")) if facts and not same else []
+        common = (one.common(other) for one in wanted for other in theirs)
+        taken = next((span for span in common if span), None)
+        if not taken:
             continue
         state, reason = liveness.assess(record.facts)
         if state is not State.GONE:
             words = describe(owner_of(record), state, reason)
-            raise nftables.taken(f"host port {taken[0]}", words)
-
-
-def _port(port: Port, cidr: Cidr) -> list[str | int]:
-    """Return a port, for one IP version, as records have it."""
-    return [port.protocol, port.host_port, str(port.only_at or ""), cidr.version]
+            raise nftables.taken(str(taken), words)

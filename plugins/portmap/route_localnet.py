@@ -28,7 +28,7 @@ from cni_common.kernel.nft_layout import TABLE, Chain, Layout, Set
 from cni_common.kernel.nft_table import interface_key, interface_name
 from cni_common.node.record import Lock
 from cni_common.spec.errors import CNIError, Code, drifted
-from plugins.portmap import layout
+from plugins.portmap import layout, services
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -98,14 +98,25 @@ def find(netns: NetNS, address: Address, was_ours: Callable[[str], bool]) -> Egr
 
 
 def ensure(host: Host, egress: Egress) -> None:
-    """Set route_localnet on that interface, behind the guard. Raises CNIError 50, OSError."""
+    """Set route_localnet on that interface, behind the guard; say so where it is read-only.
+
+    Raises CNIError 50, OSError.
+    """
     if not egress.name:
         return
     # The guard may be gone since `find`, with the last other mapping.
     if _look(host.netns, egress.name) is None:
         with Lock(host.records):
             _guard(host.netns, egress)
-    host.netns.sysctl(sysctl_of(egress.name), "1")
+    try:
+        host.netns.sysctl(sysctl_of(egress.name), "1")
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES):
+            raise
+        host.log(
+            f"cannot set {sysctl_of(egress.name)} ({error.strerror}): the ports are not reached by"
+            " 127.0.0.1, but by the other addresses of this host"
+        )
 
 
 def check(netns: NetNS, address: Address) -> Iterator[CNIError]:
@@ -114,7 +125,8 @@ def check(netns: NetNS, address: Address) -> Iterator[CNIError]:
     if not name or netns.sysctl(sysctl_of("all")) == "1":
         return
     guarded = is_guarded(netns, name)
-    if netns.sysctl(sysctl_of(name)) != "1":
+    # Where it cannot be set, ADD has said so.
+    if netns.sysctl(sysctl_of(name)) != "1" and not netns.sysctl_is_read_only(sysctl_of(name)):
         # Never without its guard: then only a new ADD makes both.
         remedy = f"run 'sysctl -w {sysctl_of(name)}=1'" if guarded else ""
         yield drifted(f"sysctl {sysctl_of(name)} is no longer 1", remedy)
@@ -134,29 +146,35 @@ def forget(netns: NetNS, name: str) -> None:
     LAYOUT.remove(netns, [(INTERFACES, interface_key(name))])
 
 
-def remove_with_base(host: Host) -> None:
-    """Remove the shared chains, maps, guard and sysctls if there are no mappings."""
+def remove_with_base(host: Host) -> bool:
+    """Remove the shared chains, maps, guard and sysctls if there are no mappings.
+
+    Return whether some were removed.
+    """
     with Lock(host.records):
-        _remove_with_base(host.netns)
+        return _remove_with_base(host.netns)
 
 
-def _remove_with_base(netns: NetNS) -> None:
+def _remove_with_base(netns: NetNS) -> bool:
     """Remove guards one at a time, so that a sysctl that must be set again has its guard."""
     is_guarded = LAYOUT.is_there(netns) and not _NAT.rules(netns, DNAT)
     layouts = [layout.LAYOUT] if layout.LAYOUT.is_there(netns) else []
+    layouts += [services.LAYOUT] if services.LAYOUT.is_there(netns) else []
     layouts += [LAYOUT] if is_guarded else []
     removal = nft_layout.removal(netns, layouts)
     if not removal:
-        return
+        return False
     interfaces = TABLE.elements(netns, INTERFACES) if is_guarded else []
     ours = [interface_name(one.key) for one in interfaces if one.comment == _OURS]
     for name in ours:
         _switch_off(netns, name)
-    if not nft_table.apply_if_unused(netns, removal):  # an ADD came in between
-        there = {one.key for one in TABLE.elements(netns, INTERFACES)}
-        for name in ours:
-            if interface_key(name) in there:
-                netns.sysctl(sysctl_of(name), "1")
+    if nft_table.apply_if_unused(netns, removal):
+        return True
+    there = {one.key for one in TABLE.elements(netns, INTERFACES)}  # an ADD came in between
+    for name in ours:
+        if interface_key(name) in there:
+            netns.sysctl(sysctl_of(name), "1")
+    return False
 
 
 def interface_towards(netns: NetNS, address: Address) -> str:

@@ -17,14 +17,18 @@ from cni_common.node.record import NewerFormatError
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.request import Attachment
 from plugins.portmap import nftables
+from plugins.portmap.claims import Claims, HostPortsFacts
 from plugins.portmap.conf import PLUGIN, Conf
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cni_common.kernel.nft_layout import Key
     from cni_common.node.host import Host
+    from cni_common.node.lifecycle import Attaching
     from cni_common.node.record import Record
     from cni_common.spec.names import Address
     from cni_common.spec.request import Request
-    from plugins.portmap.parts import HostPortsFacts
 
 
 def owner(req: Request) -> str:
@@ -32,18 +36,56 @@ def owner(req: Request) -> str:
     return str(masquerade.Owner(PLUGIN, req.network, req.attachment))
 
 
-def claim(req: Request, host: Host, conf: Conf) -> None:
+def claim(req: Request, host: Host, conf: Conf, attaching: Attaching) -> None:
     """Map the ports of `conf`; wait for those that the container has on another network.
 
     Raises CNIError naming another container that has one, NetlinkError.
     """
+    ranges = True
     for _ in range(nft_table.TRIES):
-        holders = nftables.add(host.netns, conf, owner(req), partial(holder_of, req, host))
+        holders = _take(req, host, attaching.record)
+        try:
+            elsewhere = partial(holder_of, req, host)
+            holders |= nftables.add(host.netns, conf, owner(req), elsewhere, ranges=ranges)
+        except nftables.NoRangesError:
+            ranges = False
+            own = _facts_of(attaching.record)
+            attaching.note(replace(own, **nftables.facts_of(conf, ranges=False)))
+            continue
         if all(_wait_behind(req, host, holder) for holder in sorted(holders)):
             return
     raise CNIError(
         Code.TRY_AGAIN_LATER, f"the ports of container {req.containerid} keep changing; try again"
     )
+
+
+def _take(req: Request, host: Host, record: Record) -> set[str]:
+    """Enter `record` as the owner of its ports; return the same container's other owners of some.
+
+    What owners have left that are gone is removed where ranges overlap: elsewhere the elements are
+    replaced. Raises CNIError naming another container that has one.
+    """
+    same: set[str] = set()
+    gone: list[Record] = []
+
+    def judge(other: Record, ports: str) -> bool:
+        if other.attachment.containerid == req.containerid:
+            same.add(owner_of(other))
+            return True
+        from cni_common.node.liveness import Liveness, State, describe
+
+        state, reason = Liveness(host).assess(other.facts)
+        if state is not State.GONE:
+            raise nftables.taken(ports, describe(owner_of(other), state, reason))
+        gone.append(other)
+        return False
+
+    Claims(host.records).take(record, judge)
+    for other in gone:
+        facts = _facts_of(other)
+        if facts.ranges or _facts_of(record).ranges:
+            nftables.remove_elements(host.netns, nftables.keys_of(facts), owner_of(other))
+    return same
 
 
 def holder_of(req: Request, host: Host, text: str, address: Address) -> nftables.Holder | None:
@@ -61,7 +103,7 @@ def holder_of(req: Request, host: Host, text: str, address: Address) -> nftables
     return nftables.Holder(words, same)
 
 
-def pass_on(req: Request, host: Host, facts: HostPortsFacts) -> None:
+def pass_on(req: Request, host: Host, own_record: Record, facts: HostPortsFacts) -> None:
     """Remove the elements that `facts` tell of; what another network waits for goes over to it.
 
     A network that the container leaves gets nothing. One that is being added looks for itself once
@@ -70,7 +112,7 @@ def pass_on(req: Request, host: Host, facts: HostPortsFacts) -> None:
     found = (_waiting(req, host, *names) for names in facts.waiting)
     records = [record for record in found if record]
     try:
-        successors: dict[tuple[str, bytes], nftables.Successor] = {}
+        successors: dict[Key, nftables.Successor] = {}
         for number, record in enumerate(records):
             for key, data in nftables.targets_of(_facts_of(record)).items():
                 successors.setdefault(key, nftables.Successor(owner_of(record), data))
@@ -78,10 +120,21 @@ def pass_on(req: Request, host: Host, facts: HostPortsFacts) -> None:
             if later:
                 own = _facts_of(record)
                 record.put(replace(own, waiting=[*own.waiting, *later]))
-        nftables.remove(host, facts, owner(req), successors)
+        is_last = nftables.remove(host, facts, owner(req), successors)
+        _release(host, own_record, records, is_last=is_last)
     finally:
         for record in records:
             record.close()
+
+
+def _release(host: Host, record: Record, successors: Sequence[Record], *, is_last: bool) -> None:
+    claims = Claims(host.records)
+    try:
+        claims.release(record, successors)
+        if is_last:
+            claims.remove_unused(record)
+    except OSError as error:  # claims of a record that is gone count for nothing
+        host.log(f"the owners of ports could not be changed: {error}")
 
 
 def owner_of(record: Record) -> str:
@@ -90,8 +143,6 @@ def owner_of(record: Record) -> str:
 
 
 def _facts_of(record: Record) -> HostPortsFacts:
-    from plugins.portmap.parts import HostPortsFacts
-
     return record.get(HostPortsFacts) or HostPortsFacts()
 
 

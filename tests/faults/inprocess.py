@@ -1,7 +1,7 @@
 """A pretend host on which a chosen operation fails, or kills, or is preceded by something else.
 
 Counted are netlink messages (reads included; an nftables transaction is one), visits to a
-namespace, sysctls, attachment records and host-local's disk operations.
+namespace, sysctls, attachment records, portmap's owners of ports and host-local's disk operations.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from cni_common.node import record
 from cni_common.node.record import Record, Records
 from cni_common.spec.errors import CNIError, Code
 from plugins.host_local import allocate, store
+from plugins.portmap import claims
 from tests.machine import Machine, TestHost
 
 KILLED = 9  # exit status of a process that a Fault ended
@@ -111,6 +112,7 @@ def faulty(machine: Machine, fault: Fault) -> Iterator[FaultyHost]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(record, "_append", _faulty_append(fault))
         patch.setattr(allocate, "Store", _faulty_store(fault))
+        patch.setattr(claims, "_Slots", _faulty_slots(fault))
         yield host
 
 
@@ -204,6 +206,15 @@ def _faulty_append(fault: Fault) -> Callable[..., None]:
         append(fd, line, is_whole=is_whole)
 
     return faulty_append
+
+
+def _faulty_slots(fault: Fault) -> type[claims._Slots]:
+    class FaultySlots(claims._Slots):
+        def write(self, span: claims.Span, slots: Sequence[bytes]) -> None:
+            fault.visit("write owners of ports")
+            super().write(span, slots)
+
+    return FaultySlots
 
 
 def _faulty_store(fault: Fault) -> type[store.Store]:

@@ -13,7 +13,7 @@ import pytest
 
 from cni_common.kernel.netns import NetNS
 from tests.kernel.ports import GATEWAY4, GATEWAY6, HOST4, HOST6, OUTSIDE4, OUTSIDE6, Node, port
-from tests.machine import Json, Machine
+from tests.machine import CNI_BIN, Json, Machine
 from tests.sockets import Server, asks, open_socket, serving
 
 
@@ -230,6 +230,36 @@ def test_localhost_that_somebody_else_has_opened(node: Node) -> None:
     node.ok("DEL", node.config(), container)
 
     assert node.route_localnet() == "1"
+
+
+READ_ONLY = """
+mount --bind /proc/sys /proc/sys
+mount -o remount,bind,ro /proc/sys
+exec "$0"
+"""
+
+
+@pytest.mark.without_engine(reason="runs executables")
+def test_read_only_sysctls(node: Node) -> None:
+    """All but connections from 127.0.0.1 works, ADD says so, and DEL takes everything back."""
+    container = node.attach()
+    config = node.config(port(8080))
+
+    def run(command: str) -> str:
+        words = ["unshare", "--mount", "--", "sh", "-ec", READ_ONLY, str(CNI_BIN / "portmap")]
+        environ = {**node.machine.environ(command, container), "CNI_PATH": str(CNI_BIN)}
+        done = node.machine.try_command(node.host, *words, stdin=json.dumps(config), env=environ)
+        assert done.returncode == 0, done.stdout
+        return done.stderr
+
+    assert "cannot set net/ipv4/conf/br0/route_localnet (Read-only file system)" in run("ADD")
+    with serving(container, "tcp", 80) as (v4, v6):
+        assert asks(node.outside, v4, HOST4, 8080) == OUTSIDE4
+        assert asks(node.outside, v6, HOST6, 8080) == OUTSIDE6
+        assert asks(node.host, v4, HOST4, 8080) == HOST4
+    run("CHECK")
+    run("DEL")
+    assert node.machine.nft() == []
 
 
 def test_without_snat(node: Node) -> None:

@@ -284,13 +284,62 @@ def test_del_leaves_what_another_has_by_now(node: Node) -> None:
     """After a flush the port may have a new owner, which an old one's DEL does not touch."""
     first, second = node.attach(), node.attach("c2")
     node.ok("ADD", node.config(port(80)), first)
+    late = node.config()
     node.machine.do(node.host, "nft flush ruleset")
+    node.machine.end(first)
     two = node.config(port(80), containerid="c2")
     node.ok("ADD", two, second, containerid="c2")
 
-    node.ok("DEL", node.config(), first)
+    node.ok("DEL", late)
 
     node.ok("CHECK", two, second, containerid="c2")
+
+
+LOSSES = {
+    "ruleset": "nft flush ruleset",
+    "map": "nft flush map inet pycni hostports4; nft flush map inet pycni hostports6",
+    "element": "nft delete element inet pycni hostports4 {{ tcp . 8080 }}",
+    "owners": "nft flush ruleset; rm -r {state}/hostports",
+}
+
+
+@pytest.mark.both_edges
+@pytest.mark.parametrize("name", LOSSES)
+def test_port_of_a_living_container_whose_rules_are_lost(node: Node, name: str) -> None:
+    """A port is its container's as long as that lives, whatever else is added after the loss."""
+    first, other, late = node.attach(), node.attach("c2"), node.attach("c3")
+    node.ok("ADD", node.config(port(8080)), first)
+    command = LOSSES[name].format(state=node.machine.state_dir)
+    node.machine.command(node.host, "sh", "-ec", command)
+    node.ok("ADD", node.config(port(9090), containerid="c2"), other, containerid="c2")
+    config = node.config(port(8080), containerid="c3")
+
+    error = node.machine.refused("portmap", "ADD", config, late, containerid="c3")
+
+    owner = f"'portmap {node.machine.name} c1 eth0'"
+    assert f"host port 8080/tcp is mapped for {owner}" in error["msg"]
+    node.ok("DEL", node.config(), first)
+    node.ok("ADD", config, late, containerid="c3")
+    with serving(late, "tcp", 80, ["0.0.0.0"]) as (server,):
+        assert asks(node.outside, server, HOST4, 8080) == OUTSIDE4
+
+
+def test_owners_of_ports_go_with_the_last_port(node: Node) -> None:
+    """The files with the owners stay while there is a port, and count no port given back."""
+    directory = Path(node.machine.state_dir, "hostports")
+    first, second = node.attach(), node.attach("c2")
+    two = node.config(port(81), containerid="c2")
+    node.ok("ADD", node.config(port(80)), first)
+    node.ok("ADD", two, second, containerid="c2")
+
+    node.ok("DEL", node.config(), first)
+    data = {path.name: path.read_bytes() for path in directory.iterdir()}
+    node.ok("DEL", two, second, containerid="c2")
+
+    assert sorted(data) == ["0.0.0.0", "::"]
+    assert [len(one.strip(bytes(1))) > 20 for one in data.values()] == [True, True]
+    assert [one.find(one.strip(bytes(1))) // 32 for one in data.values()] == [81, 81]
+    assert not directory.exists()
 
 
 DRIFTS = {

@@ -411,11 +411,13 @@ ENTRIES = {
         frozenset(
             {
                 "portmap",
+                "portmap.claims",
                 "portmap.parts",
                 "portmap.conf",
                 "portmap.conntrack",
                 "portmap.layout",
                 "portmap.route_localnet",
+                "portmap.services",
                 "portmap.nftables",
                 "portmap.shared_ports",
             }
