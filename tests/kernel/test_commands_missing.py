@@ -164,6 +164,26 @@ def test_iptables(machine: Machine, stack: ExitStack) -> None:
     assert {("iptables", "c1"), ("iptables", "c2")} <= lacking(machine)
 
 
+def test_a_port_on_two_networks(machine: Machine, stack: ExitStack) -> None:
+    """A port that the container has by its first network is not missing on the second."""
+    netns = machine.container()
+    stack.enter_context(machine.process_in(netns))
+    mapped = {
+        "capabilities": {"portMappings": True},
+        "runtimeConfig": {"portMappings": [port(8080)]},
+    }
+    for number in range(2):
+        conf = config(machine, name=f"{machine.name}-{number}", bridge=f"br{number}")
+        result = machine.ok("bridge", "ADD", conf, netns, ifname=f"eth{number}")
+        chain = {**chained(machine, "portmap", result, **mapped), "name": conf["name"]}
+        machine.ok("portmap", "ADD", chain, netns, ifname=f"eth{number}")
+
+    assert asked(machine, "audit") == NOTHING
+    assert pycni(machine, "explain", "c1").returncode == DONE
+    machine.do(machine.host, "nft flush map inet pycni hostports4")
+    assert lacking(machine) == {("host-port", "c1")}
+
+
 def test_the_dead_lack_nothing(machine: Machine, stack: ExitStack) -> None:
     """What goes with a dead container is a leftover; both kinds of findings have their section."""
     conf = config(machine)
