@@ -112,7 +112,7 @@ def test_every_plugin_has_a_launcher(dist: Path, place: Path) -> None:
 
 
 def test_modes_and_owner_are_fixed(dist: Path, place: Path) -> None:
-    """Root owns all of it; what is executed is 0755, what is read 0644, whatever the umask."""
+    """Root owns all of it; programs have mode 0755 and other files 0644, with any umask."""
     previous = os.umask(0o077)  # noqa: TID251 - of this process, and put back
     try:
         installed = _install(dist, place)
@@ -199,7 +199,7 @@ def test_uninstall_leaves_what_was_there(dist: Path, place: Path) -> None:
 
 
 def test_uninstall_leaves_what_came_later(dist: Path, place: Path) -> None:
-    """What another package has put in place of ours, or beside it, is not ours to remove."""
+    """Files that another package has put in place of ours, or beside them, stay."""
     installed = _install(dist, place)
     (installed / "bridge").unlink()
     (installed / "bridge").write_text("theirs")
@@ -243,7 +243,7 @@ def test_install_again_changes_nothing(dist: Path, place: Path) -> None:
 
 
 def test_install_again_mends(dist: Path, place: Path) -> None:
-    """What was damaged, or left behind by an installation that was killed, is put right."""
+    """Damaged files, and leftovers of a killed installation, are put right."""
     installed = _install(dist, place)
     before = _tree(installed)
     library = next(installed.glob(".pycni/*/lib/_setns.*"))

@@ -66,7 +66,7 @@ class Launcher:
 
     @contextmanager
     def engine(self, handler: Handler, owner: int = 0) -> Iterator[None]:
-        """Serve connections by `handler`, one after the other; what it raises is raised here."""
+        """Serve connections by `handler`, one after the other; its exceptions are raised here."""
         with self.listening(backlog=8, owner=owner) as listener:
             failures: list[BaseException] = []
             thread = threading.Thread(target=_serve, args=(listener, handler, failures))
@@ -426,7 +426,7 @@ def test_an_engine_that_ends_before_the_request_is_passed_over(launcher: Launche
 
 
 def test_an_engine_of_another_user_is_passed_over(launcher: Launcher) -> None:
-    """Who is not root gets neither descriptors nor environment, whatever it says."""
+    """A peer that is not root gets neither descriptors nor environment, with any answer."""
     received: list[bytes] = []
 
     def say(connection: socket.socket) -> None:
@@ -454,7 +454,7 @@ def test_the_exit_status_is_the_engines(launcher: Launcher, status: int) -> None
 
 
 def test_the_engine_learns_the_plugins_type(launcher: Launcher) -> None:
-    """Any name is handed over: what it means is the engine's business."""
+    """Any name is handed over: the engine decides on its meaning."""
     worker = Worker()
 
     with launcher.engine(worker):
@@ -619,7 +619,7 @@ def test_an_accepted_request_is_not_tried_again(
 
 
 def test_a_request_that_nobody_read_is_not_tried_again(launcher: Launcher) -> None:
-    """What lay in the socket of an engine that died may have been read: nobody knows."""
+    """A request in the socket of an engine that died may have been read: nobody knows."""
 
     def die(connection: socket.socket) -> None:
         greet(connection)

@@ -158,7 +158,7 @@ class TestImports:
         assert wrong == []
 
     def test_lazy(self) -> None:
-        """What is expensive, and not always needed, is imported inside functions."""
+        """Expensive modules that are not always needed are imported inside functions."""
         wrong = [
             f"{short_name(path)} imports {one.name}"
             for path in COMMON
@@ -545,7 +545,7 @@ def below(package: str, names: set[str]) -> set[str]:
 
 @pytest.mark.starts_process
 class TestStart:
-    """What a fresh interpreter loads: it is what a cold start costs."""
+    """The modules that a fresh interpreter loads are the cost of a cold start."""
 
     @pytest.mark.parametrize("name", ENTRIES)
     def test_loaded(self, name: str) -> None:
