@@ -124,7 +124,7 @@ def _change_device(
     attaching.take_back(parts.BACKUP)
     attaching.take_back(parts.INTERFACE)
     device.save(path, before)
-    device.apply(container, link.index, wanted)
+    device.apply(container, link, wanted)
     return link
 
 

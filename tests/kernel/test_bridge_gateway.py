@@ -281,7 +281,7 @@ def address_changes(machine: Machine) -> Iterator[set[str]]:
 def test_force_address_replaces_the_gateway_of_a_network_without_containers(
     machine: Machine,
 ) -> None:
-    """What only a container needed that is gone, DEL or not, makes room."""
+    """An address that only a gone container needed makes room, with or without its DEL."""
     for containerid in ("deleted", "dead"):
         container = machine.container()
         machine.ok("bridge", "ADD", machine.network(), container, containerid=containerid)

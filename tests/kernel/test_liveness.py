@@ -317,7 +317,7 @@ def gateway(case: Case, state: State) -> str:
     outcome, said = case.add_second("bridge", other)
     mine = f"{case.subnet}1/24" in case.machine.addresses(case.machine.host, "br0")
     assert mine == (outcome == "refused")
-    return _refusal(outcome, said, state, "is the gateway of network")
+    return _refusal(outcome, said, state, "the gateway of network")
 
 
 def route(case: Case, state: State) -> str:
@@ -500,7 +500,7 @@ def test_record_without_a_namespace(case: Case, plugin: str) -> None:
 
 
 def test_empty_record(case: Case) -> None:
-    """What an ADD has left that was killed before it had made anything is removed."""
+    """The record of an ADD that was killed before it had made anything is removed."""
     config = case.network()
     case.add("bridge", config)
     path = case.record("bridge")
