@@ -53,10 +53,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     result = _interfaces(req, bridge, ours, end)
     if conf.ipam:
         _allocate(req, host, conf, result, undo=undo)
-        if conf.is_gateway:
-            _ensure_gateways(req, host, conf, result, bridge=bridge, attaching=attaching)
-        elif conf.masquerade:
-            _say(req, host, gateway.unserved(host.netns, bridge, result))
+        _ensure_gateways(req, host, conf, result, bridge=bridge, attaching=attaching)
         interface.note_configuration(attaching, req.ifname, ours.mtu, result)
         veth.configure(container, req.ifname, ours.peer, result, dad=conf.dad)
         if conf.masquerade:
@@ -186,7 +183,11 @@ def _ensure_gateways(
     bridge: Link,
     attaching: Attaching,
 ) -> None:
-    """Make the host the gateway of what `result` has."""
+    """Make the host the gateway of what `result` has, if it is to be."""
+    if not conf.is_gateway:
+        if conf.masquerade:
+            _say(req, host, gateway.unserved(host.netns, bridge, result))
+        return
     gateway.complete(conf, result)
     gateways = [str(cidr) for cidr in gateway.gateways(result)]
     attaching.note(GatewayFacts(conf.gateway_interface, gateways))
