@@ -355,7 +355,9 @@ def _stays(host: Host, record: Record, facts: IsolationFacts) -> bool:
     As a rule one does, and the first that is read tells.
     """
     needed = {ISOLATED} if facts.policy == ISOLATED else {ISOLATED, facts.policy}
-    return any(one.policy in needed for one in _on_bridge(host, record))
+    if any(one.policy in needed for one in _on_bridge(host, record)):
+        return True
+    return _may_need_policies(host, _others(host, record))
 
 
 def _has_unrecorded(host: Host, record: Record) -> bool:
@@ -374,9 +376,8 @@ def _has_unrecorded(host: Host, record: Record) -> bool:
 
 def _others(host: Host, record: Record | None) -> Iterator[Record]:
     """Yield the records of all attachments but that of `record`, each when it is asked for."""
-    own = (record.network, record.attachment) if record else None
-    records = host.records.of_plugin(LIFECYCLE.plugin)
-    return (one for one in records if (one.network, one.attachment) != own)
+    own = record.path if record else ""
+    return (one for one in host.records.of_plugin(LIFECYCLE.plugin) if one.path != own)
 
 
 def _on_bridge(host: Host, record: Record) -> Iterator[IsolationFacts]:
@@ -388,6 +389,14 @@ def _on_bridge(host: Host, record: Record) -> Iterator[IsolationFacts]:
 
 def _own(req: Request, host: Host) -> Record | None:
     return host.records.look_up(LIFECYCLE.plugin, req.network, req.attachment)
+
+
+def _may_need_policies(host: Host, others: Iterable[Record]) -> bool:
+    """Tell whether a record cannot be read: its attachment may rely on any bridge's isolation."""
+    damaged = next((one.path for one in others if one.damage), "")
+    if damaged:
+        host.log(f"keeps isolated bridges as they are: record '{damaged}' is damaged")
+    return bool(damaged)
 
 
 def _each(records: Iterable[Record], facts_type: type[Facts]) -> Iterator[Facts]:
