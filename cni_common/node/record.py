@@ -371,14 +371,6 @@ class Records:
         found.identify(plugin, network, attachment)
         return found
 
-    def look_up(self, plugin: str, network: str, attachment: Attachment) -> Record | None:
-        """Return the record of an attachment to be read only, or None; takes no lock."""
-        try:
-            refuse_shared(self.directory)
-        except FileNotFoundError:
-            return None
-        return self.peek(self.path_of(plugin, network, attachment))
-
     def identify(
         self, record: Record, plugin: str, network: str, attachments: Collection[Attachment]
     ) -> list[Record]:
@@ -399,25 +391,16 @@ class Records:
     def paths(self, plugin: str, network: str) -> list[str]:
         """Return the files of all records of `network`."""
         prefix = f"{plugin}-{_digest(network)}-"
-        names = self._names()
-        return [f"{self.directory}/{name}" for name in names if name.startswith(prefix)]
+        return [f"{self.directory}/{one}" for one in self._names() if one.startswith(prefix)]
 
     def of_plugin(self, plugin: str) -> Iterator[Record]:
         """Yield each record of the plugin, of any network, to be read only; takes no lock.
 
-        Damaged records are among them, those that say nothing since a kill are not. They come in no
-        order, each when it is asked for: with thousands, the first may be enough.
+        Damaged records are among them, those that say nothing since a kill are not. Each is read
+        when it is asked for, in no order: with thousands, the first may be enough.
         """
-        try:
-            refuse_shared(self.directory)
-            entries = os.scandir(self.directory)
-        except FileNotFoundError:
-            return
-        with entries:
-            for entry in entries:
-                record = _peek(entry.path) if entry.name.startswith(f"{plugin}-") else None
-                if record and not record.is_unbegun():
-                    yield record
+        names = (name for name in self._entries() if name.startswith(f"{plugin}-"))
+        return filter(None, (self.peek(f"{self.directory}/{name}") for name in names))
 
     def peek(self, path: str) -> Record | None:
         """Return the record in the file `path`, to be read only, or None; takes no lock."""
@@ -450,11 +433,17 @@ class Records:
 
     def _names(self) -> list[str]:
         """Return the names of all files, believed only where no other user can have put them."""
+        return sorted(self._entries())
+
+    def _entries(self) -> Iterator[str]:
+        """Yield what `_names` returns, in no order."""
         try:
             refuse_shared(self.directory)
-            return sorted(os.listdir(self.directory))
+            with os.scandir(self.directory) as entries:
+                for entry in entries:
+                    yield entry.name
         except (FileNotFoundError, NotADirectoryError):
-            return []
+            pass
 
     def _create(self, path: str) -> int:
         """Return the descriptor of a new, locked, empty file. Raises OSError."""

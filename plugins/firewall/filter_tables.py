@@ -40,6 +40,9 @@ if TYPE_CHECKING:
         def rules(self, chain: str) -> list[Key] | None:
             """Return the rules of a chain, None if it does not exist."""
 
+        def look(self, chain: str) -> None:
+            """Raise what `rules` would raise, which may cost more."""
+
         def key(self, line: Line) -> Key:
             """Return the form of a rule in the result of `rules`."""
 
@@ -143,6 +146,10 @@ class NftFilter:
         """Return the rules listed that no record holds by their handles."""
         return [signature for where, signature in self._handles if where == chain]
 
+    def look(self, chain: str) -> None:
+        """Raise what `rules` would raise, but list no rule."""
+        self.is_rule(chain, self.usage(chain)[0], Line(""))
+
     def usage(self, chain: str) -> tuple[int, int]:
         """Return handle of a chain, and number of its rules and of jumps to it; zeros if absent."""
         found = self._table.chain(self._netns, chain) or {}
@@ -226,6 +233,10 @@ class LegacyFilter:
     def is_used(self) -> bool:
         """Tell whether FORWARD drops by its policy or has rules."""
         return self.drops() or bool(self.rules(FORWARD))
+
+    def look(self, chain: str) -> None:
+        """Raise what `rules` would raise."""
+        self.rules(chain)
 
     def unheld(self, chain: str, line: Line) -> int:
         """Return how many rules are like `line`: none has a handle here."""

@@ -147,7 +147,7 @@ def begin(req: Request, host: Host, conf: Conf, result: Result, *, undo: Undo) -
     for version in _versions(addresses):
         # What cannot be looked at cannot be removed either, so nothing may be noted before.
         for table in filter_tables.present(host.netns, version):
-            table.rules(cni_forward.ALLOWED)
+            table.look(cni_forward.ALLOWED)
     rules = FirewallFacts(
         backend,
         [str(address) for address in addresses],
@@ -388,7 +388,7 @@ def _on_bridge(host: Host, record: Record) -> Iterator[IsolationFacts]:
 
 
 def _own(req: Request, host: Host) -> Record | None:
-    return host.records.look_up(LIFECYCLE.plugin, req.network, req.attachment)
+    return host.records.peek(host.records.path_of(LIFECYCLE.plugin, req.network, req.attachment))
 
 
 def _may_need_policies(host: Host, others: Iterable[Record]) -> bool:

@@ -109,7 +109,8 @@ def _refuse_to_end_ipv6(req: Request, conf: Conf, result: Result) -> None:
 
 def _sysctls_after(req: Request, host: Host) -> Mapping[str, str | None]:
     """Return the sysctls as ADD has left them, by its record."""
-    record = host.records.look_up(LIFECYCLE.plugin, req.network, req.attachment)
+    path = host.records.path_of(LIFECYCLE.plugin, req.network, req.attachment)
+    record = host.records.peek(path)
     facts = record.get(parts.SysctlsFacts) if record else None
     return facts.after if facts else {}
 
