@@ -92,6 +92,7 @@ def experiments(types: Sequence[str] = TYPES) -> dict[str, Callable[[Bench], Non
         "first": first_container,  # first, while the host is still empty
         "version": version,
         "loopback": loopback,
+        "macvlan": macvlan,
     }
     for key, (title, variant) in _variants(types).items():
         found[key] = partial(attach, key=key, title=title, variant=variant)
@@ -156,6 +157,25 @@ def loopback(bench: Bench) -> None:
                 batch = column.run([call])
                 if command == "ADD":
                     row.add(column.name, batch.outcomes[0].wall_ms)
+
+
+def macvlan(bench: Bench) -> None:
+    """ADD and DEL of macvlan with host-local, all columns on one master."""
+    rows = {
+        command: bench.row(f"macvlan.{command.lower()}", f"macvlan {command}")
+        for command in ("ADD", "DEL")
+    }
+    variant = Variant(master="below0")
+    sh(f"ip link add {variant.master} type bridge")
+    sh(f"ip link set {variant.master} up")
+    for turn in bench.turns("macvlan"):
+        for column in turn:
+            network = Network("macvlan", column.name, column.bin_dir, variant)
+            attachment = bench.attachment(network, 0)
+            for command, row in rows.items():
+                (batch,) = run_chain(column, [attachment], command)
+                row.add(column.name, batch.wall_ms)
+    sh(f"ip link delete {variant.master}")
 
 
 def attach(bench: Bench, key: str, title: str, variant: Variant) -> None:

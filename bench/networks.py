@@ -26,6 +26,7 @@ class Variant:
     masquerade: str = ""  # the reference's backend; ours always takes its own default
     ports: int | None = None  # None: no portmap in the chain
     routes: int = 0  # beside the default route
+    master: str = ""  # of a macvlan; none: a bridge
 
     @property
     def is_large(self) -> bool:
@@ -77,6 +78,8 @@ class Network:
                 "routes": routes,
             },
         }
+        if self.variant.master:
+            return [{"type": "macvlan", "master": self.variant.master, "ipam": bridge["ipam"]}]
         if self.variant.masquerade:
             bridge["ipMasq"] = True
             if self.column == REFERENCE:

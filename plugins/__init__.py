@@ -18,6 +18,7 @@ TYPES = (
     "firewall",
     "host-local",
     "loopback",
+    "macvlan",
     "portmap",
     "ptp",
     "static",

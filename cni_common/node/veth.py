@@ -174,23 +174,25 @@ def check_forwarding(host: NetNS, versions: Iterable[int]) -> Iterator[CNIError]
             yield drifted(f"the host no longer forwards IPv{version}", remedy)
 
 
-def configure(
+def configure(  # noqa: PLR0913 - the last three, by keyword, are each of one plugin
     container: NetNS,
     ifname: str,
     index: int,
     result: Result,
     *,
     dad: bool = False,
+    routers: bool = False,
     subnet_routes: Sequence[Message] | None = None,
 ) -> None:
     """Configure an interface with the addresses and routes of `result`, set it up, and wait for it.
 
-    With `dad` it runs IPv6 duplicate address detection and waits for that. `subnet_routes`: routes
-    to the addresses' subnets, instead of the kernel's own. Raises NetlinkError, CNIError.
+    With `dad` it runs IPv6 duplicate address detection and waits for that. `routers`: the link has
+    other machines' routers, which may advertise IPv6 where `result` has none. `subnet_routes`:
+    routes to the addresses' subnets, instead of the kernel's own. Raises NetlinkError, CNIError.
     """
     ips = ips_of(result, ifname)
     versions = {ip.address.version for ip in ips}
-    _prepare(container, ifname, versions, dad=dad)
+    _prepare(container, ifname, versions, dad=dad, heeds_routers=routers and 6 not in versions)
     routes = routes_of(result, ips)
     refuse_unreachable(ifname, ips, routes, routed=subnet_routes is not None)
     addresses = [ip.address for ip in ips]
@@ -286,16 +288,21 @@ def _keep_advertised_routes(host: NetNS, log: Callable[[str], object]) -> None:
             log(f"set sysctl {name} to 2: the default route by '{link.name}' is an advertised one")
 
 
-def _prepare(container: NetNS, ifname: str, versions: Collection[int], *, dad: bool) -> None:
+def _prepare(
+    container: NetNS, ifname: str, versions: Collection[int], *, dad: bool, heeds_routers: bool
+) -> None:
     """Set the sysctls that must be set before the link is up."""
     conf4, conf6 = f"net/ipv4/conf/{ifname}", f"net/ipv6/conf/{ifname}"
     wanted = {
         # Announce the addresses, or a neighbour may keep the MAC of their last owner for a while.
         f"{conf4}/arp_notify": "1",
-        # The addresses come from IPAM: a router advertisement must not add any.
-        f"{conf6}/accept_ra": "0",
-        f"{conf6}/accept_dad": "1" if dad else "0",
     }
+    if heeds_routers:
+        wanted[f"{conf6}/ndisc_notify"] = "1"
+    else:
+        # The addresses come from IPAM: a router advertisement must not add any.
+        wanted[f"{conf6}/accept_ra"] = "0"
+    wanted[f"{conf6}/accept_dad"] = "1" if dad else "0"
     if dad:
         wanted[f"{conf6}/enhanced_dad"] = "1"
     needed = {}
@@ -415,7 +422,8 @@ def _await_dad(container: NetNS, ifname: str, index: int, events: Events) -> Non
                 )
         return not any(flags & IFA_F_TENTATIVE for _, flags in states)
 
-    if not wait_until(dad_is_done, events, _DAD_SECONDS):
+    # Where no carrier is, detection does not begin, and no packet meets a duplicate.
+    if not wait_until(dad_is_done, events, _DAD_SECONDS) and is_operational(container, index):
         raise CNIError(
             Code.INTERNAL,
             f"duplicate address detection on '{ifname}' took over {_DAD_SECONDS:g} s",

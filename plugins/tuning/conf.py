@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_common.kernel.link import parse_mac
 from cni_common.spec.errors import CNIError, Code
-from cni_common.spec.ipam_config import CNI_ARGS
+from cni_common.spec.ipam_config import requested_mac
 from cni_common.spec.names import is_absolute
 from cni_common.spec.request import PROTOCOL_PROPERTIES
 from plugins.tuning import sysctl
@@ -119,7 +118,7 @@ class Conf:
             sysctls={**sysctls, **more[0]},
             keys={**keys, **more[1]},
             device=Device(
-                mac=_mac(req),
+                mac=requested_mac(req, config.get("mac", "")) or None,
                 promisc=True if merged.get("promisc") else None,
                 mtu=merged.get("mtu") or None,
                 allmulti=merged.get("allmulti"),
@@ -166,23 +165,6 @@ def _refuse_duplicates(stdin: str) -> None:
 def _objects(pairs: Pairs, key: str) -> list[Pairs]:
     """Return the objects with that key; an object is a tuple of its pairs, an array is a list."""
     return [value for name, value in pairs if name.lower() == key and isinstance(value, tuple)]
-
-
-def _mac(req: Request) -> str | None:
-    """Return the MAC of args.cni.mac, else the capability, else CNI_ARGS, else `mac`."""
-    config = req.config
-    text = (
-        config.get("args", {}).get("cni", {}).get("mac")
-        or config.get("runtimeConfig", {}).get("mac")
-        or req.cni_args(CNI_ARGS).get("MAC")
-        or config.get("mac")
-    )
-    if not text:
-        return None
-    try:
-        return parse_mac(text)
-    except ValueError as error:
-        raise _refuse(f"the interface's MAC is {error}") from None
 
 
 def _refuse(text: str) -> CNIError:
