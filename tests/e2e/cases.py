@@ -16,7 +16,7 @@ MAC, OTHER_MAC = "02:00:00:00:81:01", "02:00:00:00:81:09"
 
 # Subject in docs/differences.md: the lines that it explains, "what: theirs -> ours".
 EVERYWHERE = {
-    "Attachment records": r"ADD: files in /run/pycni/attachments: absent -> there",
+    "Attachment records": r"ADD: files in /run/pycni(/attachments)?: absent -> there",
     "Router advertisements": r"ADD: c1 sysctl net/ipv6/conf/eth0/accept_ra: 1 -> 0",
     "Length of the transmit queue": r"ADD: host link (<veth>|br0\.\d+) txqlen: None -> 1000",
     "Chosen MAC addresses": r"\w+: host link (br0|<veth>) addr_assign_type: [01] -> 3",
