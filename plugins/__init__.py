@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 TYPES = (
     "bandwidth",
     "bridge",
+    "dummy",
     "firewall",
     "host-local",
     "loopback",

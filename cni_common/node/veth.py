@@ -10,7 +10,7 @@ from functools import cache, partial
 from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
-from cni_common.kernel.link import VethEnd
+from cni_common.kernel.link import IFF_NOARP, VethEnd
 from cni_common.kernel.netlink import NetlinkError
 from cni_common.kernel.netns import NETLINK_ROUTE
 from cni_common.kernel.route import (
@@ -269,9 +269,14 @@ def wait_until(condition: Callable[[], bool], subscribe: Events, seconds: float)
 
 
 def is_operational(netns: NetNS, index: int) -> bool:
-    """Tell whether an interface exists and passes packets on."""
+    """Tell whether an interface exists and passes packets on.
+
+    One without neighbours (IFF_NOARP), such as a dummy, has no carrier, and no state that tells.
+    """
     link = netns.netlink.link_at(index)
-    return link is not None and link.operstate == "UP"
+    if link is None:
+        return False
+    return link.operstate == "UP" or bool(link.up and link.flags & IFF_NOARP)
 
 
 def _keep_advertised_routes(host: NetNS, log: Callable[[str], object]) -> None:

@@ -142,5 +142,3 @@ def _check_link(host: Host, container: NetNS, conf: Conf, ours: Link) -> Iterato
         yield drifted(f"mode of '{ours.name}' is {mode}, the configuration has {conf.mode}")
     if queue and conf.broadcast_queue and queue != conf.broadcast_queue:
         yield drifted(f"bcqueuelen of '{ours.name}' is {queue}, not {conf.broadcast_queue}")
-    if conf.mtu and ours.mtu != conf.mtu:
-        yield drifted(f"MTU of '{ours.name}' is {ours.mtu}, the configuration has {conf.mtu}")

@@ -454,6 +454,44 @@ def test_check_tells(machine: Machine, where: str, line: str, says: str) -> None
     assert says in error["msg"], error
 
 
+def test_check_behind_tuning(machine: Machine) -> None:
+    """What tuning has set after macvlan is no difference, for CHECK and for DEL."""
+    machine.outside()
+    config = network(machine, mtu=1400)
+    container, result = attached(machine, config)
+    tuned = {"type": "tuning", "mtu": 1300, "mac": "02:00:00:00:00:77", "promisc": True}
+    chained = {**config, **tuned, "dataDir": f"{machine.data_dir}-tuning"}
+    last = machine.ok("tuning", "ADD", {**chained, "prevResult": result}, container)
+
+    machine.ok("macvlan", "CHECK", {**config, "prevResult": last}, container)
+    assert eth0(machine, container)["mtu"] == 1300
+    machine.ok("macvlan", "DEL", config, container)  # by a runtime that lost the chain
+    assert macvlans(machine, container) == []
+
+
+def test_beside_another_network(machine: Machine) -> None:
+    """As Multus calls it: a second interface beside that of the main network, DEL in reverse."""
+    machine.outside()
+    main = machine.network()
+    container = machine.container()
+    first = machine.ok("bridge", "ADD", main, container)
+    config = network(machine, ipam=STATIC, name=f"{machine.name}-2", capabilities={"mac": True})
+    config["runtimeConfig"] = {"mac": "02:00:00:00:00:55"}
+    args = "IgnoreUnknown=true;K8S_POD_NAMESPACE=default;K8S_POD_NAME=a;K8S_POD_UID=9"
+    second = machine.ok("macvlan", "ADD", config, container, ifname="net1", args=args)
+    before = machine.ip(container, "route")
+
+    assert machine.ping(container, "192.0.2.2")
+    assert [route["dev"] for route in before if route["dst"] == "default"] == ["eth0"]
+    assert second["interfaces"][0]["mac"] == "02:00:00:00:00:55"
+    machine.ok("macvlan", "CHECK", {**config, "prevResult": second}, container, ifname="net1")
+    machine.ok("bridge", "CHECK", {**main, "prevResult": first}, container)
+    machine.ok("macvlan", "DEL", config, container, ifname="net1", args=args)
+    machine.ok("bridge", "CHECK", {**main, "prevResult": first}, container)
+    machine.ok("bridge", "DEL", main, container)
+    assert left(machine, container) == NOTHING
+
+
 def test_check_of_another_kind(machine: Machine) -> None:
     """An interface of the same name, MAC and addresses that is no macvlan is told."""
     machine.outside()
