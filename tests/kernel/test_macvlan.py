@@ -345,8 +345,8 @@ def test_routers_of_the_link(machine: Machine, subnet: Json, accepted: str) -> N
         ),
         (
             {"ipam": {**STATIC, "routes": [{"dst": "10.3.0.0/16", "gw": "10.9.0.77"}]}},
-            999,
-            "10.9.0.77",
+            7,
+            "cannot reach gateway 10.9.0.77",
         ),
     ],
 )
