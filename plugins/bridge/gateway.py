@@ -109,7 +109,7 @@ def ensure(
 
 
 def _add_subnet_routes(host: NetNS, link: Link, result: Result) -> None:
-    """Add routes to subnets whose gateways are outside of them, as fe80::1: the kernel adds none."""
+    """Add routes to subnets that their gateways are not in, as fe80::1: the kernel adds none."""
     for ip in result.ips:
         subnet = ip.address.network
         if ip.gateway is None or ip.gateway in subnet:
