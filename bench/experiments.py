@@ -76,6 +76,7 @@ def prepare() -> None:
         sh(f"ip netns add c{number}")
     for resident in ("resident0", "resident1", "resident2", "resident3"):
         sh(f"ip netns add {resident}")
+    growth.prepare()
 
 
 def warm_up(column: Column) -> None:

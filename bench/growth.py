@@ -103,8 +103,6 @@ def growth(bench: Bench) -> None:
     if column is None:
         return
     rounds = max(3, round(bench.rounds * _SHARE))
-    for number in range(-(-2 * MANY // _PER_NETNS)):
-        sh(f"ip netns add growth{number}")
     with _attached(column) as node:
         for chain in CHAINS:
             node.add(_Spot(chain, 0, 0))
@@ -134,8 +132,6 @@ def _attached(column: Column) -> Iterator[_Node]:
         for spot in [*node.results]:
             with suppress(BenchError):
                 node.delete(spot)
-        for number in range(-(-2 * MANY // _PER_NETNS)):
-            sh(f"ip netns delete growth{number}")
         for network in range(2):
             with suppress(BenchError):
                 sh(f"ip link delete growth{network}")
@@ -163,6 +159,12 @@ def _medians(bench: Bench, node: _Node, rounds: int) -> dict[tuple[str, str], fl
         samples.setdefault(("floor", "DEL"), []).append(floor.ms("del", "floor"))
     floor.close()
     return {key: statistics.median(found) for key, found in samples.items()}
+
+
+def prepare() -> None:
+    """Make the containers' namespaces; call it before the columns are made."""
+    for number in range(-(-2 * MANY // _PER_NETNS)):
+        sh(f"ip netns add growth{number}")
 
 
 def rows() -> Sequence[str]:
