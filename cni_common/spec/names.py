@@ -98,7 +98,12 @@ def parse_cidr(text: str) -> Cidr:
     host, _, prefix = text.partition("/")
     if not (prefix.isascii() and prefix.isdigit()) or "%" in host:
         raise ValueError(f"{text!r} is not an address with a prefix length, such as 10.0.0.2/24")
-    cidr = ip_interface(text)
+    try:  # by numbers, since the constructors parse a text twice
+        address = ip_address(host)
+        kind = IPv4Interface if address.version == 4 else IPv6Interface
+        cidr: Cidr = kind((int(address), int(prefix)))
+    except ValueError:
+        cidr = ip_interface(text)  # which has the words for it
     if cidr.version == 6 and cidr.ip.ipv4_mapped:
         if cidr.network.prefixlen < 96:
             raise ValueError(f"{text!r} covers more than the IPv4-mapped addresses")
