@@ -152,10 +152,14 @@ class Channel:
             )
             answers += asked.answers.values()
             failure = failure or asked.failure
+            asked.failure = None
             if failure and failure.errno == errno.ENOBUFS:
                 break
         if failure:
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure  # its traceback has this frame: a circle would keep all callers' data
         return answers
 
     def transact(self, begin: Message, messages: Sequence[Message], end: Message) -> list[Any]:
@@ -174,8 +178,12 @@ class Channel:
             for number, one in numbered.items()
         )
         self._ask(asked, data)
-        if asked.failure:
-            raise asked.failure
+        failure, asked.failure = asked.failure, None
+        if failure:
+            try:
+                raise failure
+            finally:
+                del failure  # as in `exchange`
         return [answer for answers in asked.answers.values() for answer in answers]
 
     def _numbered(self, messages: Sequence[Message]) -> dict[int, Message]:
