@@ -128,6 +128,7 @@ def _on_the_node(
                 os.path.realpath(sys.argv[0]),
                 _log,
                 execute=execute,
+                guarded=True,
                 state_dir=options.state_dir,
             ) as host:
                 return run(options, host)

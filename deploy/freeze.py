@@ -188,17 +188,20 @@ def _copy_licences(bundle: Path) -> None:
 
 
 def _make_launchers(directory: Path, build: str) -> None:
-    """Link one executable under each name; a plain copy of the directory works as well.
+    """Make an executable of each plugin, and link it into `directory`; a plain copy works as well.
 
-    deploy/install.sh recognises its own files by the launcher in the bundle.
+    Each knows its type, so that it can be given another name. deploy/install.sh recognises its own
+    files by the launchers in the bundle.
     """
-    first = directory / f".pycni/{build}/launcher"
-    _run(
-        *("make", "--no-print-directory", "-C", str(ROOT / "launcher")),
-        *(f"OUTPUT={first}", f"BUILD={build}", f"BUNDLE=.pycni/{build}/pycni"),
-    )
+    launchers = directory / f".pycni/{build}/launcher"
+    launchers.mkdir()
     for name in ("pycni", *TYPES):
-        os.link(first, directory / name)
+        _run(
+            *("make", "--no-print-directory", "-C", str(ROOT / "launcher")),
+            *(f"OUTPUT={launchers / name}", f"BUILD={build}", f"BUNDLE=.pycni/{build}/pycni"),
+            f"TYPE={name if name in TYPES else ''}",
+        )
+        os.link(launchers / name, directory / name)
 
 
 # --- output ---
@@ -210,10 +213,11 @@ def _report(target: Path, build: str) -> None:
     needed = {
         tuple(map(int, number.split(b".")))
         for file in files
-        if file.name in ("pycni", "launcher") or ".so" in file.name
+        if file.name == "pycni" or file.parent.name == "launcher" or ".so" in file.name
         for number in re.findall(rb"\0GLIBC_(2\.\d+)", file.read_bytes())
     }
-    launcher, size = (bundle / "launcher").stat().st_size, sum(f.stat().st_size for f in files)
+    launcher = (bundle / "launcher/pycni").stat().st_size
+    size = sum(file.stat().st_size for file in files)
     glibc = ".".join(map(str, max(needed)))
     _say(
         f"{target}: launcher {launcher / 1024:.0f} KiB, bundle {size / 2**20:.1f} MiB in"

@@ -5,9 +5,9 @@
 #   CNI_BIN_DIR   the runtimes' directory of plugins (default: /opt/cni/bin)
 #   DIST          the directory to install (default: dist/bin)
 #
-# CNI_BIN_DIR gets one launcher under each plugin's name, and CNI_BIN_DIR/.pycni one directory for
-# each build. A launcher starts the program of its own build only. That directory is complete before
-# the launcher is renamed into place, and stays for a while after the launcher was replaced.
+# CNI_BIN_DIR gets the launcher of each plugin, and CNI_BIN_DIR/.pycni one directory for each build.
+# A launcher starts the program of its own build only. That directory is complete before the launcher
+# is renamed into place, and stays for a while after the launcher was replaced.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -43,14 +43,23 @@ lock() {
     flock 9
 }
 
-# Tell whether a file is the launcher of a build in the store.
-is_ours() {
+# Print the type of a launcher of a build in the store, and fail for any other file. The first builds
+# had one launcher for all names.
+type_of() {
     local launcher
     [[ -f $1 && ! -L $1 ]] || return
-    for launcher in "$store"/*/launcher; do
-        ! cmp -s "$1" "$launcher" || return 0
+    for launcher in "$store"/*/launcher "$store"/*/launcher/*; do
+        if cmp -s "$1" "$launcher"; then
+            [[ ${launcher##*/} != launcher ]] || launcher=$1
+            echo "${launcher##*/}"
+            return
+        fi
     done
     return 1
+}
+
+is_ours() {
+    type_of "$1" >/dev/null
 }
 
 names() {
@@ -74,10 +83,9 @@ put_bundle() {
     sync -f "$store" # after a power failure a launcher must not exist without its program
 }
 
-# A hard link of the one launcher: plugins recognise each other by the same file. If links fail, a
-# copy.
+# put_launcher PLACE TYPE: a hard link of the launcher in the store. If links fail, a copy.
 put_launcher() {
-    local launcher=$store/$build/launcher
+    local launcher=$store/$build/launcher/$2
     [[ ! $1 -ef $launcher ]] || return 0
     ln -f "$launcher" "$1$new" 2>/dev/null || install -m 755 "$launcher" "$1$new"
     mv -fT "$1$new" "$1"
@@ -122,9 +130,9 @@ remove_old_builds() {
 }
 
 do_install() {
-    local name
+    local name type
     build=$(cd "$dist/.pycni" 2>/dev/null && echo *) || die "there is no '$dist': run 'make dist'"
-    [[ -e $dist/.pycni/$build/launcher ]] || die "'$dist' is not what 'make dist' makes"
+    [[ -d $dist/.pycni/$build/launcher ]] || die "'$dist' is not what 'make dist' makes"
     for name in $(names "$dist"); do
         [[ ! -d $bin/$name ]] || die "'$bin/$name' is a directory"
     done
@@ -135,11 +143,15 @@ do_install() {
     put_bundle
     for name in $(names "$dist"); do
         save_foreign "$bin/$name"
-        put_launcher "$bin/$name"
+        put_launcher "$bin/$name" "$name"
     done
     for name in $(names "$bin"); do
-        if [[ ! -e $dist/$name ]] && is_ours "$bin/$name"; then
-            take_away "$name" # this build has no such plugin
+        if [[ ! -e $dist/$name ]] && type=$(type_of "$bin/$name"); then
+            if [[ -e $dist/$type ]]; then # an operator has given it another name
+                put_launcher "$bin/$name" "$type"
+            else
+                take_away "$name" # this build has no such plugin
+            fi
         fi
     done
     remove_old_builds

@@ -48,6 +48,9 @@
 #error "define BUNDLE: the path of the frozen program, relative to the launcher's directory"
 #endif
 
+#ifndef TYPE
+#define TYPE "" /* of the plugin; "" for a program that is the plugin which it is called as */
+#endif
 #ifndef SOCKET
 #define SOCKET "/run/pycni/engine.sock" /* overridden only by tests, which run in parallel */
 #endif
@@ -63,6 +66,11 @@
 static const char versions[] =
     "{\"cniVersion\":\"1.1.0\",\"supportedVersions\":"
     "[\"0.1.0\",\"0.2.0\",\"0.3.0\",\"0.3.1\",\"0.4.0\",\"1.0.0\",\"1.1.0\"]}\n";
+
+/* What this executable is, whatever its name: nodes have plugins under other names, by link or copy.
+ * cni_common/node/plugin_files.py looks for it in the files of CNI_PATH. */
+#define IDENTITY "pycni launcher " BUILD " "
+__attribute__((used)) static const char identity[] = IDENTITY TYPE;
 
 extern char **environ;
 
@@ -175,6 +183,10 @@ static void start_bundle(char **argv, const char *type)
     argv[0] = called_as;
     prepare_environment(program);
     execv(program, argv);
+    if (errno == ENOENT && access(program, F_OK) < 0)
+        fail(STDOUT_FILENO, IO_FAILURE,
+             "pycni: there is no '%s': the directory '.pycni' must lie beside the plugin, and a plain"
+             " 'cp dist/bin/*' leaves it behind; copy it as well, or run 'make install'", program);
     fail(STDOUT_FILENO, IO_FAILURE, "pycni: cannot start '%s': %s; install pycni again", program,
          strerror(errno));
 }
@@ -415,7 +427,8 @@ int main(int argc, char **argv)
 {
     char *no_arguments[] = {NULL, NULL};
     char **arguments = argc > 0 ? argv : no_arguments;
-    const char *type = base_name(argc > 0 ? argv[0] : "pycni");
+    const char *own_type = identity + sizeof IDENTITY - 1;
+    const char *type = *own_type ? own_type : base_name(argc > 0 ? argv[0] : "pycni");
     const char *command = getenv("CNI_COMMAND");
     int sock;
 

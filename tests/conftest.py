@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -113,10 +112,9 @@ def launchers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The launchers of dist/bin alone: without an engine they can do nothing."""
     assert freeze.main([]) == 0
     directory = tmp_path_factory.mktemp("launchers")
-    first = shutil.copy2(DIST / "pycni", directory)  # the directory may be on another file system
     for path in DIST.iterdir():
-        if path.is_file() and path.name != "pycni":
-            os.link(first, directory / path.name)
+        if path.is_file():
+            shutil.copy2(path, directory)
     return directory
 
 

@@ -1,4 +1,4 @@
-"""Sockets of this process in network namespaces: who answers, and whom the answerer sees."""
+"""Sockets of this process in network namespaces: the server that answers, the peer that it sees."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def asks(
 
 
 def _answer(server: Server) -> str:
-    """Answer one question and return who asked."""
+    """Answer one question and return the address of its sender."""
     if server.protocol == "udp":
         _, peer = server.sock.recvfrom(16)
         server.sock.sendto(b"!", peer)

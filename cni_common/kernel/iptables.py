@@ -46,13 +46,23 @@ def binaries(netns: NetNS, version: int, chain: str) -> list[str]:
     """Return the commands in whose nat tables `chain` exists: none, or one or both flavours."""
     command = COMMANDS[version]
     found = []
-    if _NAT[version].has_chain(netns, chain):
+    if _has_nft_chain(netns, version, chain):
         found.append(find(f"{command}-nft", command))
     if "nat" in netns.legacy_tables(version):
         legacy = find(f"{command}-legacy", command)
         if _list(netns, legacy, chain).returncode == 0:
             found.append(legacy)
     return found
+
+
+def _has_nft_chain(netns: NetNS, version: int, chain: str) -> bool:
+    """Tell whether iptables-nft has `chain`; a kernel without nftables has none."""
+    try:
+        return _NAT[version].has_chain(netns, chain)
+    except OSError as error:
+        if error.errno not in nft_table.NO_NFTABLES:
+            raise
+        return False
 
 
 def has_chain(netns: NetNS, chain: str) -> bool:

@@ -28,6 +28,7 @@ NLMSGERR_ATTR_MSG = 1
 HEADER_SIZE, NLATTR_SIZE = 16, 4  # bytes of struct nlmsghdr and struct nlattr
 _HEADER, _NLATTR = struct.Struct("=IHHII"), struct.Struct("=HH")
 _NLA_TYPE_MASK = 0x3FFF  # the type without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+_NFNETLINK_MIN = 256  # the types of nfnetlink have a subsystem, not 0, in their second byte
 _ANSWERED = NLM_F_ACK | NLM_F_DUMP
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 _DUMP_TRIES = 5
@@ -42,6 +43,8 @@ _SEND_BYTES_MAX = 1 << 26  # a transaction about 65,535 ports of two IP versions
 class NetlinkError(OSError):
     """The kernel refused a request; `errno` gives the reason, the text names the request too."""
 
+    is_look = False  # whether the request would have changed nothing
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -52,6 +55,11 @@ class Message:
     flags: int
     body: bytes  # the bytes behind struct nlmsghdr
     read: Callable[[bytes], Any] = bytes  # decodes an answer, nlmsghdr included
+
+    @property
+    def is_look(self) -> bool:
+        """Tell whether it changes nothing (RTM_GET… of rtnetlink, …_MSG_GET… of nfnetlink)."""
+        return self.type & 3 == 2 if self.type < _NFNETLINK_MIN else self.type % 256 % 3 == 1
 
     def encode(self, sequence: int, *, without: int = 0) -> bytes:
         """Return the bytes of the message, numbered `sequence`, `without` some of its flags."""
@@ -352,8 +360,10 @@ class _Asked:
 
     def fail(self, code: int, number: int, words: str = "") -> None:
         """Note the failure of a message, unless one has failed before."""
-        text = f"{self.messages[number].what}: {words or os.strerror(code)}"
-        self.failure = self.failure or NetlinkError(code, text)
+        if self.failure is None:
+            message = self.messages[number]
+            self.failure = NetlinkError(code, f"{message.what}: {words or os.strerror(code)}")
+            self.failure.is_look = message.is_look
 
 
 def _pieces(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:

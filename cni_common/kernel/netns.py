@@ -158,14 +158,25 @@ class NetNS:
         return _write_sysctl(opener, path, value)
 
     def legacy_tables(self, version: int) -> list[str]:
-        """Return the iptables-legacy tables in use here, for an IP version."""
+        """Return the iptables-legacy tables in use here, for an IP version.
+
+        A list that cannot be read counts as empty. It belongs to the root that made the namespace,
+        which the plugin's user namespace may not have (`unshare -Urn`, rootlesskit).
+        """
         path = f"/proc/thread-self/net/{'ip' if version == 4 else 'ip6'}_tables_names"
         try:
             fd = self._open_file(path, os.O_RDONLY)
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                raise
             return []
         with open(fd, encoding="ascii") as file:
             return file.read().split()
+
+    def interfaces(self) -> list[str]:
+        """Return the names of all interfaces, by /proc: for where netlink fails. Raises OSError."""
+        with open(self._open_file("/proc/thread-self/net/dev", os.O_RDONLY), "rb") as file:
+            return [os.fsdecode(line.partition(b":")[0].strip()) for line in file if b":" in line]
 
     def is_same(self, other: NetNS) -> bool:
         """Tell whether both handles are of one namespace."""

@@ -197,7 +197,9 @@ class Layout:
         """
         idle = [name for name in names if self.table.is_idle(netns, name)]
         for name in idle:
-            if all(name != chain.name for chain in self.chains):
+            is_own = all(name != chain.name for chain in self.chains)
+            # A chain that does not exist is idle, too, and no request may be made for it.
+            if is_own and self.table.has_chain(netns, name):
                 messages = [self.table.delete_rule(name), self.table.delete_chain(name)]
                 nft_table.apply_if_unused(netns, messages)
         return bool(idle)

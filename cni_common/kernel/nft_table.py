@@ -56,6 +56,8 @@ _NEWRULE, _GETRULE, _DELRULE, _NEWSET, _GETSET, _DELSET = range(6, 12)
 _NEWSETELEM, _GETSETELEM, _DELSETELEM = range(12, 15)
 _ADD_ELEMENTS, _DELETE_ELEMENTS = _NFTABLES << 8 | _NEWSETELEM, _NFTABLES << 8 | _DELSETELEM
 _LIST_BYTES = 60_000  # of the elements in one message; an attribute's length has 16 bits
+# Of a query, or of opening the socket, where the kernel has no nftables.
+NO_NFTABLES = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)
 TRIES = 10  # attempts of a transaction that other calls outrun
 # Errors after which the elements are looked at again: an element was gone, the answer was lost.
 LOOK_AGAIN = (errno.ENOENT, errno.ENOBUFS)

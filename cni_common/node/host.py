@@ -10,7 +10,6 @@ from cni_common.kernel.netns import OWN, NetNS
 from cni_common.node.record import Records
 from cni_common.spec import wire
 from cni_common.spec.errors import CNIError, Code
-from cni_common.spec.names import is_whole
 from cni_common.spec.request import Command, Request
 from cni_common.spec.result import Result
 from cni_common.spec.undo import Undo
@@ -60,6 +59,7 @@ DELEGATE_SECONDS = {
     Command.CHECK: 40,
     Command.GC: 40,
     Command.STATUS: 5,
+    Command.VERSION: 5,
 }
 _BUSY_TRIES, _BUSY_PAUSE = 10, 0.1
 
@@ -75,11 +75,17 @@ class Host:
         given: Mapping[str, int] | None = None,
         *,
         execute: Execute,
+        build: str = "",
+        guarded: bool = False,
         own: NetNS | None = None,
         link_group: int = 0,
         state_dir: str = STATE_DIR,
     ) -> None:
         """`execute` runs a delegate that is ours, found by `load`.
+
+        A file is ours if it is a launcher of `build`, by default that of this program. Sources have
+        none: there it is `executable` itself. `guarded`: CNI_PATH is a record's, so a plugin of
+        others is executed only where root alone can have put it.
 
         `given` holds descriptors of namespaces that the caller has opened, by their path.
 
@@ -92,11 +98,14 @@ class Host:
         self.state_dir = state_dir
         self.records = Records(state_dir)
         self.executable = executable
+        self._build = build
+        self._guarded = guarded
         self._given = given or {}
         self._own = own
         self._link_group = link_group
         self._opened: dict[str, NetNS] = {}
-        self._found: dict[tuple[str, ...], tuple[str, bool]] = {}  # plugins, by type and CNI_PATH
+        # By a plugin's name and CNI_PATH: its file, and its type if it is ours.
+        self._found: dict[tuple[str, ...], tuple[str, str]] = {}
         self._delegates: list[str] = []  # ours that are at work, the innermost last
 
     def __enter__(self) -> Self:
@@ -189,15 +198,17 @@ class Host:
         plugin.
         """
         stdin = req.stdin if stdin is None else stdin
-        path, is_ours = self._find(type, req.path)
+        path, own_type = self._find(type, req.path)
 
         def push_deletion() -> None:
             if undo is not None:
                 undo.push(f"the ADD of '{type}'", lambda: self.delegate(type, req, Command.DEL))
 
-        if is_ours:
-            return self._run_here(type, req.delegated(command, stdin), push_deletion)
+        if own_type:
+            return self._run_here(own_type, req.delegated(command, stdin), push_deletion)
         environ = {**req.environ, "CNI_COMMAND": command}
+        if self._guarded:
+            self._refuse_other_program(path, environ)
         output = self._run(path, environ, stdin, push_deletion)
         if command != Command.ADD:
             return None
@@ -219,23 +230,38 @@ class Host:
             self._delegates.pop()
 
     def is_ours(self, type: str, path: Sequence[str]) -> bool:
-        """Tell whether CNI_PATH leads to this suite's own plugin `type`. Raises as `delegate`."""
-        return self._find(type, path)[1]
+        """Tell whether CNI_PATH leads under that name to a plugin of ours. Raises as `delegate`."""
+        return bool(self._find(type, path)[1])
 
-    def _find(self, type: str, path: Sequence[str]) -> tuple[str, bool]:
-        """Return where the plugin is, and whether it is ours; one request looks once."""
+    def _find(self, type: str, path: Sequence[str]) -> tuple[str, str]:
+        """Return where the plugin is, and its type if it is ours; one request looks once."""
         key = (type, *path)
         if key not in self._found:
+            from cni_common.node.plugin_files import find_plugin
+
             place = find_plugin(type, path)
-            self._found[key] = (place, self._is_ours(place, type))
+            self._found[key] = (place, self._own_type(place, type))
         return self._found[key]
 
-    def _is_ours(self, path: str, type: str) -> bool:
+    def _own_type(self, path: str, name: str) -> str:
+        """Return the type of our plugin at `path`, called `name` in the configuration, or ""."""
+        from cni_common.node.plugin_files import own_build, type_of
+
+        build = self._build or own_build()
         try:
-            same = os.path.samefile(path, self.executable)
+            if build:
+                type = type_of(path, build)
+            else:  # during development one file has all names
+                type = name if os.path.samefile(path, self.executable) else ""
         except OSError:
-            return False
-        return same and self.load(type) is not None
+            return ""
+        return type if type and self.load(type) is not None else ""
+
+    def _refuse_other_program(self, path: str, environ: Mapping[str, str]) -> None:
+        """Raise CNIError when it is no plugin: a shell would take a record's stdin for commands."""
+        answer = self._run(path, {**environ, "CNI_COMMAND": Command.VERSION}, b"", lambda: None)
+        if not isinstance((answer or {}).get("supportedVersions"), list):
+            raise CNIError(Code.INTERNAL, f"'{path}', which a record names, is no CNI plugin")
 
     def _run(
         self,
@@ -250,7 +276,7 @@ class Host:
         started: list[subprocess.Popen[bytes]] = []
 
         def start() -> None:  # in a thread that no signal interrupts
-            started.append(_start(path, environ))
+            started.append(_start(path, environ, guarded=self._guarded))
             on_start()
 
         try:
@@ -277,27 +303,29 @@ class Host:
         return _reply(path, stdout)
 
 
-def find_plugin(type: str, path: Sequence[str]) -> str:
-    """Return the first regular file called `type` in the directories `path`.
+def _start(path: str, environ: Mapping[str, str], *, guarded: bool) -> subprocess.Popen[bytes]:
+    """Start a delegate; if `guarded`, by a descriptor of a file that root alone can change."""
+    if not guarded:
+        return _try_to_start(path, path, environ)
+    from cni_common.node.plugin_files import open_guarded
 
-    Raises CNIError 7 for a name that is none, 50 when there is no such file.
-    """
-    if not type:
-        raise CNIError(Code.INVALID_CONFIG, 'no plugin name provided: "type" is missing or empty')
-    if "/" in type or not is_whole(type) or type in (".", ".."):
-        raise CNIError(Code.INVALID_CONFIG, f"invalid plugin name: {type!r}")
-    for directory in path:
-        candidate = os.path.join(directory, type)
-        if os.path.isfile(candidate):
-            return candidate
-    raise CNIError(
-        Code.PLUGIN_NOT_AVAILABLE,
-        f'failed to find plugin "{type}" in path [{" ".join(path)}]; install it there or'
-        " correct CNI_PATH",
-    )
+    try:
+        fd = open_guarded(path)
+    except OSError as error:
+        raise CNIError(
+            Code.INTERNAL,
+            f"does not start '{path}', which a record names: {error.strerror}:"
+            f" '{error.filename}'; make it root's alone, or have the runtime delete the container",
+        ) from None
+    try:
+        return _try_to_start(path, f"/proc/self/fd/{fd}", environ, fd)
+    finally:
+        os.close(fd)
 
 
-def _start(path: str, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _try_to_start(
+    path: str, file: str, environ: Mapping[str, str], *descriptors: int
+) -> subprocess.Popen[bytes]:
     import errno
     import subprocess
     import time
@@ -306,6 +334,8 @@ def _start(path: str, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
         try:
             return subprocess.Popen(  # no shell; the path comes from CNI_PATH
                 [path],
+                executable=file,
+                pass_fds=descriptors,  # a script's interpreter opens the file once more
                 env=dict(environ),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -80,9 +80,15 @@ class Veth(Part):
     def teardown_unrecorded(self, req: Request, host: Host, found: Unrecorded) -> None:
         """Delete the container's interface if it leads to the network; note its addresses."""
         container = host.find_netns(req.netns)
-        link = container.netlink.link(req.ifname) if container else None
-        ours = veth.host_end(host.netns, container, link) if container and link else None
-        if container is None or link is None or ours is None:
+        if container is None:
+            return
+        try:
+            link = container.netlink.link(req.ifname)
+            ours = veth.host_end(host.netns, container, link) if link else None
+        except OSError:
+            found.exists = req.ifname in container.interfaces()
+            raise
+        if link is None or ours is None:
             return
         if not self._is_in_network(req, host, ours):
             host.log(f"DEL leaves '{req.ifname}' alone: '{ours.name}' is not of this network")
@@ -93,6 +99,7 @@ class Veth(Part):
             other = record.attachment.containerid
             host.log(f"DEL leaves '{req.ifname}' alone: it is of container {other}")
             return
+        found.exists = True
         addresses = {cidr.ip for cidr, _ in container.netlink.addresses(link.index)}
         host.delete_link(host.netns, ours.name, ours.mac)
         found.addresses.update(one for one in addresses if not one.is_link_local)
@@ -264,13 +271,6 @@ def add_masquerade(
     )
 
 
-def probe(host: Host, backend: str) -> None:
-    """Raise CNIError 50 when no record could be written, or nothing masqueraded by `backend`."""
-    host.records.probe()
-    if backend:
-        masquerade.probe(host.netns, backend)
-
-
 def _holder_of(req: Request, host: Host, owner: str, address: Address) -> str:
     from cni_common.node import liveness
 
@@ -380,6 +380,7 @@ class Ipam(Part):
     """Addresses of the IPAM plugin, with the configuration of their ADD."""
 
     facts = IpamFacts
+    lasting = True
 
     def teardown(self, req: Request, host: Host, record: Record, facts: IpamFacts) -> None:
         """Release the addresses by the plugin's DEL."""
@@ -387,9 +388,16 @@ class Ipam(Part):
         host.delegate(facts.type, req, Command.DEL, stdin=stdin)
 
     def teardown_unrecorded(self, req: Request, host: Host, _found: Unrecorded) -> None:
-        """Likewise, by the configuration of the DEL."""
-        if ipam_type(req.config):
-            host.delegate(ipam_type(req.config), req, Command.DEL)
+        """Likewise, by the configuration of the DEL; without that plugin it gave no address."""
+        type = ipam_type(req.config)
+        if not type:
+            return
+        try:
+            host.is_ours(type, req.path)
+        except CNIError as error:
+            host.log(f"DEL goes on without the IPAM plugin: {error.msg}")
+            return
+        host.delegate(type, req, Command.DEL)
 
     def collect(self, req: Request, host: Host, _plugin: str) -> None:
         """Have the plugin do its GC."""

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_common.node.record import Lock, dump
+from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.names import CURRENT_VERSION
 from cni_common.spec.request import Attachment, Command, Request
 from cni_common.spec.undo import BestEffort
@@ -56,6 +57,7 @@ class Unrecorded:
 
     def __init__(self, plugin: str, req: Request) -> None:
         self.plugin = plugin
+        self.exists = False  # whether a part has come across it
         self._req = req
         self._addresses: set[Address] | None = None
 
@@ -66,6 +68,11 @@ class Unrecorded:
             self._addresses = _addresses_of_prev_result(self._req)
         return self._addresses
 
+    @property
+    def is_known(self) -> bool:
+        """Tell whether it was there: ADD has succeeded, or a part has come across it."""
+        return self.exists or bool(self.addresses)
+
 
 class Part:
     """One thing that an attachment has on the node. Methods do nothing unless overridden.
@@ -75,6 +82,7 @@ class Part:
 
     facts: type[Any]  # a dataclass, as record.load has it
     shared = False  # True: its objects are other attachments' too, and stay; JSON has its facts
+    lasting = False  # True: its objects are files, which outlive the node's boot and its records
 
     @property
     def name(self) -> str:
@@ -144,6 +152,7 @@ class Lifecycle:
         Remains of an earlier ADD of the same attachment are torn down first; a part that lives,
         such as an interface in another namespace, is refused by CNIError 4.
         """
+        undo.reserve()
         noted = {
             "netns": req.netns,
             "netns_id": host.open_netns(req.netns).identity,
@@ -181,7 +190,7 @@ class Lifecycle:
         found = Unrecorded(self.plugin, req)
         with BestEffort() as steps:
             for part in self.parts:
-                steps.attempt(part.name, partial(part.teardown_unrecorded, req, host, found))
+                steps.attempt(part.name, partial(_look_for, part, req, host, found))
         if record:  # an ADD died before it had written a line, or the file is damaged
             record.remove()
 
@@ -287,6 +296,42 @@ def recorded_delete(record: Record, path: str) -> Request:
     return Request.parse(environ, facts.get("stdin", "").encode() or wire.encode_line(least))
 
 
+def _look_for(part: Part, req: Request, host: Host, found: Unrecorded) -> None:
+    """Tear down what there is of a part. Raises as `Part.teardown_unrecorded`.
+
+    A look that fails is no error where nothing else shows that there is an attachment. The reason
+    for which it fails may be that for which the ADD failed, before its record was written, and a
+    runtime could then never remove the container.
+    """
+    try:
+        part.teardown_unrecorded(req, host, found)
+    except (CNIError, OSError, ExceptionGroup) as error:
+        failures = _leaves(error)
+        if part.lasting or not all(map(_is_look, failures)) or found.is_known:
+            raise
+        why = "; ".join(dict.fromkeys(map(_words, failures)))
+        host.log(f"DEL without a record could not look for its {part.name}: {why}")
+
+
+def _words(error: Exception) -> str:
+    text = getattr(error, "strerror", "") or str(error)
+    where = getattr(error, "filename", "")
+    return f"{text}: '{where}'" if where else text
+
+
+def _leaves(error: Exception) -> list[Exception]:
+    if isinstance(error, ExceptionGroup):
+        return [leaf for one in error.exceptions for leaf in _leaves(one)]
+    return [error]
+
+
+def _is_look(error: Exception) -> bool:
+    """Tell whether a file or socket was not opened, or a query not answered; no removal refused."""
+    if isinstance(error, CNIError):
+        return error.code == Code.INVALID_NETNS
+    return isinstance(error, OSError) and getattr(error, "is_look", True)
+
+
 def _reason_to_keep(record: Record, valid: frozenset[Attachment] | None, liveness: Liveness) -> str:
     from cni_common.node.liveness import GRACE_SECONDS, State
 
@@ -329,8 +374,6 @@ def _delete_under_gc(req: Request, owner: Attachment) -> Request:
 
 
 def _addresses_of_prev_result(req: Request) -> set[Address]:
-    from cni_common.spec.errors import CNIError
-
     try:
         result = req.prev_result
     except CNIError:

@@ -204,11 +204,15 @@ def gc_of_reference(
 
 
 def probe(netns: NetNS, backend: str) -> None:
-    """Raise CNIError 50 if `backend` cannot be used here."""
+    """Raise CNIError 50 if `backend` cannot be used here. Raises OSError.
+
+    ADD calls it before it makes anything. What cannot be looked at cannot be removed either.
+    """
     if backend == "iptables":
         from cni_common.kernel import iptables
 
         iptables.find("iptables-restore")
+        iptables.has_chain(netns, "POSTROUTING")
         return
     try:
         TABLE.has_chain(netns, _POSTROUTING)

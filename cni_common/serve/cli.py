@@ -73,22 +73,20 @@ def run(
     return known[options.command].run(options, load, load_all)
 
 
-def _bundle() -> str:
-    """Return the directory of the frozen program, "" if this program is not frozen."""
-    # PyInstaller's bootloader sets _MEIPASS.
-    return os.path.dirname(sys.executable) if hasattr(sys, "_MEIPASS") else ""
-
-
 def _build() -> str:
-    return os.path.basename(_bundle()) or "sources"
+    from cni_common.node.plugin_files import own_build
+
+    return own_build() or "sources"
 
 
 def _version(_options: Namespace, _load: Loader, _load_all: Callable[[], object]) -> int:
+    from cni_common.node.plugin_files import own_build
+
     rows = {
         "version": VERSION,
         "build": _build(),
         "plugins": os.path.dirname(os.path.realpath(sys.argv[0])),
-        "bundle": _bundle() or "none",
+        "bundle": os.path.dirname(sys.executable) if own_build() else "none",
         "engine": ENGINE_SOCKET,
         "state": STATE_DIR,
     }

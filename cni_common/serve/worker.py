@@ -151,8 +151,6 @@ class Worker:
             challenge = self._greet(connection, pid)
             if challenge is None or _surroundings(process) != self._surroundings:
                 return None
-            # The file that the runtime has started: a delegate of that file runs in this process.
-            executable = os.readlink("exe", dir_fd=process)
             directory = os.open("cwd", _PROCESS, dir_fd=process)
         try:
             connection.send(challenge)
@@ -160,9 +158,7 @@ class Worker:
         except BaseException:
             os.close(directory)
             raise
-        return Call(
-            connection, type, executable=executable, directory=directory, descriptors=descriptors
-        )
+        return Call(connection, type, directory=directory, descriptors=descriptors)
 
     def _greet(self, connection: socket.socket, pid: int) -> bytes | None:
         """Have process `pid` send our challenge back; return the challenge that came with it.
@@ -219,10 +215,11 @@ class Worker:
         given = {call.environ.get("CNI_NETNS", ""): call.netns} if call.netns >= 0 else {}
         return Host(
             self._load,
-            call.executable,
+            "",
             call.log,
             given,
             execute=execute,
+            build=self._settings.build,
             own=self._own,
             link_group=self._link_group,
             state_dir=self._settings.state_dir,
@@ -251,13 +248,11 @@ class Call:
         connection: socket.socket,
         type: str,
         *,
-        executable: str,
         directory: int,
         descriptors: Sequence[int],
     ) -> None:
         """Take over the descriptors; close them on failure. Raises OSError."""
         self.type = type
-        self.executable = executable
         self.directory = directory
         self._stdin, self._stdout, self._stderr, environment = descriptors[:4]
         self.netns = descriptors[4] if len(descriptors) > 4 else -1

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
     from typing import Self
+
+# Descriptors that a step may need: a pipe's ends for a delegate, or a lease, its index and a lock.
+_SPARE = 4
 
 
 class Undo:
@@ -20,7 +24,16 @@ class Undo:
 
     def __init__(self) -> None:
         self._steps: list[tuple[str, Callable[[], object]]] = []
+        self._spare: list[int] = []
         self.failed = False  # whether a step of the rollback failed
+
+    def reserve(self) -> None:
+        """Keep descriptors for the steps: an ADD may fail since there is none left. Raises OSError.
+
+        To be called before anything is made.
+        """
+        while len(self._spare) < _SPARE:
+            self._spare.append(os.open("/", os.O_PATH | os.O_CLOEXEC))
 
     def push(self, what: str, step: Callable[[], object]) -> None:
         """Add the `step` that undoes `what`; it must succeed also if there is nothing to undo."""
@@ -37,6 +50,9 @@ class Undo:
     ) -> None:
         # Steps refer to their request, and some to this object: a circle that would keep both.
         steps, self._steps = self._steps, []
+        for fd in self._spare:
+            os.close(fd)
+        self._spare.clear()
         if error is None:
             return
         interrupted: BaseException | None = None

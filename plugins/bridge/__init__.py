@@ -44,6 +44,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
         host.is_ours(conf.ipam, req.path)  # raises when there is no such plugin, before any act
     container = host.open_netns(req.netns)
     veth.refuse_existing(container, req.ifname)
+    _probe(host, conf)
     facts = [interface.IpamFacts(conf.ipam)] if conf.ipam else []
     attaching = LIFECYCLE.begin(req, host, undo, PortFacts(conf.bridge), *facts)
     bridge = port.ensure_bridge(host.netns, conf)
@@ -114,7 +115,8 @@ def status(req: Request, host: Host) -> None:
     """
     conf = Conf.of(replace(req, environ={}))  # CNI_ARGS belong to an attachment
     port.refuse_other_type(host.netns.netlink.link(conf.bridge), conf)
-    interface.probe(host, conf.masquerade)
+    host.records.probe()
+    _probe(host, conf)
     if conf.ipam:
         host.delegate(conf.ipam, req, Command.STATUS)
 
@@ -122,6 +124,14 @@ def status(req: Request, host: Host) -> None:
 def lifecycle() -> Lifecycle:
     """Return what an attachment consists of."""
     return LIFECYCLE
+
+
+def _probe(host: Host, conf: Conf) -> None:
+    """Raise CNIError 50 when what `conf` needs cannot be used."""
+    if conf.masquerade:
+        masquerade.probe(host.netns, conf.masquerade)
+    if conf.mac_filter:
+        macfilter.probe(host.netns)
 
 
 def _plug_in(host: Host, conf: Conf, end: VethEnd, *, bridge: Link, attaching: Attaching) -> Link:

@@ -11,19 +11,18 @@ from typing import TYPE_CHECKING
 from cni_common.kernel import nft_expressions, nft_layout, nft_table
 from cni_common.kernel.nft_layout import Chain, Layout, Set
 from cni_common.kernel.nft_table import interface_key, interface_name
-from cni_common.spec.errors import drifted
+from cni_common.spec.errors import CNIError, Code, drifted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from cni_common.kernel.netns import NetNS
     from cni_common.kernel.nft_layout import Key, Rule
-    from cni_common.spec.errors import CNIError
     from cni_common.spec.request import Attachment
 
 TABLE = nft_table.Table(nft_table.BRIDGE, "pycni")
 _REFERENCE, _REFERENCE_CHAIN = nft_table.Table(nft_table.BRIDGE, "nat"), "PREROUTING"
-_GUARDED, _ALLOWED = "guarded_ports", "allowed_macs"
+_CHAIN, _GUARDED, _ALLOWED = "prerouting", "guarded_ports", "allowed_macs"
 
 
 def _drop() -> Iterator[Rule]:
@@ -42,12 +41,23 @@ LAYOUT = Layout(
     (Set(_GUARDED, nft_table.IIFNAME_KEY), Set(_ALLOWED, nft_table.IIFNAME_ETHER_KEY)),
     (
         Chain(
-            "prerouting",
+            _CHAIN,
             _drop,
             ("filter", nft_table.PREROUTING, nft_layout.BRIDGE_DSTNAT),
         ),
     ),
 )
+
+
+def probe(host: NetNS) -> None:
+    """Raise CNIError 50 if nftables cannot be used, as `masquerade.probe` does."""
+    try:
+        TABLE.has_chain(host, _CHAIN)
+    except OSError as error:
+        raise CNIError(
+            Code.PLUGIN_NOT_AVAILABLE,
+            f"nftables cannot be used: {error.strerror}; load nf_tables or leave out macspoofchk",
+        ) from None
 
 
 def add(host: NetNS, port: str, mac: str) -> None:

@@ -121,10 +121,10 @@ def is_led_to(table: Filter) -> bool:
 
 def admitted(table: Filter) -> list[Address]:
     """Return the accepted addresses, each once."""
-    found = dict.fromkeys(
-        address for key in table.rules(ALLOWED) or () for address in addresses_in(key)
-    )
-    return [address for address in found if _has(table, ALLOWED, Line(ACCEPT, source=address))]
+    keys = table.rules(ALLOWED) or []
+    present = set(keys)
+    found = dict.fromkeys(address for key in keys for address in addresses_in(key))
+    return [one for one in found if table.key(Line(ACCEPT, source=one)) in present]
 
 
 def is_isolated(table: Filter, bridge: str) -> bool:

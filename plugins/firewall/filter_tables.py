@@ -7,13 +7,11 @@ tables in nftables, where netlink reaches them; iptables-legacy is reached by it
 
 from __future__ import annotations
 
-import errno
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_common.kernel import nft_messages, nft_table
-from cni_common.kernel.netlink import NetlinkError
 from cni_common.spec.errors import CNIError, Code
 from plugins.firewall.conf import FIREWALLD, IPTABLES
 from plugins.firewall.rules import Line, signature_of
@@ -69,7 +67,6 @@ VERSIONS = (4, 6)
 _FAMILIES = {4: nft_table.IPV4, 6: nft_table.IPV6}
 _COMMANDS = {4: "iptables", 6: "ip6tables"}
 _TABLE = "filter"
-_NO_NFTABLES = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)
 _OURS = "pycni"  # comment of a chain
 _WHY = 'the chains of this node are those of its older flavour; install it or set "backend"'
 
@@ -129,8 +126,8 @@ class NftFilter:
         """Tell whether FORWARD drops by its policy or has rules."""
         try:
             return self.drops() or bool(self.rules(FORWARD))
-        except NetlinkError as error:
-            if error.errno not in _NO_NFTABLES:
+        except OSError as error:
+            if error.errno not in nft_table.NO_NFTABLES:
                 raise
             return False
 
@@ -286,8 +283,8 @@ def has_nftables(netns: NetNS) -> bool:
     """Tell whether the kernel has nftables."""
     try:
         nft_table.Table(nft_table.IPV4, _TABLE).has_chain(netns, FORWARD)
-    except NetlinkError as error:
-        if error.errno not in _NO_NFTABLES:
+    except OSError as error:
+        if error.errno not in nft_table.NO_NFTABLES:
             raise
         return False
     return True

@@ -144,9 +144,15 @@ def choose_backend(req: Request, host: Host, conf: Conf) -> str:
 def begin(req: Request, host: Host, conf: Conf, result: Result, *, undo: Undo) -> Attaching:
     """Write the record of what is about to be made; what an earlier ADD made goes first."""
     bridge, port = _where(host, conf, result)
+    backend = choose_backend(req, host, conf)
+    addresses = addresses_of(result)
+    for version in _versions(addresses):
+        # What cannot be looked at cannot be removed either, so nothing may be noted before.
+        for table in filter_tables.present(host.netns, version):
+            table.rules(cni_forward.ALLOWED)
     rules = FirewallFacts(
-        choose_backend(req, host, conf),
-        [str(address) for address in addresses_of(result)],
+        backend,
+        [str(address) for address in addresses],
         conf.admin_chain,
         conf.zone,
         req.environ.get("DBUS_SYSTEM_BUS_ADDRESS", ""),

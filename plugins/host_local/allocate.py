@@ -36,6 +36,7 @@ def reserve(
 
     Raises CNIError 5, 11 or 999.
     """
+    undo.reserve()
     record, created = _open_record(req, host, conf)
     taken: list[Lease] = []
     try:

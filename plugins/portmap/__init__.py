@@ -36,6 +36,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     previous = req.require_prev_result()
     if not any(conf.targets()):
         return previous
+    _probe(host, conf)
     egress = parts.egress_of_localhost(host, conf)
     attaching = parts.begin(req, host, conf, egress=egress, undo=undo)
     if conf.backend == IPTABLES:  # after our record, so that of two at once one sees the other's
@@ -90,10 +91,20 @@ def status(req: Request, host: Host) -> None:
     """Raise CNIError 50 when an ADD could not work now: state, firewall."""
     conf = Conf.of(req)
     host.records.probe()
+    _probe(host, conf)
+
+
+def lifecycle() -> Lifecycle:
+    """Return what an attachment consists of."""
+    return parts.LIFECYCLE
+
+
+def _probe(host: Host, conf: Conf) -> None:
+    """Raise CNIError 50 if the backend cannot be used: it could not be cleaned up either."""
     if conf.backend == IPTABLES:
         from plugins.portmap import iptables
 
-        iptables.probe()
+        iptables.probe(host.netns)
         return
     try:
         TABLE.has_chain(host.netns, layout.PORTS)
@@ -103,11 +114,6 @@ def status(req: Request, host: Host) -> None:
             f"nftables cannot be used: {error.strerror}; load nf_tables or set"
             ' "backend": "iptables"',
         ) from None
-
-
-def lifecycle() -> Lifecycle:
-    """Return what an attachment consists of."""
-    return parts.LIFECYCLE
 
 
 def _forget_connections(host: Host, conf: Conf) -> None:

@@ -15,7 +15,7 @@ from plugins.portmap import iptables as own_chains
 from plugins.portmap import layout, nftables, route_localnet
 from plugins.portmap.conf import IPTABLES
 from plugins.portmap.route_localnet import DNAT
-from plugins.portmap.shared_ports import owner_of
+from plugins.portmap.shared_ports import is_of_container, owner_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +45,14 @@ def present(host: Host, record: Record, facts: HostPortsFacts) -> Iterator[Owned
     found = TABLE.present(host.netns, keys)
     for key, element in zip(keys, found, strict=True):
         mine = element is not None and element.comment == owner_of(record)
-        yield Owned("host-port", f"element for {layout.words_of(key)} of map {key[0]}", mine)
+        # The container has the port by another network, and this one gets it next.
+        next_one = (
+            element is not None
+            and not mine
+            and is_of_container(host, element.comment, record.attachment.containerid)
+        )
+        what = f"element for {layout.words_of(key)} of map {key[0]}"
+        yield Owned("host-port", what, mine or next_one, shared=next_one)
     yield from lost_rules("host-port", layout.LAYOUT, host.netns, layout.PORTS, *facts.chains)
 
 

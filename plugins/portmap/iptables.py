@@ -132,9 +132,10 @@ def _deletions(
     ]
 
 
-def probe() -> None:
-    """Raise CNIError 50 if iptables is not installed."""
+def probe(netns: NetNS) -> None:
+    """Raise CNIError 50 if iptables is not installed, OSError if there could be no look at it."""
     iptables.find("iptables-restore", why=_WHY)
+    is_there(netns, DNAT)
 
 
 def _chain(text: str) -> str:

@@ -98,9 +98,13 @@ def holder_of(req: Request, host: Host, text: str, address: Address) -> nftables
     words = liveness.holder_of(host, text, address, ours=req.netns)
     if not words:
         return None
+    return nftables.Holder(words, is_of_container(host, text, req.containerid))
+
+
+def is_of_container(host: Host, text: str, containerid: str) -> bool:
+    """Tell whether the owner `text` of an element is an attachment of this container."""
     record = _record_of(host, text)
-    same = record is not None and record.attachment.containerid == req.containerid
-    return nftables.Holder(words, same)
+    return record is not None and record.attachment.containerid == containerid
 
 
 def pass_on(req: Request, host: Host, own_record: Record, facts: HostPortsFacts) -> None:

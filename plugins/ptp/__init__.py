@@ -34,6 +34,8 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     host.is_ours(conf.ipam, req.path)  # raises when there is no such plugin, before any act
     container = host.open_netns(req.netns)
     veth.refuse_existing(container, req.ifname)
+    if conf.masquerade:
+        masquerade.probe(host.netns, conf.masquerade)
     attaching = LIFECYCLE.begin(req, host, undo, interface.IpamFacts(conf.ipam))
     end = VethEnd(req.ifname, veth.random_mac(), netns=container.fd)
     ours = VETH.create(attaching, host, end, mtu=conf.mtu)
@@ -93,7 +95,9 @@ def gc(req: Request, host: Host) -> None:
 def status(req: Request, host: Host) -> None:
     """Raise CNIError when an ADD could not work now: 7 configuration, 50 state, firewall, IPAM."""
     conf = Conf.of(req)
-    interface.probe(host, conf.masquerade)
+    host.records.probe()
+    if conf.masquerade:
+        masquerade.probe(host.netns, conf.masquerade)
     host.delegate(conf.ipam, req, Command.STATUS)
 
 

@@ -123,4 +123,4 @@ def _change_device(
     attaching.take_back(parts.BACKUP)
     attaching.take_back(parts.INTERFACE)
     device.save(path, before)
-    device.apply(container, link.index, wanted)
+    device.apply(container, link, wanted)

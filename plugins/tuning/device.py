@@ -53,9 +53,12 @@ def former(link: Link, wanted: Device) -> Device:
     return Device(**{key: getattr(now, key) for key in _KEYS if getattr(wanted, key) is not None})
 
 
-def apply(container: NetNS, index: int, wanted: Device, steps: BestEffort | None = None) -> None:
-    """Change an interface, one setting at a time; with `steps` try all. Raises NetlinkError."""
-    netlink = container.netlink
+def apply(container: NetNS, link: Link, wanted: Device, steps: BestEffort | None = None) -> None:
+    """Change an interface, one setting at a time; with `steps` try all. Raises NetlinkError.
+
+    A setting that `link` has already is not set again: the kernel may refuse even that.
+    """
+    netlink, index, now = container.netlink, link.index, former(link, wanted)
     changes: dict[str, Callable[[Any], object]] = {
         "mtu": lambda mtu: netlink.set_mtu(index, mtu),
         "mac": lambda mac: netlink.set_mac(index, mac),
@@ -65,7 +68,7 @@ def apply(container: NetNS, index: int, wanted: Device, steps: BestEffort | None
     }
     for key, change in changes.items():
         value = getattr(wanted, key)
-        if value is None:
+        if value is None or value == getattr(now, key):
             continue
         if steps:
             steps.attempt(_KEYS[key], partial(change, value))

@@ -105,6 +105,7 @@ class Backup(Part):
     """The backup file."""
 
     facts = BackupFacts
+    lasting = True
 
     def teardown(self, _req: Request, _host: Host, _record: Record, facts: BackupFacts) -> None:
         """Remove it."""
@@ -114,7 +115,7 @@ class Backup(Part):
         """Give the interface back what the reference has changed, and remove its file."""
         path = backup_path(req)
         before = device.load(path)
-        container = host.find_netns(req.netns) if before else None
+        container = host.find_netns(req.netns) if device.as_json(before) else None
         if container:
             _restore(req, container, before)
         device.forget(path)
@@ -139,7 +140,7 @@ def _restore(req: Request, container: NetNS, before: Device) -> None:
     if link is None:
         return
     with BestEffort() as steps:
-        device.apply(container, link.index, before, steps)
+        device.apply(container, link, before, steps)
 
 
 INTERFACE, SYSCTLS, BACKUP = Interface(), Sysctls(), Backup()

@@ -1,4 +1,4 @@
-"""What needs a capability is refused without it, and needs no other one."""
+"""An operation that needs a capability is refused without it, and needs no other one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TCP as on a plain host: listeners and their queues, who is seen, what options do on the wire."""
+"""TCP as on a plain host: listeners and queues, visible peers, options on the wire."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CROWD = 64
 
 
 def test_accept(wire: Wire) -> None:
-    """A listener is reached at its address and port, sees who calls, and both sides talk."""
+    """A listener is reached at its address and port, sees its peer, and both sides talk."""
     with wire.listener() as listener, wire.client_socket() as client:
         client.connect(listener.getsockname())
         server, peer = listener.accept()

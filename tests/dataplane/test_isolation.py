@@ -1,4 +1,4 @@
-"""What is in one namespace is neither to be seen nor to be reached from another, or the node."""
+"""Objects of one namespace are neither visible nor reachable from another, or the node."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def listening(netns: str) -> Iterator[None]:
 
 
 def test_ports(namespaces: list[str]) -> None:
-    """What is taken in one container is free in all others, where nobody answers on it."""
+    """A port that is taken in one container is free in all others, where nothing answers on it."""
     owner, *others = namespaces
     with listening(owner):
         for netns in others:

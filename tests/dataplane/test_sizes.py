@@ -1,4 +1,4 @@
-"""What the MTU allows arrives, what is larger is refused or told by who cannot forward it."""
+"""Packets up to the MTU arrive; larger ones are refused, or answered by the hop that drops them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def check_largest(wire: Wire, mtu: int) -> None:
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_path(wiring: Wiring, version: int) -> None:
-    """Behind the node frames are smaller: it says so, also to who is masqueraded."""
+    """Behind the node frames are smaller: it says so, also to masqueraded senders."""
     wire = wiring.wire("outside", version, client="jumbo1")
     level, _, option = _PMTU[version]
     size = MTU - HEADERS[version] - 8

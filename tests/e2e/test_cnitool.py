@@ -181,7 +181,7 @@ def test_gc_deletes_what_cnitool_knows(node: Node, family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gc_without_a_list_removes_the_dead(node: Node, family: str) -> None:
-    """What cnitool has forgotten goes by GC once its namespace is gone; the living stays."""
+    """Attachments that cnitool has forgotten go by GC once their namespaces are gone."""
     node.configure(network("1.1.0", FAMILIES[family]))
     living, dead = node.container("c1"), node.container("c2")
     kept = addresses_in(node.ok("add", "net1", living))

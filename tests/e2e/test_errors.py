@@ -1,4 +1,4 @@
-"""What the reference plugins refuse ours refuse as well, with a code that says more.
+"""Input that the reference plugins refuse ours refuse as well, with a code that says more.
 
 What the Go plugins have said stands in tests/golden/errors.json.
 """

@@ -185,7 +185,7 @@ def test_stop_with_an_add_in_progress(engine: SystemdNode, units: list[str]) -> 
 
 
 def test_the_supervisor_is_killed(engine: SystemdNode) -> None:
-    """What was going on fails so that it can be tried again; all later is served as before."""
+    """Calls at work fail in a way that can be retried; later ones are served as before."""
     adding = slow_add(engine, engine.container("slow"))
 
     kill_the_supervisor(engine)

@@ -43,6 +43,7 @@ class Fault:
     kill: bool = False  # the process ends instead
     terminate: bool = False  # Terminated is raised instead
     code: int = 0  # errno; 0: it depends on `at`
+    looks: bool = False  # files of /proc that are read count too
     text: str = INJECTED
     only: Callable[[str], bool] = lambda _what: True  # which operations are counted
     act: Callable[[], object] | None = None  # what happens just before, and nothing fails
@@ -127,6 +128,11 @@ class _FaultyNetNS(NetNS):
         self.fault.visit("open socket")
         return super()._open_socket(family, kind, protocol)
 
+    def _open_file(self, path: str, flags: int) -> int:
+        if self.fault.looks and "tables_names" in path:
+            self.fault.visit(f"open {path}")
+        return super()._open_file(path, flags)
+
     def _sysctl(self, opener: Any, name: str, value: str | None, *, look: bool = True) -> str:
         self.fault.visit(f"sysctl {name}")
         return super()._sysctl(opener, name, value, look=look)
@@ -153,19 +159,24 @@ class _FaultyChannel(Channel):
         if others and not self.is_atomic:
             with suppress(NetlinkError):  # a consequence
                 super().exchange(others)
-        raise NetlinkError(failure.errno or 0, f"{due[0].what}: {failure.strerror}")
+        raise _refusal(due[0], failure)
 
     def transact(self, begin: Message, messages: Sequence[Message], end: Message) -> list[Any]:
         due = self._due(messages[-1:])
         if due:
-            failure = self.fault.error()
-            raise NetlinkError(failure.errno or 0, f"{due[0].what}: {failure.strerror}")
+            raise _refusal(due[0], self.fault.error())
         return super().transact(begin, messages, end)
 
     def _due(self, counted: Sequence[Message]) -> list[Message]:
         if self.fault.kill or self.fault.terminate:  # before a send or after it, never inside
             counted = counted[:1]
         return [message for message in counted if self.fault.is_due(message.what)]
+
+
+def _refusal(message: Message, failure: OSError) -> NetlinkError:
+    error = NetlinkError(failure.errno or 0, f"{message.what}: {failure.strerror}")
+    error.is_look = message.is_look
+    return error
 
 
 class _FaultyRecords(Records):

@@ -101,7 +101,7 @@ class Storm:
     def _call(
         self, command: str, container: Container, number: int, kill_at: float | None, **keys: Any
     ) -> Json | None:
-        """Run one plugin; what fails without being killed must say that it can be tried again."""
+        """Run one plugin; a failure without a kill must say that it can be tried again."""
         begun, workers_killed = time.monotonic(), self._workers_killed
         process = self._start(command, container, number, **keys)
         if kill_at is not None:
@@ -223,7 +223,7 @@ class Storm:
         return (p for p in Path(DATA_DIR).glob("*/*") if _ADDRESS.fullmatch(p.name))
 
     def _leased(self) -> dict[str, str]:
-        """Return who has each address, by the files."""
+        """Return the owner of each address, by the files."""
         found = {}
         for path in self._lease_files():
             try:

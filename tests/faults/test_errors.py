@@ -65,7 +65,7 @@ def test_del(request: pytest.FixtureRequest, rig: Rig, error: int) -> None:
 
 @errors
 def test_gc(request: pytest.FixtureRequest, rig: Rig, error: int) -> None:
-    """What a GC did not do for a failure the next one does; what is valid stays."""
+    """The next GC finishes the work of one that failed; valid attachments stay."""
     rig.config = configuration("dual")
     living = rig.add("living")
 

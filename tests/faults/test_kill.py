@@ -9,7 +9,7 @@ import pytest
 from tests.faults.inject import Injection
 from tests.faults.rig import Rig, attachments, configuration, sweep
 
-# The engine's worker runs the same code; what differs is who notices that it died.
+# The engine's worker runs the same code; only the process that notices its death differs.
 ROUTES = [
     ("one-shot", "ipv4", "DEL"),
     ("one-shot", "dual", "ADD"),

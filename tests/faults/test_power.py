@@ -140,7 +140,7 @@ def test_boot_id_alone(rig: Rig) -> None:
 @pytest.mark.parametrize("seconds", [-400 * 86400, 400 * 86400])
 @pytest.mark.parametrize("with_records", [True, False])
 def test_clock(rig: Rig, seconds: float, with_records: bool) -> None:
-    """Whatever the clock told when a lease was made, it is kept while its container lives."""
+    """A lease is kept while its container lives, with any clock at the time of its ADD."""
     rig.config = {**configuration("ipv4"), "ipam": {"type": "host-local", "subnet": FULL[0]}}
     for name in FIVE:
         rig.add(name)

@@ -154,7 +154,7 @@ def test_whose_limits_count(machine: Machine) -> None:
     ],
 )
 def test_extreme_limits(machine: Machine, keys: Json, mtu: int, expected: Tbf) -> None:
-    """What the kernel can hardly express has no effect beyond what it says, and passes CHECK."""
+    """A limit that the kernel can hardly express has no side effect, and passes CHECK."""
     netns, conf = container(machine, mtu=mtu), config(machine, **keys)
 
     machine.ok("bandwidth", "ADD", conf, netns)
@@ -368,7 +368,7 @@ def test_others_qdiscs_of_the_other_direction(machine: Machine, line: str, direc
 
 
 def test_del_leaves_later_qdiscs_alone(machine: Machine) -> None:
-    """What another program has put in place of the limits stays."""
+    """A qdisc that another program has put in place of the limits stays."""
     netns, conf = container(machine), config(machine, **BOTH)
     machine.ok("bandwidth", "ADD", conf, netns)
     machine.do(
@@ -417,7 +417,7 @@ def test_interface_of_two_attachments(machine: Machine) -> None:
 )
 @pytest.mark.parametrize("command", ["ADD", "CHECK"])
 def test_refused_configuration(machine: Machine, keys: Json, says: str, command: str) -> None:
-    """What cannot be carried out has code 7 and one clear line, before anything is done."""
+    """A configuration that cannot be carried out has code 7 and one clear line, before any act."""
     netns = container(machine)
 
     error = machine.refused("bandwidth", command, config(machine, **keys), netns)
@@ -458,7 +458,7 @@ DRIFTS = {
 
 @pytest.mark.parametrize("line", DRIFTS.values(), ids=DRIFTS)
 def test_check_finds(machine: Machine, line: str) -> None:
-    """What is no longer as ADD made it is named, and DEL copes with it."""
+    """Each difference from ADD is named, and DEL copes with it."""
     netns, conf = container(machine), config(machine, **BOTH)
     ifb = ifb_of(machine.ok("bandwidth", "ADD", conf, netns))
     machine.do(machine.host, line.replace("IFB", ifb))

@@ -26,7 +26,7 @@ CASES: Mapping[str, Json] = {
     "ingress": {"ingressRate": 8_000_000},
     "subnets": {**BOTH, "unshapedSubnets": SUBNETS},
 }
-OPEN = "open namespace"  # whoever needs it opens it again
+OPEN = "open namespace"  # the next user opens it again
 
 
 def arrange(machine: Machine, keys: Json) -> tuple[str, Json]:

@@ -60,7 +60,7 @@ def received(connection: socket.socket) -> int:
 
 
 def assert_limited(sender: str, receiver: str, address: str) -> None:
-    """What passes is within 10 % of the limit, and never above."""
+    """The rate is within 10 % of the limit, and never above."""
     seen = []
     for _ in range(TRIES):
         seen.append(measure(sender, receiver, address) / RATE)
@@ -100,7 +100,7 @@ def limited(machine: Machine, **keys: Any) -> str:
     ],
 )
 def test_both_directions(machine: Machine, keys: Json) -> None:
-    """What enters and what leaves is within 10 % of the limit."""
+    """The rates in both directions are within 10 % of the limit."""
     netns = limited(machine, **keys)
 
     assert_limited(machine.host, netns, "10.7.1.2")

@@ -60,7 +60,7 @@ def test_veth_is_born_complete(machine: Machine) -> None:
 
 @pytest.mark.without_engine(reason="watches this process")
 def test_add_and_del_do_not_sleep(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What must be waited for, the port and DAD, is waited for by its netlink event."""
+    """ADD awaits the port and DAD by their netlink events."""
 
     def refuse(_seconds: float) -> None:
         raise AssertionError("somebody sleeps")
@@ -252,7 +252,7 @@ def test_what_arrives_right_after_add_is_delivered(machine: Machine, family: str
     with faulty(machine, fault) as host:
         machine.ok("bridge", "ADD", config, container, host=host)
 
-    # On an idle machine it is usable anyway: what is looked at shows that ADD waits for it.
+    # On an idle machine it is usable anyway: the events that ADD reads show that it waits.
     index = {link["ifname"]: link["ifindex"] for link in machine.ip(machine.host, "link")}
     assert f"look up interface {index['br0']}" in fault.done
     assert ("look up route to fd00:9::2" in fault.done) == (family == "ip6")

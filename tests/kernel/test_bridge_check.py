@@ -48,7 +48,7 @@ def attached(machine: Machine, config: Json) -> tuple[Json, str]:
     ],
 )
 def test_nothing_has_changed(machine: Machine, version: str, keys: Json) -> None:
-    """What ADD has just made passes, L2 networks and routes in other tables included."""
+    """A fresh attachment passes, L2 networks and routes in other tables included."""
     config, container = attached(machine, full(machine, cniVersion=version, **keys))
 
     machine.ok("bridge", "CHECK", config, container)
@@ -248,7 +248,7 @@ def test_end_of_another_s_pair(machine: Machine) -> None:
 
 
 def test_interface_that_became_something_else(machine: Machine) -> None:
-    """What has CNI_IFNAME and is no veth is named."""
+    """An interface called CNI_IFNAME that is no veth is named."""
     config, container = attached(machine, machine.network(ipam=None, mtu=1500))
     entry = config["prevResult"]["interfaces"][2]
     machine.do(

@@ -283,7 +283,7 @@ def test_random_macs(machine: Machine) -> None:
     ],
 )
 def test_cni_args_are_checked(arena: Machine, args: str, code: int) -> None:
-    """What is no pair, unknown or no MAC is refused before anything is made."""
+    """Malformed pairs, unknown keys and wrong MACs are refused before anything is made."""
     container = arena.container()
     before = arena.snapshot(container)
 

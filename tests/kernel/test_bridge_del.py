@@ -65,7 +65,7 @@ NOTHING: Json = {"ports": [], "nft": [], "leases": [], "records": []}
 )
 @pytest.mark.parametrize("netns", ["there", "gone", "empty", "plain-file"])
 def test_del_is_complete(machine: Machine, tmp_path: Path, change: Json, netns: str) -> None:
-    """Whatever became of configuration, prevResult and namespace: nothing is left on the host."""
+    """With any configuration, prevResult and namespace nothing is left on the host."""
     container = machine.container()
     machine.ok("bridge", "ADD", machine.network(**ALL), container)
     if netns in ("gone", "plain-file"):

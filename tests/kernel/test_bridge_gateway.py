@@ -187,7 +187,7 @@ def test_force_address_spares_the_gateway_of_another_network(machine: Machine) -
 def test_force_address_replaces_the_gateway_of_a_network_without_containers(
     machine: Machine,
 ) -> None:
-    """What only a container needed that is gone, DEL or not, makes room."""
+    """An address that only a gone container needed makes room, with or without its DEL."""
     for containerid in ("deleted", "dead"):
         container = machine.container()
         machine.ok("bridge", "ADD", machine.network(), container, containerid=containerid)

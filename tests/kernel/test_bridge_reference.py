@@ -110,7 +110,7 @@ def test_del_is_complete(
 
 
 def test_del_of_one_of_two(machine: Machine, tmp_path: Path, backend: str) -> None:
-    """What the Go plugin made for another container stays."""
+    """Objects of the Go plugin for another container stay."""
     config = configured(machine, backend)
     add(machine, backend, config, tmp_path, "c1")
     before = traces(machine)

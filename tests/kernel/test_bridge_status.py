@@ -110,7 +110,7 @@ def test_kernel_without_nftables(machine: Machine) -> None:
 
 
 def test_configuration_is_checked(machine: Machine) -> None:
-    """What ADD would refuse STATUS refuses with the same code."""
+    """STATUS refuses with the same code as ADD would."""
     assert machine.refused("bridge", "STATUS", machine.network(mtu=-1))["code"] == 7
 
 

@@ -1,4 +1,4 @@
-"""bridge with real packets: who reaches whom, under which address."""
+"""bridge with real packets: reachability, and the addresses that peers see."""
 
 from __future__ import annotations
 

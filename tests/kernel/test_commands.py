@@ -167,7 +167,7 @@ def test_nothing(machine: Machine) -> None:
 
 @alone
 def test_what_is_foreign(machine: Machine) -> None:
-    """What lives, and what others have made, is neither shown nor touched."""
+    """Objects of the living, and objects that others have made, are neither shown nor touched."""
     with ExitStack() as stack:
         Alive(machine, stack, config(machine), "alive")
         machine.do(
@@ -196,7 +196,7 @@ def test_what_is_foreign(machine: Machine) -> None:
 
 @pytest.mark.parametrize("backend", ["nftables", "iptables"])
 def test_reclaim(machine: Machine, backend: str) -> None:
-    """What the dead leave is seen once, noted, seen again and removed; the living are spared."""
+    """Leftovers of the dead are seen once, noted, seen again and removed; the living are spared."""
     with ExitStack() as stack:
         conf = config(machine, ipMasqBackend=backend)
         Alive(machine, stack, conf, "alive")
@@ -268,7 +268,7 @@ def test_a_namespace_without_its_path_lives(machine: Machine, tmp_path: Path) ->
 
 @alone
 def test_a_namespace_that_comes_back(machine: Machine, tmp_path: Path) -> None:
-    """Who is found alive after all begins anew: two sightings must follow each other."""
+    """A container that is found alive again begins anew: two sightings must follow each other."""
     container = machine.container()
     path = tmp_path / "netns"
     path.touch()
@@ -321,7 +321,7 @@ def test_without_records(machine: Machine) -> None:
 
 @alone
 def test_a_sighting_is_forgotten(machine: Machine) -> None:
-    """What was not there in between has to be seen twice again."""
+    """An object that was not there in between has to be seen twice again."""
     conf = config(machine)
     address = dead(machine, conf)
     for path in records(machine):
@@ -490,7 +490,7 @@ def test_colour(machine: Machine) -> None:
 
 @alone
 def test_many_leases(machine: Machine) -> None:
-    """What is too long to be looked at is printed plainly, also to a terminal."""
+    """A table that is too long to be looked at is printed plainly, also to a terminal."""
     for number in range(2001):
         lease(machine, f"10.77.{number >> 8}.{number & 255}", "c1\r\neth0")
 
@@ -501,7 +501,7 @@ def test_many_leases(machine: Machine) -> None:
 
 @alone
 def test_nothing_steers_the_terminal(machine: Machine) -> None:
-    """What stands in a lease file is shown, not obeyed, and brackets are no style."""
+    """The content of a lease file is shown, not obeyed, and brackets are no style."""
     lease(machine, "10.77.0.9", "[red]\x7f\u009b31mé世\r\neth0")
 
     for text in (on_terminal(machine, "leases", COLUMNS="150"), pycni(machine, "leases").stdout):
@@ -549,7 +549,7 @@ def test_wrong_namespace(machine: Machine, name: str) -> None:
 
 @alone
 def test_wrong_pid_namespace(machine: Machine) -> None:
-    """Who does not see every process may look, but not remove: a pod with hostNetwork only."""
+    """A pod with hostNetwork only, which does not see every process, may look, but not remove."""
     dead(machine, config(machine))
     age(machine)
     before = kept(machine), files_below(machine.state_dir)
@@ -611,7 +611,7 @@ def test_errors_are_one_line(machine: Machine) -> None:
 
 @alone
 def test_one_failure_does_not_stop_the_rest(machine: Machine) -> None:
-    """What cannot be removed is told at the end; all else has gone."""
+    """A failed removal is reported at the end; all other objects have gone."""
     conf = config(machine)
     dead(machine, conf, "stuck")
     dead(machine, conf, "loose")
@@ -628,4 +628,4 @@ def test_one_failure_does_not_stop_the_rest(machine: Machine) -> None:
     assert 'failed to find plugin "nosuch"' in done.stderr.splitlines()[-1]
     found = asked(machine, "audit", status=FOUND)["findings"]
     assert {one["containerid"] for one in found} == {"stuck"}
-    assert machine.leases() == []  # host-local knows by itself who is gone
+    assert machine.leases() == []  # host-local finds gone owners by itself

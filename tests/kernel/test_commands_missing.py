@@ -164,8 +164,28 @@ def test_iptables(machine: Machine, stack: ExitStack) -> None:
     assert {("iptables", "c1"), ("iptables", "c2")} <= lacking(machine)
 
 
+def test_a_port_on_two_networks(machine: Machine, stack: ExitStack) -> None:
+    """A port that the container has by its first network is not missing on the second."""
+    netns = machine.container()
+    stack.enter_context(machine.process_in(netns))
+    mapped = {
+        "capabilities": {"portMappings": True},
+        "runtimeConfig": {"portMappings": [port(8080)]},
+    }
+    for number in range(2):
+        conf = config(machine, name=f"{machine.name}-{number}", bridge=f"br{number}")
+        result = machine.ok("bridge", "ADD", conf, netns, ifname=f"eth{number}")
+        chain = {**chained(machine, "portmap", result, **mapped), "name": conf["name"]}
+        machine.ok("portmap", "ADD", chain, netns, ifname=f"eth{number}")
+
+    assert asked(machine, "audit") == NOTHING
+    assert pycni(machine, "explain", "c1").returncode == DONE
+    machine.do(machine.host, "nft flush map inet pycni hostports4")
+    assert lacking(machine) == {("host-port", "c1")}
+
+
 def test_the_dead_lack_nothing(machine: Machine, stack: ExitStack) -> None:
-    """What goes with a dead container is a leftover; both kinds of findings have their section."""
+    """Objects of a dead container are leftovers; both kinds of findings have their section."""
     conf = config(machine)
     dead(machine, conf)
     machine.do(machine.host, "nft flush set bridge pycni guarded_ports")
@@ -201,7 +221,7 @@ def test_a_shared_object_is_shown_once(machine: Machine, stack: ExitStack) -> No
 
 
 def test_a_call_at_work(machine: Machine, stack: ExitStack) -> None:
-    """What an ADD has not made yet, or a DEL has removed, is not missing: its record is locked."""
+    """Objects that an ADD is about to make, or a DEL has removed, are not missing: a lock tells."""
     Alive(machine, stack, config(machine), "c1")
     machine.do(machine.host, "nft flush ruleset")
     (record,) = [path for path in records(machine) if path.name.startswith("bridge-")]
@@ -302,7 +322,7 @@ def test_lookup_of_several(machine: Machine, stack: ExitStack) -> None:
 
 
 def test_explain_shows_settings(machine: Machine, stack: ExitStack) -> None:
-    """Addresses, routes, MAC, MTU and sysctls are there; what tuning has changed as it left it."""
+    """Addresses, routes, MAC, MTU and sysctls are shown; settings of tuning as tuning left them."""
     netns = full_chain(machine, stack)
     link = machine.link(netns, "eth0")
     assert link is not None

@@ -317,7 +317,7 @@ def test_at_any_moment_of_another_call(
 @pytest.mark.timeout(300)
 @pytest.mark.full_kernel
 def test_vlan_interface_made_by_two(machine: Machine) -> None:
-    """The host's interface in a VLAN is shared: whoever is slower uses that of the other."""
+    """The host's interface in a VLAN is shared: the slower of two ADDs uses that of the other."""
     config = machine.network(vlan=5)
     containers = {"c1": machine.container(), "c2": machine.container()}
     add = partial(machine.ok, "bridge", "ADD", config)

@@ -138,7 +138,7 @@ def assert_nothing_left(machine: Machine, container: str) -> None:
 
 @pytest.mark.both_edges
 def test_our_own_runs_in_process(machine: Machine, tmp_path: Path) -> None:
-    """What CNI_PATH leads to first is ours: no other process is asked."""
+    """The first plugin in CNI_PATH is ours: no other process is asked."""
     container = machine.container()
     go = wrapper(tmp_path, REFERENCE_BIN / "host-local")
     path = f"{CNI_BIN}:{go.directory}"
@@ -348,7 +348,7 @@ def test_failure_after_the_delegate(machine: Machine, fake: Delegate) -> None:
 @pytest.mark.both_edges
 @pytest.mark.parametrize("body", ["", "exit 3"], ids=["success", "failure"])
 def test_stderr_reaches_the_log(machine: Machine, fake: Delegate, body: str) -> None:
-    """What a delegate writes to stderr is in our log, also when it failed with an answer."""
+    """The stderr of a delegate is in our log, also when the delegate failed with an answer."""
     container = machine.container()
     fake.write(f"echo 'pool is nearly empty' >&2\necho '{json.dumps(ANSWER)}'\n{body}")
 
@@ -602,7 +602,7 @@ def test_result_that_nobody_gets(node: Machine, where: str) -> None:
 
 
 def test_stderr_of_the_delegate_reaches_ours(node: Machine, fake: Delegate) -> None:
-    """What a delegate complains about is on the stderr of the executable, not on stdout."""
+    """The complaints of a delegate are on the stderr of the executable, not on stdout."""
     container = node.container()
     fake.write(f"echo 'pool is nearly empty' >&2\necho '{json.dumps(ANSWER)}'")
 

@@ -202,7 +202,7 @@ def test_working_directory_and_environment(machine: Machine, tmp_path: Path) -> 
     ids=["empty", "short", "no descriptors", "wrong length", "long"],
 )
 def test_what_no_launcher_sends(machine: Machine, message: bytes) -> None:
-    """Whatever comes over the socket, the worker serves the next launcher and keeps no file."""
+    """After any message the worker serves the next launcher and keeps no file."""
     engine = machine.start_engine(workers=1)
     assert add_and_delete(machine) == (0, 0)
     (worker,) = engine.workers()
@@ -439,7 +439,7 @@ def test_a_result_that_cannot_be_written(machine: Machine, kind: str) -> None:
 
 
 def test_sigterm_drains(machine: Machine) -> None:
-    """What is at work is finished; who comes later starts the frozen program."""
+    """Calls at work are finished; later launchers start the frozen program."""
     engine = machine.start_engine()
     container = machine.container()
 
@@ -584,7 +584,7 @@ def test_an_engine_that_hangs_is_told_to_end(machine: Machine) -> None:
 
 
 def test_what_a_killed_start_has_left_is_removed(machine: Machine) -> None:
-    """What an engine left that was killed while it started goes; of one that starts it stays."""
+    """Leftovers of an engine that was killed during its start go; files of a starting one stay."""
     directory = socket_path().parent
     directory.mkdir(exist_ok=True)
     left = ("engine.sock.4999998", "engine.lock.4999998", "engine.sock.4999997")
@@ -649,7 +649,7 @@ def test_a_socket_of_systemd(machine: Machine) -> None:
 
 
 def test_a_socket_of_systemd_while_an_add_takes_its_time(machine: Machine) -> None:
-    """Who comes while the engine ends is turned away, and does not wait in vain for two seconds."""
+    """A launcher that comes while the engine ends is turned away, and does not wait two seconds."""
     with socket_of_systemd() as listener, store_locked(machine) as release:
         engine = machine.start_engine(listener=listener)
         process = start(machine, "ADD", machine.network(), machine.container())

@@ -1,4 +1,4 @@
-"""firewall: who reaches whom, as real connections show, beside what others have in their chains."""
+"""firewall: reachability, as real connections show, beside the chains of others."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_result(walls: Walls) -> None:
 
 
 def test_docker_that_comes_later(walls: Walls) -> None:
-    """What starts to drop after ADD finds the container let through."""
+    """A firewall that starts to drop after ADD finds the container let through."""
     walls.admitted("c1")
 
     walls.shell(DROPS["docker"])
@@ -105,7 +105,7 @@ def test_no_commands(walls: Walls, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_administrator_goes_first(walls: Walls) -> None:
-    """What CNI-ADMIN drops or accepts is decided before the plugin's rules, and is left there."""
+    """Rules of CNI-ADMIN decide before the plugin's rules, and are left there."""
     walls.shell("iptables -P FORWARD DROP; iptables -N CNI-ADMIN; iptables -N MINE")
     walls.admitted("c1")
     walls.admitted("c2", iptablesAdminChainName="MINE")
@@ -296,7 +296,7 @@ def test_two_networks_of_one_container(walls: Walls) -> None:
 
 
 def test_one_address_in_two_networks(walls: Walls) -> None:
-    """What two attachments need, for subnets that overlap, stays until both are gone."""
+    """A rule that two attachments need, as their subnets overlap, stays until both are gone."""
     walls.attach("a")
     walls.results["b eth0"], walls.netns["b"] = walls.results["a eth0"], walls.machine.container()
     walls.ok("ADD", "a")
@@ -334,7 +334,7 @@ def test_status(walls: Walls, backend: str) -> None:
     ],
 )
 def test_bad_input(walls: Walls, keys: Json, text: str) -> None:
-    """What cannot be carried out is refused before anything is made."""
+    """A configuration that cannot be carried out is refused before anything is made."""
     walls.attach()
     before = walls.machine.nft()
 

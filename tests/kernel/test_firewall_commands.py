@@ -34,7 +34,7 @@ def end(walls: Walls, containerid: str) -> None:
 
 @pytest.mark.parametrize("backend", ["nftables", "iptables"])
 def test_reclaim(walls: Walls, backend: str) -> None:
-    """What a dead container has in the firewall is shown and goes at the second call."""
+    """The rules of a dead container are shown, and go at the second call."""
     keys: Json = {"backend": backend, "ingressPolicy": "isolated"}
     walls.admitted("dead", "alive", **keys)
     with walls.machine.process_in(walls.netns["alive"]):

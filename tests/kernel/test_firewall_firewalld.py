@@ -187,7 +187,7 @@ def test_policies(walls: Walls, firewalld: Firewalld) -> None:
 
 
 def test_unknown_zone(walls: Walls, firewalld: Firewalld) -> None:
-    """What firewalld refuses is told in its words, and nothing is left."""
+    """A refusal by firewalld is reported in its words, and nothing is left."""
     walls.attach()
     config = walls.config(firewalldZone="moon")
 

@@ -43,7 +43,7 @@ def reference(walls: Walls, command: str, containerid: str, **keys: Any) -> None
 def test_layout(
     walls: Walls, tmp_path_factory: pytest.TempPathFactory, name: str, backend: str
 ) -> None:
-    """`iptables-save` after our ADDs is that after the Go plugin's, whoever CHECKs what."""
+    """`iptables-save` after our ADDs is that after the Go plugin's, and each CHECKs the other's."""
     keys = dict(SETTINGS[name])
     if backend == "nftables":
         keys.pop("ingressPolicy", "")  # which is in tables of our own
@@ -84,7 +84,7 @@ def test_legacy_layout(walls: Walls, version: int) -> None:
 @pytest.mark.parametrize("policy", ["open", "same-bridge", "isolated"])
 @pytest.mark.parametrize("backend", ["iptables", "nftables"])
 def test_reachability(walls: Walls, backend: str, policy: str) -> None:
-    """Who reaches whom does not depend on whose plugin it is."""
+    """The same containers reach each other by either plugin."""
     walls.shell("iptables -P FORWARD DROP; ip6tables -P FORWARD DROP")
     for name in ("iptables", "ip6tables"):
         walls.shell(f"echo 1 > /proc/sys/net/bridge/bridge-nf-call-{name}")
@@ -127,7 +127,7 @@ def test_each_removes_the_others(walls: Walls, backend: str) -> None:
 
 @pytest.mark.without_engine(reason="compares two programs")
 def test_policy_of_the_reference_stays(walls: Walls) -> None:
-    """What the Go plugin keeps apart stays so when the last container of ours is gone."""
+    """Bridges that the Go plugin keeps apart stay so when the last container of ours is gone."""
     for cid, bridge in (("a", 0), ("b", 1), ("ours", 0)):
         walls.attach(cid, bridge)
     keys: Json = {"backend": "iptables", "ingressPolicy": "same-bridge"}

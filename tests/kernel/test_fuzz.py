@@ -442,7 +442,7 @@ class Fuzzer:
         self._first_inspection = self._inspection()
 
     def put(self, case: Case) -> Reply:
-        """Put one case and look at the answer; what it attached is detached again."""
+        """Put one case and look at the answer; its attachment is detached again."""
         reply = self._call(case)
         if case.command == "ADD" and reply.exit_code == 0:
             self.attached += 1
@@ -570,7 +570,7 @@ def told(what: str, number: int, case: Case) -> Iterator[None]:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_in_process(fuzzer: Fuzzer, chunk: int) -> None:
-    """Each call gets one answer, without a traceback; what failed has changed nothing."""
+    """Each call gets one answer, without a traceback; a failed call has changed nothing."""
     numbers = range(chunk + CHUNKS * DAY, CASES, CHUNKS * PART)
     for count, number in enumerate(numbers):
         case = Generator(fuzzer.world, number).case()

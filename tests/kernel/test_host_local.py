@@ -60,7 +60,7 @@ def addresses(output: dict[str, Any]) -> list[str]:
 def test_store_changes_hands(
     node: Node, one: Callable[..., Any], other: Callable[..., Any]
 ) -> None:
-    """What one implementation leased the other continues, checks and frees, to the last file."""
+    """Each implementation continues, checks and frees the other's leases, to the last file."""
     config = node.config(NET4, NET6, routes=[{"dst": "0.0.0.0/0"}])
 
     assert addresses(one(node, "ADD", config)) == [FIRST4, FIRST6]

@@ -105,7 +105,7 @@ def test_after_the_jump(node: Node, container: Start, jump: float, age: float) -
 @jumps
 @ages
 def test_jump_and_back(node: Node, container: Start, jump: float, age: float) -> None:
-    """What was leased while the clock was wrong is kept, then freed, when it is right again."""
+    """A lease made while the clock was wrong is kept, then freed, when the clock is right again."""
     config = node.config(NET29)
     with clock_set_by(jump):
         populate(node, container, age)

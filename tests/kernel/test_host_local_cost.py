@@ -1,4 +1,4 @@
-"""What host-local costs does not depend on how many leases there are: counted in system calls."""
+"""The cost of host-local, counted in system calls, does not depend on the number of leases."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ def test_address_in_use_is_not_taken(node: Node, container: Callable[[], Contain
 def test_gc_looks_at_what_lives_for_each_directory(
     node: Node, container: Callable[[], Container], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What came to life while the first directory was cleaned is seen with the second."""
+    """A container that came alive while the first directory was cleaned is seen with the second."""
     dead, late = container(), container()
     node.add(node.config(NET4, dataDir=str(node.root / "a")), "dead", CNI_NETNS=dead.netns)
     node.add(node.config(NET4), "late", CNI_NETNS=late.netns)

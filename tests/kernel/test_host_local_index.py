@@ -178,7 +178,7 @@ def _behind_its_back(node: Node, change: Callable[[], object]) -> None:
 
 
 def test_wrongly_free(node: Node) -> None:
-    """What the index takes for free is not given away when there is a lease."""
+    """An address that the index takes for free is not given away when there is a lease."""
     config = node.config(NET4)
     node.add(config)
     _behind_its_back(node, lambda: node.lease("198.18.64.3", "c9\r\neth0"))
@@ -259,7 +259,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("dated", [True, False])
 def test_damaged_file(node: Node, damage: str, dated: bool) -> None:
-    """Whatever stands where the index was: nothing is lost and nothing is given twice.
+    """With any damage to the index nothing is lost and nothing is given twice.
 
     `dated`: with the time of the index that was there, so that only the content can tell.
     """
@@ -427,7 +427,7 @@ SEQUENCES: list[list[Change]] = [
 def test_changes_while_the_index_is_made(
     node: Node, monkeypatch: pytest.MonkeyPatch, changes: list[Change]
 ) -> None:
-    """What others change while a large directory is read, without the lock, is known at the end."""
+    """Changes of others, while a large directory is read without the lock, are known at the end."""
     for number in range(20):
         node.lease(f"198.18.64.{50 + number}", f"c{number}\r\neth0")
 
@@ -489,7 +489,7 @@ def test_one_makes_the_index_for_all(node: Node, monkeypatch: pytest.MonkeyPatch
 
 
 def test_pods_outlive_the_making(node: Node) -> None:
-    """What was known of pods is known to an index that is made anew, but for what was freed."""
+    """An index that is made anew knows the pods of the former one, except for freed addresses."""
     args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=web;K8S_POD_UID="
     config = node.config(NET4)
     for number in range(3):

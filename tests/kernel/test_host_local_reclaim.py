@@ -56,7 +56,7 @@ def make_old(node: Node, seconds: float = OLD) -> None:
 
 
 def reboot(node: Node) -> None:
-    """Do what a reboot does: /run is empty, every namespace is gone, what is left is older."""
+    """Do as a reboot does: /run is empty, every namespace is gone, all other files are older."""
     shutil.rmtree(node.root / "run", ignore_errors=True)
     make_old(node, time.clock_gettime(time.CLOCK_BOOTTIME) + 86_400)
 
@@ -96,7 +96,7 @@ def test_reboot(node: Node) -> None:
 
 
 def test_container_started_again_after_a_reboot(node: Node) -> None:
-    """Who has a lease of an earlier boot gets the same addresses, as podman's containers need."""
+    """A container with a lease of an earlier boot gets the same addresses, as podman needs it."""
     config = node.config(NET29, "fd00:64::/64")
     before = node.add(config, "c1")
     node.add(config, "c2")
@@ -112,7 +112,7 @@ def test_container_started_again_after_a_reboot(node: Node) -> None:
 
 
 def test_another_address_after_a_reboot(node: Node) -> None:
-    """Who wants another address than before the boot gets that one alone."""
+    """A container that wants another address than before the boot gets that one alone."""
     config = node.config(NET29)
     node.add(config, "c1")
     reboot(node)
@@ -139,7 +139,7 @@ def test_second_add_with_a_clock_that_was_wrong(node: Node, container: Start) ->
 
 
 def test_reboot_needs_no_address(node: Node) -> None:
-    """What nobody needs stays for the DEL that the runtime still owes, or for GC."""
+    """Leases that nobody needs stay for the DEL that the runtime still owes, or for GC."""
     config = node.config(NET29)
     node.add(config, "c1")
     reboot(node)
@@ -191,7 +191,7 @@ def test_old_lease_that_is_in_use(node: Node, container: Start) -> None:
 
 
 def test_old_lease_with_a_record(node: Node, container: Start) -> None:
-    """Who has a record is of this boot: his lease is as old as the clock once was wrong."""
+    """A container with a record is of this boot: its lease looks old, as the clock was wrong."""
     config = node.config(NET30)
     alive = container()
     node.add(config, CNI_NETNS=alive.netns)
@@ -203,7 +203,7 @@ def test_old_lease_with_a_record(node: Node, container: Start) -> None:
 
 
 def test_namespace_seen_gone_twice(node: Node, container: Start) -> None:
-    """The first ADD that finds no room notes who is gone, one a grace time later takes it."""
+    """The first ADD that finds no room notes gone owners, one a grace time later takes a lease."""
     config = node.config(NET30)
     process = container()
     node.add(config, "dead", CNI_NETNS=process.netns)
@@ -308,7 +308,7 @@ def test_status_looks_at_all(node: Node, become: Callable[[Node, str], None]) ->
 
 
 def test_status_and_an_address_in_use(node: Node, container: Start) -> None:
-    """What ADD would not take back, since a namespace has the address, is no hope for STATUS."""
+    """STATUS does not count on a lease that ADD would not free, as a namespace has the address."""
     only = "198.18.69.2"  # no other test that may run beside this one has leases there
     config = node.config("198.18.69.0/30")
     node.lease(only, "", age=OLD)
@@ -334,7 +334,7 @@ def test_room_is_not_made_without_need(node: Node, container: Start) -> None:
 
 
 def test_command(node: Node, container: Start) -> None:
-    """Operators see who has what since when; the command takes what is dead, seen twice."""
+    """Operators see each lease with its owner; the command frees leases seen dead twice."""
     config = node.config(NET29)
     alive, dead = container(), container()
     pod = "IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=web;K8S_POD_UID=1-2"
@@ -446,7 +446,7 @@ def test_release_cooldown(node: Node) -> None:
     config = node.config(NET29, releaseCooldown=3600)
     wanted = {**config, "runtimeConfig": {"ips": ["198.18.64.2"]}}
     for _ in range(2):
-        assert node.add(wanted) == ["198.18.64.2"]  # who asks for it gets it
+        assert node.add(wanted) == ["198.18.64.2"]  # a container that asks for it gets it
         assert node.call("DEL", config) == {}
     got = [node.add(config, f"c{number}")[0] for number in range(4)]
     assert got == [f"198.18.64.{number}" for number in (3, 4, 5, 6)]

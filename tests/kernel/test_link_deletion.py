@@ -112,7 +112,7 @@ def test_the_answer_counts_where_events_are_lost(machine: Machine, netns: SlowNe
 
 
 def test_absence(machine: Machine, netns: SlowNetNS) -> None:
-    """What is gone already is False, as with every other deletion."""
+    """An interface that is gone already gives False, as with every other deletion."""
     index = index_of(machine, "one")
     machine.do(machine.host, "ip link del one")
     netns.go_on.set()
@@ -121,7 +121,7 @@ def test_absence(machine: Machine, netns: SlowNetNS) -> None:
 
 
 def test_refusal(machine: Machine, netns: SlowNetNS) -> None:
-    """What the kernel refuses to delete is raised, and stays."""
+    """A refusal by the kernel is raised, and the interface stays."""
     netns.go_on.set()
 
     with pytest.raises(NetlinkError, match="delete interface 1") as refused:
@@ -132,7 +132,7 @@ def test_refusal(machine: Machine, netns: SlowNetNS) -> None:
 
 
 def test_those_of_the_group_go_along(machine: Machine, netns: SlowNetNS) -> None:
-    """What others have put into the group goes by the same request, and nothing else does."""
+    """Interfaces that others have put into the group go by the same request, and no others."""
     for pair in ("three", "five", "seven"):
         machine.do(machine.host, f"ip link add {pair} type veth peer name {pair}peer")
     machine.do(machine.host, f"ip link set three group {GROUP}")
@@ -157,7 +157,7 @@ def test_a_group_that_cannot_be_deleted(machine: Machine, netns: SlowNetNS) -> N
 
 
 def test_absence_in_a_group(machine: Machine, netns: SlowNetNS) -> None:
-    """What is gone already is False there as well, and what others have put there goes."""
+    """A gone interface gives False there as well, and those that others have put there go."""
     machine.do(machine.host, "ip link add three type veth peer name four")
     machine.do(machine.host, f"ip link set three group {GROUP}")
     index = index_of(machine, "one")
@@ -225,7 +225,7 @@ def test_no_filter(machine: Machine) -> None:
 
 
 def test_deletions_side_by_side(machine: Machine) -> None:
-    """Whoever deletes them, each caller hears of its own, and an interface of others stays."""
+    """Each caller hears of its own interface, and an interface of others stays."""
     names = [f"pair{number}" for number in range(24)]
     for name in ("other", *names):
         machine.do(machine.host, f"ip link add {name} type veth peer name {name}peer")

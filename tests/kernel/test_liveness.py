@@ -500,7 +500,7 @@ def test_record_without_a_namespace(case: Case, plugin: str) -> None:
 
 
 def test_empty_record(case: Case) -> None:
-    """What an ADD has left that was killed before it had made anything is removed."""
+    """The record of an ADD that was killed before it had made anything is removed."""
     config = case.network()
     case.add("bridge", config)
     path = case.record("bridge")

@@ -100,7 +100,7 @@ def test_layout(machine: Machine) -> None:
 
 
 def test_listing_can_be_loaded_again(machine: Machine) -> None:
-    """What `nft list ruleset` prints is a valid input for `nft -f`, say for a firewall's reload."""
+    """The output of `nft list ruleset` is valid input for `nft -f`, as a firewall reloads it."""
     config = masquerading(machine, V4, V6, macspoofchk=True)
     machine.ok("bridge", "ADD", config, machine.container())
     before = machine.nft()

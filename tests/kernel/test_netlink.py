@@ -47,7 +47,7 @@ def has_little_room(netns: NetNS) -> None:
 
 
 def test_only_the_kernel_answers(machine: Machine) -> None:
-    """What another socket sends to ours, as a container with CAP_NET_ADMIN can, is no answer."""
+    """A message from another socket, as a container with CAP_NET_ADMIN can send, is no answer."""
     netns = NetNS(machine.host)
     channel = netns.netlink.channel
     port = channel.sock.getsockname()[0]
@@ -129,7 +129,7 @@ def test_answers_that_the_socket_has_no_room_for(netns: NetNS) -> None:
 
 
 def test_lost_answer_to_a_transaction(netns: NetNS, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is there is looked at: additions and deletions that were carried out have succeeded."""
+    """The state is looked at: additions and deletions that were carried out have succeeded."""
     ours = [TABLE.add_element(*key(number)) for number in range(3)]
     losing: list[int] = []
 

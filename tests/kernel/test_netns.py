@@ -144,7 +144,7 @@ PROBE, ENTER, RETURN = 1, 2, 3  # the calls of `setns` of a visit
 def test_no_process_goes_on_in_the_wrong_namespace(
     machine: Machine, extension: Path, tmp_path: Path, *, at: int, lasting: bool, status: int
 ) -> None:
-    """What fails on the way there is an error; a return is tried again, or the process ends."""
+    """A failing entry is an error; a failing return is tried again, or the process ends."""
     injector = Injector(tmp_path)
     injector.arm(Injection(at, errno.EPERM, lasting=lasting))
     words = injector.command(sys.executable, "-SBc", VISIT, machine.container())

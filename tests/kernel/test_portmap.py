@@ -222,7 +222,7 @@ def test_localhost_ends_with_the_last_port(node: Node) -> None:
 
 
 def test_localhost_that_somebody_else_has_opened(node: Node) -> None:
-    """What was set before stays set."""
+    """A sysctl that was set before stays set."""
     container = node.attach()
     node.machine.do(node.host, "sysctl -qw net.ipv4.conf.br0.route_localnet=1")
 
@@ -292,7 +292,7 @@ def test_masquerade_all(node: Node) -> None:
 
 
 def test_ports_of_masquerading_network(node: Node) -> None:
-    """Beside masquerading it works as without, and whoever is last removes the table."""
+    """Beside masquerading it works as without, and the last user removes the table."""
     container = node.attach(ipMasq=True)
     bridge, config = node.network(ipMasq=True), node.config(port(8080))
     for first, second in (("portmap", "bridge"), ("bridge", "portmap")):

@@ -85,7 +85,7 @@ def test_one_port_at_the_same_moment(node: Node, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_port_of_a_dead_container(node: Node, backend: str) -> None:
-    """What a container that is gone has left is taken over, and its late DEL takes nothing back."""
+    """Ports of a gone container are taken over, and its late DEL takes nothing back."""
     first, second = node.attach(), node.attach("c2")
     node.ok("ADD", node.config(port(8080), backend=backend), first)
     late = node.config(port(8080), backend=backend)
@@ -398,7 +398,7 @@ def garbage(config: Json, *keep: str) -> Json:
 @pytest.mark.both_edges
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gc(node: Node, backend: str) -> None:
-    """What is not listed and dead goes; what is listed or lives stays."""
+    """Dead attachments that are not listed go; listed and living ones stay."""
     netns = {cid: node.attach(cid) for cid in ("dead", "listed", "living")}
     for number, (cid, path) in enumerate(netns.items(), 80):
         config = node.config(port(number), containerid=cid, backend=backend)

@@ -75,7 +75,7 @@ def reachable(
     ],
 )
 def test_reachability(node: Node, backend: str, ports: str, settings: str) -> None:
-    """Who reaches the container, and as whom, does not depend on whose plugin it is."""
+    """The same clients reach the container, under the same addresses, by either plugin."""
     containers = {"container": node.attach(), "neighbour": node.attach("c2")}
     config = old(node.config(PORTS[ports], backend=backend, **SETTINGS[settings]))
     protocol = PORTS[ports]["protocol"]

@@ -269,7 +269,7 @@ OTHER_CODES: dict[str, tuple[int, int]] = {
     # Signs in versions: Go's Atoi takes them.
     **{f"{command} with '{sign}1.0.0'": (1, 6) for command in COMMANDS[1::2] for sign in "+-"},
     **{f"STATUS with '{sign}1.0.0'": (1, 6) for sign in "+-"},
-    # The limits of whoever walks through a configuration.
+    # The limits of a walk through a configuration.
     "stdin: deeper": (1, 6),
     "value: many digits": (1, 6),
     # The last of several values counts; Go stops at the first of a wrong type.

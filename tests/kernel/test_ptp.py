@@ -118,7 +118,7 @@ def test_no_router_is_heeded(machine: Machine) -> None:
     ],
 )
 def test_refused(machine: Machine, keys: Json, code: int, says: str) -> None:
-    """What cannot be is told, and nothing is left of the try."""
+    """An impossible configuration is refused by name, and nothing is left of the attempt."""
     container = machine.container()
 
     error = machine.refused("ptp", "ADD", network(machine, **keys), container)
@@ -185,7 +185,7 @@ def test_address_of_a_dead_one(machine: Machine) -> None:
 @pytest.mark.parametrize("version", ["0.4.0", "1.0.0", "1.1.0"])
 @pytest.mark.parametrize("keys", [{}, {"ipMasq": True}, {"ipMasq": True, "mtu": 1400}])
 def test_check_passes(machine: Machine, version: str, keys: Json) -> None:
-    """What ADD has just made passes."""
+    """A fresh attachment passes."""
     config = network(machine, cniVersion=version, **keys)
     container, result = attached(machine, config)
 
@@ -262,7 +262,7 @@ def test_delete(machine: Machine, change: Json, namespace: str) -> None:
 
 @pytest.mark.parametrize("backend", ["nftables", "iptables"])
 def test_delete_of_the_reference(machine: Machine, backend: str) -> None:
-    """What the Go plugin has attached is removed completely, and the other way round."""
+    """An attachment of the Go plugin is removed completely, and the other way round."""
     config = network(machine, IPV4, ipMasq=True, ipMasqBackend=backend)
     path = f"{REFERENCE_BIN}"
     container = machine.container()

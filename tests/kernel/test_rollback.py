@@ -1,4 +1,4 @@
-"""Whatever fails, is refused or is killed: nothing is left behind, and nobody is harmed."""
+"""After any failure, refusal or kill nothing is left behind, and no other container is harmed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ alone = pytest.mark.without_engine(reason="fails in this process")
 LIMIT = 400  # operations: more than any ADD or DEL here has
 IPV4, IPV6 = "10.9.0.0/24", "fd00:9::/64"
 
-# Whoever needs the namespace opens it again, or has what is in the record; the next call removes
+# The next user of the namespace opens it again, or has what is in the record; the next call removes
 # .pycni-new; a lease that cannot be read counts as taken by an ADD, and makes a DEL look for it
 # once more; without its index host-local reads all leases.
 TOLERATED_IN_DEL = (
@@ -686,7 +686,7 @@ def test_killed_add_is_cleaned_up(
     case: Callable[[Machine], Json],
     way: Callable[[Machine, Json, str], None],
 ) -> None:
-    """Wherever a SIGKILL hits an ADD, what it leaves can be removed completely."""
+    """Wherever a SIGKILL hits an ADD, its leftovers can be removed completely."""
     config = case(machine)
     other, container = arrange(machine, config)
     before = state(machine, other)
@@ -709,7 +709,7 @@ def test_killed_add_is_cleaned_up(
 
 
 def test_half_a_line_does_not_spoil_the_next(tmp_path: Path) -> None:
-    """What is noted in a record after a kill cut its last line short can be read."""
+    """A line that is noted after a kill has cut the last one short can be read."""
     whose = Attachment("c1", "eth0")
     records = Records(str(tmp_path))
     path = Path(records.begin("bridge", "n1", whose, {"netns": "/n"}).path)

@@ -100,7 +100,7 @@ def test_addresses_of_a_pod_with_a_user_namespace_count(
 
 
 def test_a_container_whose_addresses_change_all_the_time(machine: Machine) -> None:
-    """What it shows counts, and the others are surveyed, too, within the limit of time."""
+    """Its visible addresses count, and the others are surveyed, too, within the limit of time."""
     other = machine.container()
     machine.do(other, "ip addr add 10.9.0.3/24 dev lo")
     inside = ("nsenter", f"--net={machine.container()}")

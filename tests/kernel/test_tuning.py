@@ -299,7 +299,7 @@ def test_values_that_are_refused(arena: Machine, value: str) -> None:
     ],
 )
 def test_refused(arena: Machine, keys: Json, code: int, says: str) -> None:
-    """What cannot be is told, and all is as it was."""
+    """An impossible configuration is refused by name, and all is as it was."""
     netns = container(arena)
     before = state(arena, netns)
 
@@ -381,7 +381,7 @@ def test_allowlist(
 @pytest.mark.both_edges
 @pytest.mark.parametrize("namespace", ["gone", "another"])
 def test_delete_without_namespace(machine: Machine, namespace: str) -> None:
-    """Record and file go; an interface of whoever has the path by now is not touched."""
+    """Record and file go; an interface of the namespace that has the path by now is not touched."""
     netns, conf = container(machine), full(machine)
     machine.ok("tuning", "ADD", conf, netns)
     other = container(machine)
@@ -438,7 +438,7 @@ def test_the_reference_in_our_place(machine: Machine, key: str) -> None:
     ],
 )
 def test_check_tells(machine: Machine, line: str, says: str) -> None:
-    """What is no longer as configured is named."""
+    """A setting that is no longer as configured is named."""
     netns = container(machine)
     conf = full(machine, sysctl={"net.core.somaxconn": "0x4d"})
     machine.ok("tuning", "ADD", conf, netns)

@@ -125,7 +125,7 @@ def test_gateway_in_a_vlan(machine: Machine) -> None:
 
 
 def test_half_made_gateway_is_completed(machine: Machine) -> None:
-    """What an interrupted ADD left of <bridge>.<vlan> is put right by the next one."""
+    """The next ADD completes a <bridge>.<vlan> that an interrupted one has left."""
     config = machine.network(vlan=100)
     machine.ok("bridge", "ADD", config, machine.container())
     port = machine.link(machine.host, "br0.100")

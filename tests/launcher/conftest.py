@@ -17,8 +17,8 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert freeze.main([]) == 0
     place = tmp_path_factory.mktemp("dist") / "bin"
     shutil.copytree(DIST / ".pycni", place / ".pycni")
-    launcher = next((place / ".pycni").iterdir()) / "launcher"
+    launchers = next((place / ".pycni").iterdir()) / "launcher"
     for file in DIST.iterdir():
         if file.is_file():
-            (place / file.name).hardlink_to(launcher)
+            (place / file.name).hardlink_to(launchers / file.name)
     return place

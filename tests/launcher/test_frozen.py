@@ -135,7 +135,7 @@ def test_a_plain_copy_works(dist: Path, machine: Machine, tmp_path: Path) -> Non
     ids=["mtu", "ranges", "trunk"],
 )
 def test_a_refusal_has_the_same_words(dist: Path, machine: Machine, keys: dict[str, Any]) -> None:
-    """What explains a wrong configuration is in the bundle with all its files."""
+    """The library that explains a wrong configuration is in the bundle with all its files."""
     config = machine.network(**keys)
     expected = machine.execute(CNI_BIN / "bridge", "ADD", config, machine.container())
 
@@ -354,7 +354,7 @@ def _loaded_by(telling: Path, machine: Machine, entry: Entry) -> set[str]:
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_each_entry_loads_what_is_written_here(telling: Path, machine: Machine, name: str) -> None:
-    """What a start loads is what it costs; VERSION is answered without any of the bundle."""
+    """The modules that a start loads are its cost; VERSION needs none of the bundle."""
     entry = ENTRIES[name]
 
     loaded = _loaded_by(telling, machine, entry)
@@ -409,7 +409,7 @@ def test_no_library_is_looked_for_outside(dist: Path) -> None:
     )
 
     paths = set(re.findall(r"\(R(?:UN)?PATH\).*\[(.*)\]", done.stdout))
-    # Which of Python's modules are files of their own is up to who built it.
+    # The build of Python decides which modules are files of their own.
     names = {re.split(r"[.\d]", path.name)[0] for path in libraries}
     assert {"_setns", "libpython", "rpds"} <= names
     assert paths <= {"$ORIGIN"}

@@ -112,7 +112,7 @@ def test_every_plugin_has_a_launcher(dist: Path, place: Path) -> None:
 
 
 def test_modes_and_owner_are_fixed(dist: Path, place: Path) -> None:
-    """Root owns all of it; what is executed is 0755, what is read 0644, whatever the umask."""
+    """Root owns all of it; programs have mode 0755 and other files 0644, with any umask."""
     previous = os.umask(0o077)  # noqa: TID251 - of this process, and put back
     try:
         installed = _install(dist, place)
@@ -121,7 +121,7 @@ def test_modes_and_owner_are_fixed(dist: Path, place: Path) -> None:
 
     for path in (installed, *installed.rglob("*")):
         status = path.lstat()
-        executable = path.is_dir() or path.name in {*NAMES, "launcher"}
+        executable = path.is_dir() or path.name in NAMES
         assert (status.st_uid, status.st_gid) == (0, 0)
         assert stat.S_IMODE(status.st_mode) == (0o755 if executable else 0o644), path
 
@@ -137,11 +137,47 @@ def test_what_is_installed_works(dist: Path, place: Path) -> None:
     assert (refused.returncode, error_of(refused.stdout)["msg"]) == (1, "missing network name")
 
 
-def test_the_plugins_are_one_file(dist: Path, place: Path) -> None:
-    """The plugins are links of one file: by that a plugin knows a delegate of its own suite."""
+def test_the_plugins_are_links_into_the_store(dist: Path, place: Path) -> None:
+    """Each plugin is a file of its own, which knows its type, and takes no room of its own."""
     installed = _install(dist, place)
 
-    assert len({(installed / name).stat().st_ino for name in NAMES}) == 1
+    (launchers,) = (installed / ".pycni").glob("*/launcher")
+    assert {path.name for path in launchers.iterdir()} == NAMES
+    for name in NAMES:
+        assert (installed / name).samefile(launchers / name)
+
+
+def test_a_plugin_under_another_name_is_upgraded(dist: Path, other_dist: Path, place: Path) -> None:
+    """What an operator has linked or copied from ours is of the new build too, and goes with it."""
+    installed = _install(dist, place)
+    (installed / "cnv-bridge").hardlink_to(installed / "bridge")
+    shutil.copy(installed / "tuning", installed / "cnv-tuning")
+    shutil.copy(installed / "loopback", installed / "cnv-loopback")
+
+    _install(other_dist, place)
+
+    (launchers,) = (other_dist / ".pycni").glob("*/launcher")
+    for name in ("bridge", "tuning"):
+        assert (installed / f"cnv-{name}").read_bytes() == (launchers / name).read_bytes()
+    assert not (installed / "cnv-loopback").exists()  # a plugin that this build does not have
+    _uninstall(other_dist, place)
+    assert not installed.exists() or list(installed.iterdir()) == []
+
+
+def test_a_build_with_one_launcher_for_all_is_replaced(dist: Path, place: Path) -> None:
+    """The first builds had one: it is ours too, so it goes and is not saved as another vendor's."""
+    installed = _install(dist, place)
+    old = installed / ".pycni/0.1.0-0123456789ab"
+    old.mkdir()
+    (old / "launcher").write_text("one for all")
+    for name in NAMES:
+        (installed / name).unlink()
+        (installed / name).hardlink_to(old / "launcher")
+
+    _install(dist, place)
+
+    assert not (installed / ".pycni/replaced").exists()
+    assert _answering(installed / "bridge") == VERSION
 
 
 def test_uninstall_leaves_what_was_there(dist: Path, place: Path) -> None:
@@ -163,7 +199,7 @@ def test_uninstall_leaves_what_was_there(dist: Path, place: Path) -> None:
 
 
 def test_uninstall_leaves_what_came_later(dist: Path, place: Path) -> None:
-    """What another package has put in place of ours, or beside it, is not ours to remove."""
+    """Files that another package has put in place of ours, or beside them, stay."""
     installed = _install(dist, place)
     (installed / "bridge").unlink()
     (installed / "bridge").write_text("theirs")
@@ -207,7 +243,7 @@ def test_install_again_changes_nothing(dist: Path, place: Path) -> None:
 
 
 def test_install_again_mends(dist: Path, place: Path) -> None:
-    """What was damaged, or left behind by an installation that was killed, is put right."""
+    """Damaged files, and leftovers of a killed installation, are put right."""
     installed = _install(dist, place)
     before = _tree(installed)
     library = next(installed.glob(".pycni/*/lib/_setns.*"))
@@ -241,7 +277,7 @@ def test_the_build_before_works_until_the_rename(dist: Path, other_dist: Path, p
     )
     beside = _answering(installed / "bridge")
 
-    (bundle / "launcher").rename(installed / "bridge")
+    (bundle / "launcher/bridge").rename(installed / "bridge")
 
     assert (beside, _answering(installed / "bridge")) == (VERSION, OTHER_VERSION)
     assert _answering(installed / "host-local") == VERSION
@@ -290,7 +326,9 @@ def test_two_installations_at_once_agree(dist: Path, other_dist: Path, place: Pa
         thread.join()
 
     installed = place / "bin"
-    assert len({(installed / name).read_bytes() for name in ("bridge", "host-local", "pycni")}) == 1
+    (build,) = {_told(installed).split()[1]}
+    for name in ("bridge", "host-local", "pycni"):
+        assert (installed / name).samefile(installed / f".pycni/{build}/launcher/{name}")
 
 
 def test_nobody_notices_an_installation(dist: Path, other_dist: Path, place: Path) -> None:

@@ -66,7 +66,7 @@ class Launcher:
 
     @contextmanager
     def engine(self, handler: Handler, owner: int = 0) -> Iterator[None]:
-        """Serve connections by `handler`, one after the other; what it raises is raised here."""
+        """Serve connections by `handler`, one after the other; its exceptions are raised here."""
         with self.listening(backlog=8, owner=owner) as listener:
             failures: list[BaseException] = []
             thread = threading.Thread(target=_serve, args=(listener, handler, failures))
@@ -296,7 +296,19 @@ def test_a_missing_bundle_is_reported(launcher: Launcher, tmp_path: Path) -> Non
     error = _error(done.stdout)
     assert done.returncode == 1
     assert error["code"] == 5
-    assert "/with ?quotes?/.pycni/pycni': No such file or directory" in error["msg"]
+    assert "there is no '" in error["msg"]
+    assert "/with ?quotes?/.pycni/pycni': the directory '.pycni' must lie beside" in error["msg"]
+
+
+def test_a_bundle_that_cannot_be_started_is_reported(launcher: Launcher, tmp_path: Path) -> None:
+    """That is another matter than one which is not there."""
+    (tmp_path / ".pycni").mkdir()
+    (tmp_path / ".pycni/pycni").write_text("no program")
+    shutil.copy(launcher.directory / "bridge", tmp_path)
+
+    done = Launcher(tmp_path, launcher.socket_path).run()
+
+    assert f"cannot start '{tmp_path}/.pycni/pycni': Permission denied" in done.stdout.decode()
 
 
 def test_a_name_too_long_is_refused(launcher: Launcher) -> None:
@@ -414,7 +426,7 @@ def test_an_engine_that_ends_before_the_request_is_passed_over(launcher: Launche
 
 
 def test_an_engine_of_another_user_is_passed_over(launcher: Launcher) -> None:
-    """Who is not root gets neither descriptors nor environment, whatever it says."""
+    """A peer that is not root gets neither descriptors nor environment, with any answer."""
     received: list[bytes] = []
 
     def say(connection: socket.socket) -> None:
@@ -442,7 +454,7 @@ def test_the_exit_status_is_the_engines(launcher: Launcher, status: int) -> None
 
 
 def test_the_engine_learns_the_plugins_type(launcher: Launcher) -> None:
-    """Any name is handed over: what it means is the engine's business."""
+    """Any name is handed over: the engine decides on its meaning."""
     worker = Worker()
 
     with launcher.engine(worker):
@@ -607,7 +619,7 @@ def test_an_accepted_request_is_not_tried_again(
 
 
 def test_a_request_that_nobody_read_is_not_tried_again(launcher: Launcher) -> None:
-    """What lay in the socket of an engine that died may have been read: nobody knows."""
+    """A request in the socket of an engine that died may have been read: nobody knows."""
 
     def die(connection: socket.socket) -> None:
         greet(connection)

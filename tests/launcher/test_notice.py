@@ -40,7 +40,7 @@ def _rows() -> dict[str, str]:
 
 def _parts(bundle: Path) -> set[str]:
     """Return the names of all parts that others have made."""
-    found = {_libc(bundle / "launcher"), BOOTLOADER}
+    found = {_libc(bundle / "launcher/pycni"), BOOTLOADER}
     library = bundle / "lib"
     archives = [library / name for name in ("modules", "other-modules")]
     for archive in archives:

@@ -69,7 +69,7 @@ class Containerd:
         return self.node.run("ctr", "--address", SOCKET, *words, env={"TMPDIR": "/run/tmp"})
 
     def start_ctr(self, *words: str, log: str) -> subprocess.Popen[bytes]:
-        """Start ctr in the background; what it prints is in /run/LOG.log of the node."""
+        """Start ctr in the background; its output is in /run/LOG.log of the node."""
         return self.node.start("ctr", "--address", SOCKET, *words, log=log)
 
     def execute(self, container: str, *words: str) -> str:

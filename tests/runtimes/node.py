@@ -50,7 +50,7 @@ class RuntimeNode(Node):
         return joining(groups, "nsenter", *self.namespaces(*kinds), "--")
 
     def start(self, *words: str | Path, log: str) -> subprocess.Popen[bytes]:
-        """Start a command that goes on; what it says is in /run/LOG.log of the node."""
+        """Start a command that goes on; its output is in /run/LOG.log of the node."""
         with self.path(f"/run/{log}.log").open("ab") as output:
             process = subprocess.Popen(
                 self.entered(*words),

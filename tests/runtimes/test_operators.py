@@ -14,7 +14,7 @@ from tests.runtimes.node import RuntimeNode, eventually
 
 
 def pycni(node: RuntimeNode, *words: str) -> Done:
-    """Run a command for operators; a node sees all of its processes, whoever is the first."""
+    """Run a command for operators; a node sees all of its processes, with any first one."""
     return node.run(DIST / "pycni", *words, "--json", "--any-netns")
 
 

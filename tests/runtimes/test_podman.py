@@ -224,7 +224,7 @@ def test_options_of_networks(podman: Podman) -> None:
 
 
 def test_restart(podman: Podman) -> None:
-    """What a container has, it has again after restart, or stop and start."""
+    """A container has everything again after restart, or stop and start."""
     bridge = podman.network("n1", V4, V6)
     with leaving_nothing(podman, bridge):
         podman.start("c1", "--network=n1", *PORTS)

@@ -91,7 +91,7 @@ class TestConf:
         ],
     )
     def test_refused(self, keys: Json) -> None:
-        """What cannot be carried out has code 7, limits or none."""
+        """A configuration that cannot be carried out has code 7, with limits or without."""
         with pytest.raises(CNIError) as caught:
             Conf.of(request(**keys))
 
@@ -124,7 +124,7 @@ class TestBucket:
     )
     @pytest.mark.parametrize("mtu", [68, 1500, 65535])
     def test_extremes(self, rate: int, burst: int, mtu: int) -> None:
-        """Whatever the limit, a packet fits, all numbers fit into 32 bits, and the rate stays."""
+        """With any limit a packet fits, all numbers fit into 32 bits, and the rate stays."""
         bucket = Bucket.of(Limit(rate, burst), mtu)
 
         assert bucket.burst >= max(burst, mtu + 14)

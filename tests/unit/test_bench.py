@@ -119,7 +119,7 @@ class TestVerdict:
         ],
     )
     def test_bar(self, ratio: float | None, *, at_least: bool, holds: bool) -> None:
-        """The limit itself is reached; what was not measured is missed."""
+        """The limit itself is reached; a value that was not measured is missed."""
         assert Bar("row", ENGINE, 1.0, at_least=at_least).holds(ratio) is holds
 
     def test_reached(self) -> None:

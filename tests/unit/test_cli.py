@@ -43,7 +43,7 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_unknown(capsys: pytest.CaptureFixture[str]) -> None:
-    """What it does not know is refused on stderr."""
+    """An unknown command is refused on stderr."""
     assert run(["frobnicate"], load, load_all) == 2
 
     printed = capsys.readouterr()

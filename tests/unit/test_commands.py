@@ -38,7 +38,7 @@ def test_no_name_twice() -> None:
 def test_not_root(
     name: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who is not root is told so in one line."""
+    """A caller that is not root is told so in one line."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     words = [name, *["c1"] * (name == "explain")]
 
@@ -74,7 +74,7 @@ class TestFirstSeen:
             seen.remember(["a"])
 
     def test_second(self, tmp_path: Path) -> None:
-        """What was seen a grace time ago has been seen twice, unless it was gone meanwhile."""
+        """An object seen a grace time ago has been seen twice, unless it was gone meanwhile."""
         ago = time.clock_gettime(time.CLOCK_BOOTTIME) - GRACE_SECONDS
         (tmp_path / "reclaim.json").write_text(json.dumps({"a": ago, "b": ago, "c": ago + 5}))
 

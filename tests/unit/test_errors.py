@@ -60,7 +60,7 @@ def test_bounds() -> None:
 
 
 def test_error_that_ends_the_search() -> None:
-    """What was found before it is named as well."""
+    """The findings before it are named as well."""
 
     def findings() -> Iterator[CNIError]:
         yield drifted("a")

@@ -175,7 +175,7 @@ class Chains:
 
 
 def test_admit_and_withdraw() -> None:
-    """What is admitted is withdrawn, and the chains go with the last."""
+    """Admitted addresses are withdrawn, and the chains go with the last."""
     table = Chains()
     cni_forward.admit(table, [A], "CNI-ADMIN")
     cni_forward.admit(table, [A, B], "CNI-ADMIN")
@@ -201,7 +201,7 @@ def test_what_is_in_the_administrators_chain_stays() -> None:
 
 
 def test_duplicates_go_at_once() -> None:
-    """What racing calls of the Go plugin have made twice goes as one."""
+    """Rules that racing calls of the Go plugin have made twice go together."""
     table = Chains()
     cni_forward.admit(table, [A], "CNI-ADMIN")
     table.chains["CNI-FORWARD"] *= 2
@@ -222,7 +222,7 @@ POLICIES = st.lists(
 
 @given(POLICIES)
 def test_policies(steps: list[tuple[str, set[str]]]) -> None:
-    """Whatever came before, a bridge has the rules of its strictest policy, or none."""
+    """After any history a bridge has the rules of its strictest policy, or none."""
     table = Chains()
     cni_forward.admit(table, [A], "CNI-ADMIN")
     last: dict[str, set[str]] = {}

@@ -186,7 +186,7 @@ class TestServing:
         assert error(process.stdout)["code"] == 50
 
     def test_silence(self, process: Process) -> None:
-        """What has no result prints nothing."""
+        """A command without a result prints nothing."""
         assert process.run(CNI_COMMAND="DEL") == 0
 
         assert process.stdout == b""
@@ -227,7 +227,7 @@ class TestServing:
             os.close(fd)
 
     def test_log(self, process: Process) -> None:
-        """What is logged goes to stderr."""
+        """Log lines go to stderr."""
         process.run(b'{"cniVersion": "1.1.0", "name": "net", "dns": 1}', CNI_COMMAND="DEL")
 
         assert process.stderr == b'DEL goes on without "dns": 1 is not of type object\n'

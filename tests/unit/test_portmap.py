@@ -82,7 +82,7 @@ def test_the_same_port_twice() -> None:
     ],
 )
 def test_backend(keys: Json, backend: str) -> None:
-    """What can be done by iptables alone makes it the backend."""
+    """A configuration for iptables alone makes it the backend."""
     assert Conf.of(request(PORT, **keys)).backend == backend
 
 
@@ -108,7 +108,7 @@ REFUSED: list[tuple[Json, Json, str]] = [
 
 @pytest.mark.parametrize(("port", "keys", "expected"), REFUSED)
 def test_refused(port: Json, keys: Json, expected: str) -> None:
-    """What cannot be carried out is refused with 7, and what is wrong is named."""
+    """A configuration that cannot be carried out is refused with 7, and the fault is named."""
     with pytest.raises(CNIError) as caught:
         Conf.of(request({**PORT, **port}, **keys))
 

@@ -281,7 +281,7 @@ class TestConfiguration:
     )
     @pytest.mark.parametrize("command", COMMANDS)
     def test_hopeless(self, node: Node, command: str, config: object, code: int) -> None:
-        """What has no name of a network is refused by every command."""
+        """A configuration without a network's name is refused by every command."""
         assert node.refusal(command, config)["code"] == code
 
     def test_args_do_not_stop_del(self, node: Node) -> None:
@@ -293,7 +293,7 @@ class TestUndo:
     """An ADD that fails."""
 
     def test_taken_back(self, node: Node) -> None:
-        """What an ADD has pushed is taken back when it fails."""
+        """The steps that an ADD has pushed are taken back when it fails."""
         node.plugin.error = CNIError(11, "later")
 
         assert node.refusal("ADD")["code"] == Code.TRY_AGAIN_LATER
@@ -309,13 +309,13 @@ class TestUndo:
         assert node.plugin.undone == ["the step"]
 
     def test_success(self, node: Node) -> None:
-        """What succeeded stays."""
+        """The result of a success stays."""
         node.call("ADD")
 
         assert node.plugin.undone == []
 
     def test_interruption(self, node: Node) -> None:
-        """What is no Exception passes through, and the ADD is taken back."""
+        """A BaseException that is no Exception passes through, and the ADD is taken back."""
         node.plugin.error = KeyboardInterrupt()
 
         with pytest.raises(KeyboardInterrupt):
@@ -398,7 +398,7 @@ class TestErrors:
         assert (answer["code"], answer["msg"], answer.get("details")) == (code, msg, details)
 
     def test_notes(self, node: Node) -> None:
-        """What an undo step said is in the details."""
+        """The failure of an undo step is in the details."""
         node.plugin.error = CNIError(999, "a", "b")
         node.plugin.error.add_note("undo of x failed: y")
 
@@ -512,7 +512,7 @@ class TestOwnNamespace:
     @pytest.mark.parametrize("netns", ["/no/such/netns", "/proc/self/ns/uts", "/etc", "a\0b"])
     @pytest.mark.parametrize("command", ["ADD", "CHECK", "DEL"])
     def test_no_namespace(self, node: Node, command: str, netns: str) -> None:
-        """What is no network namespace at all is left to the plugin."""
+        """A path that is no network namespace at all is left to the plugin."""
         assert node.call(command, CNI_NETNS=netns).exit_code == 0
 
         assert [req.netns for req in node.plugin.requests] == [netns]
@@ -537,7 +537,7 @@ def test_any_error(
     second: str,
     command: str,
 ) -> None:
-    """Whatever a plugin raises becomes one error object with one line of text a member."""
+    """Any exception of a plugin becomes one error object with one line of text a member."""
     node = Node(tmp_path_factory.getbasetemp())
     node.plugin.error = make(first, second)
 
@@ -561,7 +561,7 @@ def test_any_error(
 def test_any_request(
     tmp_path_factory: pytest.TempPathFactory, environ: dict[str, str], stdin: bytes, command: str
 ) -> None:
-    """Whatever comes in, out comes one document, an error exactly when the status is 1."""
+    """Any input gives one document, an error exactly when the status is 1."""
     node = Node(tmp_path_factory.getbasetemp())
 
     reply = node.call(command, stdin, **environ)

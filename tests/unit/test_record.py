@@ -79,7 +79,7 @@ class TestBegin:
 
     @pytest.mark.parametrize("mask", [0, 0o077, 0o777])
     def test_modes(self, tmp_path: Path, mask: int) -> None:
-        """What is made on the way has its mode whatever the caller's umask is."""
+        """Directories that are made on the way have their mode with any umask of the caller."""
         before = os.umask(mask)  # noqa: TID251 - as a caller does
         try:
             Records(str(tmp_path / "a" / "run")).probe()
@@ -293,7 +293,7 @@ class TestLocking:
 
     @pytest.mark.parametrize("removed", [False, True])
     def test_waits(self, records: Records, removed: bool) -> None:
-        """find() waits for whoever is at work, and sees what became of the record."""
+        """find() waits for the call at work, and sees the record as that has left it."""
         record = records.begin("bridge", "net", OWNER, {})
         record.note(a=1)
         timer = threading.Timer(0.05, record.remove if removed else record.close)

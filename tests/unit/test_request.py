@@ -99,7 +99,7 @@ class TestVariables:
 
     @pytest.mark.parametrize("command", ["GC", "STATUS"])
     def test_not_looked_at(self, command: str) -> None:
-        """What a command does not need is not checked."""
+        """Variables that a command does not need are not checked."""
         request = parse(CNI_COMMAND=command, CNI_CONTAINERID="///", CNI_IFNAME="a b")
 
         assert request.command == command
@@ -122,7 +122,7 @@ class TestVariables:
         assert refusal(config, CNI_COMMAND="FOO").code == code
 
     def test_variables_before_stdin(self) -> None:
-        """What is wrong with the environment is reported before the configuration."""
+        """A fault of the environment is reported before one of the configuration."""
         assert refusal(b"garbage", CNI_IFNAME="").code == Code.INVALID_ENVIRONMENT
 
     def test_order(self) -> None:
@@ -189,7 +189,7 @@ class TestName:
 
     @pytest.mark.parametrize("stdin", [b'{"name": "n\xff"}', b'{"name": "n\\ud800"}'])
     def test_not_utf_8(self, stdin: bytes) -> None:
-        """What is not UTF-8 becomes U+FFFD, which is not allowed in a name."""
+        """Bytes that are not UTF-8 become U+FFFD, which is not allowed in a name."""
         error = refusal(stdin)
 
         assert (error.code, error.details) == (7, "network name: n\ufffd")
@@ -320,7 +320,7 @@ class TestPrevResult:
         assert caught.value.msg.startswith(f'prevResult: cniVersion "{own}" does not go with')
 
     def test_malformed(self) -> None:
-        """What is wrong with it is code 7 and says where."""
+        """Its faults have code 7 and name the place."""
         request = parse({**CONFIG, "prevResult": {"ips": [{"address": "x"}]}})
 
         with pytest.raises(CNIError) as caught:
@@ -365,7 +365,7 @@ class TestValidAttachments:
         assert parse({**CONFIG, key: []}).valid_attachments == frozenset()
 
     def test_incomplete_entry(self) -> None:
-        """What an entry leaves out is the empty string."""
+        """A field that an entry leaves out is the empty string."""
         config = {**CONFIG, "cni.dev/valid-attachments": [{"containerID": "a", "ifname": None}]}
 
         assert parse(config).valid_attachments == frozenset({Attachment("a", "")})
@@ -375,7 +375,7 @@ class TestValidAttachments:
         "value", ["x", {}, 1, [None], [[]], [{"containerID": 1}], [{}, {"ifname": ["eth0"]}]]
     )
     def test_damaged_list(self, key: str, value: object) -> None:
-        """GC refuses a damaged list: what is left of it must not decide what is removed."""
+        """GC refuses a damaged list: the rest of it must not decide on removals."""
         error = refusal({**CONFIG, key: value}, CNI_COMMAND="GC")
 
         assert error.code == Code.INVALID_CONFIG

@@ -91,7 +91,7 @@ def test_ifname(value: str) -> None:
     ids=ascii,
 )
 def test_bad_ifname(value: str) -> None:
-    """What the kernel, Go or JSON cannot take has the given code and names the object."""
+    """Values that the kernel, Go or JSON cannot take have the given code and name the object."""
     with pytest.raises(CNIError) as caught:
         check_ifname(value, '"bridge"', Code.INVALID_CONFIG)
 
@@ -221,7 +221,7 @@ def test_version(text: str, expected: tuple[int, int, int]) -> None:
     ids=lambda text: ascii(text[:20]),
 )
 def test_bad_version(text: str) -> None:
-    """What is not up to three numbers has code 6."""
+    """A version that is not up to three numbers has code 6."""
     with pytest.raises(CNIError) as caught:
         version_tuple(text)
 
@@ -516,7 +516,7 @@ class TestParsing:
 
     @pytest.mark.parametrize("version", SUPPORTED_VERSIONS)
     def test_everything(self, version: str) -> None:
-        """What a layout shows is read back from it."""
+        """The content of a layout is read back from it."""
         layout = relabelled(LAYOUTS[version], version)
 
         assert Result.parse(layout).to_json(version) == layout
@@ -669,7 +669,7 @@ class TestParsing:
         ],
     )
     def test_malformed(self, data: Json, place: str) -> None:
-        """What is not a result is code 6, and the place is named."""
+        """Input that is no result has code 6, and the place is named."""
         with pytest.raises(CNIError) as caught:
             Result.parse(data)
 
@@ -697,7 +697,7 @@ class TestContradictions:
     """Result.refuse_contradictions()."""
 
     def test_none(self) -> None:
-        """What goes together is not refused."""
+        """Values that go together are not refused."""
         example().refuse_contradictions("IPAM plugin 'x'")
         Result().refuse_contradictions("IPAM plugin 'x'")
 
@@ -720,7 +720,7 @@ class TestContradictions:
         ids=["gateway", "route", "address"],
     )
     def test_refused(self, data: Json, what: str) -> None:
-        """What no interface could be given is code 6, and whose answer it was is named."""
+        """Values that no interface could have are refused by code 6, and the origin is named."""
         with pytest.raises(CNIError) as caught:
             Result.parse(data).refuse_contradictions("IPAM plugin 'x'")
 

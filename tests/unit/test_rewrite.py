@@ -100,7 +100,7 @@ def both(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
 def test_a_dataclass_is_the_same_when_written_out(
     both: tuple[Any, Any], observe: Callable[[Any], Any]
 ) -> None:
-    """What can be seen of a dataclass does not change, its errors included."""
+    """The behaviour of a dataclass does not change, its errors included."""
 
     def outcome(sample: Any) -> tuple[str, Any]:
         try:
@@ -142,7 +142,7 @@ def test_the_build_refuses_what_it_would_change(source: bytes) -> None:
     ],
 )
 def test_a_standin_gives_the_real_thing_when_asked(module: str, name: str) -> None:
-    """What a stand-in does not have itself comes from the module that it stands for."""
+    """Names that a stand-in lacks come from the module that it stands for."""
     source = standins()[f"standin_{module}"]
 
     standin = _load("standin", compile(source, module, "exec", dont_inherit=True))

@@ -66,7 +66,7 @@ def test_plainly_valid(config: Json) -> None:
     "config", [{"ratio": 0.5}, {"ratio": 1}, {"pattern": "abc"}, {"closed": {}}]
 )
 def test_valid_for_jsonschema(config: Json) -> None:
-    """What the recogniser does not know is left to jsonschema."""
+    """Values that the recogniser does not know are left to jsonschema."""
     assert not schema._plainly_valid(config, SCHEMA)
     schema.validate(config, SCHEMA)
 
@@ -94,12 +94,12 @@ def test_valid_for_jsonschema(config: Json) -> None:
     ],
 )
 def test_refused(config: Json, expected: str) -> None:
-    """What is wrong is code 7, and key and value are named as the configuration has them."""
+    """A fault has code 7, and key and value are named as the configuration has them."""
     assert message(config).startswith(expected)
 
 
 def test_the_whole() -> None:
-    """What is wrong with no key in particular is said without one."""
+    """A fault of no key in particular is reported without one."""
     assert message({}, {"type": "object", "required": ["a"]}) == "'a' is a required property"
 
 
@@ -124,7 +124,7 @@ class TestSalvage:
         assert schema.salvage(config, SCHEMA) == (config, [])
 
     def test_what_is_wrong_goes(self) -> None:
-        """What is wrong goes and is named; what stands beside it stays."""
+        """Wrong values go and are named; those beside them stay."""
         config = {"flag": 1, "ranges": [{"subnet": "s"}, {"subnet": 1}], "mtu": 1400, "other": 1}
 
         rest, refused = schema.salvage(config, SCHEMA)
@@ -138,7 +138,7 @@ class TestSalvage:
         assert config["ranges"] == [{"subnet": "s"}, {"subnet": 1}]
 
     def test_nothing_is_left(self) -> None:
-        """What is wrong with no key in particular leaves nothing."""
+        """A fault of no key in particular leaves nothing."""
         rest, refused = schema.salvage({"a": 1}, {"additionalProperties": False})
 
         assert rest == {}
@@ -232,7 +232,7 @@ def test_valid_ones_are_recognised(name: str) -> None:
 
 @pytest.mark.parametrize("name", _SCHEMAS)
 def test_recogniser_never_errs(name: str) -> None:
-    """What jsonschema refuses the recogniser does not accept."""
+    """The recogniser accepts nothing that jsonschema refuses."""
     refused = 0
     for seed in range(1500):
         config = Generator(seed).nearly_conforming(_SCHEMAS[name])

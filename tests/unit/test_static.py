@@ -94,7 +94,7 @@ def test_gateway_of_cni_args(tmp_path: Path) -> None:
     ],
 )
 def test_refused(tmp_path: Path, ipam: Any, args: str, code: int, says: str) -> None:
-    """What cannot be an address of the attachment is named, and DEL and GC succeed with it."""
+    """An impossible address is named, and DEL and GC succeed with it."""
     error = call(tmp_path, "ADD", ipam, args)
 
     assert error["code"] == code

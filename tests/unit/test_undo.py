@@ -137,7 +137,7 @@ class TestBestEffort:
         assert log.done == ["a"]
 
     def test_interruption(self) -> None:
-        """What is no Exception is no failure of a step: it ends the clean-up."""
+        """A BaseException that is no Exception is no failure of a step: it ends the clean-up."""
         log = Log()
 
         with pytest.raises(KeyboardInterrupt):

@@ -146,7 +146,7 @@ def test_every_plugin() -> None:
 
 @pytest.mark.parametrize("plugin", FILES)
 def test_without_a_format(records: Records, plugin: str) -> None:
-    """What a released plugin has noted is read as facts of its parts."""
+    """The notes of a released plugin are read as facts of its parts."""
     text, expected = FILES[plugin]
     path = written(records, plugin, text)
 
@@ -238,7 +238,7 @@ class TestFacts:
 
     @pytest.mark.parametrize("plugin", FILES)
     def test_json(self, plugin: str) -> None:
-        """Facts survive their way through a file; what is unknown is left aside."""
+        """Facts survive their way through a file; unknown fields are left aside."""
         for facts in FILES[plugin][1]:
             noted: Any = json.loads(json.dumps(dump(facts)))
             (part,) = noted

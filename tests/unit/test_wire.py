@@ -98,7 +98,7 @@ class TestDecode:
         ],
     )
     def test_accepted(self, data: bytes, expected: dict[str, Any]) -> None:
-        """What Go accepts gives the value that Go sees."""
+        """Input that Go accepts gives the value that Go sees."""
         assert wire.decode(data) == expected
 
     @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ class TestDecode:
         ],
     )
     def test_refused(self, data: bytes) -> None:
-        """What is not JSON is code 6 and says so on one line."""
+        """Input that is not JSON is refused by code 6, on one line."""
         error = refusal(data)
 
         assert error.code == Code.DECODING_FAILURE
@@ -210,7 +210,7 @@ class TestDecode:
 
     @given(st.binary(max_size=60) | st.text(alphabet='{}[]":,\\u123d8truefalsn .-').map(str.encode))
     def test_any_bytes(self, data: bytes) -> None:
-        """Whatever comes in, out comes an object or an error of one line."""
+        """Any input gives an object or an error of one line."""
         value: Any = None
         error = CNIError(Code.DECODING_FAILURE, "none")
         try:
@@ -347,7 +347,7 @@ class TestEncode:
 
     @given(OBJECTS)
     def test_reads_back(self, value: dict[str, Any]) -> None:
-        """What was written is JSON of the same value, surrogates aside."""
+        """The output is JSON of the same value, surrogates aside."""
         decoded = wire.decode(json.dumps(value).encode())
 
         assert json.loads(wire.encode(decoded, sort_keys=True)) == decoded

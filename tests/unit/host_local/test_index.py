@@ -57,7 +57,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(["take", "free"]), ADDRESSES, OWNERS)
 
 @given(STEPS)
 def test_index_agrees_with_a_dictionary(steps: list[tuple[str, Address, str]]) -> None:
-    """Whatever is taken and freed, owners and free addresses are those of a plain dictionary."""
+    """After any calls owners and free addresses are those of a plain dictionary."""
     index, disk = made(), Disk()
     held: dict[Address, str] = {}
     for verb, where, owner in steps:
@@ -186,7 +186,7 @@ def test_one_owner_of_many(at_once: bool) -> None:
 
 
 def test_rest() -> None:
-    """A resting address is free for who needs it, and for all when its time has come."""
+    """A resting address is free for an ADD that names it, and for all when its time has come."""
     index = made()
     for number in (2, 3):
         index.rest(address(4, number), until_ns=100 * number)
@@ -205,7 +205,7 @@ def test_rest() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 50)), max_size=60))
 def test_rests_end_in_time(rests: list[tuple[int, int]]) -> None:
-    """Whatever order rests come in, each address wakes at the end of its last one."""
+    """In any order of rests each address wakes at the end of its last one."""
     index, ends = made(), dict[int, int]()
     for number, until_ns in rests:
         index.rest(address(4, number), until_ns)
@@ -255,13 +255,13 @@ def test_rests_anew() -> None:
 
 @pytest.mark.parametrize("data", [b"", ZEROS, b"pycni", b"\xff" * BLOCK])
 def test_foreign_header(data: bytes) -> None:
-    """What is not an index is not taken for one."""
+    """Other files are not taken for an index."""
     assert Header.parse(data) is None
 
 
 @given(st.binary(min_size=BLOCK, max_size=BLOCK))
 def test_damaged_blocks(data: bytes) -> None:
-    """Whatever stands in a block, answers are wrong at worst."""
+    """With any content of a block, answers are wrong at worst."""
     header = header_for(BOOT, 0)
     header.tail, header.bitmaps = 3, 1
     index = Index(header, lambda _: data)

@@ -120,7 +120,7 @@ def test_add_takes_over_an_interrupted_add(node: Node) -> None:
 
 @pytest.mark.parametrize("sets", [("10.0.0.0/29", "10.1.0.0/30"), ("10.1.0.0/30", "10.0.0.0/29")])
 def test_exhausted(node: Node, sets: tuple[str, ...]) -> None:
-    """One set without address fails the ADD, names who holds it, and takes nothing elsewhere."""
+    """One set without address fails the ADD, names the holder, and takes nothing elsewhere."""
     node.lease("10.1.0.2", "c9\r\neth0", age=5)
     index = sets.index("10.1.0.0/30")
 
@@ -188,7 +188,7 @@ def test_versions(node: Node, version: str) -> None:
     ids=str,
 )
 def test_delete_with_any_configuration(node: Node, change: dict[str, Any]) -> None:
-    """What ADD leased is freed, whatever became of the configuration."""
+    """Leases of ADD are freed with any later configuration."""
     node.add(node.config(*DUAL))
 
     assert node.call("DEL", {"cniVersion": "1.1.0", "name": NETWORK, **change}) == {}
@@ -239,7 +239,7 @@ def test_delete_legacy_leases(node: Node) -> None:
 
 
 def test_one_owner_of_many_addresses(node: Node) -> None:
-    """Hundreds of leases with one content, as who reserves them writes, cost what others do."""
+    """Hundreds of leases with one content, as reservations have it, cost as much as others."""
     config = node.config("10.0.0.0/16")
     for number in range(600):
         node.lease(f"10.0.{2 + number // 200}.{number % 200}", "reserved")
@@ -327,7 +327,7 @@ def test_check_compares_with_prev_result(node: Node, ips: list[str], message: st
 
 
 def test_check_without_lease(node: Node) -> None:
-    """CHECK says who has no address, and does not make the directory."""
+    """CHECK names the container without an address, and does not make the directory."""
     message = node.refusal("CHECK", node.config("10.0.0.0/29"))
 
     assert message.startswith("host-local: Failed to find address added by container c1")

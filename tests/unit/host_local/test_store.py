@@ -110,7 +110,7 @@ def test_killed_between_link_and_unlink(tmp_path: Path) -> None:
 
 
 def test_leases_removes_leftovers(tmp_path: Path) -> None:
-    """What a killed call left is gone after the next look at the directory."""
+    """Leftovers of a killed call are gone after the next look at the directory."""
     for name in (".pycni-new", ".pycni-probe"):
         (tmp_path / name).write_text("c1\r\neth0")
 
