@@ -12,7 +12,7 @@ from ipaddress import ip_network
 from itertools import count
 from pathlib import Path
 
-from bench import iperf3, networks
+from bench import growth, iperf3, networks
 from bench.columns import Batch, Call, Column, Floor, empty, sh
 from bench.networks import Attachment, Network, Variant
 from bench.samples import ENGINE, FLOOR, ONE_SHOT, REFERENCE, Row
@@ -21,7 +21,7 @@ from plugins import TYPES
 AT_ONCE = (1, 8, 32)
 LEASES = (0, 1_000, 10_000, 60_000)
 _ADDRESSES = (1 << 16) - 3  # addresses of a /16 for containers
-SLOW = ("at-once-32", "leases-10000", "leases-60000", "leases-one-free", "leases-64")
+SLOW = ("at-once-32", "leases-10000", "leases-60000", "leases-one-free", "leases-64", "growth")
 _MEGABYTES = 64  # takes less than a tenth of a second
 _CIDRS = count(1)
 
@@ -92,6 +92,7 @@ def experiments(types: Sequence[str] = TYPES) -> dict[str, Callable[[Bench], Non
         "first": first_container,  # first, while the host is still empty
         "version": version,
         "loopback": loopback,
+        "macvlan": macvlan,
     }
     for key, (title, variant) in _variants(types).items():
         found[key] = partial(attach, key=key, title=title, variant=variant)
@@ -100,6 +101,7 @@ def experiments(types: Sequence[str] = TYPES) -> dict[str, Callable[[Bench], Non
     for number in AT_ONCE:
         found[f"at-once-{number}"] = partial(at_once, number=number)
     found["interpreter"] = interpreter
+    found["growth"] = growth.growth
     for present in LEASES:
         share = 0.25 if present > 10_000 else 0.5
         among = Leases(f"{present}", f"{present:,} leases present", present, share=share)
@@ -163,6 +165,25 @@ def loopback(bench: Bench) -> None:
                 batch = column.run([call])
                 if command == "ADD":
                     row.add(column.name, batch.outcomes[0].wall_ms)
+
+
+def macvlan(bench: Bench) -> None:
+    """ADD and DEL of macvlan with host-local, all columns on one master."""
+    rows = {
+        command: bench.row(f"macvlan.{command.lower()}", f"macvlan {command}")
+        for command in ("ADD", "DEL")
+    }
+    variant = Variant(master="below0")
+    sh(f"ip link add {variant.master} type bridge")
+    sh(f"ip link set {variant.master} up")
+    for turn in bench.turns("macvlan"):
+        for column in turn:
+            network = Network("macvlan", column.name, column.bin_dir, variant)
+            attachment = bench.attachment(network, 0)
+            for command, row in rows.items():
+                (batch,) = run_chain(column, [attachment], command)
+                row.add(column.name, batch.wall_ms)
+    sh(f"ip link delete {variant.master}")
 
 
 def attach(bench: Bench, key: str, title: str, variant: Variant) -> None:

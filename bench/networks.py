@@ -27,6 +27,7 @@ class Variant:
     ports: int | None = None  # None: no portmap in the chain
     in_row: bool = False  # whether these are a range of UDP, each port keeping its number
     routes: int = 0  # beside the default route
+    master: str = ""  # of a macvlan; none: a bridge
 
     @property
     def is_large(self) -> bool:
@@ -83,6 +84,8 @@ class Network:
                 "routes": routes,
             },
         }
+        if self.variant.master:
+            return [{"type": "macvlan", "master": self.variant.master, "ipam": bridge["ipam"]}]
         if self.variant.masquerade:
             bridge["ipMasq"] = True
             if self.column == REFERENCE:

@@ -81,7 +81,7 @@ def text(report: Report) -> str:
 
 def _table(report: Report) -> list[list[str]]:
     rows = [list(_HEAD)]
-    units = ("ms", "per second", "Gbit/s", "ms CPU", "MB peak")
+    units = ("ms", "per second", "Gbit/s", "times", "ms CPU", "MB peak")
     for row in sorted(report.rows, key=lambda row: units.index(row.unit)):
         ratios = [_ratio(row.ratio(column, to)) for column, to in _RATIOS]
         rows.append(

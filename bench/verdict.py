@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from bench import growth
 from bench.samples import ENGINE, FLOOR, ONE_SHOT, REFERENCE, Report
 from plugins import TYPES
 
@@ -52,6 +53,7 @@ def bars(types: Sequence[str] = TYPES) -> tuple[Bar, ...]:
         *_both("masq-dual.add", 1.2, 0.15),
         *(_both("portmap-4.add", 1.3, 0.15) if "portmap" in types else ()),
         *_both("plain.del", 2.5, 0.75),
+        *_both("macvlan.add", 1.5, 0.35),
         *_both("masq.del", 0.9, 0.3),
         *_both("at-once-32.add", 0.4, 2.0, at_least=True),
         *_both("at-once-32.del", 0.8, 5.0, at_least=True),
@@ -61,6 +63,7 @@ def bars(types: Sequence[str] = TYPES) -> tuple[Bar, ...]:
         Bar("routes-10000.add", ENGINE, 1.0),
         Bar("routes-10000.del", ENGINE, 1.0),
         *(_many_ports() if "portmap" in types else ()),
+        *(Bar(row, ENGINE, 1.3, to=FLOOR) for row in growth.rows()),
     )
 
 

@@ -9,7 +9,7 @@ set -euo pipefail
 
 cnitool=github.com/containernetworking/cni/cnitool@v1.3.0
 reference=(
-    main/bridge main/loopback main/ptp ipam/host-local ipam/static
+    main/bridge main/dummy main/loopback main/macvlan main/ptp ipam/host-local ipam/static
     meta/bandwidth meta/firewall meta/portmap meta/tuning
 )
 reference=("${reference[@]/#/github.com/containernetworking/plugins/plugins/}")

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 TYPES = (
     "bandwidth",
     "bridge",
+    "dummy",
     "firewall",
     "host-local",
     "loopback",
+    "macvlan",
     "portmap",
     "ptp",
     "static",

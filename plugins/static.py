@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_common.spec.errors import CNIError, Code, drifted
+from cni_common.spec.errors import CNIError, Code, drifted, listed
 from cni_common.spec.ipam_config import CNI_ARGS, ROUTES_SCHEMA, parse_routes
 from cni_common.spec.names import FAMILIES, parse_address, parse_cidr
 from cni_common.spec.request import PROTOCOL_PROPERTIES
@@ -105,6 +105,13 @@ class Conf:
 def add(req: Request, host: Host, undo: Undo) -> Result:
     """Return the addresses. Makes nothing, so pushes no undo. Raises CNIError 4 or 7."""
     conf = Conf.of(req)
+    lost = _lost_gateways(req, conf.ips)
+    if lost:
+        host.log(
+            f"static: network {req.network}: the runtime's addresses replace ipam.addresses, and"
+            f" gateway {listed(lost)} goes with them; name it by GATEWAY of CNI_ARGS, or by the"
+            ' "gw" of a route'
+        )
     return Result(ips=conf.ips, routes=conf.routes, dns=conf.dns)
 
 
@@ -198,6 +205,16 @@ def _gateway_in(ip: IPConfig, gateways: Sequence[Address]) -> Address | None:
     """Return the last of `gateways` that lies in the subnet of `ip`, as the reference does."""
     fitting = [one for one in gateways if one in ip.address.network]
     return fitting[-1] if fitting else None
+
+
+def _lost_gateways(req: Request, ips: Sequence[IPConfig]) -> list[str]:
+    """Return the gateways of ipam.addresses that no address has, though one could need them."""
+    entries = req.config["ipam"].get("addresses", ())
+    configured = dict.fromkeys(entry["gateway"] for entry in entries if entry.get("gateway"))
+    if not configured or all(ip.gateway is not None for ip in ips):
+        return []
+    used = {str(ip.gateway) for ip in ips}
+    return [text for text in configured if text not in used]
 
 
 def _check_count(ips: Sequence[IPConfig], version: str) -> None:

@@ -338,10 +338,10 @@ class Machine:
         host: TestHost | None = None,
         **attachment: str,
     ) -> Json:
-        """Run a command that must fail and return its error object."""
+        """Run a command that must fail, naming the network, and return the rest of its error."""
         reply = self.invoke(plugin, command, config, netns, host=host, **attachment)
         assert reply.exit_code == 1, reply.stdout.decode()
-        return error_of(reply.stdout)
+        return _without_network(error_of(reply.stdout), str(config.get("name")))
 
     def execute(
         self,
@@ -449,6 +449,13 @@ def machine_at(tmp: Path, name: str, *, by_engine: bool = False) -> Iterator[Mac
         yield machine
     finally:
         machine.close()
+
+
+def _without_network(error: Json, network: str) -> Json:
+    """Return an error without the network's name at the end of its details, if it is there."""
+    assert network in error["msg"] + error.get("details", ""), error
+    details = error.get("details", "").removesuffix(f"network '{network}'").removesuffix("; ")
+    return {key: text for key, text in {**error, "details": details}.items() if text != ""}
 
 
 def error_of(stdout: bytes | str) -> Json:

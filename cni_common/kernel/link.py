@@ -15,7 +15,7 @@ from cni_common.kernel.netlink import (
     u32,
 )
 
-IFF_UP, IFF_PROMISC, IFF_ALLMULTI = 0x1, 0x100, 0x200  # linux/if.h
+IFF_UP, IFF_NOARP, IFF_PROMISC, IFF_ALLMULTI = 0x1, 0x80, 0x100, 0x200  # linux/if.h
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_TXQLEN, IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_NET_NS_FD = 13, 16, 18, 26, 28
 IFLA_GROUP, IFLA_EXT_MASK, IFLA_PROMISCUITY, IFLA_LINK_NETNSID = 27, 29, 30, 37
@@ -24,7 +24,6 @@ IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 
 IFLA_BR_VLAN_FILTERING, IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 7, 4, 33
 VETH_INFO_PEER = 1  # linux/veth.h
 _IFINFOMSG, _NSID = struct.Struct("=BxHiII"), struct.Struct("=i")
-_HEX = frozenset("0123456789abcdefABCDEF")
 _OPERSTATES = ("UNKNOWN", "NOTPRESENT", "DOWN", "LOWERLAYERDOWN", "TESTING", "DORMANT", "UP")
 
 
@@ -56,7 +55,10 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class VethEnd:
-    """One end of a new veth pair; `netns`: descriptor of its namespace, -1 = the socket's."""
+    """One end of a new veth pair, or another new interface in a container.
+
+    `netns` is the descriptor of its namespace, -1 = the socket's.
+    """
 
     name: str
     mac: str
@@ -105,6 +107,16 @@ def encode_bridge(name: str, mac: str, mtu: int, *, vlan_filtering: bool) -> byt
     )
 
 
+def encode_device(end: VethEnd, kind: str, *data: bytes, parent: int = 0) -> bytes:
+    """Return the description of a new interface `end`, down, of the IFLA_INFO_KIND `kind`.
+
+    `data` are attributes of that kind; `parent` is the index of the interface below it.
+    """
+    info = string(IFLA_INFO_KIND, kind) + (attribute(IFLA_INFO_DATA, *data) if data else b"")
+    below = u32(IFLA_LINK, parent) if parent else b""
+    return encode_link(end.encode(), below, attribute(IFLA_LINKINFO, info))
+
+
 def encode_port(index: int, *, hairpin: bool, isolated: bool) -> bytes:
     """Return the description of a bridge port's flags."""
     data = attribute(
@@ -149,6 +161,13 @@ def decode_link(data: bytes) -> Link:
     )
 
 
+def decode_info(data: bytes) -> dict[int, bytes]:
+    """Return the attributes of its kind (IFLA_INFO_DATA) of the link in an RTM_NEWLINK."""
+    attrs = attributes(data, HEADER_SIZE + _IFINFOMSG.size)
+    info = attributes(attrs.get(IFLA_LINKINFO, b""))
+    return attributes(info.get(IFLA_INFO_DATA, b""))
+
+
 def decode_identity(data: bytes) -> tuple[int, int]:
     """Return family and index of an RTM_*LINK message."""
     family, _, index, _, _ = _IFINFOMSG.unpack_from(data, HEADER_SIZE)
@@ -164,18 +183,3 @@ def decode_bridge_spec(data: bytes) -> tuple[int, bytes]:
 def mac_bytes(mac: str) -> bytes:
     """Return the six bytes of a MAC in colon form."""
     return bytes.fromhex(mac.replace(":", ""))
-
-
-def parse_mac(text: str) -> str:
-    """Return an Ethernet MAC in colon form. Raises ValueError unless it is 6 bytes, unicast."""
-    digits = ""
-    for mark, width, count in ((":", 2, 6), ("-", 2, 6), (".", 4, 3)):
-        groups = text.split(mark)
-        if [len(group) for group in groups] == [width] * count:
-            digits = "".join(groups)
-    if not digits or not _HEX.issuperset(digits):
-        raise ValueError(f"{text!r}, not six bytes such as 02:11:22:33:44:55")
-    octets = bytes.fromhex(digits)
-    if octets[0] & 1 or not any(octets):
-        raise ValueError(f"{text!r}, which no interface can have: it is a group address or zero")
-    return octets.hex(":")

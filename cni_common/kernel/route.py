@@ -22,6 +22,8 @@ from cni_common.kernel.netlink import (
 from cni_common.spec.result import Route
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
     from cni_common.spec.names import Address, Cidr
 
 # linux/rtnetlink.h, linux/if_addr.h
@@ -35,9 +37,10 @@ RT_TABLE_MAIN, RT_TABLE_UNSPEC = 254, 0
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
-_RTA_METRICS, _RTA_TABLE, _RTA_VIA = 8, 15, 18
+_RTA_METRICS, _RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA = 8, 9, 15, 18
 _RTAX_MTU, _RTAX_ADVMSS = 2, 8
 _IFADDRMSG, _RTMSG = struct.Struct("=BBBBI"), struct.Struct("=8BI")
+_RTNEXTHOP = struct.Struct("=HBBi")
 _ADDRESS_SIZE = {socket.AF_INET: 4, socket.AF_INET6: 16}  # bytes
 _NEW = NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK
 
@@ -50,6 +53,7 @@ class KernelRoute:
     kind: int  # RTN_*
     protocol: int  # RTPROT_*
     interface: int  # its index; 0: none, or several next hops
+    hops: Sequence[tuple[Address | None, int]] = ()  # gateway and interface of several next hops
 
 
 def address_message(index: int, address: Cidr, *, dad: bool, flags: int = 0) -> Message:
@@ -139,21 +143,17 @@ def decode_lookup(data: bytes) -> tuple[int, int]:
 
 
 def decode_route(data: bytes) -> KernelRoute | None:
-    """Return the route that an RTM_NEWROUTE describes, None unless it is IPv4 or IPv6.
-
-    The next hops of a multipath route (RTA_MULTIPATH) are left out.
-    """
+    """Return the route that an RTM_NEWROUTE describes, None unless it is IPv4 or IPv6."""
     family, bits, _, _, table, protocol, scope, kind, _ = _RTMSG.unpack_from(data, HEADER_SIZE)
     if family not in _ADDRESS_SIZE:
         return None
     attrs = attributes(data, HEADER_SIZE + _RTMSG.size)
     metrics = attributes(attrs.get(_RTA_METRICS, b""))
-    gateway = attrs.get(_RTA_GATEWAY) or attrs.get(_RTA_VIA, b"")[2:]  # behind its family
     dst = attrs.get(_RTA_DST) or bytes(_ADDRESS_SIZE[family])
     return KernelRoute(
         Route(
             dst=ip_network((dst, bits), strict=False),
-            gw=ip_address(gateway) if gateway else None,
+            gw=_gateway(attrs),
             mtu=_given_number(metrics.get(_RTAX_MTU)),
             advmss=_given_number(metrics.get(_RTAX_ADVMSS)),
             priority=_given_number(attrs.get(_RTA_PRIORITY)),
@@ -163,7 +163,21 @@ def decode_route(data: bytes) -> KernelRoute | None:
         kind=kind,
         protocol=protocol,
         interface=number_of(attrs.get(_RTA_OIF)),
+        hops=tuple(_next_hops(attrs.get(_RTA_MULTIPATH, b""))),
     )
+
+
+def _gateway(attrs: Mapping[int, bytes]) -> Address | None:
+    packed = attrs.get(_RTA_GATEWAY) or attrs.get(_RTA_VIA, b"")[2:]  # behind its family
+    return ip_address(packed) if packed else None
+
+
+def _next_hops(data: bytes) -> Iterator[tuple[Address | None, int]]:
+    """Yield gateway and interface of each struct rtnexthop with its attributes."""
+    while len(data) >= _RTNEXTHOP.size:
+        size, _, _, index = _RTNEXTHOP.unpack_from(data)
+        yield _gateway(attributes(data[:size], _RTNEXTHOP.size)), index
+        data = data[max(size, _RTNEXTHOP.size) :]
 
 
 def _given_number(payload: bytes | None) -> int | None:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import struct
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.link import (
@@ -21,8 +22,10 @@ from cni_common.kernel.link import (
     IFLA_TXQLEN,
     Link,
     VethEnd,
+    decode_info,
     decode_link,
     encode_bridge,
+    encode_device,
     encode_link,
     encode_port,
     encode_veth,
@@ -113,6 +116,14 @@ class Netlink:
                 raise
         return [self.link_at(index) for index in indices]
 
+    def info(self, index: int) -> dict[int, bytes]:
+        """Return the attributes of its kind (IFLA_INFO_DATA) of an interface that must exist."""
+        body = encode_link(_NO_STATS, index=index)
+        what = f"look up interface {index}"
+        message = Message(what, RTM_GETLINK, NLM_F_ACK, body, decode_info)
+        found: dict[int, bytes] = self.channel.exchange([message])[0][0]
+        return found
+
     def identify(self, name: str) -> tuple[int, str] | None:
         """Return index and MAC of the interface called `name`, without the RTNL lock.
 
@@ -185,6 +196,16 @@ class Netlink:
         if link is None:
             raise NetlinkError(errno.ENODEV, f"{what}: it vanished as soon as it was made")
         return link
+
+    def add_device(self, end: VethEnd, kind: str, *data: bytes, parent: int = 0) -> None:
+        """Create an interface of `kind`, down, in its namespace and under its final name.
+
+        `data` are attributes of that kind; `parent` is the index, in this namespace, of the
+        interface below. NetlinkError EEXIST if the name exists. The kernel echoes nothing here:
+        its answer would go to the other namespace.
+        """
+        body = encode_device(end, kind, *data, parent=parent)
+        self._do(f"create {kind} '{end.name}'", RTM_NEWLINK, body, _NEW)
 
     def set_up(self, index: int) -> None:
         """Set the interface up."""
@@ -314,12 +335,16 @@ class Netlink:
         self._do(f"delete address {address}", RTM_DELADDR, encode_address(index, address))
 
     def routes(self, index: int) -> list[Route]:
-        """Return the unicast routes over an interface, in every table."""
+        """Return the unicast routes over an interface, in every table.
+
+        One with several next hops counts as one route for each that uses the interface.
+        """
+        everything = [found for version in FAMILY for found in self.all_routes(version)]
         return [
-            found.route
-            for version in FAMILY
-            for found in self.all_routes(version)
-            if found.interface == index and found.kind == RTN_UNICAST
+            replace(found.route, gw=gateway) if found.hops else found.route
+            for found in everything
+            for gateway, where in found.hops or [(None, found.interface)]
+            if where == index and found.kind == RTN_UNICAST
         ]
 
     def all_routes(self, version: int) -> list[KernelRoute]:

@@ -35,8 +35,22 @@ def find_plugin(type: str, path: Sequence[str]) -> str:
     raise CNIError(
         Code.PLUGIN_NOT_AVAILABLE,
         f'failed to find plugin "{type}" in path [{" ".join(path)}]; install it there or'
-        " correct CNI_PATH",
+        f" correct CNI_PATH{_near_miss(type, path)}",
     )
+
+
+def _near_miss(type: str, path: Sequence[str]) -> str:
+    """Return the question whether a plugin of a similar name was meant, "" if there is none."""
+    from difflib import get_close_matches
+
+    names: set[str] = set()
+    for directory in path:
+        try:
+            names.update(os.listdir(directory))
+        except OSError:
+            continue
+    near = get_close_matches(type, names, 1)
+    return f'; did you mean "{near[0]}"?' if near else ""
 
 
 def own_build() -> str:

@@ -7,9 +7,10 @@ import os
 import time
 from dataclasses import replace
 from functools import cache, partial
+from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
-from cni_common.kernel.link import VethEnd
+from cni_common.kernel.link import IFF_NOARP, VethEnd
 from cni_common.kernel.netlink import NetlinkError
 from cni_common.kernel.netns import NETLINK_ROUTE
 from cni_common.kernel.route import (
@@ -19,7 +20,7 @@ from cni_common.kernel.route import (
     RT_TABLE_MAIN,
 )
 from cni_common.kernel.rtnetlink import RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, RTMGRP_LINK
-from cni_common.spec.errors import CNIError, Code, drifted
+from cni_common.spec.errors import CNIError, Code, drifted, listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -27,12 +28,15 @@ if TYPE_CHECKING:
     from cni_common.kernel.link import Link
     from cni_common.kernel.netlink import Channel, Message
     from cni_common.kernel.netns import NetNS
-    from cni_common.spec.names import Address
+    from cni_common.spec.names import Address, Subnet
     from cni_common.spec.result import IPConfig, Result, Route
 
     Events = Callable[[], Channel]
 
 _NAME_TRIES = 10
+# First octet of the host's ends. A bridge without a MAC of its own has the lowest of its ports:
+# that of a host's uplink, not that of a container.
+_HIGHEST = 0xFE
 _DAD_SECONDS = 5.0
 _DELIVERY_SECONDS = 1.0
 _MTU_MIN, _MTU_MAX = 68, 65535  # bytes, the range of veth (drivers/net/veth.c, RFC 791)
@@ -76,7 +80,7 @@ def create_veth(
     NetlinkError.
     """
     for attempt in range(_NAME_TRIES):
-        ours = VethEnd(f"veth{os.urandom(4).hex()}", random_mac(), mtu)
+        ours = VethEnd(f"veth{os.urandom(4).hex()}", random_mac(_HIGHEST), mtu)
         intend(ours)
         try:
             link = host.netlink.add_veth(ours, replace(end, mtu=mtu), master=master)
@@ -101,10 +105,10 @@ def host_end(host: NetNS, container: NetNS, link: Link) -> Link | None:
     return other if other.peer_nsid == host.netlink.nsid(container.fd) else None
 
 
-def random_mac() -> str:
-    """Return a random, locally administered unicast MAC (IEEE 802, 8.2.2)."""
+def random_mac(first: int = 0) -> str:
+    """Return a random, locally administered unicast MAC (IEEE 802, 8.2.2); `first`: its octet."""
     octets = bytearray(os.urandom(6))
-    octets[0] = octets[0] & 0xFC | 0x02
+    octets[0] = first or octets[0] & 0xFC | 0x02
     return octets.hex(":")
 
 
@@ -170,27 +174,32 @@ def check_forwarding(host: NetNS, versions: Iterable[int]) -> Iterator[CNIError]
             yield drifted(f"the host no longer forwards IPv{version}", remedy)
 
 
-def configure(
+def configure(  # noqa: PLR0913 - the last three, by keyword, are each of one plugin
     container: NetNS,
     ifname: str,
     index: int,
     result: Result,
     *,
     dad: bool = False,
+    routers: bool = False,
     subnet_routes: Sequence[Message] | None = None,
 ) -> None:
     """Configure an interface with the addresses and routes of `result`, set it up, and wait for it.
 
-    With `dad` it runs IPv6 duplicate address detection and waits for that. `subnet_routes`: routes
-    to the addresses' subnets, instead of the kernel's own. Raises NetlinkError, CNIError.
+    With `dad` it runs IPv6 duplicate address detection and waits for that. `routers`: the link has
+    other machines' routers, which may advertise IPv6 where `result` has none. `subnet_routes`:
+    routes to the addresses' subnets, instead of the kernel's own. Raises NetlinkError, CNIError.
     """
     ips = ips_of(result, ifname)
     versions = {ip.address.version for ip in ips}
-    _prepare(container, ifname, versions, dad=dad)
-    gateways = _first_gateways(ips)
-    routes = [_with_next_hop(route, gateways) for route in result.routes]
+    _prepare(container, ifname, versions, dad=dad, heeds_routers=routers and 6 not in versions)
+    routes = routes_of(result, ips)
+    refuse_unreachable(ifname, ips, routes, routed=subnet_routes is not None)
     addresses = [ip.address for ip in ips]
-    container.netlink.configure(index, addresses, routes, dad=dad, subnet_routes=subnet_routes)
+    try:
+        container.netlink.configure(index, addresses, routes, dad=dad, subnet_routes=subnet_routes)
+    except NetlinkError as error:
+        raise refused(error, container, ifname) from None
     if 6 in versions:
         events = cache(partial(container.channel, NETLINK_ROUTE, _IPV6_EVENTS))
         if dad:
@@ -260,9 +269,14 @@ def wait_until(condition: Callable[[], bool], subscribe: Events, seconds: float)
 
 
 def is_operational(netns: NetNS, index: int) -> bool:
-    """Tell whether an interface exists and passes packets on."""
+    """Tell whether an interface exists and passes packets on.
+
+    One without neighbours (IFF_NOARP), such as a dummy, has no carrier, and no state that tells.
+    """
     link = netns.netlink.link_at(index)
-    return link is not None and link.operstate == "UP"
+    if link is None:
+        return False
+    return link.operstate == "UP" or bool(link.up and link.flags & IFF_NOARP)
 
 
 def _keep_advertised_routes(host: NetNS, log: Callable[[str], object]) -> None:
@@ -279,16 +293,21 @@ def _keep_advertised_routes(host: NetNS, log: Callable[[str], object]) -> None:
             log(f"set sysctl {name} to 2: the default route by '{link.name}' is an advertised one")
 
 
-def _prepare(container: NetNS, ifname: str, versions: Collection[int], *, dad: bool) -> None:
+def _prepare(
+    container: NetNS, ifname: str, versions: Collection[int], *, dad: bool, heeds_routers: bool
+) -> None:
     """Set the sysctls that must be set before the link is up."""
     conf4, conf6 = f"net/ipv4/conf/{ifname}", f"net/ipv6/conf/{ifname}"
     wanted = {
         # Announce the addresses, or a neighbour may keep the MAC of their last owner for a while.
         f"{conf4}/arp_notify": "1",
-        # The addresses come from IPAM: a router advertisement must not add any.
-        f"{conf6}/accept_ra": "0",
-        f"{conf6}/accept_dad": "1" if dad else "0",
     }
+    if heeds_routers:
+        wanted[f"{conf6}/ndisc_notify"] = "1"
+    else:
+        # The addresses come from IPAM: a router advertisement must not add any.
+        wanted[f"{conf6}/accept_ra"] = "0"
+    wanted[f"{conf6}/accept_dad"] = "1" if dad else "0"
     if dad:
         wanted[f"{conf6}/enhanced_dad"] = "1"
     needed = {}
@@ -314,6 +333,71 @@ def _is_for(ip: IPConfig, result: Result, ifname: str) -> bool:
         )
     interface = result.interfaces[ip.interface]
     return interface.name == ifname and bool(interface.sandbox)
+
+
+def routes_of(result: Result, ips: Sequence[IPConfig]) -> list[Route]:
+    """Return the routes of `result` in the form for the kernel, those without a gateway first.
+
+    A gateway outside of the addresses' subnets may be reached by one of those.
+    """
+    gateways = _first_gateways(ips)
+    routes = [_with_next_hop(route, gateways) for route in result.routes]
+    return sorted(routes, key=lambda route: route.gw is not None)
+
+
+def refuse_unreachable(
+    ifname: str, ips: Sequence[IPConfig], routes: Sequence[Route], *, routed: bool
+) -> None:
+    """Raise CNIError 7 that names a route whose gateway is not on the link of the interface.
+
+    The kernel refuses such a route. `routed`: only the addresses' gateways are on the link, not
+    their subnets.
+    """
+    if routed:
+        near = [ip_network(ip.gateway) for ip in ips if ip.gateway is not None]
+    else:
+        near = [ip.address.network for ip in ips]
+    reached = _membership([*near, *(route.dst for route in routes if route.gw is None)])
+    for route in routes:
+        gateway = route.gw
+        if gateway is None or (gateway.version == 6 and gateway.is_link_local) or reached(gateway):
+            continue
+        any_address = "0.0.0.0" if gateway.version == 4 else "::"
+        direct = f'{{"dst": "{ip_network(gateway)}", "gw": "{any_address}"}}'
+        raise CNIError(
+            Code.INVALID_CONFIG,
+            f"'{ifname}' cannot reach gateway {gateway} of the route to {route.dst}: it is in none"
+            f' of the subnets {listed(near) or "(none)"}; correct the "gw" of that route, the'
+            f" gateway of the address, or add a route to the gateway itself: {direct}",
+        )
+
+
+def _membership(subnets: Iterable[Subnet]) -> Callable[[Address], bool]:
+    """Return a function that tells whether an address is in one of the subnets, whatever number."""
+    prefixes: dict[tuple[int, int], set[int]] = {}  # by IP version and number of host bits
+    for subnet in subnets:
+        bits = subnet.max_prefixlen - subnet.prefixlen
+        prefix = int(subnet.network_address) >> bits
+        prefixes.setdefault((subnet.version, bits), set()).add(prefix)
+    return lambda address: any(
+        version == address.version and int(address) >> bits in found
+        for (version, bits), found in prefixes.items()
+    )
+
+
+def refused(error: NetlinkError, netns: NetNS, name: str) -> CNIError:
+    """Return the error about what the kernel has refused for an interface, with its remedy."""
+    remedy = ""
+    disabled = f"net/ipv6/conf/{name}/disable_ipv6"
+    try:
+        if error.errno == errno.EACCES and netns.sysctl(disabled) != "0":
+            remedy = (
+                f"; set sysctl {disabled} to 0, and {disabled.replace(name, 'default')} for"
+                " interfaces to come"
+            )
+    except OSError:
+        pass
+    return CNIError(Code.INTERNAL, f"{error} (interface '{name}' in '{netns.path}'){remedy}")
 
 
 def _first_gateways(ips: Sequence[IPConfig]) -> dict[int, Address]:
@@ -343,7 +427,8 @@ def _await_dad(container: NetNS, ifname: str, index: int, events: Events) -> Non
                 )
         return not any(flags & IFA_F_TENTATIVE for _, flags in states)
 
-    if not wait_until(dad_is_done, events, _DAD_SECONDS):
+    # Where no carrier is, detection does not begin, and no packet meets a duplicate.
+    if not wait_until(dad_is_done, events, _DAD_SECONDS) and is_operational(container, index):
         raise CNIError(
             Code.INTERNAL,
             f"duplicate address detection on '{ifname}' took over {_DAD_SECONDS:g} s",
@@ -378,39 +463,46 @@ def found_routes(
     container: NetNS, link: Link | None, expected: Result
 ) -> Iterator[tuple[str, bool]]:
     """Yield each route of `expected` in words, and whether it leads over `link`."""
-    there = container.netlink.routes(link.index) if link else []
+    there = _by_place(container.netlink.routes(link.index) if link else ())
     gateways = _first_gateways(expected.ips)
     for route in expected.routes:
         wanted = _with_next_hop(route, gateways)
-        yield _route_text(wanted), any(_matches(one, wanted) for one in _same(there, wanted))
+        same = there.get(_place(wanted), ())
+        yield _route_text(wanted), any(_matches(one, wanted) for one in same)
 
 
 def _check_addresses(container: NetNS, link: Link, expected: Result) -> Iterator[CNIError]:
     present = {cidr for cidr, _ in container.netlink.addresses(link.index)}
     for ip in ips_of(expected, link.name):
         if ip.address not in present:
-            have = ", ".join(sorted(map(str, present))) or "none"
+            have = listed(sorted(map(str, present))) or "none"
             yield drifted(f"address {ip.address} of '{link.name}' is missing, it has {have}")
 
 
 def _check_routes(container: NetNS, link: Link, expected: Result) -> Iterator[CNIError]:
     ips = ips_of(expected, link.name)
     gateways = _first_gateways(ips)
-    present = container.netlink.routes(link.index)
+    present = _by_place(container.netlink.routes(link.index))
     for route in expected.routes:
         wanted = _with_next_hop(route, gateways)
-        same = _same(present, wanted)
+        same = present.get(_place(wanted), ())
         if not any(_matches(found, wanted) for found in same):
-            have = ", ".join(_route_text(found) for found in same) or "nothing"
+            have = listed(map(_route_text, same)) or "nothing"
             yield drifted(
                 f"route {_route_text(wanted)} over '{link.name}' is missing, there is {have}"
             )
 
 
-def _same(routes: Iterable[Route], wanted: Route) -> list[Route]:
-    """Return those of `routes` to the destination of `wanted`, in its table."""
-    table = wanted.table or RT_TABLE_MAIN
-    return [r for r in routes if r.dst == wanted.dst and (r.table or RT_TABLE_MAIN) == table]
+def _by_place(routes: Iterable[Route]) -> dict[tuple[Subnet, int], list[Route]]:
+    """Return `routes` by destination and table: of thousands a search for each would take long."""
+    found: dict[tuple[Subnet, int], list[Route]] = {}
+    for route in routes:
+        found.setdefault(_place(route), []).append(route)
+    return found
+
+
+def _place(route: Route) -> tuple[Subnet, int]:
+    return route.dst, route.table or RT_TABLE_MAIN
 
 
 def _matches(found: Route, wanted: Route) -> bool:

@@ -42,7 +42,7 @@ _ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _LAZY = (
     *("cni_common.kernel.iptables", "cni_common.kernel.nft_messages"),
     "cni_common.node.masquerade_iptables",
-    *("copy", "hashlib", "re", "subprocess", "traceback"),
+    *("difflib", "hashlib", "re", "subprocess", "traceback"),
 )
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cni_common.spec.wire import Json
 
 
+_TEXT_MAX = 4000  # characters of a message or its details: it may quote what it was given
 # Some runtimes treat a DEL error with one of these phrases as success, and do not retry.
 _DISCARDED_IN_DEL = (("not found", "missing"), ("no such file or directory", "absent (ENOENT)"))
 
@@ -52,7 +53,7 @@ def respond(
     """
     command = environ.get("CNI_COMMAND", "")
     reply = Reply(b"", 1)
-    version = CURRENT_VERSION
+    req: Request | None = None
 
     try:
         if command == Command.VERSION:
@@ -60,9 +61,8 @@ def respond(
             reply = Reply(wire.encode_line(versions), 0)
             return reply if deliver(reply) else Reply(b"", 1)
         req = Request.parse(environ, stdin)
-        version = req.cni_version
         with Undo() as undo:
-            reply = _reply_of(execute(type, req, host, undo), version)
+            reply = _reply_of(execute(type, req, host, undo), req.cni_version)
             if not deliver(reply):
                 raise _NotDeliveredError
     except _NotDeliveredError as error:
@@ -73,7 +73,7 @@ def respond(
     except Exception as error:  # noqa: BLE001 - the runtime must get an object, never a traceback
         if not _is_expected(error):
             host.log_traceback(error)
-        reply = Reply(_error_object(error, command, stdin), 1)
+        reply = Reply(_error_object(error, command, stdin, req), 1)
         deliver(reply)
     finally:
         host.records.close()  # the next call may need the same record
@@ -201,14 +201,17 @@ def _is_expected(error: Exception) -> bool:
     return isinstance(error, CNIError | OSError)
 
 
-def _error_object(error: Exception, command: str, stdin: bytes) -> bytes:
+def _error_object(error: Exception, command: str, stdin: bytes, req: Request | None) -> bytes:
+    """Return the error as the runtime gets it; `req` is None where it could not be parsed."""
     code, msg, details = _describe(error)
-    notes = "; ".join(_notes(error))
-    details = "; ".join(text for text in (details, notes) if text)
+    named = req is None or any(f"'{req.network}'" in text for text in (msg, details))
+    network = f"network '{req.network}'" if req and not named else ""
+    details = "; ".join(filter(None, map(_one_line, (details, *_notes(error), network))))
+    version = str(req.config.get("cniVersion", "")) if req else _version_of(stdin)
     texts = {"msg": _one_line(msg) or "no message", "details": _one_line(details)}
     if command == Command.DEL:
         texts = {key: _without_discarded_phrases(text) for key, text in texts.items()}
-    data = {"cniVersion": _version_of(stdin), "code": int(code)}
+    data = {"cniVersion": _supported(version), "code": int(code)}
     return wire.encode(data | {key: text for key, text in texts.items() if text}, sort_keys=False)
 
 
@@ -242,12 +245,21 @@ def _without_discarded_phrases(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+    """Return `text` as one line, without its middle where it is very long."""
+    line = " ".join(part.strip() for part in text.splitlines() if part.strip())
+    half = _TEXT_MAX // 2
+    return line if len(line) <= _TEXT_MAX else f"{line[:half]} ... {line[-half:]}"
 
 
 def _version_of(stdin: bytes) -> str:
+    """Return the version that a refused request asks for, "" if it cannot be found."""
     try:
-        version = wire.fold(wire.decode(stdin), {"properties": {"cniVersion": {}}})["cniVersion"]
-    except (CNIError, KeyError):
-        return CURRENT_VERSION
+        config = wire.decode(stdin)
+    except CNIError:
+        return ""
+    version = wire.fold(config, {"properties": {"cniVersion": {}}}).get("cniVersion")
+    return version if isinstance(version, str) else ""
+
+
+def _supported(version: str) -> str:
     return version if version in SUPPORTED_VERSIONS else CURRENT_VERSION

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 
+STDIN_MIB_MAX = 8
+
 
 def read_all(fd: int) -> bytes:
-    """Return all bytes to the end of a file, which may be non-blocking. Raises OSError."""
+    """Return all bytes to the end of a file, which may be non-blocking.
+
+    Raises OSError, also for more than STDIN_MIB_MAX, since memory and time grow with the input.
+    """
     parts: list[bytes] = []
-    while True:
+    left = STDIN_MIB_MAX << 20
+    while left >= 0:
         try:
             part = os.read(fd, 1 << 16)
         except BlockingIOError:
@@ -17,6 +23,10 @@ def read_all(fd: int) -> bytes:
         if not part:
             return b"".join(parts)
         parts.append(part)
+        left -= len(part)
+    import errno
+
+    raise OSError(errno.EFBIG, f"it has more than {STDIN_MIB_MAX} MiB")
 
 
 def write_all(fd: int, data: bytes) -> None:

@@ -33,6 +33,9 @@ class Code:
     INTERNAL = 999
 
 
+_LISTED_MAX = 8
+
+
 class CNIError(Exception):
     """A failure in the form that the runtime gets: code, one line of text, optional details.
 
@@ -44,6 +47,14 @@ class CNIError(Exception):
         self.code = code
         self.msg = msg
         self.details = details
+
+
+def listed(items: Iterable[object]) -> str:
+    """Return `items` for a message, separated by commas; of many the first ones and a count."""
+    texts = list(items)
+    more = len(texts) - _LISTED_MAX
+    shown = ", ".join(map(str, texts[:_LISTED_MAX] if more > 1 else texts))
+    return f"{shown} and {more} more" if more > 1 else shown
 
 
 def drifted(what: str, remedy: str = "") -> CNIError:

@@ -92,18 +92,23 @@ def parse_address(text: str) -> Address:
     return (address.version == 6 and address.ipv4_mapped) or address
 
 
+def _interface(text: str, host: str, prefix: str) -> Cidr:
+    """Return what ip_interface makes of `text`, in half its time: it reads the address twice."""
+    try:
+        if ":" in host:
+            return IPv6Interface((int(IPv6Address(host)), int(prefix)))
+        return IPv4Interface((int(IPv4Address(host)), int(prefix)))
+    except ValueError:
+        return ip_interface(text)  # for its words
+
+
 @lru_cache(_TEXTS)
 def parse_cidr(text: str) -> Cidr:
     """Return address and prefix of `text` as Go's net.ParseCIDR reads it. Raises ValueError."""
     host, _, prefix = text.partition("/")
     if not (prefix.isascii() and prefix.isdigit()) or "%" in host:
         raise ValueError(f"{text!r} is not an address with a prefix length, such as 10.0.0.2/24")
-    try:  # by numbers, since the constructors parse a text twice
-        address = ip_address(host)
-        kind = IPv4Interface if address.version == 4 else IPv6Interface
-        cidr: Cidr = kind((int(address), int(prefix)))
-    except ValueError:
-        cidr = ip_interface(text)  # which has the words for it
+    cidr = _interface(text, host, prefix)
     if cidr.version == 6 and cidr.ip.ipv4_mapped:
         if cidr.network.prefixlen < 96:
             raise ValueError(f"{text!r} covers more than the IPv4-mapped addresses")

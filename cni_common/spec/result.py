@@ -20,7 +20,7 @@ from cni_common.spec.names import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any, Self, TypeVar
 
     from cni_common.spec.wire import Json
@@ -40,6 +40,8 @@ DNS_SCHEMA: Json = {
 }
 # Ranges of the kernel (linux/rtnetlink.h): the scope is a byte, the others have 32 bits.
 _U32 = 2**32 - 1
+# Of one attachment. The kernel looks at all addresses of an interface to add one.
+ADDRESSES_MAX = INTERFACES_MAX = 1000
 _ROUTE_NUMBERS = {"mtu": _U32, "advmss": _U32, "priority": _U32, "table": _U32, "scope": 255}
 
 
@@ -114,10 +116,11 @@ class Result:
     def refuse_contradictions(self, origin: str) -> None:
         """Raise CNIError 6 if no interface could be configured so; `origin` names the source.
 
-        A gateway must be of the family of its address or route, and no address may appear twice.
+        A gateway must be of the family of its address or route, no address may appear twice, and
+        there are ADDRESSES_MAX of them at most.
         """
-        addresses = [ip.address for ip in self.ips]
-        wrong = [
+        wrong = [] if len(self.ips) <= ADDRESSES_MAX else [_too_many(self.ips, "ips")]
+        wrong += [
             f"gateway {ip.gateway} for {ip.address}"
             for ip in self.ips
             if ip.gateway is not None and ip.gateway.version != ip.address.version
@@ -127,9 +130,11 @@ class Result:
             for route in self.routes
             if route.gw is not None and route.gw.version != route.dst.version
         ]
-        if len(set(addresses)) < len(addresses):
-            twice = next(a for at, a in enumerate(addresses) if a in addresses[:at])
-            wrong.append(f"address {twice} more than once")
+        seen: set[Cidr] = set()
+        for address in (ip.address for ip in self.ips):
+            if address in seen:
+                wrong.append(f"address {address} more than once")
+            seen.add(address)
         if wrong:
             text = f"{origin} gives {wrong[0]}, which cannot be; correct it there"
             raise CNIError(Code.DECODING_FAILURE, text)
@@ -154,6 +159,9 @@ class Result:
 
     @classmethod
     def _of_lists(cls, data: Json) -> Self:
+        for key, most in (("interfaces", INTERFACES_MAX), ("ips", ADDRESSES_MAX)):
+            if len(_get(data, key, [])) > most:
+                raise ValueError(_too_many(data[key], key))
         return cls(
             _parse_list(data, "interfaces", _parse_interface),
             _parse_list(data, "ips", _parse_ip),
@@ -216,6 +224,11 @@ class Result:
 
     def _dns_json(self) -> dict[str, Any]:
         return {key: self.dns[key] for key in DNS_SCHEMA["properties"] if self.dns.get(key)}
+
+
+def _too_many(entries: Sequence[object], key: str) -> str:
+    most = INTERFACES_MAX if key == "interfaces" else ADDRESSES_MAX
+    return f'{len(entries)} entries in "{key}", of which {most} are possible'
 
 
 def _get(entry: Json, key: str, default: T) -> T:

@@ -1,7 +1,8 @@
 """Validation of a configuration against a SCHEMA, by jsonschema or a fast path.
 
 Importing jsonschema takes longer than a whole ADD. `_plainly_valid` reads the same SCHEMA and can
-only accept. All other configurations go to jsonschema, which alone can refuse.
+only accept. Values that it does not accept go to jsonschema, one by one and without their members:
+all of a large configuration would take jsonschema a minute.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.names import is_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
     from jsonschema import ValidationError
@@ -28,6 +29,10 @@ _JSON_TYPES = {
     "boolean": bool,
 }
 _STRICT = ("integer", "string")
+_OF_MEMBERS = ("properties", "items", "additionalProperties")
+_NAMED_MAX = 10  # faults that DEL describes
+_NEAR_CHARACTERS = 40  # of a value, compared with what could be meant
+_REFUSED = object()
 
 
 def key_schema(type: str, description: str, **more: object) -> Json:
@@ -35,39 +40,95 @@ def key_schema(type: str, description: str, **more: object) -> Json:
     return {"type": type, "description": description, **more}
 
 
+def one_of(value: str, choices: Sequence[str]) -> str:
+    """Return the refusal of a `value` that is not one of `choices`; it names the nearest."""
+    from difflib import get_close_matches
+
+    named = [f'"{choice}"' for choice in choices if choice]  # one may be left empty
+    known = " or ".join([", ".join(named[:-1]), named[-1]] if named[1:] else named)
+    near = get_close_matches(value[:_NEAR_CHARACTERS].lower(), choices, 1)
+    hint = f'; did you mean "{near[0]}"?' if near and near[0] and named[1:] else ""
+    return f"{_shortened(json.dumps(value, ensure_ascii=False))}, it must be {known}{hint}"
+
+
 def validate(config: Json, schema: Json) -> None:
     """Raise CNIError 7 that names the first invalid key, unless `config` fits `schema`."""
     if _plainly_valid(config, schema):
         return
-    for error in _errors(config, schema):
-        raise CNIError(Code.INVALID_CONFIG, f"invalid configuration: {_describe(error)}")
+    judge = _Judge(named_max=1)
+    _sifted({"": config}, {"properties": {"": schema}}, "", judge)
+    if judge.refused:
+        raise CNIError(Code.INVALID_CONFIG, f"invalid configuration: {judge.refused[0]}")
 
 
 def salvage(config: Json, schema: Json) -> tuple[dict[str, Any], list[str]]:
-    """Return `config` without its invalid parts, and one message for each: DEL must go on."""
+    """Return `config` without its invalid parts, and messages about them: DEL must go on.
+
+    The first ten are named, all others counted.
+    """
     if _plainly_valid(config, schema):
         return dict(config), []
-    from copy import deepcopy
-
-    refused: list[str] = []
-    rest: dict[str, Any] = deepcopy(dict(config))
-    while not _plainly_valid(rest, schema):
-        error = next(_errors(rest, schema), None)
-        if error is None:
-            break
-        refused.append(_describe(error))
-        _remove(rest, list(error.absolute_path))
-    return rest, refused
+    judge = _Judge(named_max=_NAMED_MAX)
+    whole = _sifted({"": config}, {"properties": {"": schema}}, "", judge)
+    more = [f"{judge.more} more invalid parts"] if judge.more else []
+    return dict(whole.get("", {})), judge.refused + more
 
 
-def _remove(value: Any, path: list[str | int]) -> None:
-    """Remove the member at `path` from `value`, and keep its neighbours."""
-    if not path:
-        value.clear()
-        return
-    for part in path[:-1]:
-        value = value[part]
-    del value[path[-1]]
+class _Judge:
+    """Finds the faults of single values, without their members, and describes the first ones."""
+
+    def __init__(self, named_max: int) -> None:
+        self.refused: list[str] = []
+        self.more = 0  # faults beyond `named_max`: jsonschema takes 50 us for each
+        self._named_max = named_max
+
+    def refuses(self, path: str, value: Any, schema: Json) -> bool:
+        """Tell whether `value` is invalid; its members are not looked at."""
+        if isinstance(value, dict | list):
+            about_members = {key for key in _OF_MEMBERS if schema.get(key)}
+            schema = {key: part for key, part in schema.items() if key not in about_members}
+        if _plainly_valid(value, schema):
+            return False
+        if len(self.refused) >= self._named_max:
+            self.more += 1
+            return True
+        error = next(_errors(value, schema), None)
+        if error:
+            self.refused.append(_describe(path, schema, error))
+        return error is not None
+
+
+def _sifted(value: Any, schema: Json, path: str, judge: _Judge) -> Any:
+    """Return `value` without its invalid members; `value` itself if there are none."""
+    changed: dict[str | int, Any] = {}
+    for key, item, inner in _members(value, schema):
+        if not isinstance(item, dict | list) and _plainly_valid(item, inner):
+            continue
+        where = f"{path}[{key}]" if isinstance(key, int) else f"{path}{'.' if path else ''}{key}"
+        if judge.refuses(where, item, inner):
+            changed[key] = _REFUSED
+        elif (kept := _sifted(item, inner, where, judge)) is not item:
+            changed[key] = kept
+    if not changed:
+        return value
+    if isinstance(value, dict):
+        kept = {key: changed.get(key, item) for key, item in value.items()}
+        return {key: item for key, item in kept.items() if item is not _REFUSED}
+    kept = [changed.get(index, item) for index, item in enumerate(value)]
+    return [item for item in kept if item is not _REFUSED]
+
+
+def _members(value: Any, schema: Json) -> Iterator[tuple[str | int, Any, Json]]:
+    """Yield key or index, item and schema of each member that `schema` describes."""
+    if isinstance(value, dict):
+        properties, others = schema.get("properties", {}), schema.get("additionalProperties")
+        for key, item in value.items():
+            inner = properties.get(key, others or None)
+            if inner is not None:
+                yield key, item, inner
+    elif isinstance(value, list) and "items" in schema:
+        for index, item in enumerate(value):
+            yield index, item, schema["items"]
 
 
 def _plainly_valid(value: Any, schema: Json) -> bool:
@@ -117,7 +178,7 @@ _RECOGNISED: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
-def _errors(config: Json, schema: Json) -> Iterator[ValidationError]:
+def _errors(value: Any, schema: Json) -> Iterator[ValidationError]:
     from jsonschema import Draft202012Validator
     from jsonschema.validators import extend
 
@@ -126,20 +187,21 @@ def _errors(config: Json, schema: Json) -> Iterator[ValidationError]:
         {name: lambda _checker, value, name=name: _has_type(value, name) for name in _STRICT}
     )
     validator = extend(Draft202012Validator, type_checker=strict)  # type: ignore[no-untyped-call]
-    yield from validator(schema).iter_errors(config)
+    yield from validator(schema).iter_errors(value)
 
 
-def _describe(error: ValidationError) -> str:
-    path = ""
-    for part in error.absolute_path:
-        path += f"[{part}]" if isinstance(part, int) else f"{'.' if path else ''}{part}"
-    message = error.message
+def _describe(path: str, schema: Json, error: ValidationError) -> str:
+    value, message = error.instance, error.message
     if error.validator == "type":  # jsonschema's message quotes the value as Python, not as JSON
-        value = json.dumps(error.instance, ensure_ascii=False)
-        message = f"{value} is not of type {error.validator_value}"
-        if error.validator_value == "string" and type(error.instance) is str:
-            message = f"{value} contains a NUL, which is not allowed"
-    message = " ".join(message.split())
-    if len(message) > 300:  # the message contains the whole value
-        message = f"{message[:150]} ... {message[-140:]}"
+        text = json.dumps(value, ensure_ascii=False)
+        message = f"{text} is not of type {error.validator_value}"
+        if error.validator_value == "string" and type(value) is str:
+            message = f"{text} contains a NUL, which is not allowed"
+    elif error.validator == "enum" and schema.get("type") == "string":
+        message = one_of(str(value), schema["enum"])
+    message = _shortened(" ".join(message.split()))  # it contains the whole value
     return f'"{path}": {message}' if path else message
+
+
+def _shortened(text: str) -> str:
+    return f"{text[:150]} ... {text[-140:]}" if len(text) > 300 else text

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 KINDS = ("tbf", "htb")
 _LATENCY = 25  # milliseconds that a packet may wait, as in the reference
-_BURST_MIN = 65536  # bytes, the least default burst: the largest packet of TCP
+_PACKET_MAX = 65536  # bytes, the largest packet of TCP, and the least default burst
 _ETHERNET_HEADER = 14
 # The reference's values for htb: unlimited traffic has 800 Gbit/s.
 _SHAPED, _UNSHAPED, _UNSHAPED_RATE = 48, 1, 100_000_000_000
@@ -33,7 +33,7 @@ class Bucket:
 
     rate: int  # bytes a second
     burst: int  # bytes
-    limit: int  # bytes of the queue
+    limit: int  # bytes of the queue: what may wait, whatever the burst is
     frame: int  # bytes of the largest packet
 
     @classmethod
@@ -44,8 +44,15 @@ class Bucket:
         """
         waiting = limit.rate * _LATENCY // 1000
         frame = mtu + _ETHERNET_HEADER
-        burst = max(limit.burst or min(max(waiting, _BURST_MIN), _U32), frame)
-        return cls(limit.rate, burst, min(waiting + burst, _U32), frame)
+        burst = max(limit.burst or min(max(waiting, _PACKET_MAX), _U32), frame)
+        # Beside what waits, one packet that goes whole: the kernel splits those above the burst.
+        largest = max(min(burst, _PACKET_MAX), frame)
+        return cls(limit.rate, burst, min(waiting + largest, _U32), frame)
+
+    @property
+    def former_limit(self) -> int:
+        """The queue that an ADD of an earlier release has made, which had room for a burst."""
+        return min(self.rate * _LATENCY // 1000 + self.burst, _U32)
 
     @property
     def buffer(self) -> int:
@@ -113,8 +120,9 @@ class Shaper:
             yield f"the root qdisc of '{link.name}' is {other}, not {kind} 1:"
             return
         if kind == "tbf":
-            expected: tuple[object, ...] = (self.bucket.rate, self.bucket.limit)
-            if (found.rate, found.limit) != expected or not self._has_burst(found.buffer):
+            queues = self.bucket.limit, self.bucket.former_limit
+            same = found.rate == self.bucket.rate and found.limit in queues
+            if not same or not self._has_burst(found.buffer):
                 yield f"the limit of '{link.name}' is another than {self._text()}"
             return
         present = {

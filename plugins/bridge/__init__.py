@@ -18,11 +18,11 @@ from plugins.bridge.parts import (
     GatewayFacts,
     MacFilterFacts,
     PortFacts,
-    user_of_gateway,
+    claims,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from cni_common.kernel.link import Link
     from cni_common.node.host import Host
@@ -53,8 +53,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     result = _interfaces(req, bridge, ours, end)
     if conf.ipam:
         _allocate(req, host, conf, result, undo=undo)
-        if conf.is_gateway:
-            _ensure_gateways(req, host, conf, result, bridge=bridge, attaching=attaching)
+        _ensure_gateways(req, host, conf, result, bridge=bridge, attaching=attaching)
         interface.note_configuration(attaching, req.ifname, ours.mtu, result)
         veth.configure(container, req.ifname, ours.peer, result, dad=conf.dad)
         if conf.masquerade:
@@ -184,15 +183,26 @@ def _ensure_gateways(
     bridge: Link,
     attaching: Attaching,
 ) -> None:
-    """Make the host the gateway of what `result` has."""
+    """Make the host the gateway of what `result` has, if it is to be."""
+    if not conf.is_gateway:
+        if conf.masquerade:
+            _say(req, host, gateway.unserved(host.netns, bridge, result))
+        return
     gateway.complete(conf, result)
     gateways = [str(cidr) for cidr in gateway.gateways(result)]
     attaching.note(GatewayFacts(conf.gateway_interface, gateways))
-    gateway.ensure(
+    link = gateway.ensure(
         host.netns,
         conf,
         bridge,
         result,
-        user_of=lambda cidr: user_of_gateway(req, host, conf, cidr),
+        claims=lambda link, cidr: claims(req, host, conf, link, cidr),
         log=host.log,
     )
+    _say(req, host, gateway.detours(host.netns, link, result))
+
+
+def _say(req: Request, host: Host, doubts: Iterable[str]) -> None:
+    """Log what will keep packets from flowing although the ADD succeeds."""
+    for line in doubts:
+        host.log(f"network {req.network}: {line}")

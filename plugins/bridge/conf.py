@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_common.kernel.link import parse_mac
 from cni_common.node.masquerade import BACKENDS
 from cni_common.node.veth import veth_mtu
 from cni_common.spec.errors import CNIError, Code
-from cni_common.spec.ipam_config import CNI_ARGS, ipam_type, own_dns
+from cni_common.spec.ipam_config import MAC_PROPERTIES, ipam_type, own_dns, requested_mac
 from cni_common.spec.names import check_ifname
 from cni_common.spec.request import PROTOCOL_PROPERTIES
 from cni_common.spec.schema import key_schema
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
     from cni_common.spec.wire import Json
 
 VLAN_MAX = 4094
-
-
-_MAC = key_schema("string", "MAC of the container's interface.")
 
 SCHEMA: Json = {
     "type": "object",
@@ -81,22 +77,7 @@ SCHEMA: Json = {
             "description": "Address management; absent or empty: the network is L2 only.",
             "properties": {"type": key_schema("string", "Name of the IPAM plugin.")},
         },
-        "args": {
-            "type": "object",
-            "description": "Arguments of the runtime, by the CNI conventions.",
-            "properties": {
-                "cni": {
-                    "type": "object",
-                    "description": "Arguments for all plugins.",
-                    "properties": {"mac": _MAC},
-                }
-            },
-        },
-        "runtimeConfig": {
-            "type": "object",
-            "description": "Values from the runtime, by capability.",
-            "properties": {"mac": key_schema("string", "MAC by the capability `mac`.")},
-        },
+        **MAC_PROPERTIES,
     },
 }
 
@@ -151,7 +132,7 @@ class Conf:
             container_down=config.get("disableContainerInterface", False),
             isolated=config.get("portIsolation", False),
             ipam=ipam_type(config),
-            mac=_mac(req),
+            mac=requested_mac(req),
             dns=own_dns(config),
         )
         conf._check_combinations()
@@ -199,7 +180,7 @@ def _vlan(vlan: int) -> int:
 
 
 def _trunk(entries: Sequence[Json]) -> list[int]:
-    vids: set[int] = set()
+    vids = 0  # a bit for each: thousands of overlapping ranges cost no more than one
     for number, entry in enumerate(entries):
         least, most = entry.get("minID"), entry.get("maxID")
         where = f"vlanTrunk[{number}]"
@@ -215,30 +196,10 @@ def _trunk(entries: Sequence[Json]) -> list[int]:
         if least is not None and most is not None:
             if least > most:
                 raise _refuse(f"{where}: minID {least} is greater than maxID {most}")
-            vids.update(range(least, most + 1))
+            vids |= (2 << most) - (1 << least)
         if "id" in entry:
-            vids.add(entry["id"])
-    return sorted(vids)
-
-
-def _mac(req: Request) -> str:
-    """Return the container's MAC, "" for none: by capability, else args.cni.mac, else CNI_ARGS.
-
-    Raises CNIError 7 for a malformed MAC.
-    """
-    config = req.config
-    by_args = req.cni_args(CNI_ARGS).get("MAC", "")
-    text = (
-        config.get("runtimeConfig", {}).get("mac")
-        or config.get("args", {}).get("cni", {}).get("mac")
-        or by_args
-    )
-    if not text:
-        return ""
-    try:
-        return parse_mac(text)
-    except ValueError as error:
-        raise _refuse(f"the container's MAC is {error}") from None
+            vids |= 1 << entry["id"]
+    return [vid for vid in range(1, VLAN_MAX + 1) if vids >> vid & 1]
 
 
 def _refuse(text: str) -> CNIError:

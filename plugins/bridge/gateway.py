@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.link import VethEnd
 from cni_common.kernel.netlink import NetlinkError
-from cni_common.kernel.route import RT_TABLE_MAIN, RT_TABLE_UNSPEC
+from cni_common.kernel.route import (
+    RT_SCOPE_LINK,
+    RT_TABLE_MAIN,
+    RT_TABLE_UNSPEC,
+    RTN_LOCAL,
+    route_message,
+)
 from cni_common.node import veth
-from cni_common.spec.errors import CNIError, Code, drifted
+from cni_common.spec.errors import CNIError, Code, drifted, listed
 from cni_common.spec.result import Interface, Route
-from plugins.bridge import vlan
+from plugins.bridge import port, vlan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from cni_common.kernel.link import Link
     from cni_common.kernel.netns import NetNS
     from cni_common.spec.names import Address, Cidr
     from cni_common.spec.result import Result
     from plugins.bridge.conf import Conf
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """Signs that an address on a bridge is needed."""
+
+    user: str  # the other network whose gateway it is, "" for none
+    ports: Sequence[str]  # of the bridge that no attachment has: an uplink, perhaps
 
 
 def complete(conf: Conf, result: Result) -> None:
@@ -62,12 +77,13 @@ def ensure(
     bridge: Link,
     result: Result,
     *,
-    user_of: Callable[[Cidr], str],
+    claims: Callable[[Link, Cidr], Claims],
     log: Callable[[str], object],
-) -> None:
+) -> Link:
     """Add the gateways of `result` to the bridge, and enable forwarding. Never rolled back: shared.
 
-    `user_of` describes the other network that needs an address on the bridge, "" when none does.
+    `claims` tells of the others that need an address on the bridge. Returns the interface that has
+    the gateways.
     """
     link = bridge
     if conf.vlan:
@@ -80,12 +96,58 @@ def ensure(
         if gateway in present:
             continue
         for other in _conflicting(gateway, present, wanted):
-            _refuse_to_replace(conf, link, gateway, other, user=user_of(other))
+            claimed = claims(link, other)
+            if claimed.user or not conf.force_address:
+                raise _conflict(conf, link, gateway, other, claimed)
             host.netlink.delete_address(link.index, other)
             present.remove(other)
             log(f"forceAddress: {other} on '{link.name}' makes room for {gateway}")
-        _add(host, link.name, gateway)
+        _add(host, link, gateway)
+    _add_subnet_routes(host, link, result)
     veth.enable_forwarding(host, {gateway.version for gateway in wanted}, log)
+    return link
+
+
+def _add_subnet_routes(host: NetNS, link: Link, result: Result) -> None:
+    """Add routes to subnets that their gateways are not in, as fe80::1: the kernel adds none."""
+    for ip in result.ips:
+        subnet = ip.address.network
+        if ip.gateway is None or ip.gateway in subnet:
+            continue
+        route = Route(subnet, scope=RT_SCOPE_LINK if subnet.version == 4 else None)
+        try:
+            host.netlink.channel.exchange([route_message(link.index, route, exclusive=True)])
+        except NetlinkError as error:
+            if error.errno != errno.EEXIST:  # another container's ADD has added it
+                raise veth.refused(error, host, link.name) from None
+
+
+def detours(host: NetNS, link: Link, result: Result) -> Iterator[str]:
+    """Yield a line for each address to which the host does not send over the gateway's `link`."""
+    for ip in result.ips:
+        kind, index = host.netlink.route_to(ip.address.ip)
+        if index == link.index:
+            continue
+        other = host.netlink.link_at(index) if index else None
+        way = f"over '{other.name}'" if other else "nowhere"
+        if kind == RTN_LOCAL:
+            way = "to itself"
+        yield (
+            f"the host sends packets for {ip.address.ip} {way}, not over '{link.name}': another"
+            f" interface or route has {ip.address.network}; give this network another subnet"
+        )
+
+
+def unserved(host: NetNS, bridge: Link, result: Result) -> Iterator[str]:
+    """Yield a line for each gateway of `result` that ipMasq needs and the bridge does not have."""
+    present = {cidr.ip for cidr, _ in host.netlink.addresses(bridge.index)}
+    gateways = {ip.gateway for ip in result.ips if ip.gateway is not None}
+    for gateway in sorted(gateways - present, key=str):
+        yield (
+            f"'{bridge.name}' does not have gateway {gateway}: what the container sends to other"
+            ' networks does not come to this host, and "ipMasq" does nothing; set "isGateway", or'
+            ' leave "ipMasq" out if the gateway is another host'
+        )
 
 
 def check(host: NetNS, conf: Conf, expected: Result) -> Iterator[CNIError]:
@@ -112,20 +174,27 @@ def gateways(result: Result) -> list[Cidr]:
     return list(found)
 
 
-def _refuse_to_replace(conf: Conf, link: Link, gateway: Cidr, other: Cidr, *, user: str) -> None:
-    if not conf.force_address:
-        raise CNIError(
-            Code.INVALID_CONFIG,
-            f"'{link.name}' already has an IP address different from {gateway}: {other};"
-            f" delete it ('ip addr del {other} dev {link.name}') or set"
-            ' "forceAddress": true',
+def _conflict(  # noqa: PLR0917 - two addresses of one interface
+    conf: Conf, link: Link, gateway: Cidr, other: Cidr, claims: Claims
+) -> CNIError:
+    """Return the refusal to replace `other`; the way out depends on the owner of that address."""
+    another = "give this network another bridge"
+    if claims.user:
+        what = f", the gateway of {claims.user}; {another}"
+    elif claims.ports:
+        # Probably an address of the host in its LAN, without which the host is cut off.
+        keys = '"isGateway"' + (' and "isDefaultGateway"' if conf.is_default_gateway else "")
+        what = (
+            f"; it has ports that are no container's: {listed(claims.ports)}. If {gateway.ip} is a"
+            f" router behind them, leave out {keys}; if not, {another}"
         )
-    if user:
-        raise CNIError(
-            Code.INVALID_CONFIG,
-            f"{other} on '{link.name}' is the gateway of {user}; no room is left for {gateway};"
-            " give this network another bridge",
-        )
+    else:
+        remedy = f"'ip addr del {other} dev {link.name}'"
+        what = f'; delete it ({remedy}) or set "forceAddress": true'
+    return CNIError(
+        Code.INVALID_CONFIG,
+        f"'{link.name}' already has an IP address different from {gateway}: {other}{what}",
+    )
 
 
 def _conflicting(gateway: Cidr, present: Iterable[Cidr], wanted: list[Cidr]) -> list[Cidr]:
@@ -139,17 +208,14 @@ def _conflicting(gateway: Cidr, present: Iterable[Cidr], wanted: list[Cidr]) -> 
     return [c for c in others if c.network.overlaps(gateway.network)]
 
 
-def _add(host: NetNS, name: str, gateway: Cidr) -> None:
-    link = veth.required(host, name)
-    # A bridge made without a MAC has the lowest MAC of its ports: the next port could change that
-    # MAC, and every container would lose its gateway for a while.
-    host.netlink.set_mac(link.index, link.mac)
+def _add(host: NetNS, link: Link, gateway: Cidr) -> None:
+    port.fix_mac(host, link)  # that from before our port was in the bridge
     try:
         # No duplicate address detection: the gateway would be unusable for a second or two.
         host.netlink.add_address(link.index, gateway)
     except NetlinkError as error:
         if error.errno != errno.EEXIST:  # another ADD was faster
-            raise
+            raise veth.refused(error, host, link.name) from None
 
 
 def _ensure_vlan_interface(host: NetNS, conf: Conf) -> Link:

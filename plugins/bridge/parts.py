@@ -18,6 +18,7 @@ from cni_common.node.interface import (
 from cni_common.node.lifecycle import Lifecycle, Part
 from cni_common.node.masquerade import owner_of
 from plugins.bridge import macfilter
+from plugins.bridge.gateway import Claims
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -160,7 +161,12 @@ class Gateway(Part):
         yield from forwarding(host, versions)
 
 
-def user_of_gateway(req: Request, host: Host, conf: Conf, gateway: Cidr) -> str:
+def claims(req: Request, host: Host, conf: Conf, link: Link, address: Cidr) -> Claims:  # noqa: PLR0917
+    """Return the others that need an address on `link`, the gateway's interface."""
+    return Claims(_user_of_gateway(req, host, conf, address), _foreign_ports(host, link))
+
+
+def _user_of_gateway(req: Request, host: Host, conf: Conf, gateway: Cidr) -> str:
     """Describe another network that has containers behind `gateway` that are not GONE, or ""."""
     from cni_common.node.liveness import Liveness, State, describe
 
@@ -178,6 +184,14 @@ def user_of_gateway(req: Request, host: Host, conf: Conf, gateway: Cidr) -> str:
                 owner = describe(str(owner_of(record)), state, reason)
                 return f"network '{record.network}', for {owner}"
     return ""
+
+
+def _foreign_ports(host: Host, bridge: Link) -> list[str]:
+    """Return the ports of a bridge that no record of an attachment names: an uplink, perhaps."""
+    records = host.records.of_plugin(LIFECYCLE.plugin)
+    known = {facts.host_end for record in records if (facts := record.get(VethFacts))}
+    ports = (link.name for link in host.netns.netlink.links() if link.master == bridge.index)
+    return sorted(f"'{name}'" for name in ports if name not in known)
 
 
 def _is_in_bridge(req: Request, host: Host, end: Link) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.link import IFF_PROMISC
@@ -57,7 +58,31 @@ def ensure_bridge(host: NetNS, conf: Conf) -> Link:
         host.netlink.set_promiscuous(link.index)
     if not link.up:
         host.netlink.set_up(link.index)
+    if conf.is_gateway and conf.ipam:
+        return _with_kept_mac(host, link)
     return link
+
+
+def fix_mac(host: NetNS, link: Link) -> str:
+    """Have an interface keep its MAC, and return that."""
+    # A bridge that had ports and has none any more has the MAC 0, which cannot be set.
+    mac = link.mac if link.mac.strip("0:") else veth.random_mac()
+    host.netlink.set_mac(link.index, mac)
+    return mac
+
+
+def _with_kept_mac(host: NetNS, bridge: Link) -> Link:
+    """Have a bridge keep its MAC when ports come and go, before it gets its first address.
+
+    A bridge made without a MAC has the lowest MAC of its ports: containers would lose their gateway
+    for a while. To be called before our port is in it. One with an address has neighbours, which
+    the kernel forgets when a MAC is set.
+    """
+    for version in (4, 6):
+        addresses = host.netlink.addresses(bridge.index, (version,))
+        if any(version == 4 or not cidr.is_link_local for cidr, _ in addresses):
+            return bridge
+    return replace(bridge, mac=fix_mac(host, bridge))
 
 
 def refuse_other_type(link: Link | None, conf: Conf) -> None:

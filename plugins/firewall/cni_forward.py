@@ -32,12 +32,17 @@ if TYPE_CHECKING:
 
 ALLOWED = "CNI-FORWARD"
 STAGE_1, STAGE_2 = "CNI-ISOLATION-STAGE-1", "CNI-ISOLATION-STAGE-2"
-_TO_ALLOWED = Line(ALLOWED, comment="CNI firewall plugin rules")
+TO_ALLOWED = Line(ALLOWED, comment="CNI firewall plugin rules")
 _OVERRIDES = "CNI firewall plugin admin overrides"
 _COMMENT = "CNI firewall plugin rules (ingressPolicy: {})"
 _OF_ALL = _COMMENT.format(f"{SAME_BRIDGE}|{ISOLATED}")
 _TO_STAGE_1 = Line(STAGE_1, comment=_OF_ALL)
 _END = Line(RETURN, comment=_OF_ALL)
+
+
+def override(admin: str) -> Line:
+    """Return the rule by which administrators' rules come first."""
+    return Line(admin, comment=_OVERRIDES)
 
 
 def lines_of(addresses: Collection[Address]) -> Iterator[Line]:
@@ -58,12 +63,12 @@ def admit(table: Filter, addresses: Collection[Address], admin: str) -> list[int
         for chain in (ALLOWED, admin):
             if table.rules(chain) is None:
                 yield Edit(ADD_CHAIN, chain)
-        if not _has(table, FORWARD, _TO_ALLOWED):
-            yield Edit(INSERT, FORWARD, _TO_ALLOWED)
+        if not _has(table, FORWARD, TO_ALLOWED):
+            yield Edit(INSERT, FORWARD, TO_ALLOWED)
             if _has(table, FORWARD, _TO_STAGE_1):  # isolation must come before acceptance
                 yield Edit(DELETE, FORWARD, _TO_STAGE_1)
                 yield Edit(INSERT, FORWARD, _TO_STAGE_1)
-        to_admin = Line(admin, comment=_OVERRIDES)
+        to_admin = override(admin)
         present = table.rules(ALLOWED) or []
         if table.key(to_admin) not in present:
             yield Edit(INSERT, ALLOWED, to_admin)
@@ -79,12 +84,18 @@ def append(table: Filter, addresses: Collection[Address]) -> list[int]:
     return table.commit([Edit(APPEND, ALLOWED, line) for line in lines_of(addresses)])
 
 
-def unheld(table: NftFilter, admins: Collection[str]) -> tuple[list[str], list[str]]:
-    """Return those of `admins` that are jumped to, and addresses of rules that no record holds."""
-    present = table.rules(ALLOWED) or []
-    jumps = [one for one in admins if table.key(Line(one, comment=_OVERRIDES)) in present]
+def unheld(table: NftFilter, admins: Collection[str]) -> tuple[int, dict[str, int], list[str]]:
+    """Return what else is known of the chain after it was listed.
+
+    That is the handle of the jump to it, the handles of its jumps to `admins`, and the addresses of
+    rules that no record holds; 0 stands for no jump.
+    """
+    table.rules(ALLOWED)
+    jumps = {one: table.handle(ALLOWED, override(one)) for one in admins}
     found = {str(one) for key in table.unheld_rules(ALLOWED) for one in addresses_in(key)}
-    return jumps, sorted(found)
+    table.rules(FORWARD)
+    entry = table.handle(FORWARD, TO_ALLOWED)
+    return entry, {one: handle for one, handle in jumps.items() if handle}, sorted(found)
 
 
 def withdraw(table: Filter, addresses: Collection[Address], admin: str) -> None:
@@ -103,20 +114,20 @@ def remove_if_unused(table: Filter, admin: str) -> None:
     """Remove the chain if it lets nothing through, and then an empty `admin` of ours."""
     present = table.rules(ALLOWED)
     if present is not None and not any(_lets_through(table, key) for key in present):
-        _remove_chains(table, _TO_ALLOWED, (ALLOWED,))
+        _remove_chains(table, TO_ALLOWED, (ALLOWED,))
     if table.rules(ALLOWED) is None and table.rules(admin) == [] and table.is_ours(admin):
         _remove_chains(table, None, (admin,))
 
 
 def missing(table: Filter, addresses: Collection[Address], admin: str) -> Iterator[str]:
     """Yield each missing rule of `admit`."""
-    wanted = [(FORWARD, _TO_ALLOWED), (ALLOWED, Line(admin, comment=_OVERRIDES))]
+    wanted = [(FORWARD, TO_ALLOWED), (ALLOWED, override(admin))]
     yield from _missing(table, [*wanted, *((ALLOWED, line) for line in lines_of(addresses))])
 
 
 def is_led_to(table: Filter) -> bool:
     """Tell whether FORWARD leads to the rules of `admit`."""
-    return _has(table, FORWARD, _TO_ALLOWED)
+    return _has(table, FORWARD, TO_ALLOWED)
 
 
 def admitted(table: Filter) -> list[Address]:
@@ -162,7 +173,7 @@ def missing_of_policy(table: Filter, bridge: str, policy: str) -> Iterator[str]:
     """Yield each missing rule of `isolate`."""
     yield from _missing(table, [(FORWARD, _TO_STAGE_1), *_rules_of(bridge, policy)])
     order = table.rules(FORWARD) or []
-    first, then = (table.key(line) for line in (_TO_STAGE_1, _TO_ALLOWED))
+    first, then = (table.key(line) for line in (_TO_STAGE_1, TO_ALLOWED))
     if first in order and then in order and order.index(then) < order.index(first):
         yield f"{FORWARD} of {table.name} leads to {ALLOWED} before {STAGE_1}"
 

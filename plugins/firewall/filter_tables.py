@@ -40,6 +40,9 @@ if TYPE_CHECKING:
         def rules(self, chain: str) -> list[Key] | None:
             """Return the rules of a chain, None if it does not exist."""
 
+        def look(self, chain: str) -> None:
+            """Raise what `rules` would raise, which may cost more."""
+
         def key(self, line: Line) -> Key:
             """Return the form of a rule in the result of `rules`."""
 
@@ -135,9 +138,17 @@ class NftFilter:
         """Return how many rules like `line` were listed that no record holds by their handles."""
         return len(self._handles.get((chain, line.signature()), ()))
 
+    def handle(self, chain: str, line: Line) -> int:
+        """Return the handle of a rule that was listed and that no record holds, 0 for none."""
+        return next(iter(self._handles.get((chain, line.signature()), ())), 0)
+
     def unheld_rules(self, chain: str) -> list[Signature]:
         """Return the rules listed that no record holds by their handles."""
         return [signature for where, signature in self._handles if where == chain]
+
+    def look(self, chain: str) -> None:
+        """Raise what `rules` would raise, but list no rule."""
+        self.is_rule(chain, self.usage(chain)[0], Line(""))
 
     def usage(self, chain: str) -> tuple[int, int]:
         """Return handle of a chain, and number of its rules and of jumps to it; zeros if absent."""
@@ -222,6 +233,10 @@ class LegacyFilter:
     def is_used(self) -> bool:
         """Tell whether FORWARD drops by its policy or has rules."""
         return self.drops() or bool(self.rules(FORWARD))
+
+    def look(self, chain: str) -> None:
+        """Raise what `rules` would raise."""
+        self.rules(chain)
 
     def unheld(self, chain: str, line: Line) -> int:
         """Return how many rules are like `line`: none has a handle here."""

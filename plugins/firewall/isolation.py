@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cni_common.kernel.netlink import Message
     from cni_common.kernel.netns import NetNS
     from cni_common.kernel.nft_layout import Key, Rule
+    from plugins.firewall.facts import IsolationFacts
 
 PORTS_TABLE = nft_table.Table(nft_table.BRIDGE, "pycni_isolation")
 BRIDGES, SAME, CHAIN = "isolated_bridges", "same_bridge", "isolation"
@@ -72,6 +73,14 @@ def ensure(netns: NetNS, bridge: str, policies: Collection[str]) -> None:
     _change(netns, LAYOUT, wanted=wanted, unwanted=unwanted)
     if not policies:
         LAYOUT.remove_if_unused(netns)
+
+
+def is_as(netns: NetNS, policy: IsolationFacts) -> bool:
+    """Tell whether a bridge is isolated just as this policy wants it."""
+    may_meet = TABLE.element(netns, SAME, interface_key(policy.bridge) * 2) is not None
+    wanted = policy.policy != ISOLATED
+    drift = missing(netns, policy.bridge, policy.policy, "")
+    return may_meet == wanted and next(drift, None) is None
 
 
 def close_port(netns: NetNS, port: str) -> None:

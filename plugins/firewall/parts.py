@@ -104,14 +104,12 @@ class Isolation(Part):
 
     def teardown(self, req: Request, host: Host, record: Record, facts: IsolationFacts) -> None:
         """Remove the isolation, except for rules that another record needs."""
-        others = _others(host, record)
         rules = record.get(FirewallFacts) or FirewallFacts()
         with BestEffort() as steps:
-            if facts.bridge and facts.policy != OPEN:
-                policies = _policies(others, record)
+            if facts.bridge and facts.policy != OPEN and not _stays(host, record, facts):
+                policies = _policies(host, record)
                 steps.attempt("bridge", lambda: _ensure_policies(host, rules, facts, policies))
-            ports = [one.port for one in _each(others, IsolationFacts)]
-            if facts.port and facts.port not in ports:
+            if facts.port:  # the end of one pair, so no other attachment's
                 steps.attempt("port", lambda: isolation.open_port(host.netns, facts.port))
 
     def present(self, host: Host, record: Record, facts: IsolationFacts) -> Iterator[Owned]:
@@ -149,7 +147,7 @@ def begin(req: Request, host: Host, conf: Conf, result: Result, *, undo: Undo) -
     for version in _versions(addresses):
         # What cannot be looked at cannot be removed either, so nothing may be noted before.
         for table in filter_tables.present(host.netns, version):
-            table.rules(cni_forward.ALLOWED)
+            table.look(cni_forward.ALLOWED)
     rules = FirewallFacts(
         backend,
         [str(address) for address in addresses],
@@ -174,12 +172,12 @@ def admit(req: Request, host: Host, attaching: Attaching) -> None:
         _admit_by_rules(host, attaching, rules)
         if policy is None:
             return
-        others = _others(host, record)
-        if rules.backend == IPTABLES and _has_unrecorded(host, record, others):
+        if rules.backend == IPTABLES and _has_unrecorded(host, record):
             policy = replace(policy, found=True)
             attaching.note(policy)
-        policies = _policies([*others, record], record)
-        _ensure_policies(host, rules, policy, policies)
+        if not _is_as(host, rules, policy):
+            policies = {policy.policy, *_policies(host, record)}
+            _ensure_policies(host, rules, policy, policies)
         if policy.port and rules.backend != IPTABLES:
             isolation.close_port(host.netns, policy.port)
 
@@ -212,7 +210,7 @@ def _admit_by_rules(host: Host, attaching: Attaching, rules: FirewallFacts) -> N
     handles: list[int] = []
     for version, own in _by_version(rules.parsed):
         for table in filter_tables.to_admit(host.netns, version, rules.backend):
-            if isinstance(table, filter_tables.NftFilter) and rules.backend == NFTABLES:
+            if isinstance(table, filter_tables.NftFilter):
                 held = partial(_handles, host, version)
                 handles += ledger.admit(host, table, own, admin=rules.admin_chain, held=held)
             else:
@@ -223,8 +221,8 @@ def _admit_by_rules(host: Host, attaching: Attaching, rules: FirewallFacts) -> N
 
 def _handles(host: Host, version: int) -> set[int]:
     """Return the handles in all records, of rules of one IP version."""
-    records = _each(_others(host, None), FirewallFacts)
-    return {handle for facts in records for handle in facts.handles_of(version)}
+    everything = _each(_others(host, None), FirewallFacts)
+    return {handle for facts in everything for handle in facts.handles_of(version)}
 
 
 def _withdraw(req: Request, host: Host, record: Record | None, facts: FirewallFacts) -> None:
@@ -268,7 +266,7 @@ def _remove_rules(
         if handles and ledger.withdraw(host, table, own, admin=admin, handles=handles):
             return
         ledger.forget(host)
-    others = _each(_others(host, record), FirewallFacts)
+    others = list(_each(_others(host, record), FirewallFacts))
     if isinstance(table, filter_tables.NftFilter):
         # These have rules of their own beside those of `facts`.
         table.held = {handle for one in others for handle in one.handles_of(table.version)}
@@ -296,7 +294,7 @@ def missing(req: Request, host: Host, conf: Conf, result: Result) -> Iterator[st
         yield from firewalld.missing(req.environ, conf.zone, addresses)
     for version, own in _by_version(addresses):
         for table in filter_tables.to_admit(host.netns, version, backend):
-            yield from cni_forward.missing(table, own, conf.admin_chain)
+            yield from _missing_of(host, table, own, conf.admin_chain, rules)
     if conf.policy == OPEN:
         return
     bridge, port = (policy.bridge, policy.port) if policy else _where(host, conf, result)
@@ -306,6 +304,17 @@ def missing(req: Request, host: Host, conf: Conf, result: Result) -> Iterator[st
     for version in _versions(addresses):
         for table in filter_tables.to_admit(host.netns, version, backend):
             yield from cni_forward.missing_of_policy(table, bridge, conf.policy)
+
+
+def _missing_of(  # noqa: PLR0917 - of one table
+    host: Host, table: Filter, addresses: Sequence[Address], admin: str, facts: FirewallFacts | None
+) -> Iterator[str]:
+    """Yield each rule of `addresses` that is missing in a table."""
+    if facts and isinstance(table, filter_tables.NftFilter):
+        handles = facts.handles_of(table.version)
+        if handles and ledger.holds(host, table, addresses, admin=admin, handles=handles):
+            return
+    yield from cni_forward.missing(table, addresses, admin)
 
 
 def _ensure_policies(
@@ -327,12 +336,36 @@ def _ensure_policies(
             cni_forward.isolate(table, policy.bridge, policies)
 
 
-def _has_unrecorded(host: Host, record: Record, others: Iterable[Record]) -> bool:
-    """Tell whether the bridge has rules without a record of ours."""
+def _is_as(host: Host, rules: FirewallFacts, policy: IsolationFacts) -> bool:
+    """Tell whether the bridge of `policy` is kept apart just as that says."""
+    if rules.backend != IPTABLES:
+        return isolation.is_as(host.netns, policy)
+    drift = (
+        what
+        for version in rules.versions
+        for table in filter_tables.to_admit(host.netns, version, IPTABLES)
+        for what in cni_forward.missing_of_policy(table, policy.bridge, policy.policy)
+    )
+    return next(drift, None) is None
+
+
+def _stays(host: Host, record: Record, facts: IsolationFacts) -> bool:
+    """Tell whether the bridge stays as it is when `record` goes, since another record needs that.
+
+    As a rule one does, and the first that is read tells.
+    """
+    needed = {ISOLATED} if facts.policy == ISOLATED else {ISOLATED, facts.policy}
+    if any(one.policy in needed for one in _on_bridge(host, record)):
+        return True
+    return _may_need_policies(host, _others(host, record))
+
+
+def _has_unrecorded(host: Host, record: Record) -> bool:
+    """Tell whether the bridge has rules without a record of ours: all records of a bridge agree."""
     rules, policy = record.get(FirewallFacts), record.get(IsolationFacts)
-    same = [one for one in others if _is_same_bridge(one, record)]
+    same = next(_on_bridge(host, record), None)
     if same:
-        return any(one.found for one in _each(same, IsolationFacts))
+        return same.found
     return any(
         cni_forward.is_isolated(table, policy.bridge)
         for version in (rules.versions if rules and policy else ())
@@ -341,23 +374,35 @@ def _has_unrecorded(host: Host, record: Record, others: Iterable[Record]) -> boo
     )
 
 
-def _others(host: Host, record: Record | None) -> list[Record]:
-    """Return the records of all attachments but that of `record`."""
-    own = (record.network, record.attachment) if record else None
-    records = host.records.of_plugin(LIFECYCLE.plugin)
-    return [one for one in records if (one.network, one.attachment) != own]
+def _others(host: Host, record: Record | None) -> Iterator[Record]:
+    """Yield the records of all attachments but that of `record`, each when it is asked for."""
+    own = record.path if record else ""
+    return (one for one in host.records.of_plugin(LIFECYCLE.plugin) if one.path != own)
+
+
+def _on_bridge(host: Host, record: Record) -> Iterator[IsolationFacts]:
+    """Yield the policies of other records for the bridge of `record`."""
+    return _each(
+        (one for one in _others(host, record) if _is_same_bridge(one, record)), IsolationFacts
+    )
 
 
 def _own(req: Request, host: Host) -> Record | None:
-    own = req.network, req.attachment
-    records = host.records.of_plugin(LIFECYCLE.plugin)
-    return next((one for one in records if (one.network, one.attachment) == own), None)
+    return host.records.peek(host.records.path_of(LIFECYCLE.plugin, req.network, req.attachment))
 
 
-def _each(records: Iterable[Record], facts_type: type[Facts]) -> list[Facts]:
-    """Return what `records` say of one part."""
+def _may_need_policies(host: Host, others: Iterable[Record]) -> bool:
+    """Tell whether a record cannot be read: its attachment may rely on any bridge's isolation."""
+    damaged = next((one.path for one in others if one.damage), "")
+    if damaged:
+        host.log(f"keeps isolated bridges as they are: record '{damaged}' is damaged")
+    return bool(damaged)
+
+
+def _each(records: Iterable[Record], facts_type: type[Facts]) -> Iterator[Facts]:
+    """Yield what `records` say of one part."""
     found = (record.get(facts_type) for record in records)
-    return [facts for facts in found if facts is not None]
+    return (facts for facts in found if facts is not None)
 
 
 def _is_same_bridge(one: Record, other: Record) -> bool:
@@ -370,10 +415,17 @@ def _is_same_bridge(one: Record, other: Record) -> bool:
     return "" not in bridges and len(bridges) == len(places) == 1
 
 
-def _policies(records: Iterable[Record], record: Record) -> set[str]:
-    """Return the policies that records have for the bridge of `record`."""
-    same = [one for one in records if _is_same_bridge(one, record)]
-    return {one.policy for one in _each(same, IsolationFacts)} - {OPEN}
+def _policies(host: Host, record: Record) -> set[str]:
+    """Return the policies that other records have for the bridge of `record`.
+
+    The strictest counts, so records are read only until that is found.
+    """
+    found: set[str] = set()
+    for one in _on_bridge(host, record):
+        found |= {one.policy} - {OPEN}
+        if ISOLATED in found:
+            break
+    return found
 
 
 def _where(host: Host, conf: Conf, result: Result) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_common.spec.errors import CNIError, Code, drifted
+from cni_common.spec.errors import CNIError, Code, drifted, listed
 from cni_common.spec.ipam_config import CNI_ARGS, ROUTES_SCHEMA, parse_routes
 from cni_common.spec.names import Address, is_absolute, parse_address, parse_cidr, version_tuple
 from cni_common.spec.request import PROTOCOL_PROPERTIES, Command
@@ -13,7 +13,7 @@ from cni_common.spec.result import IPConfig, Result, Route
 from cni_common.spec.schema import key_schema
 from plugins.host_local import allocate, choose
 from plugins.host_local.lease import PLUGIN, RELEASE_COOLDOWN_MAX, pod_key
-from plugins.host_local.ranges import RangeSet, gateways_outside, parse_sets
+from plugins.host_local.ranges import Locator, RangeSet, gateways_outside, parse_sets
 from plugins.host_local.store import Store, indexes_of
 
 if TYPE_CHECKING:
@@ -160,14 +160,15 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     Raises CNIError 4, 5, 7, 11 or 999.
     """
     conf = Conf.of(req)
-    wanted = choose.assign(conf.sets, _requested(req))
+    wanted = choose.assign(conf.sets, _requested(req), req.network)
     dns: Json = {}
     if conf.resolv_conf:
         from plugins.host_local import resolv
 
         dns = resolv.read(conf.resolv_conf)
-    for line in gateways_outside(conf.sets):
-        host.log(f"{PLUGIN}: network {req.network}: {line}; it is used all the same")
+    outside = gateways_outside(conf.sets)
+    if outside:
+        host.log(f"{PLUGIN}: network {req.network}: {listed(outside)}; used all the same")
     choices = allocate.reserve(req, host, undo, conf=conf, wanted=wanted)
     ips = [IPConfig(choice.cidr, choice.range.gateway) for choice in choices]
     return Result(ips=ips, routes=conf.routes, dns=dns)
@@ -181,11 +182,11 @@ def delete(req: Request, host: Host) -> None:
 def check(req: Request, host: Host) -> Iterator[CNIError]:
     """Yield an error for each address of prevResult in its ranges that the attachment lacks."""
     conf = Conf.of(req)
-    previous = req.prev_result
+    previous, locator = req.prev_result, Locator(conf.sets)
     expected = [
         ip.address.ip
         for ip in (previous.ips if previous else ())
-        if any(one.range_of(ip.address.ip) for one in conf.sets)
+        if locator.index_of(ip.address.ip) is not None
     ]
     with Store(conf.directory, indexes=indexes_of(host), log=host.log) as store:
         store.lock(for_index=not expected)
@@ -245,12 +246,12 @@ def _release_cooldown(req: Request) -> int:
     return int(req.config.get("ipam", {}).get("releaseCooldown", 0))
 
 
-def _requested(req: Request) -> list[Address]:
-    """Return the addresses that the runtime requests, of all three sources, each once.
+def _requested(req: Request) -> dict[Address, str]:
+    """Return the addresses that the runtime requests, of all three sources, with their sources.
 
     Raises CNIError 4 for CNI_ARGS, 7 for the others.
     """
-    texts = [("CNI_ARGS: IP", req.cni_args(CNI_ARGS).get("IP", ""), Code.INVALID_ENVIRONMENT)]
+    texts = [("IP of CNI_ARGS", req.cni_args(CNI_ARGS).get("IP", ""), Code.INVALID_ENVIRONMENT)]
     if not texts[0][1]:
         texts.clear()
     for where, ips in (
@@ -258,7 +259,7 @@ def _requested(req: Request) -> list[Address]:
         ("runtimeConfig.ips", req.config.get("runtimeConfig", {}).get("ips", ())),
     ):
         texts += [(where, text, Code.INVALID_CONFIG) for text in ips]
-    addresses: dict[Address, None] = {}
+    addresses: dict[Address, str] = {}
     for where, text, code in texts:
         try:
             address = parse_cidr(text).ip if "/" in text else parse_address(text)
@@ -266,8 +267,8 @@ def _requested(req: Request) -> list[Address]:
             raise CNIError(
                 code, f'{where}: cannot understand ip "{text}", expected such as 10.0.0.5'
             ) from None
-        addresses[address] = None
-    return list(addresses)
+        addresses.setdefault(address, where)
+    return addresses
 
 
 def _check_held(address: Address, lease: Lease | None, owner: Attachment) -> Iterator[CNIError]:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from ipaddress import ip_interface
 from typing import TYPE_CHECKING
 
-from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.errors import CNIError, Code, listed
 from cni_common.spec.names import Address, Cidr
+from plugins.host_local.ranges import Locator
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from cni_common.spec.request import Attachment
     from plugins.host_local.lease import Lease
@@ -55,10 +56,13 @@ class Shortage(CNIError):  # noqa: N818 - the ADD may still succeed
 
 def refuse_duplicate(sets: Sequence[RangeSet], held: Sequence[Lease], owner: Attachment) -> None:
     """Raise CNIError if one of the leases `held`, which `owner` holds, lies in `sets`."""
-    for index, range_set in enumerate(sets):
-        for lease in held:
-            if range_set.range_of(lease.address) is not None:
-                raise CNIError(Code.INTERNAL, _failure(index, duplicate(lease, owner)))
+    if not held:
+        return
+    locator = Locator(sets)
+    for lease in held:
+        index = locator.index_of(lease.address)
+        if index is not None:
+            raise CNIError(Code.INTERNAL, _failure(index, duplicate(lease, owner)))
 
 
 def duplicate(lease: Lease, owner: Attachment) -> str:
@@ -69,32 +73,46 @@ def duplicate(lease: Lease, owner: Attachment) -> str:
     )
 
 
-def assign(sets: Sequence[RangeSet], wanted: Sequence[Address]) -> dict[int, Address]:
+def assign(
+    sets: Sequence[RangeSet], wanted: Mapping[Address, str], network: str
+) -> dict[int, Address]:
     """Return the requested address of each range set, by the set's index.
 
-    Raises CNIError if two addresses are requested of one set, or if one lies in no set.
+    `wanted` has the source of each request. Raises CNIError if two addresses are requested of one
+    set, or if one lies in no set.
     """
     assigned: dict[int, Address] = {}
-    surplus: list[Address] = []
+    surplus: dict[Address, None] = {}
     reasons = []
-    for address in wanted:
-        index = next((i for i, one in enumerate(sets) if one.range_of(address) is not None), None)
+    locator = Locator(sets) if wanted else None
+    for address, source in wanted.items():
+        index = locator.index_of(address) if locator else None
         if index is None:
-            surplus.append(address)
-            reasons.append(f"{address} is in no range set")
+            surplus[address] = None
+            reasons.append(
+                f"{address}, which {source} asks for, is in no range set of network '{network}'"
+                f" (its ranges: {_ranges(sets)})"
+            )
         elif index in assigned:
             # Choosing one of them would be a guess: name both.
-            surplus += [a for a in (assigned[index], address) if a not in surplus]
-            reasons.append(f"range set {index} ({sets[index]}) gives one address per attachment")
+            surplus |= {assigned[index]: None, address: None}
+            reasons.append(
+                f"range set {index} of network '{network}' ({_ranges([sets[index]])}) gives one"
+                " address per attachment"
+            )
         else:
             assigned[index] = address
     if surplus:
         raise CNIError(
             Code.INTERNAL,
             f"failed to allocate all requested IPs: {' '.join(map(str, surplus))}:"
-            f" {', '.join(dict.fromkeys(reasons))}",
+            f" {listed(dict.fromkeys(reasons))}",
         )
     return assigned
+
+
+def _ranges(sets: Sequence[RangeSet]) -> str:
+    return listed(one for range_set in sets for one in range_set.ranges)
 
 
 def choose_requested(index: int, range_set: RangeSet, address: Address, store: Store) -> Choice:

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.names import Address, Subnet, parse_address, parse_cidr
+from cni_common.spec.result import ADDRESSES_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Sequence
+    from typing import TypeVar
 
     from cni_common.spec.wire import Json
 
     Search = Callable[[int, int], int | None]
+    T = TypeVar("T", int, tuple[int, ...])
 
 _OCTETS = tuple(map(str, range(256)))
 HOST_BITS_MIN = 2  # a /31 or /127 has no address left beside network, broadcast and gateway
@@ -109,6 +112,24 @@ class RangeSet:
         yield int(here.first), int(after)
 
 
+class Locator:
+    """Finds the range set of an address, in time that hardly grows with the number of ranges."""
+
+    def __init__(self, sets: Sequence[RangeSet]) -> None:
+        """`sets` do not overlap, as those of parse_sets."""
+        self._spans = sorted(
+            (one.subnet.version, int(one.first), int(one.last), index)
+            for index, range_set in enumerate(sets)
+            for one in range_set.ranges
+        )
+
+    def index_of(self, address: Address) -> int | None:
+        """Return the index of the set whose ranges contain `address`, gateways included."""
+        after = _position(self._spans, (address.version, int(address) + 1))
+        version, first, last, index = self._spans[after - 1] if after else (0, 0, 0, 0)
+        return index if version == address.version and first <= int(address) <= last else None
+
+
 def unused(taken: Container[int]) -> Search:
     """Return a search for numbers that are not in `taken`."""
 
@@ -148,6 +169,12 @@ def parse_sets(sets: Sequence[Sequence[Json]], *, several_per_family: bool) -> t
     if not sets:
         raise CNIError(
             Code.INVALID_CONFIG, "no IP ranges specified: give ipam.subnet or ipam.ranges"
+        )
+    if len(sets) > ADDRESSES_MAX:
+        raise CNIError(
+            Code.INVALID_CONFIG,
+            f"{len(sets)} range sets are specified, {ADDRESSES_MAX} are possible: an attachment"
+            " gets an address of each; to have a larger pool, put more ranges into one set",
         )
     parsed = tuple(_parse_set(index, entries) for index, entries in enumerate(sets))
     if not several_per_family and len({one.version for one in parsed}) < len(parsed):
@@ -265,12 +292,12 @@ def _between(numbers: Sequence[int], first: int, last: int) -> Sequence[int]:
     return numbers[_position(numbers, first) : _position(numbers, last + 1)]
 
 
-def _position(numbers: Sequence[int], least: int) -> int:
-    """Return how many of the sorted `numbers` are below `least` (bisect costs an import)."""
-    low, high = 0, len(numbers)
+def _position(ordered: Sequence[T], least: T) -> int:
+    """Return how many members of `ordered` are below `least` (bisect costs an import)."""
+    low, high = 0, len(ordered)
     while low < high:
         middle = (low + high) // 2
-        if numbers[middle] < least:
+        if ordered[middle] < least:
             low = middle + 1
         else:
             high = middle

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.nft_layout import TABLE
-from cni_common.spec.errors import CNIError, Code, drifted
+from cni_common.spec.errors import CNIError, Code, drifted, listed
 from plugins.portmap import (
     conntrack,
     layout,
@@ -34,6 +34,13 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     """Map the ports that the runtime wishes for; return prevResult as it is."""
     conf = Conf.of(req)
     previous = req.require_prev_result()
+    unserved = [port for port in conf.ports if not any(map(port.serves, conf.addresses))]
+    if unserved:
+        host.log(
+            f"portmap: network {req.network}: host port {listed(unserved)} leads nowhere: there is"
+            f" no such address of '{req.ifname}' in prevResult; the plugin that makes the interface"
+            ' must name it with its "sandbox"'
+        )
     if not any(conf.targets()):
         return previous
     _probe(host, conf)

@@ -9,6 +9,7 @@ from cni_common.node.masquerade import BACKENDS
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.names import parse_address
 from cni_common.spec.request import PROTOCOL_PROPERTIES
+from cni_common.spec.schema import one_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -256,9 +257,8 @@ def _port(entry: Json, number: int) -> Port:
     if protocol not in PROTOCOLS:
         protocol = protocol.lower()
     if protocol not in PROTOCOLS:
-        raise _refuse(
-            f'portMappings[{number}]: protocol is "{protocol}", it must be tcp, udp or sctp'
-        )
+        known = one_of(protocol, list(PROTOCOLS))
+        raise _refuse(f"portMappings[{number}]: protocol is {known}")
     text = entry.get("hostIP", "")
     try:
         host_ip = parse_address(text) if text else None

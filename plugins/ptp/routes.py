@@ -72,7 +72,7 @@ def configure_host(
         host.netlink.channel.exchange(messages + [_route_message(ours, ip) for ip in ips])
     except NetlinkError as error:
         if error.errno != errno.EEXIST:
-            raise
+            raise veth.refused(error, host, ours.name) from None
         for ip in ips:
             _add_beside_other(host, ours, ip, remove_if_gone)
     if any(gateway.version == 6 for gateway in given):

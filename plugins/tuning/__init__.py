@@ -13,6 +13,7 @@ from plugins.tuning.parts import LIFECYCLE
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from cni_common.kernel.link import Link
     from cni_common.kernel.netns import NetNS
     from cni_common.node.host import Host
     from cni_common.node.lifecycle import Attaching, Lifecycle
@@ -44,7 +45,8 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
         sysctl.write(container, conf.sysctls, before)
         attaching.note(parts.SysctlsFacts(before, sysctl.read(container, conf.sysctls)))
     if conf.device:
-        _change_device(req, container, conf.device, attaching=attaching, path=backup.path)
+        link = _change_device(req, container, conf.device, attaching=attaching, path=backup.path)
+        _compare_ends(req, host, container, link, mtu=conf.device.mtu)
         for entry in result.interfaces:
             if entry.name == req.ifname and entry.sandbox:
                 entry.mac = conf.device.mac or entry.mac
@@ -107,16 +109,16 @@ def _refuse_to_end_ipv6(req: Request, conf: Conf, result: Result) -> None:
 
 def _sysctls_after(req: Request, host: Host) -> Mapping[str, str | None]:
     """Return the sysctls as ADD has left them, by its record."""
-    for record in host.records.of_plugin(LIFECYCLE.plugin):
-        if (record.network, record.attachment) == (req.network, req.attachment):
-            facts = record.get(parts.SysctlsFacts)
-            return facts.after if facts else {}
-    return {}
+    path = host.records.path_of(LIFECYCLE.plugin, req.network, req.attachment)
+    record = host.records.peek(path)
+    facts = record.get(parts.SysctlsFacts) if record else None
+    return facts.after if facts else {}
 
 
 def _change_device(
     req: Request, container: NetNS, wanted: Device, *, attaching: Attaching, path: str
-) -> None:
+) -> Link:
+    """Change the interface, and return it as it was before."""
     link = device.required(container, req.ifname)
     before = device.former(link, wanted)
     attaching.note(parts.InterfaceFacts(device.as_json(before), device.as_json(wanted)))
@@ -124,3 +126,21 @@ def _change_device(
     attaching.take_back(parts.INTERFACE)
     device.save(path, before)
     device.apply(container, link, wanted)
+    return link
+
+
+def _compare_ends(
+    req: Request, host: Host, container: NetNS, link: Link, *, mtu: int | None
+) -> None:
+    """Log when only one end of a veth pair has the MTU: the other end's larger packets are lost."""
+    if not mtu or link.kind != "veth":
+        return
+    from cni_common.node import veth
+
+    other = veth.host_end(host.netns, container, link)
+    if other and other.mtu != mtu:
+        host.log(
+            f"tuning: network {req.network}: '{req.ifname}' has MTU {mtu} now, and the host's end"
+            f" '{other.name}' has {other.mtu}: packets longer than the smaller one are lost; set"
+            ' "mtu" of the plugin that makes the pair instead'
+        )

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_common.kernel.link import parse_mac
 from cni_common.spec.errors import CNIError, Code
-from cni_common.spec.ipam_config import CNI_ARGS
+from cni_common.spec.ipam_config import requested_mac
 from cni_common.spec.names import is_absolute
 from cni_common.spec.request import PROTOCOL_PROPERTIES
 from plugins.tuning import sysctl
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
 
     from cni_common.spec.request import Request
     from cni_common.spec.wire import Json
+
+    Pairs = tuple[tuple[str, Any], ...]
 
 DEFAULT_DATA_DIR = "/run/cni/tuning"
 _U32 = 2**32 - 1
@@ -106,8 +107,8 @@ class Conf:
         """Return the configuration in `req`. Raises CNIError 7, or 4 for CNI_ARGS."""
         config = req.config
         by_args = config.get("args", {}).get("cni", {})
-        if any(req.stdin.count(f'"{key}"'.encode()) > 1 for key in config.get("sysctl", {})):
-            _refuse_duplicates(req.stdin)
+        if config.get("sysctl"):
+            _refuse_duplicates(req.stdin.decode("utf-8", "replace"))
         if not is_absolute(config.get("dataDir", DEFAULT_DATA_DIR)):
             raise _refuse(f'"dataDir" is {config["dataDir"]!r}, it must be an absolute path')
         sysctls, keys = _sysctls(config.get("sysctl", {}), req.ifname)
@@ -117,7 +118,7 @@ class Conf:
             sysctls={**sysctls, **more[0]},
             keys={**keys, **more[1]},
             device=Device(
-                mac=_mac(req),
+                mac=requested_mac(req, config.get("mac", "")) or None,
                 promisc=True if merged.get("promisc") else None,
                 mtu=merged.get("mtu") or None,
                 allmulti=merged.get("allmulti"),
@@ -147,47 +148,23 @@ def _sysctls(given: Json, ifname: str) -> tuple[dict[str, str], dict[str, str]]:
     return values, keys
 
 
-def _refuse_duplicates(stdin: bytes) -> None:
+def _refuse_duplicates(stdin: str) -> None:
     """Raise CNIError 7 if a sysctl appears twice; JSON would keep only the last."""
     import json
 
-    twice: list[str] = []
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        for key, value in items:
-            if key.lower() == "sysctl" and isinstance(value, _Repeating):
-                twice.extend(value.repeated)
-        names = [key for key, _ in items]
-        found = _Repeating(items)
-        found.repeated = [key for key in found if names.count(key) > 1]
-        return found
-
-    json.loads(stdin, object_pairs_hook=pairs)
-    if twice:
-        raise _refuse(f"duplicated sysctl keys are not allowed: {', '.join(twice)}")
+    config = json.loads(stdin, object_pairs_hook=tuple)
+    by_args = [cni for args in _objects(config, "args") for cni in _objects(args, "cni")]
+    for sysctls in (one for place in (config, *by_args) for one in _objects(place, "sysctl")):
+        seen: set[str] = set()
+        for name, _ in sysctls:
+            if name in seen:
+                raise _refuse(f"duplicated sysctl keys are not allowed: {name}")
+            seen.add(name)
 
 
-class _Repeating(dict):  # type: ignore[type-arg]
-    """A JSON object, and its repeated keys."""
-
-    repeated: list[str]
-
-
-def _mac(req: Request) -> str | None:
-    """Return the MAC of args.cni.mac, else the capability, else CNI_ARGS, else `mac`."""
-    config = req.config
-    text = (
-        config.get("args", {}).get("cni", {}).get("mac")
-        or config.get("runtimeConfig", {}).get("mac")
-        or req.cni_args(CNI_ARGS).get("MAC")
-        or config.get("mac")
-    )
-    if not text:
-        return None
-    try:
-        return parse_mac(text)
-    except ValueError as error:
-        raise _refuse(f"the interface's MAC is {error}") from None
+def _objects(pairs: Pairs, key: str) -> list[Pairs]:
+    """Return the objects with that key; an object is a tuple of its pairs, an array is a list."""
+    return [value for name, value in pairs if name.lower() == key and isinstance(value, tuple)]
 
 
 def _refuse(text: str) -> CNIError:

@@ -7,10 +7,11 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cni_common.kernel.link import IFF_ALLMULTI, IFF_PROMISC, parse_mac
+from cni_common.kernel.link import IFF_ALLMULTI, IFF_PROMISC
 from cni_common.node.record import make_directory
 from cni_common.spec import wire
 from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.ipam_config import parse_mac
 from cni_common.spec.undo import BestEffort
 from plugins.tuning.conf import Device
 

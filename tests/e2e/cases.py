@@ -12,11 +12,11 @@ from tests.machine import Json
 
 NET4, NET6 = "10.81.0.0/24", "fd00:81::/64"
 DEFAULT4, DEFAULT6 = {"dst": "0.0.0.0/0"}, {"dst": "::/0"}
-MAC = "02:00:00:00:81:01"
+MAC, OTHER_MAC = "02:00:00:00:81:01", "02:00:00:00:81:09"
 
 # Subject in docs/differences.md: the lines that it explains, "what: theirs -> ours".
 EVERYWHERE = {
-    "Attachment records": r"ADD: files in /run/pycni/attachments: absent -> there",
+    "Attachment records": r"ADD: files in /run/pycni(/attachments)?: absent -> there",
     "Router advertisements": r"ADD: c1 sysctl net/ipv6/conf/eth0/accept_ra: 1 -> 0",
     "Length of the transmit queue": r"ADD: host link (<veth>|br0\.\d+) txqlen: None -> 1000",
     "Chosen MAC addresses": r"\w+: host link (br0|<veth>) addr_assign_type: [01] -> 3",
@@ -134,6 +134,18 @@ def ptp(*subnets: str, version: str = "1.1.0", routes: tuple[Json, ...] = (), **
     config = routed(*subnets, version=version, type="ptp", **keys)
     del config["bridge"], config["isGateway"]
     config["ipam"]["routes"] = list(routes) or config["ipam"]["routes"]
+    return config
+
+
+MASTER = "ip link add up0 type veth peer name ext0; ip link set up0 up; ip link set ext0 up"
+
+
+def macvlan(*subnets: str, version: str = "1.1.0", **keys: Any) -> Json:
+    """Return a macvlan on `up0` with host-local; without subnets, an L2 one."""
+    config = routed(*subnets, version=version, type="macvlan", master="up0", **keys)
+    if not subnets:
+        del config["ipam"]
+    del config["bridge"], config["isGateway"]
     return config
 
 
@@ -387,6 +399,42 @@ CASES = {
         POINT,
         plugin="ptp",
     ),
+    **{
+        f"macvlan-{name}": Case(
+            config, differs, plugin="macvlan", args=args, prepare=f"{MASTER}; {prepare}true"
+        )
+        for name, config, differs, args, prepare in (
+            *((f"ipv4-{v}", macvlan(NET4, version=v), (), "", "") for v in VERSIONS),
+            *((f"dual-{v}", macvlan(NET4, NET6, version=v), (), "", "") for v in VERSIONS),
+            *((m, macvlan(NET4, mode=m), (), "", "") for m in ("private", "vepa", "passthru", "")),
+            ("mtu-dns", macvlan(NET4, mtu=1400, dns={"nameservers": ["10.0.0.1"]}), (), "", ""),
+            ("queue", macvlan(NET4, bcqueuelen=3000), (), "", ""),
+            ("layer2", macvlan(), (), "", ""),
+            ("mac", macvlan(NET4, mac=MAC), (), "", ""),
+            ("mac-by-cni-args", macvlan(NET4, mac=OTHER_MAC), (), f"IgnoreUnknown=1;MAC={MAC}", ""),
+            (
+                "mac-by-capability",
+                macvlan(NET4, mac=OTHER_MAC, runtimeConfig={"mac": MAC}),
+                (),
+                "",
+                "",
+            ),
+            (
+                "by-default-route",
+                macvlan(NET4) | {"master": ""},
+                (),
+                "",
+                "ip address add 192.0.2.1/24 dev up0; ip route add default via 192.0.2.2;",
+            ),
+            (
+                "in-container",
+                macvlan(NET4, linkInContainer=True),
+                (),
+                "",
+                "ip link set up0 netns c1; ip -n c1 link set up0 up;",
+            ),
+        )
+    },
     **{
         f"tuning-{v}": Case(tuning(v, mac=MAC, mtu=1400), (), plugin="tuning", prepare=ETH0)
         for v in VERSIONS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,12 +15,12 @@ from tests.sockets import asks, serving
 
 pytestmark = pytest.mark.both_edges
 CONF = ROOT / "conf"
-# VLANs need more of a kernel than this one may have: tests/vm executes those.
+# VLANs and dummies need more of a kernel than this one may have: tests/vm executes those.
 EXAMPLES = [
     pytest.param(
         path,
         id=path.name,
-        marks=[pytest.mark.full_kernel] if "vlan" in path.name else [],
+        marks=[pytest.mark.full_kernel] if re.search(r"\bvlan|dummy", path.name) else [],
     )
     for path in sorted(CONF.iterdir())
     if path.suffix in (".conf", ".conflist")
@@ -312,6 +313,14 @@ def ptp(example: Example) -> None:
     assert example.node.reaches("", example.addresses[0][0])
 
 
+def dummy(example: Example) -> None:
+    """The container has the address for itself; nothing leads out of it."""
+    first, second = example.containers
+    example.node.command("ip", "link", "set", "lo", "up", netns=first)  # packets to itself go there
+    assert example.node.reaches(first, example.addresses[0][0])
+    assert example.node.is_cut_off(second, example.addresses[0][0])
+
+
 def ptp_routed(example: Example) -> None:
     """The world sees the containers' own addresses, and needs routes to them."""
     first, outside = example.containers[0], "/run/netns/outside"
@@ -414,6 +423,7 @@ SHOWS: dict[str, Callable[[Example], None]] = {
     "firewall-isolated": firewall_isolated,
     "firewall-iptables": firewall,
     "podman-like": podman_like,
+    "dummy": dummy,
     "ptp": ptp,
     "ptp-routed": ptp_routed,
     "tuning-throughput": tuned,

@@ -26,6 +26,7 @@ CONTRACTS = {
     "dual-1.1.0",
     "masquerade-iptables",
     "ptp-dual-1.1.0",
+    "macvlan-dual-1.1.0",
     "host-local-1.1.0",
     "static-1.1.0",
     "loopback-1.1.0",

@@ -56,8 +56,8 @@ def test_add_and_delete(machine: Machine, namespace: str) -> None:
         {"name": ifb, "mac": link["address"]},
     ]
     assert (link["mtu"], "UP" in link["flags"]) == (1500, True)
-    assert tbf(machine, "host1") == Tbf(2_500_000, 250_000, 312_500)
-    assert tbf(machine, ifb) == Tbf(5_000_000, 500_000, 625_000)
+    assert tbf(machine, "host1") == Tbf(2_500_000, 250_000, 62_500 + 65_536)
+    assert tbf(machine, ifb) == Tbf(5_000_000, 500_000, 125_000 + 65_536)
     assert redirections(machine, "host1") == [ifb]
     machine.ok("bandwidth", "CHECK", {**conf, "prevResult": result}, netns)
     for _ in range(2):
@@ -112,7 +112,7 @@ def test_limits_of_containerd(machine: Machine) -> None:
 
     result = machine.ok("bandwidth", "ADD", conf, netns)
 
-    assert tbf(machine, "host1") == Tbf(12_500_000, 312_500, 625_000)
+    assert tbf(machine, "host1") == Tbf(12_500_000, 312_500, 312_500 + 65_536)
     assert tbf(machine, ifb_of(result)) == Tbf(125_000, 65536, 65536 + 3125)
     machine.ok("bandwidth", "CHECK", conf, netns)
     machine.ok("bandwidth", "DEL", {**conf, "prevResult": None})
@@ -136,7 +136,7 @@ def test_whose_limits_count(machine: Machine) -> None:
         pytest.param(
             {"ingressRate": 80_000_000_000, "ingressBurst": 8 * MEBIBYTE},
             1500,
-            Tbf(10_000_000_000, MEBIBYTE, 250_000_000 + MEBIBYTE),
+            Tbf(10_000_000_000, MEBIBYTE, 250_000_000 + 65_536),
             id="beyond 32 bits",
         ),
         pytest.param(
@@ -171,7 +171,7 @@ def test_burst_that_ticks_cannot_express(machine: Machine) -> None:
     conf = config(machine, ingressRate=MBIT, ingressBurst=400 * MBIT)
     machine.ok("bandwidth", "ADD", conf, netns)
 
-    assert tbf(machine, "host1").limit == 50_000_000 + 3125
+    assert tbf(machine, "host1").limit == 65_536 + 3125
     machine.ok("bandwidth", "CHECK", conf, netns)
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
-from cni_common.kernel.netns import NetNS
+from cni_common.kernel.link import decode_link
+from cni_common.kernel.netns import NETLINK_ROUTE, NetNS
+from cni_common.kernel.rtnetlink import RTM_NEWLINK, RTMGRP_LINK
 from tests.machine import Json, Machine
 from tests.waits import wait_until
 
@@ -179,9 +183,99 @@ def test_force_address_spares_the_gateway_of_another_network(machine: Machine) -
     error = machine.refused("bridge", "ADD", second, machine.container(), containerid="c2")
 
     assert error["code"] == 7
-    assert f"10.9.0.1/24 on 'br0' is the gateway of network '{machine.name}'" in error["msg"]
+    assert f"10.9.0.1/24, the gateway of network '{machine.name}'" in error["msg"]
+    assert error["msg"].endswith("give this network another bridge")
     assert machine.addresses(machine.host, "br0") == ["10.9.0.1/24"]
     assert machine.ping(container, "10.9.0.1")
+
+
+def lan(machine: Machine, address: str) -> str:
+    """Give the host a bridge "br0" with that address in its LAN, and return the LAN's router."""
+    router = machine.container()
+    machine.do(
+        machine.host,
+        "ip link add br0 type bridge",
+        f"ip link add up0 type veth peer name r0 netns {router}",
+        "ip link set up0 address 02:00:00:00:00:05",
+        "ip link set up0 master br0",
+        "ip link set up0 up",
+        "ip link set br0 up",
+        f"ip addr add {address} dev br0",
+    )
+    machine.do(router, "ip link set r0 up", "ip addr add 10.9.0.1/24 dev r0")
+    return router
+
+
+def test_the_hosts_own_lan_is_not_to_be_cut_off(machine: Machine) -> None:
+    """On the bridge of the host's LAN isGateway is the mistake, not the host's address."""
+    lan(machine, "10.9.0.36/24")
+    config = machine.network(isDefaultGateway=True)
+
+    error = machine.refused("bridge", "ADD", config, machine.container())
+
+    assert "10.9.0.36/24; it has ports that are no container's: 'up0'" in error["msg"]
+    assert 'leave out "isGateway" and "isDefaultGateway"' in error["msg"]
+    assert "addr del" not in error["msg"]
+    assert "forceAddress" not in error["msg"]
+    container = machine.container()
+    machine.ok("bridge", "ADD", machine.network(isGateway=False), container)
+    assert machine.addresses(machine.host, "br0") == ["10.9.0.36/24"]
+    assert machine.ping(container, "10.9.0.1")
+
+
+def test_another_networks_bridge_is_not_to_be_taken(machine: Machine) -> None:
+    """The gateway of a living network is not to be deleted: take another bridge."""
+    machine.ok("bridge", "ADD", machine.network(), machine.container())
+    second = machine.network(name=f"{machine.name}-2", ipam=ipam(machine, OTHER_V4))
+
+    error = machine.refused("bridge", "ADD", second, machine.container(), containerid="c2")
+
+    assert f"the gateway of network '{machine.name}'" in error["msg"]
+    assert error["msg"].endswith("give this network another bridge")
+    assert "addr del" not in error["msg"]
+
+
+@pytest.mark.parametrize("uplink", ["", "fe:01:02:03:04:05", "02:00:00:00:00:01"])
+def test_a_bridge_of_others_keeps_its_mac(machine: Machine, uplink: str) -> None:
+    """The host's MAC in its LAN is no container's: not for a moment, and not after DEL."""
+    machine.do(machine.host, "ip link add br0 type bridge")
+    if uplink:
+        machine.do(
+            machine.host,
+            f"ip link add up0 address {uplink} type veth peer name up1",
+            "ip link set up0 master br0",
+            "ip link set up0 up",
+        )
+    before = (machine.link(machine.host, "br0") or {})["address"]
+    containers = [machine.container() for _ in range(3)]
+
+    with address_changes(machine) as changes:
+        for number, container in enumerate(containers):
+            result = machine.ok(
+                "bridge", "ADD", machine.network(), container, containerid=f"c{number}"
+            )
+            assert result["interfaces"][0]["mac"] == before
+        for number, container in enumerate(containers):
+            machine.ok("bridge", "DEL", machine.network(), container, containerid=f"c{number}")
+
+    assert changes == {before}
+    assert (machine.link(machine.host, "br0") or {})["address"] == before
+
+
+@contextmanager
+def address_changes(machine: Machine) -> Iterator[set[str]]:
+    """Give a set that has, in the end, all MACs that "br0" has had meanwhile."""
+    found: set[str] = set()
+    netns = NetNS(machine.host)
+    events = netns.channel(NETLINK_ROUTE, RTMGRP_LINK)
+    try:
+        yield found
+        while seen := events.read_events():
+            links = [decode_link(part) for kind, part in seen if kind == RTM_NEWLINK]
+            found.update(link.mac for link in links if link.name == "br0")
+    finally:
+        events.close()
+        netns.close()
 
 
 def test_force_address_replaces_the_gateway_of_a_network_without_containers(

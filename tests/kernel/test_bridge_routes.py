@@ -58,16 +58,17 @@ def test_every_field_of_a_route_is_applied(machine: Machine, route: Json, expect
 
 
 def test_route_that_the_kernel_refuses(machine: Machine) -> None:
-    """A route through a gateway that is not there fails the ADD, named, and nothing is left."""
+    """A route over a broadcast address fails the ADD, named, and nothing is left."""
     container = machine.container()
-    routes = [{"dst": "10.3.0.0/16", "gw": "172.31.0.1"}]
+    routes = [{"dst": "10.3.0.0/16", "gw": "10.9.0.255"}]
 
     error = machine.refused(
         "bridge", "ADD", machine.network(ipam=ipam(machine, V4, routes=routes)), container
     )
 
-    assert "add route 10.3.0.0/16 via 172.31.0.1" in error["msg"]
-    assert os.strerror(errno.ENETUNREACH) in error["msg"]
+    assert "add route 10.3.0.0/16 via 10.9.0.255" in error["msg"]
+    assert os.strerror(errno.EINVAL) in error["msg"]
+    assert f"(interface 'eth0' in '{container}')" in error["msg"]
     assert machine.leases() == []
     assert machine.ports() == []
 

@@ -340,7 +340,7 @@ def test_failure_after_the_delegate(machine: Machine, fake: Delegate) -> None:
         "bridge", "ADD", config_of(machine), container, path=str(fake.directory)
     )
 
-    assert "add route 10.77.0.0/16 via 10.66.0.1" in error["msg"]
+    assert "cannot reach gateway 10.66.0.1 of the route to 10.77.0.0/16" in error["msg"]
     assert fake.calls == ["ADD", "DEL"]
     assert_nothing_left(machine, container)
 

@@ -117,6 +117,16 @@ BANDWIDTH: Json = {
     "runtimeConfig": {"bandwidth": {"EgressRate": 10**7, "EgressBurst": 2**32 - 1}},
 }
 FIREWALL: Json = {"type": "firewall", "backend": "nftables", "ingressPolicy": "open"}
+MACVLAN: Json = {
+    "type": "macvlan",
+    "master": "below0",
+    "mode": "bridge",
+    "mtu": 1400,
+    "bcqueuelen": 2000,
+    "linkInContainer": False,
+    "ipam": {**SINGLE, "subnet": "10.82.0.0/16"},
+    "runtimeConfig": {"mac": "02:00:00:00:00:82"},
+}
 PORTMAP: Json = {
     "type": "portmap",
     "backend": "nftables",
@@ -131,6 +141,7 @@ PORTMAP: Json = {
 }
 BY_ITSELF = {
     "loopback": LOOPBACK,
+    "macvlan": MACVLAN,
     "tuning": TUNING,
     "bandwidth": BANDWIDTH,
     "firewall": FIREWALL,
@@ -199,6 +210,7 @@ KEYS = (
     *("ingressRate", "egressRate", "egressBurst", "bandwidth", "shapedSubnets"),
     *("sysctl", "promisc", "allmulti", "txQLen", "addresses", "dataDir"),
     *("portMappings", "hostPort", "containerPort", "protocol", "hostIP", "snat", "masqAll"),
+    *("master", "mode", "bcqueuelen", "linkInContainer"),
     *("backend", "conditionsV4", "conditionsV6", "ingressPolicy", "firewalldZone"),
     *("routes", "resolvConf", "dst", "gw", "priority", "table", "scope", "advmss", "ips", "mac"),
     *("interfaces", "address", "interface", "nameservers", "search", "id", "minID", "x", "sandbox"),
@@ -254,7 +266,7 @@ class Generator:
         else:
             stdin = b"{}"
         # To make and delete a veth pair is what takes the time: not too many of them.
-        reach = 0.3 if plugin in ("bridge", "ptp") and command == "ADD" else 0.85
+        reach = 0.3 if plugin in ("bridge", "macvlan", "ptp") and command == "ADD" else 0.85
         return Case(plugin, self._environ(command, reach), stdin)
 
     def _config(self, plugin: str, command: str) -> Json:
@@ -411,6 +423,7 @@ class Fuzzer:
     def __init__(self, machine: Machine, tmp_path: Path) -> None:
         self._machine = machine
         (tmp_path / "file").write_text("x")
+        machine.do(machine.host, "ip link add below0 type veth peer name woleb0")
         network = machine.network(
             name="kept",
             bridge="kept0",

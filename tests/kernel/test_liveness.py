@@ -317,7 +317,7 @@ def gateway(case: Case, state: State) -> str:
     outcome, said = case.add_second("bridge", other)
     mine = f"{case.subnet}1/24" in case.machine.addresses(case.machine.host, "br0")
     assert mine == (outcome == "refused")
-    return _refusal(outcome, said, state, "is the gateway of network")
+    return _refusal(outcome, said, state, "the gateway of network")
 
 
 def route(case: Case, state: State) -> str:

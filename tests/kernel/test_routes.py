@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from cni_common.kernel.netns import NetNS
 from cni_common.kernel.route import KernelRoute, decode_route
+from cni_common.spec.names import Address
 from cni_common.spec.result import Route
 from tests.machine import Machine
 
@@ -89,12 +91,12 @@ def _as_ip_says(machine: Machine, version: int) -> list[KernelRoute]:
 def _route(said: dict[str, Any], indices: dict[str, int], version: int) -> KernelRoute:
     everything = "0.0.0.0/0" if version == 4 else "::/0"
     dst = everything if said["dst"] == "default" else said["dst"]
-    gateway = said.get("gateway") or said.get("via", {}).get("host")
     (metrics,) = said.get("metrics", [{}])
+    hops = [(gateway_of(hop), indices[hop["dev"]]) for hop in said.get("nexthops", ())]
     return KernelRoute(
         Route(
             dst=ip_network(dst),
-            gw=ip_address(gateway) if gateway else None,
+            gw=gateway_of(said),
             mtu=metrics.get("mtu"),
             advmss=metrics.get("advmss"),
             priority=said.get("metric"),
@@ -104,7 +106,14 @@ def _route(said: dict[str, Any], indices: dict[str, int], version: int) -> Kerne
         kind=int(said["type"]),
         protocol=int(said["protocol"]),
         interface=indices.get(said.get("dev", ""), 0),
+        hops=tuple(hops),
     )
+
+
+def gateway_of(said: dict[str, Any]) -> Address | None:
+    """Return the gateway of a route or of one of its next hops."""
+    gateway = said.get("gateway") or said.get("via", {}).get("host")
+    return ip_address(gateway) if gateway else None
 
 
 def _add_all(machine: Machine) -> dict[str, str]:
@@ -142,8 +151,13 @@ def test_every_route_is_read_as_ip_shows_it(machine: Machine) -> None:
     ] == []
     assert index is not None
     assert over_one == [
-        one.route for one in everything if (one.interface, one.kind) == (index[0], 1)
+        replace(one.route, gw=gateway) if one.hops else one.route
+        for one in everything
+        for gateway, where in one.hops or [(None, one.interface)]
+        if (where, one.kind) == (index[0], 1)
     ]
+    assert any(one.hops for one in said[4])
+    assert any(one.hops for one in said[6])
     assert advertised == {index[0]}
 
 

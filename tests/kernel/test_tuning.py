@@ -135,14 +135,14 @@ def test_nothing(machine: Machine) -> None:
 
 
 def test_sources_of_the_mac(machine: Machine) -> None:
-    """args.cni beats the capability, that beats CNI_ARGS, and that the configuration."""
+    """The capability beats args.cni, that beats CNI_ARGS, and that the configuration."""
     by_runtime = {"runtimeConfig": {"mac": "02:00:00:00:00:12"}}
     by_args = {"args": {"cni": {"mac": "02:00:00:00:00:13", "sysctl": {"net.core.somaxconn": "9"}}}}
     seen = []
     for keys, args in (
         ({}, ""),
         ({}, "MAC=02:00:00:00:00:11;IP=10.0.0.1"),
-        (by_runtime, "MAC=02:00:00:00:00:11"),
+        (by_args, "MAC=02:00:00:00:00:11"),
         ({**by_runtime, **by_args}, "MAC=02:00:00:00:00:11"),
     ):
         netns, conf = container(machine), config(machine, mac="02:00:00:00:00:10", **keys)
@@ -151,7 +151,7 @@ def test_sources_of_the_mac(machine: Machine) -> None:
         last = state(machine, netns)["net/core/somaxconn"]
         machine.ok("tuning", "DEL", conf, netns)
 
-    assert (seen, last) == (["10", "11", "12", "13"], ["9"])
+    assert (seen, last) == (["10", "11", "13", "12"], ["9"])
 
 
 def test_interface_with_a_dot(machine: Machine) -> None:

@@ -46,7 +46,8 @@ def perfect() -> Report:
         elif bar.to == REFERENCE:
             row.add(bar.column, 100 * bar.limit)
         else:
-            row.add(bar.to, row.samples[bar.column][0] / bar.limit)
+            (ours, *_) = row.samples.setdefault(bar.column, [100.0])
+            row.add(bar.to, ours / bar.limit)
     return report_of(*rows.values())
 
 

@@ -90,7 +90,7 @@ REFUSED: list[tuple[Json, Json, str]] = [
     ({"hostPort": 0}, {}, "portMappings[0]: hostPort is 0, it must be 1 to 65535"),
     ({"hostPort": 65536}, {}, "hostPort is 65536"),
     ({"containerPort": -1}, {}, "containerPort is -1"),
-    ({"protocol": "icmp"}, {}, 'protocol is "icmp", it must be tcp, udp or sctp'),
+    ({"protocol": "icmp"}, {}, 'protocol is "icmp", it must be "tcp", "udp" or "sctp"'),
     ({"hostIP": "localhost"}, {}, 'hostIP "localhost" is not an IP address'),
     ({"hostPort": "80"}, {}, "is not of type integer"),
     ({}, {"markMasqBit": 32}, '"markMasqBit" is 32, it must be 0 to 31'),

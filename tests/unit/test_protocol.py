@@ -106,7 +106,10 @@ class Node:
         reply = self.call(command, config, **environ)
         assert reply.exit_code == 1
         error: Json = json.loads(reply.stdout)
-        return error
+        details, named, rest = error.get("details", "").rpartition("network 'net'")
+        if named:  # as every error of a request that could be parsed
+            error["details"] = details.removesuffix("; ") + rest
+        return {key: value for key, value in error.items() if key != "details" or value}
 
 
 @pytest.fixture
@@ -158,7 +161,7 @@ class TestVersionGate:
                 "code": 1,
                 "msg": f"config version does not allow {command}",
                 "details": f"cniVersion {version} is older than {since},"
-                f" which introduced {command}",
+                f" which introduced {command}; network 'net'",
             }
 
     @pytest.mark.parametrize(
@@ -189,7 +192,7 @@ class TestVersionGate:
         """Any other version is refused before the plugin is asked."""
         error = node.refusal(command, {"name": "net", "cniVersion": version, "mtu": "bad"})
 
-        assert (error["code"], error["msg"]) == (code, msg)
+        assert (error["code"], error["msg"][:1000]) == (code, msg[:1000])
         assert node.plugin.requests == []
 
     def test_details(self, node: Node) -> None:
@@ -336,7 +339,7 @@ class TestErrors:
             b'    "cniVersion": "1.1.0",\n'
             b'    "code": 999,\n'
             b'    "msg": "a \\u003cb\\u003e",\n'
-            b'    "details": "c \\u0026 d"\n'
+            b'    "details": "c \\u0026 d; network \'net\'"\n'
             b"}"
         )
 
@@ -396,6 +399,24 @@ class TestErrors:
         answer = node.refusal("ADD")
 
         assert (answer["code"], answer["msg"], answer.get("details")) == (code, msg, details)
+
+    def test_the_network_is_named(self, node: Node) -> None:
+        """Each error names the network, in its message or else in its details."""
+        node.plugin.error = CNIError(999, "a", "b")
+        assert json.loads(node.call("ADD").stdout)["details"] == "b; network 'net'"
+
+        node.plugin.error = CNIError(999, "network 'net' has no room")
+        assert "details" not in json.loads(node.call("ADD").stdout)
+
+    def test_very_long(self, node: Node) -> None:
+        """A message that quotes megabytes keeps its beginning and end."""
+        node.plugin.error = CNIError(999, f"begin {'x' * 100_000} end", "y" * 100_000)
+
+        error = node.refusal("ADD")
+
+        assert error["msg"].startswith("begin xxx")
+        assert error["msg"].endswith("xxx end")
+        assert len(error["msg"]) + len(error["details"]) < 10_000
 
     def test_notes(self, node: Node) -> None:
         """The failure of an undo step is in the details."""

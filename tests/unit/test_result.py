@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_common.kernel.link import parse_mac
 from cni_common.spec import wire
 from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.ipam_config import parse_mac
 from cni_common.spec.names import (
     SUPPORTED_VERSIONS,
     Address,

@@ -24,7 +24,8 @@ SCHEMA: Json = {
     "properties": {
         "flag": {"type": "boolean", "description": "A flag.", "default": False},
         "mtu": {"type": "integer", "minimum": 68, "maximum": 65535},
-        "mode": {"type": "string", "enum": ["a", "b"]},
+        "mode": {"type": "string", "enum": ["", "short", "longer", "longest"]},
+        "yes": {"type": "string", "enum": ["yes"]},
         "level": {"enum": [1, "1"]},
         "labels": {"type": "object", "additionalProperties": {"type": "boolean"}},
         "ranges": {
@@ -51,7 +52,7 @@ def message(config: Json, by: Json = SCHEMA) -> str:
     [
         {},
         {"other": [None, {"x": 1.5}]},
-        {"flag": False, "mtu": 68, "mode": "b", "level": 1, "labels": {"x": True}},
+        {"flag": False, "mtu": 68, "mode": "short", "level": 1, "labels": {"x": True}},
         {"ranges": [{"subnet": "", "other": None}, {}]},
         {"mtu": 65535, "level": "1"},
     ],
@@ -82,7 +83,16 @@ def test_valid_for_jsonschema(config: Json) -> None:
         ({"mtu": True}, '"mtu": true is not of type integer'),
         ({"mtu": 67}, '"mtu": 67 is less than the minimum of 68'),
         ({"mtu": 65536}, '"mtu": 65536 is greater than the maximum of 65535'),
-        ({"mode": "c"}, "\"mode\": 'c' is not one of ['a', 'b']"),
+        (
+            {"mode": "long"},
+            '"mode": "long", it must be "short", "longer" or "longest"; did you mean',
+        ),
+        ({"mode": "xyz"}, '"mode": "xyz", it must be "short", "longer" or "longest"'),
+        (
+            {"mode": "LONGEST"},
+            '"mode": "LONGEST", it must be "short", "longer" or "longest"; did you',
+        ),
+        ({"yes": "no"}, '"yes": "no", it must be "yes"'),
         ({"level": True}, "\"level\": True is not one of [1, '1']"),
         ({"labels": []}, '"labels": [] is not of type object'),
         ({"labels": {"x": "ä"}}, '"labels.x": "ä" is not of type boolean'),
@@ -136,6 +146,16 @@ class TestSalvage:
         ]
         assert config["flag"] == 1
         assert config["ranges"] == [{"subnet": "s"}, {"subnet": 1}]
+
+    def test_thousands(self) -> None:
+        """Of thousands of faults the first ten are named, and all are counted and removed."""
+        config = {"ranges": [{"subnet": 1}, {"subnet": "s"}, None] * 10_000, "mtu": 1400}
+
+        rest, refused = schema.salvage(config, SCHEMA)
+
+        assert rest == {"ranges": [{}, {"subnet": "s"}] * 10_000, "mtu": 1400}
+        assert len(refused) == 11
+        assert refused[-1] == "19990 more invalid parts"
 
     def test_nothing_is_left(self) -> None:
         """A fault of no key in particular leaves nothing."""

@@ -138,7 +138,8 @@ def test_exhausted(node: Node, sets: tuple[str, ...]) -> None:
     ("ips", "message"),
     [
         (["10.0.0.4", "10.0.0.3"], "failed to allocate all requested IPs: 10.0.0.4 10.0.0.3: "),
-        (["10.9.9.9"], "failed to allocate all requested IPs: 10.9.9.9: 10.9.9.9 is in no range"),
+        (["10.9.9.9"], "IPs: 10.9.9.9: 10.9.9.9, which runtimeConfig.ips asks for, is in no range"
+                       " set of network 'testnet' (its ranges: 10.0.0.1-10.0.0.6, "),
         (["fd00::5", "10.9.9.9", "fd00::4"], "requested IPs: 10.9.9.9 fd00::5 fd00::4: "),
         (["10.0.0.1"], "failed to allocate for range 0: requested ip 10.0.0.1 is subnet's gateway"),
         (["10.0.0.5"], "failed to allocate for range 0: requested IP address 10.0.0.5 is not"
