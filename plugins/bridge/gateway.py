@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel.link import VethEnd
 from cni_common.kernel.netlink import NetlinkError
-from cni_common.kernel.route import RT_TABLE_MAIN, RT_TABLE_UNSPEC, RTN_LOCAL
+from cni_common.kernel.route import (
+    RT_SCOPE_LINK,
+    RT_TABLE_MAIN,
+    RT_TABLE_UNSPEC,
+    RTN_LOCAL,
+    route_message,
+)
 from cni_common.node import veth
 from cni_common.spec.errors import CNIError, Code, drifted, listed
 from cni_common.spec.result import Interface, Route
@@ -97,8 +103,23 @@ def ensure(
             present.remove(other)
             log(f"forceAddress: {other} on '{link.name}' makes room for {gateway}")
         _add(host, link, gateway)
+    _add_subnet_routes(host, link, result)
     veth.enable_forwarding(host, {gateway.version for gateway in wanted}, log)
     return link
+
+
+def _add_subnet_routes(host: NetNS, link: Link, result: Result) -> None:
+    """Add routes to subnets that their gateways are not in, as fe80::1: the kernel adds none."""
+    for ip in result.ips:
+        subnet = ip.address.network
+        if ip.gateway is None or ip.gateway in subnet:
+            continue
+        route = Route(subnet, scope=RT_SCOPE_LINK if subnet.version == 4 else None)
+        try:
+            host.netlink.channel.exchange([route_message(link.index, route, exclusive=True)])
+        except NetlinkError as error:
+            if error.errno != errno.EEXIST:  # another container's ADD has added it
+                raise veth.refused(error, host, link.name) from None
 
 
 def detours(host: NetNS, link: Link, result: Result) -> Iterator[str]:

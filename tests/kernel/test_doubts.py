@@ -181,8 +181,9 @@ def test_a_gateway_out_of_reach_with_a_route_to_it(machine: Machine) -> None:
 
 
 def test_a_link_local_gateway_is_in_reach(machine: Machine) -> None:
-    """fe80::1, as providers have it, is on every link."""
-    container = machine.container()
+    """fe80::1, as providers have it, is on every link, and the host knows the way back."""
+    container, outside = machine.container(), machine.outside()
+    machine.do(outside, "ip -6 route add default via 2001:db8::1")
     config = machine.network(
         ipam=ipam(machine, {**V6, "gateway": "fe80::1"}, routes=[{"dst": "::/0"}])
     )
@@ -190,6 +191,9 @@ def test_a_link_local_gateway_is_in_reach(machine: Machine) -> None:
     machine.ok("bridge", "ADD", config, container)
 
     assert machine.ping(container, "fe80::1%eth0")
+    assert machine.ping(container, "2001:db8::2")
+    assert machine.log == [line for line in machine.log if "is outside of subnet" in line]
+    machine.ok("bridge", "ADD", config, machine.container(), containerid="c2")
 
 
 @pytest.mark.parametrize("plugin", ["bridge", "ptp"])
