@@ -26,7 +26,8 @@
 
 #define CALLS_MAX 128
 #define WORDS_MAX 32
-#define OUTPUT_MAX 65536 /* capacity of a pipe: it is read after the program's end */
+#define PIPE_USUAL 65536 /* capacity of a pipe: one is read after the program's end */
+#define PIPE_MAX (1 << 20) /* fs.pipe-max-size: of thousands of ports or routes */
 #define LIMIT_SECONDS 300 /* for calls that run side by side; then SIGALRM ends the driver */
 
 struct call {
@@ -100,6 +101,10 @@ static void start(struct call *call)
 
     if (pipe2(input, O_CLOEXEC) < 0 || pipe2(output, O_CLOEXEC) < 0)
         die("pipe");
+    if (length > PIPE_USUAL / 4
+        && (fcntl(input[1], F_SETPIPE_SZ, PIPE_MAX) < 0
+            || fcntl(output[1], F_SETPIPE_SZ, PIPE_MAX) < 0))
+        die("F_SETPIPE_SZ");
     if (write(input[1], call->input, length) != (ssize_t)length)
         die("stdin does not fit into a pipe");
     close(input[1]);
@@ -149,7 +154,7 @@ static uint64_t microseconds(struct timeval time)
 
 static void report(struct call *call)
 {
-    static char output[OUTPUT_MAX];
+    static char output[PIPE_MAX];
     size_t length = 0;
     ssize_t got;
 

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from ipaddress import ip_network
 from itertools import count
@@ -15,7 +15,7 @@ from pathlib import Path
 from bench import growth, iperf3, networks
 from bench.columns import Batch, Call, Column, Floor, empty, sh
 from bench.networks import Attachment, Network, Variant
-from bench.samples import ENGINE, FLOOR, ONE_SHOT, Row
+from bench.samples import ENGINE, FLOOR, ONE_SHOT, REFERENCE, Row
 from plugins import TYPES
 
 AT_ONCE = (1, 8, 32)
@@ -123,10 +123,18 @@ def _variants(types: Sequence[str]) -> dict[str, tuple[str, Variant]]:
         "masq-nft": (", masquerade (reference: nftables)", Variant(masquerade="nftables")),
         "masq-dual": (", masquerade, dual stack", Variant(dual=True, masquerade="iptables")),
         "routes": (", 1,000 routes", Variant(routes=1_000)),
+        "routes-10000": (", 10,000 routes", Variant(routes=10_000)),
     }
     for ports in (0, 4, 100) if "portmap" in types else ():
         variant = Variant(masquerade="iptables", ports=ports)
         found[f"portmap-{ports}"] = (f", masquerade, portmap with {ports} ports", variant)
+    if "portmap" in types:
+        for key, title, ports, in_row in (
+            ("range", "a range of 10,000 ports", 10_000, True),
+            ("scattered", "1,000 scattered ports", 1_000, False),
+        ):
+            variant = Variant(masquerade="iptables", ports=ports, in_row=in_row)
+            found[f"portmap-{key}"] = (f", masquerade, portmap with {title}", variant)
     return found
 
 
@@ -187,7 +195,7 @@ def attach(bench: Bench, key: str, title: str, variant: Variant) -> None:
     }
     with _residents(bench, key, variant), _floor(bench, variant) as floor:
         for turn in bench.turns(f"bridge{title}", 0.1 if variant.is_large else 1.0):
-            for column in turn:
+            for column in _measured(turn, variant):
                 network = Network(key, column.name, column.bin_dir, variant)
                 attachment = bench.attachment(network, 0)
                 for command, row in rows.items():
@@ -361,6 +369,10 @@ def run_chain(column: Column, group: Sequence[Attachment], command: str) -> list
     return batches
 
 
+def _measured(columns: Sequence[Column], variant: Variant) -> list[Column]:
+    return [one for one in columns if variant.with_reference or one.name != REFERENCE]
+
+
 def _add_costs(bench: Bench, row: Row, column: Column, batches: Sequence[Batch]) -> None:
     """Add CPU and memory of the calls of one chain."""
     cpu = sum(batch.engine_ms + sum(one.cpu_ms for one in batch.outcomes) for batch in batches)
@@ -375,6 +387,8 @@ def _add_costs(bench: Bench, row: Row, column: Column, batches: Sequence[Batch])
 def _residents(bench: Bench, key: str, variant: Variant) -> Iterator[None]:
     """Keep one container on each column's network; remove everything afterwards."""
     groups = []
+    if not variant.with_reference:  # the resident's ports are not what is measured
+        variant = replace(variant, ports=4, in_row=False)
     for number, column in enumerate(bench.columns):
         network = Network(key, column.name, column.bin_dir, variant)
         # Host ports of its own: the columns share the kernel, but not the records of their owners.

@@ -25,6 +25,7 @@ class Variant:
     dual: bool = False
     masquerade: str = ""  # the reference's backend; ours always takes its own default
     ports: int | None = None  # None: no portmap in the chain
+    in_row: bool = False  # whether these are a range of UDP, each port keeping its number
     routes: int = 0  # beside the default route
     master: str = ""  # of a macvlan; none: a bridge
 
@@ -32,6 +33,11 @@ class Variant:
     def is_large(self) -> bool:
         """Whether a call takes the reference seconds."""
         return (self.ports or 0) > 10 or self.routes > 0
+
+    @property
+    def with_reference(self) -> bool:
+        """Whether the reference is measured: with thousands of ports a call takes it minutes."""
+        return (self.ports or 0) <= 100
 
 
 @dataclass(frozen=True)
@@ -138,10 +144,15 @@ class PluginCall:
         return Call(network.bin_dir / str(self.conf["type"]), environ, json.dumps(stdin))
 
     def _mappings(self) -> list[Json]:
-        first = self.attachment.first_port
+        first, variant = self.attachment.first_port, self.attachment.network.variant
+        many = range(first, first + (variant.ports or 0))
+        if variant.in_row:
+            return [{"hostPort": p, "containerPort": p, "protocol": "udp"} for p in many]
+        if len(many) > 100:  # none beside another
+            many = range(first, first + 5 * len(many), 5)
         return [
-            {"hostPort": first + number, "containerPort": 80 + number, "protocol": "tcp"}
-            for number in range(self.attachment.network.variant.ports or 0)
+            {"hostPort": port, "containerPort": 80 + number, "protocol": "tcp"}
+            for number, port in enumerate(many)
         ]
 
 

@@ -93,8 +93,9 @@ def _table(report: Report) -> list[list[str]]:
 def _bar_table(report: Report) -> list[list[str]]:
     rows = [["", "ratio", "must be", "is", "reached"]]
     for one in verdict.compare(report):
-        of = f"{one.bar.column} / {one.bar.to}"
-        rows.append([one.title, of, one.bar.rule, one.found, "yes" if one.holds else "NO"])
+        rows.append(
+            [one.title, one.bar.what, one.bar.rule, one.found, "yes" if one.holds else "NO"]
+        )
     return rows
 
 

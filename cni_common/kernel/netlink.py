@@ -135,24 +135,39 @@ class Channel:
     ) -> list[list[Any]]:
         """Send `messages`, each with NLM_F_ACK or NLM_F_DUMP, and return the answers to each.
 
-        They are sent in pieces whose answers the socket has room for. The kernel continues after a
-        failure; the first NetlinkError is raised after all answers. A message that fails by one of
-        the errnos in `absent` has no answers, which is no failure. ENOBUFS means that answers were
-        lost: it is unknown what the kernel has done, and later pieces are not sent.
+        They are sent in pieces whose answers the socket has room for. Of a piece without a dump the
+        last message alone asks for an acknowledgement: the kernel works in their order, and tells
+        of each failure anyway. It continues after a failure; the first NetlinkError is raised after
+        all answers. A message that fails by one of the errnos in `absent` has no answers, which is
+        no failure. ENOBUFS means that answers were lost: it is unknown what the kernel has done,
+        and later pieces are not sent.
         """
         answers: list[list[Any]] = []
         failure: NetlinkError | None = None
         for piece in _pieces(messages):
             numbered = self._numbered(piece)
             awaited = {number for number, one in numbered.items() if one.flags & _ANSWERED}
+            last = self._sequence
+            if last in awaited and not any(one.flags & NLM_F_DUMP == NLM_F_DUMP for one in piece):
+                awaited = {last}
             asked = _Asked(numbered, awaited, absent)
-            self._ask(asked, b"".join(one.encode(number) for number, one in numbered.items()))
+            self._ask(
+                asked,
+                b"".join(
+                    one.encode(number, without=0 if number in awaited else NLM_F_ACK)
+                    for number, one in numbered.items()
+                ),
+            )
             answers += asked.answers.values()
             failure = failure or asked.failure
+            asked.failure = None
             if failure and failure.errno == errno.ENOBUFS:
                 break
         if failure:
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure  # its traceback has this frame: a circle would keep all callers' data
         return answers
 
     def transact(self, begin: Message, messages: Sequence[Message], end: Message) -> list[Any]:
@@ -171,8 +186,12 @@ class Channel:
             for number, one in numbered.items()
         )
         self._ask(asked, data)
-        if asked.failure:
-            raise asked.failure
+        failure, asked.failure = asked.failure, None
+        if failure:
+            try:
+                raise failure
+            finally:
+                del failure  # as in `exchange`
         return [answer for answers in asked.answers.values() for answer in answers]
 
     def _numbered(self, messages: Sequence[Message]) -> dict[int, Message]:

@@ -48,13 +48,15 @@ class Undo:
         error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
+        # Steps refer to their request, and some to this object: a circle that would keep both.
+        steps, self._steps = self._steps, []
         for fd in self._spare:
             os.close(fd)
         self._spare.clear()
         if error is None:
             return
         interrupted: BaseException | None = None
-        for what, step in reversed(self._steps):
+        for what, step in reversed(steps):
             try:
                 step()
             except BaseException as failure:  # noqa: BLE001 - the first error is reported

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 from typing import Any
 
 import pytest
 
-from plugins.portmap import layout
+from cni_common.spec.request import Request
+from plugins.portmap import layout, parts
 from tests.faults.inprocess import Fault, faulty
 from tests.kernel.ports import HOST4, HOST6, OUTSIDE4, OUTSIDE6, Node, port
 from tests.machine import Json, Machine
@@ -76,6 +78,51 @@ def test_ten_thousand_ports(node: Node) -> None:
     node.ok("CHECK", config, container)
     node.ok("DEL", config, container)
     assert (node.machine.nft(), node.records()) == ([], [])
+
+
+@pytest.mark.without_engine(reason="looks into this process")
+def test_call_leaves_no_request_in_memory(node: Node) -> None:
+    """A worker collects no garbage for a hundred requests, and each can be a megabyte."""
+    one, two = node.attach(), node.attach("c2")
+    ours = node.config(*row())
+    theirs = node.config(*row(), containerid="c2")
+
+    def requests() -> int:
+        return sum(isinstance(one, Request) for one in gc.get_objects())
+
+    gc.collect()
+    before = requests()
+    gc.disable()
+    try:
+        node.ok("ADD", ours, one)
+        node.ok("CHECK", ours, one)
+        node.machine.refused("portmap", "ADD", theirs, two, containerid="c2")
+        node.ok("DEL", ours, one)
+        after = requests()
+    finally:
+        gc.enable()
+
+    assert after == before
+
+
+def test_explain(node: Node) -> None:
+    """`pycni explain` and CHECK have one line for each family of a range."""
+    container = node.attach()
+    config = node.config(*row())
+    node.ok("ADD", config, container)
+    (record,) = node.records()
+    with node.machine.make_host() as host:
+        known = host.records.peek(str(record))
+        assert known is not None
+        lines = [one.what for one in parts.LIFECYCLE.present(host, known) if one.present]
+
+    for version in (4, 6):
+        what = f"element for host ports {FIRST}-{LAST}/tcp (IPv{version})"
+        assert f"{what} of map hostports{version}-ranges" in lines
+    node.machine.do(node.host, "nft flush ruleset")
+    message = node.machine.refused("portmap", "CHECK", config, container)["msg"]
+    assert message.count(f"the element for host ports {FIRST}-{LAST}/tcp in map") == 2
+    assert "host port " not in message
 
 
 def test_rows_of_two_protocols(node: Node) -> None:

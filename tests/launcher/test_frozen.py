@@ -385,11 +385,11 @@ def test_no_plugin_loads_more(telling: Path, machine: Machine, plugin: str) -> N
 
 def test_the_build_spares_what_it_did_not_make(tmp_path: Path) -> None:
     """A directory with other files, as an installation may have, is not replaced."""
-    (tmp_path / "macvlan").touch()
+    (tmp_path / "cilium-cni").touch()
 
     assert freeze.main([str(tmp_path)]) == 1
 
-    assert [path.name for path in tmp_path.iterdir()] == ["macvlan"]
+    assert [path.name for path in tmp_path.iterdir()] == ["cilium-cni"]
 
 
 def test_the_bundle_is_small(dist: Path) -> None:

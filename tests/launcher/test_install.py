@@ -203,13 +203,13 @@ def test_uninstall_leaves_what_came_later(dist: Path, place: Path) -> None:
     installed = _install(dist, place)
     (installed / "bridge").unlink()
     (installed / "bridge").write_text("theirs")
-    (installed / "macvlan").write_text("theirs")
+    (installed / "cilium-cni").write_text("theirs")
 
     _uninstall(dist, place)
 
     assert {name: text for name, (_, text) in _tree(installed).items()} == {
         "bridge": b"theirs",
-        "macvlan": b"theirs",
+        "cilium-cni": b"theirs",
     }
 
 

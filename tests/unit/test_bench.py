@@ -41,7 +41,9 @@ def perfect() -> Report:
         row = rows.setdefault(bar.row, Row(bar.row, bar.row))
         if REFERENCE not in row.samples:
             row.add(REFERENCE, 100)
-        if bar.to == REFERENCE:
+        if not bar.to:
+            row.add(bar.column, bar.limit)
+        elif bar.to == REFERENCE:
             row.add(bar.column, 100 * bar.limit)
         else:
             (ours, *_) = row.samples.setdefault(bar.column, [100.0])
@@ -133,7 +135,7 @@ class TestVerdict:
         row = found.row(bar.row)
         assert row is not None
         worse = 0.9 if bar.at_least else 1.1
-        if bar.to == REFERENCE:
+        if bar.to in (REFERENCE, ""):
             row.samples[bar.column] = [row.samples[bar.column][0] * worse]
         else:
             row.samples[bar.to] = [row.samples[bar.to][0] / worse]
@@ -161,7 +163,10 @@ class TestVerdict:
         without = {bar.row for bar in bars(("bridge",))}
         with_it = {bar.row for bar in bars(("bridge", "portmap"))}
 
-        assert with_it - without == {"portmap-4.add"}
+        many = {
+            f"portmap-{key}.{call}" for key in ("range", "scattered") for call in ("add", "del")
+        }
+        assert with_it - without == {"portmap-4.add", *many}
 
     def test_status(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """The command fails, and names what was missed, only when something was."""

@@ -4,7 +4,6 @@ import _json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any
 
 _SPACES = " \t\n\r"
@@ -53,7 +52,7 @@ def dumps(
     if ensure_ascii:
         raise NotImplementedError
     if indent:
-        return "".join(_indented(value, " " * indent, "\n", sort_keys=sort_keys))
+        return _indented(value, " " * indent, "\n", sort_keys=sort_keys)
     between, after_key = separators
     make: Any = _json.make_encoder
     quote = _json.encode_basestring
@@ -62,20 +61,19 @@ def dumps(
     return "".join(encode(value, 0))
 
 
-def _indented(value: object, indent: str, line: str, *, sort_keys: bool) -> "Iterator[str]":
+def _indented(value: object, indent: str, line: str, *, sort_keys: bool) -> str:
+    quote = _json.encode_basestring
+    if type(value) is str:  # most of what there is: it needs no encoder
+        return quote(value)
     if not isinstance(value, dict | list | tuple) or not value:
-        yield dumps(value, ensure_ascii=False)
-        return
-    brackets = "[]"
+        return dumps(value, ensure_ascii=False)
+    inner = line + indent
     if isinstance(value, dict):
-        brackets = "{}"
         entries = sorted(value.items()) if sort_keys else value.items()
-        named = [(f"{_json.encode_basestring(key)}: ", entry) for key, entry in entries]
-    else:
-        named = [("", entry) for entry in value]
-    mark = brackets[0]
-    for name, entry in named:
-        yield f"{mark}{line}{indent}{name}"
-        yield from _indented(entry, indent, line + indent, sort_keys=sort_keys)
-        mark = ","
-    yield line + brackets[1]
+        parts = [
+            f"{quote(key)}: {_indented(entry, indent, inner, sort_keys=sort_keys)}"
+            for key, entry in entries
+        ]
+        return f"{{{inner}{f',{inner}'.join(parts)}{line}}}"
+    parts = [_indented(entry, indent, inner, sort_keys=sort_keys) for entry in value]
+    return f"[{inner}{f',{inner}'.join(parts)}{line}]"
