@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import stat
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from cni_common.spec.wire import Json
 
+_SPARE = 16  # descriptors: more than a DEL has open at the same time
 _BYTES_MAX = 1 << 26  # a record with 10,000 host ports has a tenth of that
 # What any record has, and what most have: text, all of it.
 _IDENTITY = ("plugin", "network", "containerid", "ifname")
@@ -107,3 +109,28 @@ def lack(facts: Json) -> str:
         if not isinstance(facts.get(key, None if key in _IDENTITY else ""), str):
             return f"its {key} is no text"
     return ""
+
+
+def is_affordable(fd: int) -> bool:
+    """Tell whether there are descriptors left for what a DEL opens beside `fd`."""
+    try:
+        os.close(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, fd + _SPARE))
+    except OSError:
+        return False
+    return True
+
+
+def is_empty(path: str) -> bool:
+    """Tell whether a file is there and has nothing in it."""
+    try:
+        return os.stat(path, follow_symlinks=False).st_size == 0
+    except FileNotFoundError:
+        return False
+
+
+def is_at(fd: int, path: str) -> bool:
+    """Tell whether an open file is still the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False

@@ -18,7 +18,16 @@ import time
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.netns import pid_namespace
-from cni_common.node.journal import OddFileError, append, lack, open_file, read
+from cni_common.node.journal import (
+    OddFileError,
+    append,
+    is_affordable,
+    is_at,
+    is_empty,
+    lack,
+    open_file,
+    read,
+)
 from cni_common.spec import wire
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.request import Attachment
@@ -192,11 +201,11 @@ class Record:
 
     def remove(self) -> None:
         """Delete the record; the last step of a DEL."""
-        if self._fd >= 0 and _is_at(self._fd, self.path):
+        if self._fd >= 0 and is_at(self._fd, self.path):
             os.unlink(self.path)
         self.close()
 
-    def is_at(self, path: str) -> bool:
+    def is_open_at(self, path: str) -> bool:
         """Tell whether this is the record in the file `path`, and still locked."""
         return self._fd >= 0 and self.path == path
 
@@ -303,7 +312,7 @@ class Records:
             try:
                 return self.begin(plugin, network, attachment, facts)
             except FileExistsError:
-                old = self.find(plugin, network, attachment, wait=_is_empty(path))
+                old = self.find(plugin, network, attachment, wait=is_empty(path))
             if old:
                 clear(old)
         raise _busy()
@@ -314,7 +323,8 @@ class Records:
         """Return the record of an attachment as `find` does; make an empty one if there is none.
 
         So an ADD waits until the record is removed. None where no record can be made: there
-        no ADD can begin, either. Raises CNIError, OSError.
+        no ADD can begin, either. None also where descriptors are short: the DEL needs them more.
+        Raises CNIError, OSError.
         """
         path = self.path_of(plugin, network, attachment)
         for _ in range(_TRIES):
@@ -334,6 +344,9 @@ class Records:
             except FileExistsError:
                 continue  # another call was faster
             except OSError:
+                return None
+            if not is_affordable(fd):
+                _give_up(path, fd)
                 return None
             record = self._opened(path, fd, {})
             record.identify(plugin, network, attachment)
@@ -454,7 +467,7 @@ class Records:
         return _create_locked(path)
 
     def _open(self, path: str, *, wait: bool) -> Record | None:
-        if wait and any(one.is_at(path) for one in self._open_records):
+        if wait and any(one.is_open_at(path) for one in self._open_records):
             raise CNIError(  # instead of waiting for ourselves
                 Code.INVALID_CONFIG,
                 'a plugin delegates to itself, for the same network and interface; "ipam" must name'
@@ -468,7 +481,7 @@ class Records:
                 return None
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_at(fd, path):
+                if is_at(fd, path):
                     return self._opened(path, fd, *read(fd))
             except BlockingIOError:
                 os.close(fd)
@@ -524,7 +537,7 @@ def _create_locked(path: str) -> int:
         fd = os.open(path, flags, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            if _is_at(fd, path):
+            if is_at(fd, path):
                 return fd
         except BaseException:
             _give_up(path, fd)
@@ -536,17 +549,10 @@ def _create_locked(path: str) -> int:
 def _give_up(path: str, fd: int) -> None:
     """Remove a record that could not be written, and its lock in any case: we may live on."""
     try:
-        if _is_at(fd, path):
+        if is_at(fd, path):
             os.unlink(path)
     finally:
         os.close(fd)
-
-
-def _is_empty(path: str) -> bool:
-    try:
-        return os.stat(path, follow_symlinks=False).st_size == 0
-    except FileNotFoundError:
-        return False
 
 
 def _busy() -> CNIError:
@@ -591,10 +597,3 @@ def _with_format(path: str, facts: Json) -> dict[str, Any]:
     from cni_common.node import unformatted
 
     return unformatted.convert(facts)
-
-
-def _is_at(fd: int, path: str) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
-    except FileNotFoundError:
-        return False

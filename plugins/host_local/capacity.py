@@ -41,7 +41,8 @@ class Capacity(Store):
         except OSError as error:
             if error.errno not in _NO_TMPFILE:
                 raise
-            name, flags = _PROBE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            name = _PROBE
             fd = self.disk(os.open, name, flags, _MODE, dir_fd=self._dir)
         try:
             self._write_all(fd, b"\n")

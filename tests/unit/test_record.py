@@ -530,6 +530,21 @@ class TestHolding:
         with pytest.raises(CNIError, match=f"{os.strerror(errno_)}; make it writable"):
             records.begin("bridge", "net", OWNER, {})
 
+    def test_without_descriptors(self, records: Records) -> None:
+        """A DEL with few descriptors left needs them for what it is there for."""
+        records.probe()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 4, hard))
+        try:
+            held = records.hold("bridge", "net", OWNER)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+        assert held is None
+        assert os.listdir(records.directory) == []
+
     def test_in_the_place_of_the_directory(self, records: Records) -> None:
         """The same goes for a file in the place of the directory."""
         Path(records.directory).parent.mkdir(mode=0o700)
