@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -76,29 +75,28 @@ def read(fd: int) -> tuple[dict[str, Any], str]:
     for number, line in enumerate([*lines, last] if last else lines, 1):
         try:
             noted = wire.decode(line)
-        except CNIError:
+        except CNIError as error:
             # A kill cuts the last line short; another line only if a call went on behind it.
             goes_on = number < len(lines) or (number == len(lines) and last)
-            if number <= len(lines) and not (goes_on and _is_cut_short(line)):
+            if number <= len(lines) and not (goes_on and _is_cut_short(line, error.__context__)):
                 damage = damage or f"line {number} cannot be read"
             continue
         facts, damage = (dict(noted), "") if "format" in noted else ({**facts, **noted}, damage)
     return facts, damage
 
 
-def _is_cut_short(line: bytes) -> bool:
-    """Tell whether a line is the beginning of a JSON object, as a kill leaves it."""
+def _is_cut_short(line: bytes, error: BaseException | None) -> bool:
+    """Tell whether a line is the beginning of a JSON object, as a kill leaves it.
+
+    `error` is what json says of it, a json.JSONDecodeError if it is about the text.
+    """
     text = line.decode("utf-8", "replace")
-    try:
-        json.loads(text)
-    except json.JSONDecodeError as error:
-        rest = text[error.pos :]
-        in_text = error.msg.startswith(("Unterminated string", "Invalid \\uXXXX"))
-        in_word = any(word.startswith(rest) for word in ("true", "false", "null"))
-        return text.startswith("{") and (in_text or in_word)
-    except (ValueError, RecursionError):
+    position, reason = getattr(error, "pos", None), getattr(error, "msg", "")
+    if position is None or not text.startswith("{"):
         return False
-    return False
+    in_text = reason.startswith(("Unterminated string", "Invalid \\uXXXX"))
+    in_word = any(word.startswith(text[position:]) for word in ("true", "false", "null"))
+    return in_text or in_word
 
 
 def lack(facts: Json) -> str:
