@@ -118,13 +118,8 @@ class Audit:
 
     def _attachments(self) -> Iterator[Finding]:
         for known in self.node.records:
-            if not known.facts:
-                if not known.is_young():
-                    act = partial(leftovers.remove_empty_record, self._host, known.path)
-                    reason = "a call that was killed left it empty"
-                    yield self._finding(
-                        "record", known.path, reason=reason, key=known.path, act=act, reclaim=NOW
-                    )
+            if known.record.damage or known.record.is_unbegun():
+                yield from self._unreadable(known)
                 continue
             reason, when = self._when(known)
             if not reason:
@@ -140,6 +135,20 @@ class Audit:
             for one in lifecycle.present(self._host, known.record):
                 if one.present and not one.shared:
                     yield self._of(known, one.kind, one.what, reason, when, act)
+
+    def _unreadable(self, known: Known) -> Iterator[Finding]:
+        """Yield a record that says nothing, or not all: what belongs to it is unknown and stays."""
+        damage = known.record.damage
+        if damage:
+            reason = f"damaged, {damage}; nothing is done about it, its DEL removes it"
+            yield self._of(known, "record", known.path, reason, NEVER, None)
+        elif not known.is_young() and self.node.may_live(known):
+            reason = "it says nothing although its container may live; its DEL removes it"
+            yield self._of(known, "record", known.path, reason, NEVER, None)
+        elif not known.is_young():
+            act = partial(leftovers.remove_empty_record, self._host, known.path)
+            reason = "a call that was killed left it empty"
+            yield self._of(known, "record", known.path, reason, NOW, act)
 
     def _when(self, known: Known) -> tuple[str, str]:
         """Return why the owner of a record is GONE, and when that can be torn down."""
@@ -205,10 +214,11 @@ class Audit:
         # Without an address, nothing shows that the object is unused.
         known_gone = one.addresses or one.idle
         act = partial(leftovers.remove_stray, self._host, part, one) if known_gone else None
+        reason = one.reason
+        if self.node.may_claim(part):
+            act, reason = None, f"{reason}; but a damaged record may have named it"
         never = "" if act else NEVER
-        return self._finding(
-            one.kind, one.what, one.names, reason=one.reason, act=act, reclaim=never
-        )
+        return self._finding(one.kind, one.what, one.names, reason=reason, act=act, reclaim=never)
 
     def _of_other(self, part: Part, one: Stray) -> Finding:
         """Return a finding of another implementation's."""

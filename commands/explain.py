@@ -31,6 +31,12 @@ def run(options: Namespace, host: Host) -> int:
     FAILED when several containers could be meant.
     """
     node = Node(host, options.data_dir)
+    nameless = sum(one.damage != "" and not one.attachment.containerid for one in node.records)
+    if nameless:
+        host.log(
+            f"pycni explain: {nameless} attachment records do not say of which container they are;"
+            " pycni audit lists them"
+        )
     found = lookup.find(node, options.container, options.by)
     if len(found) > 1 and lookup.ID not in found.values():
         # A pod keeps its name when it gets a new container, and an address may be given anew.
@@ -90,6 +96,10 @@ def _print(options: Namespace, containerid: str, attachments: list[_Attachment])
             view.write_table(("kernel", "which", "where"), rows)
 
 
+def _state_of(record: Known) -> str:
+    return f"damaged: {record.damage}" if record.damage else f"changed {record.changed_at}"
+
+
 def _kernel_json(attachment: _Attachment, options: Namespace) -> Json:
     if not options.kernel:
         return {}
@@ -138,9 +148,7 @@ class _Attachment:
         rows = [["pod", self._pod, ""]] if self._pod else []
         state = {True: "alive", False: "gone", None: "unknown"}[self._alive]
         rows.append(["netns", str(facts.get("netns", "")), state])
-        rows += [
-            [f"record of {o.plugin}", o.path, f"changed {o.changed_at}"] for o in self._records
-        ]
+        rows += [[f"record of {o.plugin}", o.path, _state_of(o)] for o in self._records]
         rows += [["lease", o.file, f"since {o.held.since}"] for o in self._leases]
         rows += [["lease", file, "missing"] for file in self._lost]
         for one in self._objects:
@@ -182,7 +190,8 @@ class _Attachment:
             "pod": self._pod,
             "netns": {"path": facts.get("netns", ""), "alive": self._alive},
             "records": [
-                {"plugin": o.plugin, "file": o.path, "changed": o.changed_at} for o in self._records
+                {"plugin": o.plugin, "file": o.path, "changed": o.changed_at, "damage": o.damage}
+                for o in self._records
             ],
             "addresses": [
                 {

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from cni_common.node.journal import open_file
 from cni_common.node.liveness import GRACE_SECONDS
 from cni_common.node.record import make_directory
+from cni_common.spec.errors import CNIError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _NAME, _MODE = "reclaim.json", 0o600
+_BYTES_MAX = 1 << 24
 
 
 class FirstSeen:
@@ -25,9 +29,9 @@ class FirstSeen:
         self._now = time.clock_gettime(time.CLOCK_BOOTTIME)  # cannot be set
         self._first: dict[str, float] = {}
         try:
-            with open(self._path, encoding="ascii") as file:
-                found = json.load(file)
-        except (OSError, ValueError):
+            with os.fdopen(open_file(self._path, os.O_RDONLY), "rb") as file:
+                found = json.loads(file.read(_BYTES_MAX))
+        except (CNIError, OSError, ValueError):
             return
         if isinstance(found, dict):
             pairs = found.items()
@@ -43,8 +47,10 @@ class FirstSeen:
         if first == self._first:
             return
         new = f"{self._path}.new"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         make_directory(os.path.dirname(self._path), 0o700)
+        with suppress(FileNotFoundError):
+            os.unlink(new)
         with open(os.open(new, flags, _MODE), "w", encoding="ascii") as file:
             json.dump(first, file)
         os.replace(new, self._path)

@@ -29,7 +29,7 @@ def teardown(host: Host, path: str) -> None:
     if record is None:
         return
     try:
-        reason = _reason(host, record)
+        reason = "" if record.damage else _reason(host, record)
         module = host.load(record.plugin)
         lifecycle = module.lifecycle() if module else None
         if not reason or lifecycle is None:
@@ -47,7 +47,7 @@ def remove_empty_record(host: Host, path: str) -> None:
     record = host.records.open(path)
     if record is None:
         return
-    if not record.facts and record.age() >= GRACE_SECONDS:
+    if record.is_unbegun() and record.age() >= GRACE_SECONDS:
         _log(host, f"record '{path}'", "a call that was killed left it empty")
         record.remove()
     record.close()

@@ -19,7 +19,7 @@ from cni_common.spec.request import Attachment
 from plugins import TYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
     from typing import Any
 
     from cni_common.node.host import Host
@@ -36,7 +36,7 @@ PROBE = ".probe-"  # how the names of files begin that STATUS makes among the re
 class Known:
     """One attachment record, as it was when it was read."""
 
-    record: Record  # without facts for a file that a kill left
+    record: Record  # maybe damaged, or without facts since a kill
     changed: float  # seconds since the epoch
     told_pod: str = ""  # by one of its parts
 
@@ -74,6 +74,11 @@ class Known:
     def changed_at(self) -> str:
         """When it was last written to, RFC 3339 in UTC."""
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.changed))
+
+    @property
+    def damage(self) -> str:
+        """What cannot be read of it, "" for nothing."""
+        return self.record.damage or ("it is empty" if self.record.is_unbegun() else "")
 
     def is_young(self) -> bool:
         """Tell whether it is within the grace time; one from the future is."""
@@ -114,7 +119,59 @@ class Node:
     def records(self) -> list[Known]:
         """All attachment records."""
         listing = (self._known(*one) for one in self.host.records.listing())
-        return [one for one in listing if not os.path.basename(one.path).startswith(PROBE)]
+        found = [one for one in listing if not os.path.basename(one.path).startswith(PROBE)]
+        nameless = [one for one in found if not one.attachment.containerid]
+        if nameless:
+            self._identify(nameless, found)
+        return found
+
+    def _identify(self, nameless: Collection[Known], records: Collection[Known]) -> None:
+        """Name the attachments of records that do not: a record's file is named after its owner.
+
+        Owners are known by their other records, their leases, and their objects in the kernel.
+        """
+        owners = {(one.network, one.attachment) for one in records}
+        for network, directory in self._directories_of(records):
+            for leases in self.leases_of_plugins:
+                held = leases.holdings(self.host, network, directory)
+                owners |= {(network, one.owner) for one in held if one.owner}
+        names = (one.names for part in self.parts for one in part.strays(self.host))
+        owners |= {(one[0], Attachment(one[1], one[2])) for one in names if len(one) == 3}
+        path_of = self.host.records.path_of
+        plugins = {one.plugin for one in nameless}
+        files = {path_of(plugin, *owner): owner for plugin in plugins for owner in owners}
+        for one in nameless:
+            if one.path in files and files[one.path][1].containerid:
+                one.record.identify(one.plugin, *files[one.path])
+
+    def may_live(self, known: Known) -> bool:
+        """Tell whether the container of a record that says nothing may live, by all the rest."""
+        containerid = known.attachment.containerid
+        if not containerid:
+            return False
+        others = [one for one in self.records if one.attachment.containerid == containerid]
+        told = [one for one in others if not one.record.is_unbegun()]
+        if told:
+            return any(self.alive(one.facts) is not False for one in told)
+        held = [one for one in self.tenancies if one.owner.containerid == containerid]
+        return any(one.alive or one.held.address in self.in_use for one in held)
+
+    def may_claim(self, part: Part) -> bool:
+        """Tell whether there is a damaged record that may have named objects of a part."""
+        damaged = {one.plugin for one in self.records if one.record.damage}
+        return any(part in self.lifecycles[one].parts for one in damaged & self.lifecycles.keys())
+
+    def _in_kernel(self, known: Known) -> Iterator[Owned]:
+        """Yield the objects that bear the names of a record's attachment, but are not in it."""
+        from cni_common.node.owned import Owned
+
+        lifecycle = self.lifecycles.get(known.plugin)
+        wanted = known.network, known.attachment.containerid, known.attachment.ifname
+        for part in lifecycle.parts if lifecycle else ():
+            if known.record.get(part.facts) is None:
+                for one in part.strays(self.host):
+                    if one.names == wanted:
+                        yield Owned(one.kind, one.what, present=True)
 
     @cached_property
     def lifecycles(self) -> dict[str, Lifecycle]:
@@ -175,7 +232,10 @@ class Node:
             owned
             for one in records
             if one.plugin in self.lifecycles
-            for owned in self.lifecycles[one.plugin].present(self.host, one.record)
+            for owned in (
+                *self.lifecycles[one.plugin].present(self.host, one.record),
+                *(self._in_kernel(one) if one.damage else ()),
+            )
         ]
         settled = {one.setting for one in found if one.setting and one.present}
         return [one for one in found if one.present or one.setting not in settled]
@@ -218,19 +278,18 @@ class Node:
 
     def directories(self, network: str = "") -> list[tuple[str, str]]:
         """Return network and lease directory, of all networks or of one."""
-        found = {
-            (one.network, directory) for one in self.records for directory in self._stores(one)
-        }
+        found = self._directories_of(self.records)
+        return [(name, directory) for name, directory in found if network in ("", name)]
+
+    def _directories_of(self, records: Iterable[Known]) -> list[tuple[str, str]]:
+        """Return network and lease directory, of those that exist."""
+        found = {(one.network, directory) for one in records for directory in self._stores(one)}
         try:
             names = os.listdir(self._data_dir)
         except (FileNotFoundError, NotADirectoryError):
             names = []
         found |= {(name, f"{self._data_dir}/{name}") for name in names if _is_network(name)}
-        return sorted(
-            (name, directory)
-            for name, directory in found
-            if network in ("", name) and os.path.isdir(directory)
-        )
+        return sorted((name, directory) for name, directory in found if os.path.isdir(directory))
 
     def _stores(self, record: Known) -> Iterator[str]:
         """Yield the lease directories that a record of an IPAM plugin or of its caller names."""

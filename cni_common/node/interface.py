@@ -291,9 +291,17 @@ def _collect_elements(
         parts = text.split(" ")
         if parts[:2] != network or len(parts) != 4:
             continue
-        if Attachment(parts[2], parts[3]) not in kept and address not in in_use():
+        attachment = Attachment(parts[2], parts[3])
+        if attachment in kept or address in in_use():
+            continue
+        held = host.records.hold_place(parts[0], parts[1], attachment)
+        if held is None:
+            continue
+        try:
             masquerade.remove_element(host.netns, address, text)
             host.log(f"GC removes the masquerade element of {address}: no record of {text}")
+        finally:
+            held.remove()
 
 
 # --- the container's interface -----------------------------------------------------------

@@ -57,7 +57,7 @@ class Unrecorded:
 
     def __init__(self, plugin: str, req: Request) -> None:
         self.plugin = plugin
-        self.exists = False  # whether a part has come across it
+        self.exists = False  # whether a part has come across it, or its record is damaged
         self._req = req
         self._addresses: set[Address] | None = None
 
@@ -168,6 +168,13 @@ class Lifecycle:
             noted |= dump(one)
 
         def clear(old: Record) -> None:
+            if old.damage:
+                raise CNIError(
+                    Code.INVALID_ENVIRONMENT,
+                    f"container {req.containerid} may be attached to '{req.network}' as"
+                    f" {req.ifname}: its attachment record '{old.path}' is damaged ({old.damage});"
+                    " DEL it first",
+                )
             for part in self.parts:
                 known = old.get(part.facts)
                 if known is not None:
@@ -186,17 +193,26 @@ class Lifecycle:
         return Attaching(req, host, undo, record)
 
     def delete(self, req: Request, host: Host) -> None:
-        """Detach: by the record of what ADD made, else by what can be found."""
-        record = host.records.find(self.plugin, req.network, req.attachment)
-        if record and record.is_begun():
+        """Detach: by the record of what ADD made, else by what can be found.
+
+        Also without one a record is held, so that no ADD can make meanwhile what would be found.
+        """
+        record = host.records.hold(self.plugin, req.network, req.attachment)
+        if record and record.is_begun() and not record.damage:
             self.teardown(req, host, record)
             return
         found = Unrecorded(self.plugin, req)
-        with BestEffort() as steps:
-            for part in self.parts:
-                steps.attempt(part.name, partial(_look_for, part, req, host, found))
-        if record:  # an ADD died before it had written a line, or the file is damaged
-            record.remove()
+        found.exists = bool(record and record.damage)
+        try:
+            with BestEffort() as steps:
+                for part in self.parts:
+                    steps.attempt(part.name, partial(_look_for, part, req, host, found))
+                if record and record.damage:  # what can be read of it counts, too
+                    host.log(f"the attachment record '{record.path}' is damaged: {record.damage}")
+                    steps.attempt("record", partial(self.teardown, req, host, record))
+        finally:
+            if record and not record.damage:
+                record.remove()
 
     def teardown(self, req: Request, host: Host, record: Record) -> None:
         """Tear down the parts in `record`, then remove it; the record stays if a step fails."""
@@ -237,13 +253,16 @@ class Lifecycle:
             record = host.records.open(path)
             if record is None:
                 continue
+            valid = req.valid_attachments
+            others = host.records.identify(record, self.plugin, req.network, valid or ())
             owner = record.attachment
-            reason = _reason_to_keep(record, req.valid_attachments, liveness)
+            reason = _reason_to_keep(record, others, valid, liveness)
             if reason:
-                host.log(f"GC keeps {owner.containerid} {owner.ifname}: {reason}")
+                host.log(f"GC keeps {owner.containerid or path} {owner.ifname}: {reason}")
                 record.close()
                 continue
-            host.log(f"GC removes {owner.containerid} {owner.ifname}: not valid, namespace gone")
+            why = "it is empty" if record.is_unbegun() else "not valid, namespace gone"
+            host.log(f"GC removes {owner.containerid or path} {owner.ifname}: {why}")
             gone = _delete_under_gc(req, owner)
             step = partial(self.teardown, gone, host, record)
             steps.attempt(f"{owner.containerid} {owner.ifname}", step)
@@ -336,13 +355,26 @@ def _is_look(error: Exception) -> bool:
     return isinstance(error, OSError) and getattr(error, "is_look", True)
 
 
-def _reason_to_keep(record: Record, valid: frozenset[Attachment] | None, liveness: Liveness) -> str:
+def _reason_to_keep(
+    record: Record,
+    others: Iterable[Record],
+    valid: frozenset[Attachment] | None,
+    liveness: Liveness,
+) -> str:
+    """Return why GC leaves an attachment alone, "" if it does not.
+
+    `others` are other records of an attachment that its own does not name.
+    """
     from cni_common.node.liveness import GRACE_SECONDS, State
 
     if valid is not None and record.attachment in valid:
         return "valid"
     if record.age() < GRACE_SECONDS:
         return f"younger than {GRACE_SECONDS} s"
+    if record.damage:
+        return f"its record '{record.path}' is damaged, {record.damage}; DEL removes it"
+    if any(liveness.state_of(one.facts) is not State.GONE for one in others):
+        return f"its record '{record.path}' is empty, and others of its container are not"
     if record.is_unbegun():
         return ""  # its ADD was killed before it had made anything
     state, reason = liveness.assess(record.facts)

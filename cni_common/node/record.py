@@ -5,7 +5,8 @@ as it empties the kernel. It is written before the kernel is changed and removed
 GC and an operator can find everything an attachment owns with no namespace, no prevResult and a
 changed configuration. A file is a journal: each line is a JSON object, later lines add to
 earlier ones, a line with a format begins the record anew, and a line that a kill cut short is
-ignored. docs/records.md lists what a record holds.
+ignored. Anything else that cannot be read is damage: what such a record has said is unknown, so
+nothing goes by it but the DEL of its attachment. docs/records.md lists what a record holds.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import time
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.netns import pid_namespace
+from cni_common.node.journal import OddFileError, append, lack, open_file, read
 from cni_common.spec import wire
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.request import Attachment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from typing import Any, TypeVar
 
     from cni_common.spec.wire import Json
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _TRIES = 100  # at a file that others create and remove meanwhile
+_DIGEST_SIZE = 32  # characters
+# Errors that say nothing about a file, but that this process has run out of something.
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class NewerFormatError(CNIError):
@@ -96,23 +101,29 @@ def make_private_directory(path: str) -> None:
 
 
 def refuse_shared(path: str) -> None:
-    """Raise PermissionError when others can change what is in the directory `path`."""
+    """Raise SharedDirectoryError when others can change what is in the directory `path`."""
     status = os.stat(path, follow_symlinks=False)
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise PermissionError(
+        raise SharedDirectoryError(
             errno.EPERM, "others can write there: it must be root's, with mode 0700", path
         )
+
+
+class SharedDirectoryError(PermissionError):
+    """A directory in which others can change what is there: nothing in it is believed."""
 
 
 class Record:
     """One record, locked against other processes until `close` or `remove`."""
 
-    def __init__(self, path: str, fd: int, facts: Json) -> None:
+    def __init__(self, path: str, fd: int, facts: Json, damage: str = "") -> None:
         """Without a file (`fd` -1) it can only be read. Raises NewerFormatError."""
         self.path = path
         self._fd = fd
         self._has_format = "format" in facts
         self._facts = _with_format(path, facts)
+        self.damage = damage or lack(self._facts)  # what cannot be read, "" for nothing
+        self._is_empty = not self._facts and not self.damage
         self._is_whole = False  # the last line, as far as is known; no other process writes here
 
     @property
@@ -136,8 +147,10 @@ class Record:
 
     @property
     def plugin(self) -> str:
-        """The plugin that wrote it; empty if unknown."""
-        return str(self._facts.get("plugin", ""))
+        """The plugin that wrote it, by the file's name where the record does not say."""
+        # That is "PLUGIN-DIGEST-DIGEST", see Records.path_of.
+        in_name = os.path.basename(self.path)[: -2 * (_DIGEST_SIZE + 1)]
+        return str(self._facts.get("plugin") or in_name)
 
     @property
     def network(self) -> str:
@@ -155,15 +168,18 @@ class Record:
     def put(self, facts: object, **header: object) -> None:
         """Note the facts of one part, replacing earlier ones. Raises OSError."""
         # A line with a format begins the record anew, so it has everything.
-        known = {} if self._has_format else {"format": FORMAT, **self._facts}
+        is_sound = self._has_format and not self.damage
+        known = {} if is_sound else {"format": FORMAT, **self._facts}
+        if self.damage:
+            os.ftruncate(self._fd, 0)
         self.note(**{**known, **header, **dump(facts)})
-        self._has_format = True
+        self._has_format, self.damage = True, ""
 
     def note(self, **facts: object) -> None:
         """Add `facts` by one write at the end of the file. Raises OSError."""
         is_whole, self._is_whole = self._is_whole, False
-        _append(self._fd, wire.encode_line(facts), is_whole=is_whole)
-        self._is_whole = True
+        append(self._fd, wire.encode_line(facts), is_whole=is_whole)
+        self._is_whole, self._is_empty = True, False
         self._facts |= facts
 
     def age(self) -> float:
@@ -172,13 +188,22 @@ class Record:
 
     def is_unbegun(self) -> bool:
         """Tell whether no line is whole: its ADD was killed before it had made anything."""
-        return b"\n" not in os.pread(self._fd, os.fstat(self._fd).st_size, 0)
+        return self._is_empty
 
     def remove(self) -> None:
         """Delete the record; the last step of a DEL."""
-        if _is_at(self._fd, self.path):
+        if self._fd >= 0 and _is_at(self._fd, self.path):
             os.unlink(self.path)
         self.close()
+
+    def is_at(self, path: str) -> bool:
+        """Tell whether this is the record in the file `path`, and still locked."""
+        return self._fd >= 0 and self.path == path
+
+    @property
+    def inode(self) -> int:
+        """The number of the file, which a record that is begun anew does not have."""
+        return os.fstat(self._fd).st_ino
 
     def close(self) -> None:
         """Let others have the record."""
@@ -204,10 +229,13 @@ class Records:
         try:
             self._probe()
         except OSError as error:
-            raise CNIError(
-                Code.PLUGIN_NOT_AVAILABLE,
-                f"cannot write to '{self.directory}': {error.strerror}; make it writable",
-            ) from None
+            raise self._unwritable(error, Code.PLUGIN_NOT_AVAILABLE) from None
+
+    def _unwritable(self, error: OSError, code: int) -> CNIError:
+        """Return what a call says when `error` keeps it from writing a record."""
+        return CNIError(
+            code, f"cannot write to '{self.directory}': {error.strerror}; make it writable"
+        )
 
     def _probe(self) -> None:
         make_private_directory(self.directory)
@@ -220,7 +248,7 @@ class Records:
             path = f"{self.directory}/.probe-{os.getpid()}"
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            _append(fd, b"probe\n")
+            append(fd, b"probe\n")
         finally:
             os.close(fd)
             if path:
@@ -229,14 +257,15 @@ class Records:
     def begin(self, plugin: str, network: str, attachment: Attachment, facts: Json) -> Record:
         """Create the record of an attachment that is about to be made.
 
-        Raises FileExistsError when there is one already, OSError when it cannot be written.
+        Raises FileExistsError when there is one already, CNIError 5 when it cannot be written.
         """
+        path = self.path_of(plugin, network, attachment)
         try:
-            refuse_shared(self.directory)
-        except FileNotFoundError:
-            make_private_directory(self.directory)
-        path = self._path(plugin, network, attachment)
-        fd = _create_locked(path)
+            fd = self._create(path)
+        except (FileExistsError, SharedDirectoryError):
+            raise
+        except OSError as error:
+            raise self._unwritable(error, Code.IO_FAILURE) from None
         facts = {
             "format": FORMAT,
             "plugin": plugin,
@@ -247,9 +276,11 @@ class Records:
             **facts,
         }
         try:
-            _append(fd, wire.encode_line(facts))
-        except BaseException:  # SIGTERM's too
+            append(fd, wire.encode_line(facts))
+        except BaseException as error:  # SIGTERM's too
             _give_up(path, fd)
+            if isinstance(error, OSError):
+                raise self._unwritable(error, Code.IO_FAILURE) from None
             raise
         return self._opened(path, fd, facts)
 
@@ -264,15 +295,66 @@ class Records:
     ) -> Record:
         """Do as `begin`, but have what an earlier ADD has left, if anything, taken apart first.
 
-        `clear` gets its record, and removes it or raises.
+        `clear` gets its record, and removes it or raises. A DEL that has found no record is waited
+        for. Raises CNIError 11 when another call for the attachment is at work.
+        """
+        path = self.path_of(plugin, network, attachment)
+        for _ in range(_TRIES):
+            try:
+                return self.begin(plugin, network, attachment, facts)
+            except FileExistsError:
+                old = self.find(plugin, network, attachment, wait=_is_empty(path))
+            if old:
+                clear(old)
+        raise _busy()
+
+    def hold(
+        self, plugin: str, network: str, attachment: Attachment, *, wait: bool = True
+    ) -> Record | None:
+        """Return the record of an attachment as `find` does; make an empty one if there is none.
+
+        So an ADD waits until the record is removed. None where no record can be made: there
+        no ADD can begin, either. Raises CNIError, OSError.
+        """
+        path = self.path_of(plugin, network, attachment)
+        for _ in range(_TRIES):
+            try:
+                found = self.find(plugin, network, attachment, wait=wait)
+            except OddFileError:
+                return None
+            except PermissionError as error:
+                # Where we may not even look, as in a user namespace, nothing can be ours.
+                if isinstance(error, SharedDirectoryError) or error.filename == path:
+                    raise
+                return None
+            if found:
+                return found
+            try:
+                fd = self._create(path)
+            except FileExistsError:
+                continue  # another call was faster
+            except OSError:
+                return None
+            record = self._opened(path, fd, {})
+            record.identify(plugin, network, attachment)
+            return record
+        raise _busy()
+
+    def hold_place(self, plugin: str, network: str, attachment: Attachment) -> Record | None:
+        """Return an empty record, to be removed by the caller, in the place of an attachment's.
+
+        While it is there an ADD waits. None where there is a record, or none can be made.
         """
         try:
-            return self.begin(plugin, network, attachment, facts)
-        except FileExistsError:
-            old = self.find(plugin, network, attachment, wait=False)
-        if old:
-            clear(old)
-        return self.begin(plugin, network, attachment, facts)
+            held = self.hold(plugin, network, attachment, wait=False)
+        except NewerFormatError:
+            raise
+        except CNIError:
+            return None  # a call is at work
+        if held and not held.is_unbegun():
+            held.close()
+            return None
+        return held
 
     def find(
         self, plugin: str, network: str, attachment: Attachment, *, wait: bool = True
@@ -282,12 +364,29 @@ class Records:
         It is locked: an ADD that is still at work is waited for, or, without `wait`, refused by
         CNIError 11.
         """
-        found = self._open(self._path(plugin, network, attachment), wait=wait)
+        found = self._open(self.path_of(plugin, network, attachment), wait=wait)
         if found is None:
             return None
         # An ADD killed before its first line leaves an empty file, whose name has its owner.
         found.identify(plugin, network, attachment)
         return found
+
+    def identify(
+        self, record: Record, plugin: str, network: str, attachments: Collection[Attachment]
+    ) -> list[Record]:
+        """Name in `record`, if it names nobody, the attachment whose file it is.
+
+        That is looked for among `attachments` and in all records of the network. Return the other
+        records of the attachment; none for a record that has a name.
+        """
+        if record.attachment.containerid:
+            return []
+        others = [one for one, _ in self.listing() if one.network == network]
+        for owner in {*attachments, *(one.attachment for one in others)}:
+            if owner.containerid and self.path_of(plugin, network, owner) == record.path:
+                record.identify(plugin, network, owner)
+                return [one for one in others if one.attachment == owner]
+        return []
 
     def paths(self, plugin: str, network: str) -> list[str]:
         """Return the files of all records of `network`."""
@@ -296,32 +395,35 @@ class Records:
         return [f"{self.directory}/{name}" for name in names if name.startswith(prefix)]
 
     def of_plugin(self, plugin: str) -> Iterator[Record]:
-        """Yield each record of the plugin, of any network, to be read only; takes no lock."""
+        """Yield each record of the plugin, of any network, to be read only; takes no lock.
+
+        Damaged records are among them, those that say nothing since a kill are not.
+        """
         for name in self._names():
             path = f"{self.directory}/{name}"
-            facts = _peek(path) if name.startswith(f"{plugin}-") else None
-            if facts:
-                yield Record(path, -1, facts)
+            record = _peek(path) if name.startswith(f"{plugin}-") else None
+            if record and not record.is_unbegun():
+                yield record
 
     def peek(self, path: str) -> Record | None:
         """Return the record in the file `path`, to be read only, or None; takes no lock."""
-        facts = _peek(path)
-        return Record(path, -1, facts) if facts else None
+        record = _peek(path)
+        return record if record and not record.is_unbegun() else None
 
     def listing(self) -> Iterator[tuple[Record, float]]:
         """Yield every record, to be read only, and its last change, seconds since the epoch.
 
-        Takes no lock. A record without facts was left by a kill.
+        Takes no lock. Damaged records are among them, and those that a kill has left unbegun.
         """
         for name in self._names():
             path = f"{self.directory}/{name}"
-            facts = _peek(path)
+            record = _peek(path)
             try:
                 changed = os.stat(path, follow_symlinks=False).st_mtime
             except FileNotFoundError:
                 continue
-            if facts is not None:
-                yield Record(path, -1, facts), changed
+            if record is not None:
+                yield record, changed
 
     def open(self, path: str) -> Record | None:
         """Return the record in the file `path`; None: gone, no file, or an ADD is at work."""
@@ -337,20 +439,34 @@ class Records:
         try:
             refuse_shared(self.directory)
             return sorted(os.listdir(self.directory))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
+    def _create(self, path: str) -> int:
+        """Return the descriptor of a new, locked, empty file. Raises OSError."""
+        try:
+            refuse_shared(self.directory)
+        except FileNotFoundError:
+            make_private_directory(self.directory)
+        return _create_locked(path)
+
     def _open(self, path: str, *, wait: bool) -> Record | None:
+        if wait and any(one.is_at(path) for one in self._open_records):
+            raise CNIError(  # instead of waiting for ourselves
+                Code.INVALID_CONFIG,
+                'a plugin delegates to itself, for the same network and interface; "ipam" must name'
+                " an IPAM plugin",
+            )
         for _ in range(_TRIES):
             try:
                 refuse_shared(self.directory)
-                fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
-            except FileNotFoundError:
+                fd = open_file(path, os.O_RDWR | os.O_APPEND)
+            except (FileNotFoundError, NotADirectoryError):
                 return None
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if _is_at(fd, path):
-                    return self._opened(path, fd, _read(fd))
+                    return self._opened(path, fd, *read(fd))
             except BlockingIOError:
                 os.close(fd)
                 raise _busy() from None
@@ -360,12 +476,13 @@ class Records:
             os.close(fd)  # its owner removed it while we waited
         raise _busy()
 
-    def _opened(self, path: str, fd: int, facts: Json) -> Record:
-        record = Record(path, fd, facts)
+    def _opened(self, path: str, fd: int, facts: Json, damage: str = "") -> Record:
+        record = Record(path, fd, facts, damage)
         self._open_records.append(record)
         return record
 
-    def _path(self, plugin: str, network: str, attachment: Attachment) -> str:
+    def path_of(self, plugin: str, network: str, attachment: Attachment) -> str:
+        """Return the file of an attachment's record."""
         # Digests, since the three names together can be longer than a file name may be.
         owner = _digest(f"{attachment.containerid} {attachment.ifname}")
         return f"{self.directory}/{plugin}-{_digest(network)}-{owner}"
@@ -379,8 +496,13 @@ class Lock:
         self._fd = -1
 
     def __enter__(self) -> None:
-        make_private_directory(self._directory)
-        self._fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            make_private_directory(self._directory)
+            self._fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            if isinstance(error, SharedDirectoryError) or error.errno in _EXHAUSTED:
+                raise
+            return  # where no record can be made, nobody makes what this keeps others out of
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX)
         except BaseException:  # SIGTERM's too
@@ -388,7 +510,9 @@ class Lock:
             raise
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def _create_locked(path: str) -> int:
@@ -415,6 +539,13 @@ def _give_up(path: str, fd: int) -> None:
         os.close(fd)
 
 
+def _is_empty(path: str) -> bool:
+    try:
+        return os.stat(path, follow_symlinks=False).st_size == 0
+    except FileNotFoundError:
+        return False
+
+
 def _busy() -> CNIError:
     return CNIError(
         Code.TRY_AGAIN_LATER,
@@ -425,42 +556,25 @@ def _busy() -> CNIError:
 def _digest(text: str) -> str:
     from hashlib import sha256
 
-    return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:_DIGEST_SIZE]
 
 
-def _append(fd: int, line: bytes, *, is_whole: bool = False) -> None:
-    """Add `line`; `is_whole` says that the last one is, and spares the look."""
-    size = 0 if is_whole else os.fstat(fd).st_size
-    if size and os.pread(fd, 1, size - 1) != b"\n":  # a kill cut the last line short
-        line = b"\n" + line
-    # One write, so that no reader meets half a line unless the disk is full.
-    if os.write(fd, line) != len(line):
-        raise OSError(28, "no space left for the attachment record")
-
-
-def _peek(path: str) -> dict[str, Any] | None:
+def _peek(path: str) -> Record | None:
+    """Return what is in a record's place, to be read only; None if it is gone."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ELOOP):  # it is gone, or no file
-            raise  # its owner is unknown: that is no evidence that a container is dead
+        fd = open_file(path, os.O_RDONLY)
+    except FileNotFoundError:
         return None
+    except OddFileError as error:
+        return Record(path, -1, {}, f"it is {error.kind}")
+    except OSError as error:
+        if error.errno in _EXHAUSTED:
+            raise
+        return Record(path, -1, {}, f"it cannot be opened: {error.strerror}")
     try:
-        return _with_format(path, _read(fd))
+        return Record(path, -1, *read(fd))
     finally:
         os.close(fd)
-
-
-def _read(fd: int) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
-    data = os.pread(fd, os.fstat(fd).st_size, 0)
-    for line in data.splitlines():
-        try:
-            noted = wire.decode(line)
-        except CNIError:
-            continue
-        facts = dict(noted) if "format" in noted else {**facts, **noted}
-    return facts
 
 
 def _with_format(path: str, facts: Json) -> dict[str, Any]:

@@ -132,8 +132,9 @@ def _read(host: Host, version: int) -> _Known:
 def _write(host: Host, version: int, known: _Known) -> None:
     """Note what is known. A file cut short is as good as none."""
     line = wire.encode_line({name: getattr(known, name) for name in _Known.__match_args__})
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
+        _forget(host, version)
         fd = os.open(_path(host, version), flags, 0o600)
     except OSError:
         return
@@ -146,7 +147,9 @@ def _write(host: Host, version: int, known: _Known) -> None:
 
 
 def _forget(host: Host, version: int) -> None:
+    path = _path(host, version)
     try:
-        os.unlink(_path(host, version))
-    except FileNotFoundError:
-        return
+        os.unlink(path)
+    except OSError:
+        if os.path.isfile(path):  # it would be believed
+            raise

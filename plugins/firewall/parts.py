@@ -107,7 +107,7 @@ class Isolation(Part):
         others = _others(host, record)
         rules = record.get(FirewallFacts) or FirewallFacts()
         with BestEffort() as steps:
-            if facts.bridge and facts.policy != OPEN:
+            if facts.bridge and facts.policy != OPEN and not _may_need_policies(host, others):
                 policies = _policies(others, record)
                 steps.attempt("bridge", lambda: _ensure_policies(host, rules, facts, policies))
             ports = [one.port for one in _each(others, IsolationFacts)]
@@ -343,15 +343,22 @@ def _has_unrecorded(host: Host, record: Record, others: Iterable[Record]) -> boo
 
 def _others(host: Host, record: Record | None) -> list[Record]:
     """Return the records of all attachments but that of `record`."""
-    own = (record.network, record.attachment) if record else None
-    records = host.records.of_plugin(LIFECYCLE.plugin)
-    return [one for one in records if (one.network, one.attachment) != own]
+    own = record.path if record else ""
+    return [one for one in host.records.of_plugin(LIFECYCLE.plugin) if one.path != own]
 
 
 def _own(req: Request, host: Host) -> Record | None:
     own = req.network, req.attachment
     records = host.records.of_plugin(LIFECYCLE.plugin)
     return next((one for one in records if (one.network, one.attachment) == own), None)
+
+
+def _may_need_policies(host: Host, others: Iterable[Record]) -> bool:
+    """Tell whether a record cannot be read: its attachment may rely on any bridge's isolation."""
+    damaged = [one.path for one in others if one.damage]
+    if damaged:
+        host.log(f"keeps isolated bridges as they are: record '{damaged[0]}' is damaged")
+    return bool(damaged)
 
 
 def _each(records: Iterable[Record], facts_type: type[Facts]) -> list[Facts]:

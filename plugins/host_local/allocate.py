@@ -41,10 +41,8 @@ def reserve(
     taken: list[Lease] = []
     try:
         # Inside `try`: the undo waits for the record, which is closed below even after a signal.
-        undo.push(
-            "address reservation",
-            partial(_take_back, req, host, conf, taken=taken, created=created),
-        )
+        take_back = partial(_take_back, req, host, conf, taken=taken, created=created)
+        undo.push("address reservation", partial(take_back, inode=record.inode))
         _refuse_elsewhere(record, host, conf.directory, req.attachment)
         attempt = partial(_attempt, req, host, record, conf=conf, wanted=wanted, taken=taken)
         left: Sequence[Lease] | None = None
@@ -64,9 +62,10 @@ def reserve(
 def release(req: Request, host: Host, configured: str, *, rest_seconds: int) -> None:
     """Free the attachment's leases in the directory `configured` and in the recorded one.
 
-    Raises an ExceptionGroup.
+    The record is held meanwhile, an empty one if there is none: no ADD can lease what would then
+    be freed. Raises an ExceptionGroup.
     """
-    record = host.records.find(PLUGIN, req.network, req.attachment)
+    record = host.records.hold(PLUGIN, req.network, req.attachment)
     facts = (record.get(LeaseFacts) if record else None) or LeaseFacts()
     try:
         with BestEffort() as steps:
@@ -78,7 +77,9 @@ def release(req: Request, host: Host, configured: str, *, rest_seconds: int) -> 
         if record:
             record.remove()
     finally:
-        if record:
+        if record and record.is_unbegun():
+            record.remove()
+        elif record:
             record.close()
 
 
@@ -269,11 +270,17 @@ def _remember(req: Request, host: Host, store: Store, choices: Sequence[choose.C
 
 
 def _take_back(
-    req: Request, host: Host, conf: Conf, *, taken: Sequence[Lease], created: bool
+    req: Request, host: Host, conf: Conf, *, taken: Sequence[Lease], created: bool, inode: int
 ) -> None:
-    """Free the leases of this ADD, and no other lease of the attachment."""
-    record = host.records.find(PLUGIN, req.network, req.attachment)
+    """Free the leases of this ADD, and no other lease of the attachment.
+
+    `inode`: of the record of this ADD. A DEL may have removed that, and another ADD begun its own.
+    """
+    record = host.records.hold(PLUGIN, req.network, req.attachment)
+    is_new = record is not None and record.is_unbegun()
     try:
+        if record and not is_new and record.inode != inode:
+            return
         if taken:
             with Store(conf.directory, indexes=indexes_of(host), log=host.log) as store:
                 store.lock()
@@ -281,7 +288,7 @@ def _take_back(
                     lease = store.lease(one.address)
                     if lease is not None and lease.owner == req.attachment:
                         store.release(lease, pod=conf.pod_key(req.attachment))
-        if record and created:
+        if record and (created or is_new):
             record.remove()
     finally:
         if record:

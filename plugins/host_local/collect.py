@@ -6,6 +6,7 @@ from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cni_common.node.liveness import State
 from cni_common.spec.undo import BestEffort
 from plugins.host_local.expiry import Expiry
 from plugins.host_local.lease import GRACE_SECONDS, PLUGIN, LeaseFacts
@@ -36,7 +37,7 @@ def collect(req: Request, host: Host, configured: str, *, rest_seconds: int) -> 
     with BestEffort() as steps:
         for directory in sorted(directories):
             steps.attempt(f"cleaning '{directory}'", partial(_clean, sweep(), directory, left))
-        clean_records = partial(_clean_records, req.network, sweep(), left)
+        clean_records = partial(_clean_records, req, sweep(), left)
         steps.attempt("cleaning attachment records", clean_records)
 
 
@@ -49,15 +50,21 @@ def _clean(sweep: Sweep, directory: str, left: Counter[Attachment]) -> None:
             left[lease.owner] -= 1
 
 
-def _clean_records(network: str, sweep: Sweep, left: Counter[Attachment]) -> None:
-    """Remove the records of attachments that are gone and hold no address."""
+def _clean_records(req: Request, sweep: Sweep, left: Counter[Attachment]) -> None:
+    """Remove the records of attachments that are gone and hold no address, but no damaged one."""
     records = sweep.host.records
-    for path in records.paths(PLUGIN, network):
+    for path in records.paths(PLUGIN, req.network):
         record = records.open(path)
         if record is None:
             continue  # a call for this attachment is in progress
+        if record.damage:
+            sweep.host.log(f"{sweep.verb} not the record '{path}', which is damaged")
+            record.close()
+            continue
+        others = records.identify(record, PLUGIN, req.network, req.valid_attachments or ())
         owner = record.attachment
-        idle = not left[owner] and record.age() >= GRACE_SECONDS
+        may_live = any(sweep.expiry.state_of(one.facts) is not State.GONE for one in others)
+        idle = not left[owner] and record.age() >= GRACE_SECONDS and not may_live
         why = sweep.expiry.of(owner, record) if idle else ""
         if why:
             record.remove()

@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cni_common.node.journal import OddFileError, open_file
 from cni_common.node.record import Lock, make_private_directory, refuse_shared
 from plugins.portmap.conf import NFTABLES, PLUGIN, PROTOCOLS
 
@@ -124,6 +125,8 @@ class Claims:
     def _is_kept(self, slot: bytes, span: Span, judge: Judge) -> bool:
         """Tell whether ports stay with the record of `slot`: it has them, and `judge` says so."""
         other = self._records.peek(_path_of(self._records, slot))
+        if other and other.damage:  # the slot says what the record does not
+            return judge(other, str(span))
         common = [one.common(span) for one in _spans(other)] if other else []
         found = next((one for one in common if one), None)
         return other is not None and found is not None and judge(other, str(found))
@@ -172,14 +175,21 @@ class _Slots:
     def replace(self, spans: Sequence[Span], old: bytes, new: bytes) -> None:
         """Set those slots of some ports that are `old` to `new`."""
         for span in spans:
-            slots = self.read(span)
+            try:
+                slots = self.read(span)
+            except OddFileError:
+                continue  # nothing is written there
             if old in slots:
                 self.write(span, [new if slot == old else slot for slot in slots])
 
     def _file(self, span: Span) -> int:
         if span.space not in self._files:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._files[span.space] = os.open(f"{self._directory}/{span.space}", flags, 0o600)
+            path = f"{self._directory}/{span.space}"
+            try:
+                self._files[span.space] = open_file(path, os.O_RDWR)
+            except FileNotFoundError:
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                self._files[span.space] = os.open(path, flags, 0o600)
         return self._files[span.space]
 
 

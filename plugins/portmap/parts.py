@@ -88,17 +88,23 @@ class HostPorts(Part):
         if valid is None:
             return
         present = nftables.owners(host.netns)
-        # A record is there before all the rest, so it is looked for after that.
-        recorded = {owner_of(record) for record in host.records.of_plugin(PLUGIN)}
         gone = False
         for text, keys in present.items():
             names = text.split(" ")
-            if names[:2] != [PLUGIN, req.network] or len(names) != 4 or text in recorded:
+            if names[:2] != [PLUGIN, req.network] or len(names) != 4:
                 continue
-            if Attachment(names[2], names[3]) not in valid:
+            attachment = Attachment(names[2], names[3])
+            if attachment in valid:
+                continue
+            held = host.records.hold_place(PLUGIN, req.network, attachment)
+            if held is None:
+                continue
+            try:
                 host.log(f"GC removes {len(keys)} elements: no record of {text}")
                 nftables.remove_elements(host.netns, keys, text)
                 gone = True
+            finally:
+                held.remove()
         if gone:
             nftables.remove_all_unused(host)
 

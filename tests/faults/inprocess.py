@@ -18,7 +18,7 @@ import pytest
 
 from cni_common.kernel.netlink import Channel, Message, NetlinkError
 from cni_common.kernel.netns import NETLINK_NETFILTER, NetNS
-from cni_common.node import record
+from cni_common.node import journal, record
 from cni_common.node.record import Record, Records
 from cni_common.spec.errors import CNIError, Code
 from plugins.host_local import allocate, store
@@ -111,7 +111,7 @@ def faulty(machine: Machine, fault: Fault) -> Iterator[FaultyHost]:
     host.fault = fault
     host.records = _FaultyRecords(machine.state_dir, fault)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(record, "_append", _faulty_append(fault))
+        patch.setattr(record, "append", _faulty_append(fault))
         patch.setattr(allocate, "Store", _faulty_store(fault))
         patch.setattr(claims, "_Slots", _faulty_slots(fault))
         yield host
@@ -192,8 +192,8 @@ class _FaultyRecords(Records):
         self._fault.visit("find record")
         return super().find(*args, **kwargs)
 
-    def _opened(self, path: str, fd: int, facts: Mapping[str, Any]) -> Record:
-        opened = _FaultyRecord(path, fd, facts)
+    def _opened(self, path: str, fd: int, facts: Mapping[str, Any], damage: str = "") -> Record:
+        opened = _FaultyRecord(path, fd, facts, damage)
         opened.fault = self._fault
         self._open_records.append(opened)
         return opened
@@ -208,7 +208,7 @@ class _FaultyRecord(Record):
 
 
 def _faulty_append(fault: Fault) -> Callable[..., None]:
-    append = record._append
+    append = journal.append
 
     def faulty_append(fd: int, line: bytes, *, is_whole: bool = False) -> None:
         if fault.is_due("write record"):

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import pytest
 
 from cni_common.node import liveness as recorded
 from cni_common.node.host import STATE_DIR
+from cni_common.serve.protocol import Reply
 from plugins.host_local import collect, expiry, lease
 from tests.faults.inprocess import Fault, faulty
 from tests.kernel.sweeps import faults, rehearsal
@@ -30,6 +31,7 @@ from tests.machine import (
 from tests.scope import ALL
 
 CLIENTS = 16
+CROSSING_SECONDS = 0.3  # more than an ADD takes that nothing keeps
 TIMES = 3 if ALL else 1  # as many rounds of those clients that start no process
 GO_FIRST = f"{REFERENCE_BIN}:{CNI_BIN}"
 
@@ -376,3 +378,54 @@ def test_gc_beside_add_and_del(machine: Machine) -> None:
     assert sorted(leases(machine)) == kept
     assert sorted(machine.masqueraded()) == kept
     assert len(records(machine)) == 2 * len(containers)
+
+
+def crossing(machine: Machine, plugin: str, container: str) -> Json:
+    """Return the configuration of a plugin for a container, behind that of a bridge if chained."""
+    config = network(machine, type=plugin)
+    if plugin in ("bridge", "host-local"):
+        return config
+    machine.ok("bridge", "ADD", network(machine), container)
+    ports = [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]
+    previous = {"interfaces": [], "ips": [{"address": "10.9.0.9/24"}]}
+    return {**config, "prevResult": previous, "runtimeConfig": {"portMappings": ports}}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("plugin", ["bridge", "host-local", "portmap", "firewall"])
+def test_add_while_a_del_finds_no_record(machine: Machine, plugin: str) -> None:
+    """Before whichever step of a DEL without a record an ADD of the attachment comes in.
+
+    It waits, or is refused for the moment; what it says that it has made is there, unless the DEL
+    has taken away all of it.
+    """
+    container = machine.container()
+    config = crossing(machine, plugin, container)
+    machine.make_host().records.probe()  # makes the directory
+    before = len(records(machine)), machine.leases()
+
+    def delete(fault: Fault) -> None:
+        with faulty(machine, fault) as host:
+            machine.ok(plugin, "DEL", config, container, host=host)
+
+    with ThreadPoolExecutor(1) as pool:
+        adding: list[Future[Reply]] = []
+
+        def cross() -> None:
+            adding.append(pool.submit(machine.invoke, plugin, "ADD", config, container))
+            wait(adding[-1:], CROSSING_SECONDS)
+
+        for fault in faults(delete, act=cross):
+            delete(fault)
+            if not fault.happened:
+                break
+            reply = adding[-1].result()
+            if reply.exit_code:
+                assert error_of(reply.stdout)["code"] == 11, (fault.what, reply.stdout)
+            elif len(records(machine)) > before[0]:
+                previous = config.get("prevResult") or json.loads(reply.stdout)
+                machine.ok(plugin, "CHECK", {**config, "prevResult": previous}, container)
+                machine.ok(plugin, "DEL", config, container)
+            assert (len(records(machine)), machine.leases()) == before, fault.what
+
+    assert len(fault.done) > 2

@@ -245,7 +245,7 @@ def test_no_ports_no_messages(node: Node) -> None:
             with faulty(node.machine, fault) as host:
                 result = node.ok(command, config, container, host=host)
             assert result == (config["prevResult"] if command == "ADD" else {})
-            assert set(fault.done) <= {"open namespace", "find record"}
+            assert set(fault.done) <= {"open namespace", "find record", "remove record"}
     assert node.records() == []
 
 

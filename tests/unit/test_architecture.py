@@ -32,9 +32,9 @@ WINGS = {
         *("nft_messages", "nft_expressions", "nft_table", "nft_layout", "iptables"),
     ),
     "node": (
-        *("unformatted", "record", "masquerade_iptables", "masquerade", "survey", "owned"),
-        *("liveness", "absence", "masquerade_strays", "veth", "lifecycle", "interface"),
-        *("plugin_files", "host"),
+        *("unformatted", "journal", "record", "masquerade_iptables", "masquerade", "survey"),
+        *("owned", "liveness", "absence", "masquerade_strays", "veth", "lifecycle"),
+        *("interface", "plugin_files", "host"),
     ),
     "serve": ("stdio", "protocol", "worker", "engine", "cli", "main"),
 }
@@ -343,7 +343,8 @@ _WINGS_BASE = frozenset({"serve", "spec"})
 _COMMON_BASE = _WINGS_BASE | {"serve.main", "serve.stdio", "spec.errors", "spec.names"}
 _COMMON_SERVING = _COMMON_BASE | frozenset(
     {
-        *("kernel", "kernel.netns", "node", "node.host", "node.record", "serve.protocol"),
+        *("kernel", "kernel.netns", "node", "node.host", "node.journal", "node.record"),
+        "serve.protocol",
         *("spec.request", "spec.result", "spec.schema", "spec.undo", "spec.wire"),
     }
 )

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from cni_common.node.record import Records, make_directory
+from cni_common.node.record import Lock, Record, Records, make_directory
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.request import Attachment
 
 OWNER = Attachment("c1", "eth0")
 OTHER = Attachment("c1", "eth1")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A part."""
+
+    PART = "veth"
+    host_end: str = ""
 
 
 @pytest.fixture
@@ -142,7 +153,7 @@ class TestBegin:
 
     def test_disk_full(self, records: Records) -> None:
         """A record that cannot be written whole is none."""
-        with file_size_limit(20), pytest.raises(OSError, match="space"):
+        with file_size_limit(20), pytest.raises(CNIError, match="space"):
             records.begin("bridge", "net", OWNER, {})
 
         assert os.listdir(records.directory) == []
@@ -199,7 +210,9 @@ class TestFacts:
         found = records.open(records.paths("bridge", "net")[0])
 
         assert found is not None
-        assert found.attachment == Attachment("", "")
+        assert (found.plugin, found.attachment) == ("bridge", Attachment("", ""))
+        records.identify(found, "bridge", "net", [OTHER, OWNER])
+        assert found.attachment == OWNER
 
     def test_note_on_a_full_disk(self, records: Records) -> None:
         """A note that cannot be written fails, and what was noted before stays."""
@@ -268,7 +281,7 @@ class TestFinding:
         path.unlink()
         path.symlink_to(victim)
 
-        with pytest.raises(OSError, match="symbolic"):
+        with pytest.raises(CNIError, match="is a symbolic link, where"):
             records.find("bridge", "net", OWNER)
         with pytest.raises(FileExistsError):
             records.begin("bridge", "net", OWNER, {})
@@ -299,7 +312,7 @@ class TestLocking:
         timer = threading.Timer(0.05, record.remove if removed else record.close)
 
         timer.start()
-        found = records.find("bridge", "net", OWNER)
+        found = Records(os.path.dirname(records.directory)).find("bridge", "net", OWNER)
         timer.join()
 
         assert (found is None) == removed
@@ -311,6 +324,249 @@ class TestLocking:
         records.close()
 
         assert records.find("bridge", "net", OWNER, wait=False) is not None
+
+
+FIRST = b'{"format":1,"plugin":"bridge","network":"net","containerid":"c1","ifname":"eth0"}\n'
+NOTE = b'{"veth":{"host_end":"veth1"}}\n'
+
+
+class TestDamage:
+    """What is damaged, and what only cut short by a kill."""
+
+    @pytest.mark.parametrize(
+        ("content", "damage"),
+        [
+            (FIRST + NOTE, ""),
+            (FIRST + NOTE[:-1], ""),
+            (FIRST + NOTE[:-2], ""),
+            (FIRST + NOTE[:12] + b"\n" + NOTE, ""),
+            (FIRST + b'{"ok":tru\n' + NOTE, ""),
+            (FIRST + b'{"a":\n' + NOTE, ""),
+            (b"\xff\n" + FIRST + NOTE, ""),
+            (FIRST + NOTE[:12] + b"\n", "line 2 cannot be read"),
+            (FIRST + b"\0" * 30 + b"\n" + NOTE, "line 2 cannot be read"),
+            (FIRST + b'{"a":?}\n' + NOTE, "line 2 cannot be read"),
+            (b"\xff" + FIRST + NOTE, "line 1 cannot be read"),
+            (b"[1]\n", "line 1 cannot be read"),
+            (b"{\n", "line 1 cannot be read"),
+            (NOTE, "its first line is missing"),
+            (FIRST.replace(b'"c1"', b"7"), "its containerid is no text"),
+            (FIRST.replace(b',"ifname":"eth0"', b""), "its ifname is no text"),
+            (FIRST.replace(b"}", b',"netns":[]}'), "its netns is no text"),
+        ],
+    )
+    def test_content(self, records: Records, content: bytes, damage: str) -> None:
+        """A line that no kill can have left is damage, unless the record begins anew behind it."""
+        records.begin("bridge", "net", OWNER, {}).close()
+        only_file(records).write_bytes(content)
+
+        (peeked,) = records.of_plugin("bridge")
+        ((listed, _),) = records.listing()
+        found = records.find("bridge", "net", OWNER)
+
+        assert [one.damage for one in (peeked, listed)] == [damage] * 2
+        assert found is not None
+        assert (found.damage, found.is_unbegun()) == (damage, False)
+
+    @pytest.mark.parametrize("content", [b"", FIRST[:1], FIRST[:40], FIRST[:-2]])
+    def test_unbegun(self, records: Records, content: bytes) -> None:
+        """A first line that a kill has cut short is no damage: nothing was made."""
+        records.begin("bridge", "net", OWNER, {}).close()
+        only_file(records).write_bytes(content)
+
+        ((listed, _),) = records.listing()
+        found = records.find("bridge", "net", OWNER)
+
+        assert list(records.of_plugin("bridge")) == []
+        assert found is not None
+        assert (listed.damage, listed.is_unbegun()) == ("", True)
+        assert (found.damage, found.is_unbegun()) == ("", True)
+
+    def test_huge(self, records: Records) -> None:
+        """A file larger than any record is not read."""
+        records.begin("bridge", "net", OWNER, {}).close()
+        os.truncate(only_file(records), 1 << 40)
+
+        (peeked,) = records.of_plugin("bridge")
+        found = records.find("bridge", "net", OWNER)
+
+        assert found is not None
+        assert peeked.damage == found.damage
+        assert found.damage == f"it has {1 << 40} bytes, and no record has more than {1 << 26}"
+
+    def test_written_anew(self, records: Records) -> None:
+        """What is put into a damaged record takes the place of the damage."""
+        records.begin("bridge", "net", OWNER, {}).close()
+        only_file(records).write_bytes(FIRST + b"?\n")
+        found = records.find("bridge", "net", OWNER)
+        assert found is not None
+
+        found.put(Facts("veth1"))
+
+        (again,) = records.of_plugin("bridge")
+        assert (found.damage, again.damage, again.attachment) == ("", "", OWNER)
+        assert again.get(Facts) == Facts("veth1")
+
+
+def fifo(path: Path) -> None:
+    """Make a FIFO, at which a call could wait for ever."""
+    os.mkfifo(path)
+
+
+def dangling(path: Path) -> None:
+    """Make a link that leads nowhere."""
+    path.symlink_to(path.parent / "absent")
+
+
+def device(path: Path) -> None:
+    """Make a device that can be read without end."""
+    os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 5))
+
+
+def listening(path: Path) -> None:
+    """Make a socket."""
+    os.mknod(path, 0o600 | stat.S_IFSOCK)
+
+
+def hard_link(path: Path) -> None:
+    """Make a second name of another file."""
+    other = path.parents[1] / "other"
+    other.write_bytes(b"SECRET")
+    os.link(other, path)
+
+
+ODD: dict[str, Callable[[Path], object]] = {
+    "a FIFO": fifo,
+    "a directory": Path.mkdir,
+    "a symbolic link": dangling,
+    "a device": device,
+    "a socket": listening,
+    "a file that has other names": hard_link,
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+class TestOddFiles:
+    """What is no file among the records costs time, and no call fails or waits for it."""
+
+    def test_of_others(self, records: Records, kind: str) -> None:
+        """It is shown as damaged, and the records beside it are found."""
+        records.begin("bridge", "net", OWNER, {}).close()
+        odd = Path(records.path_of("bridge", "net", OTHER))
+        ODD[kind](odd)
+
+        found = {one.path: one.damage for one in records.of_plugin("bridge")}
+
+        assert found == {records.path_of("bridge", "net", OWNER): "", str(odd): f"it is {kind}"}
+        assert {one.path: one.damage for one, _ in records.listing()} == found
+        assert records.open(str(odd)) is None
+
+    def test_in_the_place_of_a_record(self, records: Records, kind: str) -> None:
+        """An ADD is refused, a DEL goes on without a record, and the thing itself stays."""
+        records.probe()
+        odd = Path(records.path_of("bridge", "net", OWNER))
+        ODD[kind](odd)
+
+        with pytest.raises(CNIError, match=f"is {kind}, where a file .* belongs; remove it"):
+            records.begin_anew("bridge", "net", OWNER, {}, clear=Record.remove)
+        held = records.hold("bridge", "net", OWNER)
+
+        assert held is None
+        assert os.path.lexists(odd)
+
+
+class TestHolding:
+    """hold() and hold_place(): records of attachments that have none."""
+
+    def test_keeps_an_add_out(self, records: Records) -> None:
+        """While a DEL holds the place of a record an ADD waits, and so does another DEL."""
+        held = records.hold("bridge", "net", OWNER)
+        assert held is not None
+        assert (held.attachment, held.is_begun(), held.is_unbegun()) == (OWNER, False, True)
+
+        assert records.hold_place("bridge", "net", OWNER) is None
+        with pytest.raises(CNIError, match="delegates to itself"):
+            records.hold("bridge", "net", OWNER)
+        elsewhere = Records(os.path.dirname(records.directory))
+        with ThreadPoolExecutor(1) as pool:
+            deleting = pool.submit(elsewhere.hold, "bridge", "net", OWNER)
+            wait([deleting], 0.05)
+            assert not deleting.done()
+            held.remove()
+            other = deleting.result()
+            assert other is not None
+            adding = pool.submit(
+                records.begin_anew, "bridge", "net", OWNER, {}, clear=Record.remove
+            )
+            wait([adding], 0.05)
+            assert not adding.done()
+            other.remove()
+
+            assert adding.result().is_begun()
+
+    def test_of_a_record(self, records: Records) -> None:
+        """A record that is there is the one that is held, and no place is free for another."""
+        records.begin("bridge", "net", OWNER, {"a": 1}).close()
+
+        assert records.hold_place("bridge", "net", OWNER) is None
+        held = records.hold("bridge", "net", OWNER)
+
+        assert held is not None
+        assert held.facts["a"] == 1
+
+    @pytest.mark.parametrize("errno_", [errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EACCES])
+    @pytest.mark.parametrize("call", ["mkdir", "open"])
+    def test_where_none_can_be_made(
+        self, records: Records, monkeypatch: pytest.MonkeyPatch, call: str, errno_: int
+    ) -> None:
+        """Where no record can be made a DEL goes on without: no ADD can begin there either."""
+        if call == "open":
+            records.probe()
+        monkeypatch.setattr(f"os.{call}", failing(getattr(os, call), errno_))
+
+        assert records.hold("bridge", "net", OWNER) is None
+        with Lock(records):
+            pass
+        with pytest.raises(CNIError, match=f"{os.strerror(errno_)}; make it writable"):
+            records.begin("bridge", "net", OWNER, {})
+
+    def test_in_the_place_of_the_directory(self, records: Records) -> None:
+        """The same goes for a file in the place of the directory."""
+        Path(records.directory).parent.mkdir(mode=0o700)
+        Path(records.directory).write_bytes(b"")
+
+        assert records.hold("bridge", "net", OWNER) is None
+        assert list(records.of_plugin("bridge")) == []
+        with Lock(records):
+            pass
+        with pytest.raises(CNIError, match="Not a directory; make it writable"):
+            records.begin("bridge", "net", OWNER, {})
+
+    def test_two_adds_over_a_leftover(self, records: Records) -> None:
+        """An ADD that finds another one's new record where it took a leftover apart tries later."""
+        records.begin("bridge", "net", OWNER, {"old": True}).close()
+
+        def clear(old: Record) -> None:
+            old.remove()
+            records.begin("bridge", "net", OWNER, {"new": True})  # by a faster call
+
+        with pytest.raises(CNIError) as caught:
+            records.begin_anew("bridge", "net", OWNER, {}, clear=clear)
+
+        assert caught.value.code == Code.TRY_AGAIN_LATER
+        (one,) = records.of_plugin("bridge")
+        assert one.facts["new"] is True
+
+
+def failing(call: Callable[..., int | None], number: int) -> Callable[..., int | None]:
+    """Return `call`, which fails where it would make something."""
+
+    def changed(path: str, flags: int = os.O_CREAT, *args: int, **kwargs: int) -> int | None:
+        if not flags & os.O_CREAT:
+            return call(path, flags, *args, **kwargs)
+        raise OSError(number, os.strerror(number), path)
+
+    return changed
 
 
 class TestRemoving:
