@@ -38,6 +38,7 @@ class Known:
 
     record: Record  # maybe damaged, or without facts since a kill
     changed: float  # seconds since the epoch
+    told_pod: str = ""  # by one of its parts
 
     @property
     def path(self) -> str:
@@ -67,8 +68,7 @@ class Known:
     @property
     def pod(self) -> str:
         """The pod as namespace/name, empty when the runtime did not say."""
-        noted = (part.get("pod") for part in self.facts.values() if isinstance(part, dict))
-        return next(filter(None, noted), "") or _pod_of(self.facts.get("cni_args", ""))
+        return self.told_pod or _pod_of(self.facts.get("cni_args", ""))
 
     @property
     def changed_at(self) -> str:
@@ -118,7 +118,7 @@ class Node:
     @cached_property
     def records(self) -> list[Known]:
         """All attachment records."""
-        listing = (Known(*one) for one in self.host.records.listing())
+        listing = (self._known(*one) for one in self.host.records.listing())
         found = [one for one in listing if not os.path.basename(one.path).startswith(PROBE)]
         nameless = [one for one in found if not one.attachment.containerid]
         if nameless:
@@ -211,6 +211,12 @@ class Node:
     def pod_of(self, owner: tuple[str, Attachment]) -> str:
         """Return the pod of an attachment as namespace/name, empty if no record has it."""
         return next((one.pod for one in self.attachments.get(owner, ()) if one.pod), "")
+
+    def _known(self, record: Record, changed: float) -> Known:
+        lifecycle = self.lifecycles.get(record.plugin)
+        noted = lifecycle.noted(record) if lifecycle else ()
+        pods = (part.pod(facts) for part, facts in noted)
+        return Known(record, changed, next(filter(None, pods), ""))
 
     def noted(self, known: Known) -> Iterable[tuple[Part, Any]]:
         """Return the parts that a record has facts about, with these facts."""

@@ -117,6 +117,10 @@ class Part:
         """Yield the container's addresses, with or without prefix length."""
         return ()
 
+    def pod(self, facts: Any) -> str:
+        """Return the pod as namespace/name, empty if the part does not note it."""
+        return ""
+
     def has_host_port(self, facts: Any, port: int) -> bool:
         """Tell whether a port of the host leads to the container."""
         return False

@@ -31,6 +31,10 @@ class Lease(Part):
         """Free the addresses."""
         allocate.free(facts.directory, req, host, facts, rest_seconds=0)
 
+    def pod(self, facts: LeaseFacts) -> str:
+        """Return the pod that ADD was told of."""
+        return facts.pod
+
     def directories(self, record: Record) -> Iterator[str]:
         """Yield the directory of leases that a record names."""
         facts = record.get(LeaseFacts)

@@ -263,6 +263,24 @@ class TestImports:
         assert {"gateway", "mac-filter"} <= names
         assert wrong == []
 
+    def test_commands_read_no_part(self) -> None:
+        """Of a record they read the header; a part tells about itself by its methods."""
+        page = (ROOT / "docs" / "records.md").read_text().partition("\n## ")[0]
+        header = set(re.findall(r"^\| `(\w+)` \|", page, re.M))
+        read = {
+            (name_of(path), node.args[0].value)
+            for path in COMMANDS
+            for node in ast.walk(tree_of(path))
+            if isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr == "get"
+            and ast.unparse(node.func.value).endswith(("facts", "part"))
+            and isinstance(node.args[0], ast.Constant)
+        }
+
+        assert ("commands.explain", "netns") in read
+        assert {one for one in read if one[1] not in header} == set()
+
     def test_data_dir_of_commands(self) -> None:
         """The one exception: --data-dir has host-local's default, without importing that."""
         assert commands.DATA_DIR == host_local.DEFAULT_DATA_DIR
