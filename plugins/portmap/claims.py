@@ -115,12 +115,14 @@ class Claims:
             for one in successors:
                 table.replace(_spans(one), empty, _slot_of(one))
 
-    def remove_unused(self, record: Record) -> None:
-        """Remove the files if nothing but `record` is recorded."""
+    def remove_unused(self, record: Record) -> bool:
+        """Remove the files if nothing but `record` is recorded; return whether that is so."""
         with Lock(self._records):
             names = [one for one in os.listdir(self._records.directory) if PLUGIN in one]
-            if names == [os.path.basename(record.path)]:
-                _remove(self._directory)
+            if names != [os.path.basename(record.path)]:
+                return False
+            _remove(self._directory)
+            return True
 
     def _is_kept(self, slot: bytes, span: Span, judge: Judge) -> bool:
         """Tell whether ports stay with the record of `slot`: it has them, and `judge` says so."""

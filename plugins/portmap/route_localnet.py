@@ -149,7 +149,7 @@ def forget(netns: NetNS, name: str) -> None:
 def remove_with_base(host: Host) -> bool:
     """Remove the shared chains, maps, guard and sysctls if there are no mappings.
 
-    Return whether some were removed.
+    Return whether the chains are gone, also if a call that was killed has removed them.
     """
     with Lock(host.records):
         return _remove_with_base(host.netns)
@@ -163,7 +163,7 @@ def _remove_with_base(netns: NetNS) -> bool:
     layouts += [LAYOUT] if is_guarded else []
     removal = nft_layout.removal(netns, layouts)
     if not removal:
-        return False
+        return layout.LAYOUT not in layouts
     interfaces = TABLE.elements(netns, INTERFACES) if is_guarded else []
     ours = [interface_name(one.key) for one in interfaces if one.comment == _OURS]
     for name in ours:

@@ -7,6 +7,7 @@ hands the ports over to these, by the transaction that removes its own elements.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -134,10 +135,12 @@ def pass_on(req: Request, host: Host, own_record: Record, facts: HostPortsFacts)
 def _release(host: Host, record: Record, successors: Sequence[Record], *, is_last: bool) -> None:
     claims = Claims(host.records)
     try:
-        claims.release(record, successors)
-        if is_last:
-            claims.remove_unused(record)
-    except OSError as error:  # claims of a record that is gone count for nothing
+        if not (is_last and claims.remove_unused(record)):
+            claims.release(record, successors)
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise  # the next DEL finds the record, and tries again
+        # Claims of a record that is gone count for nothing.
         host.log(f"the owners of ports could not be changed: {error}")
 
 
