@@ -109,10 +109,13 @@ def ensure(
 
 
 def _add_subnet_routes(host: NetNS, link: Link, result: Result) -> None:
-    """Add routes to subnets that their gateways are not in, as fe80::1: the kernel adds none."""
+    """Add routes to subnets that their gateways are not in, as fe80::1: the kernel adds none.
+
+    A route to a single address would be the container's alone, and stay when that goes.
+    """
     for ip in result.ips:
         subnet = ip.address.network
-        if ip.gateway is None or ip.gateway in subnet:
+        if ip.gateway is None or ip.gateway in subnet or subnet.num_addresses == 1:
             continue
         route = Route(subnet, scope=RT_SCOPE_LINK if subnet.version == 4 else None)
         try:
@@ -132,10 +135,14 @@ def detours(host: NetNS, link: Link, result: Result) -> Iterator[str]:
         way = f"over '{other.name}'" if other else "nowhere"
         if kind == RTN_LOCAL:
             way = "to itself"
-        yield (
-            f"the host sends packets for {ip.address.ip} {way}, not over '{link.name}': another"
-            f" interface or route has {ip.address.network}; give this network another subnet"
-        )
+        what = f"the host sends packets for {ip.address.ip} {way}, not over '{link.name}'"
+        if ip.address.network.num_addresses == 1:
+            yield f"{what}; give the address the prefix length of its network, or use ptp"
+        else:
+            yield (
+                f"{what}: another interface or route has {ip.address.network}; give this network"
+                " another subnet"
+            )
 
 
 def unserved(host: NetNS, bridge: Link, result: Result) -> Iterator[str]:

@@ -42,6 +42,18 @@ def test_a_subnet_that_the_host_has_elsewhere(machine: Machine, first: str, way:
     assert told(machine, f"network {machine.name}", f"packets for {first} {way}", "another subnet")
 
 
+def test_an_address_without_its_subnet(machine: Machine) -> None:
+    """The host has no way to a single address; no route of the container's own stays there."""
+    single = {"address": "10.9.0.5/32", "gateway": "10.9.0.1"}
+    config = machine.network(ipam={"type": "static", "addresses": [single]})
+
+    machine.ok("bridge", "ADD", config, container := machine.container())
+    machine.ok("bridge", "DEL", config, container)
+
+    assert told(machine, f"network {machine.name}", "10.9.0.5 nowhere", "prefix length")
+    assert machine.command(machine.host, "ip", "route", "show", "10.9.0.5") == ""
+
+
 def test_masquerading_without_the_gateway(machine: Machine) -> None:
     """What ipMasq is to masquerade never comes to a host that is not the gateway."""
     config = machine.network(isGateway=False, ipMasq=True)
