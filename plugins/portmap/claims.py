@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _SLOT_BYTES = 32  # the two digests in the name of a record's file
 _PORTS = 1 << 16
+_FILE_BYTES = len(PROTOCOLS) * _PORTS * _SLOT_BYTES
+_CHUNK = 1 << 20  # bytes
 _ANY = {4: "0.0.0.0", 6: "::"}  # every address of the node
 
 
@@ -105,24 +107,32 @@ class Claims:
                 for span, slots in entries:
                     table.write(span, [slot if judged[slot] else own for slot in slots])
 
-    def release(self, record: Record, successors: Sequence[Record] = ()) -> None:
-        """Give the ports of `record` back, or to those of `successors` that want them."""
+    def release(
+        self, record: Record, successors: Sequence[Record], is_idle: Callable[[], bool]
+    ) -> None:
+        """Give the ports of `record` back, or to those of `successors` that want them.
+
+        `is_idle` tells whether no port is mapped: then the files go once they are empty.
+        """
         empty, own = bytes(_SLOT_BYTES), _slot_of(record)
-        with Lock(self._records), _Slots(self._directory) as table:
+        with Lock(self._records):
             if not os.path.isdir(self._directory):
                 return
-            table.replace(_spans(record), own, empty)
-            for one in successors:
-                table.replace(_spans(one), empty, _slot_of(one))
+            # Of calls that cross, the last has to see that the others are done.
+            idle = is_idle()
+            if idle and self._is_alone(record):
+                _remove(self._directory)
+                return
+            with _Slots(self._directory) as table:
+                table.replace(_spans(record), own, empty)
+                for one in successors:
+                    table.replace(_spans(one), empty, _slot_of(one))
+            if idle and _is_empty(self._directory):
+                _remove(self._directory)
 
-    def remove_unused(self, record: Record) -> bool:
-        """Remove the files if nothing but `record` is recorded; return whether that is so."""
-        with Lock(self._records):
-            names = [one for one in os.listdir(self._records.directory) if PLUGIN in one]
-            if names != [os.path.basename(record.path)]:
-                return False
-            _remove(self._directory)
-            return True
+    def _is_alone(self, record: Record) -> bool:
+        names = [one for one in os.listdir(self._records.directory) if PLUGIN in one]
+        return names == [os.path.basename(record.path)]
 
     def _is_kept(self, slot: bytes, span: Span, judge: Judge) -> bool:
         """Tell whether ports stay with the record of `slot`: it has them, and `judge` says so."""
@@ -212,6 +222,22 @@ def _path_of(records: Records, slot: bytes) -> str:
 def _offset(span: Span) -> int:
     number = list(PROTOCOLS).index(span.protocol)
     return (number * _PORTS + span.first) * _SLOT_BYTES
+
+
+def _is_empty(directory: str) -> bool:
+    """Tell whether no file of slots in the directory has an owner in it."""
+    for name in os.listdir(directory):
+        try:
+            fd = open_file(f"{directory}/{name}", os.O_RDONLY)
+        except OddFileError:
+            continue  # nothing is written there
+        try:
+            chunks = (os.pread(fd, _CHUNK, at) for at in range(0, _FILE_BYTES, _CHUNK))
+            if any(chunk.strip(bytes(1)) for chunk in chunks):
+                return False
+        finally:
+            os.close(fd)
+    return True
 
 
 def _remove(directory: str) -> None:

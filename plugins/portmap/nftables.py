@@ -121,15 +121,15 @@ def _add(netns: NetNS, conf: Conf, claim: Claim) -> None:
 
 def remove(
     host: Host, facts: HostPortsFacts, owner: str, successors: Mapping[Key, Successor]
-) -> bool:
+) -> None:
     """Take back what `add` made for this owner, by `facts_of`; nothing that is another's by now.
 
-    Where an element has one of `successors`, that inherits it. Return whether nobody has any now.
+    Where an element has one of `successors`, that inherits it.
     """
     keys = keys_of(facts)
     remove_elements(host.netns, keys, owner, successors)
     suffixes = {layout.RANGES for key in keys if len(key) > 2} | {facts.suffix} - {""}
-    return remove_unused(host, facts.chains, sorted(suffixes))
+    remove_unused(host, facts.chains, sorted(suffixes))
 
 
 def remove_elements(
@@ -149,17 +149,18 @@ def remove_elements(
     layout.LAYOUT.remove(netns, keys, owner=owner, successor=successor)
 
 
-def remove_unused(host: Host, chains: Sequence[str], suffixes: Sequence[str] = ()) -> bool:
-    """Remove those of `chains`, and of what `suffixes` tell, that nothing needs; then the base.
-
-    Return whether the base is gone.
-    """
+def remove_unused(host: Host, chains: Sequence[str], suffixes: Sequence[str] = ()) -> None:
+    """Remove those of `chains`, and of what `suffixes` tell, that nothing needs; then the base."""
     was_idle = layout.LAYOUT.remove_idle_chains(host.netns, chains)
     for suffix in suffixes:
         _remove_unused_maps(host.netns, suffix)
     if was_idle or not chains:
-        return route_localnet.remove_with_base(host)
-    return False
+        route_localnet.remove_with_base(host)
+
+
+def is_idle(netns: NetNS) -> bool:
+    """Tell whether no port is mapped: the base went with the last one."""
+    return not TABLE.has_chain(netns, layout.PORTS)
 
 
 def _remove_unused_maps(netns: NetNS, suffix: str) -> None:

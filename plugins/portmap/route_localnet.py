@@ -146,16 +146,13 @@ def forget(netns: NetNS, name: str) -> None:
     LAYOUT.remove(netns, [(INTERFACES, interface_key(name))])
 
 
-def remove_with_base(host: Host) -> bool:
-    """Remove the shared chains, maps, guard and sysctls if there are no mappings.
-
-    Return whether the chains are gone, also if a call that was killed has removed them.
-    """
+def remove_with_base(host: Host) -> None:
+    """Remove the shared chains, maps, guard and sysctls if there are no mappings."""
     with Lock(host.records):
-        return _remove_with_base(host.netns)
+        _remove_with_base(host.netns)
 
 
-def _remove_with_base(netns: NetNS) -> bool:
+def _remove_with_base(netns: NetNS) -> None:
     """Remove guards one at a time, so that a sysctl that must be set again has its guard."""
     is_guarded = LAYOUT.is_there(netns) and not _NAT.rules(netns, DNAT)
     layouts = [layout.LAYOUT] if layout.LAYOUT.is_there(netns) else []
@@ -163,18 +160,17 @@ def _remove_with_base(netns: NetNS) -> bool:
     layouts += [LAYOUT] if is_guarded else []
     removal = nft_layout.removal(netns, layouts)
     if not removal:
-        return layout.LAYOUT not in layouts
+        return
     interfaces = TABLE.elements(netns, INTERFACES) if is_guarded else []
     ours = [interface_name(one.key) for one in interfaces if one.comment == _OURS]
     for name in ours:
         _switch_off(netns, name)
     if nft_table.apply_if_unused(netns, removal):
-        return True
+        return
     there = {one.key for one in TABLE.elements(netns, INTERFACES)}  # an ADD came in between
     for name in ours:
         if interface_key(name) in there:
             netns.sysctl(sysctl_of(name), "1")
-    return False
 
 
 def interface_towards(netns: NetNS, address: Address) -> str:

@@ -125,18 +125,16 @@ def pass_on(req: Request, host: Host, own_record: Record, facts: HostPortsFacts)
             if later:
                 own = _facts_of(record)
                 record.put(replace(own, waiting=[*own.waiting, *later]))
-        is_last = nftables.remove(host, facts, owner(req), successors)
-        _release(host, own_record, records, is_last=is_last)
+        nftables.remove(host, facts, owner(req), successors)
+        _release(host, own_record, records)
     finally:
         for record in records:
             record.close()
 
 
-def _release(host: Host, record: Record, successors: Sequence[Record], *, is_last: bool) -> None:
-    claims = Claims(host.records)
+def _release(host: Host, record: Record, successors: Sequence[Record]) -> None:
     try:
-        if not (is_last and claims.remove_unused(record)):
-            claims.release(record, successors)
+        Claims(host.records).release(record, successors, lambda: nftables.is_idle(host.netns))
     except OSError as error:
         if error.errno not in (errno.EMFILE, errno.ENFILE):
             raise  # the next DEL finds the record, and tries again

@@ -7,13 +7,14 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cni_common.kernel import nft_table
 from cni_common.kernel.netns import NetNS
 from cni_common.kernel.nft_layout import TABLE
-from plugins.portmap import layout
+from plugins.portmap import layout, shared_ports
 from tests.faults.inprocess import Fault, faulty
 from tests.kernel.ports import HOST4, OUTSIDE4, Node, port
 from tests.machine import Json, Machine, error_of
@@ -340,6 +341,32 @@ def test_owners_of_ports_go_with_the_last_port(node: Node) -> None:
     assert [len(one.strip(bytes(1))) > 20 for one in data.values()] == [True, True]
     assert [one.find(one.strip(bytes(1))) // 32 for one in data.values()] == [81, 81]
     assert not directory.exists()
+
+
+@pytest.mark.without_engine(reason="stops in this process")
+@pytest.mark.parametrize("is_late", [True, False])
+def test_owners_of_ports_go_when_two_dels_cross(
+    node: Node, monkeypatch: pytest.MonkeyPatch, is_late: bool
+) -> None:
+    """The files go with the later of two DELs that each see the other's port, or its record."""
+    first, second = node.attach(), node.attach("c2")
+    two = node.config(port(81), containerid="c2")
+    node.ok("ADD", node.config(port(80)), first)
+    node.ok("ADD", two, second, containerid="c2")
+    release = shared_ports._release
+
+    def crossed(*given: Any) -> None:
+        monkeypatch.setattr(shared_ports, "_release", release)
+        if not is_late:
+            release(*given)
+        node.ok("DEL", two, second, containerid="c2")
+        if is_late:
+            release(*given)
+
+    monkeypatch.setattr(shared_ports, "_release", crossed)
+    node.ok("DEL", node.config(), first)
+
+    assert not Path(node.machine.state_dir, "hostports").exists()
 
 
 DRIFTS = {
