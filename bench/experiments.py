@@ -21,7 +21,10 @@ from plugins import TYPES
 AT_ONCE = (1, 8, 32)
 LEASES = (0, 1_000, 10_000, 60_000)
 _ADDRESSES = (1 << 16) - 3  # addresses of a /16 for containers
-SLOW = ("at-once-32", "leases-10000", "leases-60000", "leases-one-free", "leases-64", "growth")
+SLOW = (
+    *("at-once-32", "leases-10000", "leases-60000", "leases-one-free", "leases-64", "growth"),
+    *("routes-10000", "portmap-range", "portmap-scattered"),
+)
 _MEGABYTES = 64  # takes less than a tenth of a second
 _CIDRS = count(1)
 

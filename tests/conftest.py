@@ -48,12 +48,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.golden)
     if scope.ALL:
         return
-    chosen = _chosen(items)
-    left_out = [item for item in items if _is_repeat(item) or item.nodeid not in chosen]
+    chosen = _chosen([item for item in items if not _is_repeat(item)])
+    left_out = [item for item in items if item.nodeid not in chosen]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        out = {item.nodeid for item in left_out}
-        items[:] = [item for item in items if item.nodeid not in out]
+        items[:] = [item for item in items if item.nodeid in chosen]
 
 
 def _chosen(items: list[pytest.Item]) -> set[str]:

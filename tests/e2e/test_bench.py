@@ -11,8 +11,6 @@ from bench.experiments import SLOW, experiments
 from bench.samples import ENGINE, ONE_SHOT, REFERENCE, Report
 from tests.machine import ROOT
 
-MANY_PORTS = {"portmap-range", "portmap-scattered"}
-
 
 def test_quick_run(tmp_path: Path) -> None:
     """Each experiment yields rows in which reference, one-shot and engine have taken some time.
@@ -37,8 +35,6 @@ def test_quick_run(tmp_path: Path) -> None:
     for row in found.rows:
         columns = {column for column in row.samples if min(row.samples[column]) > 0}
         wanted = {ONE_SHOT} if row.key == "interpreter" else {REFERENCE, ONE_SHOT, ENGINE}
-        if row.key.partition(".")[0] in MANY_PORTS:
-            wanted.remove(REFERENCE)  # a call takes it minutes
         assert columns >= wanted, row.key
     assert found.missing == {}
     assert {"ADD, warm", "DEL, warm", "ADD, one process a call", "ADD, by the engine"} <= set(

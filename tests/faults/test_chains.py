@@ -136,6 +136,7 @@ def put_in_order(chain: Chain, injection: Injection) -> None:
     chain.rig.assert_clean()
 
 
+@pytest.mark.rotating(2)
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
 def test_killed(request: pytest.FixtureRequest, chain: Chain, command: str) -> None:
     """Wherever ADD or DEL is killed, DEL or GC removes what is there, and ADDs work."""
@@ -151,6 +152,7 @@ def test_killed(request: pytest.FixtureRequest, chain: Chain, command: str) -> N
     sweep(chain.rig, request, scenario, most=MOST)
 
 
+@pytest.mark.rotating(3)
 def test_killed_gc(request: pytest.FixtureRequest, chain: Chain) -> None:
     """Wherever a GC is killed, the next one goes on with it, and what is valid stays."""
     rig = chain.rig
@@ -174,6 +176,7 @@ def test_killed_gc(request: pytest.FixtureRequest, chain: Chain) -> None:
     rig.assert_clean()
 
 
+@pytest.mark.rotating(2)
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
 def test_no_space(request: pytest.FixtureRequest, chain: Chain, command: str) -> None:
     """With ENOSPC a call does without, or fails and says so; the runtime's DEL cleans up."""
