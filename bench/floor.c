@@ -1,13 +1,13 @@
 /* The floor: the kernel's time for one attachment, asked by one resident process.
  *
- *   floor BRIDGE     reads lines from stdin, and answers each with its nanoseconds:
+ *   floor BRIDGE|none   reads lines from stdin, and answers each with its nanoseconds:
  *   add HOST_END NETNS ADDRESS/PREFIX GATEWAY [ADDRESS/PREFIX GATEWAY]
  *   del HOST_END
  *   adds COUNT HOST_END NETNS PREFIX     COUNT at a time, each in its own process, which waits for
  *   dels COUNT HOST_END                  the start: HOST_END0, NETNS0, PREFIX.1.0/16 and so on
  *
  * An ADD opens the namespace, makes the veth pair by one message (both ends in their namespaces,
- * the host's up and in the bridge), opens a socket in the container, asks for the index of eth0,
+ * the host's up and in the bridge, if any), opens a socket in the container, asks for the index of eth0,
  * and by one more sendmsg gives it its addresses, sets it up and adds a default route for each
  * gateway. A DEL is the deletion of the pair. Both end with the kernel's acknowledgement; one of
  * many DELs ends with the event that the host's end is deleted, since its memory is freed later. Many
@@ -395,10 +395,11 @@ int main(int argc, char **argv)
     char line[1024];
     int host = netlink_socket();
     int home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
-    int bridge = argc == 2 ? (int)if_nametoindex(argv[1]) : 0;
+    bool pairs_alone = argc == 2 && strcmp(argv[1], "none") == 0;
+    int bridge = argc == 2 && !pairs_alone ? (int)if_nametoindex(argv[1]) : 0;
 
-    if (!bridge || home < 0)
-        die("usage: floor BRIDGE");
+    if ((!bridge && !pairs_alone) || home < 0)
+        die("usage: floor BRIDGE|none");
     while (fgets(line, sizeof line, stdin)) {
         char *words[WORDS_MAX] = {NULL};
         unsigned count = 0;

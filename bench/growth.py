@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import statistics
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Self
 
 from bench import networks
 from bench.columns import BenchError, Call, Column, Floor, Outcome, sh
 from bench.networks import Attachment, Network
 from bench.samples import ENGINE, FLOOR
+from cni_common.kernel.netns import OWN, NetNS
+from plugins.firewall import cni_forward
+from plugins.firewall.filter_tables import APPEND, Edit, NftFilter
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from bench.experiments import Bench
 
 MANY = 1_000
@@ -27,6 +34,13 @@ CHAINS = {
     "ptp": ("ptp", "firewall"),
 }
 SUM = ("bridge", "portmap", "firewall")
+# What the kernel does for a plugin in proportion to its neighbours, by the names in `_Kernel`.
+KERNEL_PARTS = {
+    "bridge": ("bridge",),
+    "ptp": ("ptp",),
+    "firewall": ("firewall",),
+    "chain": ("bridge", "firewall"),
+}
 ROWS = (*dict.fromkeys(plugin for chain in CHAINS.values() for plugin in chain), "chain")
 
 
@@ -112,14 +126,14 @@ def growth(bench: Bench) -> None:
             node.add(_Spot("ptp", 0, number))
         many = _medians(bench, node, rounds)
     for (what, command), ms in many.items():
-        if what == "floor":
-            continue
-        title = f"{what} {command}, among 1,000 attachments as a multiple of one"
-        row = bench.row(f"growth-{what}.{command.lower()}", title, "times")
-        row.add(ENGINE, ms / few[what, command])
-        # Only interfaces have a floor; of all other plugins the kernel's part does not grow.
-        kernel = ("floor", command)
-        row.add(FLOOR, many[kernel] / few[kernel] if what in ("bridge", "ptp", "chain") else 1.0)
+        if what in ROWS:
+            title = f"{what} {command}, among 1,000 attachments as a multiple of one"
+            row = bench.row(f"growth-{what}.{command.lower()}", title, "times")
+            alone = few[what, command]
+            row.add(ENGINE, ms / alone)
+            parts = [(f"kernel {part}", command) for part in KERNEL_PARTS.get(what, ())]
+            more = sum(many[part] - few[part] for part in parts)
+            row.add(FLOOR, (alone + max(0, more)) / alone)
 
 
 @contextmanager
@@ -140,25 +154,55 @@ def _attached(column: Column) -> Iterator[_Node]:
 def _medians(bench: Bench, node: _Node, rounds: int) -> dict[tuple[str, str], float]:
     """Return the median milliseconds of each plugin's ADD and DEL, of the chain and the floor."""
     samples: dict[tuple[str, str], list[float]] = {}
-    floor = Floor(bench.floor, "growth0")
-    for turn in range(rounds):
-        number = MANY + turn
-        for chain in CHAINS:
-            spot = _Spot(chain, 0, number)
-            spent = {"ADD": node.add(spot), "DEL": node.delete(spot)}
-            for command, times in spent.items():
-                for plugin, ms in times.items():
-                    if chain == "bridge" or plugin == "ptp":
-                        samples.setdefault((plugin, command), []).append(ms)
-                if chain == "bridge":
-                    whole = sum(times[plugin] for plugin in SUM)
-                    samples.setdefault(("chain", command), []).append(whole)
-        words = (f"10.100.200.{turn % 250}/16", "10.100.0.1")
-        ms = floor.ms("add", "floor", "/run/netns/c0", *words)
-        samples.setdefault(("floor", "ADD"), []).append(ms)
-        samples.setdefault(("floor", "DEL"), []).append(floor.ms("del", "floor"))
-    floor.close()
+    with _Kernel(bench.floor) as kernel:
+        for turn in range(rounds):
+            for chain in CHAINS:
+                spot = _Spot(chain, 0, MANY + turn)
+                spent = {"ADD": node.add(spot)}
+                if "firewall" in CHAINS[chain]:
+                    kernel.measure(turn, samples)  # among the rules of that attachment, too
+                spent["DEL"] = node.delete(spot)
+                for command, times in spent.items():
+                    for plugin, ms in times.items():
+                        if chain == "bridge" or plugin == "ptp":
+                            samples.setdefault((plugin, command), []).append(ms)
+                    if chain == "bridge":
+                        whole = sum(times[plugin] for plugin in SUM)
+                        samples.setdefault(("chain", command), []).append(whole)
     return {key: statistics.median(found) for key, found in samples.items()}
+
+
+class _Kernel:
+    """The kernel's part of an attachment, asked for directly: interfaces, and firewall's rules."""
+
+    def __init__(self, program: Path) -> None:
+        self._pairs = {"bridge": Floor(program, "growth0"), "ptp": Floor(program, "none")}
+        self._netns = NetNS(OWN)
+        self._table = NftFilter(self._netns, 4)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for floor in self._pairs.values():
+            floor.close()
+        self._netns.close()
+
+    def measure(self, turn: int, samples: dict[tuple[str, str], list[float]]) -> None:
+        """Make each part and remove it; add the milliseconds to the samples."""
+        for what, floor in self._pairs.items():
+            words = (f"10.100.200.{turn % 250}/16", "10.100.0.1")
+            ms = floor.ms("add", "floor", "/run/netns/c0", *words)
+            samples.setdefault((f"kernel {what}", "ADD"), []).append(ms)
+            samples.setdefault((f"kernel {what}", "DEL"), []).append(floor.ms("del", "floor"))
+        lines = cni_forward.lines_of([ip_address(f"10.99.0.{turn % 250}")])
+        begun = time.perf_counter()
+        handles = self._table.commit([Edit(APPEND, cni_forward.ALLOWED, line) for line in lines])
+        made = time.perf_counter()
+        self._table.delete_rules(cni_forward.ALLOWED, handles)
+        ended = time.perf_counter()
+        samples.setdefault(("kernel firewall", "ADD"), []).append((made - begun) * 1000)
+        samples.setdefault(("kernel firewall", "DEL"), []).append((ended - made) * 1000)
 
 
 def prepare() -> None:
