@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import commands
 from plugins.__main__ import run
+from tests.machine import CNI_BIN
 from tests.resident import visiting
 
 # What commands import only when they need it: imported once for all forks.
@@ -58,7 +59,7 @@ def _be(words: tuple[str, ...], outputs: list[int]) -> NoReturn:
         for fd, name in enumerate(("stdin", "stdout", "stderr")):
             streams.append(os.fdopen(fd, "w" if fd else "r", closefd=False))
             setattr(sys, name, streams[fd])
-        sys.argv = ["pycni", *words]
+        sys.argv = [str(CNI_BIN / "pycni"), *words]
         status = run()
     except SystemExit as error:  # argparse's
         status = error.code if isinstance(error.code, int) else 1
