@@ -10,7 +10,7 @@ set -euo pipefail
 cnitool=github.com/containernetworking/cni/cnitool@v1.3.0
 reference=(
     main/bridge main/dummy main/loopback main/macvlan main/ptp ipam/host-local ipam/static
-    meta/bandwidth meta/firewall meta/portmap meta/tuning
+    meta/bandwidth meta/firewall meta/portmap meta/sbr meta/tuning meta/vrf
 )
 reference=("${reference[@]/#/github.com/containernetworking/plugins/plugins/}")
 reference=("${reference[@]/%/@v1.9.1}")

@@ -22,6 +22,7 @@ TYPES = (
     "macvlan",
     "portmap",
     "ptp",
+    "sbr",
     "static",
     "tuning",
 )

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_GETROUTE = 24, 26
 IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_TENTATIVE, IFA_F_NOPREFIXROUTE = 0x02, 0x08, 0x40, 0x200
-RTPROT_BOOT, RTPROT_RA = 3, 9
+RTPROT_KERNEL, RTPROT_BOOT, RTPROT_RA = 2, 3, 9
 RTN_UNICAST, RTN_LOCAL = 1, 2
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST = 0, 253, 254
 RT_TABLE_MAIN, RT_TABLE_UNSPEC = 254, 0
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
+_RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 2, 4, 5, 6, 7
 _RTA_METRICS, _RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA = 8, 9, 15, 18
 _RTAX_MTU, _RTAX_ADVMSS = 2, 8
 _IFADDRMSG, _RTMSG = struct.Struct("=BBBBI"), struct.Struct("=8BI")
@@ -89,7 +89,7 @@ def route_message(
     body = _encode_route(
         *attrs,
         version=route.dst.version,
-        bits=route.dst.prefixlen,
+        bits=(route.dst.prefixlen, 0),
         table=table if table < 256 else RT_TABLE_UNSPEC,
         proto=RTPROT_BOOT,
         scope=RT_SCOPE_UNIVERSE if route.scope is None else route.scope,
@@ -129,10 +129,17 @@ def encode_route_query(family: int) -> bytes:
     return _RTMSG.pack(family, *[0] * 8)
 
 
-def encode_route_lookup(address: Address) -> bytes:
-    """Return the request for the route that a packet to `address` would take."""
+def encode_route_lookup(address: Address, source: Address | None = None, vrf: int = 0) -> bytes:
+    """Return the request for the route that a packet from `source` to `address` would take.
+
+    `vrf`: index of the VRF that sends it.
+    """
     return _encode_route(
-        attribute(_RTA_DST, address.packed), version=address.version, bits=address.max_prefixlen
+        attribute(_RTA_DST, address.packed),
+        attribute(_RTA_SRC, source.packed) if source else b"",
+        u32(_RTA_OIF, vrf) if vrf else b"",
+        version=address.version,
+        bits=(address.max_prefixlen, source.max_prefixlen if source else 0),
     )
 
 
@@ -187,12 +194,12 @@ def _given_number(payload: bytes | None) -> int | None:
 def _encode_route(
     *attrs: bytes,
     version: int,
-    bits: int,
+    bits: tuple[int, int],
     table: int = 0,
     proto: int = 0,
     scope: int = 0,
     kind: int = 0,
 ) -> bytes:
-    """Return a struct rtmsg with its attributes; `bits`: the destination's prefix length."""
-    header = _RTMSG.pack(FAMILY[version], bits, 0, 0, table, proto, scope, kind, 0)
+    """Return a struct rtmsg with attributes; `bits`: prefix lengths of destination and source."""
+    header = _RTMSG.pack(FAMILY[version], *bits, 0, table, proto, scope, kind, 0)
     return header + b"".join(attrs)

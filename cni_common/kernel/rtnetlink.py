@@ -367,12 +367,15 @@ class Netlink:
         """Tell whether the namespace would accept packets for `address` as local."""
         return self.route_to(address)[0] == RTN_LOCAL
 
-    def route_to(self, address: Address) -> tuple[int, int]:
+    def route_to(
+        self, address: Address, *, source: Address | None = None, vrf: int = 0
+    ) -> tuple[int, int]:
         """Return kind (RTN_*) and interface index of the route that a packet to `address` takes.
 
-        Return (0, 0) if there is no route.
+        `source`: the packet's own address; `vrf`: index of the VRF that sends it. Return (0, 0) if
+        there is no route.
         """
-        body = encode_route_lookup(address)
+        body = encode_route_lookup(address, source, vrf)
         what = f"look up route to {address}"
         message = Message(what, RTM_GETROUTE, NLM_F_ACK, body, decode_lookup)
         try:

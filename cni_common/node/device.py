@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_common.node import veth
-from cni_common.node.lifecycle import Part
+from cni_common.node.lifecycle import Part, in_container
 from cni_common.spec.errors import CNIError, Code
 
 if TYPE_CHECKING:
@@ -60,19 +60,8 @@ class Device(Part):
         return link
 
     def teardown(self, req: Request, host: Host, record: Record, facts: DeviceFacts) -> None:
-        """Delete the interface, also when its container has given it another MAC or name.
-
-        The runtime may have removed its mount while a process keeps the namespace: then the
-        namespace is searched for.
-        """
-        if req.netns and host.identity_of(req.netns) == record.facts.get("netns_id"):
-            _delete(host, host.open_netns(req.netns), record, facts)
-            return
-        from cni_common.node.owned import recorded_netns
-
-        with recorded_netns(record) as container:
-            if container:
-                _delete(host, container, record, facts)
+        """Delete the interface, also when its container has given it another MAC or name."""
+        in_container(req, host, record, lambda netns: _delete(host, netns, record, facts))
 
     def teardown_unrecorded(self, req: Request, host: Host, found: Unrecorded) -> None:
         """Delete the container's interface if it is of this kind, and no record names it."""

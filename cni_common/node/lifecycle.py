@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any, Protocol
 
+    from cni_common.kernel.netns import NetNS
     from cni_common.node.host import Host
     from cni_common.node.liveness import Liveness
     from cni_common.node.owned import Holding, Owned, Stray
@@ -295,6 +296,37 @@ class Attaching:
                 part.teardown(self._req, self._host, self.record, facts)
 
         self._undo.push(part.name, step)
+
+
+def in_container(req: Request, host: Host, record: Record, act: Callable[[NetNS], object]) -> None:
+    """Call `act` with the namespace of a record's container, unless that is gone.
+
+    The runtime may have removed its mount while a process keeps the namespace: then the namespace
+    is searched for.
+    """
+    if req.netns and host.identity_of(req.netns) == record.facts.get("netns_id"):
+        act(host.open_netns(req.netns))
+        return
+    from cni_common.node.owned import recorded_netns
+
+    with recorded_netns(record) as container:
+        if container:
+            act(container)
+
+
+def refuse_elsewhere(req: Request, host: Host, record: Record) -> None:
+    """Raise CNIError 4 if the attachment of a record is in another namespace than that of `req`."""
+    if host.identity_of(req.netns) == record.facts.get("netns_id"):
+        return
+    from cni_common.node.owned import recorded_netns
+
+    with recorded_netns(record) as living:
+        if living:
+            raise CNIError(
+                Code.INVALID_ENVIRONMENT,
+                f"container {req.containerid} is attached to '{req.network}' as {req.ifname} in"
+                f" '{record.facts.get('netns')}'; DEL it first",
+            )
 
 
 def recorded_delete(record: Record, path: str) -> Request:

@@ -6,7 +6,7 @@ import errno
 import os
 import time
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
@@ -463,12 +463,11 @@ def found_routes(
     container: NetNS, link: Link | None, expected: Result
 ) -> Iterator[tuple[str, bool]]:
     """Yield each route of `expected` in words, and whether it leads over `link`."""
-    there = _by_place(container.netlink.routes(link.index) if link else ())
+    there = _Routes(container, link)
     gateways = _first_gateways(expected.ips)
     for route in expected.routes:
         wanted = _with_next_hop(route, gateways)
-        same = there.get(_place(wanted), ())
-        yield _route_text(wanted), any(_matches(one, wanted) for one in same)
+        yield _route_text(wanted), there.has(wanted)
 
 
 def _check_addresses(container: NetNS, link: Link, expected: Result) -> Iterator[CNIError]:
@@ -482,27 +481,53 @@ def _check_addresses(container: NetNS, link: Link, expected: Result) -> Iterator
 def _check_routes(container: NetNS, link: Link, expected: Result) -> Iterator[CNIError]:
     ips = ips_of(expected, link.name)
     gateways = _first_gateways(ips)
-    present = _by_place(container.netlink.routes(link.index))
+    present = _Routes(container, link)
     for route in expected.routes:
         wanted = _with_next_hop(route, gateways)
-        same = present.get(_place(wanted), ())
-        if not any(_matches(found, wanted) for found in same):
-            have = listed(map(_route_text, same)) or "nothing"
+        if not present.has(wanted):
+            have = listed(map(_route_text, present.instead_of(wanted))) or "nothing"
             yield drifted(
                 f"route {_route_text(wanted)} over '{link.name}' is missing, there is {have}"
             )
 
 
-def _by_place(routes: Iterable[Route]) -> dict[tuple[Subnet, int], list[Route]]:
-    """Return `routes` by destination and table: of thousands a search for each would take long."""
-    found: dict[tuple[Subnet, int], list[Route]] = {}
-    for route in routes:
-        found.setdefault(_place(route), []).append(route)
-    return found
+class _Routes:
+    """The routes over the container's interface."""
 
+    def __init__(self, container: NetNS, link: Link | None) -> None:
+        self._container = container
+        self._link = link
+        # By destination and table: of thousands a search for each would take long.
+        self._found: dict[tuple[Subnet, int], list[Route]] = {}
+        for route in container.netlink.routes(link.index) if link else ():
+            self._found.setdefault((route.dst, route.table or RT_TABLE_MAIN), []).append(route)
 
-def _place(route: Route) -> tuple[Subnet, int]:
-    return route.dst, route.table or RT_TABLE_MAIN
+    def has(self, wanted: Route) -> bool:
+        """Tell whether there is such a route, also where it was moved from the main table.
+
+        A default route of another table may have another gateway: that is up to its owner.
+        """
+        if any(_matches(found, wanted) for found in self.instead_of(wanted)):
+            return True
+        if (wanted.table or RT_TABLE_MAIN) != RT_TABLE_MAIN:
+            return False
+        return any(
+            not wanted.dst.prefixlen or _matches(found, wanted)
+            for table in self._other_tables
+            for found in self._found.get((wanted.dst, table), ())
+        )
+
+    def instead_of(self, wanted: Route) -> Sequence[Route]:
+        """Return the routes to the same destination in the table of `wanted`."""
+        return self._found.get((wanted.dst, wanted.table or RT_TABLE_MAIN), ())
+
+    @cached_property
+    def _other_tables(self) -> set[int]:
+        """The tables to which a later plugin of the chain may have moved routes."""
+        from cni_common.kernel import policy_routing
+
+        link = self._link
+        return policy_routing.tables_beside_main(self._container.netlink, link) if link else set()
 
 
 def _matches(found: Route, wanted: Route) -> bool:

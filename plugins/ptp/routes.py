@@ -130,10 +130,23 @@ def found_routes(
 
 
 def check_container(container: NetNS, link: Link, ips: Sequence[IPConfig]) -> Iterator[CNIError]:
-    """Yield a finding for each gateway to which no route leads over the container's interface."""
-    for gateway in gateways(ips):
-        if container.netlink.route_to(gateway) != (RTN_UNICAST, link.index):
-            yield drifted(f"the route to gateway {gateway} does not use '{link.name}'")
+    """Yield a finding for each gateway to which no route leads over the container's interface.
+
+    The route is that of a packet of the address: another plugin may have given it a table.
+    """
+    vrf, missed = _vrf_of(container, link), dict.fromkeys(gateways(ips), False)
+    for ip in ips:
+        if ip.gateway is not None:
+            way = container.netlink.route_to(ip.gateway, source=ip.address.ip, vrf=vrf)
+            missed[ip.gateway] |= way != (RTN_UNICAST, link.index)
+    for gateway in (one for one, is_missed in missed.items() if is_missed):
+        yield drifted(f"the route to gateway {gateway} does not use '{link.name}'")
+
+
+def _vrf_of(container: NetNS, link: Link) -> int:
+    """Return the index of the VRF that the container's interface is in, 0: none."""
+    master = container.netlink.link_at(link.master) if link.master else None
+    return master.index if master and master.kind == "vrf" else 0
 
 
 def _to(address: Address, scope: int) -> Route:

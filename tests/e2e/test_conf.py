@@ -367,6 +367,16 @@ def bandwidth_subnets(example: Example) -> None:
         assert filters.count("flowid 1:1 ") == 2
 
 
+def sbr(example: Example) -> None:
+    """What has the container's address as its source finds the world, all else the subnet."""
+    node, (first, _) = example.node, example.containers
+    ((own,), (other,)) = example.addresses
+    assert node.reaches(first, other)
+    assert node.run("ping", "-c", "1", "-I", own, OUTSIDE4, netns=first).returncode == 0
+    assert node.run("ping", "-c", "1", OUTSIDE4, netns=first).returncode != 0
+    assert [route["prefsrc"] for route in example.routes()] == [own]
+
+
 def firewall(example: Example) -> None:
     """Where the node forwards nothing else, the containers reach each other and the world."""
     # A bridge hands its frames to netfilter on this node, as it does where docker runs.
@@ -431,6 +441,7 @@ SHOWS: dict[str, Callable[[Example], None]] = {
     "tuning-connections": tuned,
     "bandwidth": bandwidth,
     "bandwidth-subnets": bandwidth_subnets,
+    "sbr": sbr,
     "loopback": loopback,
 }
 

@@ -27,6 +27,7 @@ TUNING: Json = {
 }
 BANDWIDTH: Json = {"type": "bandwidth", "ingressRate": 10**7, "egressRate": 10**7}
 FIREWALL: Json = {"type": "firewall", "backend": "nftables", "ingressPolicy": "isolated"}
+SBR: Json = {"type": "sbr", "addSourceHints": True}
 BRIDGE = configuration("ipv4")
 PTP: Json = {key: BRIDGE[key] for key in ("ipMasq", "ipam")} | {"type": "ptp"}
 MACVLAN: Json = {"type": "macvlan", "master": "up0", "ipam": BRIDGE["ipam"]}
@@ -42,6 +43,7 @@ CHAINS: dict[str, tuple[Sequence[Json], int]] = {
     "BRIDGE-static": ((STATIC,), 0),
     "bridge-BANDWIDTH": ((BRIDGE, BANDWIDTH), 1),
     "bridge-FIREWALL": ((BRIDGE, FIREWALL), 1),
+    "bridge-SBR": ((BRIDGE, SBR), 1),
 }
 
 
@@ -85,9 +87,20 @@ class Chain:
     def check(self, name: str) -> None:
         """Demand that a container has an address, and its port where there is a portmap."""
         assert len(self.rig.addresses(name)) == 1
+        if any(plugin["type"] == "sbr" for plugin in self._plugins):
+            assert "lookup 100" in self._rules(name)
         if any(plugin["type"] == "portmap" for plugin in self._plugins):
             listing = self.rig.node.command("nft", "list", "ruleset")
             assert f"portmap net1 {name} eth0" in listing
+
+    def assert_clean(self) -> None:
+        """Demand that nothing is left of any attachment, also in the containers."""
+        self.rig.assert_clean()
+        for name in self.rig.containers():
+            assert "lookup 1" not in self._rules(name)
+
+    def _rules(self, name: str) -> str:
+        return self.rig.node.command("ip", "rule", netns=self.rig.container(name))
 
     def _exists(self, name: str) -> bool:
         return name in self.rig.containers()
@@ -129,11 +142,11 @@ def put_in_order(chain: Chain, injection: Injection) -> None:
         chain.ok("GC")
     else:
         chain.ok("DEL", "c1")
-    chain.rig.assert_clean()
+    chain.assert_clean()
     chain.add("new")
     chain.check("new")
     chain.ok("DEL", "new")
-    chain.rig.assert_clean()
+    chain.assert_clean()
 
 
 @pytest.mark.rotating(2)
@@ -173,7 +186,7 @@ def test_killed_gc(request: pytest.FixtureRequest, chain: Chain) -> None:
 
     sweep(rig, request, scenario, most=MOST)
     chain.ok("DEL", "living")
-    rig.assert_clean()
+    chain.assert_clean()
 
 
 @pytest.mark.rotating(2)
@@ -192,7 +205,7 @@ def test_no_space(request: pytest.FixtureRequest, chain: Chain, command: str) ->
         elif command == "ADD":
             chain.check("c1")
         chain.ok("DEL", "c1")
-        rig.assert_clean()
+        chain.assert_clean()
 
     sweep(rig, request, scenario, error=errno.ENOSPC, most=MOST)
 
@@ -211,4 +224,4 @@ def test_reboot(chain: Chain) -> None:
     chain.check("new")
     chain.ok("DEL", "new")
 
-    chain.rig.assert_clean()
+    chain.assert_clean()

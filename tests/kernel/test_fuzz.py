@@ -46,7 +46,8 @@ PLUGINS = (
     *(("bridge",) * 5 + ("host-local",) * 4 + ("ptp",) * 3 + ("loopback",) * 2),
     *(plugin for plugin in TYPES if plugin not in ("bridge", "host-local", "ptp", "loopback")),
 )
-REPEATABLE = ("bandwidth", "firewall", "loopback", "static", "tuning")  # whose ADD may come twice
+# Whose ADD may come twice.
+REPEATABLE = ("bandwidth", "firewall", "loopback", "sbr", "static", "tuning")
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
 # --- what runtimes send ---
@@ -139,6 +140,12 @@ PORTMAP: Json = {
         ]
     },
 }
+SBR: Json = {
+    "type": "sbr",
+    "table": 300,
+    "gateways": ["10.77.0.1", "fd00:77::1"],
+    "addSourceHints": True,
+}
 BY_ITSELF = {
     "loopback": LOOPBACK,
     "macvlan": MACVLAN,
@@ -146,8 +153,9 @@ BY_ITSELF = {
     "bandwidth": BANDWIDTH,
     "firewall": FIREWALL,
     "portmap": PORTMAP,
+    "sbr": SBR,
 }
-CHAINED = ("bandwidth", "firewall", "portmap", "tuning")
+CHAINED = ("bandwidth", "firewall", "portmap", "sbr", "tuning")
 PREVIOUS: tuple[Json, ...] = (
     {
         "interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:01", "sandbox": "/n"}],
@@ -210,7 +218,7 @@ KEYS = (
     *("ingressRate", "egressRate", "egressBurst", "bandwidth", "shapedSubnets"),
     *("sysctl", "promisc", "allmulti", "txQLen", "addresses", "dataDir"),
     *("portMappings", "hostPort", "containerPort", "protocol", "hostIP", "snat", "masqAll"),
-    *("master", "mode", "bcqueuelen", "linkInContainer"),
+    *("master", "mode", "bcqueuelen", "linkInContainer", "gateways", "addSourceHints"),
     *("backend", "conditionsV4", "conditionsV6", "ingressPolicy", "firewalldZone"),
     *("routes", "resolvConf", "dst", "gw", "priority", "table", "scope", "advmss", "ips", "mac"),
     *("interfaces", "address", "interface", "nameservers", "search", "id", "minID", "x", "sandbox"),
@@ -528,7 +536,9 @@ class Fuzzer:
             for link in self._machine.ip(self._machine.host, "link", "show", "type", "veth")
         ]
         own = sorted(name for name in veths if re.fullmatch(_ATTACHED, name))
-        return {"nft": self._machine.nft(), "links": links, "addresses": addresses, "own": own}
+        rules = self._machine.ip(self.keeper_netns, "rule")
+        found = {"links": links, "addresses": addresses, "own": own, "rules": rules}
+        return {"nft": self._machine.nft(), **found}
 
 
 def _as(case: Case, command: str, stdin: bytes) -> Case:

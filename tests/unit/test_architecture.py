@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WINGS = {
     "spec": ("errors", "undo", "wire", "names", "result", "schema", "request", "ipam_config"),
     "kernel": (
-        *("netlink", "link", "route", "rtnetlink", "netns", "link_deletion"),
+        *("netlink", "link", "route", "rtnetlink", "policy_routing", "netns", "link_deletion"),
         *("nft_messages", "nft_expressions", "nft_table", "nft_layout", "iptables"),
     ),
     "node": (
@@ -45,6 +45,7 @@ LAZY = {
     "kernel.netns": ("kernel.netlink", "kernel.rtnetlink"),
     "node.record": ("node.unformatted",),
     "node.masquerade": ("kernel.iptables", "node.masquerade_iptables"),
+    "node.veth": ("kernel.policy_routing",),
     "node.lifecycle": ("node.liveness", "node.owned"),
     "node.interface": (
         *("kernel.iptables", "node.liveness", "node.masquerade_iptables", "node.masquerade_strays"),
