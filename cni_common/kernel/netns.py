@@ -63,7 +63,8 @@ class NetNS:
         """Open `path` inside the namespace; a file of /proc/sys/net stays bound to it."""
         return os.open(path, flags) if self.path == OWN else _open_file(self.fd, path, flags)
 
-    def _open_socket(self, family: int, kind: int, protocol: int) -> socket.socket:
+    def open_socket(self, family: int, kind: int, protocol: int) -> socket.socket:
+        """Return a socket inside, which stays there; the caller closes it."""
         import socket
 
         if self.path == OWN:
@@ -89,7 +90,7 @@ class NetNS:
 
         from cni_common.kernel.netlink import Channel
 
-        sock = self._open_socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
+        sock = self.open_socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
         sock.bind((0, groups))
         channel = Channel(sock)
         self._channels.append(channel)
@@ -202,7 +203,7 @@ class NetNS:
             return _identity(self.fd, self._channels[0].sock)
         import socket
 
-        with self._open_socket(socket.AF_UNIX, socket.SOCK_DGRAM, 0) as sock:
+        with self.open_socket(socket.AF_UNIX, socket.SOCK_DGRAM, 0) as sock:
             return _identity(self.fd, sock)
 
     def tidy(self) -> None:

@@ -124,9 +124,9 @@ class _FaultyNetNS(NetNS):
         self.fault.visit(f"run {function.__qualname__}")
         return super().run(function)
 
-    def _open_socket(self, family: int, kind: int, protocol: int) -> socket.socket:
+    def open_socket(self, family: int, kind: int, protocol: int) -> socket.socket:
         self.fault.visit("open socket")
-        return super()._open_socket(family, kind, protocol)
+        return super().open_socket(family, kind, protocol)
 
     def _open_file(self, path: str, flags: int) -> int:
         if self.fault.looks and "tables_names" in path:

@@ -59,14 +59,14 @@ def test_the_caller_is_at_home_again(machine: Machine) -> None:
     before = _state()
 
     for _ in range(300):
-        with handle._open_socket(socket.AF_UNIX, socket.SOCK_DGRAM, 0):
+        with handle.open_socket(socket.AF_UNIX, socket.SOCK_DGRAM, 0):
             assert os.readlink(OWN) == before[0]
         assert _state() == before
         with pytest.raises(FileNotFoundError) as missing:
             handle.sysctl("net/ipv4/conf/none/forwarding")
         assert missing.value.filename == "/proc/sys/net/ipv4/conf/none/forwarding"
         with pytest.raises(OSError, match="not supported"):
-            handle._open_socket(socket.AF_NETLINK, socket.SOCK_RAW, 31)
+            handle.open_socket(socket.AF_NETLINK, socket.SOCK_RAW, 31)
         assert _state() == before
 
     handle.close()
@@ -82,7 +82,7 @@ def test_what_is_opened_is_of_the_container(machine: Machine) -> None:
 
     assert handle.sysctl(SYSCTL, other) == other
     assert not handle.sysctls({SYSCTL: other}, unseen={SYSCTL})
-    sock = handle._open_socket(socket.AF_UNIX, socket.SOCK_DGRAM, 0)
+    sock = handle.open_socket(socket.AF_UNIX, socket.SOCK_DGRAM, 0)
     fd = handle._open_file(f"/proc/sys/{SYSCTL}", os.O_RDONLY)
 
     assert machine.command(handle.path, "cat", f"/proc/sys/{SYSCTL}").strip() == other
@@ -110,7 +110,7 @@ def test_what_cannot_be_entered(machine: Machine, tmp_path: Path) -> None:
 
     for _ in range(3):
         with pytest.raises(OSError, match="cannot enter the network namespace: Inv") as failure:
-            handle._open_socket(socket.AF_UNIX, socket.SOCK_DGRAM, 0)
+            handle.open_socket(socket.AF_UNIX, socket.SOCK_DGRAM, 0)
         assert failure.value.errno == errno.EINVAL
         with pytest.raises(OSError, match="cannot enter the network namespace: Inv"):
             handle.sysctl(SYSCTL)
