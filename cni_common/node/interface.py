@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cni_common.spec.undo import Undo
     from cni_common.spec.wire import Json
 
+_OVER_INTERFACE = "dhcp"  # the IPAM plugin that needs the interface, ours or the reference's
 _ROUTES_MAX = 256  # that a record notes: enough to see that routes are gone
 
 # --- the veth pair -----------------------------------------------------------------------
@@ -406,6 +407,10 @@ class Ipam(Part):
             host.log(f"DEL goes on without the IPAM plugin: {error.msg}")
             return
         host.delegate(type, req, Command.DEL)
+
+    def goes_first(self, req: Request, facts: IpamFacts | None) -> bool:
+        """Tell whether it is DHCP: a lease is given back over the interface."""
+        return (facts.type if facts else ipam_type(req.config)) == _OVER_INTERFACE
 
     def collect(self, req: Request, host: Host, _plugin: str) -> None:
         """Have the plugin do its GC."""

@@ -100,6 +100,10 @@ class Part:
     def teardown_unrecorded(self, req: Request, host: Host, found: Unrecorded) -> None:
         """DEL without a record: remove objects of the reference, or ours after a lost record."""
 
+    def goes_first(self, req: Request, facts: Any) -> bool:
+        """Tell whether DEL tears it down before all others; `facts` are None without a record."""
+        return False
+
     def refuse_living(self, req: Request, host: Host, record: Record, facts: Any) -> None:
         """Raise CNIError 4 if another ADD of the same attachment would harm a living container."""
 
@@ -206,7 +210,7 @@ class Lifecycle:
         found.exists = bool(record and record.damage)
         try:
             with BestEffort() as steps:
-                for part in self.parts:
+                for part in sorted(self.parts, key=lambda one: not one.goes_first(req, None)):
                     steps.attempt(part.name, partial(_look_for, part, req, host, found))
                 if record and record.damage:  # what can be read of it counts, too
                     host.log(f"the attachment record '{record.path}' is damaged: {record.damage}")
@@ -268,8 +272,9 @@ class Lifecycle:
             steps.attempt(f"{owner.containerid} {owner.ifname}", step)
 
     def _teardown(self, req: Request, host: Host, record: Record) -> None:
+        noted = sorted(self.noted(record), key=lambda one: not one[0].goes_first(req, one[1]))
         with BestEffort() as steps:
-            for part, facts in self.noted(record):
+            for part, facts in noted:
                 steps.attempt(part.name, partial(part.teardown, req, host, record, facts))
         record.remove()
 
