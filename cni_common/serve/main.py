@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 from cni_common.serve.stdio import read_all, say, write_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from typing import NoReturn
 
     from cni_common.node.host import Loader
     from cni_common.serve.cli import Command
     from cni_common.serve.protocol import Reply
 
+    Program = Callable[[Sequence[str], Mapping[str, str], Callable[[str], object]], int]
+
+NO_PROGRAMS: Mapping[tuple[str, ...], Program] = {}
 _VERSION = "VERSION"
 _REFERENCE_VERSION = "1.9.1"  # of the reference plugins, as deploy/prerequisites.sh builds them
 _PROGRAM = "pycni"  # the only name of the executable that is not a plugin's
@@ -31,16 +34,20 @@ def main(
     load: Loader,
     load_all: Callable[[], object] = lambda: None,
     commands: Callable[[], Mapping[str, Command]] = dict,
+    programs: Mapping[tuple[str, ...], Program] = NO_PROGRAMS,
 ) -> int:
     """Serve the request in the environment and on stdin; return the exit status.
 
     `load_all` imports all plugins that `load` can load, for the engine. `commands` returns the
-    commands of `pycni` that need the plugins.
+    commands of `pycni` that need the plugins. `programs` are a plugin's own, by the plugin's name
+    and the first argument.
     """
     has_stdout = _complete_standard_streams()
     plugin = os.path.basename(sys.argv[0])
     environ = dict(os.environ)
     command = environ.get("CNI_COMMAND", "")
+    if program := programs.get((plugin, *sys.argv[1:2])):
+        return program(sys.argv[2:], environ, _log)
     if not command:
         return _command_line(load, load_all, commands) if plugin == _PROGRAM else _about(plugin)
     gc.disable()  # the process ends before a collection pays
