@@ -9,7 +9,7 @@ set -euo pipefail
 
 cnitool=github.com/containernetworking/cni/cnitool@v1.3.0
 reference=(
-    main/bridge main/dummy main/loopback main/macvlan main/ptp ipam/host-local ipam/static
+    main/bridge main/dummy main/loopback main/macvlan main/ptp ipam/dhcp ipam/host-local ipam/static
     meta/bandwidth meta/firewall meta/portmap meta/sbr meta/tuning meta/vrf
 )
 reference=("${reference[@]/#/github.com/containernetworking/plugins/plugins/}")
@@ -98,6 +98,7 @@ missing_for_tests() {
     # The dependencies of firewalld. firewalld itself is not installed: it would change the machine.
     /usr/bin/python3 -c 'import dbus, gi.repository.GLib' 2>/dev/null || echo python3-dbus python3-gi
     command -v iperf3 >/dev/null || echo iperf3
+    command -v dnsmasq >/dev/null || echo dnsmasq-base # the program alone: no service comes with it
 }
 
 install_packages() {
@@ -187,9 +188,10 @@ unpack_runtimes() {
     echo "${runtimes[*]}" >"$folder/packages"
 }
 
-# firewalld, unpacked for the tests.
-fetch_firewalld() {
-    local folder=$tools/firewalld packages=(firewalld python3-firewall python3-nftables)
+# fetch_unpacked FOLDER PACKAGE...: Debian packages for the tests that would start a service if they were
+# installed.
+fetch_unpacked() {
+    local folder=$1 packages=("${@:2}")
     [[ ! -e $folder/complete ]] || return 0
     command -v apt-get >/dev/null || die "not Debian or Ubuntu: unpack ${packages[*]} in $folder"
     say "unpacking ${packages[*]}"
@@ -259,7 +261,8 @@ main() {
     case $wanted in
         --reference)
             go_install "$tools/reference" "${reference[@]}"
-            fetch_firewalld
+            fetch_unpacked "$tools/firewalld" firewalld python3-firewall python3-nftables
+            fetch_unpacked "$tools/dhcp" isc-dhcp-server isc-dhcp-relay
             ;;
         --runtimes) unpack_runtimes ;;
         --dist | "") ;;

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 TYPES = (
     "bandwidth",
     "bridge",
+    "dhcp",
     "dummy",
     "firewall",
     "host-local",

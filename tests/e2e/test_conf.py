@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
 
+from tests import dhcp
 from tests.e2e.node import NODE4, NODE6, OUTSIDE4, OUTSIDE6, Node, addresses_in
 from tests.machine import ROOT, Json
 from tests.sockets import asks, serving
@@ -447,25 +449,32 @@ SHOWS: dict[str, Callable[[Example], None]] = {
 
 
 @pytest.mark.parametrize("path", EXAMPLES)
-def test_example(node: Node, path: Path) -> None:
+def test_example(node: Node, path: Path, tmp_path: Path) -> None:
     """Two containers are added, checked, tried out and deleted, and nothing is left."""
     node.outside()
     example = Example(node, path)
-    if example.newest == "1.1.0" and example.name != "runtime-ranges":  # which has its own test
-        example.call("status", example.containers[0])
+    with surroundings_of(example, tmp_path):
+        if example.newest == "1.1.0" and example.name != "runtime-ranges":  # it has its own test
+            example.call("status", example.containers[0])
 
-    for number, netns in enumerate(example.containers):
-        example.results.append(example.call("add", netns, number=number))
-    SHOWS.get(example.name, reaches_world)(example)
+        for number, netns in enumerate(example.containers):
+            example.results.append(example.call("add", netns, number=number))
+        SHOWS.get(example.name, reaches_world)(example)
 
-    shared = example.shared()
-    assert example.results[0]["cniVersion"] == example.newest
-    for number, netns in enumerate(example.containers):
-        example.call("check", netns, number=number)
-        example.call("del", netns, number=number)
-        example.call("del", netns, number=number)
-        assert node.links(netns) == ["lo"]
-    assert node.traces(*shared) == {}
+        shared = example.shared()
+        assert example.results[0]["cniVersion"] == example.newest
+        for number, netns in enumerate(example.containers):
+            example.call("check", netns, number=number)
+            example.call("del", netns, number=number)
+            example.call("del", netns, number=number)
+            assert node.links(netns) == ["lo"]
+        assert node.traces(*shared) == {}
+
+
+def surroundings_of(example: Example, tmp: Path) -> AbstractContextManager[None]:
+    """Return what the world has for an example."""
+    is_dhcp = example.plugin.get("ipam", {}).get("type") == "dhcp"
+    return dhcp.served(example.node, tmp) if is_dhcp else nullcontext()
 
 
 def test_what_is_shown_has_an_example() -> None:

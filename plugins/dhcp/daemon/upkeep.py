@@ -1,0 +1,473 @@
+"""The upkeep of one lease: the machine of states, its messages, its file, the interface."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from functools import partial
+from math import inf
+from typing import TYPE_CHECKING
+
+from cni_common.kernel.netns import FIRST_PID_NAMESPACE, NetNS, pid_namespace
+from cni_common.node import survey, veth
+from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.result import Result
+from plugins.dhcp.daemon import answer, link, packet
+from plugins.dhcp.daemon.loop import now
+from plugins.dhcp.daemon.machine import Bound, GaveUp, Lost, Machine, Profile, Send, release_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from plugins.dhcp.daemon.loop import Loop, Timer
+    from plugins.dhcp.daemon.machine import Action, Lease, Pace
+    from plugins.dhcp.daemon.packet import Message
+    from plugins.dhcp.daemon.store import Entry, Store
+
+    Waiter = Callable[["dict[str, Any] | CNIError"], object]
+
+_LISTEN_SECONDS = 10.0  # for an answer; longer, the sockets would keep a dead container's namespace
+_LINK_SECONDS, _LINK_PAUSE = 5.0, 0.02  # until an interface that was set up has a carrier
+_GONE_TIMES = 2  # at which a namespace must be gone: a look into /proc may miss one
+_CLIENT_TEXT_MAX = 254  # bytes of a client identifier behind its type (RFC 2132 section 9.14)
+
+
+class GoneError(Exception):
+    """The interface is not to be found; `is_all`: nor is the container's namespace."""
+
+    def __init__(self, text: str, *, is_all: bool) -> None:
+        super().__init__(text)
+        self.is_all = is_all
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What all leases of the daemon share."""
+
+    loop: Loop
+    store: Store
+    log: Callable[[str], object]
+    host: NetNS
+    prefix: str  # before the paths of namespaces: where the daemon sees the host's root
+    boot_id: str
+    pace: Pace
+    broadcast: bool  # have servers broadcast their answers
+
+
+class Upkeep:
+    """Keeps one lease from its first message to its release."""
+
+    def __init__(self, node: Node, entry: Entry, on_end: Callable[[Upkeep], object]) -> None:
+        """`on_end` is called when there is nothing more to keep."""
+        self.entry = entry
+        self.reason = ""  # why there is no address
+        self._node = node
+        self._on_end = on_end
+        self._waiters: list[Waiter] = []
+        self._talk: link.Talk | None = None
+        self._timer: Timer | None = None
+        self._listening: Timer | None = None
+        self._gone = 0  # times in a row at which the container's namespace was gone
+        self._machine = Machine(_profile(entry), node.pace, _random, _valid(entry))
+
+    @property
+    def holds(self) -> bool:
+        """Tell whether there is a lease whose address may be used."""
+        return self._machine.holds
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What people and plugins are told of it."""
+        lease = self._machine.lease
+        if not lease or not self.holds:
+            return {"reason": self.reason or "it is being asked for"}
+        left = "forever" if lease.expire == inf else f"for {max(lease.expire - now(), 0):.0f} s"
+        facts = "; ".join(f"{key} {value}" for key, value in answer.facts_of(lease).items())
+        return {
+            "address": str(answer.interface_of(lease)),
+            "server": str(lease.server),
+            "state": self._machine.state,
+            "told": f"{self._machine.state}, {left}{'; ' if facts else ''}{facts}",
+        }
+
+    # --- ADD ---
+
+    def acquire(self, netns: NetNS, seconds: float, waiter: Waiter) -> None:
+        """Look for a lease over the interface in `netns`, and tell `waiter` how it went."""
+        self._waiters.append(waiter)
+        until = now() + seconds
+        try:
+            self._talk = self._opened(netns)
+        except (GoneError, OSError) as error:
+            self._fail(_internal(error))
+            return
+        self._listen(until)
+        self._await_carrier(until, now() + _LINK_SECONDS)
+
+    def join(self, waiter: Waiter) -> None:
+        """Tell `waiter`, too: the same ADD once more."""
+        if self.holds and self._machine.lease:
+            waiter(self._granted(self._machine.lease))
+        else:
+            self._waiters.append(waiter)
+
+    def leave(self, waiter: Waiter) -> None:
+        """Do not tell `waiter`; without any, nobody would know of a lease that comes."""
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+            if not self._waiters:
+                self._node.log(f"{self.entry.key}: the ADD was given up")
+                self._fail(CNIError(Code.TRY_AGAIN_LATER, "the ADD was given up"))
+
+    def _await_carrier(self, until: float, carrier_until: float) -> None:
+        """Begin once a message would reach the network: a lost one costs seconds."""
+        if self._talk is None:
+            return
+        if now() < carrier_until and not self._talk.is_up(self._node.host):
+            again = partial(self._await_carrier, until, carrier_until)
+            self._timer = self._node.loop.call_after(_LINK_PAUSE, again)
+            return
+        self._perform(self._machine.start(now(), until - now()))
+
+    # --- after a restart ---
+
+    def resume(self) -> None:
+        """Go on with a lease that was kept by an earlier process."""
+        lease, entry = self._machine.lease, self.entry
+        if lease is not None:
+            self._schedule()
+        elif entry.lease and not entry.is_lost:  # it ended while there was no daemon
+            reason = "the lease has expired while there was no daemon"
+            self._perform([Lost(entry.lease, reason), *self._machine.resume(now(), entry.lease)])
+        elif entry.lease:
+            self._perform(self._machine.resume(now(), entry.lease))
+
+    def verify(self) -> None:
+        """Ask whether the address is still right: the link was away."""
+        self._perform(self._machine.verify(now()))
+
+    # --- DEL ---
+
+    def release(self) -> None:
+        """Give the lease back, and end."""
+        lease = self._machine.lease
+        for action in self._machine.stop():
+            if isinstance(action, Send) and lease:
+                self._give_back(lease, action.message)
+        self._end()
+
+    def _give_back(self, lease: Lease, message: Message) -> None:
+        """Release over the container's interface, without the address, or else from the host."""
+        log, key = self._node.log, self.entry.key
+        try:
+            talk = self._talk or self._opened()
+        except (GoneError, OSError):
+            release_from_host(self._node, self.entry, lease, message)
+            return
+        self._talk = talk
+        try:
+            talk.remove_address(answer.interface_of(lease))
+            mac = self.entry.server_mac
+            if mac:
+                talk.send_to_mac(lease.address, lease.server, message.encode(), mac)
+            else:
+                talk.broadcast(lease.address, message.encode())
+            log(f"{key}: released {lease.address}")
+        except (OSError, packet.MalformedError) as error:
+            log(f"{key}: cannot release {lease.address}: {error}")
+
+    def _end(self) -> None:
+        self._close_talk()
+        self._cancel()
+        self._on_end(self)
+        try:
+            self._node.store.remove(self.entry.key)
+        except OSError as error:
+            self._node.log(f"{self.entry.key}: cannot remove its lease: {error.strerror}")
+        self._tell(CNIError(Code.TRY_AGAIN_LATER, "the attachment was deleted meanwhile"))
+
+    # --- what the machine wants ---
+
+    def _tick(self) -> None:
+        self._perform(self._machine.tick(now()))
+
+    def _perform(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case Send():
+                    self._send(action)
+                case Bound():
+                    self._bound(action)
+                case Lost():
+                    self._lost(action)
+                case GaveUp():
+                    self._fail(CNIError(Code.TRY_AGAIN_LATER, action.reason))
+                    return
+        self._schedule()
+
+    def _schedule(self) -> None:
+        self._cancel()
+        if self._machine.deadline < inf:
+            self._timer = self._node.loop.call_at(self._machine.deadline, self._tick)
+
+    def _cancel(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+
+    def _send(self, action: Send) -> None:
+        message = action.message
+        try:
+            if self._talk is None:
+                self._talk = self._opened()
+                self._gone = 0
+            self._listen()
+            if action.server:
+                self._talk.unicast(message.ciaddr, action.server, message.encode())
+            else:
+                self._talk.broadcast(message.ciaddr, message.encode())
+        except GoneError as error:
+            self._unreachable(error)
+        except OSError as error:  # as if it were lost: there will be another try
+            name = packet.NAMES[message.kind]
+            self._node.log(f"{self.entry.key}: cannot send {name}: {error.strerror or error}")
+
+    def _receive(self) -> None:
+        if self._talk is None:
+            return
+        try:
+            found = list(self._talk.receive())
+        except OSError as error:
+            self._node.log(f"{self.entry.key}: cannot receive: {error.strerror or error}")
+            self._close_talk()
+            return
+        for data, mac in found:
+            try:
+                message = packet.decode(data)
+            except packet.MalformedError:
+                continue
+            actions = self._machine.receive(message, now())
+            if message.kind == packet.ACK and actions:
+                self.entry = replace(self.entry, server_mac=mac)
+            if actions or message.kind == packet.NAK:
+                self._perform(actions)
+
+    def _bound(self, action: Bound) -> None:
+        lease, key = action.lease, self.entry.key
+        was_lost = self.entry.is_lost
+        try:
+            granted = self._granted(lease)
+        except packet.MalformedError as error:
+            self._refuse(lease, str(error))
+            return
+        self.entry = replace(self.entry, lease=lease, is_lost=False)
+        self._save()
+        if action.is_new:
+            self._node.log(f"{key}: bound to {lease.address} by DHCP server {lease.server}")
+        if was_lost:
+            self._restore(lease)
+        self._close_talk()
+        self.reason = ""
+        self._tell(granted)
+
+    def _refuse(self, lease: Lease, reason: str) -> None:
+        """End with a lease that is of no use."""
+        self._node.log(f"{self.entry.key}: {reason}")
+        if self._waiters:
+            self._machine.stop()
+            self._give_back(lease, release_of(lease, self._machine.profile, 0))
+            self._fail(CNIError(Code.INTERNAL, f"{reason}; correct that server"))
+
+    def _lost(self, action: Lost) -> None:
+        lease = action.lease
+        self.reason = action.reason
+        self._node.log(f"{self.entry.key}: {lease.address} is removed: {action.reason}")
+        self.entry = replace(self.entry, lease=lease, is_lost=True)
+        self._save()
+        try:
+            if self._talk is None:
+                self._talk = self._opened()
+                self._listen()
+            self._talk.remove_address(answer.interface_of(lease))
+        except GoneError as error:
+            self._unreachable(error)
+        except (OSError, packet.MalformedError) as error:
+            self._node.log(f"{self.entry.key}: cannot remove {lease.address}: {error}")
+
+    def _restore(self, lease: Lease) -> None:
+        """Put address and routes on the interface again: its lease had ended."""
+        result = Result.parse(answer.result_of(lease, self.entry.priority))
+        addresses = [ip.address for ip in result.ips]
+        routes = veth.routes_of(result, result.ips)
+        try:
+            if self._talk:
+                netlink = self._talk.netns.netlink
+                netlink.configure(self._talk.link.index, addresses, routes, dad=False)
+        except OSError as error:
+            self._node.log(f"{self.entry.key}: cannot restore {lease.address}: {error}")
+
+    def _granted(self, lease: Lease) -> dict[str, Any]:
+        """Return the answer to an ADD. Raises MalformedError."""
+        result = answer.result_of(lease, self.entry.priority)
+        return {
+            "address": result["ips"][0]["address"],
+            "server": str(lease.server),
+            "result": result,
+        }
+
+    def _tell(self, outcome: dict[str, Any] | CNIError) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter(outcome)
+
+    def _fail(self, error: CNIError) -> None:
+        """Tell why there is no lease, and end."""
+        error = CNIError(error.code, f"{error.msg} (interface '{self.entry.key.ifname}')")
+        lease = self._machine.lease
+        actions = self._machine.stop()
+        if lease and actions and isinstance(actions[0], Send):
+            self._give_back(lease, actions[0].message)
+        self._tell(error)
+        self._end()
+
+    def _save(self) -> None:
+        try:
+            self._node.store.save(self.entry)
+        except OSError as error:
+            self._node.log(
+                f"{self.entry.key}: cannot write its lease, which a restart of the daemon would"
+                f" lose: {error.strerror}"
+            )
+
+    def _unreachable(self, error: GoneError) -> None:
+        """End if the container is dead, or the lease: there is no interface to keep it for."""
+        if self._waiters:
+            self._fail(CNIError(Code.INTERNAL, str(error)))
+            return
+        self._node.log(f"{self.entry.key}: {error}")
+        self._gone += 1
+        lease = self._machine.lease
+        is_dead = error.is_all and self._gone >= _GONE_TIMES and not is_hidden(self.entry)
+        if lease is None or is_dead:
+            for action in self._machine.stop():
+                if isinstance(action, Send) and lease:
+                    release_from_host(self._node, self.entry, lease, action.message)
+            self._end()
+
+    # --- sockets ---
+
+    def _opened(self, netns: NetNS | None = None) -> link.Talk:
+        """Return sockets over the interface; at an ADD, in `netns`, have that up.
+
+        Raises GoneError, OSError.
+        """
+        entry, is_new = self.entry, netns is not None
+        netns = netns or open_recorded(entry, self._node.prefix)
+        try:
+            found = link.find(netns, entry.key.ifname, entry.index)
+            if found is None:
+                text = f"there is no interface '{entry.key.ifname}' in '{entry.netns}' any more"
+                raise GoneError(text, is_all=False)
+            if is_new and not found.up:
+                netns.netlink.set_up(found.index)
+            return link.Talk(netns, found)
+        except BaseException:
+            netns.close()
+            raise
+
+    def _listen(self, until: float = 0.0) -> None:
+        """Receive answers for a while; an ADD does so until it is given up."""
+        assert self._talk is not None
+        if self._listening is None:
+            self._node.loop.watch(self._talk.sock, self._receive)
+        else:
+            self._listening.cancel()
+        until = until or now() + _LISTEN_SECONDS
+        self._listening = self._node.loop.call_at(until, self._end_listening)
+
+    def _end_listening(self) -> None:
+        if self._waiters:  # its namespace lives: the runtime holds it
+            self._listen()
+        else:
+            self._close_talk()
+
+    def _close_talk(self) -> None:
+        if self._talk is None:
+            return
+        if self._listening:
+            self._listening.cancel()
+            self._node.loop.unwatch(self._talk.sock)
+        self._talk.close()
+        self._talk = self._listening = None
+
+
+def release_from_host(node: Node, entry: Entry, lease: Lease, message: Message) -> None:
+    """Release a lease whose interface is gone, by the host's routes: servers go by the message."""
+    try:
+        link.send_from_host(lease.server, message.encode())
+    except OSError as error:
+        node.log(f"{entry.key}: cannot release {lease.address} from the host: {error.strerror}")
+    else:
+        node.log(f"{entry.key}: released {lease.address} from the host, its interface is gone")
+
+
+def release_message(entry: Entry, lease: Lease) -> Message:
+    """Return the message that gives the lease of an entry back."""
+    return release_of(lease, _profile(entry), int(_random() * 2**32))
+
+
+def open_recorded(entry: Entry, prefix: str) -> NetNS:
+    """Return the namespace of an entry, wherever it is. Raises GoneError, OSError."""
+    found = _of_identity(prefix + entry.netns, entry.netns_id)
+    if found is None:
+        elsewhere = survey.reachable_namespaces().get(entry.netns_id, "")
+        found = _of_identity(elsewhere, entry.netns_id) if elsewhere else None
+    if found is None:
+        raise GoneError(f"the network namespace '{entry.netns}' is gone", is_all=True)
+    return found
+
+
+def is_hidden(entry: Entry) -> bool:
+    """Tell whether processes of the container may be hidden from this one."""
+    return pid_namespace() != FIRST_PID_NAMESPACE and entry.pid_ns != pid_namespace()
+
+
+def client_id_of(entry: Entry) -> bytes:
+    """Return the client identifier: type 0 and the attachment, hashed where that is too long."""
+    text = str(entry.key).encode("utf-8", "surrogateescape")
+    if len(text) > _CLIENT_TEXT_MAX:
+        import hashlib
+
+        digest = b"/" + hashlib.sha256(text).hexdigest().encode()
+        text = text[: _CLIENT_TEXT_MAX - len(digest)] + digest
+    return b"\0" + text
+
+
+def _of_identity(path: str, wanted: str) -> NetNS | None:
+    try:
+        netns = NetNS(path)
+    except CNIError:
+        return None
+    if netns.identity == wanted:
+        return netns
+    netns.close()
+    return None
+
+
+def _profile(entry: Entry) -> Profile:
+    return Profile(entry.mac, client_id_of(entry), entry.provided, entry.requested, entry.broadcast)
+
+
+def _valid(entry: Entry) -> Lease | None:
+    """Return the lease of an entry if it may still be used."""
+    lease = entry.lease
+    return lease if lease and not entry.is_lost and now() < lease.expire else None
+
+
+def _random() -> float:
+    return int.from_bytes(os.urandom(4), "big") / 2**32
+
+
+def _internal(error: Exception) -> CNIError:
+    text = getattr(error, "strerror", "") or str(error)
+    return CNIError(Code.INTERNAL, f"cannot ask for an address: {text}")

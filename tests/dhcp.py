@@ -1,0 +1,161 @@
+"""DHCP servers, and the daemon of the dhcp plugin, as processes in namespaces."""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.e2e.node import OUTSIDE4, Node
+from tests.machine import CNI_BIN, DIST, TOOLS, Json, Machine
+from tests.resident import start_in
+from tests.waits import GENEROUS
+
+DNSMASQ = "/usr/sbin/dnsmasq"
+DHCPD = TOOLS / "dhcp/usr/sbin/dhcpd"
+DHCRELAY = TOOLS / "dhcp/usr/sbin/dhcrelay"
+
+
+class Process:
+    """A process in a namespace, and the lines that it writes to stderr."""
+
+    def __init__(self, netns: str, *words: str) -> None:
+        """Start it; without a namespace the words say where that is."""
+        self.lines: list[str] = []
+        pipe = subprocess.PIPE
+        if netns:
+            self.process = start_in(netns, *words, stderr=pipe)
+        else:
+            self.process = subprocess.Popen(words, stderr=pipe)
+        assert self.process.stderr is not None
+        self._stderr = self.process.stderr
+        os.set_blocking(self._stderr.fileno(), False)
+        self._rest = b""
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._stderr, selectors.EVENT_READ)
+
+    def await_line(self, pattern: str, count: int = 1) -> str:
+        """Wait until `count` lines have matched since the start, and return the last of them."""
+        deadline = time.monotonic() + GENEROUS
+        while True:
+            self.read()
+            found = [line for line in self.lines if re.search(pattern, line)]
+            if len(found) >= count:
+                return found[count - 1]
+            text = "\n".join(self.lines)
+            assert time.monotonic() < deadline, f"no {pattern!r} in:\n{text}"
+            assert self.process.poll() is None, f"it ended, without {pattern!r}:\n{text}"
+            self._selector.select(1)
+
+    def count(self, pattern: str) -> int:
+        """Return the number of lines so far that match."""
+        self.read()
+        return sum(bool(re.search(pattern, line)) for line in self.lines)
+
+    def read(self) -> None:
+        """Take in what it has written."""
+        while data := self._stderr.read(1 << 16):
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            self.lines += [line.decode("utf-8", "replace") for line in lines]
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Have a signal end it, and return its status."""
+        self.process.send_signal(number)
+        status = self.process.wait(GENEROUS)
+        self.read()
+        self._selector.close()
+        self._stderr.close()
+        return status
+
+
+@contextmanager
+def running(process: Process) -> Iterator[Process]:
+    """End a process at last, unless that has happened."""
+    try:
+        yield process
+    finally:
+        if process.process.poll() is None:
+            process.end(signal.SIGKILL)
+
+
+class Daemon:
+    """`dhcp daemon` on a machine's host, which can be ended and started again."""
+
+    def __init__(self, machine: Machine, tmp: Path, program: str = str(CNI_BIN / "dhcp")) -> None:
+        self.socket = str(tmp / "dhcp.sock")
+        self.leases = tmp / "dhcp-leases"
+        self.process: Process
+        self._machine = machine
+        self._program = program
+
+    def start(self, *options: str) -> Process:
+        """Start it, and wait until it serves."""
+        paths = (f"-socketpath={self.socket}", "-leasedir", str(self.leases))
+        self.process = Process(self._machine.host, self._program, "daemon", *paths, *options)
+        self.process.await_line("serves at")
+        return self.process
+
+    def ipam(self, **keys: object) -> Json:
+        """Return the IPAM section that uses it."""
+        return {"type": "dhcp", "daemonSocketPath": self.socket, **keys}
+
+
+@contextmanager
+def daemon_on(machine: Machine, tmp: Path, *options: str) -> Iterator[Daemon]:
+    """Give a daemon that serves."""
+    daemon = Daemon(machine, tmp)
+    daemon.start(*options)
+    try:
+        yield daemon
+    finally:
+        if daemon.process.process.poll() is None:
+            daemon.process.end(signal.SIGKILL)
+
+
+def dnsmasq(netns: str, tmp: Path, *options: str, interface: str = "uplink") -> Process:
+    """Return dnsmasq as a DHCP server, which serves."""
+    process = Process(netns, *dnsmasq_words(tmp, *options, interface=interface))
+    process.await_line("DHCP, ")
+    return process
+
+
+def dnsmasq_words(tmp: Path, *options: str, interface: str) -> list[str]:
+    """Return the command line of dnsmasq as a DHCP server, and nothing else."""
+    return [
+        *(DNSMASQ, "--no-daemon", "--conf-file=/dev/null", "--port=0", "--log-dhcp", "--no-ping"),
+        *(f"--interface={interface}", "--bind-interfaces", "--user=root", "--no-hosts"),
+        *("--no-resolv", f"--dhcp-leasefile={tmp}/dnsmasq.leases", "--pid-file"),
+        *options,
+    ]
+
+
+@contextmanager
+def served(node: Node, tmp: Path) -> Iterator[None]:
+    """Have a node's outside serve DHCP, and the node have a daemon."""
+    options = (f"--dhcp-range={OUTSIDE4[:-1]}50,{OUTSIDE4[:-1]}59", f"--dhcp-option=3,{OUTSIDE4}")
+    words = dnsmasq_words(tmp, *options, interface="ext0")
+    with running(Process("", *node.entered(*words, netns="/run/netns/outside"))) as server:
+        server.await_line("DHCP, ")
+        with daemon_of(node):
+            yield
+
+
+@contextmanager
+def daemon_of(node: Node) -> Iterator[None]:
+    """Have a node have a daemon."""
+    with running(Process("", *node.entered(DIST / "dhcp", "daemon"))) as process:
+        process.await_line("serves at")
+        yield
+
+
+def leases_of(tmp: Path) -> dict[str, str]:
+    """Return the addresses that dnsmasq has given, with their client identifiers."""
+    path = tmp / "dnsmasq.leases"
+    lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+    return {words[2]: words[4] for words in lines}
