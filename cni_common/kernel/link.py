@@ -15,7 +15,8 @@ from cni_common.kernel.netlink import (
     u32,
 )
 
-IFF_UP, IFF_NOARP, IFF_PROMISC, IFF_ALLMULTI = 0x1, 0x80, 0x100, 0x200  # linux/if.h
+# linux/if.h
+IFF_UP, IFF_NOARP, IFF_PROMISC, IFF_ALLMULTI, IFF_LOWER_UP = 0x1, 0x80, 0x100, 0x200, 0x10000
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_TXQLEN, IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_NET_NS_FD = 13, 16, 18, 26, 28
 IFLA_GROUP, IFLA_EXT_MASK, IFLA_PROMISCUITY, IFLA_LINK_NETNSID = 27, 29, 30, 37
@@ -39,7 +40,7 @@ class Link:
     master: int  # index, 0 = none
     flags: int  # IFF_*
     operstate: str  # "UP", "DOWN", "LOWERLAYERDOWN", …
-    peer: int  # index of a veth's other end, in the namespace `peer_nsid`
+    peer: int  # IFLA_LINK: index of a veth's other end, or of the master, in `peer_nsid`
     peer_nsid: int | None
     promiscuity: int
     tx_queue: int  # packets
@@ -61,7 +62,7 @@ class VethEnd:
     """
 
     name: str
-    mac: str
+    mac: str  # "" = the kernel's choice
     mtu: int = 0  # bytes, 0 = the kernel's default
     netns: int = -1
 
@@ -70,7 +71,7 @@ class VethEnd:
         return b"".join(
             (
                 string(IFLA_IFNAME, self.name),
-                attribute(IFLA_ADDRESS, mac_bytes(self.mac)),
+                attribute(IFLA_ADDRESS, mac_bytes(self.mac)) if self.mac else b"",
                 u32(IFLA_MTU, self.mtu) if self.mtu else b"",
                 u32(IFLA_NET_NS_FD, self.netns) if self.netns >= 0 else b"",
             )

@@ -74,6 +74,11 @@ def attribute(kind: int, *payload: bytes) -> bytes:
     return _NLATTR.pack(length, kind) + data + bytes(-length & 3)
 
 
+def u16(kind: int, value: int) -> bytes:
+    """Return an attribute of 16 bits in the machine's byte order."""
+    return attribute(kind, value.to_bytes(2, sys.byteorder))
+
+
 def u32(kind: int, value: int) -> bytes:
     """Return an attribute of 32 bits in the machine's byte order."""
     return attribute(kind, value.to_bytes(4, sys.byteorder))

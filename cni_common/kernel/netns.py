@@ -246,6 +246,11 @@ def identity(path: str) -> str:
         netns.close()
 
 
+def is_unique(identity: str) -> bool:
+    """Tell whether no later namespace can get this identity: before Linux 5.14 one can."""
+    return not identity.endswith(":0")  # the cookie
+
+
 @cache
 def pid_namespace() -> int:
     """Return the inode of this process's PID namespace, 0 if /proc does not tell."""

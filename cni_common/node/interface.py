@@ -443,9 +443,14 @@ def allocate(req: Request, host: Host, type: str, undo: Undo, *, mtu: int) -> Re
         raise CNIError(
             Code.INTERNAL, f"IPAM plugin returned missing IP config: '{type}' gave no address"
         )
-    if 0 < mtu < veth.IPV6_MTU_MIN and any(ip.address.version == 6 for ip in given.ips):
+    refuse_small_mtu(given.ips, mtu)
+    return given
+
+
+def refuse_small_mtu(ips: Sequence[IPConfig], mtu: int) -> None:
+    """Raise CNIError 7 if `mtu`, in bytes (0: the kernel's), is too small for the addresses."""
+    if 0 < mtu < veth.IPV6_MTU_MIN and any(ip.address.version == 6 for ip in ips):
         raise CNIError(
             Code.INVALID_CONFIG,
             f'"mtu" is {mtu}, IPv6 needs {veth.IPV6_MTU_MIN} bytes (RFC 8200)',
         )
-    return given

@@ -10,7 +10,7 @@ from functools import cache, cached_property, partial
 from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
-from cni_common.kernel.link import IFF_NOARP, VethEnd
+from cni_common.kernel.link import IFF_LOWER_UP, IFF_NOARP, VethEnd
 from cni_common.kernel.netlink import NetlinkError
 from cni_common.kernel.netns import NETLINK_ROUTE
 from cni_common.kernel.route import (
@@ -279,6 +279,12 @@ def is_operational(netns: NetNS, index: int) -> bool:
     return link.operstate == "UP" or bool(link.up and link.flags & IFF_NOARP)
 
 
+def _has_carrier(netns: NetNS, index: int) -> bool:
+    """Tell whether an interface exists whose lower layer is up (IFF_LOWER_UP)."""
+    link = netns.netlink.link_at(index)
+    return link is not None and bool(link.flags & IFF_LOWER_UP)
+
+
 def _keep_advertised_routes(host: NetNS, log: Callable[[str], object]) -> None:
     """Let the host accept router advertisements as a router, too: its uplink may need them.
 
@@ -425,9 +431,11 @@ def _await_dad(container: NetNS, ifname: str, index: int, events: Events) -> Non
                 raise CNIError(
                     Code.INTERNAL, f"another host on the link uses {address.ip} of '{ifname}'"
                 )
-        return not any(flags & IFA_F_TENTATIVE for _, flags in states)
+        if not any(flags & IFA_F_TENTATIVE for _, flags in states):
+            return True
+        # Where no carrier is, detection does not begin, and no packet meets a duplicate.
+        return not _has_carrier(container, index)
 
-    # Where no carrier is, detection does not begin, and no packet meets a duplicate.
     if not wait_until(dad_is_done, events, _DAD_SECONDS) and is_operational(container, index):
         raise CNIError(
             Code.INTERNAL,
@@ -440,12 +448,16 @@ def _await_delivery(
 ) -> None:
     """Wait until the container accepts packets for its IPv6 addresses, at most a second.
 
+    Where no carrier is, no packet comes.
+
     The kernel activates an IPv6 address some time after it was added, in a work item. A neighbour's
     solicitation before that is lost, and delays its first packet by a second.
     """
 
     def delivers() -> bool:
-        return all(map(container.netlink.is_local, addresses)) and is_operational(container, index)
+        if not all(map(container.netlink.is_local, addresses)):
+            return not _has_carrier(container, index)
+        return is_operational(container, index) or not _has_carrier(container, index)
 
     wait_until(delivers, events, _DELIVERY_SECONDS)
 

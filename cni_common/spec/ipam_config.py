@@ -59,6 +59,12 @@ MAC_PROPERTIES: Json = {
 }
 
 
+def ipam_schema(description: str) -> Json:
+    """Return the schema of an interface plugin's key `ipam`, with what it means there."""
+    type = key_schema("string", "Name of the IPAM plugin.")
+    return {"type": "object", "description": description, "properties": {"type": type}}
+
+
 def ipam_type(config: Json) -> str:
     """Return the type of the IPAM plugin, "" if the configuration names none."""
     return str(config.get("ipam", {}).get("type", ""))

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 from cni_common.node.masquerade import BACKENDS
 from cni_common.node.veth import veth_mtu
 from cni_common.spec.errors import CNIError, Code
-from cni_common.spec.ipam_config import MAC_PROPERTIES, ipam_type, own_dns, requested_mac
+from cni_common.spec.ipam_config import (
+    MAC_PROPERTIES,
+    ipam_schema,
+    ipam_type,
+    own_dns,
+    requested_mac,
+)
 from cni_common.spec.names import check_ifname
 from cni_common.spec.request import PROTOCOL_PROPERTIES
 from cni_common.spec.schema import key_schema
@@ -72,11 +78,7 @@ SCHEMA: Json = {
             "boolean", "Leave the container's interface down (L2 only)."
         ),
         "portIsolation": key_schema("boolean", "Isolate the port from other isolated ports."),
-        "ipam": {
-            "type": "object",
-            "description": "Address management; absent or empty: the network is L2 only.",
-            "properties": {"type": key_schema("string", "Name of the IPAM plugin.")},
-        },
+        "ipam": ipam_schema("Address management; absent or empty: the network is L2 only."),
         **MAC_PROPERTIES,
     },
 }

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_common.spec.errors import CNIError, Code
-from cni_common.spec.ipam_config import ipam_type, own_dns
+from cni_common.spec.ipam_config import ipam_schema, ipam_type, own_dns
 from cni_common.spec.request import PROTOCOL_PROPERTIES
-from cni_common.spec.schema import key_schema
 
 if TYPE_CHECKING:
     from typing import Self
@@ -20,11 +19,7 @@ SCHEMA: Json = {
     "type": "object",
     "properties": {
         **PROTOCOL_PROPERTIES,
-        "ipam": {
-            "type": "object",
-            "description": "Address management; it must name a plugin.",
-            "properties": {"type": key_schema("string", "Name of the IPAM plugin.")},
-        },
+        "ipam": ipam_schema("Address management; it must name a plugin."),
     },
 }
 

@@ -6,14 +6,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.link import VethEnd
-from cni_common.node import interface, veth
+from cni_common.node import device, interface, master, veth
 from cni_common.node.device import Device
 from cni_common.node.lifecycle import Lifecycle
-from cni_common.spec.errors import drifted
+from cni_common.spec.errors import CNIError, Code, drifted
 from cni_common.spec.request import Command
 from cni_common.spec.result import Interface, Result
 from plugins.macvlan import link as macvlan
-from plugins.macvlan import master
 from plugins.macvlan.conf import PASSTHRU, SCHEMA, Conf
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from cni_common.kernel.netns import NetNS
     from cni_common.node.host import Host
     from cni_common.node.lifecycle import Attaching
-    from cni_common.spec.errors import CNIError
     from cni_common.spec.request import Request
     from cni_common.spec.undo import Undo
 
@@ -41,20 +39,16 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     container = host.open_netns(req.netns)
     veth.refuse_existing(container, req.ifname)
     below = container if conf.in_container else host.netns
-    parent = master.find(below, conf)
-    master.refuse_unfit(conf, parent)
+    parent = master.find(below, conf.master)
+    _refuse_unfit(conf, parent)
     facts = [interface.IpamFacts(conf.ipam)] if conf.ipam else []
     attaching = LIFECYCLE.begin(req, host, undo, *facts)
     ours = _create(attaching, container, below, conf, parent=parent)
-    result = Result()
-    result.add_interface(Interface(ours.name, ours.mac, ours.mtu, req.netns))
-    if conf.ipam:
-        _allocate(req, host, conf, result, undo=undo)
-        interface.note_configuration(attaching, ours.name, ours.mtu, result)
-        # Any machine of the network may have the same address: duplicates are looked for.
-        veth.configure(container, ours.name, ours.index, result, dad=True, routers=True)
-    else:
+    if not conf.ipam:
         container.netlink.set_up(ours.index)
+        return Result([Interface(ours.name, ours.mac, ours.mtu, req.netns)])
+    result = device.allocate(req, host, undo, ours, ipam=conf.ipam, dns=conf.dns)
+    device.configure(attaching, container, ours, result, has_neighbours=True)
     return result
 
 
@@ -66,20 +60,9 @@ def delete(req: Request, host: Host) -> None:
 def check(req: Request, host: Host) -> Iterator[CNIError]:
     """Yield an error for each difference from the result of ADD."""
     conf = Conf.of(req)
-    if conf.ipam:
-        yield from interface.check_ipam(req, host, conf.ipam)
-    expected = req.require_prev_result()
-    # Other plugins of the chain may have added addresses of other interfaces.
-    expected = replace(expected, ips=veth.ips_of(expected, req.ifname))
-    container = host.open_netns(req.netns)
-    link = container.netlink.link(req.ifname)
-    if link is None:
-        yield drifted(f"interface '{req.ifname}' is missing in '{req.netns}'")
-    elif link.kind != macvlan.KIND:
-        yield drifted(f"'{link.name}' is no macvlan but '{link.kind}'")
-    else:
-        yield from veth.check(container, link, expected)
-        yield from _check_link(host, container, conf, link)
+    link = yield from _DEVICE.check(req, host, conf.ipam)
+    if link:
+        yield from _check_link(host, host.open_netns(req.netns), conf, link)
 
 
 def gc(req: Request, host: Host) -> None:
@@ -94,8 +77,8 @@ def status(req: Request, host: Host) -> None:
     """
     conf = Conf.of(replace(req, environ={}))  # CNI_ARGS belong to an attachment
     if not conf.in_container:  # which of the containers it would be, STATUS does not say
-        parent = master.find(host.netns, conf)
-        master.refuse_unfit(conf, parent)
+        parent = master.find(host.netns, conf.master)
+        _refuse_unfit(conf, parent)
         master.refuse_down(parent)
     host.records.probe()
     if conf.ipam:
@@ -105,6 +88,17 @@ def status(req: Request, host: Host) -> None:
 def lifecycle() -> Lifecycle:
     """Return what an attachment consists of."""
     return LIFECYCLE
+
+
+def _refuse_unfit(conf: Conf, parent: Link) -> None:
+    """Raise CNIError 7 if no interface as configured can be made on the master `parent`."""
+    master.refuse_mtu(conf.mtu, parent)
+    if conf.mode == PASSTHRU and conf.mac not in ("", parent.mac):
+        raise CNIError(
+            Code.INVALID_CONFIG,
+            f"in mode passthru the container's interface has the MAC of master '{parent.name}',"
+            f" {parent.mac}: {conf.mac} cannot be set",
+        )
 
 
 def _create(
@@ -119,24 +113,11 @@ def _create(
     )
 
 
-def _allocate(req: Request, host: Host, conf: Conf, result: Result, *, undo: Undo) -> None:
-    """Complete `result` by what IPAM gives."""
-    (ours,) = result.interfaces
-    given = interface.allocate(req, host, conf.ipam, undo, mtu=ours.mtu)
-    result.ips, result.routes = given.ips, given.routes
-    result.dns = given.dns if conf.dns is None else conf.dns
-    for ip in result.ips:
-        ip.interface = 0
-
-
 def _check_link(host: Host, container: NetNS, conf: Conf, ours: Link) -> Iterator[CNIError]:
     """Yield an error if the interface has another master, and for each other setting."""
     if conf.master:  # a default route may have moved since, which no ADD undoes
         below = container if conf.in_container else host.netns
-        nsid = None if conf.in_container else container.netlink.nsid(below.fd)
-        parent = below.netlink.link(conf.master)
-        if parent is None or (ours.peer, ours.peer_nsid) != (parent.index, nsid):
-            yield drifted(f"'{ours.name}' is not on master '{conf.master}'")
+        yield from master.check(below, container, conf.master, ours)
     mode, queue = macvlan.settings(container, ours.index)
     if mode != conf.mode:
         yield drifted(f"mode of '{ours.name}' is {mode}, the configuration has {conf.mode}")

@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cni_common.node import master
 from cni_common.node.veth import veth_mtu
-from cni_common.spec.errors import Code
-from cni_common.spec.ipam_config import MAC_PROPERTIES, ipam_type, own_dns, requested_mac
-from cni_common.spec.names import check_ifname
+from cni_common.spec.ipam_config import (
+    MAC_PROPERTIES,
+    ipam_schema,
+    ipam_type,
+    own_dns,
+    requested_mac,
+)
 from cni_common.spec.request import PROTOCOL_PROPERTIES
 from cni_common.spec.schema import key_schema
 
@@ -26,6 +31,7 @@ SCHEMA: Json = {
     "type": "object",
     "properties": {
         **PROTOCOL_PROPERTIES,
+        **master.PROPERTIES,
         "master": key_schema(
             "string", "Interface below; if absent, that of the default route, IPv4 first."
         ),
@@ -34,22 +40,14 @@ SCHEMA: Json = {
             'Traffic between the interfaces on one master; "bridge" if absent.',
             enum=["", *MODES],
         ),
-        "mtu": key_schema("integer", "MTU in bytes, at most the master's; 0: the master's."),
         "mac": key_schema("string", "MAC of the container's interface; random if absent."),
-        "linkInContainer": key_schema(
-            "boolean", "Look for the master in the container instead of on the host."
-        ),
         "bcqueuelen": key_schema(
             "integer",
             "Queue for broadcasts in packets, shared by one master; 0: the kernel's choice.",
             minimum=0,
             maximum=_U32,
         ),
-        "ipam": {
-            "type": "object",
-            "description": "Address management; absent or empty: the network is L2 only.",
-            "properties": {"type": key_schema("string", "Name of the IPAM plugin.")},
-        },
+        "ipam": ipam_schema("Address management; absent or empty: the network is L2 only."),
         **MAC_PROPERTIES,
     },
 }
@@ -72,11 +70,8 @@ class Conf:
     def of(cls, req: Request) -> Self:
         """Return the configuration in `req`. Raises CNIError 7, or 4 for CNI_ARGS."""
         config = req.config
-        master = config.get("master", "")
-        if master:
-            check_ifname(master, '"master"', Code.INVALID_CONFIG)
         return cls(
-            master=master,
+            master=master.name_in(config),
             mode=config.get("mode") or BRIDGE,
             mtu=veth_mtu(config.get("mtu", 0)),
             mac=requested_mac(req, config.get("mac", "")),

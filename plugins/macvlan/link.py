@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 from typing import TYPE_CHECKING
 
-from cni_common.kernel.netlink import NetlinkError, number_of, u32
-from cni_common.spec.errors import CNIError, Code
+from cni_common.kernel.netlink import number_of, u32
+from cni_common.node import master
 from plugins.macvlan.conf import BRIDGE, PASSTHRU
 
 if TYPE_CHECKING:
@@ -20,22 +19,21 @@ _NUMBERS = {"private": 1, "vepa": 2, BRIDGE: 4, PASSTHRU: 8}  # MACVLAN_MODE_*
 _NAMES = {number: name for name, number in _NUMBERS.items()}
 
 
-def create(below: NetNS, master: Link, end: VethEnd, conf: Conf) -> None:
-    """Create `end` on the `master`, which is in `below`. Raises CNIError, NetlinkError."""
+def create(below: NetNS, parent: Link, end: VethEnd, conf: Conf) -> None:
+    """Create `end` on the master `parent`, which is in `below`. Raises CNIError, NetlinkError."""
     data = [u32(_IFLA_MODE, _NUMBERS[conf.mode])]
     if conf.broadcast_queue:
         data.append(u32(_IFLA_BC_QUEUE_LEN, conf.broadcast_queue))
-    try:
-        below.netlink.add_device(end, KIND, *data, parent=master.index)
-    except NetlinkError as error:
-        if error.errno not in (errno.EBUSY, errno.EINVAL):
-            raise
-        raise CNIError(
-            Code.INTERNAL,
-            f"the kernel refuses a macvlan in mode {conf.mode} on master '{master.name}'"
-            f" ({error.strerror}): it may be a port of a bridge or bond, carry ipvlan or a macvlan"
-            " in mode passthru, which is alone, or be no Ethernet interface",
-        ) from None
+    master.add_device(
+        below,
+        parent,
+        end,
+        KIND,
+        *data,
+        called=f"a macvlan in mode {conf.mode}",
+        obstacles="it may be a port of a bridge or bond, carry ipvlan or a macvlan in mode"
+        " passthru, which is alone, or be no Ethernet interface",
+    )
 
 
 def settings(netns: NetNS, index: int) -> tuple[str, int]:

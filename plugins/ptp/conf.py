@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cni_common.node.masquerade import BACKENDS
 from cni_common.node.veth import veth_mtu
 from cni_common.spec.errors import CNIError, Code
-from cni_common.spec.ipam_config import ipam_type, own_dns
+from cni_common.spec.ipam_config import ipam_schema, ipam_type, own_dns
 from cni_common.spec.request import PROTOCOL_PROPERTIES
 
 if TYPE_CHECKING:
@@ -34,11 +34,7 @@ SCHEMA: Json = {
             "type": "integer",
             "description": "MTU of the veth pair in bytes; 0: the kernel's choice.",
         },
-        "ipam": {
-            "type": "object",
-            "description": "Address management; it must name a plugin.",
-            "properties": {"type": {"type": "string", "description": "Name of the IPAM plugin."}},
-        },
+        "ipam": ipam_schema("Address management; it must name a plugin."),
     },
 }
 

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -27,7 +28,7 @@ from tests.kernel.test_commands import asked, kinds
 from tests.kernel.test_rollback import TOLERATED_IN_ADD, TOLERATED_IN_DEL, calm, code_of, is_act
 from tests.machine import REFERENCE_BIN, Json, Machine, addresses_of, error_of, files_below
 from tests.resident import start_in
-from tests.waits import GENEROUS, wait_until
+from tests.waits import GENEROUS, longer_if_busy, wait_until
 
 # GC and DEL ask whether namespaces are gone: see LIVENESS_FILES.
 pytestmark = pytest.mark.xdist_group("liveness")
@@ -271,6 +272,37 @@ def test_master_in_the_container(machine: Machine) -> None:
         assert left(machine, container) == NOTHING
     on_host = network(machine, linkInContainer=True)
     assert machine.refused("macvlan", "ADD", on_host, container)["code"] == 50
+
+
+def test_on_another_macvlan(machine: Machine) -> None:
+    """The kernel puts it on that one's master, which CHECK knows."""
+    machine.outside()
+    machine.do(machine.host, "ip link add link uplink name above type macvlan mode bridge")
+    config = network(machine, master="above", ipam=STATIC)
+    container, result = attached(machine, config)
+
+    machine.ok("macvlan", "CHECK", {**config, "prevResult": result}, container)
+    machine.do(machine.host, "ip link add other type veth peer name rehto")
+    elsewhere = {**config, "master": "other", "prevResult": result}
+    assert "'other'" in machine.refused("macvlan", "CHECK", elsewhere, container)["msg"]
+
+
+@pytest.mark.parametrize("state", ["down", "without a carrier"])
+def test_ipv6_on_a_silent_master(machine: Machine, state: str) -> None:
+    """Where no packet can pass, ADD does not wait for duplicates; all works once it can."""
+    outside = machine.outside()
+    where = machine.host if state == "down" else outside
+    machine.do(where, "ip link set uplink down")
+    config, container = network(machine, IPV4, IPV6), machine.container()
+    began = time.monotonic()
+    result = machine.ok("macvlan", "ADD", config, container)
+
+    assert time.monotonic() - began < longer_if_busy(1)
+    machine.ok("macvlan", "CHECK", {**config, "prevResult": result}, container)
+    machine.do(where, "ip link set uplink up")
+    wait_until(lambda: machine.ping(container, "192.0.2.2"), "IPv4 stays silent")
+    if state == "down":  # the outside has lost its address with the link
+        wait_until(lambda: machine.ping(container, "2001:db8::2"), "IPv6 stays silent")
 
 
 def test_passthru_takes_the_master(machine: Machine) -> None:

@@ -34,7 +34,7 @@ WINGS = {
     "node": (
         *("unformatted", "journal", "record", "masquerade_iptables", "masquerade", "survey"),
         *("owned", "liveness", "absence", "masquerade_strays", "veth", "lifecycle"),
-        *("interface", "device", "plugin_files", "host"),
+        *("interface", "device", "master", "plugin_files", "host"),
     ),
     "serve": ("stdio", "protocol", "worker", "engine", "cli", "main"),
 }
