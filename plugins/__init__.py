@@ -19,6 +19,7 @@ TYPES = (
     "dummy",
     "firewall",
     "host-local",
+    "ipvlan",
     "loopback",
     "macvlan",
     "portmap",
@@ -26,6 +27,7 @@ TYPES = (
     "sbr",
     "static",
     "tuning",
+    "vlan",
 )
 
 

@@ -17,16 +17,17 @@ from tests.sockets import asks, serving
 
 pytestmark = pytest.mark.both_edges
 CONF = ROOT / "conf"
-# VLANs and dummies need more of a kernel than this one may have: tests/vm executes those.
+# VLANs, ipvlan and dummies need more of a kernel than this one may have: tests/vm executes those.
 EXAMPLES = [
     pytest.param(
         path,
         id=path.name,
-        marks=[pytest.mark.full_kernel] if re.search(r"\bvlan|dummy", path.name) else [],
+        marks=[pytest.mark.full_kernel] if re.search(r"\bvlan|ipvlan|dummy", path.name) else [],
     )
     for path in sorted(CONF.iterdir())
     if path.suffix in (".conf", ".conflist")
 ]
+ALONE = "vlan-interface"  # the network on which one container can be at a time
 OWN_VLAN = frozenset({"PVID", "Egress Untagged"})  # of frames without a tag
 TAGGED: frozenset[str] = frozenset()
 CAP_ARGS: dict[str, Json] = {
@@ -47,7 +48,7 @@ SECOND_CAP_ARGS: dict[str, Json] = {
 
 
 class Example:
-    """A network with two containers on it."""
+    """A network with two containers on it, or with one."""
 
     def __init__(self, node: Node, path: Path) -> None:
         config = json.loads(path.read_text())
@@ -56,7 +57,8 @@ class Example:
         self.sysctls: Json = config.get("plugins", [{}])[-1].get("sysctl", {})
         self.plugin: Json = config["plugins"][0] if "plugins" in config else config
         self.newest: str = max([config["cniVersion"], *config.get("cniVersions", ())])
-        self.containers = [node.container("c1"), node.container("c2")]
+        names = ["c1"] if self.name == ALONE else ["c1", "c2"]
+        self.containers = [node.container(name) for name in names]
         self.results: list[Json] = []
 
     def call(self, command: str, netns: str, *, number: int = 0) -> Json:
@@ -323,6 +325,28 @@ def dummy(example: Example) -> None:
     assert example.node.is_cut_off(second, example.addresses[0][0])
 
 
+def ipvlan(example: Example) -> None:
+    """All have the uplink's MAC, and reach each other and the world over a gateway outside."""
+    words = ("ip", "address", "add", "10.53.0.1/24", "dev", "ext0")
+    example.node.command(*words, netns="/run/netns/outside")
+    uplink = example.node.link("", "up0")
+    assert uplink is not None
+    assert example.eth0()["address"] == uplink["address"]
+    reaches_world(example)
+
+
+def vlan_interface(example: Example) -> None:
+    """The container reaches its gateway, which is outside, in the VLAN."""
+    script = """
+        ip link add link ext0 name ext0.59 type vlan id 59
+        ip address add 10.59.0.1/24 dev ext0.59
+        ip link set ext0.59 up
+        """
+    example.node.command("sh", "-ec", script, netns="/run/netns/outside")
+    assert example.eth0()["linkinfo"]["info_data"]["id"] == 59
+    assert example.node.reaches(example.containers[0], "10.59.0.1")
+
+
 def ptp_routed(example: Example) -> None:
     """The world sees the containers' own addresses, and needs routes to them."""
     first, outside = example.containers[0], "/run/netns/outside"
@@ -436,6 +460,8 @@ SHOWS: dict[str, Callable[[Example], None]] = {
     "firewall-iptables": firewall,
     "podman-like": podman_like,
     "dummy": dummy,
+    "ipvlan": ipvlan,
+    "vlan-interface": vlan_interface,
     "ptp": ptp,
     "ptp-routed": ptp_routed,
     "tuning-throughput": tuned,

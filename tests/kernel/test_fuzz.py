@@ -128,6 +128,22 @@ MACVLAN: Json = {
     "ipam": {**SINGLE, "subnet": "10.82.0.0/16"},
     "runtimeConfig": {"mac": "02:00:00:00:00:82"},
 }
+IPVLAN: Json = {
+    "type": "ipvlan",
+    "master": "below0",
+    "mode": "l3",
+    "mtu": 1400,
+    "linkInContainer": False,
+    "ipam": {**SINGLE, "subnet": "10.83.0.0/16"},
+}
+VLAN: Json = {
+    "type": "vlan",
+    "master": "below0",
+    "vlanId": 5,
+    "mtu": 1400,
+    "linkInContainer": False,
+    "ipam": {**SINGLE, "subnet": "10.84.0.0/16"},
+}
 PORTMAP: Json = {
     "type": "portmap",
     "backend": "nftables",
@@ -149,6 +165,8 @@ SBR: Json = {
 BY_ITSELF = {
     "loopback": LOOPBACK,
     "macvlan": MACVLAN,
+    "ipvlan": IPVLAN,
+    "vlan": VLAN,
     "tuning": TUNING,
     "bandwidth": BANDWIDTH,
     "firewall": FIREWALL,
@@ -218,7 +236,7 @@ KEYS = (
     *("ingressRate", "egressRate", "egressBurst", "bandwidth", "shapedSubnets"),
     *("sysctl", "promisc", "allmulti", "txQLen", "addresses", "dataDir"),
     *("portMappings", "hostPort", "containerPort", "protocol", "hostIP", "snat", "masqAll"),
-    *("master", "mode", "bcqueuelen", "linkInContainer", "gateways", "addSourceHints"),
+    *("master", "mode", "bcqueuelen", "linkInContainer", "vlanId", "gateways", "addSourceHints"),
     *("backend", "conditionsV4", "conditionsV6", "ingressPolicy", "firewalldZone"),
     *("routes", "resolvConf", "dst", "gw", "priority", "table", "scope", "advmss", "ips", "mac"),
     *("interfaces", "address", "interface", "nameservers", "search", "id", "minID", "x", "sandbox"),
