@@ -196,6 +196,7 @@ def test_working_directory_and_environment(machine: Machine, tmp_path: Path) -> 
     assert (tmp_path / "mark").read_text() == "from the runtime"
 
 
+@pytest.mark.rotating(2)
 @pytest.mark.parametrize(
     "message",
     [b"", b"\x06", struct.pack("<I", 6) + b"bridge", struct.pack("<I", 9) + b"bridge", b"x" * 4096],

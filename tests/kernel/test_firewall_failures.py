@@ -54,6 +54,7 @@ def arrange(walls: Walls, keys: Json) -> Json:
 
 
 @alone
+@pytest.mark.rotating(2)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("first", [False, True], ids=["second", "first"])
 def test_any_failure_of_an_add_is_taken_back(walls: Walls, name: str, *, first: bool) -> None:
@@ -91,6 +92,7 @@ def test_any_failure_of_an_add_is_taken_back(walls: Walls, name: str, *, first: 
 
 
 @alone
+@pytest.mark.rotating(2)
 @pytest.mark.parametrize("name", CASES)
 def test_host_that_fails_for_good(walls: Walls, name: str) -> None:
     """When nothing works any more, not even the way back, a later DEL removes what is left."""
@@ -109,6 +111,7 @@ def test_host_that_fails_for_good(walls: Walls, name: str) -> None:
 
 
 @alone
+@pytest.mark.rotating(2)
 @pytest.mark.parametrize("name", CASES)
 def test_failed_del_is_finished_by_the_next(walls: Walls, name: str) -> None:
     """Whichever operation of a DEL fails, it says so, and the next one removes all."""

@@ -128,6 +128,7 @@ def costs(chain: Chain, number: int, monkeypatch: pytest.MonkeyPatch) -> dict[st
     return found
 
 
+@pytest.mark.rotating(3)  # each has 60 attachments
 @pytest.mark.parametrize("case", CASES)
 def test_many_attachments_cost_what_one_costs(
     machine: Machine, case: str, monkeypatch: pytest.MonkeyPatch

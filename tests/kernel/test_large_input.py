@@ -164,6 +164,7 @@ def slow(
     return [f"{command}: {time:.2f} s" for command, time in spent.items() if time > SECONDS]
 
 
+@pytest.mark.rotating(3)  # each reads a megabyte for each of its lists
 @pytest.mark.parametrize("plugin", TYPES)
 def test_many_members(machine: Machine, plugin: str) -> None:
     """Thousands of members of any list or object, valid or not, are taken or refused at once."""

@@ -363,6 +363,7 @@ CALLERS: dict[str, Callable[[Case, State], str]] = {
 }
 
 
+@pytest.mark.rotating(3)
 @pytest.mark.parametrize("state", State, ids=lambda state: state.value)
 @pytest.mark.parametrize("caller", TABLE)
 def test_table(case: Case, caller: str, state: State) -> None:

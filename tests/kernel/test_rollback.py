@@ -218,6 +218,7 @@ def is_act(what: str) -> bool:
 
 @alone
 @pytest.mark.timeout(300)
+@pytest.mark.rotating(2)
 @pick("L2", "IPv4", "IPv4-masquerade", "dual-stack", "iptables", "full")
 def test_any_failure_of_an_add_is_taken_back(
     machine: Machine, case: Callable[[Machine], Json]
@@ -433,6 +434,7 @@ def code_of(number: int) -> int:
 
 @alone
 @pytest.mark.timeout(300)
+@pytest.mark.rotating(2)
 @pick("L2", "iptables", "full")
 def test_failed_delete_is_told_and_can_be_repeated(
     machine: Machine, case: Callable[[Machine], Json]
