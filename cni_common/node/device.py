@@ -126,7 +126,7 @@ class Device(Part):
             host.log(f"DEL leaves '{req.ifname}' alone: {what}")
             return
         found.exists = True
-        container.netlink.delete_link(link.index)
+        host.delete_link(container, link.name, link.mac)
 
     def refuse_living(self, req: Request, host: Host, record: Record, facts: DeviceFacts) -> None:
         """Raise CNIError 4 when the interface is there."""
@@ -156,7 +156,7 @@ class Device(Part):
     def _delete(self, host: Host, container: NetNS, record: Record, facts: DeviceFacts) -> None:
         link = self._find(host, container, record, facts)
         if link:
-            container.netlink.delete_link(link.index)
+            host.delete_link(container, link.name, link.mac)
 
     def _find(
         self, host: Host, container: NetNS, record: Record, facts: DeviceFacts
