@@ -9,7 +9,7 @@ set -euo pipefail
 
 cnitool=github.com/containernetworking/cni/cnitool@v1.3.0
 reference=(
-    main/bridge main/dummy main/ipvlan main/loopback main/macvlan main/ptp main/vlan
+    main/bridge main/dummy main/host-device main/ipvlan main/loopback main/macvlan main/ptp main/tap main/vlan
     ipam/dhcp ipam/host-local ipam/static
     meta/bandwidth meta/firewall meta/portmap meta/sbr meta/tuning meta/vrf
 )

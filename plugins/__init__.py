@@ -18,6 +18,7 @@ TYPES = (
     "dhcp",
     "dummy",
     "firewall",
+    "host-device",
     "host-local",
     "ipvlan",
     "loopback",

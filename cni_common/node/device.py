@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import errno
-import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.netlink import NetlinkError
 from cni_common.kernel.netns import is_unique
 from cni_common.node import interface, veth
-from cni_common.node.lifecycle import Part, in_container
+from cni_common.node.lifecycle import Part, attached_already, in_container
 from cni_common.spec.errors import CNIError, Code, drifted
 from cni_common.spec.result import Interface
 
@@ -135,12 +134,7 @@ class Device(Part):
         with recorded_netns(record) as container:
             living = container and self._find(host, container, record, facts)
         if living:
-            since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - record.age()))
-            raise CNIError(
-                Code.INVALID_ENVIRONMENT,
-                f"container {req.containerid} is attached to '{req.network}' as {req.ifname} since"
-                f" {since}, in '{record.facts.get('netns')}'; DEL it first",
-            )
+            raise attached_already(req, record)
 
     def present(self, host: Host, record: Record, facts: DeviceFacts) -> Iterator[Owned]:
         """Yield the interface, and its MAC."""

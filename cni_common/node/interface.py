@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import cache, partial
 from ipaddress import ip_interface
 from typing import TYPE_CHECKING
 
 from cni_common.node import masquerade, veth
-from cni_common.node.lifecycle import Part
+from cni_common.node.lifecycle import Part, attached_already
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.ipam_config import ipam_type
 from cni_common.spec.names import CURRENT_VERSION
@@ -108,12 +107,7 @@ class Veth(Part):
     def refuse_living(self, req: Request, host: Host, record: Record, facts: VethFacts) -> None:
         """Raise CNIError 4 when the interface is there."""
         if _find(host, facts):
-            since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - record.age()))
-            raise CNIError(
-                Code.INVALID_ENVIRONMENT,
-                f"container {req.containerid} is attached to '{req.network}' as {req.ifname} since"
-                f" {since}, in '{record.facts.get('netns')}'; DEL it first",
-            )
+            raise attached_already(req, record)
 
     def present(self, host: Host, _record: Record, facts: VethFacts) -> Iterator[Owned]:
         """Yield the pair, by the host's end."""

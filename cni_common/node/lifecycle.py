@@ -7,6 +7,7 @@ back, GC, and what `pycni audit`, `explain` and `reclaim` do.
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -332,6 +333,16 @@ def refuse_elsewhere(req: Request, host: Host, record: Record) -> None:
                 f"container {req.containerid} is attached to '{req.network}' as {req.ifname} in"
                 f" '{record.facts.get('netns')}'; DEL it first",
             )
+
+
+def attached_already(req: Request, record: Record) -> CNIError:
+    """Return the refusal of a second ADD of the attachment that `record` has."""
+    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - record.age()))
+    return CNIError(
+        Code.INVALID_ENVIRONMENT,
+        f"container {req.containerid} is attached to '{req.network}' as {req.ifname} since"
+        f" {since}, in '{record.facts.get('netns')}'; DEL it first",
+    )
 
 
 def recorded_delete(record: Record, path: str) -> Request:

@@ -67,6 +67,11 @@ SOMEWHERE = {
     "Qdiscs after DEL": r"DEL: host link host0 qdisc: (tbf -> noqueue|ingress -> .*)",
     "Length of the ifb's queue": r"ADD: host link bwp[0-9a-f]{12} txqlen: None -> 1000",
     "MAC of the ifb": r"ADD: host link bwp[0-9a-f]{12} addr_assign_type: 1 -> 3",
+    "Start of host-device": (
+        r"ADD: c1 sysctl net/ipv4/conf/eth0/arp_notify: 0 -> 1"
+        r"|ADD: c1 sysctl net/ipv6/conf/eth0/accept_dad: -1 -> 1"
+    ),
+    "Device after DEL": r"DEL: host (link|address|route|sysctl) .*",
     "Layout of loopback's results": r"ADD: (reply\.|order of keys).*",
 }
 
@@ -143,6 +148,21 @@ MASTER = "ip link add up0 type veth peer name ext0; ip link set up0 up; ip link 
 def macvlan(*subnets: str, version: str = "1.1.0", **keys: Any) -> Json:
     """Return a macvlan on `up0` with host-local; without subnets, an L2 one."""
     config = routed(*subnets, version=version, type="macvlan", master="up0", **keys)
+    if not subnets:
+        del config["ipam"]
+    del config["bridge"], config["isGateway"]
+    return config
+
+
+NIC = (
+    f"ip link add nic0 address {MAC} type ifb; ip link set nic0 up mtu 1400;"
+    " ip addr add 192.0.2.1/24 dev nic0; ip route add 198.51.100.0/24 via 192.0.2.9"
+)
+
+
+def host_device(*subnets: str, version: str = "1.1.0", **keys: Any) -> Json:
+    """Return a host-device of `nic0` with host-local; without subnets, an L2 one."""
+    config = routed(*subnets, version=version, type="host-device", device="nic0", **keys)
     if not subnets:
         del config["ipam"]
     del config["bridge"], config["isGateway"]
@@ -433,6 +453,19 @@ CASES = {
                 "",
                 "ip link set up0 netns c1; ip -n c1 link set up0 up;",
             ),
+        )
+    },
+    **{
+        f"host-device-{name}": Case(
+            config,
+            ("Device after DEL", *(["Start of host-device"] if "ipam" in config else [])),
+            plugin="host-device",
+            prepare=NIC,
+        )
+        for name, config in (
+            *((f"dual-{v}", host_device(NET4, NET6, version=v)) for v in VERSIONS),
+            ("layer2", host_device()),
+            ("by-mac", host_device(NET4, hwaddr=MAC) | {"device": ""}),
         )
     },
     **{

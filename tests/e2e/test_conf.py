@@ -27,7 +27,7 @@ EXAMPLES = [
     for path in sorted(CONF.iterdir())
     if path.suffix in (".conf", ".conflist")
 ]
-ALONE = "vlan-interface"  # the network on which one container can be at a time
+ALONE = frozenset({"host-device", "vlan-interface"})  # networks with room for one container
 OWN_VLAN = frozenset({"PVID", "Egress Untagged"})  # of frames without a tag
 TAGGED: frozenset[str] = frozenset()
 CAP_ARGS: dict[str, Json] = {
@@ -57,7 +57,7 @@ class Example:
         self.sysctls: Json = config.get("plugins", [{}])[-1].get("sysctl", {})
         self.plugin: Json = config["plugins"][0] if "plugins" in config else config
         self.newest: str = max([config["cniVersion"], *config.get("cniVersions", ())])
-        names = ["c1"] if self.name == ALONE else ["c1", "c2"]
+        names = ("c1",) if self.name in ALONE else ("c1", "c2")
         self.containers = [node.container(name) for name in names]
         self.results: list[Json] = []
 
@@ -347,6 +347,13 @@ def vlan_interface(example: Example) -> None:
     assert example.node.reaches(example.containers[0], "10.59.0.1")
 
 
+def host_device(example: Example) -> None:
+    """The container is in the node's place outside; the node is cut off until DEL."""
+    first = example.containers[0]
+    assert example.node.reaches(first, OUTSIDE4)
+    assert "up0" not in example.node.links("")
+
+
 def ptp_routed(example: Example) -> None:
     """The world sees the containers' own addresses, and needs routes to them."""
     first, outside = example.containers[0], "/run/netns/outside"
@@ -462,6 +469,7 @@ SHOWS: dict[str, Callable[[Example], None]] = {
     "dummy": dummy,
     "ipvlan": ipvlan,
     "vlan-interface": vlan_interface,
+    "host-device": host_device,
     "ptp": ptp,
     "ptp-routed": ptp_routed,
     "tuning-throughput": tuned,
@@ -476,7 +484,7 @@ SHOWS: dict[str, Callable[[Example], None]] = {
 
 @pytest.mark.parametrize("path", EXAMPLES)
 def test_example(node: Node, path: Path, tmp_path: Path) -> None:
-    """Two containers are added, checked, tried out and deleted, and nothing is left."""
+    """Its containers are added, checked, tried out and deleted, and nothing is left."""
     node.outside()
     example = Example(node, path)
     with surroundings_of(example, tmp_path):
@@ -495,6 +503,7 @@ def test_example(node: Node, path: Path, tmp_path: Path) -> None:
             example.call("del", netns, number=number)
             assert node.links(netns) == ["lo"]
         assert node.traces(*shared) == {}
+        assert node.reaches("", OUTSIDE4)
 
 
 def surroundings_of(example: Example, tmp: Path) -> AbstractContextManager[None]:

@@ -176,8 +176,9 @@ def test_others_answer_alike(ours: Node, plugin: str) -> None:
         assert answer == told(ours.execute(PLUGINS[0], "VERSION", stdin))
     with dhcp.daemon_of(ours) if plugin == "dhcp" else nullcontext():
         for command in ("GC", "STATUS"):
-            # With linkInContainer no plugin looks for its master.
-            config = routed(NET4, master="up0", linkInContainer=True)
+            # With these keys no plugin looks for its master, or for a device.
+            keys: Json = {"linkInContainer": True, "capabilities": {"deviceID": True}}
+            config = routed(NET4, master="up0", **keys)
             done = ours.execute(plugin, command, config)
             assert told(done) == {"status": 0, "stdout": []}, command
 

@@ -27,6 +27,7 @@ CONTRACTS = {
     "masquerade-iptables",
     "ptp-dual-1.1.0",
     "macvlan-dual-1.1.0",
+    "host-device-dual-1.1.0",
     "host-local-1.1.0",
     "static-1.1.0",
     "loopback-1.1.0",

@@ -47,6 +47,7 @@ class Rig:
         self.called: list[str] = []  # all calls of the last injection, if that was no fault
         self.calls = 0  # how many there were, that one included
         self._has_engine = has_engine
+        self.kept: tuple[str, ...] = ()  # interfaces of the node that may be there in the end
         self._is_armed = False
         self._netns: dict[str, str] = {}
         self._deaths = 0
@@ -166,7 +167,10 @@ class Rig:
     def assert_clean(self) -> None:
         """Demand that nothing is left of any attachment."""
         deadline = time.monotonic() + _KERNEL_SECONDS
-        while "links" in (found := self.node.traces("br0")) and time.monotonic() < deadline:
+        while (
+            "links" in (found := self.node.traces("br0", *self.kept))
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.01)  # the kernel may still be at it
         assert found == {}
         for name, netns in self._netns.items():

@@ -31,6 +31,7 @@ SBR: Json = {"type": "sbr", "addSourceHints": True}
 BRIDGE = configuration("ipv4")
 PTP: Json = {key: BRIDGE[key] for key in ("ipMasq", "ipam")} | {"type": "ptp"}
 MACVLAN: Json = {"type": "macvlan", "master": "up0", "ipam": BRIDGE["ipam"]}
+HOST_DEVICE: Json = {"type": "host-device", "device": "", "ipam": BRIDGE["ipam"]}
 STATIC: Json = BRIDGE | {"isGateway": False, "ipam": {"type": "static"}}
 
 # What the chain consists of, and which of them is hit.
@@ -40,6 +41,7 @@ CHAINS: dict[str, tuple[Sequence[Json], int]] = {
     "ptp-PORTMAP": ((PTP, PORTMAP), 1),
     "bridge-portmap-TUNING": ((BRIDGE, PORTMAP, TUNING), 2),
     "MACVLAN": ((MACVLAN,), 0),
+    "HOST-DEVICE": ((HOST_DEVICE,), 0),
     "BRIDGE-static": ((STATIC,), 0),
     "bridge-BANDWIDTH": ((BRIDGE, BANDWIDTH), 1),
     "bridge-FIREWALL": ((BRIDGE, FIREWALL), 1),
@@ -55,12 +57,16 @@ class Chain:
         plugins, self._hit = CHAINS[name]
         common = {"cniVersion": "1.1.0", "name": "net1"}
         self._plugins = [{**common, **plugin} for plugin in plugins]
+        if "device" in plugins[0]:
+            rig.kept = tuple(map(_device, NAMES))
         if "master" in plugins[0]:
             rig.node.command("ip", "link", "add", plugins[0]["master"], "type", "bridge")
 
     def call(self, command: str, name: str, injection: Injection | None = None) -> Done:
         """Run a command of each plugin, as far as all goes well; return what the last one said."""
         order = range(len(self._plugins))
+        if command == "ADD" and "device" in self._plugins[0]:
+            self._make_device(name)
         keys: Json = {} if name else attachments(*(one for one in NAMES if self._exists(one)))
         for number in reversed(order) if command == "DEL" else order:
             config = self._plugins[number]
@@ -113,6 +119,13 @@ class Chain:
 
         return run
 
+    def _make_device(self, name: str) -> None:
+        """Give the node a device for a container, if the last one went with its namespace."""
+        node, device = self.rig.node, _device(name)
+        if device not in node.links("") and "eth0" not in node.links(self.rig.container(name)):
+            node.command("ip", "link", "add", device, "type", "ifb")
+            node.command("ip", "link", "set", device, "up", "mtu", "1400")
+
     def _runtime(self, name: str) -> Json:
         if not name:
             return {}
@@ -122,7 +135,19 @@ class Chain:
             {"hostPort": 9000 + number, "containerPort": 53, "protocol": "udp"},
         ]
         addresses = {"ips": [f"10.9.0.{number + 2}/28"]} if self._plugins[0] == _STATIC else {}
-        return {"runtimeConfig": {"portMappings": ports, **addresses}}
+        device = {"device": _device(name)} if "device" in self._plugins[0] else {}
+        return {"runtimeConfig": {"portMappings": ports, **addresses}, **device}
+
+    def assert_home(self, name: str) -> None:
+        """Demand that the node's device is at home, up, with its MTU, if the chain lends any."""
+        if "device" in self._plugins[0]:
+            link = self.rig.node.link("", _device(name))
+            assert link is not None
+            assert (link["mtu"], "UP" in link["flags"]) == (1400, True)
+
+
+def _device(name: str) -> str:
+    return f"nic-{name}"
 
 
 _STATIC = {"cniVersion": "1.1.0", "name": "net1", **STATIC}
@@ -142,6 +167,7 @@ def put_in_order(chain: Chain, injection: Injection) -> None:
         chain.ok("GC")
     else:
         chain.ok("DEL", "c1")
+        chain.assert_home("c1")
     chain.assert_clean()
     chain.add("new")
     chain.check("new")

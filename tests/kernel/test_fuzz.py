@@ -162,11 +162,22 @@ SBR: Json = {
     "gateways": ["10.77.0.1", "fd00:77::1"],
     "addSourceHints": True,
 }
+HOST_DEVICE: Json = {
+    "type": "host-device",
+    "device": "lent0",
+    "hwaddr": "02:00:00:00:00:83",
+    "kernelpath": "/sys/devices/none",
+    "pciBusID": "",
+    "DPDKMode": False,
+    "ipam": {**SINGLE, "subnet": "10.83.0.0/16"},
+    "runtimeConfig": {"deviceID": ""},
+}
 BY_ITSELF = {
     "loopback": LOOPBACK,
     "macvlan": MACVLAN,
     "ipvlan": IPVLAN,
     "vlan": VLAN,
+    "host-device": HOST_DEVICE,
     "tuning": TUNING,
     "bandwidth": BANDWIDTH,
     "firewall": FIREWALL,
@@ -450,6 +461,7 @@ class Fuzzer:
         self._machine = machine
         (tmp_path / "file").write_text("x")
         machine.do(machine.host, "ip link add below0 type veth peer name woleb0")
+        machine.do(machine.host, "ip link add lent0 type ifb", "ip link set lent0 up")
         network = machine.network(
             name="kept",
             bridge="kept0",

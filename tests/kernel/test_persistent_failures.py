@@ -83,6 +83,13 @@ def tuning(machine: Machine) -> Call:
     return Call("tuning", limits.config(machine, **keys), netns)
 
 
+def host_device(machine: Machine) -> Call:
+    """Return an ADD of host-device."""
+    machine.do(machine.host, "ip link add nic0 type veth peer name nic9", "ip link set nic0 up")
+    keys: Json = {"type": "host-device", "device": "nic0", "ipam": STATIC}
+    return Call("host-device", machine.network(**keys), machine.container())
+
+
 CASES: Mapping[str, Callable[[Machine], Call]] = {
     "bridge": lambda machine: bridge(machine, **ALL_OF_BRIDGE),
     "bridge-iptables": lambda machine: bridge(machine, ipMasq=True, ipMasqBackend="iptables"),
@@ -99,6 +106,7 @@ CASES: Mapping[str, Callable[[Machine], Call]] = {
     ),
     "bandwidth": bandwidth,
     "tuning": tuning,
+    "host-device": host_device,
 }
 
 
