@@ -72,6 +72,9 @@ SOMEWHERE = {
         r"|ADD: c1 sysctl net/ipv6/conf/eth0/accept_dad: -1 -> 1"
     ),
     "Device after DEL": r"DEL: host (link|address|route|sysctl) .*",
+    "DEL of sbr": r"DEL: c1 (route|rule) .*",
+    "Routes of the other family": r"ADD: c1 route \w+ \w+ dst \S+:\S+ table \d+ .* -> absent",
+    "Default route of a table": r"ADD: c1 route \w+ \w+ dst default table \d+ .* -> absent",
     "Layout of loopback's results": r"ADD: (reply\.|order of keys).*",
 }
 
@@ -191,6 +194,21 @@ def tuning(version: str = "1.1.0", **keys: Any) -> Json:
     }
 
 
+ROUTED = (
+    f"{ETH0}; ip -n c1 link set peer0 up; ip -n c1 addr add 10.5.0.5/24 dev eth0;"
+    " ip -n c1 addr add fd00:5::5/64 dev eth0 nodad; ip -n c1 link set eth0 up;"
+    " ip -n c1 route add default via 10.5.0.1 metric 7; ip -n c1 route add default via fd00:5::1;"
+    " ip -n c1 route add 192.0.2.0/24 via 10.5.0.9 mtu 1300; ip -n c1 rule add table 100"
+)
+
+
+def sbr(version: str = "1.1.0", *more: Json, **keys: Any) -> Json:
+    """Return sbr, behind a plugin that has made eth0 and has given it addresses."""
+    config = {**tuning(version), "type": "sbr", **keys}
+    config["prevResult"].get("ips", []).extend(more)
+    return config
+
+
 PAIR = "ip link add host0 mtu 1400 type veth peer name eth0 netns c1; ip link set host0 up"
 
 
@@ -239,6 +257,7 @@ def with_routes(*routes: Json, **keys: Any) -> Json:
 
 
 POINT = ("Routes of ptp", "Start of ptp")
+SOURCED = ("DEL of sbr", "Routes of the other family")
 IFB = ("Length of the ifb's queue", "MAC of the ifb")
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 CASES = {
@@ -489,6 +508,18 @@ CASES = {
         prepare=ETH0,
         args="MAC=02:00:00:00:81:03",
     ),
+    **{f"sbr-{v}": Case(sbr(v), SOURCED, plugin="sbr", prepare=ROUTED) for v in VERSIONS},
+    "sbr-dual": Case(
+        sbr(
+            "1.1.0",
+            {"interface": 0, "address": "fd00:5::5/64", "gateway": "fd00:5::1"},
+            {"address": "10.5.0.6/24", "gateway": "10.5.0.1"},
+        ),
+        (*SOURCED, "Default route of a table"),
+        plugin="sbr",
+        prepare=ROUTED,
+    ),
+    "sbr-table": Case(sbr(table=300), plugin="sbr", prepare=ROUTED),
     "tuning-nothing": Case(tuning("0.4.0"), plugin="tuning", prepare=ETH0),
     **{
         f"bandwidth-{v}": Case(

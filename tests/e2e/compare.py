@@ -31,7 +31,8 @@ _NETWORKS = "/var/lib/cni/networks"
 
 # Every list of one namespace at once: a process each would take longer than the plugins do.
 _LISTS = f"""
-for list in '-d link' '-d addr' '-d -4 route show table all' '-d -6 route show table all'; do
+for list in '-d link' '-d addr' '-d -4 route show table all' '-d -6 route show table all' \
+    '-4 rule' '-6 rule'; do
     ip -j $list
     printf '{_SEPARATOR}'
 done
@@ -49,12 +50,14 @@ def state_of(node: Node, *containers: str) -> Table:
     for netns in ("", *containers):
         where = netns.rpartition("/")[2] or "host"
         output = node.command("sh", "-c", _LISTS, netns=netns).split(_SEPARATOR)
-        links, addresses, routes4, routes6, sysctls, assigned = output
+        links, addresses, routes4, routes6, rules4, rules6, sysctls, assigned = output
         for text, rows in (
             (links, _link_rows),
             (addresses, _address_rows),
             (routes4, _route_rows),
             (routes6, _route_rows),
+            (rules4, _rule_rows),
+            (rules6, _rule_rows),
         ):
             for entry in json.loads(text or "[]"):
                 table |= {f"{where} {path}": value for path, value in rows(entry) if entry}
@@ -216,6 +219,10 @@ def _route_rows(route: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     name = "route " + " ".join(f"{word} {route[word]}" for word in key if word in route)
     yield name, " ".join(sorted(set(route["flags"]) - {"linkdown"}))
     yield from _flat({k: v for k, v in route.items() if k not in (*key, "flags")}, name)
+
+
+def _rule_rows(rule: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield f"rule {' '.join(f'{key} {value}' for key, value in rule.items())}", "there"
 
 
 def _file_rows(node: Node) -> Table:
