@@ -29,6 +29,7 @@ TYPES = (
     "static",
     "tuning",
     "vlan",
+    "vrf",
 )
 
 

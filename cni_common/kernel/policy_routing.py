@@ -49,7 +49,7 @@ RTM_DELROUTE, RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 25, 32, 33, 34
 RESERVED_TABLES = frozenset({0, 252, 253, 254, 255})
 RT_TABLE_LOCAL = 255
 VRF = "vrf"
-_VRF_TABLE = 1  # IFLA_VRF_TABLE of linux/if_link.h
+IFLA_VRF_TABLE = 1  # linux/if_link.h
 _TO_TABLE = 1  # FR_ACT_TO_TBL
 _FRA_SRC, _FRA_PRIORITY, _FRA_SUPPRESS, _FRA_TABLE, _FRA_L3MDEV, _FRA_PROTOCOL = (
     2,
@@ -211,7 +211,9 @@ def whole_routes(netlink: Netlink, index: int) -> list[WholeRoute]:
 
 def table_of_vrf(netlink: Netlink, link: Link | None) -> int:
     """Return the table of a VRF, 0 for any other interface."""
-    return number_of(netlink.info(link.index).get(_VRF_TABLE)) if link and link.kind == VRF else 0
+    return (
+        number_of(netlink.info(link.index).get(IFLA_VRF_TABLE)) if link and link.kind == VRF else 0
+    )
 
 
 def used_tables(netlink: Netlink) -> set[int]:

@@ -75,6 +75,21 @@ class Unrecorded:
         """Tell whether it was there: ADD has succeeded, or a part has come across it."""
         return self.exists or bool(self.addresses)
 
+    def other_in(self, host: Host, container: NetNS) -> Record | None:
+        """Return the record of the interface in this namespace, which is of another container.
+
+        Then the path was that of a namespace which died, and by now is that of another.
+        """
+        return next(
+            (
+                record
+                for record in host.records.of_plugin(self.plugin)
+                if record.attachment.ifname == self._req.ifname
+                and record.facts.get("netns_id") == container.identity
+            ),
+            None,
+        )
+
 
 class Part:
     """One thing that an attachment has on the node. Methods do nothing unless overridden.

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
     from typing import Self
 
-    from cni_common.kernel.netns import NetNS
     from cni_common.kernel.policy_routing import Rule
     from cni_common.kernel.rtnetlink import Netlink
     from cni_common.node.host import Host
@@ -96,9 +95,8 @@ class Routing(Part):
         stale = [one for one in rules_from(netlink, sources) if _may_be_ours(one, table)]
         if not stale:
             return
-        other = _record_in(host, found.plugin, container, req.ifname)
+        other = found.other_in(host, container)
         if other:
-            # The path was that of a namespace which died, and by now is that of another.
             owner = other.attachment.containerid
             host.log(f"DEL leaves the rules for '{req.ifname}' alone: they are of {owner}")
             return
@@ -191,16 +189,3 @@ def _may_be_ours(rule: Rule, table: int) -> bool:
     if table:
         return rule.table == table
     return rule.table >= FIRST_TABLE and rule.table not in RESERVED_TABLES
-
-
-def _record_in(host: Host, plugin: str, container: NetNS, ifname: str) -> Record | None:
-    """Return the plugin's record of an interface in this namespace, only to be read."""
-    return next(
-        (
-            record
-            for record in host.records.of_plugin(plugin)
-            if record.attachment.ifname == ifname
-            and record.facts.get("netns_id") == container.identity
-        ),
-        None,
-    )

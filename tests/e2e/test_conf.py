@@ -17,12 +17,12 @@ from tests.sockets import asks, serving
 
 pytestmark = pytest.mark.both_edges
 CONF = ROOT / "conf"
-# VLANs, ipvlan and dummies need more of a kernel than this one may have: tests/vm executes those.
+# These need more of a kernel than this one may have: tests/vm executes them.
 EXAMPLES = [
     pytest.param(
         path,
         id=path.name,
-        marks=[pytest.mark.full_kernel] if re.search(r"\bvlan|ipvlan|dummy", path.name) else [],
+        marks=[pytest.mark.full_kernel] if re.search(r"\bvlan|ipvlan|dummy|vrf", path.name) else [],
     )
     for path in sorted(CONF.iterdir())
     if path.suffix in (".conf", ".conflist")
@@ -410,6 +410,15 @@ def sbr(example: Example) -> None:
     assert [route["prefsrc"] for route in example.routes()] == [own]
 
 
+def vrf(example: Example) -> None:
+    """The VRF finds the other container and the world, where the main table has nothing."""
+    node, (first, _) = example.node, example.containers
+    for address in (example.addresses[1][0], OUTSIDE4):
+        assert node.run("ping", "-c", "1", "-I", "blue", address, netns=first).returncode == 0
+    assert example.routes() == []
+    assert node.link(first, "blue") is not None
+
+
 def firewall(example: Example) -> None:
     """Where the node forwards nothing else, the containers reach each other and the world."""
     # A bridge hands its frames to netfilter on this node, as it does where docker runs.
@@ -478,6 +487,7 @@ SHOWS: dict[str, Callable[[Example], None]] = {
     "bandwidth": bandwidth,
     "bandwidth-subnets": bandwidth_subnets,
     "sbr": sbr,
+    "vrf": vrf,
     "loopback": loopback,
 }
 

@@ -176,9 +176,9 @@ def test_others_answer_alike(ours: Node, plugin: str) -> None:
         assert answer == told(ours.execute(PLUGINS[0], "VERSION", stdin))
     with dhcp.daemon_of(ours) if plugin == "dhcp" else nullcontext():
         for command in ("GC", "STATUS"):
-            # With these keys no plugin looks for its master, or for a device.
+            # With these keys no plugin looks for its master, a device or a name.
             keys: Json = {"linkInContainer": True, "capabilities": {"deviceID": True}}
-            config = routed(NET4, master="up0", **keys)
+            config = routed(NET4, master="up0", vrfname="blue", **keys)
             done = ours.execute(plugin, command, config)
             assert told(done) == {"status": 0, "stdout": []}, command
 

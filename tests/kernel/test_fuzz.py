@@ -47,7 +47,7 @@ PLUGINS = (
     *(plugin for plugin in TYPES if plugin not in ("bridge", "host-local", "ptp", "loopback")),
 )
 # Whose ADD may come twice.
-REPEATABLE = ("bandwidth", "firewall", "loopback", "sbr", "static", "tuning")
+REPEATABLE = ("bandwidth", "firewall", "loopback", "sbr", "static", "tuning", "vrf")
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
 # --- what runtimes send ---
@@ -172,6 +172,7 @@ HOST_DEVICE: Json = {
     "ipam": {**SINGLE, "subnet": "10.83.0.0/16"},
     "runtimeConfig": {"deviceID": ""},
 }
+VRF: Json = {"type": "vrf", "vrfname": "blue", "table": 400}
 BY_ITSELF = {
     "loopback": LOOPBACK,
     "macvlan": MACVLAN,
@@ -183,8 +184,9 @@ BY_ITSELF = {
     "firewall": FIREWALL,
     "portmap": PORTMAP,
     "sbr": SBR,
+    "vrf": VRF,
 }
-CHAINED = ("bandwidth", "firewall", "portmap", "sbr", "tuning")
+CHAINED = ("bandwidth", "firewall", "portmap", "sbr", "tuning", "vrf")
 PREVIOUS: tuple[Json, ...] = (
     {
         "interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:01", "sandbox": "/n"}],
@@ -247,7 +249,8 @@ KEYS = (
     *("ingressRate", "egressRate", "egressBurst", "bandwidth", "shapedSubnets"),
     *("sysctl", "promisc", "allmulti", "txQLen", "addresses", "dataDir"),
     *("portMappings", "hostPort", "containerPort", "protocol", "hostIP", "snat", "masqAll"),
-    *("master", "mode", "bcqueuelen", "linkInContainer", "vlanId", "gateways", "addSourceHints"),
+    *("master", "mode", "bcqueuelen", "linkInContainer", "vlanId", "gateways"),
+    *("addSourceHints", "vrfname"),
     *("backend", "conditionsV4", "conditionsV6", "ingressPolicy", "firewalldZone"),
     *("routes", "resolvConf", "dst", "gw", "priority", "table", "scope", "advmss", "ips", "mac"),
     *("interfaces", "address", "interface", "nameservers", "search", "id", "minID", "x", "sandbox"),

@@ -17,6 +17,8 @@ import pytest
 
 from commands import DONE, FOUND
 from tests.faults.inprocess import INJECTED, KILLED, Fault, Terminated, faulty
+from tests.kernel import secondary
+from tests.kernel.secondary import network, routes, rules
 from tests.kernel.sweeps import faults
 from tests.kernel.test_commands import asked, kinds
 from tests.kernel.test_rollback import calm, code_of, is_act
@@ -26,90 +28,15 @@ from tests.waits import GENEROUS
 alone = pytest.mark.without_engine(reason="fails in this process")
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 OPEN = "open namespace"  # the next user opens it again
-USUAL = ("0:local", "32766:main", "32767:default")
 
 
-def network(machine: Machine, number: int, *subnets: str, **keys: Any) -> Json:
-    """Return a bridge with a default route; IPv4 10.7.N.0/24 unless told otherwise."""
-    used = subnets or (f"10.7.{number}.0/24",)
-    addresses = [_address(subnet) for subnet in used]
-    defaults = dict.fromkeys("::/0" if ":" in subnet else "0.0.0.0/0" for subnet in used)
-    routes = [{"dst": dst} for dst in defaults]
-    usual = {
-        "name": f"{machine.name}-{number}",
-        "bridge": f"br{number}",
-        "ipam": {"type": "static", "addresses": addresses, "routes": routes},
-    }
-    return machine.network(**{**usual, **keys})
-
-
-def _address(subnet: str) -> Json:
-    base, _, bits = subnet.partition("/")
-    stem = base if ":" in base else base.rpartition(".")[0] + "."
-    return {"address": f"{stem}2/{bits}", "gateway": f"{stem}1"}
-
-
-class Net:
-    """An interface of a container, made by another plugin, and sbr behind it."""
+class Net(secondary.Net):
+    """An interface with sbr."""
 
     def __init__(
         self, machine: Machine, container: str, number: int = 1, *subnets: str, **keys: Any
     ) -> None:
-        """`keys` are those of sbr; `before` replaces the configuration of the plugin before."""
-        self.machine, self.container, self.ifname = machine, container, f"net{number}"
-        self.before: Json = keys.pop("before", None) or network(machine, number, *subnets)
-        common = {key: self.before[key] for key in ("cniVersion", "name")}
-        self.config: Json = {**common, "type": "sbr", **keys}
-        self.result = self.call("ADD", self.before)
-
-    def call(self, command: str, config: Json, **keys: Any) -> Json:
-        """Run a command of a plugin for this interface, which must succeed."""
-        netns = keys.pop("netns", self.container)
-        plugin = config["type"]
-        return self.machine.ok(plugin, command, config, netns, ifname=self.ifname, **keys)
-
-    @property
-    def chained(self) -> Json:
-        """The configuration of sbr with prevResult."""
-        return {**self.config, "prevResult": self.result}
-
-    def add(self, **keys: Any) -> Json:
-        """Have sbr do its ADD; return the result."""
-        return self.call("ADD", self.chained, **keys)
-
-    def delete(self, **keys: Any) -> None:
-        """Have sbr do its DEL, as libcni calls it."""
-        self.call("DEL", self.chained, **keys)
-
-    def check(self) -> None:
-        """Have both plugins do their CHECK."""
-        self.call("CHECK", {**self.before, "prevResult": self.result})
-        self.call("CHECK", self.chained)
-
-    def drift(self) -> str:
-        """Return what CHECK of sbr complains about."""
-        error = self.machine.refused(
-            "sbr", "CHECK", self.chained, self.container, ifname=self.ifname
-        )
-        return str(error["msg"])
-
-
-def rules(machine: Machine, container: str) -> list[str]:
-    """Return the rules that are not there from the beginning: source and table."""
-    found = [*machine.ip(container, "rule"), *machine.ip(container, "-6", "rule")]
-    told = [f"{one.get('src')}:{one['table']}" for one in found]
-    return [one for one in told if one.partition(":")[0] != "all" or "999" in one]
-
-
-def routes(machine: Machine, container: str, table: str = "main") -> list[str]:
-    """Return the routes of a table in words, those of links alone left out."""
-    words = ("route", "show", "table", table)
-    lines = [
-        line
-        for version in ("-4", "-6")  # without a route in it there may be no such table
-        for line in machine.try_command(container, "ip", version, *words).stdout.splitlines()
-    ]
-    return sorted(line.strip() for line in lines if "fe80::" not in line and line[:2] != "ff")
+        super().__init__(machine, container, number, *subnets, type="sbr", **keys)
 
 
 def state(machine: Machine, container: str) -> Json:

@@ -36,6 +36,7 @@ ip -n first link add name bridge type bridge vlan_filtering 1
 ip -n first link add name dummy type dummy
 ip -n first link add link dummy name vlan type vlan id 5
 ip -n first link add link dummy name ipvlan type ipvlan
+ip -n first link add name vrf type vrf table 5
 ip -n first link add name veth type veth peer name peer
 ip netns exec first nft -f - <<END
 table inet first {
