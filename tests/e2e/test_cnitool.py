@@ -57,6 +57,7 @@ def masqueraded(node: Node, addresses: list[str]) -> list[str]:
     return [address for address in addresses if f'"{address}"' in rules]
 
 
+@pytest.mark.rotating(2)
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_traffic(node: Node, version: str, family: str) -> None:
@@ -80,6 +81,7 @@ def test_traffic(node: Node, version: str, family: str) -> None:
         assert node.reaches(first, outside), "container to the world, which has no way back"
 
 
+@pytest.mark.rotating(2)
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_del_leaves_nothing(node: Node, version: str, family: str) -> None:
@@ -122,6 +124,7 @@ def test_check_notices_and_is_content_again(node: Node, version: str, family: st
     node.ok("check", "net1", container)
 
 
+@pytest.mark.rotating(2)
 @pytest.mark.parametrize("version", ["0.1.0", "0.2.0", "0.3.0", "0.3.1"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_check_is_of_later_versions(node: Node, version: str, family: str) -> None:
