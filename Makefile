@@ -79,7 +79,7 @@ test-pythons: venv ## unit tests and bundle by each accepted version of Python; 
 
 golden: dist ## write tests/golden/ anew: what the Go plugins answer to fixed inputs
 	@deploy/prerequisites.sh --reference
-	PYCNI_TEST_GOLDEN=renew $(sandboxed) -n 0 -m golden tests/kernel tests/e2e
+	PYCNI_TEST_ALL=1 PYCNI_TEST_GOLDEN=renew $(sandboxed) -n 0 -m golden tests/kernel tests/e2e
 
 slowest: ## print the 40 slowest tests of the last run of each suite: seconds, and which
 	@sort -rn build/durations/*.txt | head -n 40
