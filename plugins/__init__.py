@@ -27,6 +27,7 @@ TYPES = (
     "ptp",
     "sbr",
     "static",
+    "tap",
     "tuning",
     "vlan",
     "vrf",

@@ -59,8 +59,11 @@ class NetNS:
         # A thread is in its process's own namespace already.
         return _run_inside(-1 if self.path == OWN else self.fd, function)
 
-    def _open_file(self, path: str, flags: int) -> int:
-        """Open `path` inside the namespace; a file of /proc/sys/net stays bound to it."""
+    def open_file(self, path: str, flags: int) -> int:
+        """Open `path` inside the namespace, to which a file of /proc/sys/net stays bound.
+
+        So does /dev/net/tun. Raises OSError.
+        """
         return os.open(path, flags) if self.path == OWN else _open_file(self.fd, path, flags)
 
     def open_socket(self, family: int, kind: int, protocol: int) -> socket.socket:
@@ -107,12 +110,12 @@ class NetNS:
         of net/ipv4 and net/ipv6, which are bound to the namespace where the file was opened; some
         of other protocols use the namespace of the writing thread. Raises OSError.
         """
-        return self._sysctl(self._open_file, name, value)
+        return self._sysctl(self.open_file, name, value)
 
     def sysctl_is_read_only(self, name: str) -> bool:
         """Tell whether a sysctl, as `sysctl` has it, cannot be set. Raises OSError."""
         try:
-            os.close(self._open_file(f"/proc/sys/{name}", os.O_WRONLY))
+            os.close(self.open_file(f"/proc/sys/{name}", os.O_WRONLY))
         except OSError as error:
             if error.errno not in (errno.EROFS, errno.EACCES):
                 raise
@@ -128,7 +131,7 @@ class NetNS:
         failures = {}
         for name, value in values.items():
             try:
-                self._sysctl(self._open_file, name, value, look=name not in unseen)
+                self._sysctl(self.open_file, name, value, look=name not in unseen)
             except OSError as error:
                 failures[name] = error
         return failures
@@ -166,7 +169,7 @@ class NetNS:
         """
         path = f"/proc/thread-self/net/{'ip' if version == 4 else 'ip6'}_tables_names"
         try:
-            fd = self._open_file(path, os.O_RDONLY)
+            fd = self.open_file(path, os.O_RDONLY)
         except OSError as error:
             if error.errno in _EXHAUSTED:
                 raise
@@ -176,7 +179,7 @@ class NetNS:
 
     def interfaces(self) -> list[str]:
         """Return the names of all interfaces, by /proc: for where netlink fails. Raises OSError."""
-        with open(self._open_file("/proc/thread-self/net/dev", os.O_RDONLY), "rb") as file:
+        with open(self.open_file("/proc/thread-self/net/dev", os.O_RDONLY), "rb") as file:
             return [os.fsdecode(line.partition(b":")[0].strip()) for line in file if b":" in line]
 
     def is_same(self, other: NetNS) -> bool:

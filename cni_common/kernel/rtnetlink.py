@@ -247,6 +247,11 @@ class Netlink:
         body = encode_link(u32(IFLA_MTU, mtu), index=index)
         self._do(f"set MTU of interface {index}", RTM_SETLINK, body)
 
+    def set_master(self, index: int, master: int) -> None:
+        """Make an interface a port of the bridge, bond or the like with the index `master`."""
+        body = encode_link(u32(IFLA_MASTER, master), index=index)
+        self._do(f"set master of interface {index}", RTM_SETLINK, body)
+
     def delete_link(self, index: int) -> bool:
         """Delete an interface; return False if there was none."""
         try:

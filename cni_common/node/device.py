@@ -81,6 +81,11 @@ class Device(Part):
         attaching.note(DeviceFacts(self.kind, link.mac, link.index))
         return link
 
+    def adopt(self, attaching: Attaching, link: Link) -> None:
+        """Note an interface that would have gone by itself, and have it go if the ADD fails."""
+        attaching.note(DeviceFacts(self.kind, link.mac, link.index))
+        attaching.take_back(self)
+
     def check(self, req: Request, host: Host, ipam: str) -> Generator[CNIError, None, Link | None]:
         """Yield each difference from the result of ADD, of the IPAM plugin `ipam`, too ("": none).
 

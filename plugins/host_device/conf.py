@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_common.spec.errors import CNIError, Code
-from cni_common.spec.ipam_config import ipam_type, own_dns
+from cni_common.spec.ipam_config import ipam_schema, ipam_type, own_dns
 from cni_common.spec.names import is_whole
 from cni_common.spec.request import PROTOCOL_PROPERTIES
 from cni_common.spec.schema import key_schema
@@ -42,11 +42,7 @@ SCHEMA: Json = {
                 )
             },
         },
-        "ipam": {
-            "type": "object",
-            "description": "Address management; absent or empty: the network is L2 only.",
-            "properties": {"type": key_schema("string", "Name of the IPAM plugin.")},
-        },
+        "ipam": ipam_schema("Address management; absent or empty: the network is L2 only."),
     },
 }
 

@@ -10,7 +10,6 @@ from cni_common.kernel.link import (
     IFF_UP,
     IFLA_EXT_MASK,
     IFLA_IFNAME,
-    IFLA_MASTER,
     IFLA_NET_NS_FD,
     decode_link,
     encode_link,
@@ -138,12 +137,6 @@ def set_flags(netns: NetNS, index: int, flags: int, mask: int) -> None:
     """Set those of an interface's IFF_* flags that are in `mask`. Raises NetlinkError."""
     body = encode_link(index=index, flags=flags & mask, change=mask)
     _do(netns, f"set interface {index} {'up' if flags & IFF_UP else 'down'}", body)
-
-
-def set_master(netns: NetNS, index: int, master: int) -> None:
-    """Make an interface a port of a bridge, bond or the like. Raises NetlinkError."""
-    body = encode_link(u32(IFLA_MASTER, master), index=index)
-    _do(netns, f"set master of interface {index}", body)
 
 
 def _do(netns: NetNS, what: str, body: bytes) -> None:

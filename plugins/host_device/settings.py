@@ -156,7 +156,7 @@ def _enslave(netns: NetNS, index: int, master: str) -> None:
     found = netns.netlink.link(master)
     if found is None:
         raise NetlinkError(errno.ENODEV, f"there is no interface '{master}'")
-    links.set_master(netns, index, found.index)
+    netns.netlink.set_master(index, found.index)
 
 
 def _address_lasts(data: bytes) -> bool:

@@ -75,6 +75,15 @@ SOMEWHERE = {
     "DEL of sbr": r"DEL: c1 (route|rule) .*",
     "Routes of the other family": r"ADD: c1 route \w+ \w+ dst \S+:\S+ table \d+ .* -> absent",
     "Default route of a table": r"ADD: c1 route \w+ \w+ dst default table \d+ .* -> absent",
+    "Frames of tap": (r"ADD: c1 link eth0 info_data\.(vnet_hdr: false -> true|pi: true -> false)"),
+    "MTU and MAC of tap": (
+        r"ADD: c1 (link eth0|sysctl net/ipv6/conf/eth0/) ?mtu: 1500 -> 1400"
+        r"|ADD: reply\.interfaces\[0\]\.mtu: .*"
+    ),
+    "Start of tap": (
+        r"ADD: c1 sysctl net/ipv[46]/conf/eth0/(accept_dad|arp_notify|accept_ra): .*"
+        r"|ADD: c1 (route|address) .*"
+    ),
     "Layout of loopback's results": r"ADD: (reply\.|order of keys).*",
 }
 
@@ -172,6 +181,16 @@ def host_device(*subnets: str, version: str = "1.1.0", **keys: Any) -> Json:
     return config
 
 
+def tap(*subnets: str, version: str = "1.1.0", **keys: Any) -> Json:
+    """Return a tap with host-local; without subnets, an L2 one."""
+    config = routed(*subnets, version=version, type="tap", **keys)
+    if not subnets:
+        del config["ipam"]
+    config |= {"bridge": keys.get("bridge", "")}
+    del config["isGateway"]
+    return config
+
+
 ETH0 = "ip -n c1 link add eth0 type veth peer name peer0"
 
 
@@ -256,6 +275,8 @@ def with_routes(*routes: Json, **keys: Any) -> Json:
     return bridge(NET4, NET6, ipam={"routes": list(routes)}, isGateway=True, **keys)
 
 
+MTU_OF_TAP = ("Frames of tap", "MTU and MAC of tap")
+TAP = ("Frames of tap", "Start of tap")
 POINT = ("Routes of ptp", "Start of ptp")
 SOURCED = ("DEL of sbr", "Routes of the other family")
 IFB = ("Length of the ifb's queue", "MAC of the ifb")
@@ -485,6 +506,24 @@ CASES = {
             *((f"dual-{v}", host_device(NET4, NET6, version=v)) for v in VERSIONS),
             ("layer2", host_device()),
             ("by-mac", host_device(NET4, hwaddr=MAC) | {"device": ""}),
+        )
+    },
+    **{
+        f"tap-{name}": Case(config, differs, plugin="tap", args=args, prepare=prepare)
+        for name, config, differs, args, prepare in (
+            *((f"dual-{v}", tap(NET4, NET6, version=v), TAP, "", "") for v in VERSIONS),
+            ("layer2", tap(), TAP[:1], "", ""),
+            ("owned", tap(owner=5, group=6, multiQueue=True), (), "", ""),
+            ("owner", tap(owner=5, mtu=1400, mac=MAC), TAP[:1], "", ""),
+            ("mtu-of-owner", tap(owner=5, group=6, mtu=1400), MTU_OF_TAP, "", ""),
+            ("mac-by-args", tap(mac=OTHER_MAC), TAP[:1], f"IgnoreUnknown=1;MAC={MAC}", ""),
+            (
+                "bridge",
+                tap(bridge="br9"),
+                TAP[:1],
+                "",
+                "ip -n c1 link add br9 type bridge; ip -n c1 link set br9 up",
+            ),
         )
     },
     **{

@@ -32,6 +32,7 @@ OWN_VLAN = frozenset({"PVID", "Egress Untagged"})  # of frames without a tag
 TAGGED: frozenset[str] = frozenset()
 CAP_ARGS: dict[str, Json] = {
     "capabilities": {"mac": "02:00:00:00:27:07", "ips": ["10.27.0.7"]},
+    "tap": {"mac": "02:00:00:00:49:07"},
     **{
         name: {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
         for name in ("portmap", "portmap-iptables", "portmap-conditions", "podman-like")
@@ -354,6 +355,14 @@ def host_device(example: Example) -> None:
     assert "up0" not in example.node.links("")
 
 
+def tap(example: Example) -> None:
+    """The tap is for user and group of qemu, with several queues."""
+    data = example.eth0()["linkinfo"]["info_data"]
+    assert (data["type"], data["multi_queue"], data["persist"]) == ("tap", True, True)
+    assert (data["user"], data["group"]) in ((107, 107), ("107", "107"))
+    assert example.eth0()["address"] == "02:00:00:00:49:07"
+
+
 def ptp_routed(example: Example) -> None:
     """The world sees the containers' own addresses, and needs routes to them."""
     first, outside = example.containers[0], "/run/netns/outside"
@@ -479,6 +488,7 @@ SHOWS: dict[str, Callable[[Example], None]] = {
     "ipvlan": ipvlan,
     "vlan-interface": vlan_interface,
     "host-device": host_device,
+    "tap": tap,
     "ptp": ptp,
     "ptp-routed": ptp_routed,
     "tuning-throughput": tuned,

@@ -28,6 +28,7 @@ CONTRACTS = {
     "ptp-dual-1.1.0",
     "macvlan-dual-1.1.0",
     "host-device-dual-1.1.0",
+    "tap-dual-1.1.0",
     "host-local-1.1.0",
     "static-1.1.0",
     "loopback-1.1.0",

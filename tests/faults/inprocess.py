@@ -1,7 +1,8 @@
 """A pretend host on which a chosen operation fails, or kills, or is preceded by something else.
 
 Counted are netlink messages (reads included; an nftables transaction is one), visits to a
-namespace, sysctls, attachment records, portmap's owners of ports and host-local's disk operations.
+namespace, sysctls, attachment records, portmap's owners of ports, tap's requests to the TUN driver
+and host-local's disk operations.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from cni_common.node.record import Record, Records
 from cni_common.spec.errors import CNIError, Code
 from plugins.host_local import allocate, store
 from plugins.portmap import claims
+from plugins.tap import tun
 from tests.machine import Machine, TestHost
 
 KILLED = 9  # exit status of a process that a Fault ended
@@ -114,6 +116,7 @@ def faulty(machine: Machine, fault: Fault) -> Iterator[FaultyHost]:
         patch.setattr(record, "append", _faulty_append(fault))
         patch.setattr(allocate, "Store", _faulty_store(fault))
         patch.setattr(claims, "_Slots", _faulty_slots(fault))
+        patch.setattr(tun, "_ioctl", _faulty_ioctl(fault))
         yield host
 
 
@@ -128,10 +131,10 @@ class _FaultyNetNS(NetNS):
         self.fault.visit("open socket")
         return super().open_socket(family, kind, protocol)
 
-    def _open_file(self, path: str, flags: int) -> int:
+    def open_file(self, path: str, flags: int) -> int:
         if self.fault.looks and "tables_names" in path:
             self.fault.visit(f"open {path}")
-        return super()._open_file(path, flags)
+        return super().open_file(path, flags)
 
     def _sysctl(self, opener: Any, name: str, value: str | None, *, look: bool = True) -> str:
         self.fault.visit(f"sysctl {name}")
@@ -217,6 +220,17 @@ def _faulty_append(fault: Fault) -> Callable[..., None]:
         append(fd, line, is_whole=is_whole)
 
     return faulty_append
+
+
+def _faulty_ioctl(fault: Fault) -> Callable[..., None]:
+    ioctl = tun._ioctl
+
+    def faulty_ioctl(fd: int, what: str, request: int, argument: bytes | int) -> None:
+        if fault.is_due(what):
+            raise NetlinkError(fault.error().errno or 0, f"{what}: {fault.text}")
+        ioctl(fd, what, request, argument)
+
+    return faulty_ioctl
 
 
 def _faulty_slots(fault: Fault) -> type[claims._Slots]:

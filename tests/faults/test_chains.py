@@ -32,6 +32,7 @@ BRIDGE = configuration("ipv4")
 PTP: Json = {key: BRIDGE[key] for key in ("ipMasq", "ipam")} | {"type": "ptp"}
 MACVLAN: Json = {"type": "macvlan", "master": "up0", "ipam": BRIDGE["ipam"]}
 HOST_DEVICE: Json = {"type": "host-device", "device": "", "ipam": BRIDGE["ipam"]}
+TAP: Json = {"type": "tap", "owner": 5, "mtu": 1400, "ipam": BRIDGE["ipam"]}
 STATIC: Json = BRIDGE | {"isGateway": False, "ipam": {"type": "static"}}
 
 # What the chain consists of, and which of them is hit.
@@ -42,6 +43,7 @@ CHAINS: dict[str, tuple[Sequence[Json], int]] = {
     "bridge-portmap-TUNING": ((BRIDGE, PORTMAP, TUNING), 2),
     "MACVLAN": ((MACVLAN,), 0),
     "HOST-DEVICE": ((HOST_DEVICE,), 0),
+    "TAP": ((TAP,), 0),
     "BRIDGE-static": ((STATIC,), 0),
     "bridge-BANDWIDTH": ((BRIDGE, BANDWIDTH), 1),
     "bridge-FIREWALL": ((BRIDGE, FIREWALL), 1),

@@ -173,12 +173,24 @@ HOST_DEVICE: Json = {
     "runtimeConfig": {"deviceID": ""},
 }
 VRF: Json = {"type": "vrf", "vrfname": "blue", "table": 400}
+TAP: Json = {
+    "type": "tap",
+    "multiQueue": True,
+    "mtu": 1400,
+    "mac": "02:00:00:00:00:84",
+    "owner": 5,
+    "group": 6,
+    "selinuxContext": "",
+    "bridge": "",
+    "ipam": {**SINGLE, "subnet": "10.84.0.0/16"},
+}
 BY_ITSELF = {
     "loopback": LOOPBACK,
     "macvlan": MACVLAN,
     "ipvlan": IPVLAN,
     "vlan": VLAN,
     "host-device": HOST_DEVICE,
+    "tap": TAP,
     "tuning": TUNING,
     "bandwidth": BANDWIDTH,
     "firewall": FIREWALL,

@@ -83,7 +83,7 @@ def test_what_is_opened_is_of_the_container(machine: Machine) -> None:
     assert handle.sysctl(SYSCTL, other) == other
     assert not handle.sysctls({SYSCTL: other}, unseen={SYSCTL})
     sock = handle.open_socket(socket.AF_UNIX, socket.SOCK_DGRAM, 0)
-    fd = handle._open_file(f"/proc/sys/{SYSCTL}", os.O_RDONLY)
+    fd = handle.open_file(f"/proc/sys/{SYSCTL}", os.O_RDONLY)
 
     assert machine.command(handle.path, "cat", f"/proc/sys/{SYSCTL}").strip() == other
     assert own.sysctl(SYSCTL) == before

@@ -107,6 +107,9 @@ CASES: Mapping[str, Callable[[Machine], Call]] = {
     "bandwidth": bandwidth,
     "tuning": tuning,
     "host-device": host_device,
+    "tap": lambda machine: Call(
+        "tap", machine.network(type="tap", bridge=None, ipam=STATIC, mtu=1400), machine.container()
+    ),
 }
 
 
