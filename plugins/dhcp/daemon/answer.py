@@ -67,7 +67,7 @@ def _routes(ack: Message, gateway: IPv4Address | None) -> list[dict[str, Any]]:
         found = packet.classless_routes(value)
     else:
         found = packet.static_routes(ack.options.get(packet.STATIC_ROUTES, b""))
-        found = [one for one in found if one[0] != _EVERYTHING]  # RFC 2132: an illegal one
+        found = [one for one in found if int(one[0].network_address)]  # an illegal one
         if gateway:
             found.append((_EVERYTHING, gateway))
     routes: list[dict[str, Any]] = []
@@ -86,10 +86,17 @@ def _dns(ack: Message) -> dict[str, Any]:
         search = []
     told = {
         "nameservers": [str(one) for one in ack.addresses(packet.DNS_SERVERS)],
-        "domain": ack.text(packet.DOMAIN),
+        "domain": _domain(ack.text(packet.DOMAIN)),
         "search": search,
     }
     return {key: value for key, value in told.items() if value}
+
+
+def _domain(text: str) -> str:
+    """Return a domain, "" if it is none: a runtime writes it into a file of the container."""
+    labels = text.removesuffix(".").split(".")
+    is_whole = all(label.strip("-_") and packet.is_label(label) for label in labels)
+    return text if is_whole else ""
 
 
 def _options_of(lease: Lease) -> Message:

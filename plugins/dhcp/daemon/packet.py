@@ -158,6 +158,11 @@ def domains(value: bytes) -> list[str]:
     return found
 
 
+def is_label(text: str) -> bool:
+    """Tell whether `text` can be a part of a domain: letters, digits, - and _."""
+    return text.isascii() and text.replace("-", "").replace("_", "").isalnum()
+
+
 def _labels(value: bytes, at: int) -> tuple[list[str], int]:
     """Return the labels of the name at `at`, and where the next name begins."""
     labels: list[str] = []
@@ -178,7 +183,7 @@ def _labels(value: bytes, at: int) -> tuple[list[str], int]:
         if length >= 0x40 or len(label) != length:
             break
         text = label.decode("ascii", "replace")
-        if not text.replace("-", "").replace("_", "").isalnum() or not text.isascii():
+        if not is_label(text):
             raise MalformedError("a domain with other characters than letters, digits, - and _")
         labels.append(text)
         at += 1 + length

@@ -16,6 +16,7 @@ from cni_common.node.record import make_private_directory
 from cni_common.spec.names import is_absolute
 from plugins.dhcp.client import releases_of
 from plugins.dhcp.conf import DEFAULT_SOCKET
+from plugins.dhcp.daemon.carrier import Carriers
 from plugins.dhcp.daemon.loop import Loop
 from plugins.dhcp.daemon.machine import Pace
 from plugins.dhcp.daemon.service import Service
@@ -135,6 +136,7 @@ def serve(options: Options, environ: Mapping[str, str], log: Log) -> None:
     with _Signals(loop):
         service.resume()
         service.work_off(releases_of(path))
+        Carriers(node.host, loop, service.link_returned)
         loop.watch(listener, lambda: service.accept(listener))
         _write_pid(options.pidfile)
         log(f"serves at '{path}', leases are in '{options.leasedir}'")

@@ -16,8 +16,9 @@ from plugins.dhcp.daemon import link, store, upkeep
 from plugins.dhcp.daemon.store import Entry, Key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Mapping
 
+    from cni_common.kernel.link import Link
     from cni_common.spec.wire import Json
     from plugins.dhcp.daemon.loop import Timer
     from plugins.dhcp.daemon.upkeep import Node, Upkeep, Waiter
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _REQUEST_SECONDS = 5.0  # for a whole request to come
 _PART_BYTES = 1 << 16
 _CONNECTIONS_MAX = 1000
+_SPREAD_SECONDS = 1.0  # over which clients ask when their switch is back
 _SHARES_MAC = ("ipvlan", "ipvtap")  # an answer to the MAC alone would not find the interface
 
 
@@ -65,6 +67,19 @@ class Service:
                     self._release(key)
             with suppress(OSError):
                 os.unlink(path)
+
+    def link_returned(self, returned: Collection[int], links: Mapping[int, Link]) -> None:
+        """Have the leases behind links that were away asked about (RFC 2131 section 3.2)."""
+        ports = {kept.entry.below for kept in self._upkeeps.values()}
+        for kept in list(self._upkeeps.values()):
+            below = links.get(kept.entry.below)
+            if below is None:
+                continue
+            ways = {below.index, below.master} - {0}
+            if below.master:  # a bridge's other ports, but for those of containers
+                ways |= {one.index for one in links.values() if one.master == below.master} - ports
+            if ways & set(returned):
+                self.node.loop.call_after(upkeep.random() * _SPREAD_SECONDS, kept.verify)
 
     def accept(self, listener: socket.socket) -> None:
         """Take a connection of `listener`."""
@@ -149,7 +164,14 @@ class Service:
             [int(code) for code in request["requested"]],
             int(request["priority"]),
             self.node.broadcast or found.kind in _SHARES_MAC,
+            self._below(netns, found),
         )
+
+    def _below(self, netns: NetNS, found: Link) -> int:
+        """Return the host's end of a pair, or the interface under a macvlan; 0: not on the host."""
+        if found.peer_nsid is None or found.peer_nsid != netns.netlink.nsid(self.node.host.fd):
+            return 0
+        return found.peer
 
     def _release(self, key: Key) -> None:
         kept = self._upkeeps.get(key)

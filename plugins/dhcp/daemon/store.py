@@ -52,6 +52,7 @@ class Entry:
     requested: Sequence[int]
     priority: int
     broadcast: bool
+    below: int  # index of the host's interface that is next to the container's, 0: none is known
     server_mac: str = ""  # of the neighbour that has brought the server's last answer
     is_lost: bool = False  # the address is not on the interface: the lease has ended
     lease: Lease | None = None
@@ -157,6 +158,7 @@ def _told(entry: Entry) -> dict[str, Any]:
         "requested": list(entry.requested),
         "priority": entry.priority,
         "broadcast": entry.broadcast,
+        "below": entry.below,
         "server_mac": entry.server_mac,
         "is_lost": entry.is_lost,
     }
@@ -199,6 +201,7 @@ def _entry_in(data: bytes) -> Entry:
         [int(one) for one in told["requested"]],
         int(told["priority"]),
         bool(told["broadcast"]),
+        int(told["below"]),
         str(told["server_mac"]),
         bool(told["is_lost"]),
         lease,

@@ -69,7 +69,7 @@ class Upkeep:
         self._timer: Timer | None = None
         self._listening: Timer | None = None
         self._gone = 0  # times in a row at which the container's namespace was gone
-        self._machine = Machine(_profile(entry), node.pace, _random, _valid(entry))
+        self._machine = Machine(_profile(entry), node.pace, random, _valid(entry))
 
     @property
     def holds(self) -> bool:
@@ -413,7 +413,7 @@ def release_from_host(node: Node, entry: Entry, lease: Lease, message: Message) 
 
 def release_message(entry: Entry, lease: Lease) -> Message:
     """Return the message that gives the lease of an entry back."""
-    return release_of(lease, _profile(entry), int(_random() * 2**32))
+    return release_of(lease, _profile(entry), int(random() * 2**32))
 
 
 def open_recorded(entry: Entry, prefix: str) -> NetNS:
@@ -464,7 +464,8 @@ def _valid(entry: Entry) -> Lease | None:
     return lease if lease and not entry.is_lost and now() < lease.expire else None
 
 
-def _random() -> float:
+def random() -> float:
+    """Return a number from 0 to below 1."""
     return int.from_bytes(os.urandom(4), "big") / 2**32
 
 
