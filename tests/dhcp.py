@@ -60,7 +60,7 @@ class Process:
 
     def read(self) -> None:
         """Take in what it has written."""
-        while data := self._stderr.read(1 << 16):
+        while not self._stderr.closed and (data := self._stderr.read(1 << 16)):
             *lines, self._rest = (self._rest + data).split(b"\n")
             self.lines += [line.decode("utf-8", "replace") for line in lines]
 
@@ -69,9 +69,14 @@ class Process:
         self.process.send_signal(number)
         status = self.process.wait(GENEROUS)
         self.read()
+        return status
+
+    def close(self) -> None:
+        """End it unless it has ended."""
+        if self.process.poll() is None:
+            self.end(signal.SIGKILL)
         self._selector.close()
         self._stderr.close()
-        return status
 
 
 @contextmanager
@@ -80,8 +85,7 @@ def running(process: Process) -> Iterator[Process]:
     try:
         yield process
     finally:
-        if process.process.poll() is None:
-            process.end(signal.SIGKILL)
+        process.close()
 
 
 class Daemon:
@@ -96,6 +100,8 @@ class Daemon:
 
     def start(self, *options: str) -> Process:
         """Start it, and wait until it serves."""
+        if hasattr(self, "process"):
+            self.process.close()
         paths = (f"-socketpath={self.socket}", "-leasedir", str(self.leases))
         self.process = Process(self._machine.host, self._program, "daemon", *paths, *options)
         self.process.await_line("serves at")
@@ -114,8 +120,7 @@ def daemon_on(machine: Machine, tmp: Path, *options: str) -> Iterator[Daemon]:
     try:
         yield daemon
     finally:
-        if daemon.process.process.poll() is None:
-            daemon.process.end(signal.SIGKILL)
+        daemon.process.close()
 
 
 def dnsmasq(netns: str, tmp: Path, *options: str, interface: str = "uplink") -> Process:
@@ -159,3 +164,20 @@ def leases_of(tmp: Path) -> dict[str, str]:
     path = tmp / "dnsmasq.leases"
     lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
     return {words[2]: words[4] for words in lines}
+
+
+def dhcpd(netns: str, tmp: Path, *statements: str, seconds: int = 4) -> Process:
+    """Return ISC dhcpd on `uplink`, whose leases can be as short as no other server's."""
+    configuration, leases = tmp / "dhcpd.conf", tmp / "dhcpd.leases"
+    configuration.write_text(
+        f"default-lease-time {seconds}; max-lease-time {seconds}; min-lease-time {seconds};"
+        f" authoritative; ping-check off; ddns-update-style none; {' '.join(statements)}"
+    )
+    leases.touch()
+    process = Process(
+        netns,
+        *(str(DHCPD), "-4", "-d", "-f", "--no-pid", "-user", "root", "-group", "root"),
+        *("-cf", str(configuration), "-lf", str(leases), "uplink"),
+    )
+    process.await_line("Server starting service")
+    return process

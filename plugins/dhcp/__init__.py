@@ -40,6 +40,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
         given = {
             **client.key_of(req),
             "netns": req.netns,
+            "seconds": client.SEARCH_SECONDS,
             "provided": {str(code): value.hex() for code, value in conf.provided.items()},
             "requested": list(conf.requested),
             "priority": conf.priority,

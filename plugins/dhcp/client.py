@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from cni_common.spec.request import Request
     from cni_common.spec.wire import Json
 
-# Seconds for an answer. An ADD must end before the runtime's patience does; the others are answered
-# from memory, however slow DHCP servers are.
-ALLOCATE_SECONDS = 75.0
+# Seconds for an answer. An ADD must end before the runtime's patience does, and the daemon gives up
+# before that, since it knows why. The others are answered from memory, however slow servers are.
+ALLOCATE_SECONDS = 78.0
+SEARCH_SECONDS = 75.0
 ANSWER_SECONDS = 10.0
 STATUS_SECONDS = 2.0
-_MORE_SECONDS = 3.0  # the daemon is the first to give up, as it knows why
 _RELEASES = ".releases"  # directory beside the socket
 
 
@@ -49,8 +49,8 @@ def call(path: str, name: str, given: Json, *, seconds: float, netns: int = -1) 
 
     Raises AwayError, and the CNIError that the daemon answers.
     """
-    until = time.monotonic() + seconds + _MORE_SECONDS
-    request = {"version": rpc.VERSION, "call": name, "seconds": seconds, **given}
+    until = time.monotonic() + seconds
+    request = {"version": rpc.VERSION, "call": name, **given}
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(STATUS_SECONDS)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cni_common.kernel.link import decode_link
 from cni_common.kernel.netns import NETLINK_ROUTE
-from cni_common.kernel.rtnetlink import RTMGRP_LINK
+from cni_common.kernel.rtnetlink import RTM_NEWLINK, RTMGRP_LINK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -39,7 +40,10 @@ class Carriers:
         self._look()
 
     def _receive(self) -> None:
-        self._events.await_event(0)
+        while events := self._events.read_events():
+            for kind, data in events:
+                if kind == RTM_NEWLINK and not (link := decode_link(data)).flags & _IFF_LOWER_UP:
+                    self._has.discard(link.index)  # it may be back before the look
         if not self._is_due:
             self._is_due = True
             self._loop.call_after(_PAUSE, self._look)

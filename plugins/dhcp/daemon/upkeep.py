@@ -166,16 +166,24 @@ class Upkeep:
             release_from_host(self._node, self.entry, lease, message)
             return
         self._talk = talk
+        self._remove_address(talk, lease)
         try:
-            talk.remove_address(answer.interface_of(lease))
             mac = self.entry.server_mac
             if mac:
                 talk.send_to_mac(lease.address, lease.server, message.encode(), mac)
             else:
                 talk.broadcast(lease.address, message.encode())
             log(f"{key}: released {lease.address}")
-        except (OSError, packet.MalformedError) as error:
-            log(f"{key}: cannot release {lease.address}: {error}")
+        except OSError as error:
+            log(f"{key}: cannot release {lease.address}: {error.strerror}")
+
+    def _remove_address(self, talk: link.Talk, lease: Lease) -> None:
+        try:
+            talk.remove_address(answer.interface_of(lease))
+        except packet.MalformedError:
+            pass  # without a subnet mask it was never given to anybody
+        except OSError as error:
+            self._node.log(f"{self.entry.key}: cannot remove {lease.address}: {error.strerror}")
 
     def _end(self) -> None:
         self._close_talk()
@@ -281,18 +289,19 @@ class Upkeep:
     def _lost(self, action: Lost) -> None:
         lease = action.lease
         self.reason = action.reason
-        self._node.log(f"{self.entry.key}: {lease.address} is removed: {action.reason}")
         self.entry = replace(self.entry, lease=lease, is_lost=True)
         self._save()
         try:
             if self._talk is None:
                 self._talk = self._opened()
                 self._listen()
-            self._talk.remove_address(answer.interface_of(lease))
+            self._remove_address(self._talk, lease)
+            self._node.log(f"{self.entry.key}: {lease.address} is removed: {action.reason}")
         except GoneError as error:
+            self._node.log(f"{self.entry.key}: no more {lease.address}: {action.reason}")
             self._unreachable(error)
-        except (OSError, packet.MalformedError) as error:
-            self._node.log(f"{self.entry.key}: cannot remove {lease.address}: {error}")
+        except OSError as error:
+            self._node.log(f"{self.entry.key}: cannot remove {lease.address}: {error.strerror}")
 
     def _restore(self, lease: Lease) -> None:
         """Put address and routes on the interface again: its lease had ended."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from itertools import pairwise
 from math import inf
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -24,15 +25,14 @@ ADDRESS, OTHER = IPv4Address("192.0.2.50"), IPv4Address("192.0.2.51")
 MASK = {packet.SUBNET_MASK: bytes([255, 255, 255, 0])}
 
 
-def answer(kind: int, asked: Message, server: IPv4Address = FIRST, **more: object) -> Message:
+def answer(kind: int, asked: Message, server: IPv4Address = FIRST, **more: Any) -> Message:
     """Return a server's answer; seconds, address and further options by keyword."""
     seconds = more.get("seconds", 3600)
     options = {packet.SERVER_ID: server.packed, **MASK}
     if kind != packet.NAK and seconds is not None:
-        options[packet.LEASE_SECONDS] = int(str(seconds)).to_bytes(4, "big")
-    options |= more.get("options", {})  # type: ignore[arg-type]
+        options[packet.LEASE_SECONDS] = seconds.to_bytes(4, "big")
+    options |= more.get("options", {})
     address = more.get("address", ADDRESS if kind != packet.NAK else packet.NOWHERE)
-    assert isinstance(address, IPv4Address)
     return Message(kind, asked.xid, MAC, is_reply=True, yiaddr=address, options=options)
 
 
@@ -45,7 +45,7 @@ class Client:
     now: float = 1000.0
     sent: list[Message] = field(default_factory=list)
     servers: list[IPv4Address | None] = field(default_factory=list)
-    events: list[object] = field(default_factory=list)
+    events: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Make the machine, with chance that is none."""
@@ -69,11 +69,11 @@ class Client:
         self.now = max(self.now, self.machine.deadline)
         self.do(self.machine.tick(self.now))
 
-    def hear(self, kind: int, server: IPv4Address = FIRST, **more: object) -> None:
+    def hear(self, kind: int, server: IPv4Address = FIRST, **more: Any) -> None:
         """Have a server answer the last message."""
         self.do(self.machine.receive(answer(kind, self.sent[-1], server, **more), self.now))
 
-    def bind(self, **more: object) -> Lease:
+    def bind(self, **more: Any) -> Lease:
         """Get a lease."""
         self.start()
         self.hear(packet.OFFER, **more)
@@ -270,7 +270,7 @@ def test_the_end_of_a_lease() -> None:
     client.hear(packet.ACK, SECOND)
 
     assert client.machine.lease
-    assert client.events[-1] == Bound(client.machine.lease, is_new=True)
+    assert client.events[-1:] == [Bound(client.machine.lease, is_new=True)]
 
 
 @pytest.mark.parametrize("state", [machine.RENEWING, machine.REBINDING, machine.REBOOTING])
