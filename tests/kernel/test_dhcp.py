@@ -707,39 +707,38 @@ def test_operators(machine: Machine, server: Process, daemon: Daemon) -> None:
 # --- who may call ----------------------------------------------------------------------------
 
 
-def test_strangers(machine: Machine, daemon: Daemon) -> None:
-    """Only root is answered; garbage, floods and silence do not disturb the daemon."""
-    os.chmod(daemon.socket, 0o666)
-    os.chmod(Path(daemon.socket).parent, 0o755)
-    script = (
-        "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
-        "s.settimeout(30); print(s.recv(9))"
-    )
-    words = ("setpriv", "--reuid=65534", "--clear-groups", "/usr/bin/python3", "-c", script)
-    done = machine.try_command(machine.host, *words, daemon.socket)
-    assert (done.returncode, done.stdout) in ((0, "b''\n"), (1, "")), done.stderr
-    silent = socket.socket(socket.AF_UNIX)
-    silent.connect(daemon.socket)
-    for data in (b"CONNECT /_goRPC_ HTTP/1.0\n\n", b"\0\0\0\2[]", b"\0\0\0\2{}", bytes(4)):
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.connect(daemon.socket)
-            sock.settimeout(30)
-            sock.sendall(data)
-            with suppress(ConnectionResetError):
-                assert b"answer" not in sock.recv(999)
-    machine.ok("dhcp", "STATUS", machine.network(ipam=daemon.ipam()))
-    silent.settimeout(30)
-    assert silent.recv(9) == b""
-    silent.close()
+def test_strangers(machine: Machine) -> None:
+    """Only root is answered; garbage and silence do not disturb the daemon."""
+    public = Path("/run", machine.name)  # no other user gets to tmp_path
+    public.mkdir()
+    with daemon_on(machine, public) as daemon:
+        os.chmod(daemon.socket, 0o666)  # so that the daemon itself has to refuse
+        script = (
+            "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
+            "s.settimeout(30); print(s.recv(9))"
+        )
+        words = ("setpriv", "--reuid=65534", "--clear-groups", "/usr/bin/python3", "-c", script)
+        assert machine.command(machine.host, *words, daemon.socket) == "b''\n"
+        silent = socket.socket(socket.AF_UNIX)
+        silent.connect(daemon.socket)
+        for data in (b"CONNECT /_goRPC_ HTTP/1.0\n\n", b"\0\0\0\2[]", b"\0\0\0\2{}", bytes(4)):
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(daemon.socket)
+                sock.settimeout(30)
+                sock.sendall(data)
+                with suppress(ConnectionResetError):
+                    assert b"answer" not in sock.recv(999)
+        machine.ok("dhcp", "STATUS", machine.network(ipam=daemon.ipam()))
+        silent.settimeout(30)
+        assert silent.recv(9) == b""
+        silent.close()
 
 
-def test_daemon_of_another_user(machine: Machine, tmp_path: Path) -> None:
+def test_daemon_of_another_user(machine: Machine) -> None:
     """The plugin does not believe it: it could give any address."""
-    path = tmp_path / "run" / "dhcp.sock"
+    path = Path("/run", machine.name, "dhcp.sock")  # no other user gets to tmp_path
     path.parent.mkdir()
     os.chmod(path.parent, 0o777)
-    for parent in list(path.parents)[1:4]:
-        os.chmod(parent, 0o755)
     script = (
         "import socket,sys; s=socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen();"
         "print('ready',flush=True); s.accept(); input()"
