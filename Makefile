@@ -36,7 +36,7 @@ coverage: venv ## what the unit tests run; the parts without input or output mus
 
 test: ## all tests, also with failures among the first: check and the seven below; 12 minutes
 	@deploy/prerequisites.sh --reference
-	@tests/parts check dist test-kernel test-e2e,test-vm test-faults,test-dataplane,test-launcher,test-runtimes
+	@tests/parts check,dist test-kernel,test-vm test-e2e,test-runtimes test-faults,test-dataplane,test-launcher
 
 test-all: ## the same with every case, both edges, Go plugins beside ours, two kernels; and the storm
 	@deploy/prerequisites.sh --reference
