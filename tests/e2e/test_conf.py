@@ -12,7 +12,7 @@ import pytest
 
 from tests import dhcp
 from tests.e2e.node import NODE4, NODE6, OUTSIDE4, OUTSIDE6, Node, addresses_in
-from tests.machine import ROOT, Json
+from tests.machine import DIST, ROOT, Json
 from tests.sockets import asks, serving
 
 pytestmark = pytest.mark.both_edges
@@ -27,6 +27,11 @@ EXAMPLES = [
     for path in sorted(CONF.iterdir())
     if path.suffix in (".conf", ".conflist")
 ]
+# What is in cni-plugins-linux-amd64-v1.9.1.tgz, less README.md and LICENSE.
+RELEASE = {
+    *("bandwidth", "bridge", "dhcp", "dummy", "firewall", "host-device", "host-local", "ipvlan"),
+    *("loopback", "macvlan", "portmap", "ptp", "sbr", "static", "tap", "tuning", "vlan", "vrf"),
+}
 ALONE = frozenset({"host-device", "vlan-interface"})  # networks with room for one container
 OWN_VLAN = frozenset({"PVID", "Egress Untagged"})  # of frames without a tag
 TAGGED: frozenset[str] = frozenset()
@@ -537,6 +542,19 @@ def test_what_is_shown_has_an_example() -> None:
     names = {json.loads(path.read_text())["name"] for path in CONF.glob("*.conf*")}
 
     assert {*SHOWS, *CAP_ARGS, *SECOND_CAP_ARGS} - names == set()
+
+
+def test_the_release_of_the_reference_can_be_replaced() -> None:
+    """Each of its executables has one of ours, and an example, which the test above runs."""
+    made = {path.name for path in DIST.iterdir() if path.is_file()}
+    assert made - {"pycni"} == RELEASE
+
+    used = set()
+    for path in CONF.glob("*.conf*"):
+        config = json.loads(path.read_text())
+        for plugin in config.get("plugins", [config]):
+            used |= {plugin["type"], plugin.get("ipam", {}).get("type")} - {None}
+    assert used == RELEASE
 
 
 def test_status_before_the_runtime_gives_ranges(node: Node) -> None:
