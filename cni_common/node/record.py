@@ -44,7 +44,7 @@ FORMAT = 1
 _TRIES = 100  # at a file that others create and remove meanwhile
 _DIGEST_SIZE = 32  # characters
 # Errors that say nothing about a file, but that this process has run out of something.
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class NewerFormatError(CNIError):
@@ -516,7 +516,7 @@ class Lock:
             make_private_directory(self._directory)
             self._fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            if isinstance(error, SharedDirectoryError) or error.errno in _EXHAUSTED:
+            if isinstance(error, SharedDirectoryError) or error.errno in EXHAUSTED:
                 raise
             return  # where no record can be made, nobody makes what this keeps others out of
         try:
@@ -577,7 +577,7 @@ def _peek(path: str) -> Record | None:
     except OddFileError as error:
         return Record(path, -1, {}, f"it is {error.kind}")
     except OSError as error:
-        if error.errno in _EXHAUSTED:
+        if error.errno in EXHAUSTED:
             raise
         return Record(path, -1, {}, f"it cannot be opened: {error.strerror}")
     try:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel.policy_routing import WholeRoute, new_rule, whole_routes
 from cni_common.node import veth
-from cni_common.node.record import Lock
+from cni_common.node.netns_lock import NetnsLock
 from cni_common.spec.errors import CNIError, Code, drifted
 from plugins.sbr import parts, plan
 from plugins.sbr.conf import SCHEMA, Conf
@@ -42,7 +42,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     container = host.open_netns(req.netns)
     link = _required(container, req.ifname)
     attaching = LIFECYCLE.begin(req, host, undo)
-    with Lock(host.records):  # two that cross would choose the same table
+    with NetnsLock(host.state_dir, container):  # two that cross would choose the same table
         made = plan.of(container.netlink, link, ips, conf)
         attaching.note(RoutingFacts.of(link.index, made))
         attaching.take_back(ROUTING)

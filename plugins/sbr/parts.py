@@ -138,26 +138,33 @@ def found(netlink: Netlink, facts: RoutingFacts) -> Iterator[tuple[str, str, boo
 
 
 def _take_back(netlink: Netlink, facts: RoutingFacts) -> None:
-    present = whole_routes(netlink, facts.index)
-    moved = map(WholeRoute.of_text, reversed(facts.moved))
-    hinted = {WholeRoute.of_text(text).key for text in facts.hinted}
     rules = set(facts.each_rule())
     tables = {table for _, table in rules} if facts.moved or facts.routes else set()
     with BestEffort() as steps:
-        steps.attempt(
-            "routes of the main table",
-            lambda: netlink.channel.exchange(
-                [
-                    *(one.remove() for one in present if one.key in hinted),
-                    *(one.add() for one in sorted(moved, key=lambda one: bool(one.gateways))),
-                ],
-                absent=(*PASSED, *GONE),
-            ),
-        )
-        sources = {source for source, _ in rules}
-        made = [one for one in rules_from(netlink, sources) if (_source(one), one.table) in rules]
-        steps.attempt("rules", partial(_remove_rules, netlink, made))
+        steps.attempt("routes of the main table", partial(_restore_main, netlink, facts))
+        steps.attempt("rules", partial(_remove_made, netlink, rules))
         steps.attempt("tables", partial(_empty, netlink, facts.index, tables))
+
+
+def _restore_main(netlink: Netlink, facts: RoutingFacts) -> None:
+    """Give the main table the routes that it lacks, in the order in which they were made."""
+    hinted = {WholeRoute.of_text(text).key for text in facts.hinted}
+    present = {one.key: one for one in whole_routes(netlink, facts.index)}
+    moved = [WholeRoute.of_text(text) for text in reversed(facts.moved)]
+    missing = [one for one in moved if one.key not in present]
+    netlink.channel.exchange(
+        [
+            *(one.remove() for key, one in present.items() if key in hinted),
+            *(one.add() for one in sorted(missing, key=lambda one: bool(one.gateways))),
+        ],
+        absent=(*PASSED, *GONE),
+    )
+
+
+def _remove_made(netlink: Netlink, made: Collection[tuple[Address, int]]) -> None:
+    """Remove the rules of these sources and tables."""
+    present = rules_from(netlink, {source for source, _ in made})
+    _remove_rules(netlink, [one for one in present if (_source(one), one.table) in made])
 
 
 def rules_from(netlink: Netlink, sources: Collection[Address]) -> list[Rule]:

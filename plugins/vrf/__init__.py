@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from cni_common.kernel.policy_routing import all_rules, free_table, used_tables
 from cni_common.kernel.route import RT_TABLE_MAIN
 from cni_common.node import veth
-from cni_common.node.record import Lock
+from cni_common.node.netns_lock import NetnsLock
 from cni_common.spec.errors import CNIError, Code, drifted
 from plugins.vrf import device, parts
 from plugins.vrf.conf import SCHEMA, Conf
-from plugins.vrf.parts import LIFECYCLE, VrfFacts
+from plugins.vrf.parts import LIFECYCLE, PLACE, VrfFacts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     container = host.open_netns(req.netns)
     veth.required(container, req.ifname)
     attaching = LIFECYCLE.begin(req, host, undo)
-    with Lock(host.records):  # the last attachment of the VRF may be about to delete it
+    with NetnsLock(host.state_dir, container):  # the VRF's last attachment may delete it
         facts = _enter(attaching, container, conf, veth.required(container, req.ifname))
     _complete(container, req.ifname, facts)
     return result
@@ -113,6 +113,7 @@ def _enter(attaching: Attaching, container: NetNS, conf: Conf, link: Link) -> Vr
         [one.text for one in device.lost_routes(netlink, link.index, RT_TABLE_MAIN)],
     )
     attaching.note(facts)
+    attaching.take_back(PLACE)
     if not there:
         device.create(netlink, conf.name, device.mac_of(container, conf.name), table)
     device.set_master(netlink, link.index, veth.required(container, conf.name).index)

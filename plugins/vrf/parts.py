@@ -13,7 +13,7 @@ from cni_common.kernel.route import RT_TABLE_MAIN
 from cni_common.kernel.rtnetlink import RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, RTMGRP_LINK
 from cni_common.node import veth
 from cni_common.node.lifecycle import Lifecycle, Part, in_container, refuse_elsewhere
-from cni_common.node.record import Lock
+from cni_common.node.netns_lock import NetnsLock
 from cni_common.spec.errors import CNIError
 from cni_common.spec.undo import BestEffort
 from plugins.vrf import device
@@ -63,7 +63,12 @@ class Vrf(Part):
 
     def teardown(self, req: Request, host: Host, record: Record, facts: VrfFacts) -> None:
         """Take the interface out of the VRF, and delete a VRF of this plugin that is empty then."""
-        in_container(req, host, record, lambda netns: _leave(netns, facts))
+
+        def leave(container: NetNS) -> None:
+            with NetnsLock(host.state_dir, container):
+                _leave(container, facts)
+
+        in_container(req, host, record, leave)
 
     def teardown_unrecorded(self, req: Request, host: Host, found: Unrecorded) -> None:
         """Do the same by name; an interface of the reference leaves an empty VRF to be deleted."""
@@ -71,7 +76,7 @@ class Vrf(Part):
         name = req.config.get("vrfname", "")
         if container is None or not name:
             return
-        with Lock(host.records):
+        with NetnsLock(host.state_dir, container):
             there = _find(container, name)
             link = container.netlink.link(req.ifname)
             if there is None:
@@ -109,7 +114,7 @@ class Vrf(Part):
 
 
 PLACE = Vrf()
-LIFECYCLE = Lifecycle("vrf", PLACE, locked=True)
+LIFECYCLE = Lifecycle("vrf", PLACE)
 
 
 def found_routes(container: NetNS, facts: VrfFacts) -> Iterator[tuple[str, bool]]:
@@ -155,7 +160,9 @@ def _take_out(container: NetNS, link: Link, facts: VrfFacts) -> None:
     needed = device.sources(routes)
     if needed and link.up:
         await_use(container, needed, device.local_table(RT_TABLE_MAIN), seconds=_SECONDS)
-    netlink.channel.exchange([one.add() for one in routes], absent=_PASSED)
+    present = {one.key for one in whole_routes(netlink, link.index)}
+    missing = [one for one in routes if one.key not in present]
+    netlink.channel.exchange([one.add() for one in missing], absent=_PASSED)
 
 
 def _delete_idle(container: NetNS, name: str, *, of_reference: bool = False) -> None:

@@ -21,8 +21,11 @@ NODE6, OUTSIDE6 = "2001:db8::1", "2001:db8::2"
 STATES = ("/var/lib/cni", "/run/cni-ipam-state", "/run/pycni")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# What host-local keeps for a network, not for an attachment: lock, cursors, index.
-STAYS = re.compile(r".*/lock|.*/last_reserved_ip\.\d+|/run/pycni/indexes/[0-9a-f]+-[0-9a-f]+")
+# What host-local keeps for a network, not for an attachment: lock, cursors, index; and the lock on
+# namespaces.
+STAYS = re.compile(
+    r".*/lock|/run/pycni/netns\.lock|.*/last_reserved_ip\.\d+|/run/pycni/indexes/[0-9a-f]+-[0-9a-f]+"
+)
 
 _COUNTED = re.compile(r'"packets": \d+, "bytes": \d+')
 

@@ -71,6 +71,12 @@ def bandwidth(machine: Machine) -> Call:
     return Call("bandwidth", limits.config(machine, **limits.BOTH), netns)
 
 
+def sbr(machine: Machine) -> Call:
+    """Return an ADD of sbr."""
+    netns = limits.container(machine)
+    return Call("sbr", limits.config(machine, type="sbr"), netns)
+
+
 def tuning(machine: Machine) -> Call:
     """Return an ADD of tuning."""
     netns = limits.container(machine)
@@ -105,6 +111,7 @@ CASES: Mapping[str, Callable[[Machine], Call]] = {
         machine, backend="iptables", ingressPolicy="isolated"
     ),
     "bandwidth": bandwidth,
+    "sbr": sbr,
     "tuning": tuning,
     "host-device": host_device,
     "tap": lambda machine: Call(
@@ -113,9 +120,11 @@ CASES: Mapping[str, Callable[[Machine], Call]] = {
 }
 
 
-def objects(machine: Machine) -> Json:
-    """Return everything that an attachment can have on the host, its records not."""
+def objects(machine: Machine, netns: str) -> Json:
+    """Return everything that an attachment can have, its records not."""
     return {
+        "rules": machine.ip(netns, "rule"),
+        "routes": machine.ip(netns, "-4", "route", "show", "table", "all"),
         **{key: value for key, value in limits.left(machine).items() if key != "records"},
         "ports": machine.ports(),
         "nft": [entry for entry in machine.nft() if "pycni" in str(entry) or "CNI-" in str(entry)],
@@ -166,7 +175,7 @@ def test_del_is_not_kept_by_what_an_add_failed_for(machine: Machine, name: str, 
     call = CASES[name](machine)
     machine.ok(call.plugin, "ADD", call.config, call.netns)
     machine.ok(call.plugin, "DEL", call.config, call.netns)  # what all share is there from now on
-    before, records = objects(machine), recorded(machine)
+    before, records = objects(machine, call.netns), recorded(machine)
     deletion = {key: value for key, value in call.config.items() if key != "prevResult"}
 
     for what in operations(machine, call):
@@ -178,9 +187,12 @@ def test_del_is_not_kept_by_what_an_add_failed_for(machine: Machine, name: str, 
             replies.append(reply)
         if replies[-1].exit_code:
             error = error_of(replies[-1].stdout)
-            assert objects(machine) != before or names_a_file(machine, error), (what, error)
+            assert objects(machine, call.netns) != before or names_a_file(machine, error), (
+                what,
+                error,
+            )
             machine.ok(call.plugin, "DEL", deletion, call.netns)
-        assert objects(machine) == before, what
+        assert objects(machine, call.netns) == before, what
         assert recorded(machine) == records, what
 
 

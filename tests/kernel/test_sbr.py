@@ -6,6 +6,7 @@ reference" begins the account of each defect of the Go plugin that this one has 
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from tests.faults.inprocess import INJECTED, KILLED, Fault, Terminated, faulty
 from tests.kernel import secondary
 from tests.kernel.secondary import network, routes, rules
 from tests.kernel.sweeps import faults
-from tests.kernel.test_commands import asked, kinds
+from tests.kernel.test_commands import age, asked, kinds
 from tests.kernel.test_rollback import calm, code_of, is_act
 from tests.machine import REFERENCE_BIN, Json, Machine, error_of, files_below
 from tests.waits import GENEROUS
@@ -348,6 +349,7 @@ def _forget_records(machine: Machine) -> None:
             Path(path).unlink()
 
 
+@pytest.mark.xdist_group("liveness")  # looks for a namespace that is gone
 def test_delete(machine: Machine) -> None:
     """DEL leaves nothing, whatever is gone, and succeeds twice, with an invalid configuration."""
     for case in ("there", "gone", "unknown", "no-interface", "no-record"):
@@ -449,6 +451,18 @@ def test_crossing(machine: Machine, container: str) -> None:
         with ThreadPoolExecutor(6) as pool:
             list(pool.map(Net.delete, nets))
         assert state(machine, container) == before
+
+
+def test_held_by_the_container(machine: Machine, container: str) -> None:
+    """Unlike the reference, a process that locks the namespace keeps no call waiting."""
+    net = Net(machine, container)
+    descriptor = os.open(container, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        net.add()
+        net.delete()
+    finally:
+        os.close(descriptor)
 
 
 @pytest.mark.without_engine("the commands know nothing of it")
@@ -592,6 +606,24 @@ def _forget_of(machine: Machine, ifname: str) -> None:
     for path in files_below(machine.state_dir):
         if "/sbr-" in path and f'"{ifname}"' in Path(path).read_text():
             Path(path).unlink()
+
+
+@pytest.mark.xdist_group("liveness")
+def test_gc(machine: Machine) -> None:
+    """GC forgets the dead, and leaves the living as they are."""
+    nets = [Net(machine, machine.container(), number) for number in (1, 2)]
+    for number, net in enumerate(nets):
+        net.config["name"] = machine.name
+        net.add(containerid=f"c{number}")
+    before = state(machine, nets[1].container)
+    age(machine)
+    machine.forget(nets[0].container)
+    with machine.process_in(nets[1].container):
+        machine.ok("sbr", "GC", {**nets[1].config, "cni.dev/valid-attachments": []})
+    after = state(machine, nets[1].container)
+    assert len(before["records"]) - len(after["records"]) == 1
+    assert {**after, "records": []} == {**before, "records": []}
+    nets[1].delete(containerid="c1")
 
 
 def test_status(machine: Machine) -> None:
