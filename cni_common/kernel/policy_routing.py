@@ -6,9 +6,11 @@ everything that it had (linux/rtnetlink.h, linux/fib_rules.h).
 
 from __future__ import annotations
 
+import errno
 import struct
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
+from functools import cached_property
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.netlink import (
@@ -18,6 +20,7 @@ from cni_common.kernel.netlink import (
     NLM_F_CREATE,
     NLM_F_DUMP,
     Message,
+    NetlinkError,
     attribute,
     attributes,
     each_attribute,
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
     from cni_common.kernel.link import Link
     from cni_common.kernel.route import KernelRoute
     from cni_common.kernel.rtnetlink import Netlink
-    from cni_common.spec.names import Address, Subnet
+    from cni_common.spec.names import Address
 
 RTM_DELROUTE, RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 25, 32, 33, 34
 # Tables that are not to be chosen: unspecified, for ids above 255, default, main, local.
@@ -75,22 +78,25 @@ class Rule:
     """A routing rule."""
 
     version: int  # 4 or 6
-    source: Subnet | None  # None: any
+    source: Address | None  # the one address by which alone it selects; None for all other rules
     table: int  # 0: none, or that of a VRF
     priority: int
-    is_plain: bool  # it leads to the table, and selects by its source alone
     of_vrfs: bool  # it leads to the table of the VRF that a packet belongs to
-
-    def is_from(self, address: Address) -> bool:
-        """Tell whether it selects the packets of one address, and by nothing else."""
-        return self.is_plain and self.source == ip_network(address)
 
 
 def rules(netlink: Netlink, version: int) -> list[Rule]:
-    """Return the rules of an IP version, in the order in which they are asked."""
+    """Return the rules of an IP version, in the order in which they are asked.
+
+    There are none in a kernel that lacks the IP version, or rules.
+    """
     body = _RULE.pack(FAMILY[version], *[0] * 8)
-    found = netlink.channel.dump(Message("list rules", RTM_GETRULE, NLM_F_DUMP, body, _decode_rule))
-    # Kernels without rules for the IP version answer with those of all others.
+    message = Message("list rules", RTM_GETRULE, NLM_F_DUMP, body, _decode_rule)
+    try:
+        found = netlink.channel.dump(message)
+    except NetlinkError as error:
+        if error.errno not in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
+            raise
+        return []
     return [rule for rule in found if rule and rule.version == version]
 
 
@@ -111,7 +117,7 @@ def no_rule(source: Address, table: int, priority: int) -> Message:
     return Message(f"delete rule from {source} to table {table}", RTM_DELRULE, NLM_F_ACK, body)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: what is decoded once stays
 class WholeRoute:
     """A route with everything that the kernel tells of it, the next hop's state left out."""
 
@@ -127,7 +133,7 @@ class WholeRoute:
         """The route in the form for a record: hexadecimal digits."""
         return self.body.hex()
 
-    @property
+    @cached_property
     def told(self) -> KernelRoute:
         """The route, decoded."""
         found = decode_route(bytes(HEADER_SIZE) + self.body)
@@ -135,20 +141,20 @@ class WholeRoute:
             raise ValueError("a route of neither IPv4 nor IPv6")
         return found
 
-    @property
+    @cached_property
     def source(self) -> Address | None:
         """The preferred source address."""
         packed = attributes(self.body, _RTMSG.size).get(_RTA_PREFSRC)
         return ip_address(packed) if packed else None
 
-    @property
+    @cached_property
     def gateways(self) -> list[Address]:
         """The addresses of its next hops."""
         told = self.told
         hops = told.hops or [(told.route.gw, 0)]
         return [gateway for gateway, _ in hops if gateway]
 
-    @property
+    @cached_property
     def key(self) -> tuple[object, ...]:
         """By what two routes are the same, whether we or the kernel have described them."""
         told = self.told
@@ -236,8 +242,8 @@ def tables_beside_main(netlink: Netlink, link: Link) -> set[int]:
 
     Those are the tables to which rules send the packets of its addresses, and that of its VRF.
     """
-    sources = {ip_network(cidr.ip) for cidr, _ in netlink.addresses(link.index)}
-    found = {rule.table for rule in all_rules(netlink) if rule.is_plain and rule.source in sources}
+    addresses = {cidr.ip for cidr, _ in netlink.addresses(link.index)}
+    found = {rule.table for rule in all_rules(netlink) if rule.source in addresses}
     if link.master:
         found.add(table_of_vrf(netlink, netlink.link_at(link.master)))
     return found - {0}
@@ -300,14 +306,14 @@ def _decode_rule(data: bytes) -> Rule | None:
     if not version:
         return None
     attrs = attributes(data, HEADER_SIZE + _RULE.size)
-    source = attrs.get(_FRA_SRC)
     narrowed = {kind for kind in attrs if kind not in _PLAIN} or tos or to_bits or flags
     suppresses = number_of(attrs.get(_FRA_SUPPRESS, b"\xff" * 4)) != _NEITHER
+    is_plain = action == _TO_TABLE and not narrowed and not suppresses
+    source = attrs.get(_FRA_SRC, b"")
     return Rule(
         version,
-        ip_network((source, bits)) if source else None,
+        ip_address(source) if is_plain and bits == 8 * len(source) > 0 else None,
         number_of(attrs.get(_FRA_TABLE)) or table,
         number_of(attrs.get(_FRA_PRIORITY)),
-        is_plain=action == _TO_TABLE and not narrowed and not suppresses,
         of_vrfs=bool(number_of(attrs.get(_FRA_L3MDEV))),
     )

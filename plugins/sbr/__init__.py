@@ -70,9 +70,9 @@ def check(req: Request, host: Host) -> Iterator[CNIError]:
     # Rules that others had made, the reference among them, are in no record of ours.
     others = {ip.address.ip for ip in ips} - {source for source, _ in facts.each_rule()}
     rules = parts.rules_from(container.netlink, others)
-    for address in sorted(others, key=str):
-        tables = {rule.table for rule in rules if rule.is_from(address)}
-        if not tables or conf.table not in (0, *tables):
+    led = {rule.source for rule in rules if conf.table in (0, rule.table)}
+    for address in (ip.address.ip for ip in ips):
+        if address in others - led:
             where = f"table {conf.table}" if conf.table else "a table of its own"
             yield drifted(f"no rule leads from {address} to {where}")
 

@@ -127,10 +127,9 @@ LIFECYCLE = Lifecycle("sbr", ROUTING)
 
 def found(netlink: Netlink, facts: RoutingFacts) -> Iterator[tuple[str, str, bool]]:
     """Yield kind and text of each rule and route of an attachment, and whether it is there."""
-    rules = all_rules(netlink)
+    rules = {(one.source, one.table) for one in all_rules(netlink)}
     for source, table in facts.each_rule():
-        there = any(one.is_from(source) and one.table == table for one in rules)
-        yield "rule", f"from {source} to table {table}", there
+        yield "rule", f"from {source} to table {table}", (source, table) in rules
     keys = {one.key for one in whole_routes(netlink, facts.index)}
     for text in (*facts.routes, *facts.hinted):
         route = WholeRoute.of_text(text)
@@ -164,24 +163,16 @@ def _restore_main(netlink: Netlink, facts: RoutingFacts) -> None:
 def _remove_made(netlink: Netlink, made: Collection[tuple[Address, int]]) -> None:
     """Remove the rules of these sources and tables."""
     present = rules_from(netlink, {source for source, _ in made})
-    _remove_rules(netlink, [one for one in present if (_source(one), one.table) in made])
+    _remove_rules(netlink, [one for one in present if (one.source, one.table) in made])
 
 
 def rules_from(netlink: Netlink, sources: Collection[Address]) -> list[Rule]:
     """Return the rules that select by one of these addresses alone."""
-    return [one for one in all_rules(netlink) if any(one.is_from(address) for address in sources)]
-
-
-def _source(rule: Rule) -> Address | None:
-    return rule.source.network_address if rule.source else None
+    return [one for one in all_rules(netlink) if one.source in sources]
 
 
 def _remove_rules(netlink: Netlink, rules: Sequence[Rule]) -> None:
-    messages = [
-        no_rule(rule.source.network_address, rule.table, rule.priority)
-        for rule in rules
-        if rule.source
-    ]
+    messages = [no_rule(rule.source, rule.table, rule.priority) for rule in rules if rule.source]
     netlink.channel.exchange(messages, absent=GONE)
 
 

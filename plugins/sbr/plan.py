@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from cni_common.kernel.link import Link
     from cni_common.kernel.rtnetlink import Netlink
-    from cni_common.spec.names import Address
+    from cni_common.spec.names import Address, Cidr, Subnet
     from cni_common.spec.result import IPConfig
     from plugins.sbr.conf import Conf
 
@@ -43,23 +43,23 @@ class Plan:
 def of(netlink: Netlink, link: Link, ips: Sequence[IPConfig], conf: Conf) -> Plan:
     """Return the plan for an interface and its addresses. Raises CNIError 7."""
     if conf.table:
-        present = all_rules(netlink)
-        return Plan(
-            [
-                (ip.address.ip, conf.table)
-                for ip in ips
-                if not any(
-                    one.is_from(ip.address.ip) and one.table == conf.table for one in present
-                )
-            ]
-        )
-    used, rules, routes = used_tables(netlink), [], []
+        present = {rule.source for rule in all_rules(netlink) if rule.table == conf.table}
+        wanted = [ip.address.ip for ip in ips]
+        return Plan([(address, conf.table) for address in wanted if address not in present])
     ours = [one for one in whole_routes(netlink, link.index) if _is_movable(one)]
+    peers = {version: [ip for ip in ips if ip.address.version == version] for version in _DEFAULT}
+    found = {
+        version: _by_address([one for one in ours if one.told.route.dst.version == version], alike)
+        for version, alike in peers.items()
+    }
+    for version, gateway in conf.gateways.items():
+        _refuse_far(gateway, link, peers[version], ours)
+    used, table, rules, routes = used_tables(netlink), FIRST_TABLE - 1, [], []
     for ip in ips:
-        table = free_table(used, FIRST_TABLE)
-        used.add(table)
+        table = free_table(used, table + 1)
         rules.append((ip.address.ip, table))
-        routes += [one.in_table(table) for one in _routes_for(ip, ips, ours, conf, link=link)]
+        own = found[ip.address.version].get(ip.address, [])
+        routes += [one.in_table(table) for one in _with_default(ip, own, conf, link)]
     if not conf.source_hints:
         return Plan(rules, routes, ours)
     return Plan(rules, routes, *_with_hints(link, ips, ours))
@@ -75,35 +75,42 @@ def _is_movable(one: WholeRoute) -> bool:
     return told.route.table == RT_TABLE_MAIN and told.protocol != RTPROT_RA and not own
 
 
-def _routes_for(
-    ip: IPConfig, ips: Sequence[IPConfig], ours: Sequence[WholeRoute], conf: Conf, *, link: Link
+def _by_address(
+    routes: Sequence[WholeRoute], ips: Sequence[IPConfig]
+) -> dict[Cidr, list[WholeRoute]]:
+    """Return for each address the routes for it.
+
+    Those are for an address in whose subnet the source or the gateway is, or which lead to that
+    subnet; a route that is for none is for all.
+    """
+    by_subnet: dict[Subnet, list[Cidr]] = {}
+    for ip in ips:
+        by_subnet.setdefault(ip.address.network, []).append(ip.address)
+    lengths = {subnet.prefixlen for subnet in by_subnet}
+    found: dict[Cidr, list[WholeRoute]] = {ip.address: [] for ip in ips}
+    for one in routes:
+        near = [address for address in (one.source, *one.gateways) if address]
+        subnets = {ip_network((at, bits), strict=False) for at in near for bits in lengths}
+        if not near:
+            subnets = {one.told.route.dst}
+        owners = [address for subnet in subnets for address in by_subnet.get(subnet, ())]
+        for address in dict.fromkeys(owners) if owners else found:
+            found[address].append(one)
+    return found
+
+
+def _with_default(
+    ip: IPConfig, own: Sequence[WholeRoute], conf: Conf, link: Link
 ) -> list[WholeRoute]:
-    """Return the routes for what has the address as its source, those without gateway first."""
+    """Return the routes of an address with a default route, those without gateway first."""
     version = ip.address.version
-    alike = [one for one in ours if one.told.route.dst.version == version]
-    peers = [other for other in ips if other.address.version == version]
-    found = [one for one in alike if _is_for(one, ip, peers)]
-    chosen = conf.gateways.get(version)
-    if chosen:
-        _refuse_far(chosen, link, peers, alike)
-        found = [one for one in found if one.told.route.dst.prefixlen]
+    default, chosen = _DEFAULT[version], conf.gateways.get(version)
+    found = [one for one in own if not chosen or one.told.route.dst != default]
     gateway = chosen or ip.gateway
-    default = _DEFAULT[version]
-    if (
-        gateway
-        and not gateway.is_unspecified
-        and not any(o.told.route.dst == default for o in found)
-    ):
+    has_default = any(one.told.route.dst == default for one in found)
+    if gateway and not gateway.is_unspecified and not has_default:
         found.append(WholeRoute(route_message(link.index, Route(default, gateway)).body))
     return sorted(found, key=lambda one: bool(one.gateways))
-
-
-def _is_for(one: WholeRoute, ip: IPConfig, peers: Sequence[IPConfig]) -> bool:
-    """Tell whether a route is for an address: by its subnet, or since it is nobody's else."""
-    near = [address for address in (one.source, *one.gateways) if address]
-    if not near or any(address in ip.address.network for address in near):
-        return True
-    return not any(address in peer.address.network for peer in peers for address in near)
 
 
 def _refuse_far(
@@ -115,6 +122,7 @@ def _refuse_far(
             Code.INVALID_CONFIG, f"\"gateways\" has {gateway}, which is an address of '{link.name}'"
         )
     near = [one.told.route.dst for one in routes if not one.gateways]
+    near = [dst for dst in near if dst.version == gateway.version]
     own = gateway.version == 6 and gateway.is_link_local
     if not own and not any(gateway in one for one in near):
         raise CNIError(
@@ -131,25 +139,24 @@ def _with_hints(
 
     Routes without a gateway stay, and the one to the subnet of an address names that as source.
     """
-    kept: list[WholeRoute] = [one for one in ours if not one.gateways]
+    to_subnet: dict[Subnet, list[WholeRoute]] = {}
+    for one in ours:
+        to_subnet.setdefault(one.told.route.dst, []).append(one)
+    kept = {one.body for one in ours if not one.gateways}
     hinted: list[WholeRoute] = []
-    seen = set()
-    for ip in ips:
-        subnet = ip.address.network
-        if subnet in seen or subnet.num_addresses == 1:
-            continue
-        seen.add(subnet)
-        present = [one for one in ours if one.told.route.dst == subnet]
+    for subnet, ip in {ip.address.network: ip for ip in reversed(ips)}.items():
+        present = to_subnet.get(subnet, [])
         if any(one.source for one in present):
-            kept += present
-            continue
-        kept = [one for one in kept if one not in present]
-        hinted += [one.from_source(ip.address.ip) for one in present] or [
-            WholeRoute(
-                route_message(
-                    link.index, Route(subnet, scope=RT_SCOPE_LINK), source=ip.address.ip
-                ).body
-            )
-        ]
-    yield [one for one in ours if one not in kept]
+            kept |= {one.body for one in present}
+        elif subnet.num_addresses > 1:
+            kept -= {one.body for one in present}
+            hinted += [one.from_source(ip.address.ip) for one in present] or [
+                _subnet_route(link, subnet, ip.address.ip)
+            ]
+    yield [one for one in ours if one.body not in kept]
     yield hinted
+
+
+def _subnet_route(link: Link, subnet: Subnet, source: Address) -> WholeRoute:
+    route = Route(subnet, scope=RT_SCOPE_LINK)
+    return WholeRoute(route_message(link.index, route, source=source).body)

@@ -145,10 +145,13 @@ ASKS: dict[str, Json] = {
 def test_a_pod_with_three_networks(node: Node, *, cached: bool) -> None:
     """Each interface has what the pod asked of its network; after DEL nothing is left."""
     node.outside()
-    pod = Pod(node, [main_network(), storage(), control()], ASKS)
+    last = control()
+    last["plugins"].append({"type": "sbr"})
+    pod = Pod(node, [main_network(), storage(), last], ASKS)
 
     assert pod.add() is None
 
+    assert "from 192.168.5.9 lookup 100" in node.command("ip", "rule", netns=pod.netns)
     macs = {link["ifname"]: link["address"] for link in node.ip(pod.netns, "link")}
     assert (macs["net1"], macs["net2"]) == (MAC1, MAC2)
     assert node.addresses(pod.netns, "net2") == ["192.168.5.9/24"]
@@ -157,6 +160,7 @@ def test_a_pod_with_three_networks(node: Node, *, cached: bool) -> None:
     pod.check()
     pod.delete(cached=cached)
     assert [name for name in node.links(pod.netns) if name != "lo"] == []
+    assert "lookup 100" not in node.command("ip", "rule", netns=pod.netns)
     assert node.traces("br-control") == {}
 
 

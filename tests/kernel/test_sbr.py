@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from tests.kernel.sweeps import faults
 from tests.kernel.test_commands import age, asked, kinds
 from tests.kernel.test_rollback import calm, code_of, is_act
 from tests.machine import REFERENCE_BIN, Json, Machine, error_of, files_below
+from tests.scope import ALL
 from tests.waits import GENEROUS
 
 alone = pytest.mark.without_engine(reason="fails in this process")
@@ -465,7 +467,26 @@ def test_held_by_the_container(machine: Machine, container: str) -> None:
         os.close(descriptor)
 
 
+@pytest.mark.without_engine("measures this process")
+def test_many(machine: Machine, container: str) -> None:
+    """Hundreds of addresses in as many subnets take time in proportion to their number."""
+    count = 1000 if ALL else 300
+    net = Net(machine, container)
+    at = [f"20.{number // 256}.{number % 256}" for number in range(count)]
+    machine.do(container, *(f"ip addr add {one}.2/24 dev net1" for one in at))
+    net.result["ips"] = [{"address": f"{one}.2/24", "gateway": f"{one}.1"} for one in at]
+    del net.result["interfaces"]
+    before = state(machine, container)
+    started = time.process_time()
+    net.add()
+    net.call("CHECK", net.chained)
+    net.delete()
+    assert time.process_time() - started < count / 250  # seconds; a third of it, usually
+    assert state(machine, container) == before
+
+
 @pytest.mark.without_engine("the commands know nothing of it")
+@pytest.mark.xdist_group("liveness")
 def test_commands(machine: Machine, container: str) -> None:
     """`explain` shows rules and routes; those of the bridge are found where they went."""
     net = Net(machine, container)
@@ -482,6 +503,13 @@ def test_commands(machine: Machine, container: str) -> None:
     assert not objects(FOUND)["rule from 10.7.1.2 to table 100"]
     missing = asked(machine, "audit", status=4)["missing"]
     assert kinds(missing) == ["route", "rule"]  # the bridge's is nowhere that packets look
+    machine.end(container)
+    age(machine)
+    assert kinds(asked(machine, "audit", status=FOUND)["findings"]) == ["record", "record"]
+    assert asked(machine, "reclaim", status=FOUND)["removed"] == []
+    age(machine)
+    assert kinds(asked(machine, "reclaim")["removed"]) == ["record", "record"]
+    assert files_below(f"{machine.state_dir}/attachments") == {}
 
 
 def _arranged(machine: Machine, container: str) -> tuple[Net, Json]:
