@@ -72,6 +72,7 @@ SOMEWHERE = {
         r"|ADD: c1 sysctl net/ipv6/conf/eth0/accept_dad: -1 -> 1"
     ),
     "Device after DEL": r"DEL: host (link|address|route|sysctl) .*",
+    "Lock of sbr": r"DEL: files in /run/pycni: absent -> there",
     "DEL of sbr": r"DEL: c1 (route|rule) .*",
     "Routes of the other family": r"ADD: c1 route \w+ \w+ dst \S+:\S+ table \d+ .* -> absent",
     "Default route of a table": r"ADD: c1 route \w+ \w+ dst default table \d+ .* -> absent",
@@ -278,7 +279,7 @@ def with_routes(*routes: Json, **keys: Any) -> Json:
 MTU_OF_TAP = ("Frames of tap", "MTU and MAC of tap")
 TAP = ("Frames of tap", "Start of tap")
 POINT = ("Routes of ptp", "Start of ptp")
-SOURCED = ("DEL of sbr", "Routes of the other family")
+SOURCED = ("Lock of sbr", "DEL of sbr", "Routes of the other family")
 IFB = ("Length of the ifb's queue", "MAC of the ifb")
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 CASES = {
@@ -558,7 +559,7 @@ CASES = {
         plugin="sbr",
         prepare=ROUTED,
     ),
-    "sbr-table": Case(sbr(table=300), plugin="sbr", prepare=ROUTED),
+    "sbr-table": Case(sbr(table=300), ("Lock of sbr",), plugin="sbr", prepare=ROUTED),
     "tuning-nothing": Case(tuning("0.4.0"), plugin="tuning", prepare=ETH0),
     **{
         f"bandwidth-{v}": Case(
