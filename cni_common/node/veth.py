@@ -393,7 +393,9 @@ def _membership(subnets: Iterable[Subnet]) -> Callable[[Address], bool]:
 
 def refused(error: NetlinkError, netns: NetNS, name: str) -> CNIError:
     """Return the error about what the kernel has refused for an interface, with its remedy."""
-    remedy = ""
+    # Of ipvlan alone, which takes no address that another one on its master has.
+    taken = error.errno == errno.EADDRINUSE
+    remedy = "; another container on the same master has that address" if taken else ""
     disabled = f"net/ipv6/conf/{name}/disable_ipv6"
     try:
         if error.errno == errno.EACCES and netns.sysctl(disabled) != "0":

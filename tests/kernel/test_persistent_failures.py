@@ -51,6 +51,13 @@ def ptp(machine: Machine, **keys: Any) -> Call:
     return Call("ptp", points.network(machine, **keys), machine.container())
 
 
+def on_uplink(machine: Machine, plugin: str) -> Call:
+    """Return an ADD of a plugin whose interface is on the uplink, so that its DEL needs none."""
+    machine.outside()
+    keys: Json = {"type": plugin, "bridge": None, "isGateway": None, "master": "uplink"}
+    return Call(plugin, machine.network(**keys), machine.container())
+
+
 def portmap(machine: Machine, **keys: Any) -> Call:
     """Return an ADD of portmap."""
     node = Node(machine)
@@ -101,6 +108,8 @@ CASES: Mapping[str, Callable[[Machine], Call]] = {
     "bridge-iptables": lambda machine: bridge(machine, ipMasq=True, ipMasqBackend="iptables"),
     "bridge-static": lambda machine: bridge(machine, ipam=STATIC),
     "ptp": lambda machine: ptp(machine, ipMasq=True),
+    "macvlan": lambda machine: on_uplink(machine, "macvlan"),
+    "ipvlan": lambda machine: on_uplink(machine, "ipvlan"),
     "portmap": portmap,
     "portmap-iptables": lambda machine: portmap(machine, backend="iptables"),
     "firewall": firewall,
@@ -125,6 +134,7 @@ def objects(machine: Machine, netns: str) -> Json:
     return {
         "rules": machine.ip(netns, "rule"),
         "routes": machine.ip(netns, "-4", "route", "show", "table", "all"),
+        "links": [link["ifname"] for link in machine.ip(netns, "link")],
         **{key: value for key, value in limits.left(machine).items() if key != "records"},
         "ports": machine.ports(),
         "nft": [entry for entry in machine.nft() if "pycni" in str(entry) or "CNI-" in str(entry)],
@@ -166,7 +176,8 @@ def cases() -> Iterator[Any]:
         # A kernel without nftables has no iptables-nft, which would really be called here.
         codes = [code for code in ERRORS if code != errno.EOPNOTSUPP or "iptables" not in name]
         for code in codes if ALL else [codes[at] for at in one_of_each([name] * len(codes))]:
-            yield pytest.param(name, code, id=f"{name}-{errno.errorcode[code]}")
+            marks = [pytest.mark.full_kernel] if name == "ipvlan" else []
+            yield pytest.param(name, code, id=f"{name}-{errno.errorcode[code]}", marks=marks)
 
 
 @pytest.mark.parametrize(("name", "code"), list(cases()))
