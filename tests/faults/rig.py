@@ -227,14 +227,15 @@ def sweep(
     error: int = 0,
     lasting: bool = False,
     most: int = 0,
+    everything: bool = ALL,
 ) -> None:
-    """Run `scenario` with an injection at some calls, in the long target at each in turn.
+    """Run `scenario` with an injection at some calls, or for `everything` at each in turn.
 
     It prepares, calls `rig.inject` once, and judges; each time it leaves the node as it found it.
     A failure tells what was injected, and how to have that one case again. `most` limits the
     sample, 0: no limit.
     """
-    for number in _numbers(rig, scenario, most):
+    for number in _numbers(rig, scenario, most, everything=everything):
         injection = Injection(number, error, lasting)
         rig.struck = ""
         try:
@@ -248,14 +249,16 @@ def sweep(
             raise
 
 
-def _numbers(rig: Rig, scenario: Callable[[Injection], None], most: int) -> Sequence[int]:
+def _numbers(
+    rig: Rig, scenario: Callable[[Injection], None], most: int, *, everything: bool
+) -> Sequence[int]:
     """Return the numbers of the calls that are hit, after a run of the scenario without fault."""
     if ONLY in os.environ:
         return [int(os.environ[ONLY])]
     scenario(Injection(0))
     calls = rig.called
     assert len(calls) > _CALLS_MIN, "the injector sees nothing"
-    if ALL:
+    if everything:
         return _less_alike(len(calls))
     chosen = sample_of(calls, date.fromisoformat(SEED).toordinal(), most)
     print(f"of {len(calls)} calls {chosen}")

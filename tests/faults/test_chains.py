@@ -15,6 +15,7 @@ from tests.faults.power import reboot
 from tests.faults.rig import Rig, attachments, configuration, sweep
 from tests.faults.test_errors import assert_told
 from tests.machine import Json
+from tests.scope import ALL
 
 MOST = 4  # calls of each sweep, in make test
 NAMES = ("c1", "new", "living", "dead")  # each has a port and a fixed address of its own
@@ -49,6 +50,12 @@ CHAINS: dict[str, tuple[Sequence[Json], int]] = {
     "bridge-FIREWALL": ((BRIDGE, FIREWALL), 1),
     "bridge-SBR": ((BRIDGE, SBR), 1),
 }
+# Likewise, on kernels that have these kinds of interfaces: see tests/vm.
+FULL_KERNEL_CHAINS: dict[str, tuple[Sequence[Json], int]] = {
+    "DUMMY": (({"type": "dummy", "ipam": BRIDGE["ipam"]},), 0),
+    "IPVLAN": ((MACVLAN | {"type": "ipvlan"},), 0),
+    "VLAN": ((MACVLAN | {"type": "vlan", "vlanId": 5},), 0),
+}
 
 
 class Chain:
@@ -56,13 +63,15 @@ class Chain:
 
     def __init__(self, rig: Rig, name: str) -> None:
         self.rig = rig
-        plugins, self._hit = CHAINS[name]
+        plugins, self._hit = (CHAINS | FULL_KERNEL_CHAINS)[name]
         common = {"cniVersion": "1.1.0", "name": "net1"}
         self._plugins = [{**common, **plugin} for plugin in plugins]
         if "device" in plugins[0]:
             rig.kept = tuple(map(_device, NAMES))
         if "master" in plugins[0]:
-            rig.node.command("ip", "link", "add", plugins[0]["master"], "type", "bridge")
+            master = plugins[0]["master"]
+            rig.node.command("ip", "link", "add", master, "type", "bridge")
+            rig.node.command("ip", "link", "set", master, "up")
 
     def call(self, command: str, name: str, injection: Injection | None = None) -> Done:
         """Run a command of each plugin, as far as all goes well; return what the last one said."""
@@ -181,6 +190,24 @@ def put_in_order(chain: Chain, injection: Injection) -> None:
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
 def test_killed(request: pytest.FixtureRequest, chain: Chain, command: str) -> None:
     """Wherever ADD or DEL is killed, DEL or GC removes what is there, and ADDs work."""
+    kill(request, chain, command, most=MOST)
+
+
+@pytest.mark.full_kernel
+@pytest.mark.rotating(6)
+@pytest.mark.parametrize("command", ["ADD", "DEL"])
+@pytest.mark.parametrize("name", FULL_KERNEL_CHAINS)
+def test_killed_in_a_full_kernel(
+    request: pytest.FixtureRequest, rig: Rig, name: str, command: str
+) -> None:
+    """Likewise, at one call: an emulated machine takes half a minute for it."""
+    kill(request, Chain(rig, name), command, most=1, everything=False)
+
+
+def kill(
+    request: pytest.FixtureRequest, chain: Chain, command: str, *, most: int, everything: bool = ALL
+) -> None:
+    """Have ADD or DEL killed at some calls; DEL or GC removes what is there, and ADDs work."""
 
     def scenario(injection: Injection) -> None:
         if command == "ADD":
@@ -190,7 +217,7 @@ def test_killed(request: pytest.FixtureRequest, chain: Chain, command: str) -> N
         chain.call(command, "c1", injection)
         put_in_order(chain, injection)
 
-    sweep(chain.rig, request, scenario, most=MOST)
+    sweep(chain.rig, request, scenario, most=most, everything=everything)
 
 
 @pytest.mark.rotating(3)
