@@ -31,7 +31,9 @@ def main(words: Sequence[str]) -> int:
         found = Report.from_json((options.output / report.JSON).read_text())
     else:
         try:
-            found = measure(options.bin_dir.resolve(), options.rounds, quick=options.quick)
+            found = measure(
+                options.bin_dir.resolve(), options.rounds, quick=options.quick, only=options.only
+            )
         except BenchError as error:
             sys.stderr.write(f"\nbench: {error}\n")
             return 2
@@ -43,8 +45,11 @@ def main(words: Sequence[str]) -> int:
     return 1 if missed and not options.no_verdict else 0
 
 
-def measure(bin_dir: Path, rounds: int, *, quick: bool) -> Report:
-    """Return the report of one run; a quick run skips long experiments."""
+def measure(bin_dir: Path, rounds: int, *, quick: bool, only: Sequence[str]) -> Report:
+    """Return the report of one run; a quick run skips long experiments.
+
+    `only`: names of experiments; none: all that this machine's kernel can do.
+    """
     missing: dict[str, str] = {}
     machine = description(_REFERENCE)
     with tempfile.TemporaryDirectory() as directory:
@@ -53,9 +58,10 @@ def measure(bin_dir: Path, rounds: int, *, quick: bool) -> Report:
         with _columns(bin_dir, programs["driver"], missing) as present:
             bench = Bench(present, programs[FLOOR], _CNITOOL, rounds)
             for name, run in experiments.experiments().items():
-                if not (quick and name in experiments.SLOW):
+                is_skipped = (quick and name in experiments.SLOW) or experiments.lacks(name)
+                if name in only or not (only or is_skipped):
                     run(bench)
-            steps = profiles(bench)
+            steps = {} if only else profiles(bench)
         return Report(machine, rounds, missing, list(bench.rows.values()), steps)
 
 
@@ -85,9 +91,13 @@ def _options(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=100, help="how often each call is made")
     parser.add_argument("--output", type=Path, default=ROOT / "docs", help="where reports go")
     parser.add_argument("--quick", action="store_true", help="leave out what takes long")
+    parser.add_argument("--only", nargs="+", default=(), help="these experiments alone")
     parser.add_argument("--render", action="store_true", help="write the page of the last run anew")
     parser.add_argument("--no-verdict", action="store_true", help="succeed when bars are missed")
-    return parser.parse_args(words)
+    found = parser.parse_args(words)
+    if found.only and found.output == parser.get_default("output"):
+        parser.error("--only needs --output: the page is about all experiments")
+    return found
 
 
 if __name__ == "__main__":

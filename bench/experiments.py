@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from bench import growth, iperf3, networks
-from bench.columns import Batch, Call, Column, Floor, empty, sh
+from bench.columns import Batch, BenchError, Call, Column, Floor, empty, sh
 from bench.networks import Attachment, Network, Variant
 from bench.samples import ENGINE, FLOOR, ONE_SHOT, REFERENCE, Row
 from plugins import TYPES
@@ -25,6 +25,7 @@ SLOW = (
     *("at-once-32", "leases-10000", "leases-60000", "leases-one-free", "leases-64", "growth"),
     *("routes-10000", "portmap-range", "portmap-scattered"),
 )
+ON_MASTER = ("macvlan", "ipvlan", "vlan")
 _MEGABYTES = 64  # takes less than a tenth of a second
 _CIDRS = count(1)
 
@@ -96,7 +97,7 @@ def experiments(types: Sequence[str] = TYPES) -> dict[str, Callable[[Bench], Non
         "first": first_container,  # first, while the host is still empty
         "version": version,
         "loopback": loopback,
-        "macvlan": macvlan,
+        **{kind: partial(on_master, kind=kind) for kind in ON_MASTER},
     }
     for key, (title, variant) in _variants(types).items():
         found[key] = partial(attach, key=key, title=title, variant=variant)
@@ -116,6 +117,20 @@ def experiments(types: Sequence[str] = TYPES) -> dict[str, Callable[[Bench], Non
     ):
         found[f"leases-{among.key}"] = partial(leases, among=among)
     return found
+
+
+def lacks(name: str) -> bool:
+    """Tell whether this kernel lacks the kind of interface that an experiment is about."""
+    if name not in ON_MASTER:
+        return False
+    sh("ip link add probe0 type bridge")
+    try:
+        sh(f"ip link add link probe0 name probe1 type {name}{' id 5' if name == 'vlan' else ''}")
+    except BenchError:
+        return True
+    finally:
+        sh("ip link delete probe0")  # and what is on it
+    return False
 
 
 def _variants(types: Sequence[str]) -> dict[str, tuple[str, Variant]]:
@@ -171,18 +186,18 @@ def loopback(bench: Bench) -> None:
                     row.add(column.name, batch.outcomes[0].wall_ms)
 
 
-def macvlan(bench: Bench) -> None:
-    """ADD and DEL of macvlan with host-local, all columns on one master."""
+def on_master(bench: Bench, kind: str) -> None:
+    """ADD and DEL of macvlan, ipvlan or vlan with host-local, all columns on one master."""
     rows = {
-        command: bench.row(f"macvlan.{command.lower()}", f"macvlan {command}")
+        command: bench.row(f"{kind}.{command.lower()}", f"{kind} {command}")
         for command in ("ADD", "DEL")
     }
-    variant = Variant(master="below0")
+    variant = Variant(type=kind, master="below0")
     sh(f"ip link add {variant.master} type bridge")
     sh(f"ip link set {variant.master} up")
-    for turn in bench.turns("macvlan"):
+    for turn in bench.turns(kind):
         for column in turn:
-            network = Network("macvlan", column.name, column.bin_dir, variant)
+            network = Network(kind, column.name, column.bin_dir, variant)
             attachment = bench.attachment(network, 0)
             for command, row in rows.items():
                 (batch,) = run_chain(column, [attachment], command)

@@ -27,7 +27,8 @@ class Variant:
     ports: int | None = None  # None: no portmap in the chain
     in_row: bool = False  # whether these are a range of UDP, each port keeping its number
     routes: int = 0  # beside the default route
-    master: str = ""  # of a macvlan; none: a bridge
+    type: str = "bridge"
+    master: str = ""  # of a macvlan, ipvlan or vlan
 
     @property
     def is_large(self) -> bool:
@@ -85,7 +86,9 @@ class Network:
             },
         }
         if self.variant.master:
-            return [{"type": "macvlan", "master": self.variant.master, "ipam": bridge["ipam"]}]
+            keys = {"type": self.variant.type, "master": self.variant.master}
+            vlan = {"vlanId": 5} if self.variant.type == "vlan" else {}
+            return [{**keys, **vlan, "ipam": bridge["ipam"]}]
         if self.variant.masquerade:
             bridge["ipMasq"] = True
             if self.column == REFERENCE:
