@@ -20,8 +20,12 @@ from tests.scope import ALL
 ROOT = Path(__file__).resolve().parents[2]
 BOOT = Path(__file__).with_name("boot.py")
 MARKS = "full_kernel or everywhere" if ALL else "full_kernel"
-# systemd takes a minute to start there: only in the long target.
-WITH_SYSTEMD = ROOT / "tests/e2e/test_unit.py"
+# What takes a minute or more there, as systemd does to start: only in the long target.
+SLOW = {
+    ROOT / "tests/e2e/test_unit.py",
+    ROOT / "tests/faults/test_chains.py",
+    ROOT / "tests/kernel/test_persistent_failures.py",
+}
 KERNELS = ["6.1-cloud", "6.12-cloud"] if ALL else ["6.12-cloud"]
 LIMIT = 3000  # seconds for all tests of one machine; on an idle one they take some two minutes
 PROVISIONING = 300  # seconds
@@ -56,7 +60,7 @@ def marked_files() -> list[str]:
     return [
         str(path.relative_to(ROOT))
         for path in found
-        if mark.search(path.read_text()) and (ALL or path != WITH_SYSTEMD)
+        if mark.search(path.read_text()) and (ALL or path not in SLOW)
     ]
 
 
