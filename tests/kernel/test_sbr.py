@@ -6,6 +6,7 @@ reference" begins the account of each defect of the Go plugin that this one has 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import multiprocessing
 import os
@@ -183,6 +184,17 @@ def test_the_other_interface_is_left_alone(machine: Machine, container: str) -> 
 
         assert [one for one in routes(machine, container) if "net2" not in one] == alone
         assert not any("default" in one for one in routes(machine, container) if "net2" in one)
+        for source, peer, dev in (
+            ("10.7.1.2", "198.51.100.1", "net1"),
+            ("10.7.1.3", "198.51.100.1", "net2"),
+            ("fd00:7::2", "2001:db8:1::1", "net1"),
+            ("fd00:7::3", "2001:db8:1::1", "net2"),
+        ):
+            (way,) = machine.ip(container, "route", "get", peer, "from", source)
+            assert way["dev"] == dev
+            assert machine.ping(
+                container, "fd00:7::1" if ":" in source else "10.7.1.1", "-I", source
+            )
         second.check()
         first.call("CHECK", {**first.before, "prevResult": first.result})
         second.delete()
@@ -308,6 +320,18 @@ def test_refused(machine: Machine, container: str) -> None:
 
         assert (error["code"], says in error["msg"]) == (code, True), error
         assert state(machine, container) == before
+
+
+def test_without_rules_of_an_ip_version(machine: Machine, container: str) -> None:
+    """A kernel without IPv6 has no rules for it, which keeps nothing from working."""
+    net = Net(machine, container)
+    before = state(machine, container)
+    for call in (net.add, net.delete):
+        fault = Fault(2, only="list rules".__eq__, code=errno.EAFNOSUPPORT)
+        with faulty(machine, fault) as host:
+            call(host=host)
+        assert fault.happened
+    assert state(machine, container) == before
 
 
 def test_missing(machine: Machine, container: str) -> None:
