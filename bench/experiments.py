@@ -98,6 +98,7 @@ def experiments(types: Sequence[str] = TYPES) -> dict[str, Callable[[Bench], Non
         "version": version,
         "loopback": loopback,
         **{kind: partial(on_master, kind=kind) for kind in ON_MASTER},
+        "host-device": host_device,
     }
     for key, (title, variant) in _variants(types).items():
         found[key] = partial(attach, key=key, title=title, variant=variant)
@@ -203,6 +204,29 @@ def on_master(bench: Bench, kind: str) -> None:
                 (batch,) = run_chain(column, [attachment], command)
                 row.add(column.name, batch.wall_ms)
     sh(f"ip link delete {variant.master}")
+
+
+def host_device(bench: Bench) -> None:
+    """ADD and DEL of host-device with host-local, all columns with one device in turn."""
+    rows = {
+        command: bench.row(f"host-device.{command.lower()}", f"host-device {command}")
+        for command in ("ADD", "DEL")
+    }
+    variant = Variant(device="lent0")
+    sh(f"ip link add {variant.device} type veth peer name lent1")
+    sh("ip link set lent1 up")
+    for turn in bench.turns("host-device"):
+        for column in turn:
+            # As a host has it in use; the reference's DEL leaves it bare and down.
+            sh(f"ip link set {variant.device} up")
+            sh(f"ip address replace 10.19.0.1/24 dev {variant.device}")
+            attachment = bench.attachment(
+                Network("host-device", column.name, column.bin_dir, variant), 0
+            )
+            for command, row in rows.items():
+                (batch,) = run_chain(column, [attachment], command)
+                row.add(column.name, batch.wall_ms)
+    sh(f"ip link delete {variant.device}")
 
 
 def attach(bench: Bench, key: str, title: str, variant: Variant) -> None:

@@ -29,6 +29,7 @@ class Variant:
     routes: int = 0  # beside the default route
     type: str = "bridge"
     master: str = ""  # of a macvlan, ipvlan or vlan
+    device: str = ""  # of a host-device
 
     @property
     def is_large(self) -> bool:
@@ -89,6 +90,9 @@ class Network:
             keys = {"type": self.variant.type, "master": self.variant.master}
             vlan = {"vlanId": 5} if self.variant.type == "vlan" else {}
             return [{**keys, **vlan, "ipam": bridge["ipam"]}]
+        if self.variant.device:
+            keys = {"type": "host-device", "device": self.variant.device}
+            return [{**keys, "ipam": bridge["ipam"]}]
         if self.variant.masquerade:
             bridge["ipMasq"] = True
             if self.column == REFERENCE:

@@ -54,6 +54,7 @@ def bars(types: Sequence[str] = TYPES) -> tuple[Bar, ...]:
         *(_both("portmap-4.add", 1.3, 0.15) if "portmap" in types else ()),
         *_both("plain.del", 2.5, 0.75),
         *_both("macvlan.add", 1.5, 0.35),
+        *_both("host-device.add", 0.5, 0.1),
         *_both("masq.del", 0.9, 0.3),
         *_both("at-once-32.add", 0.4, 2.0, at_least=True),
         *_both("at-once-32.del", 0.8, 5.0, at_least=True),

@@ -109,6 +109,12 @@ class Machine:
         self._fds.append(fd)
         return f"/proc/{os.getpid()}/fd/{fd}"
 
+    def move_to(self, netns: str) -> None:
+        """Be a host in another namespace from now on."""
+        self._ip.close()
+        self.host = netns
+        self._ip = Resident(netns, *_IP, "-batch", "-")
+
     def forget(self, netns: str) -> None:
         """Close a container's namespace; nothing else holds it, so the kernel removes it."""
         fd = int(netns.rpartition("/")[2])

@@ -30,3 +30,4 @@ class MovedFacts:
     addresses: Sequence[Sequence[str]] = ()  # each in words, and the kernel's message in hex
     routes: Sequence[Sequence[str]] = ()  # likewise
     home: bool = False  # whether it is back, with everything
+    failed: bool = False  # whether it is back, and a call could not give it everything

@@ -93,7 +93,12 @@ class Moved(Part):
                     if facts.index:
                         host.log(f"'{facts.name}' is gone: neither in the container nor at home")
                     return
-                _settle(host, device, facts)
+                try:
+                    _settle(host, device, facts)
+                except NetlinkError:
+                    with suppress(OSError):
+                        record.put(replace(facts, failed=True))
+                    raise
                 with suppress(OSError):  # a second time would change nothing
                     record.put(replace(facts, home=True))
 

@@ -114,7 +114,8 @@ def give_back(
 ) -> None:
     """Give a device that has come home everything that it had. Raises NetlinkError.
 
-    What the host has no place for any more, such as a route whose gateway is gone, is logged.
+    What the host has no place for any more, such as a route whose gateway is gone, is logged. So is
+    any failure if one has failed a call before: the reason may persist, and the container must go.
     """
     for what, step in _steps(netns, device, facts):
         try:
@@ -122,7 +123,7 @@ def give_back(
         except NetlinkError as error:
             if error.errno == errno.EEXIST:
                 continue
-            if error.errno not in _REFUSED:
+            if error.errno not in _REFUSED and not facts.failed:
                 raise
             log(f"'{device.link.name}' comes home without {what}: {error}")
 

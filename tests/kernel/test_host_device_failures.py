@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import re
 from contextlib import suppress
@@ -160,6 +161,24 @@ def test_failed_delete_is_told_and_can_be_repeated(machine: Machine, recorded: b
 
     assert failed > 3
     assert left(machine) == NOTHING
+
+
+def test_failure_that_persists(machine: Machine) -> None:
+    """What fails each time fails one DEL, and does not keep the container; the rest comes back."""
+    (container, before), config = arrange(machine), network(machine, IPV4)
+    machine.ok(PLUGIN, "ADD", config, container)
+
+    for status in (1, 0):
+        fault = Fault(1, lasting=True, only=lambda what: "2001:db8::1" in what, code=errno.EPERM)
+        with faulty(machine, fault) as host:
+            reply = machine.invoke(PLUGIN, "DEL", config, container, host=host)
+        assert (reply.exit_code, fault.happened) == (status, True)
+
+    assert left(machine) == NOTHING
+    assert any("without address 2001:db8::1/64" in line for line in machine.log)
+    assert have(machine)["routes"] != before["routes"]
+    assert machine.addresses(machine.host, "uplink") == ["192.0.2.1/24"]
+    assert have(machine)["ifalias"] == "still"
 
 
 def test_kernel_that_refuses_for_good(machine: Machine) -> None:

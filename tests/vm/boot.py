@@ -410,7 +410,10 @@ def write_guest_files(folder: Path, command: Sequence[str], writable: Sequence[P
 
 
 def qemu_command(kernel: Kernel, folder: Path, ports: Sequence[int]) -> list[str]:
-    """Return the command that starts the machine: emulated, and without any network."""
+    """Return the command that starts the machine: emulated, and without any network.
+
+    Its network card leads nowhere, and has no driver until `modprobe virtio_net`.
+    """
     options = f'{KERNEL_OPTIONS} boot_dir="{folder}" boot_modules="{kernel.modules}"'
     command = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot"]
     command += ["-machine", "q35,accel=tcg,hpet=off,memory-backend=ram"]
@@ -421,6 +424,7 @@ def qemu_command(kernel: Kernel, folder: Path, ports: Sequence[int]) -> list[str
     command += ["-chardev", f"socket,id=host,path={folder}/socket"]
     command += ["-device", "vhost-user-fs-pci,chardev=host,tag=host,queue-size=1024"]
     command += ["-device", "virtio-serial-pci"]
+    command += ["-netdev", "hubport,id=net,hubid=0", "-device", "virtio-net-pci,netdev=net"]
     for number, port in enumerate(ports, start=1):
         command += ["-chardev", f"file,id=port{number},path=/dev/fd/{port}"]
         command += ["-device", f"virtserialport,nr={number},chardev=port{number}"]
