@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import selectors
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,35 +23,35 @@ DHCRELAY = TOOLS / "dhcp/usr/sbin/dhcrelay"
 
 
 class Process:
-    """A process in a namespace, and the lines that it writes to stderr."""
+    """A process in a namespace, and the lines that it writes to stderr.
+
+    That is a file: a server blocks on a pipe that nobody reads.
+    """
 
     def __init__(self, netns: str, *words: str) -> None:
         """Start it; without a namespace the words say where that is."""
         self.lines: list[str] = []
-        pipe = subprocess.PIPE
-        if netns:
-            self.process = start_in(netns, *words, stderr=pipe)
-        else:
-            self.process = subprocess.Popen(words, stderr=pipe)
-        assert self.process.stderr is not None
-        self._stderr = self.process.stderr
-        os.set_blocking(self._stderr.fileno(), False)
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         self._rest = b""
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._stderr, selectors.EVENT_READ)
+        self._at = 0
+        if netns:
+            self.process = start_in(netns, *words, stderr=self._file)
+        else:
+            self.process = subprocess.Popen(words, stderr=self._file)
 
     def await_line(self, pattern: str, count: int = 1) -> str:
         """Wait until `count` lines have matched since the start, and return the last of them."""
         deadline = time.monotonic() + GENEROUS
         while True:
+            has_ended = self.process.poll() is not None
             self.read()
             found = [line for line in self.lines if re.search(pattern, line)]
             if len(found) >= count:
                 return found[count - 1]
             text = "\n".join(self.lines)
             assert time.monotonic() < deadline, f"no {pattern!r} in:\n{text}"
-            assert self.process.poll() is None, f"it ended, without {pattern!r}:\n{text}"
-            self._selector.select(1)
+            assert not has_ended, f"it ended, without {pattern!r}:\n{text}"
+            time.sleep(0.005)
 
     def count(self, pattern: str) -> int:
         """Return the number of lines so far that match."""
@@ -60,7 +60,8 @@ class Process:
 
     def read(self) -> None:
         """Take in what it has written."""
-        while not self._stderr.closed and (data := self._stderr.read(1 << 16)):
+        while data := os.pread(self._file.fileno(), 1 << 16, self._at):
+            self._at += len(data)
             *lines, self._rest = (self._rest + data).split(b"\n")
             self.lines += [line.decode("utf-8", "replace") for line in lines]
 
@@ -75,8 +76,7 @@ class Process:
         """End it unless it has ended."""
         if self.process.poll() is None:
             self.end(signal.SIGKILL)
-        self._selector.close()
-        self._stderr.close()
+        self._file.close()
 
 
 @contextmanager

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import dhcp
 from tests.e2e.node import Done
 from tests.faults.inject import Injection
 from tests.faults.power import reboot
@@ -34,6 +36,7 @@ PTP: Json = {key: BRIDGE[key] for key in ("ipMasq", "ipam")} | {"type": "ptp"}
 MACVLAN: Json = {"type": "macvlan", "master": "up0", "ipam": BRIDGE["ipam"]}
 HOST_DEVICE: Json = {"type": "host-device", "device": "", "ipam": BRIDGE["ipam"]}
 TAP: Json = {"type": "tap", "owner": 5, "mtu": 1400, "ipam": BRIDGE["ipam"]}
+DHCP: Json = {"type": "macvlan", "master": "up0", "ipam": {"type": "dhcp"}}
 STATIC: Json = BRIDGE | {"isGateway": False, "ipam": {"type": "static"}}
 
 # What the chain consists of, and which of them is hit.
@@ -43,6 +46,7 @@ CHAINS: dict[str, tuple[Sequence[Json], int]] = {
     "ptp-PORTMAP": ((PTP, PORTMAP), 1),
     "bridge-portmap-TUNING": ((BRIDGE, PORTMAP, TUNING), 2),
     "MACVLAN": ((MACVLAN,), 0),
+    "MACVLAN-DHCP": ((DHCP,), 0),
     "HOST-DEVICE": ((HOST_DEVICE,), 0),
     "TAP": ((TAP,), 0),
     "BRIDGE-static": ((STATIC,), 0),
@@ -68,10 +72,15 @@ class Chain:
         self._plugins = [{**common, **plugin} for plugin in plugins]
         if "device" in plugins[0]:
             rig.kept = tuple(map(_device, NAMES))
-        if "master" in plugins[0]:
+        if "master" in plugins[0] and not self.uses_dhcp:
             master = plugins[0]["master"]
             rig.node.command("ip", "link", "add", master, "type", "bridge")
             rig.node.command("ip", "link", "set", master, "up")
+
+    @property
+    def uses_dhcp(self) -> bool:
+        """Tell whether the network has a DHCP server."""
+        return bool(self._plugins[0].get("ipam", {}).get("type") == "dhcp")
 
     def call(self, command: str, name: str, injection: Injection | None = None) -> Done:
         """Run a command of each plugin, as far as all goes well; return what the last one said."""
@@ -165,9 +174,15 @@ _STATIC = {"cniVersion": "1.1.0", "name": "net1", **STATIC}
 
 
 @pytest.fixture(params=list(CHAINS))
-def chain(request: pytest.FixtureRequest, rig: Rig) -> Chain:
+def chain(request: pytest.FixtureRequest, rig: Rig, tmp_path: Path) -> Iterator[Chain]:
     """A network."""
-    return Chain(rig, request.param)
+    chain = Chain(rig, request.param)
+    if not chain.uses_dhcp:
+        yield chain
+        return
+    rig.node.outside()
+    with dhcp.served(rig.node, tmp_path):
+        yield chain
 
 
 def put_in_order(chain: Chain, injection: Injection) -> None:

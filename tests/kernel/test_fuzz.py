@@ -117,6 +117,16 @@ BANDWIDTH: Json = {
     "unshapedSubnets": ["10.0.0.0/8", "fd00::/8"],
     "runtimeConfig": {"bandwidth": {"EgressRate": 10**7, "EgressBurst": 2**32 - 1}},
 }
+DHCP: Json = {
+    "type": "dhcp",
+    "ipam": {
+        "type": "dhcp",
+        "daemonSocketPath": "/run/no/daemon.sock",
+        "provide": [{"option": "host-name", "value": "x", "fromArg": "K8S_POD_NAME"}],
+        "request": [{"option": "44", "skipDefault": True}],
+        "priority": 100,
+    },
+}
 FIREWALL: Json = {"type": "firewall", "backend": "nftables", "ingressPolicy": "open"}
 MACVLAN: Json = {
     "type": "macvlan",
@@ -185,6 +195,7 @@ TAP: Json = {
     "ipam": {**SINGLE, "subnet": "10.84.0.0/16"},
 }
 BY_ITSELF = {
+    "dhcp": DHCP,
     "loopback": LOOPBACK,
     "macvlan": MACVLAN,
     "ipvlan": IPVLAN,

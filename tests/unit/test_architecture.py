@@ -514,6 +514,15 @@ ENTRIES = {
         _COMMON_SERVING | {"kernel.link", "kernel.netlink", "node.lifecycle", "spec.ipam_config"},
         frozenset({"tuning", "tuning.conf", "tuning.device", "tuning.parts", "tuning.sysctl"}),
     ),
+    "dhcp refuses an ADD": Entry(
+        "dhcp",
+        "ADD",
+        {"ipam": {"type": "dhcp", "provide": [{"option": "53"}]}},
+        7,
+        _SERVING | _NETLINK - {"struct"},
+        _COMMON_SERVING | {"node.lifecycle"},
+        frozenset({"dhcp", "dhcp.client", "dhcp.conf", "dhcp.parts", "dhcp.rpc"}),
+    ),
     "static refuses an ADD": Entry(
         "static",
         "ADD",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _REQUEST_SECONDS = 5.0  # for a whole request to come
 _PART_BYTES = 1 << 16
+_PAUSE_SECONDS = 0.5  # after a connection that could not be taken
 _CONNECTIONS_MAX = 1000
 _SPREAD_SECONDS = 1.0  # over which clients ask when their switch is back
 _SHARES_MAC = ("ipvlan", "ipvtap")  # an answer to the MAC alone would not find the interface
@@ -48,7 +49,7 @@ class Service:
                 continue
             kept = upkeep.Upkeep(self.node, entry, self._forget)
             self._upkeeps[entry.key] = kept
-            kept.resume()
+            self.node.loop.call_after(0, kept.resume)  # by itself: one failure is not all leases'
 
     def work_off(self, directory: str) -> None:
         """Release what was to be released while there was no daemon."""
@@ -85,8 +86,12 @@ class Service:
         """Take a connection of `listener`."""
         try:
             sock, _ = listener.accept()
-        except OSError:
-            return  # the client has gone, or descriptors are short: the next call tries again
+        except OSError:  # the client has gone, or descriptors are short
+            loop = self.node.loop
+            loop.unwatch(listener)
+            again = partial(self.accept, listener)
+            loop.call_after(_PAUSE_SECONDS, lambda: loop.watch(listener, again))
+            return
         sock.settimeout(0)
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, rpc.PEER_BYTES)
         if rpc.user_of(credentials) != 0 or self._connections >= _CONNECTIONS_MAX:

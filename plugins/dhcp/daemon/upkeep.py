@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _LISTEN_SECONDS = 10.0  # for an answer; longer, the sockets would keep a dead container's namespace
 _LINK_SECONDS, _LINK_PAUSE = 5.0, 0.02  # until an interface that was set up has a carrier
+_SECOND_TRY_SECONDS = 60.0
 _GONE_TIMES = 2  # at which a namespace must be gone: a look into /proc may miss one
 _CLIENT_TEXT_MAX = 254  # bytes of a client identifier behind its type (RFC 2132 section 9.14)
 
@@ -198,6 +199,8 @@ class Upkeep:
     # --- what the machine wants ---
 
     def _tick(self) -> None:
+        # Should something unforeseen happen below, the lease is not forgotten.
+        self._timer = self._node.loop.call_after(_SECOND_TRY_SECONDS, self._tick)
         self._perform(self._machine.tick(now()))
 
     def _perform(self, actions: Sequence[Action]) -> None:
