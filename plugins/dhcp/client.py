@@ -35,7 +35,7 @@ class AwayError(CNIError):
         super().__init__(
             Code.PLUGIN_NOT_AVAILABLE,
             f"no DHCP daemon answers at '{path}' ({reason}): start 'dhcp daemon', for example by"
-            " 'systemctl enable --now pycni-dhcp.socket'",
+            " 'systemctl enable --now pycni-dhcp.socket pycni-dhcp.service'",
         )
 
 

@@ -238,3 +238,23 @@ def test_a_delegate_that_takes_all_memory(engine: SystemdNode) -> None:
     served_by_the_engine(engine, netns)
     assert main_pid(engine) == supervisor
     assert "killed by the OOM killer" in engine.journal(SERVICE)
+
+
+def test_dhcp_daemon(host: SystemdNode) -> None:
+    """The daemon of the plugin dhcp starts with its socket, and anew when it dies."""
+    units = ("pycni-dhcp.socket", "pycni-dhcp.service")
+    for unit in units:
+        text = (ROOT / "deploy" / unit).read_text()
+        host.path(f"/etc/systemd/system/{unit}").write_text(text)
+    host.command("systemctl", "daemon-reload")
+    host.command("systemctl", "enable", "--now", *units)
+    config = {"cniVersion": "1.1.0", "name": "net", "type": "dhcp", "ipam": {"type": "dhcp"}}
+
+    def answers() -> bool:
+        return host.execute("dhcp", "STATUS", config).returncode == 0
+
+    eventually(answers, "the daemon answers")
+    host.command("systemctl", "kill", "--signal=KILL", units[1])
+    eventually(answers, "the daemon answers again")
+    assert host.command("systemctl", "show", "-P", "NRestarts", units[1]) == "1\n"
+    assert host.journal(units[1]).count("serves at '/run/cni/dhcp.sock'") == 2

@@ -34,6 +34,8 @@ _FIRST_LISTENER = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
 _BACKLOG = 1024
 _FIRST_WAIT_MAX = 4.0  # seconds (RFC 2131 section 4.1)
 _UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+# What functions import when they need it: by then an upgrade may have taken the files away.
+_LATER = ("ctypes", "hashlib", "traceback", "cni_common.kernel.rtnetlink")
 _PART = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|ms|s|m|h)")
 
 
@@ -111,7 +113,7 @@ def serve(options: Options, environ: Mapping[str, str], log: Log) -> None:
         raise StartError("needs root: it enters the namespaces of containers")
     if options.pidfile and not is_absolute(options.pidfile):
         raise StartError(f"-pidfile '{options.pidfile}' is no absolute path")
-    _raise_limit()
+    _prepare()
     path = options.hostprefix + (options.socketpath or DEFAULT_SOCKET)
     try:
         store = Store(options.leasedir, log)
@@ -207,9 +209,12 @@ def _boot_id() -> str:
         return file.read().strip()
 
 
-def _raise_limit() -> None:
-    """Have as many descriptors as possible: each ADD needs five."""
+def _prepare() -> None:
+    """Have as many descriptors as possible, since each ADD needs five, and all modules."""
     import resource
+
+    for name in _LATER:
+        __import__(name)
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
