@@ -139,6 +139,21 @@ def test_bridge(machine: Machine, outside: str, daemon: Daemon, tmp_path: Path) 
     assert kept(daemon) == []
 
 
+def test_host_device(machine: Machine, server: Process, daemon: Daemon) -> None:
+    """The lease is asked for in the container, and given back before the device goes home."""
+    config = macvlan(machine, daemon, type="host-device", device="uplink")
+    container, result = attached(machine, config)
+    assert machine.link(machine.host, "uplink") is None
+    assert machine.ping(container, "192.0.2.2")
+
+    machine.ok("host-device", "CHECK", {**config, "prevResult": result}, container)
+    machine.ok("host-device", "DEL", config, container)
+
+    server.await_line("DHCPRELEASE")
+    assert kept(daemon) == []
+    assert "192.0.2.1/24" in machine.addresses(machine.host, "uplink")
+
+
 def test_ptp(machine: Machine, tmp_path: Path) -> None:
     """Unlike in the reference the interface is there when DHCP needs it."""
     with daemon_on(machine, tmp_path, "-resendtimeout=100ms") as daemon:

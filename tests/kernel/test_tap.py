@@ -224,36 +224,36 @@ def test_sources_of_the_mac(machine: Machine) -> None:
     assert [mac[-2:] for mac in seen] == ["10", "11", "12", "13"]
 
 
-@pytest.mark.parametrize(
-    ("keys", "code", "says"),
-    [
-        ({"bridge": "br9"}, 50, "no bridge 'br9'"),
-        ({"bridge": "lo"}, 50, "no bridge 'lo'"),
-        ({"bridge": "a/b"}, 7, '"bridge"'),
-        ({"mtu": 67}, 7, "mtu"),
-        ({"mtu": 65522}, 7, "65521"),
-        ({"mtu": "1400"}, 7, "mtu"),
-        ({"owner": -1}, 7, "owner"),
-        ({"owner": 2**32 - 1}, 7, "owner"),
-        ({"group": "kvm"}, 7, "group"),
-        ({"multiQueue": 1}, 7, "multiQueue"),
-        ({"mac": "01:00:00:00:00:01"}, 7, "MAC"),
-        ({"selinuxContext": "system_u:system_r:svirt_t:s0"}, 50, "SELinux is off"),
-        ({"selinuxContext": 5}, 7, "selinuxContext"),
-        ({"ipam": {"type": "absent"}}, 50, "absent"),
-        # Unlike the reference, an ADD whose IPAM plugin fails leaves no interface behind.
-        ({"ipam": {"type": "static"}}, 999, "missing IP config"),
-    ],
+REFUSED: tuple[tuple[Json, int, str], ...] = (
+    ({"bridge": "br9"}, 50, "no bridge 'br9'"),
+    ({"bridge": "lo"}, 50, "no bridge 'lo'"),
+    ({"bridge": "a/b"}, 7, '"bridge"'),
+    ({"mtu": 67}, 7, "mtu"),
+    ({"mtu": 65522}, 7, "65521"),
+    ({"mtu": "1400"}, 7, "mtu"),
+    ({"owner": -1}, 7, "owner"),
+    ({"owner": 2**32 - 1}, 7, "owner"),
+    ({"group": "kvm"}, 7, "group"),
+    ({"multiQueue": 1}, 7, "multiQueue"),
+    ({"mac": "01:00:00:00:00:01"}, 7, "MAC"),
+    ({"selinuxContext": "system_u:system_r:svirt_t:s0"}, 50, "SELinux is off"),
+    ({"selinuxContext": 5}, 7, "selinuxContext"),
+    ({"ipam": {"type": "absent"}}, 50, "absent"),
+    # Unlike the reference, an ADD whose IPAM plugin fails leaves no interface behind.
+    ({"ipam": {"type": "static"}}, 999, "missing IP config"),
 )
-def test_refused(machine: Machine, keys: Json, code: int, says: str) -> None:
+
+
+def test_refused(machine: Machine) -> None:
     """What cannot be is told. Unlike the reference, nothing is left where the bridge is missing."""
     container = machine.container()
 
-    error = machine.refused("tap", "ADD", network(machine, **keys), container)
+    for keys, code, says in REFUSED:
+        error = machine.refused("tap", "ADD", network(machine, **keys), container)
 
-    assert (error["code"], says in error["msg"]) == (code, True), error
-    assert left(machine, container) == NOTHING
-    machine.ok("tap", "DEL", network(machine, **keys), container)
+        assert (error["code"], says in error["msg"]) == (code, True), error
+        assert left(machine, container) == NOTHING
+        machine.ok("tap", "DEL", network(machine, **keys), container)
 
 
 def test_largest(machine: Machine) -> None:
