@@ -43,6 +43,8 @@ def ranges(*ranges: Json) -> Json:
     return leases({"ranges": [list(ranges)]})
 
 
+LENT: Json = {"cniVersion": "1.0.0", "name": "net1", "type": "host-device"}
+TAP: Json = {"cniVersion": "1.0.0", "name": "net1", "type": "tap"}
 NO_VARIABLES = dict.fromkeys(("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"), "")
 ALL_NAMES = "[CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME,CNI_PATH]"
 CASES = {
@@ -281,6 +283,45 @@ CASES = {
         999,
         "file exists",
         bridge(NET4, ipam={"routes": [DEFAULT4, DEFAULT4]}, isGateway=True),
+    ),
+    # host-device, tap
+    "host-device-nothing": Case(
+        999, 7, 'specify either "device", "hwaddr", "kernelpath" or "pciBusID"', LENT, "host-device"
+    ),
+    "host-device-absent": Case(
+        999, 50, "nic7", LENT | {"device": "nic7"}, "host-device", theirs="Link not found"
+    ),
+    "host-device-mac": Case(999, 7, "hwaddr", LENT | {"hwaddr": "x"}, "host-device", theirs="MAC"),
+    "host-device-kernelpath": Case(
+        999,
+        7,
+        "must be absolute and begin with /sys/devices/",
+        LENT | {"kernelpath": "/x"},
+        "host-device",
+    ),
+    "host-device-pci": Case(
+        999,
+        50,
+        "0000:ff:1f.7",
+        LENT | {"pciBusID": "0000:ff:1f.7"},
+        "host-device",
+        theirs="error with host device",
+    ),
+    "host-device-id": Case(
+        999, 50, "none", LENT | {"runtimeConfig": {"deviceID": "none"}}, "host-device"
+    ),
+    "host-device-check": Case(
+        999,
+        7,
+        "prevResult",
+        LENT | {"device": "lo"},
+        "host-device",
+        "CHECK",
+    ),
+    "tap-mtu": Case(999, 7, "mtu", TAP | {"mtu": "1"}, "tap"),
+    "tap-owner": Case(999, 7, "owner", TAP | {"owner": -1}, "tap"),
+    "tap-context": Case(
+        999, 50, "selinux", TAP | {"selinuxContext": "a:b:c:d"}, "tap", theirs="label"
     ),
     # loopback
     "foreign-address": Case(

@@ -258,6 +258,7 @@ REFUSED: tuple[tuple[Json, int, str], ...] = (
     ({"runtimeConfig": {"deviceID": 1}}, 7, "deviceID"),
     ({"DPDKMode": "yes"}, 7, "DPDKMode"),
     ({"device": "br0"}, 999, "'br0'"),
+    ({"cniVersion": "0.2.0"}, 1, "no valid IP addresses"),  # without any, it cannot be told
     ({"ipam": {"type": "absent"}}, 50, "absent"),
     # Unlike the reference's, an ADD whose IPAM plugin fails brings the device home.
     ({"ipam": {"type": "static"}}, 999, "missing IP config"),

@@ -238,6 +238,7 @@ REFUSED: tuple[tuple[Json, int, str], ...] = (
     ({"mac": "01:00:00:00:00:01"}, 7, "MAC"),
     ({"selinuxContext": "system_u:system_r:svirt_t:s0"}, 50, "SELinux is off"),
     ({"selinuxContext": 5}, 7, "selinuxContext"),
+    ({"cniVersion": "0.2.0"}, 1, "no valid IP addresses"),  # without any, it cannot be told
     ({"ipam": {"type": "absent"}}, 50, "absent"),
     # Unlike the reference, an ADD whose IPAM plugin fails leaves no interface behind.
     ({"ipam": {"type": "static"}}, 999, "missing IP config"),
