@@ -58,7 +58,7 @@ class Lease(Part):
             host.log(f"GC goes on without the leases: {error.msg}")
 
     def present(self, host: Host, record: Record, facts: LeaseFacts) -> Iterator[Owned]:
-        """Yield the lease, as the daemon knows it. Raises CNIError if no daemon answers."""
+        """Yield the lease, as the daemon knows it; without a daemon nobody keeps it."""
         from cni_common.node.owned import Owned
 
         given = {
@@ -66,13 +66,16 @@ class Lease(Part):
             "containerid": record.attachment.containerid,
             "ifname": record.attachment.ifname,
         }
-        found = client.call(facts.socket, rpc.CHECK, given, seconds=client.STATUS_SECONDS)
+        try:
+            found = client.call(facts.socket, rpc.CHECK, given, seconds=client.STATUS_SECONDS)
+        except client.AwayError:
+            found = {"told": f"no daemon answers at '{facts.socket}'"}
         what = f"DHCP lease of {facts.address or 'no address yet'}"
         if facts.server:
             what += f", given by {facts.server}"
         if found.get("told"):
             what += f" ({found['told']})"
-        yield Owned(self.name, what, found.get("address") == facts.address)
+        yield Owned(self.name, what, bool(found) and found.get("address") == facts.address)
 
     def addresses(self, facts: LeaseFacts) -> Iterator[str]:
         """Yield the address."""

@@ -34,13 +34,14 @@ from tests.dhcp import (
     leases_of,
     running,
 )
-from tests.kernel.test_commands import asked
+from tests.kernel.test_commands import age, asked, kinds
 from tests.machine import CNI_BIN, Json, Machine, addresses_of, files_below
 from tests.resident import start_in, visiting
 from tests.scope import ALL
 from tests.waits import wait_until
 
-pytestmark = pytest.mark.xdist_group("liveness")
+# These ask whether namespaces are gone: see LIVENESS_FILES.
+liveness = pytest.mark.xdist_group("liveness")
 RANGE = "192.0.2.50,192.0.2.59,255.255.255.0,1h"
 ROUTER = "--dhcp-option=3,192.0.2.2"
 SUBNET = "subnet 192.0.2.0 netmask 255.255.255.0 { range 192.0.2.50 192.0.2.59; }"
@@ -491,10 +492,11 @@ def test_delete_while_the_daemon_is_away(
     assert list(leases_of(tmp_path)) == [address_in(result)]
     daemon.start()
     server.await_line("DHCPRELEASE")
-    assert os.listdir(releases_of(daemon.socket)) == []
-    assert kept(daemon) == []
+    wait_until(lambda: not kept(daemon), "the lease stays")
+    wait_until(lambda: not os.listdir(releases_of(daemon.socket)), "the note stays")
 
 
+@liveness
 def test_container_gone_without_a_word(
     machine: Machine, outside: str, daemon: Daemon, tmp_path: Path
 ) -> None:
@@ -509,6 +511,7 @@ def test_container_gone_without_a_word(
     assert list(files_below(machine.state_dir)) == []
 
 
+@liveness
 def test_no_namespace_is_held(machine: Machine, server: Process, daemon: Daemon) -> None:
     """Unlike the reference: once there is a lease the daemon has nothing open in a container."""
     before = descriptors(daemon)
@@ -600,7 +603,7 @@ def test_reboot(machine: Machine, server: Process, daemon: Daemon) -> None:
     daemon.start()
 
     server.await_line("DHCPRELEASE")
-    assert kept(daemon) == []
+    wait_until(lambda: not kept(daemon), "the lease stays")
 
 
 def test_aborted_add(machine: Machine, outside: str, daemon: Daemon) -> None:
@@ -683,6 +686,7 @@ def test_status(machine: Machine, daemon: Daemon) -> None:
         assert f"no DHCP daemon answers at '{daemon.socket}' ({reason}" in error["msg"]
 
 
+@liveness
 def test_gc(machine: Machine, server: Process, daemon: Daemon, tmp_path: Path) -> None:
     """GC releases the lease of what is dead and not listed, without a record, too."""
     config = macvlan(machine, daemon)
@@ -706,17 +710,26 @@ def test_gc(machine: Machine, server: Process, daemon: Daemon, tmp_path: Path) -
     wait_until(lambda: sorted(leases_of(tmp_path)) == left, "dnsmasq keeps leases")
 
 
+@liveness
 def test_operators(machine: Machine, server: Process, daemon: Daemon) -> None:
-    """explain shows the lease; audit and reclaim find that of a dead container."""
+    """explain shows the lease; audit and reclaim deal with a dead container's, daemon or not."""
     config = macvlan(machine, daemon)
     container, result = attached(machine, config)
     told = json.dumps(asked(machine, "explain", "c1"))
     assert f"DHCP lease of {result['ips'][0]['address']}, given by 192.0.2.2 (bound, for" in told
+
+    daemon.process.end()
+    told = json.dumps(asked(machine, "explain", "c1", status=FOUND))
+    assert "no daemon answers" in told
     machine.forget(container)
-    for path in files_below(machine.state_dir):
-        os.utime(path, (time.time() - 9999,) * 2)
-    found = asked(machine, "audit", status=FOUND)
-    assert "dhcp" in json.dumps(found)
+    age(machine)
+    assert "record" in kinds(asked(machine, "audit", status=FOUND)["findings"])
+    assert asked(machine, "reclaim", status=FOUND)["removed"] == []
+    age(machine)
+    assert "record" in kinds(asked(machine, "reclaim")["removed"])
+    assert not any("attachments" in path for path in files_below(machine.state_dir))
+    daemon.start()
+    server.await_line("DHCPRELEASE")
 
 
 # --- who may call ----------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from tests.waits import wait_until
 pytestmark = [
     pytest.mark.without_engine(reason="fails in this process"),
     pytest.mark.timeout(300),
-    pytest.mark.xdist_group("liveness"),
 ]
 # What is closed, or only looked at for the next call, does not fail it.
 TOLERATED = r"open namespace|run .*|disk .*"
