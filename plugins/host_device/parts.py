@@ -148,8 +148,9 @@ class Moved(Part):
         from cni_common.node.owned import Owned, recorded_netns
 
         if not facts.name:
-            what = f"PCI device '{facts.pci}', without an interface"
-            yield Owned(self.name, what, not facts.pci or sysfs.is_there(f"pci {facts.pci}"))
+            if facts.pci:
+                what = f"PCI device '{facts.pci}', without an interface"
+                yield Owned(self.name, what, sysfs.is_there(f"pci {facts.pci}"))
             return
         ifname = record.attachment.ifname
         with recorded_netns(record) as container:

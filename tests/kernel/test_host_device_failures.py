@@ -84,6 +84,21 @@ def test_any_failure_of_an_add_is_taken_back(machine: Machine, ranges: tuple[Jso
     assert_undone(machine, container, before, "the end")
 
 
+def test_name_that_is_taken_meanwhile(machine: Machine) -> None:
+    """A move that the kernel carries out by half, as its name inside is taken, is taken back."""
+    (container, before), config = arrange(machine), network(machine, IPV4)
+    fault = Fault(1, only=lambda what: what.startswith("move"))
+    fault.act = lambda: machine.do(container, "ip link add eth0 type ifb")
+    with faulty(machine, fault) as host:
+        error = machine.refused(PLUGIN, "ADD", config, container, host=host)
+
+    assert "move 'uplink'" in error["msg"], error
+    assert fault.happened
+    assert [one["ifname"] for one in machine.ip(container, "link")] == ["lo", "eth0"]
+    assert left(machine) == NOTHING
+    await_home(machine, before)
+
+
 def test_terminated_add_is_taken_back(machine: Machine) -> None:
     """Wherever SIGTERM interrupts an ADD, the device is at home."""
     (container, before), config = arrange(machine), network(machine, IPV4)
