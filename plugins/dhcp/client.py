@@ -74,19 +74,23 @@ def queue_release(path: str, req: Request, log: Callable[[str], object]) -> None
 
     The daemon also notices by itself that a container is gone, only later.
     """
+    import hashlib
+
     directory = releases_of(path)
     if not os.path.isdir(os.path.dirname(path)):
         return  # there never was a daemon, so there is no lease
     try:
         make_private_directory(directory)
-        name = f"{directory}/{time.time_ns()}-{os.getpid()}"
-        fd = os.open(f"{name}.new", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        told = wire.encode_line(key_of(req))
+        name = f"{directory}/{hashlib.sha256(told).hexdigest()[:32]}"  # one, however many DELs
+        new = f"{name}.{os.getpid()}.new"
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, wire.encode_line(key_of(req)))
+            os.write(fd, told)
             os.fsync(fd)
         finally:
             os.close(fd)
-        os.replace(f"{name}.new", name)
+        os.replace(new, name)
     except OSError as error:
         log(f"cannot note in '{directory}' that {req.containerid} is gone: {error.strerror}")
 

@@ -442,13 +442,18 @@ def test_failed_add(machine: Machine, outside: str, daemon: Daemon, tmp_path: Pa
 def test_daemon_killed_and_restarted(
     machine: Machine, outside: str, daemon: Daemon, tmp_path: Path
 ) -> None:
-    """Unlike the reference, it goes on renewing, and releases at DEL."""
+    """Unlike the reference, it goes on renewing, and releases at DEL.
+
+    The second one sees the host's root elsewhere, as in a container.
+    """
+    root = Path("/run", machine.name[-6:])  # a short one: paths of sockets have an end
+    root.symlink_to("/")
     config = macvlan(machine, daemon)
     with running(dhcpd(outside, tmp_path, SUBNET)) as server:
         container, result = attached(machine, config)
         daemon.process.end(signal.SIGKILL)
         seen = server.count("DHCPACK")
-        daemon.start()
+        daemon.start(f"-hostprefix={root}")
         server.await_line(f"DHCPACK on {address_in(result)}", seen + 2)
         machine.ok("macvlan", "CHECK", {**config, "prevResult": result}, container)
         assert machine.addresses(container, "eth0") == [result["ips"][0]["address"]]
@@ -488,6 +493,7 @@ def test_delete_while_the_daemon_is_away(
     machine.ok("macvlan", "DEL", config, container)
 
     assert list(files_below(machine.state_dir)) == []
+    assert len(os.listdir(releases_of(daemon.socket))) == 1
     machine.forget(container)
     assert list(leases_of(tmp_path)) == [address_in(result)]
     daemon.start()

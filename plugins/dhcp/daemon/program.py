@@ -71,7 +71,7 @@ def run(arguments: Sequence[str], environ: Mapping[str, str], log: Log) -> int:
         return 1
     except OSError as error:
         where = f": '{error.filename}'" if error.filename else ""
-        say(f"{error.strerror}{where}")
+        say(f"{error.strerror or error}{where}")
         return 1
     return 0
 
@@ -188,7 +188,11 @@ def _listener(path: str, environ: Mapping[str, str]) -> tuple[socket.socket, boo
         os.unlink(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.settimeout(0)
-    listener.bind(path)
+    try:
+        listener.bind(path)
+    except OSError as error:
+        listener.close()
+        raise StartError(f"cannot listen at '{path}': {error.strerror or error}") from None
     os.chmod(path, 0o600)
     listener.listen(_BACKLOG)
     return listener, True
