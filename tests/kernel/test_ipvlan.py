@@ -91,6 +91,15 @@ def test_without_the_module(machine: Machine) -> None:
         assert left(machine, container) == NOTHING
 
 
+def test_mtu_above_the_masters(machine: Machine) -> None:
+    """An MTU that the master lacks is warned of before the kernel is asked; as the reference's."""
+    machine.outside()
+    for mtu, is_told in ((1500, False), (9000, True)):
+        machine.log.clear()
+        machine.invoke("ipvlan", "ADD", network(machine, mtu=mtu), machine.container())
+        assert any("longer packets are lost" in line for line in machine.log) == is_told
+
+
 def test_delete_needs_no_master(machine: Machine) -> None:
     """Unlike the reference, DEL asks neither for a default route nor for one interface."""
     container = machine.container()
