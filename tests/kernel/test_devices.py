@@ -247,10 +247,30 @@ def test_gc(machine: Machine, plugin: str) -> None:
     assert machine.link(living, "eth0") is not None
 
 
-@one_a_day
-@every_kind
-@alone
-def test_any_failure_of_an_add_is_taken_back(machine: Machine, plugin: str) -> None:
+@with_master
+def test_traffic(machine: Machine, plugin: str) -> None:
+    """The first packets reach the outside; those of a VLAN only there."""
+    outside = machine.outside()
+    container = machine.container()
+    calm(machine, container)
+    result = machine.ok(plugin, "ADD", network(machine, plugin, IPV4, IPV6), container)
+    if plugin == "vlan":
+        assert not machine.ping(container, "192.0.2.2")
+        machine.do(
+            outside,
+            "ip addr flush dev uplink",
+            "ip link add link uplink name tagged type vlan id 5",
+            "ip addr add 192.0.2.2/24 dev tagged",
+            "ip link set tagged up",
+        )
+    assert machine.ping(container, "192.0.2.2")
+    assert machine.ping(outside, addresses_of(result)[0])
+
+
+# --- sweeps ----------------------------------------------------------------------------------
+
+
+def failing_adds(machine: Machine, plugin: str) -> None:
     """Unlike the reference, neither interface nor address is left, whichever operation fails."""
     container, failed = arranged(machine), 0
     config = network(machine, plugin, IPV4, IPV6)
@@ -275,10 +295,7 @@ def test_any_failure_of_an_add_is_taken_back(machine: Machine, plugin: str) -> N
     assert left(machine, container) == NOTHING
 
 
-@one_a_day
-@every_kind
-@alone
-def test_killed_add_is_cleaned_up(machine: Machine, plugin: str) -> None:
+def killed_adds(machine: Machine, plugin: str) -> None:
     """Wherever a SIGKILL hits an ADD, DEL removes what it leaves, without a path."""
     container, config = arranged(machine), network(machine, plugin)
 
@@ -300,10 +317,7 @@ def test_killed_add_is_cleaned_up(machine: Machine, plugin: str) -> None:
     assert fault.at > 5
 
 
-@one_a_day
-@with_master
-@alone
-def test_failed_delete_can_be_repeated(machine: Machine, plugin: str) -> None:
+def failing_deletes(machine: Machine, plugin: str) -> None:
     """Whichever operation fails, DEL says so or does without; then all goes."""
     container, config = arranged(machine), network(machine, plugin)
 
@@ -320,21 +334,10 @@ def test_failed_delete_can_be_repeated(machine: Machine, plugin: str) -> None:
             break
 
 
-@with_master
-def test_traffic(machine: Machine, plugin: str) -> None:
-    """The first packets reach the outside; those of a VLAN only there."""
-    outside = machine.outside()
-    container = machine.container()
-    calm(machine, container)
-    result = machine.ok(plugin, "ADD", network(machine, plugin, IPV4, IPV6), container)
-    if plugin == "vlan":
-        assert not machine.ping(container, "192.0.2.2")
-        machine.do(
-            outside,
-            "ip addr flush dev uplink",
-            "ip link add link uplink name tagged type vlan id 5",
-            "ip addr add 192.0.2.2/24 dev tagged",
-            "ip link set tagged up",
-        )
-    assert machine.ping(container, "192.0.2.2")
-    assert machine.ping(outside, addresses_of(result)[0])
+@pytest.mark.rotating(9)  # what the three have in common, and takes a quarter of a minute there
+@alone
+@every_kind
+@pytest.mark.parametrize("sweep", [failing_adds, killed_adds, failing_deletes])
+def test_sweep(machine: Machine, plugin: str, sweep: Callable[[Machine, str], None]) -> None:
+    """An ADD that fails or is killed leaves nothing, and a DEL that fails can be repeated."""
+    sweep(machine, plugin)

@@ -153,7 +153,7 @@ def test_modes(machine: Machine) -> None:
     """Each mode is set, neighbours reach each other, and CHECK knows mode and master."""
     machine.outside()
     machine.do(machine.host, "ip link add other type veth peer name rehto")
-    for mode in ("", "l3", "l3s"):
+    for mode in ("l3", "l3s"):
         config = network(machine, mode=mode)
         first, second = machine.container(), machine.container()
         result = machine.ok("ipvlan", "ADD", config, first)
@@ -161,7 +161,7 @@ def test_modes(machine: Machine) -> None:
 
         link = machine.link(first, "eth0")
         assert link is not None
-        assert link["linkinfo"]["info_data"]["mode"] == (mode or "l2")
+        assert link["linkinfo"]["info_data"]["mode"] == mode
         assert machine.ping(first, neighbour["ips"][0]["address"].partition("/")[0])
         checked = {**config, "prevResult": result}
         machine.ok("ipvlan", "CHECK", checked, first)
