@@ -129,6 +129,7 @@ def test_delete(machine: Machine, plugin: str) -> None:
         assert left(machine, *containers) == NOTHING
 
 
+@one_a_day
 @every_kind
 def test_the_reference(machine: Machine, plugin: str) -> None:
     """The result is the Go plugin's, but for the MTU; each deletes what the other has made."""
@@ -177,6 +178,7 @@ def shown(machine: Machine, container: str) -> Json:
     }
 
 
+@one_a_day
 @with_master
 def test_master_in_the_container(machine: Machine, plugin: str) -> None:
     """With linkInContainer the master is looked for in the container."""
@@ -200,6 +202,7 @@ def test_master_in_the_container(machine: Machine, plugin: str) -> None:
     assert machine.link(container, "eth0") is None
 
 
+@one_a_day
 @with_master
 def test_shared_mac(machine: Machine, plugin: str) -> None:
     """All have the master's MAC: a DEL without record spares what another record names."""

@@ -83,6 +83,7 @@ def assert_nothing_is_left(node: Node, *names: str) -> None:
         node.add(config, f"last{number}")
 
 
+@pytest.mark.rotating(4)
 @jumps
 @ages
 def test_after_the_jump(node: Node, container: Start, jump: float, age: float) -> None:
@@ -102,6 +103,7 @@ def test_after_the_jump(node: Node, container: Start, jump: float, age: float) -
         assert_nothing_is_left(node)
 
 
+@pytest.mark.rotating(4)
 @jumps
 @ages
 def test_jump_and_back(node: Node, container: Start, jump: float, age: float) -> None:
@@ -117,6 +119,7 @@ def test_jump_and_back(node: Node, container: Start, jump: float, age: float) ->
     assert_nothing_is_left(node)
 
 
+@pytest.mark.rotating(2)
 @jumps
 def test_the_dead_go_all_the_same(node: Node, container: Start, jump: float) -> None:
     """A container seen dead before the jump makes room, by the clock that cannot be set."""
@@ -138,6 +141,7 @@ def test_the_dead_go_all_the_same(node: Node, container: Start, jump: float) -> 
         assert_nothing_is_left(node)
 
 
+@pytest.mark.rotating(2)
 @jumps
 def test_gc_after_all(node: Node, container: Start, jump: float) -> None:
     """When the clock is right again and time has passed, GC frees the dead of any clock."""

@@ -47,6 +47,7 @@ CASES: list[tuple[str, dict[str, Any], list[tuple[int, frozenset[str]]]]] = [
 ]
 
 
+@pytest.mark.rotating(2)
 @pytest.mark.parametrize(
     ("keys", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
 )
@@ -66,6 +67,7 @@ def test_port_vlans(
     machine.ok("bridge", "CHECK", {**config, "prevResult": result}, container)
 
 
+@pytest.mark.rotating(3)
 @pytest.mark.parametrize("keys", [case[1] for case in CASES[:3]], ids=[c[0] for c in CASES[:3]])
 def test_port_vlans_are_those_of_the_reference(machine: Machine, keys: dict[str, Any]) -> None:
     """The Go plugin gives its port the same VLANs for the same configuration."""
