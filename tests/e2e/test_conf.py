@@ -17,12 +17,13 @@ from tests.sockets import asks, serving
 
 pytestmark = pytest.mark.both_edges
 CONF = ROOT / "conf"
-# These need more of a kernel than this one may have: tests/vm executes them.
+# These need more of a kernel than this one may have: tests/vm executes them, where each takes long.
+EMULATED = [pytest.mark.full_kernel, pytest.mark.rotating(2)]
 EXAMPLES = [
     pytest.param(
         path,
         id=path.name,
-        marks=[pytest.mark.full_kernel] if re.search(r"\bvlan|ipvlan|dummy|vrf", path.name) else [],
+        marks=EMULATED if re.search(r"\bvlan|ipvlan|dummy|vrf", path.name) else [],
     )
     for path in sorted(CONF.iterdir())
     if path.suffix in (".conf", ".conflist")
