@@ -7,7 +7,8 @@
  *   dels COUNT HOST_END                  the start: HOST_END0, NETNS0, PREFIX.1.0/16 and so on
  *
  * An ADD opens the namespace, makes the veth pair by one message (both ends in their namespaces,
- * the host's up and in the bridge, if any), opens a socket in the container, asks for the index of eth0,
+ * the host's up and in the bridge, if any), opens a socket in the container, has the kernel announce
+ * addresses (arp_notify, ndisc_notify), asks for the index of eth0,
  * and by one more sendmsg gives it its addresses, sets it up and adds a default route for each
  * gateway. A DEL is the deletion of the pair. Both end with the kernel's acknowledgement; one of
  * many DELs ends with the event that the host's end is deleted, since its memory is freed later. Many
@@ -242,6 +243,16 @@ static void configure(int sock, char **words, unsigned count)
     exchange(sock, &batch, "addresses, up, routes");
 }
 
+/* Have the kernel tell all neighbours of an address once the interface comes up, as CNI plugins do. */
+static void announce(const char *sysctl)
+{
+    int fd = open(sysctl, O_WRONLY | O_CLOEXEC);
+
+    if (fd < 0 || write(fd, "1", 1) != 1)
+        die(sysctl);
+    close(fd);
+}
+
 static void add(int host, int home, int bridge, char **words, unsigned count)
 {
     int netns = open(words[2], O_RDONLY | O_CLOEXEC);
@@ -253,6 +264,8 @@ static void add(int host, int home, int bridge, char **words, unsigned count)
     if (setns(netns, CLONE_NEWNET) < 0)
         die("setns");
     sock = netlink_socket();
+    announce("/proc/sys/net/ipv4/conf/" IFNAME "/arp_notify");
+    announce("/proc/sys/net/ipv6/conf/" IFNAME "/ndisc_notify");
     if (setns(home, CLONE_NEWNET) < 0)
         die("setns");
     configure(sock, words + 3, count - 3);
