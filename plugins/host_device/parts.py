@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from plugins.host_device.facts import MovedFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from cni_common.kernel.netns import NetNS
     from cni_common.node.host import Host
@@ -96,11 +96,9 @@ class Moved(Part):
                 try:
                     _settle(host, device, facts)
                 except NetlinkError:
-                    with suppress(OSError):
-                        record.put(replace(facts, failed=True))
+                    _put(record, replace(facts, failed=True))
                     raise
-                with suppress(OSError):  # a second time would change nothing
-                    record.put(replace(facts, home=True))
+                _put(record, replace(facts, home=True))
 
     def teardown_unrecorded(self, req: Request, host: Host, found: Unrecorded) -> None:
         """Bring home what the reference has moved: its alias is its name on the host."""
@@ -228,16 +226,23 @@ def _refuse_reserved(host: Host, ours: Record, pci: str) -> None:
             raise CNIError(Code.TRY_AGAIN_LATER, f"container {owner} has the PCI device '{pci}'")
 
 
-@contextmanager
-def _container(req: Request, host: Host, record: Record) -> Iterator[NetNS | None]:
-    """Give the namespace in which the device should be; None if it has ended."""
-    if req.netns and host.identity_of(req.netns) == record.facts.get("netns_id"):
-        yield host.open_netns(req.netns)
+def _put(record: Record, facts: MovedFacts) -> None:
+    """Note `facts` if that can be done: without them the next call does the same once more."""
+    try:
+        record.put(facts)
+    except OSError:
         return
+
+
+def _container(req: Request, host: Host, record: Record) -> AbstractContextManager[NetNS | None]:
+    """Return the namespace in which the device should be; None if it has ended."""
+    from contextlib import nullcontext
+
+    if req.netns and host.identity_of(req.netns) == record.facts.get("netns_id"):
+        return nullcontext(host.open_netns(req.netns))
     from cni_common.node.owned import recorded_netns
 
-    with recorded_netns(record) as container:
-        yield container
+    return recorded_netns(record)
 
 
 def _find_inside(container: NetNS, record: Record, facts: MovedFacts) -> Device | None:

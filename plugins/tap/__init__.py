@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -43,7 +42,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     veth.refuse_existing(container, req.ifname)
     bridge = _bridge(container, conf)
     facts = [interface.IpamFacts(conf.ipam)] if conf.ipam else []
-    with nullcontext(-1) if conf.context else tun.opened(container) as fd:
+    with tun.Opened(None if conf.context else container) as fd:
         attaching = LIFECYCLE.begin(req, host, undo, *facts)
         ours = _create(attaching, container, fd, conf, bridge=bridge)
         if conf.ipam:
@@ -97,7 +96,7 @@ def status(req: Request, host: Host) -> None:
     conf = Conf.of(replace(req, environ={}))  # CNI_ARGS belong to an attachment
     if conf.context:
         selinux.refuse_off(conf.context)
-    with tun.opened(host.netns):
+    with tun.Opened(host.netns):
         host.records.probe()
     if conf.ipam:
         host.delegate(conf.ipam, req, Command.STATUS)

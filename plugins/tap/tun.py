@@ -10,7 +10,6 @@ import errno
 import fcntl
 import os
 import struct
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,8 +18,6 @@ from cni_common.kernel.netlink import NetlinkError, number_of
 from cni_common.spec.errors import CNIError, Code
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from cni_common.kernel.netns import NetNS
     from plugins.tap.conf import Conf
 
@@ -47,11 +44,24 @@ class Settings:
     multi_queue: bool
 
 
-@contextmanager
-def opened(netns: NetNS) -> Iterator[int]:
-    """Give a descriptor on which a tap can be made in `netns`. CNIError 50 without the driver."""
+class Opened:
+    """A descriptor on which a tap can be made in a namespace, -1 for none; closed at the end."""
+
+    def __init__(self, netns: NetNS | None) -> None:
+        """Open it. Raises CNIError 50 without the driver."""
+        self._fd = -1 if netns is None else _open(netns)
+
+    def __enter__(self) -> int:
+        return self._fd
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+
+def _open(netns: NetNS) -> int:
     try:
-        fd = netns.open_file(PATH, os.O_RDWR | os.O_CLOEXEC)
+        return netns.open_file(PATH, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.EACCES, errno.EPERM):
             raise
@@ -60,10 +70,6 @@ def opened(netns: NetNS) -> Iterator[int]:
             f"cannot open '{PATH}': {error.strerror}; load the module 'tun', and let root open the"
             " device",
         ) from None
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def create(fd: int, name: str, mac: str, conf: Conf) -> None:
