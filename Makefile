@@ -66,6 +66,7 @@ test-launcher: dist ## launcher, also under sanitizers; what dist and install ma
 	$(sandboxed) -n 2 tests/launcher
 
 test-vm: dist ## what needs a complete kernel, in virtual machines
+	@deploy/prerequisites.sh --reference
 	@if ((EUID)) && [[ "$${CI:-}" != true ]]; then \
 	    echo "=== SKIPPED, as it needs root: $@ ===" >&2; \
 	else \
