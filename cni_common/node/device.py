@@ -130,7 +130,7 @@ class Device(Part):
             host.log(f"DEL leaves '{req.ifname}' alone: {what}")
             return
         found.exists = True
-        host.delete_link(container, link.name, link.mac)
+        host.delete_link_at(container, link.index)
 
     def refuse_living(self, req: Request, host: Host, record: Record, facts: DeviceFacts) -> None:
         """Raise CNIError 4 when the interface is there."""
@@ -155,7 +155,7 @@ class Device(Part):
     def _delete(self, host: Host, container: NetNS, record: Record, facts: DeviceFacts) -> None:
         link = self._find(host, container, record, facts)
         if link:
-            host.delete_link(container, link.name, link.mac)
+            host.delete_link_at(container, link.index)
 
     def _find(
         self, host: Host, container: NetNS, record: Record, facts: DeviceFacts

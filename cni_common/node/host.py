@@ -158,15 +158,20 @@ class Host:
     def delete_link(self, netns: NetNS, name: str, mac: str) -> bool:
         """Delete the interface `name`; return False if it is gone, or another one has that name.
 
+        Raises NetlinkError.
+        """
+        found = netns.netlink.identify(name)
+        return found is not None and found[1] == mac and self.delete_link_at(netns, found[0])
+
+    def delete_link_at(self, netns: NetNS, index: int) -> bool:
+        """Delete the interface with this index; return False if it is gone.
+
         Interfaces of the host that several workers delete at the same time go by one request.
         Raises NetlinkError.
         """
         from cni_common.kernel.link_deletion import delete_link
 
-        found = netns.netlink.identify(name)
-        if found is None or found[1] != mac:
-            return False
-        return delete_link(netns, found[0], self._link_group if netns is self.netns else 0)
+        return delete_link(netns, index, self._link_group if netns is self.netns else 0)
 
     def make_netns(self, path: str, fd: int) -> NetNS:
         """Return a new handle; tests make kernel calls fail here."""

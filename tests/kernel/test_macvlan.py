@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+from cni_common.kernel.link import Link
+from cni_common.node.device import Device
 from cni_common.node.liveness import GRACE_SECONDS
 from commands import DONE, FOUND, LACKING
 from tests.faults.inprocess import INJECTED, KILLED, Fault, Terminated, faulty
@@ -597,6 +599,27 @@ def test_delete_after_the_container_changed_it(machine: Machine, line: str) -> N
     container, _ = attached(machine, config)
     machine.do(container, "ip link set eth0 down", line)
 
+    machine.ok("macvlan", "DEL", config, container)
+
+    assert left(machine, container) == NOTHING
+
+
+def test_delete_of_an_interface_that_is_just_renamed(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container that renames it between the look and the deletion does not keep it."""
+    machine.outside()
+    config = network(machine)
+    container, _ = attached(machine, config)
+    find = Device._find
+
+    def find_and_lose(self: Device, *args: Any) -> Link | None:
+        found = find(self, *args)
+        if found:
+            machine.do(container, f"ip link set {found.name} down name other")
+        return found
+
+    monkeypatch.setattr(Device, "_find", find_and_lose)
     machine.ok("macvlan", "DEL", config, container)
 
     assert left(machine, container) == NOTHING
