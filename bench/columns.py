@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cni_common.node.record import make_directory
+from cni_common.node.journal import make_directory
 
 ROOT = Path(__file__).resolve().parents[1]
 SOCKET = "/run/pycni/engine.sock"

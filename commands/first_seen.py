@@ -8,9 +8,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from cni_common.node.journal import open_file
+from cni_common.node.journal import make_directory, open_file
 from cni_common.node.liveness import GRACE_SECONDS
-from cni_common.node.record import make_directory
 from cni_common.spec.errors import CNIError
 
 if TYPE_CHECKING:

@@ -1,7 +1,11 @@
-"""Files of ours, and the one of an attachment record: lines of JSON, the last maybe cut short."""
+"""Directories and files of ours, and the file of an attachment record.
+
+That is lines of JSON, the last maybe cut short.
+"""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -27,6 +31,53 @@ _KINDS = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFSOCK: "a socket",
 }
+
+
+def make_directory(path: str, mode: int) -> None:
+    """Make the directory `path` and what is missing above it, each of `mode` whatever the umask.
+
+    What is there stays as it is. Raises OSError.
+    """
+    missing = [path]
+    while True:
+        try:
+            _make_one(missing[-1], mode)
+            break
+        except FileNotFoundError:
+            parent = os.path.dirname(missing[-1])
+            if parent in ("", missing[-1]):
+                raise
+            missing.append(parent)
+    # Above `missing` all is there: behind a dangling link, and in /proc, this still fails.
+    for one in reversed(missing[:-1]):
+        _make_one(one, mode)
+
+
+def _make_one(path: str, mode: int) -> None:
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        return
+    os.chmod(path, mode)
+
+
+def make_private_directory(path: str) -> None:
+    """Make `path`, and what is missing above it, 0700. Raises OSError, see `refuse_shared`."""
+    make_directory(path, 0o700)
+    refuse_shared(path)
+
+
+def refuse_shared(path: str) -> None:
+    """Raise SharedDirectoryError when others can change what is in the directory `path`."""
+    status = os.stat(path, follow_symlinks=False)
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise SharedDirectoryError(
+            errno.EPERM, "others can write there: it must be root's, with mode 0700", path
+        )
+
+
+class SharedDirectoryError(PermissionError):
+    """A directory in which others can change what is there: nothing in it is believed."""
 
 
 class OddFileError(CNIError):

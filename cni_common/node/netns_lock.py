@@ -7,7 +7,8 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
-from cni_common.node.record import EXHAUSTED, SharedDirectoryError, make_private_directory
+from cni_common.node.journal import SharedDirectoryError, make_private_directory
+from cni_common.node.record import EXHAUSTED
 
 if TYPE_CHECKING:
     from cni_common.kernel.netns import NetNS

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel.netns import NetNS
 from cni_common.node import survey
-from cni_common.spec.errors import CNIError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -76,22 +75,9 @@ def recorded_netns(record: Record) -> Iterator[NetNS | None]:
     Raises OSError.
     """
     path, wanted = str(record.facts.get("netns", "")), str(record.facts.get("netns_id") or "")
-    found = _opened(path, wanted)
-    if found is None and wanted:
-        found = _opened(survey.reachable_namespaces().get(wanted, ""), wanted)
+    found = survey.find(path, wanted)
     try:
         yield found
     finally:
         if found:
             found.close()
-
-
-def _opened(path: str, wanted: str) -> NetNS | None:
-    try:
-        netns = NetNS(path)
-    except CNIError:
-        return None
-    if netns.identity == wanted:
-        return netns
-    netns.close()
-    return None

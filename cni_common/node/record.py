@@ -20,13 +20,16 @@ from typing import TYPE_CHECKING
 from cni_common.kernel.netns import pid_namespace
 from cni_common.node.journal import (
     OddFileError,
+    SharedDirectoryError,
     append,
     is_affordable,
     is_at,
     is_empty,
     lack,
+    make_private_directory,
     open_file,
     read,
+    refuse_shared,
 )
 from cni_common.spec import wire
 from cni_common.spec.errors import CNIError, Code
@@ -73,53 +76,6 @@ def load(facts_type: type[Facts], facts: Json) -> Facts | None:
 def dump(facts: Any) -> Json:
     """Return the facts about one part, as a record has them by the part's name."""
     return {facts.PART: {name: getattr(facts, name) for name in facts.__match_args__}}
-
-
-def make_directory(path: str, mode: int) -> None:
-    """Make the directory `path` and what is missing above it, each of `mode` whatever the umask.
-
-    What is there stays as it is. Raises OSError.
-    """
-    missing = [path]
-    while True:
-        try:
-            _make_one(missing[-1], mode)
-            break
-        except FileNotFoundError:
-            parent = os.path.dirname(missing[-1])
-            if parent in ("", missing[-1]):
-                raise
-            missing.append(parent)
-    # Above `missing` all is there: behind a dangling link, and in /proc, this still fails.
-    for one in reversed(missing[:-1]):
-        _make_one(one, mode)
-
-
-def _make_one(path: str, mode: int) -> None:
-    try:
-        os.mkdir(path, mode)
-    except FileExistsError:
-        return
-    os.chmod(path, mode)
-
-
-def make_private_directory(path: str) -> None:
-    """Make `path`, and what is missing above it, 0700. Raises OSError, see `refuse_shared`."""
-    make_directory(path, 0o700)
-    refuse_shared(path)
-
-
-def refuse_shared(path: str) -> None:
-    """Raise SharedDirectoryError when others can change what is in the directory `path`."""
-    status = os.stat(path, follow_symlinks=False)
-    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise SharedDirectoryError(
-            errno.EPERM, "others can write there: it must be root's, with mode 0700", path
-        )
-
-
-class SharedDirectoryError(PermissionError):
-    """A directory in which others can change what is there: nothing in it is believed."""
 
 
 class Record:
@@ -292,6 +248,23 @@ class Records:
                 raise self._unwritable(error, Code.IO_FAILURE) from None
             raise
         return self._opened(path, fd, facts)
+
+    def begin_or_find(
+        self, plugin: str, network: str, attachment: Attachment, facts: Json
+    ) -> tuple[Record, bool]:
+        """Return the record of an attachment, and whether it is new: then it has `facts`.
+
+        Raises CNIError 5 when it cannot be written, 11 when others make and remove it all the time.
+        """
+        for _ in range(_TRIES):
+            try:
+                return self.begin(plugin, network, attachment, facts), True
+            except FileExistsError:
+                found = self.find(plugin, network, attachment)
+            if found is not None:
+                return found, False
+            # A DEL has just removed it.
+        raise _busy()
 
     def begin_anew(
         self,

@@ -50,6 +50,17 @@ def reachable_namespaces() -> dict[str, str]:
     return found
 
 
+def find(path: str, wanted: str) -> NetNS | None:
+    """Return the namespace with the identity `wanted`: at `path`, or wherever it is reachable.
+
+    None if it is not found. Raises OSError.
+    """
+    found = _opened(path, wanted)
+    if found is None and wanted:
+        found = _opened(reachable_namespaces().get(wanted, ""), wanted)
+    return found
+
+
 def addresses_in_use(host: Host) -> frozenset[Address]:
     """Return every address in every namespace that counts. Slow. Raises OSError."""
     return addresses_in(reachable_namespaces().values(), host.log)
@@ -116,3 +127,14 @@ def _namespaces_of_threads(processes: list[str]) -> Iterator[str]:
         for thread in threads:
             if thread != process and int(process) != os.getpid():
                 yield f"/proc/{process}/task/{thread}/ns/net"
+
+
+def _opened(path: str, wanted: str) -> NetNS | None:
+    try:
+        netns = NetNS(path)
+    except CNIError:
+        return None
+    if netns.identity == wanted:
+        return netns
+    netns.close()
+    return None

@@ -17,7 +17,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from cni_common.node.record import make_private_directory
+from cni_common.node.journal import make_private_directory
 from cni_common.serve.worker import Worker
 from cni_common.spec import schema
 from cni_common.spec.errors import CNIError

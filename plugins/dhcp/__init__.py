@@ -97,24 +97,21 @@ def lifecycle() -> Lifecycle:
 
 
 def _open_record(req: Request, host: Host, conf: Conf) -> Record:
-    """Return the attachment's record; an earlier ADD may have made it."""
-    header = {
+    """Return the attachment's record; one of an earlier ADD is told where the container is now."""
+    header: dict[str, object] = {
         "netns": req.netns,
         "netns_id": host.identity_of(req.netns),
         "stdin": req.stdin.decode("utf-8", "replace"),
         "cni_args": req.environ.get("CNI_ARGS", ""),
         "cni_path": req.environ.get("CNI_PATH", ""),
-        **dump(LeaseFacts(conf.socket)),
     }
-    while True:
-        try:
-            return host.records.begin(PLUGIN, req.network, req.attachment, header)
-        except FileExistsError:
-            record = host.records.find(PLUGIN, req.network, req.attachment)
-        if record is not None:
-            record.put(record.get(LeaseFacts) or LeaseFacts(conf.socket))
-            return record
-        # A DEL has just removed it.
+    facts = LeaseFacts(conf.socket)
+    record, is_new = host.records.begin_or_find(
+        PLUGIN, req.network, req.attachment, {**header, **dump(facts)}
+    )
+    if not is_new:
+        record.put(record.get(LeaseFacts) or facts, **header)
+    return record
 
 
 def _forget(req: Request, host: Host, undo: Undo) -> None:

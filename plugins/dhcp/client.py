@@ -8,7 +8,7 @@ import time
 from sys import byteorder
 from typing import TYPE_CHECKING
 
-from cni_common.node.record import make_private_directory
+from cni_common.node.journal import make_private_directory
 from cni_common.spec import wire
 from cni_common.spec.errors import CNIError, Code
 from plugins.dhcp import rpc

@@ -37,7 +37,8 @@ def reserve(
     Raises CNIError 5, 11 or 999.
     """
     undo.reserve()
-    record, created = _open_record(req, host, conf)
+    noted = {**_header(req, host), **dump(_facts(conf, ()))}
+    record, created = host.records.begin_or_find(PLUGIN, req.network, req.attachment, noted)
     taken: list[Lease] = []
     try:
         # Inside `try`: the undo waits for the record, which is closed below even after a signal.
@@ -215,19 +216,6 @@ def _header(req: Request, host: Host) -> dict[str, object]:
 
 def _facts(conf: Conf, addresses: Sequence[str]) -> LeaseFacts:
     return LeaseFacts(conf.directory, addresses, conf.pod, conf.pod_uid)
-
-
-def _open_record(req: Request, host: Host, conf: Conf) -> tuple[Record, bool]:
-    """Return the attachment's record, and whether this call created it."""
-    noted = {**_header(req, host), **dump(_facts(conf, ()))}
-    while True:
-        try:
-            return host.records.begin(PLUGIN, req.network, req.attachment, noted), True
-        except FileExistsError:
-            record = host.records.find(PLUGIN, req.network, req.attachment)
-        if record is not None:
-            return record, False
-        # A DEL has just removed it.
 
 
 def _refuse_elsewhere(record: Record, host: Host, directory: str, owner: Attachment) -> None:

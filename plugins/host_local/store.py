@@ -18,7 +18,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from cni_common.node.record import make_directory
+from cni_common.node.journal import make_directory
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.names import Address, parse_address
 from plugins.host_local.index.lookup import Lookup

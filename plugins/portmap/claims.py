@@ -12,8 +12,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_common.node.journal import OddFileError, open_file
-from cni_common.node.record import Lock, make_private_directory, refuse_shared
+from cni_common.node.journal import OddFileError, make_private_directory, open_file, refuse_shared
+from cni_common.node.record import Lock
 from plugins.portmap.conf import NFTABLES, PLUGIN, PROTOCOLS
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.link import IFF_ALLMULTI, IFF_PROMISC
-from cni_common.node.record import make_directory
+from cni_common.node.journal import make_directory
 from cni_common.spec import wire
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.ipam_config import parse_mac

@@ -21,9 +21,12 @@ from typing import Any
 
 import pytest
 
+from cni_common.kernel.netns import NetNS
+from cni_common.node.liveness import Liveness, State
 from commands import DONE, FOUND
 from plugins.dhcp import rpc
 from plugins.dhcp.client import releases_of
+from plugins.dhcp.daemon import link
 from tests.dhcp import (
     DHCRELAY,
     Daemon,
@@ -38,7 +41,7 @@ from tests.kernel.test_commands import age, asked, kinds
 from tests.machine import CNI_BIN, Json, Machine, addresses_of, files_below
 from tests.resident import start_in, visiting
 from tests.scope import ALL
-from tests.waits import wait_until
+from tests.waits import GENEROUS, wait_until
 
 # These ask whether namespaces are gone: see LIVENESS_FILES.
 liveness = pytest.mark.xdist_group("liveness")
@@ -229,6 +232,25 @@ def test_all_versions_and_again(machine: Machine, server: Process, daemon: Daemo
     server.await_line("DHCPRELEASE")
 
 
+def test_add_in_another_namespace(machine: Machine, server: Process, daemon: Daemon) -> None:
+    """An ADD that no DEL has preceded: the record says where the container is now, not before."""
+    config = machine.network(ipam=daemon.ipam())
+    before, now = with_interface(machine), with_interface(machine)
+    machine.ok("dhcp", "ADD", config, before)
+
+    result = machine.ok("dhcp", "ADD", config, now)
+
+    (record,) = (Path(machine.state_dir) / "attachments").iterdir()
+    noted: Json = {}
+    for line in record.read_text().splitlines():
+        noted |= json.loads(line)
+    assert noted["netns"] == now
+    machine.forget(before)
+    with machine.make_host() as host:
+        assert Liveness(host).state_of(noted) is State.ALIVE
+    machine.ok("dhcp", "CHECK", {**config, "prevResult": result}, now)
+
+
 def with_interface(machine: Machine) -> str:
     """Return a container with an `eth0` that another plugin could have made."""
     container = machine.container()
@@ -384,6 +406,26 @@ def pull_the_cable(machine: Machine, outside: str) -> None:
     wait_until(lambda: state() != "UP", "the link stays up")
     machine.do(outside, "ip link set uplink up")
     wait_until(lambda: state() == "UP", "the link stays down")
+
+
+def test_flood(machine: Machine, outside: str) -> None:
+    """However much comes from a neighbour, it is read in portions, and none of it is lost."""
+    with visiting(outside), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"uplink")
+        sender.bind(("", 67))
+        netns = NetNS(machine.host)
+        uplink = netns.netlink.link("uplink")
+        assert uplink is not None
+        talk = link.Talk(netns, uplink)
+        try:
+            for _ in range(100):
+                sender.sendto(b"x", ("255.255.255.255", 68))
+            portions = [len(list(talk.receive())) for _ in range(3)]
+        finally:
+            talk.close()
+
+    assert portions == [64, 36, 0]
 
 
 def test_relay(machine: Machine, outside: str, daemon: Daemon, tmp_path: Path) -> None:
@@ -584,6 +626,21 @@ def test_signals(machine: Machine, server: Process, daemon: Daemon, tmp_path: Pa
     assert not pidfile.exists()
     assert not Path(daemon.socket).exists()
     assert len(kept(daemon)) == 1
+
+
+def test_a_socket_that_another_daemon_serves(
+    machine: Machine, daemon: Daemon, tmp_path: Path
+) -> None:
+    """A daemon with other leases, such as the reference's, keeps its socket."""
+    other = ("-socketpath", daemon.socket, "-leasedir", str(tmp_path / "other"))
+
+    with running(Process(machine.host, str(CNI_BIN / "dhcp"), "daemon", *other)) as second:
+        second.process.wait(GENEROUS)
+        second.read()
+
+    assert (second.process.returncode, len(second.lines)) == (1, 1)
+    assert f"another daemon serves at '{daemon.socket}'" in second.lines[0]
+    machine.ok("dhcp", "STATUS", machine.network(ipam=daemon.ipam()))
 
 
 def test_socket_activation(machine: Machine, server: Process, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from cni_common.node.record import Lock, Record, Records, make_directory
+from cni_common.node.journal import make_directory
+from cni_common.node.record import Lock, Record, Records
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.request import Attachment
 

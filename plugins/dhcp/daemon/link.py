@@ -30,6 +30,7 @@ _SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 _AUXDATA = struct.Struct("=IIIHHHH")  # struct tpacket_auxdata
 _EVERYBODY = b"\xff" * 6
 _MESSAGE_BYTES = 1 << 16
+_BATCH = 64  # messages that are read at once: the leases of others must go on
 _GONE = (errno.ENODEV, errno.EADDRNOTAVAIL, errno.ENOENT)
 
 
@@ -82,8 +83,11 @@ class Talk:
         self._send(frame.encode(source, server, payload), target)
 
     def receive(self) -> Iterator[tuple[bytes, str]]:
-        """Yield what has come from servers, with the MAC of the neighbour that brought it."""
-        while True:
+        """Yield what has come from servers, with the MAC of the neighbour that brought it.
+
+        A neighbour may send more than can be read: what is left is there the next time.
+        """
+        for _ in range(_BATCH):
             try:
                 data, extra, _, sender = self.sock.recvmsg(
                     _MESSAGE_BYTES, socket.CMSG_SPACE(_AUXDATA.size)

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.netns import OWN, NetNS
-from cni_common.node.record import make_private_directory
+from cni_common.node.journal import make_private_directory
 from cni_common.spec.names import is_absolute
 from plugins.dhcp.client import releases_of
 from plugins.dhcp.conf import DEFAULT_SOCKET
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _LEASES = "/var/lib/cni/dhcp"
 _FIRST_LISTENER = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
 _BACKLOG = 1024
+_ANSWER_SECONDS = 2.0
 _FIRST_WAIT_MAX = 4.0  # seconds (RFC 2131 section 4.1)
 _UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 # What functions import when they need it: by then an upgrade may have taken the files away.
@@ -183,7 +184,7 @@ def _listener(path: str, environ: Mapping[str, str]) -> tuple[socket.socket, boo
         os.set_inheritable(given.fileno(), False)  # noqa: FBT003 - its only form
         return given, False
     make_private_directory(os.path.dirname(path))
-    # The lock on the leases is ours, so no other daemon serves there.
+    _refuse_served(path)
     with suppress(FileNotFoundError):
         os.unlink(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -196,6 +197,19 @@ def _listener(path: str, environ: Mapping[str, str]) -> tuple[socket.socket, boo
     os.chmod(path, 0o600)
     listener.listen(_BACKLOG)
     return listener, True
+
+
+def _refuse_served(path: str) -> None:
+    """Raise StartError if a daemon with other leases answers there, such as the reference's."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(_ANSWER_SECONDS)
+        try:
+            sock.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return  # nothing, or what a killed daemon has left
+        except OSError:
+            pass  # it is there, and does not answer
+    raise StartError(f"another daemon serves at '{path}': end that, or choose another -socketpath")
 
 
 def _write_pid(path: str) -> None:

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address
 from math import inf
 from typing import TYPE_CHECKING
 
-from cni_common.node.record import make_private_directory
+from cni_common.node.journal import make_private_directory
 from cni_common.spec import wire
 from cni_common.spec.errors import CNIError
 from plugins.dhcp.daemon.machine import Lease

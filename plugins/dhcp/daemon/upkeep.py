@@ -8,7 +8,7 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
 
-from cni_common.kernel.netns import FIRST_PID_NAMESPACE, NetNS, pid_namespace
+from cni_common.kernel.netns import FIRST_PID_NAMESPACE, pid_namespace
 from cni_common.node import survey, veth
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.result import Result
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from cni_common.kernel.netns import NetNS
     from plugins.dhcp.daemon.loop import Loop, Timer
     from plugins.dhcp.daemon.machine import Action, Lease, Pace
     from plugins.dhcp.daemon.packet import Message
@@ -430,10 +431,7 @@ def release_message(entry: Entry, lease: Lease) -> Message:
 
 def open_recorded(entry: Entry, prefix: str) -> NetNS:
     """Return the namespace of an entry, wherever it is. Raises GoneError, OSError."""
-    found = _of_identity(prefix + entry.netns, entry.netns_id)
-    if found is None:
-        elsewhere = survey.reachable_namespaces().get(entry.netns_id, "")
-        found = _of_identity(elsewhere, entry.netns_id) if elsewhere else None
+    found = survey.find(prefix + entry.netns, entry.netns_id)
     if found is None:
         raise GoneError(f"the network namespace '{entry.netns}' is gone", is_all=True)
     return found
@@ -453,17 +451,6 @@ def client_id_of(entry: Entry) -> bytes:
         digest = b"/" + hashlib.sha256(text).hexdigest().encode()
         text = text[: _CLIENT_TEXT_MAX - len(digest)] + digest
     return b"\0" + text
-
-
-def _of_identity(path: str, wanted: str) -> NetNS | None:
-    try:
-        netns = NetNS(path)
-    except CNIError:
-        return None
-    if netns.identity == wanted:
-        return netns
-    netns.close()
-    return None
 
 
 def _profile(entry: Entry) -> Profile:

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_common.node.record import make_private_directory, refuse_shared
+from cni_common.node.journal import make_private_directory, refuse_shared
 from plugins.host_local.index.blocks import BLOCK, Header, Index, pods_in
 
 if TYPE_CHECKING:
