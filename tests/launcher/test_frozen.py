@@ -398,7 +398,7 @@ def test_the_bundle_is_small(dist: Path) -> None:
     files = [path for path in dist.rglob("*") if path.is_file()]
 
     assert {".py", ".a", ".h"}.isdisjoint(path.suffix for path in files)
-    assert sum(path.stat().st_size for path in files if path.parent != dist) < 20 << 20
+    assert sum(path.stat().st_size for path in files if path.parent != dist) < 19 << 20
 
 
 def test_no_library_is_looked_for_outside(dist: Path) -> None:
