@@ -22,7 +22,7 @@ fmt: venv ## format and mend what can be mended without thought
 	$(python) -m ruff format
 	$(python) -m ruff check --fix
 
-check: venv ## format, lint, types, unit tests: no root, less than half a minute
+check: venv ## format, lint, types, unit tests: no root, a minute
 	$(python) -m ruff format --check
 	$(python) -m ruff check
 	$(python) -m mypy
@@ -34,7 +34,7 @@ coverage: venv ## what the unit tests run; the parts without input or output mus
 	$(pytest) tests/unit --cov --cov-report=term
 	$(python) -m coverage report --include=$(pure) --fail-under=100
 
-test: ## all tests, also with failures among the first: check and the seven below; 12 minutes
+test: ## all tests, also with failures among the first: check and the seven below; a quarter of an hour or two
 	@deploy/prerequisites.sh --reference
 	@tests/parts check,dist test-kernel,test-vm test-e2e,test-runtimes test-faults,test-dataplane,test-launcher
 
