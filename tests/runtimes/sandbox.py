@@ -119,21 +119,18 @@ def joining(groups: list[Path], *command: str | Path) -> list[str]:
 
 def outside(bin_dir: str) -> int:
     """Run the node until stdin ends; return its exit status."""
+    sandbox = ("unshare", "--cgroup", "--ipc", "--uts", "--", ROOT / "tests" / "in-sandbox")
+    return watch(*sandbox, sys.executable, __file__, "--inside", bin_dir)
+
+
+def watch(*command: str | Path) -> int:
+    """Run a command in cgroups of its own, and tell once it is ready; return its exit status."""
     groups: list[Path] = []
     name = f"pycni-node-{uuid.uuid4().hex[:12]}"
     try:
         for hierarchy, mountpoint in mount_cgroups(hierarchies()).items():
             groups.append(make_group(hierarchy, mountpoint, name))
-        sandbox: list[str | Path] = [
-            "unshare",
-            "--cgroup",
-            "--ipc",
-            "--uts",
-            "--",
-            ROOT / "tests" / "in-sandbox",
-        ]
-        inner = [sys.executable, __file__, "--inside", bin_dir]
-        node = subprocess.Popen(joining(groups, *sandbox, *inner), stdout=subprocess.PIPE)
+        node = subprocess.Popen(joining(groups, *command), stdout=subprocess.PIPE)
         assert node.stdout is not None
         if node.stdout.readline() == b"ready\n":
             leaves = [move_to_leaf(group) for group in groups]
@@ -147,9 +144,9 @@ def outside(bin_dir: str) -> int:
 # ---- inside ---------------------------------------------------------------------------------
 
 
-def overlay(directory: str, *, writable: bool) -> None:
-    """Lay what was unpacked over a directory, and let writes go to memory."""
-    below = [RUNTIMES / directory.strip("/"), Path(directory)]
+def overlay(directory: str, *, writable: bool, above: Path = RUNTIMES) -> None:
+    """Lay what was unpacked in `above` over a directory, and let writes go to memory."""
+    below = [above / directory.strip("/"), Path(directory)]
     options = "lowerdir=" + ":".join(str(path) for path in below if path.is_dir())
     if writable:
         layer = Path("/run/layers", directory.strip("/").replace("/", "-"))
