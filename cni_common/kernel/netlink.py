@@ -308,12 +308,16 @@ class Channel:
 
     def read_events(self) -> list[tuple[int, bytes]]:
         """Return type and bytes of each event that has arrived on a subscribed channel."""
+        return self.next_events() or []
+
+    def next_events(self) -> list[tuple[int, bytes]] | None:
+        """Return the events of the next datagram, as `read_events`; None if events were lost."""
         try:
             data = self._receive(socket.MSG_DONTWAIT)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.ENOBUFS):
                 raise
-            return []
+            return None if error.errno == errno.ENOBUFS else []
         return [(kind, part) for _, kind, _, part in _parts(data)]
 
     def _receive(self, flags: int = 0) -> bytes:

@@ -18,6 +18,7 @@ _FIB_DADDR, _FIB_RESULT_ADDRTYPE = 2, 3
 _FIB_OF = {"": 0, "input": 8, "output": 16}  # NFTA_FIB_F_IIF, NFTA_FIB_F_OIF
 _CT_STATUS, _DST_NAT = 2, 1 << 5  # IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h
 _NAT_DESTINATION = 1
+_RANDOM_FULLY = 1 << 4  # linux/netfilter/nf_nat.h
 _RTN_LOCAL = 2  # linux/rtnetlink.h
 
 Expression = bytes
@@ -118,9 +119,12 @@ def counter() -> Expression:
     return expression("counter", b"")
 
 
-def masquerade() -> Expression:
-    """Return the masquerade statement."""
-    return expression("masq", b"")
+def masquerade(*, random: bool = False) -> Expression:
+    """Return the masquerade statement.
+
+    `random`: source ports are drawn, so two new connections hardly ever want the same one.
+    """
+    return expression("masq", be32(1, _RANDOM_FULLY) if random else b"")
 
 
 def dnat(family: int, port_register: int = 0) -> Expression:

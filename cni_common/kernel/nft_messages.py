@@ -63,11 +63,12 @@ def base_chain(table: str, name: str, *, kind: str, hook: int, priority: int) ->
     return names + attribute(_CHAIN_HOOK, where) + string(_CHAIN_TYPE, kind)
 
 
-def rule(table: str, chain: str, *expressions: bytes) -> bytes:
+def rule(table: str, chain: str, *expressions: bytes, comment: str = "") -> bytes:
     """Return the attributes of a new rule; `expressions` are those of nft_expressions."""
     items = [attribute(_LIST_ELEM, expression) for expression in expressions]
     names = string(_RULE_TABLE, table) + string(_RULE_CHAIN, chain)
-    return names + attribute(_RULE_EXPRESSIONS, *items)
+    more = attribute(_RULE_USERDATA, userdata(comment)) if comment else b""
+    return names + attribute(_RULE_EXPRESSIONS, *items) + more
 
 
 def new_set(

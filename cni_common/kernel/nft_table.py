@@ -74,6 +74,7 @@ IPV4_KEY, IPV6_KEY, IIFNAME_KEY = (4, 7), (16, 8), (IIFNAME_BYTES, 41)
 IIFNAME_OIFNAME_KEY = (2 * IIFNAME_BYTES, 41 << 6 | 41)
 IIFNAME_ETHER_KEY = (IIFNAME_BYTES + 8, 41 << 6 | 9)  # a part is padded to 4 bytes
 PROTOCOL_PORT_KEY = (8, 12 << 6 | 13)
+IPV4_IPV4_KEY, IPV6_IPV6_KEY = (8, 7 << 6 | 7), (32, 8 << 6 | 8)
 IPV4_PROTOCOL_PORT_KEY = (12, 7 << 12 | 12 << 6 | 13)
 IPV6_PROTOCOL_PORT_KEY = (24, 8 << 12 | 12 << 6 | 13)
 # Data of a map, likewise.
@@ -96,10 +97,11 @@ class Table:
         body = string(_TABLE_NAME, self.name)
         return self._message("add table", _NEWTABLE, body, flags=NLM_F_CREATE)
 
-    def delete(self) -> Message:
-        """Return the request that deletes the table; EBUSY unless it is empty."""
+    def delete(self, *, filled: bool = False) -> Message:
+        """Return the request that deletes the table; EBUSY unless it is empty, or `filled`."""
         body = string(_TABLE_NAME, self.name)
-        return self._message("delete table", _DELTABLE, body, flags=NLM_F_NONREC)
+        flags = 0 if filled else NLM_F_NONREC
+        return self._message("delete table", _DELTABLE, body, flags=flags)
 
     def add_chain(self, name: str, *, comment: str = "", new: bool = False) -> Message:
         """Return the request that creates a regular chain unless it exists; EEXIST if `new`."""
@@ -121,13 +123,18 @@ class Table:
         )
 
     def add_rule(
-        self, chain: str, *expressions: Expression, first: bool = False, echo: bool = False
+        self,
+        chain: str,
+        *expressions: Expression,
+        first: bool = False,
+        echo: bool = False,
+        comment: str = "",
     ) -> Message:
         """Return the request that appends a rule, or inserts it `first`.
 
         With `echo` the answer is the handle of the new rule.
         """
-        body = nft_messages.rule(self.name, chain, *expressions)
+        body = nft_messages.rule(self.name, chain, *expressions, comment=comment)
         flags = NLM_F_CREATE | (0 if first else NLM_F_APPEND) | (NLM_F_ECHO if echo else 0)
         what = f"add rule to '{chain}'"
         return self._message(what, _NEWRULE, body, flags=flags, read=_decode_rule_handle)
