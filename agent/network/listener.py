@@ -1,0 +1,101 @@
+"""The thread that reads kernel events and says when others have changed something of ours."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from agent.network import masquerade, masquerade_config, watched
+from cni_common.kernel.netns import NETLINK_NETFILTER, NETLINK_ROUTE, OWN, NetNS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent.network.watched import Watched
+    from cni_common.kernel.netlink import Channel
+
+PAUSE_SECONDS = 0.1  # after a wake-up: a program that fights with us does not take a processor
+LOST = "kernel events were lost"
+
+
+class Listener:
+    """Calls `wake` with a reason from a thread of its own, at most ten times a second.
+
+    `known` returns what was applied last, and the seconds between looks at the file `path`, which
+    is in the format of ip-masq-agent; "" for no file.
+    """
+
+    def __init__(
+        self,
+        wake: Callable[[str], None],
+        known: Callable[[], tuple[Watched, float]],
+        *,
+        path: str = "",
+    ) -> None:
+        """Start to listen in the network namespace of the calling thread. Raises OSError."""
+        self._wake, self._known, self._path = wake, known, path
+        self._netns = NetNS(OWN)
+        try:
+            self._routing = self._netns.channel(NETLINK_ROUTE, watched.GROUPS)
+            self._netfilter = self._netns.channel(NETLINK_NETFILTER, watched.NFT_GROUPS)
+            self._ending, self._end = os.pipe2(os.O_CLOEXEC)
+        except OSError:
+            self._netns.close()
+            raise
+        self._stamp = masquerade_config.stamp(path) if path else None
+        self._thread = threading.Thread(target=self._run, name="kernel events", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread, and wait until it has ended."""
+        os.write(self._end, b"x")
+        self._thread.join()
+        os.close(self._ending)
+        os.close(self._end)
+        self._netns.close()
+
+    def _run(self) -> None:
+        poll = select.poll()
+        channels = {one.sock.fileno(): one for one in (self._routing, self._netfilter)}
+        for fd in (self._ending, *channels):
+            poll.register(fd, select.POLLIN)
+        look_at = time.monotonic() + self._known()[1]
+        while True:
+            left = max(look_at - time.monotonic(), 0) if self._path else None
+            ready = [fd for fd, _ in poll.poll(None if left is None else left * 1000)]
+            if self._ending in ready:
+                return
+            reason = "".join(self._read(channels[fd]) for fd in ready[:1])
+            if self._path and time.monotonic() >= look_at:
+                look_at = time.monotonic() + self._known()[1]
+                reason = reason or self._look()
+            if reason:
+                self._wake(reason)
+                if select.select([self._ending], [], [], PAUSE_SECONDS)[0]:
+                    return
+
+    def _read(self, channel: Channel) -> str:
+        """Return what the events of one datagram say, "" for nothing."""
+        events = channel.next_events()
+        if events is None:
+            return LOST
+        known, _ = self._known()
+        for kind, part in events:
+            if channel is self._routing:
+                reason = watched.reason(kind, part, known)
+            else:
+                reason = watched.nft_reason(kind, part, known, masquerade.TABLE)
+            if reason:
+                return reason
+        return ""
+
+    def _look(self) -> str:
+        """Return words if the file has changed since the last look, or ""."""
+        stamp = masquerade_config.stamp(self._path)
+        if stamp == self._stamp:
+            return ""
+        self._stamp = stamp
+        return f"'{self._path}' was changed"
