@@ -53,12 +53,17 @@ def of(node: Node, host: Host, data_dir: str) -> list[Missing]:
     An ADD or DEL that is at work has not made all objects yet, or not removed its record. Therefore
     two looks count, between and after which the attachment's records are not locked.
     """
+    found = lacking(node, host, data_dir)
+    return list(dict.fromkeys(one for _, lost in found for one in lost))
+
+
+def lacking(node: Node, host: Host, data_dir: str) -> list[tuple[Owner, list[Missing]]]:
+    """Return the attachments of living containers that lack something by two looks, and what."""
     suspects = [owner for owner, _ in _lacking(node, node.attachments) if _is_quiet(node, owner)]
     if not suspects:
         return []
     again = Node(host, data_dir)
-    found = [pair for pair in _lacking(again, suspects) if _is_quiet(again, pair[0])]
-    return list(dict.fromkeys(one for _, lost in found for one in lost))
+    return [pair for pair in _lacking(again, suspects) if _is_quiet(again, pair[0])]
 
 
 def _lacking(node: Node, owners: Iterable[Owner]) -> Iterator[tuple[Owner, list[Missing]]]:

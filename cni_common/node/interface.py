@@ -209,6 +209,17 @@ class Masquerade(Part):
                 ],
             )
 
+    def restore(self, req: Request, host: Host, record: Record, facts: MasqueradeFacts) -> None:
+        """Add the elements again, with the base around them; chains of iptables stay lost."""
+        if facts.backend != "iptables":
+            masquerade.add(
+                host.netns,
+                masquerade.owner_of(record),
+                [ip_interface(text) for text in facts.addresses],
+                backend=facts.backend,
+                holder_of=lambda text, address: _holder_of(req, host, text, address),
+            )
+
     def present(self, host: Host, record: Record, facts: MasqueradeFacts) -> Iterator[Owned]:
         """Yield the chain of iptables, or the elements of nftables."""
         from cni_common.kernel import nft_layout

@@ -126,6 +126,12 @@ class Part:
     def collect(self, req: Request, host: Host, plugin: str) -> None:
         """GC: remove objects of the network without a record and without a valid attachment."""
 
+    def restore(self, req: Request, host: Host, record: Record, facts: Any) -> None:
+        """Put back what others have taken away of a living container's part, as far as that goes.
+
+        `req` is its ADD, as it was recorded. Raises CNIError, OSError.
+        """
+
     def present(self, host: Host, record: Record, facts: Any) -> Iterable[Owned]:
         """Yield each object in `facts`, and whether it is there. Raises CNIError, OSError."""
         return ()
@@ -250,6 +256,18 @@ class Lifecycle:
             for part in self.parts:
                 steps.attempt(part.name, partial(part.collect, req, host, self.plugin))
 
+    def restore(self, req: Request, host: Host, record: Record) -> list[str]:
+        """Put back what parts in `record` lack, in the order of ADD; return what is back.
+
+        `req` is the ADD of the attachment, whose container lives. Raises an ExceptionGroup.
+        """
+        restored: list[str] = []
+        with BestEffort() as steps:
+            for part, facts in reversed([*self.noted(record)]):
+                step = partial(_restore, part, req, host, record=record, facts=facts)
+                steps.attempt(part.name, partial(_extend, restored, step))
+        return restored
+
     def noted(self, record: Record) -> Iterator[tuple[Part, Any]]:
         """Yield each part that `record` has facts about, with these facts."""
         for part in self.parts:
@@ -366,12 +384,22 @@ def recorded_delete(record: Record, path: str) -> Request:
     It has the recorded configuration, or the least where there is none, and the recorded CNI_PATH,
     or else `path`. Raises CNIError.
     """
+    return _recorded(record, path, Command.DEL, "")
+
+
+def recorded_add(record: Record, path: str) -> Request:
+    """Return the ADD of an attachment as its record has it, see `recorded_delete`."""
+    return _recorded(record, path, Command.ADD, str(record.facts.get("netns", "")))
+
+
+def _recorded(record: Record, path: str, command: str, netns: str) -> Request:
     from cni_common.spec import wire
 
     facts = record.facts
     environ = {
         "PATH": _PATH,
-        "CNI_COMMAND": Command.DEL,
+        "CNI_COMMAND": command,
+        "CNI_NETNS": netns,
         "CNI_CONTAINERID": record.attachment.containerid,
         "CNI_IFNAME": record.attachment.ifname,
         "CNI_ARGS": facts.get("cni_args", ""),
@@ -379,6 +407,23 @@ def recorded_delete(record: Record, path: str) -> Request:
     }
     least = {"cniVersion": CURRENT_VERSION, "name": record.network, "type": record.plugin}
     return Request.parse(environ, facts.get("stdin", "").encode() or wire.encode_line(least))
+
+
+def _extend(found: list[str], step: Callable[[], list[str]]) -> None:
+    found += step()
+
+
+def _restore(part: Part, req: Request, host: Host, *, record: Record, facts: Any) -> list[str]:
+    """Have a part put back what it lacks; return what is there again."""
+
+    def lost() -> list[str]:
+        return [one.what for one in part.present(host, record, facts) if not one.present]
+
+    before = lost()
+    if before:
+        part.restore(req, host, record, facts)
+    after = lost() if before else ()
+    return [what for what in before if what not in after]
 
 
 def _look_for(part: Part, req: Request, host: Host, found: Unrecorded) -> None:

@@ -75,6 +75,21 @@ class Limits(Part):
         """Remove limits of the reference, or ours when the record is lost, with their ifbs."""
         _teardown_unrecorded(req, host)
 
+    def restore(self, req: Request, host: Host, record: Record, facts: LimitsFacts) -> None:
+        """Put back the limit, the ifb and the redirection, each where it is missing."""
+        link = host.netns.netlink.link_at(facts.host_end_index)
+        if link is None or not facts.is_on(link):
+            return
+        channel = host.netns.netlink.channel
+        inward, outward = shapers(Conf.of(req), link.mtu)
+        messages: list[Message] = []
+        if facts.ingress and inward and not is_shaper(tc.root(channel, link.index)):
+            messages += inward.messages(link.index, link.name)
+        known = record.get(IfbFacts)
+        if facts.egress and outward and known:
+            messages += _lost_egress(host, link, known, outward)
+        channel.exchange(messages)
+
     def present(self, host: Host, record: Record, facts: LimitsFacts) -> Iterator[Owned]:
         """Yield the limit, the ifb and the redirection."""
         from cni_common.node.owned import Owned
@@ -250,6 +265,23 @@ def _create_ifb(req: Request, host: Host, attaching: Attaching, mtu: int) -> Lin
         f"there are interfaces {' and '.join(map(repr, ifb.names_of(req)))} already, in use by"
         " others; delete them, or the attachments that they belong to",
     )
+
+
+def _lost_egress(host: Host, ours: Link, known: IfbFacts, outward: Shaper) -> list[Message]:
+    """Make the ifb if it is gone; return what puts shaper and redirection back. Raises OSError."""
+    block = host.netns.netlink.link(known.device)
+    if block is None:
+        block = ifb.create(host.netns, known.device, known.mac, ours.mtu)
+    if block is None or block.mac != known.mac:
+        return []
+    channel = host.netns.netlink.channel
+    is_shaped = is_shaper(tc.root(channel, block.index))
+    messages = [] if is_shaped else outward.messages(block.index, block.name)
+    if block.index in ifb.redirections(host.netns, ours):
+        return messages
+    if tc.ingress(channel, ours.index):  # leads to the ifb that is gone
+        _remove_from(host, ours, root=False, entry=True)
+    return [*messages, *ifb.redirect(ours, block)]
 
 
 def _remove_stale(host: Host, name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_common.node.lifecycle import Lifecycle, Part
@@ -108,6 +109,17 @@ class HostPorts(Part):
         if gone:
             nftables.remove_all_unused(host)
 
+    def restore(self, req: Request, host: Host, _record: Record, facts: HostPortsFacts) -> None:
+        """Add the elements again, with chains and conditions; chains of iptables stay lost."""
+        if facts.backend == IPTABLES:
+            return
+        from plugins.portmap import services
+
+        services.keep_out(host.netns)
+        ranges = any(len(one) > 3 for one in facts.elements)  # of which the last key is noted
+        holder_of = partial(shared_ports.holder_of, req, host)
+        nftables.add(host.netns, Conf.of(req), owner(req), holder_of, ranges=ranges)
+
     def present(self, host: Host, record: Record, facts: HostPortsFacts) -> Iterator[Owned]:
         """Yield the chain, or each element."""
         from plugins.portmap import inspection
@@ -153,6 +165,13 @@ class RouteLocalnet(Part):
         """Forget an interface that goes with the attachment."""
         if facts.private and facts.interface:
             route_localnet.forget(host.netns, facts.interface)
+
+    def restore(
+        self, _req: Request, host: Host, _record: Record, facts: RouteLocalnetFacts
+    ) -> None:
+        """Set the sysctl again, behind its guard."""
+        egress = route_localnet.Egress(facts.interface, ours=True, private=facts.private)
+        route_localnet.ensure(host, egress)
 
     def present(self, host: Host, _record: Record, facts: RouteLocalnetFacts) -> Iterator[Owned]:
         """Yield the sysctl, and the guard if that is lost."""

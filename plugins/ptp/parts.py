@@ -13,10 +13,27 @@ if TYPE_CHECKING:
     from cni_common.node.host import Host
     from cni_common.node.owned import Owned
     from cni_common.node.record import Record
+    from cni_common.spec.request import Request
 
 
 class Configuration(interface.Configuration):
     """Gateways and routes on the host's end, too: they go with the pair."""
+
+    def restore(
+        self, _req: Request, host: Host, record: Record, facts: interface.ConfigurationFacts
+    ) -> None:
+        """Put back gateways and routes of the host's end, and forwarding."""
+        from cni_common.node.veth import enable_forwarding
+        from plugins.ptp import routes
+
+        pair = record.get(interface.VethFacts)
+        link = host.netns.netlink.link(pair.host_end) if pair else None
+        if pair is None or link is None or link.mac != pair.host_end_mac:
+            return
+        ips = interface.ips_in(facts)
+        enable_forwarding(host.netns, {ip.address.version for ip in ips}, host.log)
+        host.netns.netlink.set_up(link.index)
+        routes.configure_host(host.netns, link, ips, lambda other: f"interface '{other.name}'")
 
     def present(
         self, host: Host, record: Record, facts: interface.ConfigurationFacts
