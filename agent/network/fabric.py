@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from agent.network import (
 from agent.network.kernel import Kernel, Route
 from agent.network.plan import Peer
 from agent.network.settings import AUTO, DIRECT, VXLAN, VXLAN_DEVICE, WIREGUARD, WIREGUARD_DEVICE
-from agent.network.watched import Watched
+from agent.network.watched import LOST, PODS, Watched
 from cni_common.kernel.netns import OWN, NetNS
 from cni_common.node.veth import enable_forwarding
 from cni_common.spec.errors import CNIError
@@ -64,6 +65,9 @@ class Fabric:
         self._config = masquerade_config.Masquerading()  # the last one that could be read
         self._watched = Watched()
         self._netns: NetNS | None = None
+        # Whether pods may lack something: at the start, since the agent may have been away.
+        self._pods_suspected = threading.Event()
+        self._pods_suspected.set()
 
     def apply(self, cluster: Cluster) -> Applied:
         """Read the kernel anew and bring it to what `cluster` asks for; changes nothing else.
@@ -73,11 +77,12 @@ class Fabric:
         Node object has lost may come back. Raises OSError where there is no netlink.
         """
         with Kernel() as kernel:
-            mtu, key = self._connect(kernel, cluster)
+            mtu, key = kernel.attempt(lambda: self._connect(kernel, cluster), (0, ""))
             problems = kernel.problems
         if cluster.own.ranges:
             problems += self._forward(cluster)
             problems += self._masquerade(cluster)
+            problems += self._put_back()
         more = len(problems) - _PROBLEMS_MAX
         if more > 0:
             problems[_PROBLEMS_MAX:] = [f"{more} more problems of the network are not listed"]
@@ -93,7 +98,12 @@ class Fabric:
         def known() -> tuple[Watched, float]:
             return self._watched, self._config.resync_seconds
 
-        return Listener(wake, known, path=self._settings.masquerade_config)
+        def notice(reason: str) -> None:
+            if reason in (PODS, LOST):
+                self._pods_suspected.set()
+            wake(reason)
+
+        return Listener(notice, known, path=self._settings.masquerade_config)
 
     def remove(self) -> tuple[str, ...]:
         """Remove all that `apply` has made, and nothing else; return the problems.
@@ -102,9 +112,7 @@ class Fabric:
         """
         self._watched = Watched()
         with Kernel() as kernel:
-            routes.remove(kernel)
-            overlay.remove(kernel, VXLAN_DEVICE, vxlan.KIND)
-            overlay.remove(kernel, WIREGUARD_DEVICE, wireguard.KIND)
+            kernel.attempt(lambda: self._disconnect(kernel), None)
             problems = kernel.problems
         try:
             masquerade.remove(self._own_netns())
@@ -123,6 +131,11 @@ class Fabric:
         if self._netns:
             self._netns.close()
             self._netns = None
+
+    def _disconnect(self, kernel: Kernel) -> None:
+        routes.remove(kernel)
+        overlay.remove(kernel, VXLAN_DEVICE, vxlan.KIND)
+        overlay.remove(kernel, WIREGUARD_DEVICE, wireguard.KIND)
 
     # --- parts of an application ---
 
@@ -199,6 +212,14 @@ class Fabric:
         except OSError as error:
             problems.append(f"packets of pods are not masqueraded: {error.strerror}")
         return problems
+
+    def _put_back(self) -> list[str]:
+        if not self._settings.pods_state_dir or not self._pods_suspected.is_set():
+            return []
+        self._pods_suspected.clear()
+        from agent.network import pods
+
+        return pods.put_back(self._settings.pods_state_dir, self._log)
 
     def _own_netns(self) -> NetNS:
         """Return the namespace, whose channel for nftables stays the same."""

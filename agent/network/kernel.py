@@ -7,6 +7,7 @@ and the others go on. Reading takes 0.15 ms for each route and neighbour, a requ
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import TYPE_CHECKING
@@ -15,11 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from ipaddress import IPv4Interface, IPv6Interface
     from types import TracebackType
-    from typing import Any, Self
+    from typing import Any, Self, TypeVar
 
     from agent.cluster import Address, Network
 
     Interface = IPv4Interface | IPv6Interface
+    T = TypeVar("T")
 
 UNICAST, UNREACHABLE = 1, 7  # RTN_* of linux/rtnetlink.h
 MAIN = 254  # RT_TABLE_MAIN
@@ -109,6 +111,19 @@ class Kernel:
                 self.problems.append(f"cannot {what}: {error.args[1]}")
             return False
         return True
+
+    def attempt(self, step: Callable[[], T], otherwise: T) -> T:
+        """Return what `step` returns; where it cannot read the kernel, that is a problem."""
+        from pyroute2.netlink.exceptions import NetlinkError
+
+        try:
+            return step()
+        except NetlinkError as error:
+            words = os.strerror(error.code) if error.code > 0 else error.args[1]
+        except OSError as error:
+            words = str(error)
+        self.problems.append(f"the network between nodes stays as it is: netlink: {words}")
+        return otherwise
 
     # --- reading ---
 

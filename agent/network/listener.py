@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from cni_common.kernel.netlink import Channel
 
 PAUSE_SECONDS = 0.1  # after a wake-up: a program that fights with us does not take a processor
-LOST = "kernel events were lost"
 
 
 class Listener:
@@ -81,7 +80,7 @@ class Listener:
         """Return what the events of one datagram say, "" for nothing."""
         events = channel.next_events()
         if events is None:
-            return LOST
+            return watched.LOST
         known, _ = self._known()
         for kind, part in events:
             if channel is self._routing:

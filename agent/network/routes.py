@@ -33,7 +33,7 @@ def converge(kernel: Kernel, wanted: Mapping[Network, Route], present: Iterable[
     for dst, left in ours.items():
         keep = wanted.get(dst)
         for one in left:
-            if keep is None or _metric(one) != METRICS[dst.version]:
+            if keep is None or one.metric != METRICS[dst.version]:
                 _delete(kernel, one)
 
 
@@ -60,7 +60,7 @@ def _is_taken(kernel: Kernel, route: Route, foreign: Iterable[Found], *, ours: b
 
 
 def _set(kernel: Kernel, route: Route, ours: Iterable[Found]) -> None:
-    there = [one for one in ours if _metric(one) == METRICS[route.dst.version]]
+    there = [one for one in ours if one.metric == METRICS[route.dst.version]]
     if any(one.route == route and one.hops == 1 for one in there):
         return
     # Replaced by one request, so no packet meets a table without the route.
@@ -72,10 +72,6 @@ def _delete(kernel: Kernel, one: Found) -> None:
     keys = _keys(one.route) | {"priority": one.metric}
     what = f"delete the route to {one.route.dst}"
     kernel.do(what, kernel.ip.route, "del", absent=(errno.ESRCH, errno.ENODEV), **keys)
-
-
-def _metric(one: Found) -> int:
-    return one.metric
 
 
 def _keys(route: Route) -> dict[str, Any]:

@@ -41,4 +41,5 @@ class Settings:
     masquerade_config: str = (
         ""  # path of a file in the format of ip-masq-agent, which may be absent
     )
+    pods_state_dir: str = "/run/pycni"  # has the attachment records; "": pods are not repaired
     unmasqueraded: tuple[Network, ...] = ()  # beside the ranges of all nodes' pods

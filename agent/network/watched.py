@@ -39,6 +39,11 @@ _NDMSG, _NFGENMSG_SIZE = struct.Struct("=Bxxxi4x"), 4
 _PORT = struct.Struct("=I")
 _PORT_OFFSET = 12  # nlmsg_pid in struct nlmsghdr
 _NFTABLES = 10
+# NFT_MSG_DELTABLE, …CHAIN, …RULE, …SET: a DEL of the last pod with such an object sends them, too.
+_DELETIONS = (2, 5, 8, 11)
+_PLUGINS_TABLE = "pycni"  # in each family that plugins use
+PODS = "rules of pods were deleted"
+LOST = "kernel events were lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +67,15 @@ def reason(kind: int, part: bytes, watched: Watched) -> str:
 
 def nft_reason(kind: int, part: bytes, watched: Watched, table: Table) -> str:
     """Return words if an nfnetlink event is about `table` and by others, or ""."""
-    if kind >> 8 != _NFTABLES or part[HEADER_SIZE] != table.family:
+    if kind >> 8 != _NFTABLES:
         return ""
     name = string_of(attributes(part, HEADER_SIZE + _NFGENMSG_SIZE).get(1))
     (port,) = _PORT.unpack_from(part, _PORT_OFFSET)
-    if name != table.name or port in watched.nft_ports:
+    if port in watched.nft_ports:
         return ""
-    return f"'{table}' of nftables was changed"
+    if (name, part[HEADER_SIZE]) == (table.name, table.family):
+        return f"'{table}' of nftables was changed"
+    return PODS if name == _PLUGINS_TABLE and kind & 0xFF in _DELETIONS else ""
 
 
 def _link(kind: int, part: bytes, watched: Watched) -> str:

@@ -182,8 +182,8 @@ class Lan:
 
     def node(self, name: str, number: int, *, network: int = 1, **settings: Any) -> Node:
         """Return a new node, the last octet of whose addresses is `number`."""
-        state = str(self._tmp / name)
-        made = Node(self, name, number, network, Settings(state_dir=state, **settings))
+        places = {"state_dir": str(self._tmp / name), "pods_state_dir": str(self._tmp / "pods")}
+        made = Node(self, name, number, network, Settings(**{**places, **settings}))
         self._nodes.append(made)
         return made
 

@@ -1,0 +1,44 @@
+"""What others take away from pods on this node, put back by the plugins' own code and records."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def put_back(state_dir: str, log: Callable[[str], object]) -> list[str]:
+    """Put back what living pods lack; return the problems.
+
+    `state_dir` has the attachment records. The pods' namespaces must be visible where the records
+    say that these are: in a container, by a mount of /run/netns. Costs some milliseconds a pod.
+    """
+    from cni_common.node.host import Host
+    from cni_common.serve.protocol import execute
+    from cni_common.spec.errors import CNIError
+    from commands.repair import put_back
+    from plugins import load
+
+    path = os.path.realpath(sys.argv[0])
+    try:
+        with Host(load, path, log, execute=execute, guarded=True, state_dir=state_dir) as host:
+            put_back(host)
+    except ExceptionGroup as group:
+        return [f"not all that a pod lacks was put back: {words}" for words in _words(group)]
+    except (CNIError, OSError) as error:
+        return [f"what pods lack was not put back: {error}"]
+    return []
+
+
+def _words(error: Exception) -> list[str]:
+    """Return one text for each failure, behind the attachment's name."""
+    if not isinstance(error, ExceptionGroup):
+        return [" ".join(str(error).split())]
+    found = []
+    for one in error.exceptions:
+        note = "".join(getattr(one, "__notes__", ())[:1])
+        found += [f"{note}: {text}" if note else text for text in _words(one)]
+    return found
