@@ -12,21 +12,20 @@ from tests.machine import Machine
 Json = dict[str, Any]
 
 
-def chain(machine: Machine, netns: str, **attachment: str) -> None:
+def chain(machine: Machine, netns: str) -> None:
     """Attach a container by ptp, portmap and bandwidth."""
     first: Json = {**machine.network(type="ptp", ipMasq=True, bridge=None, isGateway=None)}
-    result = machine.ok("ptp", "ADD", first, netns, **attachment)
-    ports = [
-        {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
-        *({"hostPort": 9000 + n, "containerPort": 9000 + n, "protocol": "udp"} for n in range(20)),
-    ]
+    result = machine.ok("ptp", "ADD", first, netns)
+    ports: list[Json] = [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]
+    for port in range(9000, 9020):
+        ports.append({"hostPort": port, "containerPort": port, "protocol": "udp"})
     common = {"cniVersion": "1.1.0", "name": machine.name}
-    second = {**common, "type": "portmap", "prevResult": result}
+    second: Json = {**common, "type": "portmap", "prevResult": result}
     second |= {"capabilities": {"portMappings": True}, "runtimeConfig": {"portMappings": ports}}
-    result = machine.ok("portmap", "ADD", second, netns, **attachment)
-    third = {**common, "type": "bandwidth", "prevResult": result}
+    result = machine.ok("portmap", "ADD", second, netns)
+    third: Json = {**common, "type": "bandwidth", "prevResult": result}
     third |= {"ingressRate": 8_000_000, "ingressBurst": 800_000}
-    machine.ok("bandwidth", "ADD", third, netns, **attachment)
+    machine.ok("bandwidth", "ADD", third, netns)
 
 
 def veth_of(machine: Machine) -> str:
