@@ -91,8 +91,12 @@ def address_in(result: Json) -> str:
 
 def kept(daemon: Daemon) -> list[str]:
     """Return the addresses of all leases that the daemon has on disk."""
-    files = [json.loads(path.read_text()) for path in daemon.leases.glob("*.json")]
-    return sorted(one["lease"]["address"] for one in files if "lease" in one)
+    addresses = []
+    for path in daemon.leases.glob("*.json"):
+        with suppress(FileNotFoundError):  # the daemon may remove a file after it was listed
+            entry = json.loads(path.read_text())
+            addresses += [entry["lease"]["address"]] if "lease" in entry else []
+    return sorted(addresses)
 
 
 # --- ADD, CHECK, DEL -------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from tests.waits import wait_until
 
 pytestmark = [
     pytest.mark.full_kernel,
+    pytest.mark.emulated_machine,  # has a card
     pytest.mark.without_engine(reason="an engine serves its own namespace alone"),
 ]
 

@@ -105,6 +105,7 @@ def test_check_names_a_lost_vlan(machine: Machine) -> None:
 
 
 @pytest.mark.both_edges
+@pytest.mark.emulated_machine  # masquerades by nftables
 def test_gateway_in_a_vlan(machine: Machine) -> None:
     """The gateway is on <bridge>.<vlan>, the container reaches it, and DEL leaves it to others."""
     container = machine.container()
@@ -188,6 +189,7 @@ def test_racing_adds_share_the_gateway_interface(machine: Machine) -> None:
     machine.command(containers[3], "ping", "-c1", "-W20", "10.9.0.1")
 
 
+@pytest.mark.emulated_machine  # masquerades by nftables
 def test_plain_attachment(machine: Machine) -> None:
     """Dual stack, masquerade and MAC filter work on this kernel, and DEL leaves nothing."""
     container = machine.container()

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -78,18 +78,9 @@ Dir::Etc::preferencesparts "/dev/null";
 """
 
 # The kernel hands boot_dir and boot_modules of its command line over in the environment.
-INIT = """\
-#!/bin/sh
-set -e
-trap 'echo "init: cannot go on"; poweroff -f' EXIT
-mount -t proc proc /proc
-mount -t devtmpfs dev /dev
-for module in /modules/*; do insmod "$module"; done
-mount -t virtiofs host /host
-mount -t tmpfs -o size=75%,mode=755 layer /layer
-mkdir /layer/upper /layer/work
-mount -t overlay -o lowerdir=/host,upperdir=/layer/upper,workdir=/layer/work root /system
-cd /system
+# In a new root directory, which is the current one. The kernel hands boot_dir and boot_modules of
+# its command line over in the environment.
+SYSTEM = """\
 mount -t proc proc proc
 mount -t sysfs sys sys
 mount -t cgroup2 cgroup2 sys/fs/cgroup
@@ -104,12 +95,27 @@ for link in 0:stdin 1:stdout 2:stderr; do ln -s "fd/${link%:*}" "dev/${link#*:}"
 [ -e dev/net/tun ] || mknod -m 666 dev/net/tun c 10 200
 modules=lib/modules/$(uname -r)
 mkdir -p run/boot run/lock "$modules"
+"""
+
+INIT = f"""\
+#!/bin/sh
+set -e
+trap 'echo "init: cannot go on"; poweroff -f' EXIT
+mount -t proc proc /proc
+mount -t devtmpfs dev /dev
+for module in /modules/*; do insmod "$module"; done
+mount -t virtiofs host /host
+mount -t tmpfs -o size=75%,mode=755 layer /layer
+mkdir /layer/upper /layer/work
+mount -t overlay -o lowerdir=/host,upperdir=/layer/upper,workdir=/layer/work root /system
+cd /system
+{SYSTEM}\
 mount --bind "/host$boot_modules" "$modules"
 mount --bind "/host$boot_dir" run/boot
 while read -r dir; do mount --bind "/host$dir" "/system$dir"; done <run/boot/writable
 ip link set lo up
 set -- /dev/vport*p1
-exec 7>"${1%1}1" 8>"${1%1}2"
+exec 7>"${{1%1}}1" 8>"${{1%1}}2"
 cd /
 umount -l /host /proc /dev
 exec switch_root /system /bin/sh /run/boot/main
@@ -278,6 +284,11 @@ def numbers(text: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", text)]
 
 
+def download(apt: Path, folder: Path, *packages: str) -> None:
+    """Fetch packages into a folder; the lists are there."""
+    run("apt-get", "-qq", "-c", apt / "apt.conf", "download", *packages, cwd=folder)
+
+
 def newest_package(apt: Path, series: str) -> str:
     """Return the newest kernel package of a series such as 6.12-cloud."""
     version, _, flavour = series.partition("-")
@@ -319,8 +330,7 @@ def fetch_kernel(cache: Path, series: str) -> Kernel:
     say(f"fetching {package}")
     with tempfile.TemporaryDirectory(prefix="new-", dir=cache) as name:
         packages, folder = Path(name), Path(name, "kernel")
-        get = ["apt-get", "-qq", "-c", str(apt / "apt.conf"), "download"]
-        run(*get, package, "busybox-static", cwd=packages)
+        download(apt, packages, package, "busybox-static")
         unpack(packages, folder)
         folder.rename(kernel.folder)
     return kernel
@@ -495,7 +505,10 @@ def run_machine(kernel: Kernel, folder: Path, limit: float) -> bool:
 
 
 def exit_status(folder: Path) -> int:
-    """Return the command's exit status, or say how the machine died."""
+    """Return the command's exit status, or say how the machine died.
+
+    Raises BootError if the machine died before the command ended.
+    """
     status = folder / "status"
     if status.exists() and status.read_text().strip():
         return int(status.read_text())
@@ -532,29 +545,35 @@ def boot(
     return TIME_LIMIT_REACHED
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kernel", default="6.12-cloud", help="series (default: %(default)s)")
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of what all such programs are told."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--timeout", type=float, default=300, help="seconds for start and command")
     parser.add_argument("--writable", type=Path, action="append", default=[], metavar="DIR")
     parser.add_argument("--cache", type=Path, default=CACHE, help="default: %(default)s")
     parser.add_argument("command", nargs="*", help="without it only provision")
-    args = parser.parse_args()
+    return parser
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Return the exit status of a run of the machine, after a sentence if it could not be."""
     os.environ["PATH"] = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        return boot(
-            args.kernel,
-            args.command,
-            limit=args.timeout,
-            writable=args.writable,
-            cache=args.cache,
-        )
+        return work()
     except BootError as error:
         say(str(error))
         return BOOT_FAILED
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def main() -> int:
+    parser = arguments(__doc__)
+    parser.add_argument("--kernel", default="6.12-cloud", help="series (default: %(default)s)")
+    args = parser.parse_args()
+    options = {"limit": args.timeout, "writable": args.writable, "cache": args.cache}
+    return guarded(lambda: boot(args.kernel, args.command, **options))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A pytest plugin for the virtual machine, where all takes some twenty times as long."""
+"""A pytest plugin for other kernels, under which tests take up to forty times as long."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Run the tests marked full_kernel in a virtual machine.
+"""Run the tests marked full_kernel under kernels that have all that they need.
 
-In the long target with two kernels, on both edges, and with the tests marked everywhere.
+In `make test` under a kernel in user mode, which lacks some of it; in the long target in virtual
+machines with two kernels, on both edges, and with the tests marked everywhere.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,20 +19,31 @@ import pytest
 from tests.scope import ALL
 
 ROOT = Path(__file__).resolve().parents[2]
-BOOT = Path(__file__).with_name("boot.py")
-MARKS = "full_kernel or everywhere" if ALL else "full_kernel"
+MARKS = "full_kernel or everywhere" if ALL else "full_kernel and not emulated_machine"
 # What takes a minute or more there, as systemd does to start: only in the long target.
 SLOW = {
     ROOT / "tests/e2e/test_unit.py",
     ROOT / "tests/faults/test_chains.py",
     ROOT / "tests/kernel/test_persistent_failures.py",
 }
-KERNELS = ["6.1-cloud", "6.12-cloud"] if ALL else ["6.12-cloud"]
-LIMIT = 3000  # seconds for all tests of one machine; on an idle one they take some two minutes
+EMULATED = ("-m", "tests.vm.boot", "--kernel")
+USER_MODE = ("-m", "tests.vm.user_mode")
+KERNELS = [(*EMULATED, "6.1-cloud"), (*EMULATED, "6.12-cloud")] if ALL else [USER_MODE]
+LIMIT = 3000  # seconds for all tests of one machine
 PROVISIONING = 300  # seconds
 
 # Before any test, make sure that the kernel has what the tests are there for, and loads it when
 # it is asked for.
+TABLES = (
+    """
+table inet first {
+    chain source { type nat hook postrouting priority srcnat; masquerade; }
+    chain local { type filter hook input priority filter; fib daddr type local accept; }
+}
+"""
+    if ALL
+    else "add table bridge first"
+)
 GUEST = """
 set -ex
 echo +memory >/sys/fs/cgroup/cgroup.subtree_control
@@ -43,10 +55,7 @@ ip -n first link add link dummy name ipvlan type ipvlan
 ip -n first link add name vrf type vrf table 5
 ip -n first link add name veth type veth peer name peer
 ip netns exec first nft -f - <<END
-table inet first {
-    chain source { type nat hook postrouting priority srcnat; masquerade; }
-    chain local { type filter hook input priority filter; fib daddr type local accept; }
-}
+$tables
 END
 ip netns del first
 exec "$@"
@@ -56,7 +65,7 @@ exec "$@"
 def marked_files() -> list[str]:
     """Return the files that have such tests: to read all others takes minutes there."""
     found = sorted((ROOT / "tests").rglob("test_*.py"))
-    mark = re.compile(rf"\bmark\.({MARKS.replace(' or ', '|')})\b")
+    mark = re.compile(r"\bmark\.(full_kernel|everywhere)\b" if ALL else r"\bmark\.full_kernel\b")
     return [
         str(path.relative_to(ROOT))
         for path in found
@@ -78,7 +87,7 @@ def inner_command(report: Path) -> list[str]:
     """Return the command to run in the machine."""
     # Not beside the temporary folders of this process, which would be cleared away.
     options = ["-v", "--durations=10", f"--junitxml={report}", "--basetemp=/dev/shm/pytest"]
-    return ["sh", "-c", GUEST, "sh", *pytest_command(*options)]
+    return ["env", f"tables={TABLES}", "sh", "-c", GUEST, "sh", *pytest_command(*options)]
 
 
 def compile_tests() -> None:
@@ -88,9 +97,9 @@ def compile_tests() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def run_inside(kernel: str, folder: Path) -> str:
+def run_inside(kernel: Sequence[str], folder: Path) -> str:
     """Run the marked tests under a kernel; the folder gets the report. Return the output."""
-    command = [sys.executable, str(BOOT), "--kernel", kernel, "--timeout", str(LIMIT)]
+    command = [sys.executable, *kernel, "--timeout", str(LIMIT)]
     command += ["--writable", str(folder), "--", *inner_command(folder / "report.xml")]
     done = subprocess.run(
         command,
@@ -122,16 +131,16 @@ def read_report(report: Path) -> tuple[list[str], list[str]]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 @pytest.mark.timeout(LIMIT + PROVISIONING + 20)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda words: words[-1])
 def test_full_kernel(
-    kernel: str, tmp_path: Path, record_property: Callable[[str, object], None]
+    kernel: Sequence[str], tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """All marked tests run and pass under the kernel."""
     compile_tests()
     output = run_inside(kernel, tmp_path)
     report = tmp_path / "report.xml"
     if not report.exists():
-        pytest.fail(f"no report of tests under {kernel}:\n{output[-5000:]}", pytrace=False)
+        pytest.fail(f"no report of tests in {kernel[-1]}:\n{output[-5000:]}", pytrace=False)
     passed, others = read_report(report)
     record_property("passed_inside", passed)
     if others:
