@@ -70,6 +70,10 @@ SCHEMA: Json = {
                     "Directory of the leases, one sub-directory per network.",
                     default=DEFAULT_DATA_DIR,
                 ),
+                "closed": key_schema(
+                    "string",
+                    "Why no address is given out now: ADD and STATUS fail with this reason.",
+                ),
                 "releaseCooldown": key_schema(
                     "integer",
                     "Seconds for which a freed address rests, unless no other is left.",
@@ -160,6 +164,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     Raises CNIError 4, 5, 7, 11 or 999.
     """
     conf = Conf.of(req)
+    _refuse_closed(req, Code.TRY_AGAIN_LATER)
     wanted = choose.assign(conf.sets, _requested(req), req.network)
     dns: Json = {}
     if conf.resolv_conf:
@@ -212,6 +217,7 @@ def status(req: Request, host: Host) -> None:
     from plugins.host_local.capacity import Capacity
 
     conf = Conf.of(req)
+    _refuse_closed(req, Code.PLUGIN_NOT_AVAILABLE)
     try:
         host.records.probe()
         with Capacity(conf.directory, host, req.network) as capacity:
@@ -239,6 +245,13 @@ def _directory(req: Request) -> str:
     if not is_absolute(data_dir):
         data_dir = DEFAULT_DATA_DIR
     return f"{data_dir.rstrip('/')}/{req.network}"
+
+
+def _refuse_closed(req: Request, code: int) -> None:
+    """Raise CNIError `code` if the network gives out no addresses; what was given out stays."""
+    reason = req.config.get("ipam", {}).get("closed", "")
+    if reason:
+        raise CNIError(code, f"{PLUGIN}: network {req.network} is closed: {reason}")
 
 
 def _release_cooldown(req: Request) -> int:

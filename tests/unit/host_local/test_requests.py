@@ -360,3 +360,22 @@ def test_status_of_an_unusable_directory(node: Node, where: str) -> None:
 
     assert output["code"] == Code.PLUGIN_NOT_AVAILABLE
     assert str(node.root / where) in output["msg"]
+
+
+def test_closed(node: Node) -> None:
+    """A closed network gives out nothing and says why; what was given out is kept, and freed."""
+    config = node.config("10.0.0.0/29")
+    added = node.call("ADD", config)
+    closed = node.config("10.0.0.0/29", closed="10.0.0.0/29 is of node b, too")
+
+    refused = node.call("ADD", closed, "c2")
+    status = node.call("STATUS", closed)
+
+    why = "network testnet is closed: 10.0.0.0/29 is of node b, too"
+    assert (refused["code"], status["code"]) == (11, 50)
+    assert why in refused["msg"]
+    assert why in status["msg"]
+    assert node.call("CHECK", {**closed, "prevResult": added}) == {}
+    assert node.leases() == {"10.0.0.2": "c1\r\neth0"}
+    assert node.call("DEL", closed) == {}
+    assert node.leases() == {}
