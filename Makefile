@@ -48,6 +48,9 @@ test-kernel: venv ## each plugin on network namespaces of its own
 test-e2e: dist ## the executables, driven by cnitool, beside the Go plugins
 	$(sandboxed) -n 2 tests/e2e
 
+test-agent: dist ## the agent on nodes of namespaces: lists, plugins, engine, routes, masquerading
+	$(sandboxed) -n 2 tests/agent
+
 test-runtimes: dist ## driven by podman, by containerd as ctr and the kubelet do, and for containers of others
 	@deploy/prerequisites.sh --runtimes
 	$(sandboxed) -n 5 tests/runtimes # which mostly wait
@@ -96,11 +99,16 @@ dist: ## make dist/bin: plugins that run where there is no Python
 	@deploy/prerequisites.sh --dist
 	@$(python) -m deploy.freeze
 
+.PHONY: agent test-agent
+agent: ## make dist/agent: the agent of a Kubernetes node, a program of its own
+	@deploy/prerequisites.sh --dist
+	@$(python) -m deploy.freeze_agent
+
 install: dist ## put dist/bin into DESTDIR CNI_BIN_DIR (/opt/cni/bin), while containers start
-	@DESTDIR='$(DESTDIR)' CNI_BIN_DIR='$(CNI_BIN_DIR)' deploy/install.sh install
+	@DESTDIR='$(DESTDIR)' CNI_BIN_DIR='$(CNI_BIN_DIR)' python3 -m agent.install install
 
 uninstall: ## take away what install has put there
-	@DESTDIR='$(DESTDIR)' CNI_BIN_DIR='$(CNI_BIN_DIR)' deploy/install.sh uninstall
+	@DESTDIR='$(DESTDIR)' CNI_BIN_DIR='$(CNI_BIN_DIR)' python3 -m agent.install uninstall
 
 .PHONY: image manifests
 image: dist ## build/image/pycni.tar for Kubernetes, without a container engine; BASE=IMAGE for another base
@@ -124,7 +132,7 @@ schemas: venv ## write conf/schema/ anew after a change of a SCHEMA
 lock: ## write requirements.lock anew after a change of versions in pyproject.toml
 	[[ -x .tools/uv/bin/uv ]] || { python3 -m venv .tools/uv && \
 	    .tools/uv/bin/python -m pip install --quiet uv==0.13.8; }
-	.tools/uv/bin/uv pip compile --quiet pyproject.toml --group dev --universal \
+	.tools/uv/bin/uv pip compile --quiet pyproject.toml --group dev --extra agent --universal \
 	    --python-version 3.11 --generate-hashes --no-annotate \
 	    --custom-compile-command "make lock" --output-file requirements.lock
 

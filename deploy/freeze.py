@@ -76,7 +76,7 @@ def _make(target: Path) -> None:
     new = BUILD / "bin"
     (new / ".pycni").mkdir(parents=True)
     shutil.move(_run_pyinstaller(), new / ".pycni" / build)
-    _copy_licences(new / ".pycni" / build)
+    copy_licences(new / ".pycni" / build)
     _make_launchers(new, build)
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -88,13 +88,18 @@ def _digest() -> str:
     """Return the digest of all inputs of the build."""
     tools = f"{sys.version} {sysconfig.get_platform()} {shutil.which('musl-gcc')}"
     digest = hashlib.sha256(tools.encode())
-    for name in INPUTS:
+    add_files(digest, INPUTS)
+    return digest.hexdigest()[:12]
+
+
+def add_files(digest: hashlib._Hash, names: Sequence[str]) -> None:
+    """Add the sources below files and directories of the tree to a digest, with their names."""
+    for name in names:
         path = ROOT / name
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file() and file.suffix != ".pyc":
                 digest.update(f"{file.relative_to(ROOT)}\0".encode())
                 digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 # --- the input of PyInstaller ---
@@ -105,7 +110,7 @@ def _write_modules() -> None:
     shutil.copy(FROZEN / "start.py", SOURCE)
     for name, source in standins().items():
         _write_module(Path(f"{name}.py"), source)
-    _copy_pyroute2()
+    copy_pyroute2(SOURCE)
     stdlib = Path(sysconfig.get_path("stdlib"))
     _write_module(Path("ipaddress.py"), (stdlib / "ipaddress.py").read_bytes())
     for package in OURS:
@@ -113,9 +118,9 @@ def _write_modules() -> None:
             _write_module(path.relative_to(ROOT), path.read_bytes())
 
 
-def _copy_pyroute2() -> None:
-    """Give the commands pyroute2 in its own smaller form, without its data bases and servers."""
-    package = SOURCE / "pyroute2"
+def copy_pyroute2(directory: Path) -> None:
+    """Put pyroute2 into `directory` in its own smaller form, without data bases and servers."""
+    package = directory / "pyroute2"
     shutil.copytree(Path(sysconfig.get_path("purelib"), "pyroute2"), package)
     (package / "minimal.py").replace(package / "__init__.py")
 
@@ -137,7 +142,7 @@ def compile_extension(directory: Path) -> None:
     include = Path(sysconfig.get_path("include"))
     if not (include / "Python.h").exists():
         raise BuildError(f"there is no '{include}/Python.h': run 'deploy/prerequisites.sh --dist'")
-    _run(
+    run(
         *("cc", "-shared", "-fPIC", "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror"),
         *("-Wno-missing-field-initializers", f"-isystem{include}"),
         *("-o", str(directory / f"_setns{EXTENSION_SUFFIXES[0]}"), str(FROZEN / "setns.c")),
@@ -150,7 +155,7 @@ def _run_pyinstaller() -> Path:
     # PyInstaller's cache of stripped libraries belongs to this tree, not to the user's home.
     environ = {**os.environ, "PYINSTALLER_CONFIG_DIR": str(BUILD / "cache")}
     environ = {name: value for name, value in environ.items() if not name.startswith("PYTHON")}
-    _run(
+    run(
         *(sys.executable, "-m", "PyInstaller", "--noconfirm", "--log-level=WARN"),
         *(f"--distpath={output}", f"--workpath={BUILD / 'work'}", str(FROZEN / "pycni.spec")),
         environ=environ,
@@ -158,25 +163,25 @@ def _run_pyinstaller() -> Path:
     for file in (output / "pycni/lib").rglob("*"):
         file.chmod(0o755 if file.is_dir() else 0o644)
         if ".so" in file.name:
-            _forget_library_path(file)
+            forget_library_path(file)
     return output / "pycni"
 
 
-def _forget_library_path(file: Path) -> None:
+def forget_library_path(file: Path) -> None:
     """Set a library's search path to its own directory instead of the build machine's.
 
     Otherwise a user that can make the build machine's directory on a node could have root load a
     library from it.
     """
     beside = b"$ORIGIN"
-    for path in re.findall(r"\(R(?:UN)?PATH\).*\[(/.*)\]", _run("readelf", "-dW", str(file))):
+    for path in re.findall(r"\(R(?:UN)?PATH\).*\[(/.*)\]", run("readelf", "-dW", str(file))):
         old = path.encode() + b"\0"
         if len(old) <= len(beside):
             raise BuildError(f"'{file}' looks for libraries in '{path}': use another Python")
         file.write_bytes(file.read_bytes().replace(old, beside.ljust(len(old), b"\0")))
 
 
-def _copy_licences(bundle: Path) -> None:
+def copy_licences(bundle: Path) -> None:
     """Copy the licence texts that every copy of the program must contain."""
     for name in ("LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, bundle)
@@ -190,13 +195,13 @@ def _copy_licences(bundle: Path) -> None:
 def _make_launchers(directory: Path, build: str) -> None:
     """Make an executable of each plugin, and link it into `directory`; a plain copy works as well.
 
-    Each knows its type, so that it can be given another name. deploy/install.sh recognises its own
+    Each knows its type, so that it can be given another name. agent/install.py recognises its own
     files by the launchers in the bundle.
     """
     launchers = directory / f".pycni/{build}/launcher"
     launchers.mkdir()
     for name in ("pycni", *TYPES):
-        _run(
+        run(
             *("make", "--no-print-directory", "-C", str(ROOT / "launcher")),
             *(f"OUTPUT={launchers / name}", f"BUILD={build}", f"BUNDLE=.pycni/{build}/pycni"),
             f"TYPE={name if name in TYPES else ''}",
@@ -225,7 +230,8 @@ def _report(target: Path, build: str) -> None:
     )
 
 
-def _run(*command: str, environ: dict[str, str] | None = None) -> str:
+def run(*command: str, environ: dict[str, str] | None = None) -> str:
+    """Return what a program prints. Raises BuildError, with the output of one that fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
     if done.returncode:
         raise BuildError(f"'{' '.join(command)}' failed:\n{done.stdout}{done.stderr}")

@@ -50,7 +50,11 @@ def run(
     """
     from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
-    parser = ArgumentParser(prog="pycni", description=f"pycni {VERSION}, CNI plugins in Python")
+    parser = ArgumentParser(
+        prog="pycni",
+        description=f"pycni {VERSION}, CNI plugins in Python; 'pycni agent' is the agent of a"
+        " Kubernetes node, a program of its own",
+    )
     parsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     known = {**COMMANDS, **(commands or {})}
     for name, command in sorted(known.items()):

@@ -239,12 +239,12 @@ class _Place:
         for name in os.listdir(self._directory):
             stem, _, number = name.rpartition(".")
             is_ours = stem in stems and number.isdecimal()
-            if is_ours and _lock_owner(f"{self._lock_path}.{number}") < 0:
+            if is_ours and lock_owner(f"{self._lock_path}.{number}") < 0:
                 os.unlink(f"{self._directory}/{name}")
 
     def _holder(self) -> int:
         """Return a pidfd of the engine that holds the path, -1 for none."""
-        pid = _lock_owner(self._lock_path)
+        pid = lock_owner(self._lock_path)
         with suppress(ProcessLookupError):
             return -1 if pid < 0 else os.pidfd_open(pid)
         return -1  # it ended a moment ago
@@ -274,7 +274,7 @@ class _Place:
             os.close(fd)
 
 
-def _lock_owner(path: str) -> int:
+def lock_owner(path: str) -> int:
     """Return the id of another process that holds a record lock on `path`, -1 for none."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from functools import partial
@@ -19,8 +20,9 @@ CONFIG = single(network("1.1.0", ["10.9.0.0/24"]))
 def install(build: Path, place: Path) -> None:
     """Run the installation."""
     environ = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DIST": str(build)}
-    words = [str(ROOT / "deploy/install.sh"), "install"]
-    subprocess.run(words, env={**environ, "CNI_BIN_DIR": str(place)}, check=True, timeout=60)
+    words = [sys.executable, "-S", "-m", "agent.install", "install"]
+    environ["CNI_BIN_DIR"] = str(place)
+    subprocess.run(words, cwd=ROOT, env=environ, check=True, timeout=60)
 
 
 class Clients:

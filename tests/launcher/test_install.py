@@ -1,4 +1,4 @@
-"""deploy/install.sh: what it puts where, what it leaves alone, and that nobody notices."""
+"""agent/install.py: what it puts where, what it leaves alone, and that nobody notices."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -37,7 +38,8 @@ def _script(word: str, dist: Path, place: Path) -> subprocess.CompletedProcess[s
     path = "/usr/sbin:/usr/bin:/sbin:/bin"
     environ = {"PATH": path, "DIST": str(dist), "DESTDIR": str(place), "CNI_BIN_DIR": "/bin"}
     return subprocess.run(
-        [str(ROOT / "deploy/install.sh"), word],
+        [sys.executable, "-S", "-m", "agent.install", word],  # -S: without packages
+        cwd=ROOT,
         env=environ,
         capture_output=True,
         text=True,

@@ -1,0 +1,161 @@
+"""Connections to the API server, by lightkube."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx2
+from lightkube import Client, KubeConfig
+from lightkube.config.client_adapter import ConnectionParams
+from lightkube.config.models import Cluster, User
+from lightkube.core.exceptions import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lightkube.config.kubeconfig import SingleConfig
+
+SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+_SECONDS = 10.0  # for a connection, and for an answer that is not a watch
+# A watch may be silent for long. So the kernel asks whether the peer is still there (tcp(7)), and a
+# server that has vanished without a word is noticed after half a minute.
+_IDLE_SECONDS, _PROBE_SECONDS, _PROBES = 15, 5, 3
+_USER_TIMEOUT_MS = 1000 * (_IDLE_SECONDS + _PROBES * _PROBE_SECONDS)
+_SOCKET_OPTIONS = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _IDLE_SECONDS),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_SECONDS),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS),
+)
+_BURST, _REQUESTS_PER_SECOND = 100, 2.0  # a list of 5,000 nodes is 50 requests
+
+# What a request may fail by: of the server, of the way to it, of its certificate or ours.
+ERRORS = (httpx2.HTTPError, httpx2.StreamError, ConfigError, OSError, ssl.SSLError)
+
+
+@dataclass(frozen=True)
+class Access:
+    """Where the API server is, and how the agent proves who it is.
+
+    `server` is a URL, or host:port; "" takes that of the kubeconfig, or of the pod's environment,
+    which are `host` and `port`. `kubeconfig` is a file, "" for the service account of the pod.
+    """
+
+    server: str = ""
+    kubeconfig: str = ""
+    service_account: Path = Path(SERVICE_ACCOUNT)
+    host: str = ""
+    port: str = "443"
+
+    def connect(self) -> Client:
+        """Return a client with connections of its own; close it. Raises one of ERRORS."""
+        config, token = self._config()
+        params = ConnectionParams(timeout=httpx2.Timeout(_SECONDS), trust_env=False)
+        verify = params.httpx_params(config)["verify"]
+        return Client(
+            config,
+            timeout=params.timeout,
+            trust_env=False,
+            transport=_Transport(verify, token),
+        )
+
+    def _config(self) -> tuple[SingleConfig, Path | None]:
+        """Return the configuration, and the file with the token of each request, None for none."""
+        if self.kubeconfig:
+            config = _chosen(KubeConfig.from_file(self.kubeconfig))
+            if self.server:
+                config.cluster.server = self._url(self.server)
+            return config, None
+        server = self.server or (_host_and_port(self.host, self.port) if self.host else "")
+        if not server:
+            raise ConfigError(
+                "there is no API server: this is no pod, so name one by --kubeconfig, or by"
+                " --api-server and --service-account"
+            )
+        authority = self.service_account / "ca.crt"
+        if not authority.exists():
+            raise ConfigError(f"there is no '{authority}': mount the service account")
+        cluster = Cluster(server=self._url(server), certificate_auth=str(authority))
+        config = _chosen(KubeConfig.from_one(cluster=cluster, user=User()))
+        return config, self.service_account / "token"
+
+    @staticmethod
+    def _url(server: str) -> str:
+        return server if "://" in server else f"https://{server}"
+
+
+def _chosen(config: KubeConfig) -> SingleConfig:
+    """Return the configuration of the current context. Raises ConfigError where there is none."""
+    found = config.get()
+    if found is None or found.user is None:
+        raise ConfigError("the kubeconfig's current context names no user: choose another context")
+    return found
+
+
+def _host_and_port(host: str, port: str) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class _Transport(httpx2.HTTPTransport):
+    """HTTP with bounded rates, and the token as it is on the disk at each request.
+
+    The kubelet replaces the token before it expires, after an hour.
+    """
+
+    def __init__(self, verify: ssl.SSLContext, token: Path | None) -> None:
+        super().__init__(verify=verify, trust_env=False, socket_options=_SOCKET_OPTIONS)
+        self._token = token
+        self._pace = Pace(_BURST, _REQUESTS_PER_SECOND)
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send one request."""
+        self._pace.wait()
+        if self._token:
+            token = self._token.read_text(encoding="ascii").strip()
+            request.headers["Authorization"] = f"Bearer {token}"
+        return super().handle_request(request)
+
+
+class Pace:
+    """Lets `burst` steps through at once, and `per_second` in the long run."""
+
+    def __init__(
+        self,
+        burst: int,
+        per_second: float,
+        now: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        self._burst, self._per_second = burst, per_second
+        self._now, self._sleep = now, sleep
+        self._left, self._at = float(burst), now()
+        self._lock = threading.Lock()
+
+    def _fill(self) -> None:
+        now = self._now()
+        self._left = min(self._burst, self._left + (now - self._at) * self._per_second)
+        self._at = now
+
+    def try_step(self) -> bool:
+        """Take a step if one is left."""
+        with self._lock:
+            self._fill()
+            if self._left < 1:
+                return False
+            self._left -= 1
+            return True
+
+    def wait(self) -> None:
+        """Take a step, after a pause where none is left."""
+        with self._lock:
+            self._fill()
+            self._left -= 1
+            if self._left < 0:
+                self._sleep(-self._left / self._per_second)

@@ -1,0 +1,191 @@
+"""The engine on the host: started where none is, replaced where one of another build serves."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cni_common.node.host import STATE_DIR
+from cni_common.serve.cli import ENGINE_SOCKET
+from cni_common.serve.engine import lock_owner
+from cni_common.serve.worker import PROTOCOL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from agent.logs import Log
+
+_GREETING = struct.Struct("<6sH16s")  # launcher/launcher.c: what an engine says first
+_GREETING_MAX = 256  # bytes: the build follows
+_HELLO_SECONDS = 2.0  # as long as a launcher waits
+_START_SECONDS = 20.0  # importing all plugins takes a second, on a busy node some
+_LOG = f"{STATE_DIR}/engine.log"  # on the host
+_LOG_BYTES_MAX = 1 << 20
+_POLL_SECONDS = 0.05
+
+
+class Engine:
+    """The engine of the host, by its socket and its lock."""
+
+    def __init__(
+        self,
+        bin_dir: Path,
+        *,
+        log: Log,
+        wake: Callable[[str], None],
+        process: int = 1,
+        path: str = ENGINE_SOCKET,
+    ) -> None:
+        """The engine gets the mount namespace of `process`; `path` is the socket in ours."""
+        self._command = (str(bin_dir / "pycni"), "engine")
+        self._log = log
+        self._wake = wake
+        self._process = process
+        self._path = path
+        self._lock = f"{os.path.dirname(path)}/engine.lock"  # as cni_common/serve/engine.py has it
+        self._expected = ""  # the build of an engine that was started, until it serves
+        self._watched = 0  # process id of the engine whose end wakes the loop
+
+    def build(self) -> str:
+        """Return the build of the engine that answers, "" where none does. Takes 2 s at most."""
+        return greeting(self._path)
+
+    def ensure(self, build: str) -> tuple[str, ...]:
+        """Start an engine of `build` unless one serves; return what is wrong, in sentences.
+
+        The new engine takes the socket's path over before the old one is told to end, so no call
+        fails. An engine that systemd runs is left alone: systemd holds the socket, not the engine.
+        """
+        self._expected = ""
+        self._trim_log()
+        serving, owner = self.build(), lock_owner(self._lock)
+        if not serving and owner < 0 and self._is_served():
+            return (f"the engine at '{self._path}' is systemd's and does not answer: restart it",)
+        if serving and owner < 0:
+            return self._of_systemd(serving, build)
+        if serving != build:
+            reason = f"of build {serving}" if serving else "none"
+            self._log.info("starting the engine", build=build, before=reason)
+            return self._start(build)
+        self._watch(owner)
+        return ()
+
+    def await_start(self) -> tuple[str, ...]:
+        """Wait until the engine that `ensure` has started serves; return what is wrong."""
+        if not self._expected:
+            return ()
+        deadline = time.monotonic() + _START_SECONDS
+        while self.build() != self._expected:
+            if time.monotonic() > deadline:
+                return (
+                    f"the engine does not serve after {_START_SECONDS:.0f} s: '{_LOG}' on the host"
+                    " says why",
+                )
+            time.sleep(_POLL_SECONDS)
+        self._watch(lock_owner(self._lock))
+        return ()
+
+    def _of_systemd(self, serving: str, build: str) -> tuple[str, ...]:
+        if serving == build:
+            return ()
+        return (
+            f"systemd runs an engine of build {serving}, and {build} is installed: run"
+            " 'systemctl restart pycni-engine.service'",
+        )
+
+    def _start(self, build: str) -> tuple[str, ...]:
+        """Start an engine, which imports all plugins before it serves; return why that fails."""
+        words = [*_on_host(), str(self._process), _LOG, *self._command]
+        try:
+            done = subprocess.run(
+                words, capture_output=True, text=True, timeout=_START_SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return (f"'{' '.join(words)}' takes more than {_START_SECONDS:.0f} s",)
+        if done.returncode:
+            return (f"the engine does not start: {done.stderr.strip() or done.returncode}",)
+        self._expected = build
+        return ()
+
+    def _watch(self, owner: int) -> None:
+        """Have the end of process `owner` wake the loop."""
+        if owner <= 0 or owner == self._watched:
+            return
+        with suppress(ProcessLookupError):
+            life = os.pidfd_open(owner)
+            self._watched = owner
+            threading.Thread(target=self._await_end, args=(life,), daemon=True).start()
+
+    def _await_end(self, life: int) -> None:
+        poller = select.poll()
+        poller.register(life, select.POLLIN)
+        poller.poll()
+        os.close(life)
+        self._wake("engine")
+
+    def stop(self) -> bool:
+        """Tell the engine to end unless systemd runs it; return whether there was one."""
+        import signal
+
+        owner = lock_owner(self._lock)
+        if owner < 0:
+            return False
+        with suppress(ProcessLookupError):
+            life = os.pidfd_open(owner)
+            try:
+                signal.pidfd_send_signal(life, signal.SIGTERM)
+                select.select([life], [], [], _START_SECONDS)
+            finally:
+                os.close(life)
+        return True
+
+    def _is_served(self) -> bool:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sock.settimeout(_HELLO_SECONDS)
+            try:
+                sock.connect(self._path)
+            except OSError:
+                return False
+            return True
+
+    def _trim_log(self) -> None:
+        """Empty the engine's log when it has grown; the engine appends, so it goes on at 0."""
+        with suppress(OSError):
+            path = f"{os.path.dirname(self._path)}/engine.log"
+            if os.stat(path).st_size > _LOG_BYTES_MAX:
+                os.truncate(path, 0)
+
+
+def greeting(path: str) -> str:
+    """Return the build that the engine at the socket `path` says it is of, "" for none."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.settimeout(_HELLO_SECONDS)
+        try:
+            sock.connect(path)
+            data = sock.recv(_GREETING_MAX)
+        except OSError:
+            return ""
+    if len(data) < _GREETING.size:
+        return ""
+    magic, protocol, _ = _GREETING.unpack_from(data)
+    if (magic, protocol) != (b"pycni\0", PROTOCOL):
+        return ""
+    return data[_GREETING.size :].decode("ascii", "replace")
+
+
+def _on_host() -> Sequence[str]:
+    """Return the command that runs agent/on_host.py, which may be frozen into this program."""
+    if hasattr(sys, "_MEIPASS"):  # of PyInstaller's bootloader
+        return (sys.executable, "on-host")
+    from agent import on_host
+
+    return (sys.executable, "-I", on_host.__file__)

@@ -1,0 +1,365 @@
+"""Installation of what `make dist` makes, while containers start and stop.
+
+    python3 -m agent.install install | uninstall
+
+with these environment variables:
+
+    DESTDIR       prepended to every path, for packages
+    CNI_BIN_DIR   the runtimes' directory of plugins (default: /opt/cni/bin)
+    DIST          the directory to install (default: dist/bin)
+
+CNI_BIN_DIR gets the launcher of each plugin, and CNI_BIN_DIR/.pycni one directory for each build. A
+launcher starts the program of its own build only. That directory is complete before the launcher is
+renamed into place, and stays for a while after the launcher was replaced.
+
+The node agent installs by the same functions. The module uses the standard library alone, so that
+`make install` needs no virtual environment.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import filecmp
+import os
+import shutil
+import stat
+import sys
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    Say = Callable[[str], object]
+
+BIN_DIR = "/opt/cni/bin"
+_STORE = ".pycni"  # as launcher/launcher.c and deploy/freeze.py have it
+_KEEP_SECONDS = 600  # no plugin runs longer: runtimes have shorter time limits
+_NEW = ".pycni-new"  # suffix of temporary files
+_LOCK_TRIES = 100  # an uninstallation may take the store away while this call waits for its lock
+
+
+class InstallError(Exception):
+    """The installation cannot be done, and nothing was changed; the message names the remedy."""
+
+
+def install(dist: Path, target: Path, say: Say) -> str:
+    """Bring the directory `target` up to date with `dist`, and return the name of the build.
+
+    Raises InstallError where there is nothing to install or a directory has a plugin's name,
+    OSError.
+    """
+    build = build_of(dist)
+    names = _names(dist)
+    for name in names:
+        if (target / name).is_dir():
+            raise InstallError(f"'{target / name}' is a directory; remove it")
+    _make_directory(target)
+    place = _Place(target, build)
+    with place.locked():
+        _remove_leftovers(target)
+        place.put_bundle(dist / _STORE / build)
+        for name in names:
+            place.save_foreign(name, say)
+            place.put_launcher(target / name, name)
+        place.settle_others(set(names))
+        place.remove_old_builds()
+    say(f"build {build} is in '{target}': {' '.join(names)}")
+    return build
+
+
+def uninstall(target: Path, say: Say) -> None:
+    """Remove from `target` what `install` has put there, and bring back what it replaced.
+
+    Raises InstallError where nothing of ours is there, OSError.
+    """
+    store = target / _STORE
+    if not store.is_dir():
+        raise InstallError(f"there is nothing of ours in '{target}'")
+    place = _Place(target, "")
+    with place.locked():
+        for name in _names(target):
+            if place.type_of(target / name):
+                place.take_away(name)
+        _remove_leftovers(target)
+        # A plugin that could not be restored, because another file has its name, is of no use
+        # any more.
+        shutil.rmtree(store / "replaced", ignore_errors=True)
+        for directory in place.builds():
+            shutil.rmtree(directory)
+        with suppress(OSError):  # something of another's is in it
+            store.rmdir()
+    say(f"removed from '{target}'")
+
+
+def build_of(dist: Path) -> str:
+    """Return the name of the build in `dist`. Raises InstallError unless `make dist` made it."""
+    try:
+        builds = os.listdir(dist / _STORE)
+    except OSError:
+        raise InstallError(f"there is no '{dist}': run 'make dist'") from None
+    if len(builds) != 1 or not (dist / _STORE / builds[0] / "launcher").is_dir():
+        raise InstallError(f"'{dist}' is not what 'make dist' makes")
+    return builds[0]
+
+
+def signature(target: Path, build: str) -> tuple[tuple[str, int, int, int, int], ...]:
+    """Return names, inodes, sizes, times and modes of all that `install` has put into `target`.
+
+    Two equal signatures mean that nobody has removed or replaced a file in between.
+    """
+    bundle = target / _STORE / build
+    launchers = bundle / "launcher"
+    files = [target / name for name in sorted(os.listdir(launchers))] if launchers.is_dir() else []
+    for directory, directories, names in os.walk(bundle):
+        directories.sort()
+        files += [Path(directory, name) for name in sorted(names)]
+    return tuple(_signature(file) for file in files)
+
+
+def _signature(file: Path) -> tuple[str, int, int, int, int]:
+    try:
+        status = file.lstat()
+    except FileNotFoundError:
+        return (str(file), 0, 0, 0, 0)
+    return (str(file), status.st_ino, status.st_size, status.st_mtime_ns, status.st_mode)
+
+
+class _Place:
+    """The directory of plugins, and the store of builds in it."""
+
+    def __init__(self, target: Path, build: str) -> None:
+        self._target = target
+        self._store = target / _STORE
+        self._build = build  # the one to install
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Let one call in at a time. The lock is on the store itself: no lock file is left."""
+        fd = self._lock()
+        try:
+            yield
+        finally:
+            os.close(fd)
+
+    def _lock(self) -> int:
+        for _ in range(_LOCK_TRIES):
+            if self._build:
+                _make_directory(self._store)
+            fd = os.open(self._store, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), self._store.stat()):
+                    return fd
+            os.close(fd)
+        raise InstallError(f"'{self._store}' disappears again and again; try again")
+
+    def builds(self) -> list[Path]:
+        """Return the directories of all builds."""
+        return sorted(path.parent for path in self._store.glob("*/launcher"))
+
+    def type_of(self, file: Path) -> str:
+        """Return the type of a launcher of a build in the store, "" for any other file.
+
+        The first builds had one launcher for all names.
+        """
+        if not file.is_file() or file.is_symlink():
+            return ""
+        for launcher in (*self._store.glob("*/launcher"), *self._store.glob("*/launcher/*")):
+            if _is_equal(file, launcher):
+                return file.name if launcher.name == "launcher" else launcher.name
+        return ""
+
+    def put_bundle(self, source: Path) -> None:
+        """Make the directory of the build, or mend it; its place is on the disk afterwards."""
+        bundle = self._store / self._build
+        if not bundle.exists():
+            for leftover in self._store.glob(f"*{_NEW}"):
+                _remove(leftover)
+            new = bundle.with_name(f"{bundle.name}{_NEW}")
+            shutil.copytree(source, new, symlinks=True)
+            _set_modes(new)
+            new.rename(bundle)
+        elif not self._mend(source, bundle):
+            return
+        _sync(self._store)  # after a power failure a launcher must not exist without its program
+
+    def _mend(self, source: Path, bundle: Path) -> bool:
+        """Replace files that differ one by one, as the build is in use; return whether any did."""
+        is_changed = False
+        for directory, _, names in os.walk(source):
+            for name in names:
+                file = Path(directory, name)
+                place = bundle / file.relative_to(source)
+                if not _is_equal(file, place):
+                    _put(file, place)
+                    is_changed = True
+        return is_changed
+
+    def put_launcher(self, place: Path, type: str) -> None:
+        """Put a hard link of the launcher at `place`; where links fail, a copy."""
+        launcher = self._store / self._build / "launcher" / type
+        with suppress(FileNotFoundError):
+            if not place.is_symlink() and place.samefile(launcher):
+                return
+        new = place.with_name(f"{place.name}{_NEW}")
+        new.unlink(missing_ok=True)
+        try:
+            new.hardlink_to(launcher)
+        except OSError:
+            shutil.copyfile(launcher, new)
+            new.chmod(0o755)
+        new.replace(place)
+
+    def save_foreign(self, name: str, say: Say) -> None:
+        """Keep another vendor's plugin of the same name; `uninstall` restores it."""
+        file = self._target / name
+        if not os.path.lexists(file) or self.type_of(file):
+            return
+        replaced = self._store / "replaced"
+        _make_directory(replaced)
+        new = replaced / f"{name}{_NEW}"
+        new.unlink(missing_ok=True)
+        try:
+            os.link(file, new, follow_symlinks=False)
+        except OSError:
+            shutil.copy2(file, new, follow_symlinks=False)
+            status = file.lstat()
+            os.chown(new, status.st_uid, status.st_gid, follow_symlinks=False)
+        new.replace(replaced / name)
+        say(f"replacing '{file}', which is not one of ours; 'uninstall' brings it back")
+
+    def settle_others(self, names: set[str]) -> None:
+        """Upgrade launchers that have another name; take away those of plugins that are no more."""
+        for name in _names(self._target):
+            type = "" if name in names else self.type_of(self._target / name)
+            if type in names:  # an operator has given it another name
+                self.put_launcher(self._target / name, type)
+            elif type:  # this build has no such plugin
+                self.take_away(name)
+
+    def take_away(self, name: str) -> None:
+        """Remove a launcher, or put what it has replaced into its place."""
+        saved = self._store / "replaced" / name
+        if os.path.lexists(saved):
+            saved.replace(self._target / name)
+        else:
+            (self._target / name).unlink(missing_ok=True)
+
+    def remove_old_builds(self) -> None:
+        """Remove superseded builds, except the last one and those that may still be running."""
+        (self._store / self._build / "superseded").unlink(missing_ok=True)
+        since: dict[Path, float] = {}
+        for directory in self.builds():
+            if directory.name != self._build:
+                mark = directory / "superseded"
+                if not mark.exists():
+                    mark.touch()
+                since[directory] = mark.stat().st_mtime
+        if since:
+            del since[max(since, key=lambda directory: since[directory])]
+        for directory, when in since.items():
+            if time.time() - when > _KEEP_SECONDS:
+                shutil.rmtree(directory)
+
+
+def _names(directory: Path) -> list[str]:
+    with os.scandir(directory) as entries:
+        return sorted(
+            entry.name
+            for entry in entries
+            if entry.is_file(follow_symlinks=False) and not entry.name.startswith(".")
+        )
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what a killed call has left."""
+    for file in target.glob(f"*{_NEW}"):
+        if file.is_file() and not file.is_symlink():
+            file.unlink()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _make_directory(path: Path) -> None:
+    """Make a directory and what is missing above it, 0755 whatever the umask."""
+    if path.is_dir():
+        return
+    _make_directory(path.parent)
+    with suppress(FileExistsError):
+        path.mkdir(0o755)
+        path.chmod(0o755)
+
+
+def _set_modes(bundle: Path) -> None:
+    """Let the owner write and all read, whatever the umask; what could be executed still can."""
+    for path in (bundle, *bundle.rglob("*")):
+        mode = path.lstat().st_mode
+        if not stat.S_ISLNK(mode):
+            path.chmod(0o755 if stat.S_ISDIR(mode) or mode & 0o111 else 0o644)
+
+
+def _put(file: Path, place: Path) -> None:
+    """Copy a file by an atomic rename."""
+    _make_directory(place.parent)
+    new = place.with_name(f"{place.name}{_NEW}")
+    new.unlink(missing_ok=True)
+    shutil.copyfile(file, new, follow_symlinks=False)
+    if not new.is_symlink():
+        new.chmod(0o755 if file.stat().st_mode & 0o111 else 0o644)
+    new.replace(place)
+
+
+def _is_equal(file: Path, other: Path) -> bool:
+    """Tell whether two paths have the same content; a symbolic link equals only a like one."""
+    try:
+        if file.is_symlink() or other.is_symlink():
+            return os.readlink(file) == os.readlink(other)
+        return other.is_file() and filecmp.cmp(file, other, shallow=False)
+    except OSError:
+        return False
+
+
+def _sync(directory: Path) -> None:
+    """Write the file system of a directory to its disk (syncfs(2), which Python lacks)."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if ctypes.CDLL(None).syncfs(fd):
+            os.sync()
+    finally:
+        os.close(fd)
+
+
+def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Install or uninstall as the environment says; return the exit status."""
+    root = Path(__file__).resolve().parents[1]
+    dist = Path(environ.get("DIST") or root / "dist/bin")
+    target = Path(environ.get("DESTDIR", "") + (environ.get("CNI_BIN_DIR") or BIN_DIR))
+    try:
+        if list(arguments) == ["install"]:
+            install(dist, target, _say)
+        elif list(arguments) == ["uninstall"]:
+            uninstall(target, _say)
+        else:
+            sys.stderr.write((__doc__ or "").partition("\n\nCNI_BIN_DIR")[0] + "\n")
+            return 2
+    except (InstallError, OSError) as error:
+        sys.stderr.write(f"install: {error}\n")
+        return 1
+    return 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"install: {text}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], os.environ))

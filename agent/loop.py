@@ -1,0 +1,273 @@
+"""The one loop that changes anything on the node: woken by all others, it looks and mends.
+
+Each step asks the node anew what is there. So it does not matter which wake-up came, in which
+order, or whether one was lost.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from agent import configuration, install, nodes
+from agent.watch import BackOff
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from agent.configuration import Choice
+    from agent.engine import Engine
+    from agent.logs import Log
+    from agent.metrics import Metrics
+    from agent.network.fabric import Applied, Fabric
+    from agent.nodes import Snapshot
+    from agent.remembered import Remembered
+    from agent.reports import Reports
+    from agent.wake import Wake
+    from agent.watch import NodeWatch
+
+_REST_SECONDS = 300.0  # between two looks without a wake-up
+_RETRY_SECONDS = (1.0, 60.0)  # while something is wrong
+_STUCK_SECONDS = 300.0  # that one round may take at most
+# Reasons of the Events, by part.
+_REASONS = {
+    "nodes": "NodesUnknown",
+    "install": "InstallFailed",
+    "engine": "EngineFailed",
+    "network": "NetworkFailed",
+    "overlap": "PodCIDROverlap",
+    "configuration": "ConfigurationFailed",
+    "conflict": "ConfigurationConflict",
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the loop works with; None for what an operator has switched off."""
+
+    watch: NodeWatch
+    remembered: Remembered
+    fabric: Fabric
+    choice: Choice
+    bin_dir: Path
+    dist: Path | None  # what to install
+    engine: Engine | None
+    reports: Reports
+    metrics: Metrics
+    log: Log
+    before: Callable[[], object] = lambda: None  # called at the beginning of each round
+
+
+@dataclass
+class _Seen:
+    """What the last rounds have found."""
+
+    build: str = ""  # that is installed
+    signature: tuple[object, ...] = ()
+    text: bytes = b""  # of the list that was written
+    engine: bool = False  # it has served
+    problems: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    since: float = 0.0  # when the round began that goes on, 0: none
+
+
+class Loop:
+    """Rounds of looking and mending."""
+
+    def __init__(self, parts: Parts, node: str) -> None:
+        """`node` is the name of this node."""
+        self._parts = parts
+        self._seen = _Seen()
+        self._remembered = parts.remembered.load(node)
+        self._back_off = BackOff(*_RETRY_SECONDS)
+
+    def run(self, wake: Wake) -> None:
+        """Make rounds until `wake` stops."""
+        causes: frozenset[str] | None = frozenset({"start"})
+        while causes is not None:
+            seconds = self.round(causes)
+            causes = wake.wait(seconds)
+
+    def round(self, causes: frozenset[str]) -> float:
+        """Make one round; return the seconds after which another is due without a wake-up."""
+        began = self._seen.since = time.monotonic()
+        try:
+            self._parts.before()
+            self._round()
+        finally:
+            self._seen.since = 0.0
+        seconds = time.monotonic() - began
+        self._parts.metrics.reconciled(causes, seconds)
+        self._parts.log.debug("round", causes=sorted(causes), seconds=round(seconds, 3))
+        if any(self._seen.problems.values()):
+            return self._back_off.next()
+        self._back_off.reset()
+        return _REST_SECONDS
+
+    def _round(self) -> None:
+        """Binaries and engine first, then the network, and the list of plugins last."""
+        self._try("install", self._install)
+        self._try("engine", self._engine)
+        snapshot = self._snapshot()
+        applied = self._apply(snapshot) if snapshot else None
+        if not self._seen.problems["engine"]:
+            self._try("engine", self._await_engine)
+        if snapshot is None:
+            return
+        self._overlaps(snapshot)
+        if applied and applied.mtu and self._seen.build:
+            self._try("configuration", lambda: self._configure(snapshot, applied.mtu))
+        self._try("conflict", lambda: self._conflicts(snapshot))
+        if applied:
+            self._parts.reports.announce(snapshot.cluster.own, applied.public_key)
+
+    def _snapshot(self) -> Snapshot | None:
+        """Return the cluster: as the API server has it, else as it was when that last answered."""
+        snapshot = self._parts.watch.snapshot
+        failure = self._parts.watch.failure
+        if snapshot:
+            self._try("state", lambda: self._save(snapshot))
+            self._problems("nodes", ())
+            return snapshot
+        if self._remembered:
+            self._problems("nodes", ())
+            return self._remembered
+        if failure:
+            self._problems("nodes", (f"the API server has never been reached: {failure}",))
+        return None
+
+    def _save(self, snapshot: Snapshot) -> tuple[str, ...]:
+        self._parts.remembered.save(snapshot)
+        return ()
+
+    def _install(self) -> tuple[str, ...]:
+        """Bring the bundle and its launchers into place, where they are not already."""
+        parts, seen = self._parts, self._seen
+        if parts.dist is None:
+            seen.build = installed_build(parts.bin_dir)
+            lacks = f"'{parts.bin_dir}' has no plugins of ours, and --install is off: install them"
+            return () if seen.build else (lacks,)
+        if seen.signature and seen.signature == install.signature(parts.bin_dir, seen.build):
+            return ()
+        if seen.signature:
+            parts.metrics.repaired("install")
+            parts.log.warning("plugins were removed or replaced: installing them again")
+        seen.build = install.install(
+            parts.dist, parts.bin_dir, lambda text: parts.log.info(text, part="install")
+        )
+        seen.signature = install.signature(parts.bin_dir, seen.build)
+        return ()
+
+    def _engine(self) -> tuple[str, ...]:
+        parts, seen = self._parts, self._seen
+        if parts.engine is None or not seen.build:
+            return ()
+        if seen.engine and not parts.engine.build():
+            parts.metrics.repaired("engine")
+        return parts.engine.ensure(seen.build)
+
+    def _await_engine(self) -> tuple[str, ...]:
+        """Wait for an engine that was started: it imports while the network is looked at."""
+        problems = self._parts.engine.await_start() if self._parts.engine else ()
+        self._seen.engine = bool(self._seen.build) and not problems
+        return problems
+
+    def _apply(self, snapshot: Snapshot) -> Applied | None:
+        applied: list[Applied] = []
+
+        def apply() -> tuple[str, ...]:
+            found = self._parts.fabric.apply(snapshot.cluster)
+            applied.append(found)
+            if not found.mtu and not found.problems:
+                return ("no device has this node's address yet: its InternalIP has to be on one",)
+            return found.problems
+
+        self._try("network", apply)
+        return applied[0] if applied else None
+
+    def _overlaps(self, snapshot: Snapshot) -> None:
+        found = nodes.overlaps(snapshot.cluster)
+        self._parts.metrics.overlaps(len(found))
+        closed = configuration.why_closed(snapshot)
+        self._problems("overlap", (f"new pods are refused: {closed}",) if closed else ())
+
+    def _configure(self, snapshot: Snapshot, mtu: int) -> tuple[str, ...]:
+        parts, seen = self._parts, self._seen
+        parts.metrics.ranges(snapshot.cluster.own.ranges)
+        text = configuration.render(parts.choice, snapshot, mtu)
+        if configuration.write(parts.choice, text, parts.bin_dir):
+            if text == seen.text:
+                parts.metrics.repaired("configuration")
+            parts.log.info("wrote the list of plugins", path=str(parts.choice.path), mtu=mtu)
+        seen.text = text
+        parts.metrics.configuration(text)
+        return ()
+
+    def _conflicts(self, snapshot: Snapshot) -> tuple[str, ...]:
+        return tuple(configuration.problems(self._parts.choice, snapshot.cluster.own.ranges))
+
+    def _try(self, part: str, step: Callable[[], tuple[str, ...]]) -> None:
+        """Run one step; what it cannot do is a problem of its part and stops no other."""
+        try:
+            problems = step()
+        except (configuration.ConfigurationError, install.InstallError) as error:
+            problems = (str(error),)
+        except OSError as error:
+            where = f" '{error.filename}'" if error.filename else ""
+            problems = (f"{error.strerror or error}{where}",)
+        except Exception as error:  # noqa: BLE001 - one part's mistake must not stop the others
+            self._parts.log.error("unexpected", part=part, error=repr(error), trace=_trace(error))
+            problems = (f"unexpected: {error!r}",)
+        self._problems(part, problems)
+
+    def _problems(self, part: str, problems: tuple[str, ...]) -> None:
+        """Note what is wrong with a part; say what is new, once."""
+        before = self._seen.problems.get(part, ())
+        self._seen.problems[part] = problems
+        self._parts.metrics.problems(part, len(problems))
+        for one in problems:
+            if one not in before:
+                self._parts.log.warning(one, part=part)
+                self._parts.reports.event(_REASONS.get(part, "AgentFailed"), one)
+        for one in before:
+            if one not in problems:
+                self._parts.log.info("no longer", part=part, problem=one)
+
+    # --- what probes ask, from other threads ---
+
+    def alive(self) -> str:
+        """Return what is wrong with the loop itself, "" for nothing."""
+        since = self._seen.since
+        if since and time.monotonic() - since > _STUCK_SECONDS:
+            return f"a round has taken more than {_STUCK_SECONDS:.0f} s"
+        return ""
+
+    def ready(self) -> tuple[str, ...]:
+        """Return why this node cannot start pods by this agent, nothing where it can."""
+        parts, seen = self._parts, self._seen
+        found = []
+        for part in ("nodes", "install", "configuration"):
+            found += [f"{part}: {one}" for one in seen.problems.get(part, ())]
+        if not seen.text or not parts.choice.path.exists():
+            found.append(f"configuration: '{parts.choice.path}' is not written yet")
+        if parts.engine and not parts.engine.build():
+            found.append("engine: it does not answer")
+        return tuple(found)
+
+
+def installed_build(bin_dir: Path) -> str:
+    """Return the build whose launcher of `pycni` is in a directory, "" where there is none."""
+    try:
+        for launcher in sorted((bin_dir / ".pycni").glob("*/launcher/pycni")):
+            if launcher.samefile(bin_dir / "pycni"):
+                return launcher.parent.parent.name
+    except OSError:
+        return ""
+    return ""
+
+
+def _trace(error: Exception) -> str:
+    from traceback import format_exception
+
+    return "".join(format_exception(error))

@@ -1,0 +1,182 @@
+"""The agent's metrics, in Prometheus' text format by its own client library."""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily
+
+from cni_common.spec.names import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from prometheus_client.core import Metric
+
+    from agent.cluster import Network
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# Seconds: an idle reconcile takes some milliseconds, an installation a second or two.
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)
+_LEASES_MAX = 1 << 16  # counted of one range; a /16 full of pods
+
+
+class Metrics:
+    """All metrics of one agent."""
+
+    def __init__(self, leases: Path) -> None:
+        """`leases` is host-local's directory of the network."""
+        self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        Info("pycni_build", "The agent's version.", registry=registry).info({"version": VERSION})
+        self._reconciles = Counter(
+            "pycni_agent_reconciles", "Reconciles, by their cause.", ["cause"], registry=registry
+        )
+        self._duration = Histogram(
+            "pycni_agent_reconcile_duration_seconds",
+            "How long a reconcile took.",
+            registry=registry,
+            buckets=_BUCKETS,
+        )
+        self._problems = Gauge(
+            "pycni_agent_problems", "What is wrong now, by part.", ["part"], registry=registry
+        )
+        self._repairs = Counter(
+            "pycni_drift_repairs",
+            "Objects that somebody else had removed or changed.",
+            ["object"],
+            registry=registry,
+        )
+        self._config = Info("pycni_config", "The list of plugins.", registry=registry)
+        self._ready = Gauge("pycni_agent_ready", "Whether /readyz says yes.", registry=registry)
+        self._overlaps = Gauge(
+            "pycni_pod_cidr_overlaps",
+            "Ranges of other nodes that overlap a range of this node.",
+            registry=registry,
+        )
+        self._sync = Gauge(
+            "pycni_api_last_sync_timestamp_seconds",
+            "When the API server was heard of last.",
+            registry=registry,
+        )
+        self._events = Counter(
+            "pycni_api_node_events", "Events of Nodes, by kind.", ["kind"], registry=registry
+        )
+        self._watches = Counter(
+            "pycni_api_watches_ended",
+            "Watches that ended, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self._nodes = Gauge("pycni_nodes", "Nodes of the cluster.", registry=registry)
+        self._dropped = Counter(
+            "pycni_agent_reports_dropped",
+            "Events on the Node that were not sent, as there were too many.",
+            registry=registry,
+        )
+        self._addresses = _Addresses(leases)
+        registry.register(self._addresses)
+
+    def text(self) -> bytes:
+        """Return all of them as /metrics shows them."""
+        return generate_latest(self._registry)
+
+    def reconciled(self, causes: Iterable[str], seconds: float) -> None:
+        """Count a reconcile. Of a cause only the word before the first colon counts."""
+        for cause in sorted({one.partition(":")[0] for one in causes}) or ["timer"]:
+            self._reconciles.labels(cause).inc()
+        self._duration.observe(seconds)
+
+    def problems(self, part: str, count: int) -> None:
+        """Set how much is wrong with a part."""
+        self._problems.labels(part).set(count)
+
+    def repaired(self, what: str) -> None:
+        """Count a repair."""
+        self._repairs.labels(what).inc()
+
+    def configuration(self, text: bytes) -> None:
+        """Show a digest of the list of plugins."""
+        self._config.info({"hash": hashlib.sha256(text).hexdigest()[:12]})
+
+    def ready(self, *, is_ready: bool) -> None:
+        """Set what /readyz says."""
+        self._ready.set(is_ready)
+
+    def overlaps(self, count: int) -> None:
+        """Set how many ranges of other nodes overlap an own range."""
+        self._overlaps.set(count)
+
+    def ranges(self, ranges: tuple[Network, ...]) -> None:
+        """Set the own ranges, whose addresses are counted."""
+        self._addresses.ranges = ranges
+
+    def heard_of_api(self) -> None:
+        """Note that the API server has just answered."""
+        self._sync.set_to_current_time()
+
+    def node_event(self, kind: str) -> None:
+        """Count an event."""
+        self._events.labels(kind.lower()).inc()
+
+    def watch_ended(self, reason: str) -> None:
+        """Count a watch that ended."""
+        self._watches.labels(reason).inc()
+
+    def nodes(self, count: int) -> None:
+        """Set how many nodes there are."""
+        self._nodes.set(count)
+
+    def report_dropped(self) -> None:
+        """Count an event on the Node that was not sent."""
+        self._dropped.inc()
+
+
+class _Addresses:
+    """The addresses of each own range, counted when they are asked for."""
+
+    def __init__(self, leases: Path) -> None:
+        self._leases = leases
+        self.ranges: tuple[Network, ...] = ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the family of metrics."""
+        family = GaugeMetricFamily(
+            "pycni_ipam_addresses", "Addresses of this node's ranges.", labels=["range", "state"]
+        )
+        leased = self._leased()
+        for one in self.ranges:
+            used = leased[one.version]
+            # Never given out: the network's own, the gateway's, and broadcast in IPv4.
+            total = one.num_addresses - (3 if one.version == 4 else 2)
+            family.add_metric([str(one), "used"], used)
+            family.add_metric([str(one), "free"], max(total - used, 0))
+        yield family
+
+    def _leased(self) -> dict[int, int]:
+        """Return how many leases there are of each family: files named as their addresses."""
+        counts = {4: 0, 6: 0}
+        try:
+            names = [path.name for path in islice(self._leases.iterdir(), _LEASES_MAX)]
+        except OSError:
+            return counts
+        for name in names:
+            if name[0].isdigit() and name.count(".") == 3:
+                counts[4] += 1
+            elif ":" in name:
+                counts[6] += 1
+        return counts

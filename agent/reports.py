@@ -1,0 +1,161 @@
+"""What the agent tells the API server: Events on its Node, and its public key as an annotation.
+
+A thread of its own sends them, so that no reconcile waits for a server that is away.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from lightkube.core.exceptions import ApiError
+from lightkube.models.core_v1 import EventSource, ObjectReference
+from lightkube.models.meta_v1 import ObjectMeta
+from lightkube.resources.core_v1 import Event
+from lightkube.types import PatchType
+
+from agent import api
+from agent.nodes import PUBLIC_KEY, Node
+from agent.watch import BackOff, close
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lightkube import Client
+
+    from agent.cluster import Member
+    from agent.logs import Log
+    from agent.metrics import Metrics
+
+_COMPONENT = "pycni-agent"
+_NAMESPACE = "default"  # of Events about objects that have no namespace
+_WAITING_MAX = 50  # Events; older ones are dropped
+_BURST, _EVENTS_PER_SECOND = 25, 1 / 60  # so many at once, and so many in the long run
+_MESSAGE_MAX = 1024  # characters, as the API server has it
+_BACK_OFF_SECONDS = (1.0, 60.0)
+
+
+@dataclass(frozen=True)
+class _Report:
+    reason: str
+    message: str
+    is_warning: bool
+    at: datetime
+
+
+class Reports:
+    """Sends what it is told, in the order of telling, as soon as the API server can be reached."""
+
+    def __init__(
+        self, connect: Callable[[], Client], node: str, *, log: Log, metrics: Metrics
+    ) -> None:
+        """`node` is the name of this node."""
+        self._connect = connect
+        self._node = node
+        self._uid = node  # as the kubelet has it, until the Node is known
+        self._log = log
+        self._metrics = metrics
+        self._pace = api.Pace(_BURST, _EVENTS_PER_SECOND)
+        self._condition = threading.Condition()
+        self._waiting: deque[_Report] = deque()
+        self._key = ""  # to be announced, "" for none
+        self._refused: set[str] = set()  # messages of the server that were logged
+
+    def start(self) -> None:
+        """Start the thread, which ends with the process."""
+        threading.Thread(target=self._run, name="reports", daemon=True).start()
+
+    def event(self, reason: str, message: str, *, is_warning: bool = True) -> None:
+        """Have `kubectl describe node` show a message; too many are dropped, and counted."""
+        if not self._pace.try_step():
+            self._metrics.report_dropped()
+            return
+        report = _Report(reason, message[:_MESSAGE_MAX], is_warning, datetime.now(UTC))
+        with self._condition:
+            self._waiting.append(report)
+            if len(self._waiting) > _WAITING_MAX:
+                self._waiting.popleft()
+                self._metrics.report_dropped()
+            self._condition.notify()
+
+    def announce(self, own: Member, key: str) -> None:
+        """Have the Node show the public key `key`, unless it does; "" leaves it alone."""
+        with self._condition:
+            self._uid = own.uid or self._uid
+            self._key = "" if key == own.public_key else key
+            if self._key:
+                self._condition.notify()
+
+    def _run(self) -> None:
+        back_off = BackOff(*_BACK_OFF_SECONDS)
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: self._waiting or self._key)
+            try:
+                self._send_all()
+                back_off.reset()
+            except ApiError as error:
+                self._refuse(error)
+            except api.ERRORS as error:
+                self._log.debug("reports wait for the API server", reason=str(error))
+            with self._condition:
+                if self._waiting or self._key:
+                    self._condition.wait(back_off.next())
+
+    def _send_all(self) -> None:
+        client = self._connect()
+        try:
+            while self._waiting:
+                self._send(client, self._waiting[0])
+                with self._condition:
+                    self._waiting.popleft()
+            with self._condition:
+                key, self._key = self._key, ""
+            if key:
+                self._patch(client, key)
+        finally:
+            close(client)
+
+    def _send(self, client: Client, report: _Report) -> None:
+        client.create(
+            Event(
+                metadata=ObjectMeta(name=f"{self._node}.{uuid4().hex[:16]}", namespace=_NAMESPACE),
+                involvedObject=ObjectReference(
+                    apiVersion="v1", kind="Node", name=self._node, uid=self._uid
+                ),
+                type="Warning" if report.is_warning else "Normal",
+                reason=report.reason,
+                message=report.message,
+                source=EventSource(component=_COMPONENT, host=self._node),
+                firstTimestamp=report.at,
+                lastTimestamp=report.at,
+                count=1,
+                reportingComponent=_COMPONENT,
+                reportingInstance=self._node,
+            )
+        )
+
+    def _patch(self, client: Client, key: str) -> None:
+        try:
+            body = {"metadata": {"annotations": {PUBLIC_KEY: key}}}
+            client.patch(Node, self._node, body, patch_type=PatchType.MERGE)
+        except api.ERRORS:
+            with self._condition:
+                self._key = self._key or key
+            raise
+        self._log.info("announced the public key", key=key)
+
+    def _refuse(self, error: ApiError) -> None:
+        """Log what the server does not accept, once, and leave the Event out."""
+        message = str(error)
+        if message not in self._refused and len(self._refused) < _WAITING_MAX:
+            self._refused.add(message)
+            self._log.warning("the API server refuses a report", reason=message)
+        with self._condition:
+            if self._waiting:
+                self._waiting.popleft()
+                self._metrics.report_dropped()

@@ -1,0 +1,82 @@
+"""`pycni agent uninstall`: removes from the node what the agent has made, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent import configuration, install
+from cni_common.node.host import STATE_DIR
+from cni_common.node.record import Records
+
+if TYPE_CHECKING:
+    from agent.engine import Engine
+    from agent.logs import Log
+    from agent.network.fabric import Fabric
+    from agent.settings import Settings
+
+DONE, FAILED, IN_USE = 0, 1, 4  # exit statuses; argparse has 2
+_SHOWN_MAX = 5
+
+
+def uninstall(
+    settings: Settings, fabric: Fabric, engine: Engine | None, *, log: Log, is_forced: bool
+) -> int:
+    """Remove the list of plugins first and the plugins last; return the exit status.
+
+    Refuses while pods use the network: without the list containerd cannot delete them.
+    """
+    used = pods(settings.choice.network)
+    if used:
+        shown = ", ".join(used[:_SHOWN_MAX]) + (", …" if len(used) > _SHOWN_MAX else "")
+        if not is_forced:
+            log.error(
+                f"{len(used)} pods use the network '{settings.choice.network}': drain the node"
+                " first, or add --force, after which they cannot be deleted in an orderly way",
+                pods=shown,
+            )
+            return IN_USE
+        log.warning("pods that use the network lose it", pods=shown)
+    problems: list[str] = []
+    try:
+        if configuration.remove(settings.choice):
+            log.info("removed the list of plugins", path=str(settings.choice.path))
+        problems += fabric.remove()
+        if engine and engine.stop():
+            log.info("stopped the engine")
+        if settings.dist:
+            problems += _remove_plugins(settings.bin_dir, log)
+        _remove_state(settings.state_dir)
+    except OSError as error:
+        problems.append(f"{error.strerror or error}: '{error.filename}'")
+    for problem in problems:
+        log.error(problem)
+    return FAILED if problems else DONE
+
+
+def pods(network: str, state_dir: str = STATE_DIR) -> list[str]:
+    """Return the containers that have an attachment to the network, by the plugins' records."""
+    records = Records(state_dir)
+    try:
+        found = {
+            record.attachment.containerid
+            for record, _ in records.listing()
+            if record.network == network and record.is_begun()
+        }
+    finally:
+        records.close()
+    return sorted(found)
+
+
+def _remove_plugins(bin_dir: Path, log: Log) -> list[str]:
+    try:
+        install.uninstall(bin_dir, lambda text: log.info(text))
+    except install.InstallError as error:
+        log.info(str(error))
+    return []
+
+
+def _remove_state(state_dir: Path) -> None:
+    if state_dir.is_dir() and not state_dir.is_symlink():
+        shutil.rmtree(state_dir)
