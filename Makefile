@@ -2,7 +2,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .NOTPARALLEL:
 .PHONY: help venv fmt check coverage test test-kernel test-e2e test-dataplane test-runtimes test-faults \
-    test-all test-faults-all test-launcher test-vm storm demo dist install uninstall bench bench-quick schemas lock \
+    test-all test-faults-all test-kubernetes test-launcher test-vm storm demo dist install uninstall bench bench-quick schemas lock \
     clean
 
 python := .venv/bin/python
@@ -54,6 +54,10 @@ test-agent: dist ## the agent on nodes of namespaces: lists, plugins, engine, ro
 test-runtimes: dist ## driven by podman, by containerd as ctr and the kubelet do, and for containers of others
 	@deploy/prerequisites.sh --runtimes
 	$(sandboxed) -n 5 tests/runtimes # which mostly wait
+
+test-kubernetes: dist ## a cluster of three nodes with real kubelets; its programs are built once: 15 minutes
+	@deploy/prerequisites.sh --kubernetes
+	$(sandboxed) -n 0 -rs tests/kubernetes
 
 test-dataplane: dist ## sockets of all kinds across the networks that the executables made
 	$(sandboxed) -n 2 -rs tests/dataplane

@@ -7,6 +7,7 @@
 #   deploy/prerequisites.sh --runtimes    also containerd and podman, in .tools/runtimes
 #   deploy/prerequisites.sh --image       also buildah, and what the image stands on, in .tools/image
 #   deploy/prerequisites.sh --kind        also kind, docker and the base of its nodes, in .tools/kind
+#   deploy/prerequisites.sh --kubernetes  also Kubernetes and a newer containerd: a quarter of an hour, once
 set -euo pipefail
 
 cnitool=github.com/containernetworking/cni/cnitool@v1.3.0
@@ -17,6 +18,9 @@ reference=(
 )
 reference=("${reference[@]/#/github.com/containernetworking/plugins/plugins/}")
 reference=("${reference[@]/%/@v1.9.1}")
+containerd=(containerd containerd-shim-runc-v2 ctr)
+containerd=("${containerd[@]/#/github.com/containerd/containerd/v2/cmd/}")
+containerd=("${containerd[@]/%/@v2.4.2}")
 runtimes=(busybox-static conmon containerd podman runc)
 image_base=(base-files libc6) # of the image, where it is not given another one
 kind=sigs.k8s.io/kind@v0.33.0
@@ -281,6 +285,12 @@ main() {
             unpack "$tools/kind/docker" "${docker[@]}"
             go_install "$tools/kind/bin" "$kind"
             ((EUID)) || quietly tests/kind/base.sh "$tools/kind"
+            ;;
+        --kubernetes)
+            unpack_runtimes
+            go_install "$tools/containerd" "${containerd[@]}"
+            find_go
+            "$venv/bin/python" tests/kubernetes/build/programs.py "$go"
             ;;
         --dist | "") ;;
         *) die "unknown argument '$wanted'" ;;

@@ -80,7 +80,7 @@ def asks(
                 client.bind(source)
             client.connect((address, port))
             client.send(b"?")
-            seen = _answer(server)
+            seen = answer(server)
             return seen if client.recv(16) == b"!" else ""
         except (TimeoutError, ConnectionError):
             return ""
@@ -90,7 +90,7 @@ def asks(
             raise
 
 
-def _answer(server: Server) -> str:
+def answer(server: Server) -> str:
     """Answer one question and return the address of its sender."""
     if server.protocol == "udp":
         _, peer = server.sock.recvfrom(16)

@@ -1,0 +1,148 @@
+"""Nodes that come, go, come back as others, and reboot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from tests.kubernetes.agents import Agents
+from tests.kubernetes.api import EVENTS, NODES, PODS
+from tests.kubernetes.cluster import Cluster
+from tests.kubernetes.node import Node
+from tests.kubernetes.pods import Pod, Pods, pod, reaches
+from tests.machine import Json
+from tests.waits import wait_until
+
+pytestmark = pytest.mark.rotating(2)  # by each way of connecting pods, on half of the days
+
+OTHER_NUMBER = 27  # of an address that no node has had
+
+
+def await_paths(*pairs: tuple[Pod, Pod]) -> None:
+    """Wait until pods reach each other, by both families and in both directions."""
+    for client, server in pairs:
+        for version in (4, 6):
+            wait_until(
+                lambda c=client, s=server, v=version: (  # type: ignore[misc]
+                    reaches(c.netns, s.netns, s.address(v)) == c.address(v)
+                    and reaches(s.netns, c.netns, c.address(v)) == s.address(v)
+                ),
+                f"{client.name} and {server.name} reach each other by IPv{version}",
+            )
+
+
+def back(network: Cluster, agents: Agents, node: Node) -> None:
+    """Start the agent of a node that has booted, and wait until the node is Ready."""
+    agents.start(node)
+    agents.wait_ready(node)
+    network.wait_ready(node.name, seconds=120)
+
+
+@pytest.mark.timeout(600)
+def test_reboot(network: Cluster, agents: Agents, pods: Pods) -> None:
+    """All namespaces are gone and /run is empty: pods start anew and are reached."""
+    node = network.third
+    (other,) = pods.start(pod("other", "node1"))
+    (old,) = pods.start(pod("survivor", node.name))
+
+    node.reboot()
+    back(network, agents, node)
+
+    def restarted(found: Mapping[str, Json]) -> bool:
+        status = found["survivor"]["status"]
+        return bool(status["containerStatuses"][0]["restartCount"]) and bool(status.get("podIPs"))
+
+    network.api.wait(PODS, restarted, "the pod of before starts anew")
+    (survivor,) = pods.ready(["survivor"])
+    assert survivor.uid == old.uid
+    (new,) = pods.start(pod("new", node.name))
+    await_paths((survivor, other), (new, other), (new, survivor))
+
+
+@pytest.mark.timeout(600)
+def test_same_name_other_address(network: Cluster, agents: Agents, pods: Pods) -> None:
+    """A node is deleted and registers again with another address: others find its pods there."""
+    node = network.third
+    (other,) = pods.start(pod("other", "node1"))
+    old = network.api.get(f"{NODES}/{node.name}")
+    number = node.number
+    node.shut_down()
+    network.api.delete(f"{NODES}/{node.name}")
+    for address in old["spec"]["podCIDRs"]:
+        wait_until(lambda a=address: not has_route(network.first, a), f"route to {address} goes")  # type: ignore[misc]
+
+    node.boot(OTHER_NUMBER)
+    try:
+        back(network, agents, node)
+        assert network.api.get(f"{NODES}/{node.name}")["metadata"]["uid"] != old["metadata"]["uid"]
+        (new,) = pods.start(pod("new", node.name))
+        await_paths((new, other))
+        pods.delete("new")
+    finally:
+        node.shut_down()
+        network.api.delete(f"{NODES}/{node.name}")
+        node.boot(number)
+        back(network, agents, node)
+
+
+def has_route(node: Node, destination: str) -> bool:
+    """Tell whether a node has a route of exactly this destination."""
+    family = "-6" if ":" in destination else "-4"
+    return any(one["dst"] == destination for one in node.ip(family, "route"))
+
+
+@pytest.mark.timeout(600)
+def test_other_ranges(network: Cluster, agents: Agents, pods: Pods) -> None:
+    """A Node that registers again with other ranges: new pods are in these, and are reached."""
+    node = network.third
+    (other,) = pods.start(pod("other", "node1"))
+    old = network.ranges()[node.name]
+    node.daemons["kubelet"].stop()
+    network.api.delete(f"{NODES}/{node.name}")
+    holder = {"metadata": {"name": "holder"}, "spec": {"podCIDRs": old, "podCIDR": old[0]}}
+    network.api.create(NODES, holder)  # so the controller manager gives others
+    try:
+        node.daemons["kubelet"].start()
+        network.api.wait(
+            NODES,
+            lambda found: (
+                found.get(node.name, {}).get("spec", {}).get("podCIDRs", old) not in ([], old)
+            ),
+            "the node has other ranges",
+        )
+        network.wait_ready(node.name)
+        (new,) = pods.start(pod("new", node.name))
+        assert {*network.ranges()[node.name]}.isdisjoint(old)
+        await_paths((new, other))
+    finally:
+        network.api.delete(f"{NODES}/holder")
+
+
+@pytest.mark.timeout(600)
+def test_overlap(network: Cluster, agents: Agents, pods: Pods) -> None:
+    """Two Nodes of one range: new pods are refused, the Events say why; those that run go on."""
+    node = network.third
+    running, other = pods.start(pod("running", node.name), pod("other", "node1"))
+    ranges = network.ranges()[node.name]
+    ghost = {"metadata": {"name": "ghost"}, "spec": {"podCIDRs": ranges, "podCIDR": ranges[0]}}
+    network.api.create(NODES, ghost)
+    try:
+        network.api.wait(
+            EVENTS,
+            lambda found: any("ghost" in item["message"] for item in found.values()),
+            "an event names the other node",
+        )
+        pods.create(pod("refused", node.name))
+        network.api.wait(
+            EVENTS,
+            lambda found: any(
+                name.startswith("refused.") and "overlaps" in item["message"]
+                for name, item in found.items()
+            ),
+            "the event of the pod says why",
+        )
+        await_paths((running, other))
+    finally:
+        network.api.delete(f"{NODES}/ghost")
+    pods.ready(["refused"])
