@@ -79,6 +79,7 @@ def refused_by_reference(case: Case) -> Json:
         return told(refused(node, case))
 
 
+@pytest.mark.rotating(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_refusal(ours: Node, golden: Golden, name: str) -> None:
     """Both exit with 1 and a code; ours is a complete error object, and leaves all as it was."""

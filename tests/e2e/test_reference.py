@@ -98,7 +98,7 @@ def life(bin_dir: Path, case: Case) -> Life:
         return Life(tables, before, compare.plain_link(node))
 
 
-@pytest.mark.rotating(2)
+@pytest.mark.rotating(4)
 @pytest.mark.parametrize("name", NAMES)
 def test_call(bin_dir: Path, golden: Golden, name: str) -> None:
     """ADD, CHECK and DEL reply and do the same on both nodes, but for what is documented."""

@@ -134,6 +134,7 @@ def test_small_burst(machine: Machine, rate: int) -> None:
     assert machine.ping(netns, "10.7.1.1", "-s", "1472", "-M", "do")
 
 
+@pytest.mark.rotating(2)
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("key", ["unshapedSubnets", "shapedSubnets"])

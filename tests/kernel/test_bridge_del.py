@@ -45,6 +45,7 @@ def attachment(machine: Machine, container: str) -> Json:
 NOTHING: Json = {"ports": [], "nft": [], "leases": [], "records": []}
 
 
+@pytest.mark.rotating(2)
 @pytest.mark.parametrize(
     "change",
     [

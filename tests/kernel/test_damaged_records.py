@@ -55,6 +55,7 @@ def damage(machine: Machine, plugin: str, kind: str) -> Path:
     return path
 
 
+@pytest.mark.rotating(2)
 @pytest.mark.parametrize("plugin", ["bridge", "host-local"])
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_of_the_living(machine: Machine, conf: Json, alive: Alive, plugin: str, kind: str) -> None:

@@ -311,6 +311,7 @@ FAILURES = {
 }
 
 
+@pytest.mark.rotating(2)
 @pytest.mark.both_edges
 @pytest.mark.parametrize(("body", "code", "msg", "details"), FAILURES.values(), ids=FAILURES)
 def test_failed_delegate(
@@ -479,6 +480,7 @@ HANGS = {
 }
 
 
+@pytest.mark.rotating(2)
 @pytest.mark.both_edges
 @pytest.mark.parametrize("body", HANGS.values(), ids=HANGS)
 def test_delegate_that_hangs_is_killed(

@@ -166,6 +166,7 @@ def test_isolated_by_iptables(walls: Walls, call: str) -> None:
     walls.ok("CHECK", "a", backend="iptables", ingressPolicy="isolated")
 
 
+@pytest.mark.rotating(2)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("policy", ["same-bridge", "isolated"])
 def test_policy_goes_with_the_last(walls: Walls, backend: str, policy: str) -> None:

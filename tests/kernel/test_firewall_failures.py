@@ -178,6 +178,7 @@ def test_terminated_add_is_taken_back(walls: Walls, name: str) -> None:
     assert len(fault.done) > 5
 
 
+@pytest.mark.rotating(2)
 @pytest.mark.parametrize("name", CASES)
 def test_storm(walls: Walls, name: str) -> None:
     """ADDs and DELs that meet leave nothing, make nothing twice and take nobody's rules."""

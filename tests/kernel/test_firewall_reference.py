@@ -38,6 +38,7 @@ def reference(walls: Walls, command: str, containerid: str, **keys: Any) -> None
     walls.machine.reference("firewall", command, config, netns, containerid=containerid)
 
 
+@pytest.mark.rotating(3)
 @pytest.mark.parametrize("backend", ["iptables", "nftables"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_layout(

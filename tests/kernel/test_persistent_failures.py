@@ -182,6 +182,7 @@ def cases() -> Iterator[Any]:
             yield pytest.param(name, code, id=f"{name}-{errno.errorcode[code]}", marks=marks)
 
 
+@pytest.mark.rotating(3)
 @pytest.mark.parametrize(("name", "code"), list(cases()))
 def test_del_is_not_kept_by_what_an_add_failed_for(machine: Machine, name: str, code: int) -> None:
     """Each operation of an ADD fails, and still in the DEL: it succeeds, or has work to do."""

@@ -93,6 +93,7 @@ def test_any_failure_of_an_add_is_taken_back(node: Node, name: str) -> None:
     assert failed > 4
 
 
+@pytest.mark.rotating(2)
 @alone
 @pytest.mark.parametrize("name", CASES)
 def test_any_failure_of_the_first_add(node: Node, name: str) -> None:
@@ -242,6 +243,7 @@ def storm(node: Node, call: Callable[[str, Json, str, str], object], settings: J
         list(pool.map(live, range(clients)))
 
 
+@pytest.mark.rotating(2)
 @pytest.mark.parametrize("name", CASES)
 def test_storm(node: Node, name: str) -> None:
     """ADDs and DELs that meet leave nothing, and make nothing twice."""

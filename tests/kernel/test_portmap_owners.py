@@ -304,6 +304,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.rotating(2)
 @pytest.mark.both_edges
 @pytest.mark.parametrize("name", LOSSES)
 def test_port_of_a_living_container_whose_rules_are_lost(node: Node, name: str) -> None:

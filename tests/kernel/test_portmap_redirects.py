@@ -29,6 +29,7 @@ def by_reference(node: Node, backend: str, *ports: Json, netns: str, containerid
     node.machine.reference("portmap", "ADD", config, netns, containerid=containerid)
 
 
+@pytest.mark.rotating(2)
 @pytest.mark.both_edges
 @pytest.mark.parametrize("ours", ["nftables", "iptables"])
 @pytest.mark.parametrize("theirs", REFERENCES)

@@ -118,6 +118,7 @@ LAYOUTS: Mapping[str, tuple[Sequence[Json], Json]] = {
 }
 
 
+@pytest.mark.rotating(3)
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_iptables_layout(node: Node, tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     """`iptables-save` after our ADDs is, up to hashes, that after the Go plugin's."""

@@ -37,6 +37,7 @@ def add_service(node: Node, v4: str, v6: str, name: str = "kube-ipvs0") -> None:
     )
 
 
+@pytest.mark.rotating(2)
 @pytest.mark.both_edges
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 @pytest.mark.parametrize("device", ["kube-ipvs0", "nodelocaldns"])

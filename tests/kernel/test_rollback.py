@@ -548,6 +548,7 @@ REFUSALS = {
 }
 
 
+@pytest.mark.rotating(3)
 @pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
 def test_refused_add_harms_nobody(machine: Machine, refusal: Refusal) -> None:
     """However an ADD is refused, all that lives keeps what it has."""
@@ -676,6 +677,7 @@ WAYS = (
 )
 
 
+@pytest.mark.rotating(3)
 @alone
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.rotating(3)
 @pytest.mark.both_edges
 @pytest.mark.parametrize("command", ["ADD", "CHECK"])
 @pytest.mark.parametrize("plugin", sorted({*TYPES} - {"portmap"}))  # enters no namespace
