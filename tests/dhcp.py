@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -9,13 +10,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tests.e2e.node import OUTSIDE4, Node
+from tests.e2e.node import OUTSIDE4, OUTSIDE6, Node
 from tests.machine import CNI_BIN, DIST, TOOLS, Json, Machine
 from tests.resident import start_in
-from tests.waits import GENEROUS
+from tests.waits import GENEROUS, wait_until
 
 DNSMASQ = "/usr/sbin/dnsmasq"
 DHCPD = TOOLS / "dhcp/usr/sbin/dhcpd"
@@ -141,9 +142,11 @@ def dnsmasq_words(tmp: Path, *options: str, interface: str) -> list[str]:
 
 
 @contextmanager
-def served(node: Node, tmp: Path) -> Iterator[None]:
-    """Have a node's outside serve DHCP, and the node have a daemon."""
-    options = (f"--dhcp-range={OUTSIDE4[:-1]}50,{OUTSIDE4[:-1]}59", f"--dhcp-option=3,{OUTSIDE4}")
+def served(node: Node, tmp: Path, *, has_ipv6: bool = False) -> Iterator[None]:
+    """Have a node's outside serve DHCP, and advertise itself for IPv6; the node has a daemon."""
+    options = [f"--dhcp-range={OUTSIDE4[:-1]}50,{OUTSIDE4[:-1]}59", f"--dhcp-option=3,{OUTSIDE4}"]
+    if has_ipv6:
+        options += ["--enable-ra", f"--dhcp-range={OUTSIDE6[:-1]}50,{OUTSIDE6[:-1]}59"]
     words = dnsmasq_words(tmp, *options, interface="ext0")
     with running(Process("", *node.entered(*words, netns="/run/netns/outside"))) as server:
         server.await_line("DHCP, ")
@@ -166,7 +169,31 @@ def leases_of(tmp: Path) -> dict[str, str]:
     return {words[2]: words[4] for words in lines}
 
 
-def dhcpd(netns: str, tmp: Path, *statements: str, seconds: int = 4) -> Process:
+def kept(daemon: Daemon) -> list[str]:
+    """Return the addresses of all leases that the daemon has on disk."""
+    addresses = []
+    for path in daemon.leases.glob("*.json"):
+        with suppress(FileNotFoundError):  # the daemon may remove a file after it was listed
+            entry = json.loads(path.read_text())
+            addresses += [entry["lease"]["address"]] if "lease" in entry else []
+    return sorted(addresses)
+
+
+def pull_the_cable(machine: Machine, outside: str) -> None:
+    """Take the carrier of the host's uplink away for a moment."""
+
+    def state() -> str:
+        link = machine.link(machine.host, "uplink")
+        assert link
+        return str(link["operstate"])
+
+    machine.do(outside, "ip link set uplink down")
+    wait_until(lambda: state() != "UP", "the link stays up")
+    machine.do(outside, "ip link set uplink up")
+    wait_until(lambda: state() == "UP", "the link stays down")
+
+
+def dhcpd(netns: str, tmp: Path, *statements: str, seconds: int = 4, version: int = 4) -> Process:
     """Return ISC dhcpd on `uplink`, whose leases can be as short as no other server's."""
     configuration, leases = tmp / "dhcpd.conf", tmp / "dhcpd.leases"
     configuration.write_text(
@@ -176,7 +203,7 @@ def dhcpd(netns: str, tmp: Path, *statements: str, seconds: int = 4) -> Process:
     leases.touch()
     process = Process(
         netns,
-        *(str(DHCPD), "-4", "-d", "-f", "--no-pid", "-user", "root", "-group", "root"),
+        *(str(DHCPD), f"-{version}", "-d", "-f", "--no-pid", "-user", "root", "-group", "root"),
         *("-cf", str(configuration), "-lf", str(leases), "uplink"),
     )
     process.await_line("Server starting service")

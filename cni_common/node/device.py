@@ -11,6 +11,7 @@ from cni_common.kernel.netns import is_unique
 from cni_common.node import interface, veth
 from cni_common.node.lifecycle import Part, attached_already, in_container
 from cni_common.spec.errors import CNIError, Code, drifted
+from cni_common.spec.ipam_config import has_advertised_routes
 from cni_common.spec.result import Interface
 
 if TYPE_CHECKING:
@@ -218,5 +219,11 @@ def configure(
     """
     interface.note_configuration(attaching, ours.name, ours.mtu, result)
     veth.configure(
-        container, ours.name, ours.index, result, dad=has_neighbours, routers=has_neighbours
+        container,
+        ours.name,
+        ours.index,
+        result,
+        dad=has_neighbours,
+        routers=has_neighbours,
+        advertised=has_neighbours and has_advertised_routes(attaching.config),
     )

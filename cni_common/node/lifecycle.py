@@ -318,6 +318,7 @@ class Attaching:
 
     def __init__(self, req: Request, host: Host, undo: Undo, record: Record) -> None:
         self.record = record
+        self.config = req.config  # of the ADD
         self._req = req
         self._host = host
         self._undo = undo

@@ -174,7 +174,7 @@ def check_forwarding(host: NetNS, versions: Iterable[int]) -> Iterator[CNIError]
             yield drifted(f"the host no longer forwards IPv{version}", remedy)
 
 
-def configure(  # noqa: PLR0913 - the last three, by keyword, are each of one plugin
+def configure(  # noqa: PLR0913 - those by keyword are each of one kind of plugin
     container: NetNS,
     ifname: str,
     index: int,
@@ -182,17 +182,20 @@ def configure(  # noqa: PLR0913 - the last three, by keyword, are each of one pl
     *,
     dad: bool = False,
     routers: bool = False,
+    advertised: bool = False,
     subnet_routes: Sequence[Message] | None = None,
 ) -> None:
     """Configure an interface with the addresses and routes of `result`, set it up, and wait for it.
 
     With `dad` it runs IPv6 duplicate address detection and waits for that. `routers`: the link has
-    other machines' routers, which may advertise IPv6 where `result` has none. `subnet_routes`:
-    routes to the addresses' subnets, instead of the kernel's own. Raises NetlinkError, CNIError.
+    other machines' routers, which may advertise IPv6 where `result` has none; `advertised`: the
+    routes for its IPv6 addresses are those. `subnet_routes`: routes to the addresses' subnets,
+    instead of the kernel's own. Raises NetlinkError, CNIError.
     """
     ips = ips_of(result, ifname)
     versions = {ip.address.version for ip in ips}
-    _prepare(container, ifname, versions, dad=dad, heeds_routers=routers and 6 not in versions)
+    heeds_routers = advertised or (routers and 6 not in versions)
+    _prepare(container, ifname, versions, dad=dad, heeds_routers=heeds_routers)
     routes = routes_of(result, ips)
     refuse_unreachable(ifname, ips, routes, routed=subnet_routes is not None)
     addresses = [ip.address for ip in ips]

@@ -70,6 +70,12 @@ def ipam_type(config: Json) -> str:
     return str(config.get("ipam", {}).get("type", ""))
 
 
+def has_advertised_routes(config: Json) -> bool:
+    """Tell whether IPAM is DHCPv6: its routes are those that routers advertise."""
+    ipam = config.get("ipam", {})
+    return ipam.get("type") == "dhcp" and ipam.get("family") in ("ipv6", "both")
+
+
 def parse_routes(routes: Sequence[Json]) -> list[Route]:
     """Return the routes of `ipam.routes`. Raises CNIError 7 that names the invalid route."""
     for index, route in enumerate(routes):

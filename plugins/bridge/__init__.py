@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel.link import VethEnd
 from cni_common.node import interface, masquerade, veth
+from cni_common.spec.ipam_config import has_advertised_routes
 from cni_common.spec.request import Command
 from cni_common.spec.result import Interface, Result
 from plugins.bridge import gateway, macfilter, port
@@ -55,7 +56,9 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
         _allocate(req, host, conf, result, undo=undo)
         _ensure_gateways(req, host, conf, result, bridge=bridge, attaching=attaching)
         interface.note_configuration(attaching, req.ifname, ours.mtu, result)
-        veth.configure(container, req.ifname, ours.peer, result, dad=conf.dad)
+        on_lan = has_advertised_routes(req.config)  # where others may have the same address
+        dad = conf.dad or on_lan
+        veth.configure(container, req.ifname, ours.peer, result, dad=dad, advertised=on_lan)
         if conf.masquerade:
             addresses = [ip.address for ip in result.ips]
             interface.add_masquerade(attaching, req, host, addresses, backend=conf.masquerade)

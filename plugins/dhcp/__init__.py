@@ -9,7 +9,7 @@ from cni_common.node.record import dump
 from cni_common.spec.errors import CNIError, drifted
 from cni_common.spec.result import Result
 from plugins.dhcp import client, rpc
-from plugins.dhcp.conf import PLUGIN, SCHEMA, Conf
+from plugins.dhcp.conf import BOTH, IPV4, IPV6, PLUGIN, SCHEMA, Conf
 from plugins.dhcp.parts import LIFECYCLE, LeaseFacts, release
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cni_common.node.record import Record
     from cni_common.spec.request import Request
     from cni_common.spec.undo import Undo
+    from cni_common.spec.wire import Json
 
 __all__ = ["SCHEMA", "add", "check", "delete", "gc", "lifecycle", "status"]
 
@@ -33,7 +34,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     container = host.open_netns(req.netns)
     undo.reserve()
     record = _open_record(req, host, conf)
-    is_first = not (record.get(LeaseFacts) or LeaseFacts()).address
+    is_first = not (record.get(LeaseFacts) or LeaseFacts()).leases
     try:
         if is_first:
             undo.push("record", partial(_forget, req, host, undo))
@@ -44,18 +45,18 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
             "provided": {str(code): value.hex() for code, value in conf.provided.items()},
             "requested": list(conf.requested),
             "priority": conf.priority,
+            "family": conf.family,
         }
         if is_first:
             undo.push("lease", partial(release, conf.socket, req, host))
         answer = client.call(
             conf.socket,
-            rpc.ALLOCATE,
+            rpc.ALLOCATE if conf.family == IPV4 else rpc.ALLOCATE_FAMILY,
             given,
             seconds=client.ALLOCATE_SECONDS,
             netns=container.fd,
         )
-        facts = LeaseFacts(conf.socket, str(answer.get("address")), str(answer.get("server")))
-        record.put(facts)
+        record.put(_facts(conf, answer))
         return Result.parse(answer.get("result", {}))
     finally:
         record.close()
@@ -67,14 +68,23 @@ def delete(req: Request, host: Host) -> None:
 
 
 def check(req: Request, host: Host) -> Iterator[CNIError]:
-    """Yield an error unless the daemon keeps a lease of ADD's address; no DHCP server is asked."""
+    """Yield an error for each address of ADD whose lease the daemon lacks; no server is asked."""
     conf = Conf.of(req)
-    previous = req.prev_result
     found = client.call(conf.socket, rpc.CHECK, client.key_of(req), seconds=client.ANSWER_SECONDS)
-    address = found.get("address")
+    if conf.family == IPV4:
+        yield from _check_lease(req, "lease", found)
+        return
+    for family in (IPV4, IPV6) if conf.family == BOTH else (IPV6,):
+        version = "IPv4" if family == IPV4 else "IPv6"
+        yield from _check_lease(req, f"{version} lease", found.get("leases", {}).get(family, {}))
+
+
+def _check_lease(req: Request, what: str, told: Json) -> Iterator[CNIError]:
+    """Yield an error unless the daemon tells of a lease whose address prevResult has."""
+    previous, address = req.prev_result, told.get("address")
     if not address:
-        why = found.get("reason") or "the daemon knows of none"
-        yield drifted(f"{PLUGIN}: {req.ifname} has no lease: {why}")
+        why = told.get("reason") or "the daemon knows of none"
+        yield drifted(f"{PLUGIN}: {req.ifname} has no {what}: {why}")
     elif previous and address not in [str(ip.address) for ip in previous.ips]:
         yield drifted(f"{PLUGIN}: {req.ifname} has a lease of {address}, which prevResult lacks")
 
@@ -112,6 +122,15 @@ def _open_record(req: Request, host: Host, conf: Conf) -> Record:
     if not is_new:
         record.put(record.get(LeaseFacts) or facts, **header)
     return record
+
+
+def _facts(conf: Conf, answer: Json) -> LeaseFacts:
+    """Return what the record has of the daemon's answer."""
+    usual = {key: answer.get(key, "") for key in ("address", "server")}
+    leases = answer.get("leases") or {IPV4: usual}  # an older daemon has but one
+    first, second = (leases.get(family, {}) for family in (IPV4, IPV6))
+    found = [str(one.get(key, "")) for one in (first, second) for key in ("address", "server")]
+    return LeaseFacts(conf.socket, *found)
 
 
 def _forget(req: Request, host: Host, undo: Undo) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cni_common.spec.wire import Json
 
 PLUGIN = "dhcp"
+IPV4, IPV6, BOTH = "ipv4", "ipv6", "both"
 DEFAULT_SOCKET = "/run/cni/dhcp.sock"
 _SOCKET_BYTES_MAX = 107  # of sockaddr_un.sun_path, without its NUL (unix(7))
 _VALUE_BYTES_MAX = 255
@@ -49,9 +50,15 @@ SCHEMA: Json = {
                 "daemonSocketPath": key_schema(
                     "string", "Socket of the daemon `dhcp daemon`.", default=DEFAULT_SOCKET
                 ),
+                "family": key_schema(
+                    "string",
+                    "IP versions of the addresses: all of them are given, or none.",
+                    default=IPV4,
+                    enum=[IPV4, IPV6, BOTH],
+                ),
                 "provide": {
                     "type": "array",
-                    "description": "Options that the client sends to the server.",
+                    "description": "Options that the client sends to the DHCPv4 server.",
                     "items": {
                         "type": "object",
                         "properties": {
@@ -66,7 +73,7 @@ SCHEMA: Json = {
                 },
                 "request": {
                     "type": "array",
-                    "description": "Options that the client asks the server for.",
+                    "description": "Options that the client asks the DHCPv4 server for.",
                     "items": {
                         "type": "object",
                         "properties": {
@@ -79,7 +86,7 @@ SCHEMA: Json = {
                 },
                 "priority": key_schema(
                     "integer",
-                    "Metric of all routes; 0: none is set.",
+                    "Metric of all routes of DHCPv4; 0: none is set.",
                     minimum=0,
                     maximum=_U32,
                 ),
@@ -97,6 +104,7 @@ class Conf:
     provided: Mapping[int, bytes]  # by the option's code
     requested: Sequence[int]  # codes of options
     priority: int  # metric of routes, 0 = none
+    family: str = IPV4
 
     @classmethod
     def of(cls, req: Request) -> Self:
@@ -110,12 +118,20 @@ class Conf:
                 f'ipam.daemonSocketPath "{path}" must be an absolute path of at most'
                 f" {_SOCKET_BYTES_MAX} bytes"
             )
+        family = ipam.get("family") or IPV4
+        options = [key for key in ("provide", "request") if ipam.get(key)]
+        if options and family == IPV6:
+            raise _refuse(
+                f'ipam.{options[0]} has options of DHCPv4, and ipam.family is "{IPV6}": leave it'
+                " out"
+            )
         arguments = _arguments(req.environ.get("CNI_ARGS", ""))
         return cls(
             path,
             dict(_provided(ipam.get("provide", ()), arguments)),
             _requested(ipam.get("request", ())),
             ipam.get("priority", 0),
+            family,
         )
 
 

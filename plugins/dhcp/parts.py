@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cni_common.node.owned import Owned
     from cni_common.node.record import Record
     from cni_common.spec.request import Request
+    from cni_common.spec.wire import Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,14 @@ class LeaseFacts:
     socket: str = ""  # of the daemon
     address: str = ""  # with prefix length, "" as long as there is none
     server: str = ""  # address of the DHCP server
+    address6: str = ""  # likewise, of DHCPv6
+    server6: str = ""
+
+    @property
+    def leases(self) -> dict[str, tuple[str, str]]:
+        """Address and server of each lease, by the name of its family."""
+        both = {"ipv4": (self.address, self.server), "ipv6": (self.address6, self.server6)}
+        return {family: one for family, one in both.items() if one[0]}
 
 
 class Lease(Part):
@@ -59,8 +68,6 @@ class Lease(Part):
 
     def present(self, host: Host, record: Record, facts: LeaseFacts) -> Iterator[Owned]:
         """Yield the lease, as the daemon knows it; without a daemon nobody keeps it."""
-        from cni_common.node.owned import Owned
-
         given = {
             "network": record.network,
             "containerid": record.attachment.containerid,
@@ -69,18 +76,30 @@ class Lease(Part):
         try:
             found = client.call(facts.socket, rpc.CHECK, given, seconds=client.STATUS_SECONDS)
         except client.AwayError:
-            found = {"told": f"no daemon answers at '{facts.socket}'"}
-        what = f"DHCP lease of {facts.address or 'no address yet'}"
-        if facts.server:
-            what += f", given by {facts.server}"
-        if found.get("told"):
-            what += f" ({found['told']})"
-        yield Owned(self.name, what, bool(found) and found.get("address") == facts.address)
+            away = {"told": f"no daemon answers at '{facts.socket}'"}
+            found = {**away, "leases": {"ipv6": away}}
+        if not facts.leases:
+            yield _owned(self.name, found, "no address yet", "")
+        for family, (address, server) in facts.leases.items():
+            told = found.get("leases", {}).get(family, {}) if family == "ipv6" else found
+            yield _owned(self.name, told, address, server)
 
     def addresses(self, facts: LeaseFacts) -> Iterator[str]:
-        """Yield the address."""
-        if facts.address:
-            yield facts.address
+        """Yield the address of each lease."""
+        for address, _ in facts.leases.values():
+            yield address
+
+
+def _owned(name: str, told: Json, address: str, server: str) -> Owned:
+    """Return a lease as recorded, with what the daemon tells of it."""
+    from cni_common.node.owned import Owned
+
+    what = f"DHCP lease of {address}"
+    if server:
+        what += f", given by {server}"
+    if told.get("told"):
+        what += f" ({told['told']})"
+    return Owned(name, what, bool(told) and told.get("address") == address)
 
 
 def release(path: str, req: Request, host: Host) -> None:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 VERSION = 1
 ALLOCATE, RELEASE, CHECK, COLLECT, STATUS = "allocate", "release", "check", "collect", "status"
+# Like ALLOCATE, for the IP versions in `family`. A daemon that does not know it refuses it: by
+# another key of ALLOCATE it would give an address of the wrong version.
+ALLOCATE_FAMILY = "allocate family"
 HEAD_BYTES = 4
 MESSAGE_BYTES_MAX = 1 << 20  # a GC names all attachments of a node
 PEER_BYTES = 12  # struct ucred of unix(7): process, user, group

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cni_common.node import interface, veth
 from cni_common.spec.errors import CNIError, Code, drifted
+from cni_common.spec.ipam_config import has_advertised_routes
 from cni_common.spec.request import Command
 from cni_common.spec.result import Interface, Result
 from plugins.host_device import sysfs
@@ -124,7 +125,10 @@ def _set_up(attaching: Attaching, container: NetNS, index: int, result: Result) 
     if result.ips:
         interface.note_configuration(attaching, ours.name, ours.mtu, result)
         # Any machine of the network may have the same address: duplicates are looked for.
-        veth.configure(container, ours.name, index, result, dad=True, routers=True)
+        advertised = has_advertised_routes(attaching.config)
+        veth.configure(
+            container, ours.name, index, result, dad=True, routers=True, advertised=advertised
+        )
     else:
         container.netlink.set_up(index)
 

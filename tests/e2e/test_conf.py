@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tests import dhcp
 from tests.e2e.node import NODE4, NODE6, OUTSIDE4, OUTSIDE6, Node, addresses_in
 from tests.machine import DIST, ROOT, Json
 from tests.sockets import asks, serving
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.both_edges
 CONF = ROOT / "conf"
@@ -132,6 +134,13 @@ def mynet(example: Example) -> None:
     assert example.routes("default") == []
     example.node.command("ip", "route", "add", "default", "via", "10.244.0.1", netns=first)
     assert example.node.reaches(first, OUTSIDE4)
+
+
+def dhcp_dual_stack(example: Example) -> None:
+    """IPv4 by the routes of DHCP, IPv6 by those that the router advertises."""
+    first = example.containers[0]
+    for address in (*example.addresses[1], OUTSIDE4, OUTSIDE6):
+        wait_until(partial(example.node.reaches, first, address), f"{address} is not reached")
 
 
 def several_ranges(example: Example) -> None:
@@ -465,6 +474,7 @@ def loopback(example: Example) -> None:
 # By the name of the network; an example that is not here shows `reaches_world`.
 SHOWS: dict[str, Callable[[Example], None]] = {
     "mynet": mynet,
+    "dhcp-dual-stack": dhcp_dual_stack,
     "several-ranges": several_ranges,
     "internal": internal,
     "layer2": layer2,
@@ -535,7 +545,8 @@ def test_example(node: Node, path: Path, tmp_path: Path) -> None:
 def surroundings_of(example: Example, tmp: Path) -> AbstractContextManager[None]:
     """Return what the world has for an example."""
     is_dhcp = example.plugin.get("ipam", {}).get("type") == "dhcp"
-    return dhcp.served(example.node, tmp) if is_dhcp else nullcontext()
+    has_ipv6 = example.name == "dhcp-dual-stack"
+    return dhcp.served(example.node, tmp, has_ipv6=has_ipv6) if is_dhcp else nullcontext()
 
 
 def test_what_is_shown_has_an_example() -> None:

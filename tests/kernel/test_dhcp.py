@@ -26,7 +26,7 @@ from cni_common.node.liveness import Liveness, State
 from commands import DONE, FOUND
 from plugins.dhcp import rpc
 from plugins.dhcp.client import releases_of
-from plugins.dhcp.daemon import link
+from plugins.dhcp.daemon.v4.talk import Talk
 from tests.dhcp import (
     DHCRELAY,
     Daemon,
@@ -34,7 +34,9 @@ from tests.dhcp import (
     daemon_on,
     dhcpd,
     dnsmasq,
+    kept,
     leases_of,
+    pull_the_cable,
     running,
 )
 from tests.kernel.test_commands import age, asked, kinds
@@ -87,16 +89,6 @@ def address_in(result: Json) -> str:
     """Return the only address of a result."""
     (address,) = addresses_of(result)
     return address
-
-
-def kept(daemon: Daemon) -> list[str]:
-    """Return the addresses of all leases that the daemon has on disk."""
-    addresses = []
-    for path in daemon.leases.glob("*.json"):
-        with suppress(FileNotFoundError):  # the daemon may remove a file after it was listed
-            entry = json.loads(path.read_text())
-            addresses += [entry["lease"]["address"]] if "lease" in entry else []
-    return sorted(addresses)
 
 
 # --- ADD, CHECK, DEL -------------------------------------------------------------------------
@@ -398,20 +390,6 @@ def test_switch_rebooted(machine: Machine, server: Process, daemon: Daemon, outs
     assert machine.addresses(container, "eth0") == [result["ips"][0]["address"]]
 
 
-def pull_the_cable(machine: Machine, outside: str) -> None:
-    """Take the carrier of the host's uplink away for a moment."""
-
-    def state() -> str:
-        link = machine.link(machine.host, "uplink")
-        assert link
-        return str(link["operstate"])
-
-    machine.do(outside, "ip link set uplink down")
-    wait_until(lambda: state() != "UP", "the link stays up")
-    machine.do(outside, "ip link set uplink up")
-    wait_until(lambda: state() == "UP", "the link stays down")
-
-
 def test_flood(machine: Machine, outside: str) -> None:
     """However much comes from a neighbour, it is read in portions, and none of it is lost."""
     with visiting(outside), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
@@ -421,7 +399,7 @@ def test_flood(machine: Machine, outside: str) -> None:
         netns = NetNS(machine.host)
         uplink = netns.netlink.link("uplink")
         assert uplink is not None
-        talk = link.Talk(netns, uplink)
+        talk = Talk(netns, uplink)
         try:
             for _ in range(100):
                 sender.sendto(b"x", ("255.255.255.255", 68))

@@ -7,100 +7,58 @@ as soon as there is an answer.
 from __future__ import annotations
 
 import errno
-import socket
-import struct
-from contextlib import suppress
-from ipaddress import IPv4Address
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.netlink import NetlinkError
-from plugins.dhcp.daemon import frame
-from plugins.dhcp.daemon.packet import CLIENT_PORT, EVERYWHERE, SERVER_PORT
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
-    from ipaddress import IPv4Interface
 
     from cni_common.kernel.link import Link
+    from cni_common.kernel.netlink import Channel
     from cni_common.kernel.netns import NetNS
+    from cni_common.spec.names import Cidr
+    from plugins.dhcp.daemon.machine import Send
 
-_ETH_P_IP = 0x0800
-_SOL_PACKET, _PACKET_AUXDATA, _TP_STATUS_CSUMNOTREADY = 263, 8, 8  # linux/if_packet.h
-_SO_ATTACH_FILTER = 26  # asm-generic/socket.h
-_AUXDATA = struct.Struct("=IIIHHHH")  # struct tpacket_auxdata
-_EVERYBODY = b"\xff" * 6
-_MESSAGE_BYTES = 1 << 16
-_BATCH = 64  # messages that are read at once: the leases of others must go on
+BATCH = 64  # messages that are read at once: the leases of others must go on
+MESSAGE_BYTES = 1 << 16
 _GONE = (errno.ENODEV, errno.EADDRNOTAVAIL, errno.ENOENT)
 
 
-class Talk:
+class Talk(ABC):
     """Sockets over one interface, until `close`."""
 
-    def __init__(self, netns: NetNS, link: Link) -> None:
-        """Listen on `link` of `netns`, and own that handle from now on. Raises OSError."""
+    def __init__(self, netns: NetNS, link: Link, sock: socket.socket) -> None:
+        """Own the handle of the namespace from now on, and a socket in it."""
         self.netns = netns
         self.link = link
-        self._unicast: socket.socket | None = None
-        # Protocol 0: it receives nothing before the filter is there.
-        self.sock = netns.open_socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
-        try:
-            self.sock.settimeout(0)
-            self.sock.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
-            _attach_filter(self.sock)
-            self.sock.bind((link.name, _ETH_P_IP))
-        except BaseException:
-            self.sock.close()
-            raise
+        self.sock = sock
+        self.changes: Channel | None = None  # events of the interface's addresses, if awaited
 
-    def broadcast(self, source: IPv4Address, payload: bytes) -> None:
-        """Send a message to all servers. Raises OSError."""
-        self._send(frame.encode(source, EVERYWHERE, payload), _EVERYBODY)
+    @abstractmethod
+    def send(self, action: Send) -> None:
+        """Send a message to a server, or to all. Raises OSError."""
 
-    def unicast(self, source: IPv4Address, server: IPv4Address, payload: bytes) -> None:
-        """Send a message to one server, by the routes of the container. Raises OSError.
+    @abstractmethod
+    def give_back(self, action: Send, neighbour: str) -> None:
+        """Send the last message at once, by a neighbour's MAC if that is known. Raises OSError."""
 
-        Its socket stays open for the answer: the kernel would report that nobody wants that.
-        """
-        if self._unicast is None:
-            sock = self.netns.open_socket(socket.AF_INET, socket.SOCK_DGRAM, 0)
-            try:
-                sock.settimeout(0)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self.link.name.encode())
-                sock.bind((str(source), CLIENT_PORT))
-            except BaseException:
-                sock.close()
-                raise
-            self._unicast = sock
-        self._unicast.sendto(payload, (str(server), SERVER_PORT))
-
-    def send_to_mac(
-        self, source: IPv4Address, server: IPv4Address, payload: bytes, mac: str
-    ) -> None:
-        """Send a message to a server at once, by way of a neighbour known by its MAC."""
-        target = bytes.fromhex(mac.replace(":", ""))
-        self._send(frame.encode(source, server, payload), target)
-
+    @abstractmethod
     def receive(self) -> Iterator[tuple[bytes, str]]:
-        """Yield what has come from servers, with the MAC of the neighbour that brought it.
+        """Yield what has come from servers, with MAC or address of what has brought it.
 
         A neighbour may send more than can be read: what is left is there the next time.
         """
-        for _ in range(_BATCH):
-            try:
-                data, extra, _, sender = self.sock.recvmsg(
-                    _MESSAGE_BYTES, socket.CMSG_SPACE(_AUXDATA.size)
-                )
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno == errno.ENETDOWN:  # reported once, when the link goes down
-                    continue
-                raise
-            found = frame.decode(data, is_checked=_is_checked(extra))
-            if found:
-                yield found.payload, sender[4].hex(":")
+
+    def is_ready(self) -> bool:
+        """Tell whether the interface has what a message is sent from. Raises OSError."""
+        return True
+
+    def is_duplicate(self, address: Cidr) -> bool | None:
+        """Tell whether another machine of the link has an address; None: it is being asked."""
+        return False
 
     def is_up(self, host: NetNS) -> bool:
         """Tell whether a message would reach the network: also through a pair's end on the host."""
@@ -114,7 +72,7 @@ class Talk:
         other = host.netlink.link_at(link.peer)
         return other is None or not other.master or other.operstate == "UP"
 
-    def remove_address(self, address: IPv4Interface) -> None:
+    def remove_address(self, address: Cidr) -> None:
         """Remove an address from the interface, if it is there. Raises OSError."""
         try:
             self.netns.netlink.delete_address(self.link.index, address)
@@ -124,19 +82,8 @@ class Talk:
 
     def close(self) -> None:
         """Close everything."""
-        for sock in (self.sock, self._unicast):
-            if sock:
-                sock.close()
+        self.sock.close()
         self.netns.close()
-
-    def _send(self, packet: bytes, target: bytes) -> None:
-        where = (self.link.name, _ETH_P_IP, 0, 0, target)
-        try:
-            self.sock.sendto(packet, where)
-        except OSError as error:
-            if error.errno != errno.ENETDOWN:
-                raise
-            self.sock.sendto(packet, where)  # it was reported late: the link may be up again
 
 
 def find(netns: NetNS, ifname: str, index: int = 0, mac: str = "") -> Link | None:
@@ -145,32 +92,3 @@ def find(netns: NetNS, ifname: str, index: int = 0, mac: str = "") -> Link | Non
         link = netns.netlink.link_at(index)
         return link if link and mac in ("", link.mac) else None
     return netns.netlink.link(ifname)
-
-
-def send_from_host(server: IPv4Address, payload: bytes) -> None:
-    """Send a message to a server by the routes of the host. Raises OSError."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(0)
-        # Servers expect a client's port, and answer nothing: it may be another program's.
-        with suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(("0.0.0.0", CLIENT_PORT))
-        sock.sendto(payload, (str(server), SERVER_PORT))
-
-
-def _attach_filter(sock: socket.socket) -> None:
-    """Have the kernel drop what is not for us: a container may get a million packets a second."""
-    import ctypes
-
-    program = ctypes.create_string_buffer(frame.FILTER, len(frame.FILTER))
-    # struct sock_fprog of linux/filter.h
-    described = struct.pack("@HP", frame.FILTER_LENGTH, ctypes.addressof(program))
-    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
-
-
-def _is_checked(extra: list[tuple[int, int, bytes]]) -> bool:
-    """Tell whether the kernel says that the checksum is still to be computed."""
-    for level, kind, data in extra:
-        if (level, kind) == (_SOL_PACKET, _PACKET_AUXDATA) and len(data) >= _AUXDATA.size:
-            return bool(_AUXDATA.unpack_from(data)[0] & _TP_STATUS_CSUMNOTREADY)
-    return False

@@ -1,46 +1,31 @@
-"""The client's side of DHCPv4 as a machine of states (RFC 2131, figure 5).
+"""The client's side of DHCP as a machine of states: what DHCPv4 and DHCPv6 have in common.
 
 It neither sends nor waits: it is told of messages and of the time, and returns what is to be done.
-Times are seconds of one clock that goes on while the computer sleeps.
+Times are seconds of one clock that goes on while the computer sleeps. The states have the names of
+RFC 2131, figure 5; those of RFC 8415 differ in their messages alone.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from math import inf
 from typing import TYPE_CHECKING
 
-from plugins.dhcp.daemon import packet
-from plugins.dhcp.daemon.packet import Message
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
+    from ipaddress import IPv4Address, IPv6Address
     from typing import TypeAlias
+
+    from plugins.dhcp.daemon.v4.packet import Message as Message4
+    from plugins.dhcp.daemon.v6.packet import Message as Message6
 
     Action: TypeAlias = "Send | Bound | Lost | GaveUp"
 
 INIT, SELECTING, REQUESTING, REBOOTING = "init", "selecting", "requesting", "rebooting"
 BOUND, RENEWING, REBINDING, STOPPED = "bound", "renewing", "rebinding", "stopped"
-_HOLDING = (BOUND, RENEWING, REBINDING, REBOOTING)  # states in which the address may be used
-_FOREVER = 0xFFFFFFFF  # a lease without end (RFC 2131 section 3.3)
-_DEFAULT_SECONDS = 3600  # of a lease whose server says nothing, as in the reference
-_TRIES = 4  # of a REQUEST, before the client begins anew
-_REBIND_SHARE = 0.875  # of a lease (RFC 2131 section 4.4.5)
-_RENEWAL_PAUSE = 60.0  # seconds, at least, between two tries of one renewal; of a short lease less
-_PAUSE_SHARE = 1 / 20  # of the lease
-_PAUSE_AFTER_NAK = 1.0  # seconds: a server that refuses all that it offers is not flooded
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """What a client says of itself in each message."""
-
-    mac: str
-    client_id: bytes
-    provided: Mapping[int, bytes]  # further options
-    requested: Sequence[int]  # codes of the options that it asks for
-    broadcast: bool = False
+_TRIES = 4  # of one message about an address, before the client begins anew
+_PAUSE_AFTER_REFUSAL = 1.0  # seconds: a server that refuses all that it offers is not flooded
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +40,8 @@ class Pace:
 class Lease:
     """An address that a server has given for some time."""
 
-    address: IPv4Address
-    server: IPv4Address
+    address: IPv4Address | IPv6Address
+    server: IPv4Address | IPv6Address
     renew: float  # the times of the clock at which these states begin; inf: never
     rebind: float
     expire: float
@@ -67,7 +52,7 @@ class Lease:
 class Send:
     """Send `message`: to a server, or to all."""
 
-    message: Message
+    message: Message4 | Message6
     server: IPv4Address | None = None
 
 
@@ -94,36 +79,35 @@ class GaveUp:
     reason: str
 
 
-class Machine:
+class Machine(ABC):
     """One client. Each method that is told of something returns what is to be done, in order."""
 
-    def __init__(
-        self,
-        profile: Profile,
-        pace: Pace,
-        random: Callable[[], float],
-        lease: Lease | None = None,
-    ) -> None:
+    protocol = "DHCP"  # for people
+
+    def __init__(self, pace: Pace, random: Callable[[], float], lease: Lease | None = None) -> None:
         """`random` returns numbers from 0 to below 1. With a `lease` it begins as BOUND."""
-        self.profile = profile
         self.lease = lease
         self.state = BOUND if lease else INIT
         self.deadline = lease.renew if lease else inf  # when `tick` is due
+        self.problem = self._silence  # why there is no address
+        self.neighbour = ""  # MAC that has brought the lease, if known
         self._pace = pace
         self._random = random
-        self._wanted: IPv4Address | None = None  # after a loss no other address helps
+        self._wanted: IPv4Address | IPv6Address | None = None  # after a loss no other one helps
         self._until = inf
-        self._wait = pace.first
+        self._wait = 0.0  # the last wait for an answer, 0: none was yet
         self._tries = 0
         self._xid = 0
         self._begun = self._sent = 0.0
-        self._offer: Message | None = None
-        self._problem = "no DHCP server has answered"
 
     @property
     def holds(self) -> bool:
         """Tell whether there is an address that may be used."""
-        return self.state in _HOLDING
+        return self.lease is not None
+
+    @property
+    def _silence(self) -> str:
+        return f"no {self.protocol} server has answered"
 
     def start(self, now: float, seconds: float) -> list[Action]:
         """Begin to look for an address, for so many seconds."""
@@ -135,98 +119,107 @@ class Machine:
         return self._look_for(lost, now)
 
     def verify(self, now: float) -> list[Action]:
-        """Ask whether the address is still right: the link was away (INIT-REBOOT)."""
+        """Ask whether the address is still right: the link was away."""
         if self.state not in (BOUND, RENEWING, REBINDING):
             return []
         return self._first_request(REBOOTING, now)
 
     def stop(self) -> list[Action]:
         """End; give the address back."""
-        lease, self.state, self.deadline = self.lease, STOPPED, inf
-        self.lease = None
-        return (
-            [Send(release_of(lease, self.profile, self._new_xid()), lease.server)] if lease else []
-        )
+        return self._end(self._give_back)
+
+    def decline(self) -> list[Action]:
+        """End; another machine of the link uses the address."""
+        return self._end(self._declined)
+
+    def conflict(self, now: float) -> list[Action]:
+        """Give the address up, as another machine of the link uses it, and ask for it again."""
+        assert self.lease is not None
+        declined = self._declined(self.lease)
+        return [declined, *self._lose("another machine of the link uses it", now)]
+
+    @abstractmethod
+    def hear(self, data: bytes, sender: str, now: float) -> list[Action]:
+        """Take bytes into account that have come from `sender`. Raises MalformedError."""
 
     def tick(self, now: float) -> list[Action]:
         """Do what is due at `now`."""
         if now < self.deadline:
             return []
-        lease = self.lease
-        if self.holds and lease and now >= lease.expire:
-            return self._lose(f"the lease has expired, {self._problem}", now)
-        if not self.holds and now >= self._until:
-            return self._give_up()
+        if self.lease and now >= self.lease.expire:
+            return self._lose(f"the lease has expired, {self.problem}", now)
+        if not self.lease and now >= self._until:
+            self.state, self.deadline = STOPPED, inf
+            return [GaveUp(self.problem)]
         if self.state in (INIT, SELECTING):
             return self._discover(now, again=self.state == SELECTING)
         if self.state in (REQUESTING, REBOOTING):
             return self._repeat_request(now)
         return self._keep(now)
 
-    def receive(self, message: Message, now: float) -> list[Action]:
-        """Take a message of a server into account."""
-        if not self._is_for_us(message):
-            return []
-        if message.kind == packet.OFFER and self.state == SELECTING:
-            return self._accept(message, now)
-        if message.kind == packet.ACK and self.state in (
-            *(REQUESTING, REBOOTING, RENEWING, REBINDING),
-        ):
-            return self._acknowledged(message, now)
-        if message.kind == packet.NAK:
-            return self._refused(message, now)
-        return []
+    # --- what the two differ in ---
+
+    @abstractmethod
+    def _discover(self, now: float, *, again: bool = False) -> list[Action]:
+        """Ask all servers for an address; `again`: none has answered, or not all of them."""
+
+    @abstractmethod
+    def _request(self, now: float) -> Send:
+        """Return the message for what was offered, or about what is held."""
+
+    @abstractmethod
+    def _renewal(self, now: float) -> Send:
+        """Return the message for more time: RENEWING to the server, REBINDING to all."""
+
+    @abstractmethod
+    def _give_back(self, lease: Lease) -> Send:
+        """Return the message that gives an address back."""
+
+    def _declined(self, lease: Lease) -> Send:
+        """Return the message that tells that another machine of the link uses an address."""
+        return self._give_back(lease)
+
+    @abstractmethod
+    def _next_wait(self) -> float:
+        """Return how long this try of a message waits, and have the next one wait longer."""
+
+    @abstractmethod
+    def _renewal_wait(self, now: float, until: float) -> float:
+        """Return how long this try of a renewal waits, which ends at `until`."""
 
     # --- looking for an address ---
 
-    def _discover(self, now: float, *, again: bool = False) -> list[Action]:
-        if not again:
-            self._xid, self._begun, self._wait = self._new_xid(), now, self._pace.first
-        self.state, self._offer = SELECTING, None
-        options = self._options()
-        if self._wanted:
-            options[packet.REQUESTED_ADDRESS] = self._wanted.packed
-        self._schedule(now, self._wait)
-        self._wait = min(2 * self._wait, self._pace.most)
-        return [Send(self._message(packet.DISCOVER, now, options))]
-
-    def _accept(self, offer: Message, now: float) -> list[Action]:
-        server = offer.address(packet.SERVER_ID)
-        if not server or not int(offer.yiaddr):
-            return []
-        if self._wanted not in (None, offer.yiaddr):
-            self._problem = f"DHCP server {server} offers {offer.yiaddr} instead of {self._wanted}"
-            return []
-        self._offer = offer
-        return self._first_request(REQUESTING, now)
-
     def _first_request(self, state: str, now: float) -> list[Action]:
+        """Begin with REQUESTING or REBOOTING."""
+        self.state, self._tries, self._wait, self._sent = state, 0, 0.0, now
         if state == REBOOTING:
-            self._xid, self._begun = self._new_xid(), now
-        self.state, self._tries, self._wait, self._sent = state, 0, self._pace.first, now
+            self._begin(now)
         return self._repeat_request(now)
 
     def _repeat_request(self, now: float) -> list[Action]:
-        """Send a REQUEST for what was offered, or for what is held."""
         if self._tries == _TRIES:
-            if self.state == REBOOTING:  # nobody denies that the address is right
+            if self.lease:  # nobody denies that the address is right
                 return self._back_to_bound(now)
-            self._problem = f"DHCP server {self._server_text()} has not answered a REQUEST"
-            return self._discover(now)
+            self.problem = f"{self.protocol} server {self._chosen} has not answered a REQUEST"
+            return self._look_elsewhere(now)
         self._tries += 1
-        options = self._options()
-        if self._offer and self.state == REQUESTING:
-            options[packet.SERVER_ID] = self._offer.options[packet.SERVER_ID]
-            options[packet.REQUESTED_ADDRESS] = self._offer.yiaddr.packed
-        elif self.lease:
-            options[packet.REQUESTED_ADDRESS] = self.lease.address.packed
-        self._schedule(now, self._wait)
-        self._wait = min(2 * self._wait, self._pace.most)
-        return [Send(self._message(packet.REQUEST, now, options))]
+        self._schedule(now, self._next_wait())
+        return [self._request(now)]
 
-    def _give_up(self) -> list[Action]:
-        self.state, self.deadline = STOPPED, inf
-        return [GaveUp(self._problem)]
+    @property
+    @abstractmethod
+    def _chosen(self) -> str:
+        """The server whose offer was taken, for people."""
+
+    def _look_elsewhere(self, now: float) -> list[Action]:
+        """Go on without the server whose offer was taken."""
+        return self._discover(now)
+
+    def _pause(self, now: float, reason: str) -> list[Action]:
+        """Begin anew, but not at once: the server has refused what it had offered."""
+        self.problem, self.state = reason, INIT
+        self._schedule(now, _PAUSE_AFTER_REFUSAL)
+        return []
 
     # --- keeping it ---
 
@@ -236,55 +229,23 @@ class Machine:
         assert lease is not None
         state = REBINDING if now >= lease.rebind else RENEWING
         if state != self.state:
-            self.state, self._xid, self._begun, self._sent = state, self._new_xid(), now, now
+            self.state, self._wait, self._sent = state, 0.0, now
+            self._begin(now)
         until = lease.expire if state == REBINDING else lease.rebind
-        whole = lease.expire - lease.renew
-        pause = max((until - now) / 2, min(_RENEWAL_PAUSE, whole * _PAUSE_SHARE))
-        self.deadline = min(now + pause, until)
-        message = self._message(packet.REQUEST, now, self._options(), lease.address)
-        return [Send(message, lease.server if state == RENEWING else None)]
+        self.deadline = min(now + self._renewal_wait(now, until), until)
+        return [self._renewal(now)]
 
     def _back_to_bound(self, now: float) -> list[Action]:
         assert self.lease is not None
         self.state, self.deadline = BOUND, max(now, self.lease.renew)
         return self.tick(now)
 
-    def _acknowledged(self, ack: Message, now: float) -> list[Action]:
-        server = ack.address(packet.SERVER_ID)
-        if self.state == REQUESTING and self._offer:
-            if ack.options.get(packet.SERVER_ID) != self._offer.options[packet.SERVER_ID]:
-                return []
-            expected = self._offer.yiaddr
-        else:
-            assert self.lease is not None
-            expected = self.lease.address
-            server = server or self.lease.server
-        if server is None:
-            return []
-        if ack.yiaddr != expected:
-            self._problem = f"DHCP server {server} gives {ack.yiaddr} instead of {expected}"
-            return self._lose(self._problem, now) if self.holds else self._discover(now)
+    def _bind(self, lease: Lease) -> list[Action]:
+        """Use a lease from now on."""
         is_new, self._wanted, self._until = not self.holds, None, inf
-        known = self.lease.options if self.lease else {}  # a renewal may say less
-        self.lease = lease_of(ack, server, self._sent, known)
-        self.state, self.deadline = BOUND, self.lease.renew
-        self._problem = "no DHCP server has answered"
-        return [Bound(self.lease, is_new)]
-
-    def _refused(self, nak: Message, now: float) -> list[Action]:
-        server = nak.address(packet.SERVER_ID)
-        by = f"DHCP server {server or 'without a name'} refuses"
-        reason = f"{by}: {nak.text(packet.TEXT)}" if nak.text(packet.TEXT) else by
-        if self.state == REQUESTING and self._offer:
-            if nak.options.get(packet.SERVER_ID) != self._offer.options[packet.SERVER_ID]:
-                return []  # of another server, which knows nothing of the offer
-            self._problem = reason
-            self.state = INIT
-            self._schedule(now, _PAUSE_AFTER_NAK)
-            return []
-        if self.state == RENEWING and self.lease and server not in (None, self.lease.server):
-            return []
-        return self._lose(reason, now) if self.state in (REBOOTING, RENEWING, REBINDING) else []
+        self.lease, self.state, self.deadline = lease, BOUND, lease.renew
+        self.problem = self._silence
+        return [Bound(lease, is_new)]
 
     def _lose(self, reason: str, now: float) -> list[Action]:
         lease = self.lease
@@ -295,72 +256,22 @@ class Machine:
         self.lease, self._wanted, self._until = None, lost.address, inf
         return self._discover(now)
 
-    # --- messages ---
+    def _end(self, last_word: Callable[[Lease], Send]) -> list[Action]:
+        lease, self.lease = self.lease, None
+        self.state, self.deadline = STOPPED, inf
+        return [last_word(lease)] if lease else []
 
-    def _is_for_us(self, message: Message) -> bool:
-        return message.is_reply and message.xid == self._xid and message.mac == self.profile.mac
+    # --- an exchange of messages ---
 
-    def _options(self) -> dict[int, bytes]:
-        options = {packet.CLIENT_ID: self.profile.client_id}
-        if self.profile.requested:
-            options[packet.PARAMETERS] = bytes(self.profile.requested)
-        return options | dict(self.profile.provided)
+    def _begin(self, now: float) -> None:
+        """Begin an exchange, whose messages have a number of their own."""
+        self._xid, self._begun = self._new_xid(), now
 
-    def _message(
-        self,
-        kind: int,
-        now: float,
-        options: Mapping[int, bytes],
-        ciaddr: IPv4Address = packet.NOWHERE,
-    ) -> Message:
-        return Message(
-            kind,
-            self._xid,
-            self.profile.mac,
-            secs=int(now - self._begun),
-            broadcast=self.profile.broadcast and not int(ciaddr),
-            ciaddr=ciaddr,
-            options=options,
-        )
+    @abstractmethod
+    def _new_xid(self) -> int:
+        """Return a number for an exchange."""
 
     def _schedule(self, now: float, seconds: float) -> None:
-        """Have `tick` called after about so many seconds (RFC 2131 section 4.1)."""
-        spread = min(1.0, seconds / 4)
-        self.deadline = now + seconds + (2 * self._random() - 1) * spread
-        if not self.holds:
-            self.deadline = min(self.deadline, self._until)
-        elif self.lease:
-            self.deadline = min(self.deadline, self.lease.expire)
-
-    def _new_xid(self) -> int:
-        return int(self._random() * 2**32)
-
-    def _server_text(self) -> str:
-        return str(self._offer.address(packet.SERVER_ID)) if self._offer else "of no name"
-
-
-def lease_of(ack: Message, server: IPv4Address, since: float, known: Mapping[int, bytes]) -> Lease:
-    """Return the lease that an ACK gives from `since` on, when it was asked for.
-
-    Of the options that were `known` before it has those that the ACK lacks.
-    """
-    options = {**known, **ack.options}
-    seconds = ack.number(packet.LEASE_SECONDS)
-    seconds = _DEFAULT_SECONDS if seconds is None else seconds
-    if seconds == _FOREVER:
-        return Lease(ack.yiaddr, server, inf, inf, inf, options)
-    seconds = max(seconds, 1)
-    renew = ack.number(packet.RENEWAL_SECONDS) or seconds / 2
-    rebind = ack.number(packet.REBINDING_SECONDS) or seconds * _REBIND_SHARE
-    if not 0 < renew < rebind < seconds:
-        renew, rebind = seconds / 2, seconds * _REBIND_SHARE
-    return Lease(ack.yiaddr, server, since + renew, since + rebind, since + seconds, options)
-
-
-def release_of(lease: Lease, profile: Profile, xid: int) -> Message:
-    """Return the message that gives a lease back; no server answers it."""
-    options = {
-        packet.SERVER_ID: lease.server.packed,
-        packet.CLIENT_ID: profile.provided.get(packet.CLIENT_ID, profile.client_id),
-    }
-    return Message(packet.RELEASE, xid, profile.mac, ciaddr=lease.address, options=options)
+        """Have `tick` called after so many seconds, or when something ends before."""
+        ends = self.lease.expire if self.lease else self._until
+        self.deadline = min(now + seconds, ends)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,16 +13,17 @@ from cni_common.kernel.netns import NetNS, pid_namespace
 from cni_common.spec import wire
 from cni_common.spec.errors import CNIError, Code
 from plugins.dhcp import rpc
-from plugins.dhcp.daemon import link, store, upkeep
+from plugins.dhcp.daemon import family, link, store, upkeep
+from plugins.dhcp.daemon.allocation import Allocation
 from plugins.dhcp.daemon.store import Entry, Key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from cni_common.kernel.link import Link
     from cni_common.spec.wire import Json
     from plugins.dhcp.daemon.loop import Timer
-    from plugins.dhcp.daemon.upkeep import Node, Upkeep, Waiter
+    from plugins.dhcp.daemon.upkeep import Node, Upkeep
 
 _REQUEST_SECONDS = 5.0  # for a whole request to come
 _PART_BYTES = 1 << 16
@@ -108,13 +110,14 @@ class Service:
         """Serve one request. Raises CNIError, KeyError, TypeError, ValueError."""
         match request.get("call"):
             case rpc.ALLOCATE:
-                self._allocate(request, fds, connection)
+                self._allocate(request, fds, connection, (4,))
+            case rpc.ALLOCATE_FAMILY:
+                self._allocate(request, fds, connection, family.NAMES[request["family"]])
             case rpc.RELEASE:
                 self._release(_key_in(request))
                 connection.answer({})
             case rpc.CHECK:
-                kept = self._upkeeps.get(_key_in(request))
-                connection.answer(kept.told if kept else {})
+                connection.answer(self._told(_key_in(request)))
             case rpc.COLLECT:
                 connection.answer(self._collect(request))
             case rpc.STATUS:
@@ -124,53 +127,64 @@ class Service:
                     Code.INTERNAL, f"this daemon does not know the call '{other}': it is older"
                 )
 
-    def _allocate(self, request: Json, fds: list[int], connection: Connection) -> None:
-        key = _key_in(request)
+    def _allocate(
+        self, request: Json, fds: list[int], connection: Connection, versions: Sequence[int]
+    ) -> None:
+        """Have the leases of these IP versions looked for, all at once."""
         if not fds:
             raise CNIError(Code.INVALID_NETNS, "the call brings no network namespace")
-        netns = NetNS(str(request["netns"]), os.dup(fds[0]))
-        try:
-            entry = self._entry(key, netns, request)
-        except BaseException:
-            netns.close()
-            raise
-        waiter: Waiter = connection.finish
-        kept = self._upkeeps.get(key)
+        seconds = min(self._seconds, float(request["seconds"]))
+        entries = [self._entry(version, request, fds[0]) for version in versions]
+        allocation = Allocation(len(entries), connection.finish)
+        connection.on_close = allocation.leave
+        for entry in entries:
+            if allocation.is_over:  # one has failed at once, and the descriptor is closed
+                return
+            self._begin(entry, NetNS(entry.netns, os.dup(fds[0])), seconds, allocation)
+
+    def _begin(self, entry: Entry, netns: NetNS, seconds: float, allocation: Allocation) -> None:
+        """Have the lease of an entry looked for over `netns`, unless there is one."""
+        kept = self._upkeeps.get(entry.key)
         same = kept and (kept.entry.netns_id, kept.entry.index) == (entry.netns_id, entry.index)
         if kept and same and not kept.entry.is_lost:
             netns.close()
-            connection.on_close = partial(kept.leave, waiter)
-            kept.join(waiter)
+            kept.join(allocation.waiter(kept, is_new=False))
             return
         if kept:
             kept.release()
         kept = upkeep.Upkeep(self.node, entry, self._forget)
-        self._upkeeps[key] = kept
-        connection.on_close = partial(kept.leave, waiter)
-        kept.acquire(netns, min(self._seconds, float(request["seconds"])), waiter)
+        self._upkeeps[entry.key] = kept
+        kept.acquire(netns, seconds, allocation.waiter(kept, is_new=True))
 
-    def _entry(self, key: Key, netns: NetNS, request: Json) -> Entry:
-        found = link.find(netns, key.ifname)
-        if found is None:
-            raise CNIError(
-                Code.INTERNAL,
-                f"there is no interface '{key.ifname}' in '{request['netns']}': the plugin that"
-                " calls dhcp must make it first",
+    def _entry(self, version: int, request: Json, fd: int) -> Entry:
+        """Return what the daemon must know of an attachment whose namespace is open."""
+        netns, key = NetNS(str(request["netns"]), os.dup(fd)), _key_in(request)
+        try:
+            found = link.find(netns, key.ifname)
+            if found is None:
+                raise CNIError(
+                    Code.INTERNAL,
+                    f"there is no interface '{key.ifname}' in '{request['netns']}': the plugin that"
+                    " calls dhcp must make it first",
+                )
+            below = self._below(netns, found)
+            return Entry(
+                replace(key, family=version),
+                str(request["netns"]),
+                netns.identity,
+                self.node.boot_id,
+                pid_namespace(),
+                found.index,
+                found.mac,
+                {int(code): bytes.fromhex(value) for code, value in request["provided"].items()},
+                [int(code) for code in request["requested"]],
+                int(request["priority"]),
+                self.node.broadcast or found.kind in _SHARES_MAC,
+                below,
+                self._on_link(below),
             )
-        return Entry(
-            key,
-            str(request["netns"]),
-            netns.identity,
-            self.node.boot_id,
-            pid_namespace(),
-            found.index,
-            found.mac,
-            {int(code): bytes.fromhex(value) for code, value in request["provided"].items()},
-            [int(code) for code in request["requested"]],
-            int(request["priority"]),
-            self.node.broadcast or found.kind in _SHARES_MAC,
-            self._below(netns, found),
-        )
+        finally:
+            netns.close()
 
     def _below(self, netns: NetNS, found: Link) -> int:
         """Return the host's end of a pair, or the interface under a macvlan; 0: not on the host."""
@@ -178,9 +192,26 @@ class Service:
             return 0
         return found.peer
 
+    def _on_link(self, below: int) -> str:
+        """Return the host's interface by which it is on the link: `below`, or its bridge."""
+        port = self.node.host.netlink.link_at(below) if below else None
+        way = self.node.host.netlink.link_at(port.master) if port and port.master else port
+        return way.name if way else ""
+
+    def _of(self, key: Key) -> Iterator[tuple[int, Upkeep]]:
+        """Yield the upkeeps of an attachment by IP version."""
+        for version in (4, 6):
+            kept = self._upkeeps.get(replace(key, family=version))
+            if kept:
+                yield version, kept
+
+    def _told(self, key: Key) -> Json:
+        """Return what is told of the leases of an attachment, and of the first one by itself."""
+        told = {f"ipv{version}": kept.told for version, kept in self._of(key)}
+        return {**next(iter(told.values())), "leases": told} if told else {}
+
     def _release(self, key: Key) -> None:
-        kept = self._upkeeps.get(key)
-        if kept:
+        for _, kept in list(self._of(key)):
             kept.release()
 
     def _collect(self, request: Json) -> Json:
@@ -200,8 +231,7 @@ class Service:
     def _release_after_boot(self, entry: Entry) -> None:
         """The node was rebooted: no container of then exists."""
         if entry.lease and not entry.is_lost:
-            message = upkeep.release_message(entry, entry.lease)
-            upkeep.release_from_host(self.node, entry, entry.lease, message)
+            upkeep.give_back_from_host(self.node, entry, entry.lease)
         self.node.store.remove(entry.key)
 
     def _forget(self, kept: Upkeep) -> None:

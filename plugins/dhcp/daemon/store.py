@@ -7,7 +7,7 @@ import hashlib
 import os
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -27,14 +27,20 @@ _ENDING, _NEW, _DAMAGED = ".json", ".new", ".damaged"
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What tells an attachment from all others of the node."""
+    """What tells a lease from all others of the node."""
 
     network: str
     containerid: str
     ifname: str
+    family: int = 4  # IP version: an attachment has one lease of each at most
+
+    @property
+    def name(self) -> str:
+        """The attachment, as servers know it."""
+        return f"{self.containerid}/{self.network}/{self.ifname}"
 
     def __str__(self) -> str:
-        return f"{self.containerid}/{self.network}/{self.ifname}"
+        return self.name if self.family == 4 else f"{self.name} (IPv{self.family})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,7 @@ class Entry:
     priority: int
     broadcast: bool
     below: int  # index of the host's interface that is next to the container's, 0: none is known
+    via: str = ""  # name of the host's interface on the same link
     server_mac: str = ""  # of the neighbour that has brought the server's last answer
     is_lost: bool = False  # the address is not on the interface: the lease has ended
     lease: Lease | None = None
@@ -116,7 +123,10 @@ class Store:
         os.close(self._lock)
 
     def _path(self, key: Key) -> str:
-        digest = hashlib.sha256("\0".join((key.network, key.containerid, key.ifname)).encode())
+        names = [key.network, key.containerid, key.ifname]
+        if key.family != 4:
+            names.append(str(key.family))
+        digest = hashlib.sha256("\0".join(names).encode())
         return f"{self._directory}/{digest.hexdigest()[:32]}{_ENDING}"
 
     def _sync(self) -> None:
@@ -148,6 +158,7 @@ def _told(entry: Entry) -> dict[str, Any]:
         "network": entry.key.network,
         "containerid": entry.key.containerid,
         "ifname": entry.key.ifname,
+        "family": entry.key.family,
         "netns": entry.netns,
         "netns_id": entry.netns_id,
         "boot_id": entry.boot_id,
@@ -159,6 +170,7 @@ def _told(entry: Entry) -> dict[str, Any]:
         "priority": entry.priority,
         "broadcast": entry.broadcast,
         "below": entry.below,
+        "via": entry.via,
         "server_mac": entry.server_mac,
         "is_lost": entry.is_lost,
     }
@@ -182,15 +194,18 @@ def _entry_in(data: bytes) -> Entry:
     if found:
         renew, rebind, expire = map(float, found["times"] or (inf, inf, inf))
         lease = Lease(
-            IPv4Address(found["address"]),
-            IPv4Address(found["server"]),
+            ip_address(found["address"]),
+            ip_address(found["server"]),
             renew,
             rebind,
             expire,
             _from_text(found["options"]),
         )
+    family = int(told.get("family", 4))  # a file of an earlier release has none
+    if family not in (4, 6) or (lease and lease.address.version != family):
+        raise ValueError(f"it is of family {family}")
     return Entry(
-        Key(str(told["network"]), str(told["containerid"]), str(told["ifname"])),
+        Key(str(told["network"]), str(told["containerid"]), str(told["ifname"]), family),
         str(told["netns"]),
         str(told["netns_id"]),
         str(told["boot_id"]),
@@ -202,6 +217,7 @@ def _entry_in(data: bytes) -> Entry:
         int(told["priority"]),
         bool(told["broadcast"]),
         int(told["below"]),
+        str(told.get("via", "")),
         str(told["server_mac"]),
         bool(told["is_lost"]),
         lease,

@@ -8,13 +8,15 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
 
-from cni_common.kernel.netns import FIRST_PID_NAMESPACE, pid_namespace
+from cni_common.kernel.netns import FIRST_PID_NAMESPACE, NETLINK_ROUTE, pid_namespace
+from cni_common.kernel.rtnetlink import RTMGRP_IPV6_IFADDR
 from cni_common.node import survey, veth
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.result import Result
-from plugins.dhcp.daemon import answer, link, packet
+from plugins.dhcp.daemon import family, link
 from plugins.dhcp.daemon.loop import now
-from plugins.dhcp.daemon.machine import Bound, GaveUp, Lost, Machine, Profile, Send, release_of
+from plugins.dhcp.daemon.machine import Bound, GaveUp, Lost, Send
+from plugins.dhcp.daemon.options import MalformedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,16 +25,15 @@ if TYPE_CHECKING:
     from cni_common.kernel.netns import NetNS
     from plugins.dhcp.daemon.loop import Loop, Timer
     from plugins.dhcp.daemon.machine import Action, Lease, Pace
-    from plugins.dhcp.daemon.packet import Message
     from plugins.dhcp.daemon.store import Entry, Store
 
     Waiter = Callable[["dict[str, Any] | CNIError"], object]
 
 _LISTEN_SECONDS = 10.0  # for an answer; longer, the sockets would keep a dead container's namespace
-_LINK_SECONDS, _LINK_PAUSE = 5.0, 0.02  # until an interface that was set up has a carrier
+_LINK_SECONDS, _LINK_PAUSE = 5.0, 0.02  # until an interface that was set up can be used
+_EVENTS = 64  # that are read at once: a container can make any number of them
 _SECOND_TRY_SECONDS = 60.0
 _GONE_TIMES = 2  # at which a namespace must be gone: a look into /proc may miss one
-_CLIENT_TEXT_MAX = 254  # bytes of a client identifier behind its type (RFC 2132 section 9.14)
 
 
 class GoneError(Exception):
@@ -71,7 +72,10 @@ class Upkeep:
         self._timer: Timer | None = None
         self._listening: Timer | None = None
         self._gone = 0  # times in a row at which the container's namespace was gone
-        self._machine = Machine(_profile(entry), node.pace, random, _valid(entry))
+        self._waiting: Timer | None = None  # for an address of the interface, at most until then
+        self._on_change: Callable[[], object] | None = None  # called when one has changed
+        self._family = family.of(entry.key.family)
+        self._machine = self._family.machine_of(entry, node.pace, random, _valid(entry))
 
     @property
     def holds(self) -> bool:
@@ -85,9 +89,9 @@ class Upkeep:
         if not lease or not self.holds:
             return {"reason": self.reason or "it is being asked for"}
         left = "forever" if lease.expire == inf else f"for {max(lease.expire - now(), 0):.0f} s"
-        facts = "; ".join(f"{key} {value}" for key, value in answer.facts_of(lease).items())
+        facts = "; ".join(f"{key} {value}" for key, value in self._family.facts_of(lease).items())
         return {
-            "address": str(answer.interface_of(lease)),
+            "address": str(self._family.interface_of(lease)),
             "server": str(lease.server),
             "state": self._machine.state,
             "told": f"{self._machine.state}, {left}{'; ' if facts else ''}{facts}",
@@ -101,11 +105,11 @@ class Upkeep:
         until = now() + seconds
         try:
             self._talk = self._opened(netns)
-        except (GoneError, OSError) as error:
+        except (CNIError, GoneError, OSError) as error:
             self._fail(_internal(error))
             return
         self._listen(until)
-        self._await_carrier(until, now() + _LINK_SECONDS)
+        self._await_link(until, now() + _LINK_SECONDS)
 
     def join(self, waiter: Waiter) -> None:
         """Tell `waiter`, too: the same ADD once more."""
@@ -122,15 +126,47 @@ class Upkeep:
                 self._node.log(f"{self.entry.key}: the ADD was given up")
                 self._fail(CNIError(Code.TRY_AGAIN_LATER, "the ADD was given up"))
 
-    def _await_carrier(self, until: float, carrier_until: float) -> None:
+    def _await_link(self, until: float, link_until: float) -> None:
         """Begin once a message would reach the network: a lost one costs seconds."""
         if self._talk is None:
             return
-        if now() < carrier_until and not self._talk.is_up(self._node.host):
-            again = partial(self._await_carrier, until, carrier_until)
-            self._timer = self._node.loop.call_after(_LINK_PAUSE, again)
+        again = partial(self._await_link, until, link_until)
+        try:
+            if now() < link_until and not self._talk.is_up(self._node.host):
+                self._timer = self._node.loop.call_after(_LINK_PAUSE, again)
+                return
+            if now() < link_until and not self._talk.is_ready():
+                self._await_change(self._talk, again, link_until)
+                return
+        except OSError as error:
+            self._fail(_internal(error))
             return
+        self._on_change = None
         self._perform(self._machine.start(now(), until - now()))
+
+    def _await_change(self, talk: link.Talk, again: Callable[[], object], until: float) -> None:
+        """Have `again` called when addresses of the namespace change, and at `until`."""
+        if talk.changes is None:
+            talk.changes = talk.netns.channel(NETLINK_ROUTE, RTMGRP_IPV6_IFADDR)
+            self._node.loop.watch(talk.changes.sock, self._changed)
+            until = now()  # they may have changed before
+        self._on_change = again
+        self._end_waiting()
+        self._waiting = self._node.loop.call_at(until, again)
+
+    def _changed(self) -> None:
+        if self._talk is None or self._talk.changes is None:
+            return
+        for _ in range(_EVENTS):
+            if not self._talk.changes.read_events():
+                break
+        if self._on_change:
+            self._on_change()
+
+    def _end_waiting(self) -> None:
+        if self._waiting:
+            self._waiting.cancel()
+            self._waiting = None
 
     # --- after a restart ---
 
@@ -139,6 +175,8 @@ class Upkeep:
         lease, entry = self._machine.lease, self.entry
         if lease is not None:
             self._schedule()
+            if self._family.VERIFIES_AT_START:
+                self._node.loop.call_after(random(), self.verify)
         elif entry.lease and not entry.is_lost:  # it ended while there was no daemon
             reason = "the lease has expired while there was no daemon"
             self._perform([Lost(entry.lease, reason), *self._machine.resume(now(), entry.lease)])
@@ -153,36 +191,41 @@ class Upkeep:
 
     def release(self) -> None:
         """Give the lease back, and end."""
-        lease = self._machine.lease
-        for action in self._machine.stop():
-            if isinstance(action, Send) and lease:
-                self._give_back(lease, action.message)
+        if self._machine.lease:
+            self._give_back(self._machine.lease)
         self._end()
 
-    def _give_back(self, lease: Lease, message: Message) -> None:
+    def _give_back(self, lease: Lease) -> None:
         """Release over the container's interface, without the address, or else from the host."""
-        log, key = self._node.log, self.entry.key
         try:
-            talk = self._talk or self._opened()
-        except (GoneError, OSError):
-            release_from_host(self._node, self.entry, lease, message)
+            self._talk = talk = self._talk or self._opened()
+        except (CNIError, GoneError, OSError):
+            give_back_from_host(self._node, self.entry, lease)
+            self._machine.stop()
             return
-        self._talk = talk
+        log, key, is_duplicate = self._node.log, self.entry.key, self._is_duplicate(talk, lease)
         self._remove_address(talk, lease)
-        try:
-            mac = self.entry.server_mac
-            if mac:
-                talk.send_to_mac(lease.address, lease.server, message.encode(), mac)
+        for action in self._machine.decline() if is_duplicate else self._machine.stop():
+            assert isinstance(action, Send)
+            try:
+                talk.give_back(action, self.entry.server_mac)
+            except OSError as error:
+                log(f"{key}: cannot release {lease.address}: {error.strerror}")
             else:
-                talk.broadcast(lease.address, message.encode())
-            log(f"{key}: released {lease.address}")
-        except OSError as error:
-            log(f"{key}: cannot release {lease.address}: {error.strerror}")
+                what = "declined, another machine has" if is_duplicate else "released"
+                log(f"{key}: {what} {lease.address}")
+
+    def _is_duplicate(self, talk: link.Talk, lease: Lease) -> bool | None:
+        """Tell whether another machine of the link has the address; None: it is being asked."""
+        try:
+            return talk.is_duplicate(self._family.interface_of(lease))
+        except (MalformedError, OSError):
+            return False
 
     def _remove_address(self, talk: link.Talk, lease: Lease) -> None:
         try:
-            talk.remove_address(answer.interface_of(lease))
-        except packet.MalformedError:
+            talk.remove_address(self._family.interface_of(lease))
+        except MalformedError:
             pass  # without a subnet mask it was never given to anybody
         except OSError as error:
             self._node.log(f"{self.entry.key}: cannot remove {lease.address}: {error.strerror}")
@@ -228,21 +271,17 @@ class Upkeep:
             self._timer.cancel()
 
     def _send(self, action: Send) -> None:
-        message = action.message
         try:
             if self._talk is None:
                 self._talk = self._opened()
                 self._gone = 0
             self._listen()
-            if action.server:
-                self._talk.unicast(message.ciaddr, action.server, message.encode())
-            else:
-                self._talk.broadcast(message.ciaddr, message.encode())
+            self._talk.send(action)
         except GoneError as error:
             self._unreachable(error)
         except OSError as error:  # as if it were lost: there will be another try
-            name = packet.NAMES[message.kind]
-            self._node.log(f"{self.entry.key}: cannot send {name}: {error.strerror or error}")
+            self._machine.problem = f"cannot send {action.message.name}: {error.strerror or error}"
+            self._node.log(f"{self.entry.key}: {self._machine.problem}")
 
     def _receive(self) -> None:
         if self._talk is None:
@@ -253,15 +292,13 @@ class Upkeep:
             self._node.log(f"{self.entry.key}: cannot receive: {error.strerror or error}")
             self._close_talk()
             return
-        for data, mac in found:
+        for data, sender in found:
+            due = self._machine.deadline
             try:
-                message = packet.decode(data)
-            except packet.MalformedError:
+                actions = self._machine.hear(data, sender, now())
+            except MalformedError:
                 continue
-            actions = self._machine.receive(message, now())
-            if message.kind == packet.ACK and actions:
-                self.entry = replace(self.entry, server_mac=mac)
-            if actions or message.kind == packet.NAK:
+            if actions or self._machine.deadline != due:
                 self._perform(actions)
 
     def _bound(self, action: Bound) -> None:
@@ -269,25 +306,25 @@ class Upkeep:
         was_lost = self.entry.is_lost
         try:
             granted = self._granted(lease)
-        except packet.MalformedError as error:
-            self._refuse(lease, str(error))
+        except MalformedError as error:
+            self._refuse(str(error))
             return
-        self.entry = replace(self.entry, lease=lease, is_lost=False)
+        mac = self._machine.neighbour or self.entry.server_mac
+        self.entry = replace(self.entry, lease=lease, is_lost=False, server_mac=mac)
         self._save()
         if action.is_new:
             self._node.log(f"{key}: bound to {lease.address} by DHCP server {lease.server}")
         if was_lost:
             self._restore(lease)
-        self._close_talk()
+        elif not self._on_change:
+            self._close_talk()
         self.reason = ""
         self._tell(granted)
 
-    def _refuse(self, lease: Lease, reason: str) -> None:
+    def _refuse(self, reason: str) -> None:
         """End with a lease that is of no use."""
         self._node.log(f"{self.entry.key}: {reason}")
         if self._waiters:
-            self._machine.stop()
-            self._give_back(lease, release_of(lease, self._machine.profile, 0))
             self._fail(CNIError(Code.INTERNAL, f"{reason}; correct that server"))
 
     def _lost(self, action: Lost) -> None:
@@ -309,19 +346,33 @@ class Upkeep:
 
     def _restore(self, lease: Lease) -> None:
         """Put address and routes on the interface again: its lease had ended."""
-        result = Result.parse(answer.result_of(lease, self.entry.priority))
+        result = Result.parse(self._family.result_of(lease, self.entry.priority))
         addresses = [ip.address for ip in result.ips]
         routes = veth.routes_of(result, result.ips)
         try:
             if self._talk:
                 netlink = self._talk.netns.netlink
-                netlink.configure(self._talk.link.index, addresses, routes, dad=False)
+                netlink.configure(self._talk.link.index, addresses, routes, dad=True)
         except OSError as error:
             self._node.log(f"{self.entry.key}: cannot restore {lease.address}: {error}")
+        self._detect(lease, now() + _LINK_SECONDS)
+
+    def _detect(self, lease: Lease, until: float) -> None:
+        """Give an address that was put back up again if another machine has it meanwhile."""
+        self._on_change = None
+        if self._talk is None or self._machine.lease is not lease:
+            return
+        is_duplicate = self._is_duplicate(self._talk, lease)
+        if is_duplicate is None and now() < until:
+            self._await_change(self._talk, partial(self._detect, lease, until), until)
+        elif is_duplicate:
+            self._perform(self._machine.conflict(now()))
+        else:
+            self._close_talk()
 
     def _granted(self, lease: Lease) -> dict[str, Any]:
         """Return the answer to an ADD. Raises MalformedError."""
-        result = answer.result_of(lease, self.entry.priority)
+        result = self._family.result_of(lease, self.entry.priority)
         return {
             "address": result["ips"][0]["address"],
             "server": str(lease.server),
@@ -336,10 +387,9 @@ class Upkeep:
     def _fail(self, error: CNIError) -> None:
         """Tell why there is no lease, and end."""
         error = CNIError(error.code, f"{error.msg} (interface '{self.entry.key.ifname}')")
-        lease = self._machine.lease
-        actions = self._machine.stop()
-        if lease and actions and isinstance(actions[0], Send):
-            self._give_back(lease, actions[0].message)
+        if self._machine.lease:
+            self._give_back(self._machine.lease)
+        self._machine.stop()
         self._tell(error)
         self._end()
 
@@ -362,9 +412,9 @@ class Upkeep:
         lease = self._machine.lease
         is_dead = error.is_all and self._gone >= _GONE_TIMES and not is_hidden(self.entry)
         if lease is None or is_dead:
-            for action in self._machine.stop():
-                if isinstance(action, Send) and lease:
-                    release_from_host(self._node, self.entry, lease, action.message)
+            if lease:
+                give_back_from_host(self._node, self.entry, lease)
+            self._machine.stop()
             self._end()
 
     # --- sockets ---
@@ -381,9 +431,11 @@ class Upkeep:
             if found is None:
                 text = f"there is no interface '{entry.key.ifname}' in '{entry.netns}' any more"
                 raise GoneError(text, is_all=False)
+            if is_new:
+                self._family.prepare(netns, found)
             if is_new and not found.up:
                 netns.netlink.set_up(found.index)
-            return link.Talk(netns, found)
+            return self._family.talk_over(netns, found)
         except BaseException:
             netns.close()
             raise
@@ -410,23 +462,24 @@ class Upkeep:
         if self._listening:
             self._listening.cancel()
             self._node.loop.unwatch(self._talk.sock)
+        self._end_waiting()
+        if self._talk.changes:
+            self._node.loop.unwatch(self._talk.changes.sock)
         self._talk.close()
-        self._talk = self._listening = None
+        self._talk = self._listening = self._on_change = None
 
 
-def release_from_host(node: Node, entry: Entry, lease: Lease, message: Message) -> None:
-    """Release a lease whose interface is gone, by the host's routes: servers go by the message."""
+def give_back_from_host(node: Node, entry: Entry, lease: Lease) -> None:
+    """Release a lease whose interface is gone from the host: servers go by the message."""
+    its = family.of(entry.key.family)
     try:
-        link.send_from_host(lease.server, message.encode())
+        for action in its.machine_of(entry, node.pace, random, lease).stop():
+            assert isinstance(action, Send)
+            its.release_from_host(node.host, entry, action)
     except OSError as error:
         node.log(f"{entry.key}: cannot release {lease.address} from the host: {error.strerror}")
     else:
         node.log(f"{entry.key}: released {lease.address} from the host, its interface is gone")
-
-
-def release_message(entry: Entry, lease: Lease) -> Message:
-    """Return the message that gives the lease of an entry back."""
-    return release_of(lease, _profile(entry), int(random() * 2**32))
 
 
 def open_recorded(entry: Entry, prefix: str) -> NetNS:
@@ -442,21 +495,6 @@ def is_hidden(entry: Entry) -> bool:
     return pid_namespace() != FIRST_PID_NAMESPACE and entry.pid_ns != pid_namespace()
 
 
-def client_id_of(entry: Entry) -> bytes:
-    """Return the client identifier: type 0 and the attachment, hashed where that is too long."""
-    text = str(entry.key).encode("utf-8", "surrogateescape")
-    if len(text) > _CLIENT_TEXT_MAX:
-        import hashlib
-
-        digest = b"/" + hashlib.sha256(text).hexdigest().encode()
-        text = text[: _CLIENT_TEXT_MAX - len(digest)] + digest
-    return b"\0" + text
-
-
-def _profile(entry: Entry) -> Profile:
-    return Profile(entry.mac, client_id_of(entry), entry.provided, entry.requested, entry.broadcast)
-
-
 def _valid(entry: Entry) -> Lease | None:
     """Return the lease of an entry if it may still be used."""
     lease = entry.lease
@@ -469,5 +507,7 @@ def random() -> float:
 
 
 def _internal(error: Exception) -> CNIError:
+    if isinstance(error, CNIError):
+        return error
     text = getattr(error, "strerror", "") or str(error)
     return CNIError(Code.INTERNAL, f"cannot ask for an address: {text}")

@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import precondition, rule
 
-from plugins.dhcp.daemon import machine, packet
-from plugins.dhcp.daemon.machine import Bound, GaveUp, Lease, Lost, Machine, Pace, Profile, Send
-from plugins.dhcp.daemon.packet import Message
+from plugins.dhcp.daemon import machine
+from plugins.dhcp.daemon.machine import Bound, GaveUp, Lease, Lost, Pace, Send
+from plugins.dhcp.daemon.v4 import packet
+from plugins.dhcp.daemon.v4.machine import Machine, Profile
+from plugins.dhcp.daemon.v4.packet import Message
+from tests.unit.dhcp.model import Model
 
 MAC = "02:00:00:00:00:01"
 PROFILE = Profile(MAC, b"\0c1/net/eth0", {12: b"pod"}, (1, 121, 3))
@@ -55,6 +58,7 @@ class Client:
         """Note what is to be done."""
         for action in actions:
             if isinstance(action, Send):
+                assert isinstance(action.message, Message)
                 self.sent.append(action.message)
                 self.servers.append(action.server)
             else:
@@ -385,42 +389,20 @@ def test_messages_of_others() -> None:
     assert client.kinds == ["DISCOVER"]
 
 
-class Model(RuleBasedStateMachine):
-    """A client among servers that answer, refuse, lie and fall silent, while time goes on."""
+class Model4(Model):
+    """Servers of DHCPv4."""
 
-    @initialize(seconds=st.sampled_from([3, 10, 75]), chance=st.floats(0, 0.99))
-    def begin(self, seconds: int, chance: float) -> None:
-        """Look for an address."""
-        self.now = 1000.0
-        self.machine = Machine(PROFILE, Pace(), lambda: chance)
-        self.until = self.now + seconds
-        self.used: Lease | None = None  # the lease of the address that is on the interface
-        self.asked: list[Message] = []
-        self.address: IPv4Address | None = None  # that the container was given
-        self.ended = False
-        self.perform(self.machine.start(self.now, seconds))
+    def make(self, chance: float, lease: Lease | None) -> Machine:
+        """Return a machine."""
+        return Machine(PROFILE, Pace(), lambda: chance, lease)
 
-    def perform(self, actions: list[machine.Action]) -> None:
-        """Do what the machine says, as its keeper does."""
-        for action in actions:
-            assert not self.ended, "nothing is done after the end"
-            if isinstance(action, Send):
-                self.asked.append(action.message)
-                if int(action.message.ciaddr):
-                    assert self.used
-                    assert action.message.ciaddr == self.used.address
-                assert action.server is None or self.used
-            elif isinstance(action, Bound):
-                assert action.is_new == (self.used is None)
-                assert self.address in (None, action.lease.address), "the runtime knows the first"
-                self.used, self.address = action.lease, action.lease.address
-            elif isinstance(action, Lost):
-                assert action.lease == self.used
-                self.used = None
-            else:
-                assert self.now >= self.until
-                assert self.address is None, "an address that was there is looked for without end"
-                self.ended = True
+    def judge(self, sent: Send) -> None:
+        """Only from an address that is used a message is sent, and to a server."""
+        assert isinstance(sent.message, Message)
+        if int(sent.message.ciaddr):
+            assert self.used
+            assert sent.message.ciaddr == self.used.address
+        assert sent.server is None or self.used
 
     @precondition(lambda self: not self.ended)
     @rule(
@@ -434,62 +416,23 @@ class Model(RuleBasedStateMachine):
         self, kind: int, server: IPv4Address, address: IPv4Address, seconds: int | None, back: int
     ) -> None:
         """A server answers one of the last messages, whatever that was."""
-        asked = self.asked[-min(back, len(self.asked))]
-        said = answer(kind, asked, server, address=address, seconds=seconds)
-        self.perform(self.machine.receive(said, self.now))
+        said = answer(kind, self.asked_before(back), server, address=address, seconds=seconds)
+        self.take(said.encode(), MAC)
 
     @precondition(lambda self: not self.ended and not self.used)
     @rule(seconds=st.sampled_from([1, 60, 3600]), address=st.sampled_from([ADDRESS, OTHER]))
     def get_a_lease(self, seconds: int, address: IPv4Address) -> None:
         """All goes as it should."""
         for kind in (packet.OFFER, packet.ACK):
-            said = answer(kind, self.asked[-1], FIRST, address=address, seconds=seconds)
-            self.perform(self.machine.receive(said, self.now))
+            said = answer(kind, self.asked_before(1), FIRST, address=address, seconds=seconds)
+            self.take(said.encode(), MAC)
 
-    @precondition(lambda self: not self.ended and self.machine.deadline < inf)
-    @rule(late=st.sampled_from([0, 0, 0, 1, 100, 5000]))
-    def pass_time(self, late: float) -> None:
-        """The time comes at which something is due, or goes by; then it is not due any more."""
-        self.now = max(self.now, self.machine.deadline) + late
-        self.perform(self.machine.tick(self.now))
-        assert self.machine.deadline > self.now
-        assert self.used is None or self.now < self.used.expire
-
-    @rule(seconds=st.floats(0, 3))
-    def pass_a_moment(self, seconds: float) -> None:
-        """Too early nothing is done."""
-        self.now += seconds
-        if self.now < self.machine.deadline:
-            assert self.machine.tick(self.now) == []
-        else:
-            self.perform(self.machine.tick(self.now))
-
-    @rule()
-    def link_returns(self) -> None:
-        """The link was away."""
-        self.perform(self.machine.verify(self.now))
-
-    @rule(again=st.booleans())
-    def restart(self, again: bool) -> None:
-        """The daemon is restarted, and knows the lease that is used, or nothing."""
-        if self.used and again and self.now < self.used.expire:
-            self.machine = Machine(PROFILE, Pace(), lambda: 0.5, self.used)
-
-    @invariant()
-    def lease_is_used_in_its_time(self) -> None:
-        """An address is used if and only if there is a lease, and never after its end."""
-        assert self.machine.holds == (self.used is not None)
-        assert self.machine.lease == self.used
-        if self.used:
-            assert self.machine.deadline <= self.used.expire
-
-    @invariant()
-    def something_is_due(self) -> None:
-        """Unless all is over, or the lease has no end, there is a time to wait for."""
-        forever = self.used is not None and self.used.expire == inf
-        assert self.ended == (self.machine.state == machine.STOPPED)
-        assert self.ended or forever or self.machine.deadline < inf
+    def asked_before(self, back: int) -> Message:
+        """Return one of the last messages."""
+        message = self.asked[-min(back, len(self.asked))]
+        assert isinstance(message, Message)
+        return message
 
 
-TestModel = Model.TestCase
+TestModel = Model4.TestCase
 TestModel.settings = settings(max_examples=100, stateful_step_count=40)

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugins.dhcp.daemon import frame, packet
-from plugins.dhcp.daemon.packet import MalformedError, Message
+from plugins.dhcp.daemon import options
+from plugins.dhcp.daemon.options import MalformedError
+from plugins.dhcp.daemon.v4 import frame, packet
+from plugins.dhcp.daemon.v4.packet import Message
 
 ADDRESSES = st.integers(0, 2**32 - 1).map(IPv4Address)
 CODES = st.integers(1, 254).filter(lambda code: code not in (packet.OVERLOAD, packet.MESSAGE_TYPE))
@@ -48,7 +50,7 @@ def test_no_bytes_do_harm(rest: bytes, message: Message, at: int) -> None:
         except MalformedError:
             continue
         assert found.kind in range(256)
-    for parse in (packet.classless_routes, packet.static_routes, packet.domains):
+    for parse in (packet.classless_routes, packet.static_routes, options.domains):
         try:
             parse(rest)
         except MalformedError:
@@ -103,14 +105,14 @@ def test_domains() -> None:
     """Names may point at parts of names before them (RFC 3397)."""
     value = b"\3eng\7example\3com\0\5sales\xc0\4"
 
-    assert packet.domains(value) == ["eng.example.com", "sales.example.com"]
+    assert options.domains(value) == ["eng.example.com", "sales.example.com"]
 
 
 @pytest.mark.parametrize("value", [b"\xc0\0", b"\3a", b"\3a\nb\0", b"\1a", b"\3a b\0", b"\x40"])
 def test_domains_that_are_none(value: bytes) -> None:
     """A circle, names that do not end, and characters that would be a line of resolv.conf."""
     with pytest.raises(MalformedError):
-        packet.domains(value)
+        options.domains(value)
 
 
 def test_text_is_one_line() -> None:

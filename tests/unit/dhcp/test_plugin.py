@@ -16,11 +16,11 @@ from cni_common.spec.errors import CNIError
 from cni_common.spec.request import Request
 from plugins.dhcp import rpc
 from plugins.dhcp.conf import DEFAULT_SOCKET, Conf, socket_of
-from plugins.dhcp.daemon import answer, packet, program
+from plugins.dhcp.daemon import program
 from plugins.dhcp.daemon.machine import Lease
-from plugins.dhcp.daemon.packet import MalformedError
+from plugins.dhcp.daemon.options import MalformedError
 from plugins.dhcp.daemon.store import Entry, Key, Store
-from plugins.dhcp.daemon.upkeep import client_id_of
+from plugins.dhcp.daemon.v4 import answer, client_id_of, packet
 
 Json = dict[str, Any]
 USUAL = [1, 121, 3, 6, 15, 26, 33, 42, 119]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import TYPE_CHECKING
 
-from plugins.dhcp.daemon import packet
-from plugins.dhcp.daemon.packet import MalformedError, Message
+from plugins.dhcp.daemon import options
+from plugins.dhcp.daemon.options import MalformedError
+from plugins.dhcp.daemon.v4 import packet
+from plugins.dhcp.daemon.v4.packet import Message
 
 if TYPE_CHECKING:
     from typing import Any
@@ -81,7 +83,7 @@ def _routes(ack: Message, gateway: IPv4Address | None) -> list[dict[str, Any]]:
 
 def _dns(ack: Message) -> dict[str, Any]:
     try:
-        search = packet.domains(ack.options.get(packet.DOMAIN_SEARCH, b""))
+        search = options.domains(ack.options.get(packet.DOMAIN_SEARCH, b""))
     except MalformedError:
         search = []
     told = {
@@ -95,7 +97,7 @@ def _dns(ack: Message) -> dict[str, Any]:
 def _domain(text: str) -> str:
     """Return a domain, "" if it is none: a runtime writes it into a file of the container."""
     labels = text.removesuffix(".").split(".")
-    is_whole = all(label.strip("-_") and packet.is_label(label) for label in labels)
+    is_whole = all(label.strip("-_") and options.is_label(label) for label in labels)
     return text if is_whole else ""
 
 

@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from plugins.dhcp.daemon.packet import CLIENT_PORT, SERVER_PORT
+from plugins.dhcp.daemon.v4.packet import CLIENT_PORT, SERVER_PORT
 
 # RFC 791: version and length, DSCP, total length, id, fragment, TTL, protocol, checksum, addresses
 _IP = struct.Struct("!BBHHHBBH4s4s")

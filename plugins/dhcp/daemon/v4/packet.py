@@ -1,4 +1,4 @@
-"""DHCPv4 messages as bytes (RFC 2131, options of RFC 2132, 3396, 3442 and 3397)."""
+"""DHCPv4 messages as bytes (RFC 2131, options of RFC 2132, 3396 and 3442)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import struct
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import TYPE_CHECKING
+
+from plugins.dhcp.daemon.options import MalformedError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -29,11 +31,6 @@ _SIZE_MIN = 300  # bytes, of BOOTP (RFC 951): some relays and servers drop short
 _PART_MAX = 255  # bytes of one option; longer values are split (RFC 3396)
 _FILE, _SNAME = 1, 2  # bits of OVERLOAD
 NOWHERE, EVERYWHERE = IPv4Address(0), IPv4Address("255.255.255.255")
-_POINTERS_MAX = 64  # of compressed domain names, against circles
-
-
-class MalformedError(ValueError):
-    """The bytes are no DHCP message, or an option's value is none of its kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +47,11 @@ class Message:
     yiaddr: IPv4Address = NOWHERE
     giaddr: IPv4Address = NOWHERE
     options: Mapping[int, bytes] = field(default_factory=dict)  # without MESSAGE_TYPE
+
+    @property
+    def name(self) -> str:
+        """Its kind in words."""
+        return NAMES[self.kind]
 
     def encode(self) -> bytes:
         """Return the message, padded to the size that BOOTP had."""
@@ -89,8 +91,7 @@ class Message:
 
     def text(self, code: int) -> str:
         """Return the text of an option without control characters, "" if it is absent."""
-        text = self.options.get(code, b"").rstrip(bytes(1)).decode("utf-8", "replace")
-        return "".join(letter for letter in text if letter.isprintable())
+        return printable(self.options.get(code, b""))
 
 
 def decode(data: bytes) -> Message:
@@ -146,48 +147,6 @@ def static_routes(value: bytes) -> list[tuple[IPv4Network, IPv4Address]]:
         network = IPv4Interface((pair[:4], width)).network
         found.append((network, IPv4Address(pair[4:])))
     return found
-
-
-def domains(value: bytes) -> list[str]:
-    """Return the names of DOMAIN_SEARCH (RFC 3397, 1035). Raises MalformedError."""
-    found, at = [], 0
-    while at < len(value):
-        labels, at = _labels(value, at)
-        if labels:
-            found.append(".".join(labels))
-    return found
-
-
-def is_label(text: str) -> bool:
-    """Tell whether `text` can be a part of a domain: letters, digits, - and _."""
-    return text.isascii() and text.replace("-", "").replace("_", "").isalnum()
-
-
-def _labels(value: bytes, at: int) -> tuple[list[str], int]:
-    """Return the labels of the name at `at`, and where the next name begins."""
-    labels: list[str] = []
-    behind = -1
-    for _ in range(_POINTERS_MAX):
-        if at >= len(value):
-            break
-        length = value[at]
-        if length == 0:
-            return labels, (at + 1 if behind < 0 else behind)
-        if length >= 0xC0:  # a pointer to a name that came before
-            if at + 1 >= len(value):
-                break
-            behind = at + 2 if behind < 0 else behind
-            at = (length & 0x3F) << 8 | value[at + 1]
-            continue
-        label = value[at + 1 : at + 1 + length]
-        if length >= 0x40 or len(label) != length:
-            break
-        text = label.decode("ascii", "replace")
-        if not is_label(text):
-            raise MalformedError("a domain with other characters than letters, digits, - and _")
-        labels.append(text)
-        at += 1 + length
-    raise MalformedError("a domain that does not end")
 
 
 def _encoded(code: int, value: bytes) -> bytes:
