@@ -55,7 +55,8 @@ test-runtimes: dist ## driven by podman, by containerd as ctr and the kubelet do
 	@deploy/prerequisites.sh --runtimes
 	$(sandboxed) -n 5 tests/runtimes # which mostly wait
 
-test-kubernetes: dist ## a cluster of three nodes with real kubelets; its programs are built once: 15 minutes
+test-kubernetes: agent image ## a cluster of three nodes with real kubelets; its programs are built once: 15 minutes
+	@deploy/prerequisites.sh --reference
 	@deploy/prerequisites.sh --kubernetes
 	$(sandboxed) -n 0 -rs tests/kubernetes
 

@@ -21,9 +21,9 @@ _TYPES = {4: 1, 6: 28}  # A, AAAA
 _COREFILE = """\
 .:53 {
     errors
-    health { lameduck 1s }
+    health
     ready
-    kubernetes cluster.local in-addr.arpa ip6.arpa { pods insecure }
+    kubernetes cluster.local in-addr.arpa ip6.arpa
     cache 5
 }
 """
