@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _CLONE_NEWNS, _CLONE_NEWCGROUP = 0x00020000, 0x02000000  # linux/sched.h
 _SPACES = (("cgroup", _CLONE_NEWCGROUP), ("mnt", _CLONE_NEWNS))
 GROUP = "pycni-engine"  # directory of the control groups, in the root of each hierarchy
+# The frozen program has this codec loaded. Any other is a module in a file of the container, which
+# cannot be opened once this process has entered the host's mount namespace.
+_ENCODING = "utf-8"
 _ENVIRON = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C"}
 
 
@@ -129,15 +132,15 @@ def _move(group: str) -> None:
         os.mkdir(group, 0o755)
     for name in ("cpuset.cpus", "cpuset.mems"):  # of version 1, where a new group may run nowhere
         _inherit(f"{os.path.dirname(group)}/{name}", f"{group}/{name}")
-    with open(f"{group}/cgroup.procs", "w", encoding="ascii") as file:
+    with open(f"{group}/cgroup.procs", "w", encoding=_ENCODING) as file:
         file.write("0")
 
 
 def _inherit(source: str, copy: str) -> None:
     with suppress(OSError):
-        with open(source, encoding="ascii") as file:
+        with open(source, encoding=_ENCODING) as file:
             value = file.read().strip()
-        with open(copy, "r+", encoding="ascii") as file:
+        with open(copy, "r+", encoding=_ENCODING) as file:
             if not file.read().strip():
                 file.seek(0)
                 file.write(value)

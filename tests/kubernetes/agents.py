@@ -105,8 +105,8 @@ def answers(node: Node, path: str) -> tuple[int, str]:
 
 
 def process_of(node: Node, pattern: str) -> int:
-    """Return the process of a node whose command line matches; 0 where there is none."""
-    for path in node.path("/proc").iterdir():
+    """Return the first process of a node whose command line matches; 0 where there is none."""
+    for path in sorted(node.path("/proc").iterdir(), key=lambda path: path.name.zfill(10)):
         try:
             words = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except (OSError, UnicodeError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -11,6 +11,7 @@ from tests.kubernetes.api import SERVICES
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.pods import (
     PORT,
+    Choice,
     Pod,
     Pods,
     chooses,
@@ -21,7 +22,7 @@ from tests.kubernetes.pods import (
     service,
 )
 from tests.kubernetes.world import OWN_NETNS
-from tests.sockets import open_socket
+from tests.sockets import Server, open_socket
 from tests.waits import wait_until
 
 FAMILIES = (4, 6)
@@ -65,6 +66,20 @@ def quartet(network: Cluster) -> Iterator[dict[str, Pod]]:
     pods.clear()
 
 
+def choices_of_both(
+    client: str, servers: Sequence[Server], address: str, port: int
+) -> list[Choice | None]:
+    """Ask until kube-proxy knows of both pods, and each turn is answered; return the answers."""
+    found: list[Choice | None] = []
+
+    def complete() -> bool:
+        found[:] = [chooses(client, servers, address, port) for _ in range(TURNS)]
+        return {one and one.server for one in found} == {0, 1}
+
+    wait_until(complete, f"{address}:{port} does not lead to both pods")
+    return found
+
+
 def has_sctp() -> bool:
     """Tell whether the kernel has sockets of SCTP."""
     try:
@@ -89,11 +104,9 @@ def test_cluster_address(
     """A pod of each node reaches both pods of a Service, and both see its own address."""
     address = address_of(network, "web", version)
     asking = quartet[client]
-    reaches_soon(asking.netns, quartet["a"].netns, address_of(network, "self", version), port=80)
     with served([quartet["a"].netns, quartet["c"].netns], protocol, version) as servers:
-        found = [chooses(asking.netns, servers, address, 80) for _ in range(TURNS)]
+        found = choices_of_both(asking.netns, servers, address, 80)
 
-    assert {one and one.server for one in found} == {0, 1}
     assert {one and one.client for one in found} == {asking.address(version)}
 
 
@@ -129,10 +142,7 @@ def test_node_port(
     """A host outside reaches a Service by a node with one of its pods, and by one without."""
     address = network.nodes[node].addresses[version == 6]
     with served([quartet["a"].netns, quartet["c"].netns], protocol, version) as servers:
-        wait_until(lambda: chooses(OWN_NETNS, servers, address, NODE_PORT), "the node port answers")
-        found = [chooses(OWN_NETNS, servers, address, NODE_PORT) for _ in range(TURNS)]
-
-    assert {one and one.server for one in found} == {0, 1}
+        choices_of_both(OWN_NETNS, servers, address, NODE_PORT)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
