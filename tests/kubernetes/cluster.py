@@ -98,12 +98,12 @@ class Cluster:
 
     def events(self, *reasons: str) -> list[str]:
         """Return the messages of events with one of these reasons."""
-        return [item["message"] for item in self.api.list(EVENTS) if item["reason"] in reasons]
+        return [item["message"] for item in self.api.list(EVENTS) if item.get("reason") in reasons]
 
     def events_of(self, kind: str) -> list[str]:
         """Return the messages of events about objects of a kind."""
         items = self.api.list(EVENTS)
-        return [item["message"] for item in items if item["involvedObject"]["kind"] == kind]
+        return [item.get("message", "") for item in items if item["involvedObject"]["kind"] == kind]
 
     def write_state(self, folder: Path) -> None:
         """Write what the API and the nodes say now into files of a folder."""

@@ -130,14 +130,14 @@ def test_overlap(network: Cluster, agents: Agents, pods: Pods) -> None:
     try:
         network.api.wait(
             EVENTS,
-            lambda found: any("ghost" in item["message"] for item in found.values()),
+            lambda found: any("ghost" in item.get("message", "") for item in found.values()),
             "an event names the other node",
         )
         pods.create(pod("refused", node.name))
         network.api.wait(
             EVENTS,
             lambda found: any(
-                name.startswith("refused.") and "overlaps" in item["message"]
+                name.startswith("refused.") and "overlaps" in item.get("message", "")
                 for name, item in found.items()
             ),
             "the event of the pod says why",
