@@ -76,7 +76,7 @@ class Fabric:
         the others go on. While the node has no range for pods, nothing is changed: ranges that a
         Node object has lost may come back. Raises OSError where there is no netlink.
         """
-        with Kernel() as kernel:
+        with Kernel(self._own_netns()) as kernel:
             mtu, key = kernel.attempt(lambda: self._connect(kernel, cluster), (0, ""))
             problems = kernel.problems
         if cluster.own.ranges:
@@ -111,7 +111,7 @@ class Fabric:
         Forwarding stays on: others may rely on it by now.
         """
         self._watched = Watched()
-        with Kernel() as kernel:
+        with Kernel(self._own_netns()) as kernel:
             kernel.attempt(lambda: self._disconnect(kernel), None)
             problems = kernel.problems
         try:

@@ -1,16 +1,20 @@
-"""rtnetlink of the calling thread's network namespace, by pyroute2.
+"""rtnetlink of the calling thread's network namespace.
 
 A `Kernel` serves one application: it collects the requests that the kernel refuses as problems,
-and the others go on. Reading takes 0.15 ms for each route and neighbour, a request 1 ms.
+and the others go on. Requests go by pyroute2. Routes and neighbours are as many as nodes and pods:
+they are read by cni_common, in a tenth of the time and with none of 10 MB that pyroute2 takes.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import struct
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import ip_address, ip_interface
 from typing import TYPE_CHECKING
+
+from cni_common.kernel.netlink import HEADER_SIZE, NLM_F_DUMP, Message, attributes, u32
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -19,17 +23,24 @@ if TYPE_CHECKING:
     from typing import Any, Self, TypeVar
 
     from agent.cluster import Address, Network
+    from cni_common.kernel.netns import NetNS
+    from cni_common.kernel.route import KernelRoute
 
     Interface = IPv4Interface | IPv6Interface
+    R = TypeVar("R")
     T = TypeVar("T")
 
 UNICAST, UNREACHABLE = 1, 7  # RTN_* of linux/rtnetlink.h
 MAIN = 254  # RT_TABLE_MAIN
 FAMILIES = {4: 2, 6: 10}  # AF_INET, AF_INET6
 METRICS = {4: 0, 6: 1024}  # of a route that names none; IPv6: IP6_RT_PRIO_USER
-_ONLINK = 4  # RTNH_F_ONLINK
+PERMANENT = 0x80  # NUD_PERMANENT of linux/neighbour.h
+AF_BRIDGE = 7
+ONLINK = 4  # RTNH_F_ONLINK
 _SKIP_STATS = 8  # RTEXT_FILTER_SKIP_STATS
 _IFF_UP = 1
+_RTM_GETNEIGH, _NDA_DST, _NDA_LLADDR, _NDA_IFINDEX = 30, 1, 2, 8
+_NDMSG = struct.Struct("=BxxxiHxx")  # family, index, NUD_*, flags and type
 _TRIES = 5  # reads of a list that others change meanwhile
 
 
@@ -69,12 +80,25 @@ class Found:
     hops: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """An entry of a device's neighbours, or of its FDB."""
+
+    family: int
+    device: int  # index
+    dst: str  # address, "" for none
+    mac: str
+    permanent: bool
+
+
 class Kernel:
     """rtnetlink for one application."""
 
-    def __init__(self) -> None:
+    def __init__(self, netns: NetNS) -> None:
+        """`netns` is that of the calling thread."""
         self.problems: list[str] = []
         self.ip: Any = None
+        self._netlink = netns.netlink
 
     def __enter__(self) -> Self:
         from pyroute2 import IPRoute
@@ -143,35 +167,38 @@ class Kernel:
     def addresses(self, index: int = 0) -> list[tuple[int, Interface]]:
         """Return index and address of all devices, or of one."""
         keys = {"index": index} if index else {}
-        return [
-            (one["index"], ip_interface((one.get("local") or one.get("address"), one["prefixlen"])))
-            for one in self._dump(self.ip.get_addr, **keys)
-        ]
+        return self._dump(_address, self.ip.get_addr, **keys)
 
     def routes(self) -> list[Found]:
-        """Return the routes of the main tables of both IP versions."""
+        """Return the routes of the main tables of both IP versions. Raises OSError."""
         return [
-            _found(one, version)
-            for version, family in FAMILIES.items()
-            for one in self._dump(self.ip.get_routes, family=family)
-            if one["family"] == family and (one.get("table") or one["table"]) == MAIN
+            _found(one)
+            for version in FAMILIES
+            for one in self._netlink.all_routes(version)
+            if one.route.table == MAIN
         ]
 
-    def neighbours(self, family: int, index: int) -> list[Any]:
-        """Return the neighbours of a device in an address family; AF_BRIDGE has the FDB."""
-        return [
-            one
-            for one in self._dump(self.ip.get_neighbours, family)
-            if one["ifindex"] == index and one["family"] == family
-        ]
+    def neighbours(self, family: int, index: int) -> list[Neighbour]:
+        """Return the neighbours of a device in an address family; AF_BRIDGE has the FDB.
 
-    def _dump(self, command: Callable[..., Any], *words: object, **keys: object) -> list[Any]:
+        Raises OSError.
+        """
+        is_fdb = family == AF_BRIDGE
+        body = _NDMSG.pack(family, index if is_fdb else 0, 0)
+        body += b"" if is_fdb else u32(_NDA_IFINDEX, index)
+        message = Message("list neighbours", _RTM_GETNEIGH, NLM_F_DUMP, body, _neighbour)
+        found: list[Neighbour] = self._netlink.channel.dump(message)
+        return [one for one in found if (one.family, one.device) == (family, index)]
+
+    def _dump(
+        self, read: Callable[[Any], R], command: Callable[..., Any], *words: object, **keys: object
+    ) -> list[R]:
         """Return a list, read anew if others have changed it meanwhile. Raises NetlinkError."""
         from pyroute2.netlink.exceptions import NetlinkDumpInterrupted
 
         for attempt in range(_TRIES):
             try:
-                return list(command(*words, **keys))
+                return [read(one) for one in command(*words, **keys)]
             except NetlinkDumpInterrupted:
                 if attempt == _TRIES - 1:
                     raise
@@ -194,17 +221,32 @@ def _device(link: Any) -> Device:
     )
 
 
-def _found(one: Any, version: int) -> Found:
-    dst = one.get("dst") or ("0.0.0.0" if version == 4 else "::")
-    via = one.get("gateway") or (one.get("via") or {}).get("addr")
-    source = one.get("prefsrc")
-    unicast = one["type"] == UNICAST
-    route = Route(
-        ip_network((dst, one["dst_len"])),
-        ip_address(via) if via else None,
-        (one.get("oif") or 0) if unicast else 0,
-        ip_address(source) if source else None,
-        bool(one["flags"] & _ONLINK),
-        one["type"],
+def _address(one: Any) -> tuple[int, Interface]:
+    address = one.get("local") or one.get("address")
+    return one["index"], ip_interface((address, one["prefixlen"]))
+
+
+def _neighbour(data: bytes) -> Neighbour:
+    family, index, state = _NDMSG.unpack_from(data, HEADER_SIZE)
+    attrs = attributes(data, HEADER_SIZE + _NDMSG.size)
+    dst = attrs.get(_NDA_DST)
+    return Neighbour(
+        family,
+        index,
+        str(ip_address(dst)) if dst else "",
+        attrs.get(_NDA_LLADDR, b"").hex(":"),
+        bool(state & PERMANENT),
     )
-    return Found(route, one["proto"], one.get("priority") or 0, len(one.get("multipath") or "1"))
+
+
+def _found(one: KernelRoute) -> Found:
+    is_unicast = one.kind == UNICAST
+    route = Route(
+        one.route.dst,
+        one.route.gw,
+        one.interface if is_unicast else 0,  # IPv6 has `lo` for others
+        one.source,
+        bool(one.flags & ONLINK),
+        one.kind,
+    )
+    return Found(route, one.protocol, one.route.priority or 0, len(one.hops) or 1)

@@ -10,7 +10,7 @@ import errno
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from agent.network.kernel import MAIN, METRICS, UNICAST
+from agent.network.kernel import MAIN, METRICS, ONLINK, UNICAST
 from agent.network.settings import PROTOCOL
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _keys(route: Route) -> dict[str, Any]:
     if route.source:
         keys["prefsrc"] = str(route.source)
     if route.onlink:
-        keys["flags"] = 4  # RTNH_F_ONLINK
+        keys["flags"] = ONLINK
     if route.kind == UNICAST and not route.via:
         keys["scope"] = 253 if route.dst.version == 4 else 0  # RT_SCOPE_LINK
     return keys

@@ -11,7 +11,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from agent.network import overlay
-from agent.network.kernel import FAMILIES, Route
+from agent.network.kernel import AF_BRIDGE, FAMILIES, PERMANENT, Route
 from agent.network.settings import VXLAN_DEVICE
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from agent.network.settings import Settings
 
 KIND = "vxlan"
-_AF_BRIDGE = 7
-_PERMANENT, _NOARP = 0x80, 0x40  # NUD_* of linux/neighbour.h
+_NOARP = 0x40  # NUD_NOARP of linux/neighbour.h
 _NTF_SELF = 2
 
 
@@ -126,11 +125,11 @@ def _forward(kernel: Kernel, device: Device, peers: Iterable[Peer], version: int
     """Have the FDB lead to the nodes: from a MAC to the address of the node that has it."""
     addresses = [peer.member.address(version) for peer in peers]
     wanted = {(mac_of(one), str(one)) for one in addresses if one}
-    entries = kernel.neighbours(_AF_BRIDGE, device.index)
-    present = {(one.get("lladdr"), one.get("dst")) for one in entries}
-    keys = {"ifindex": device.index, "state": _PERMANENT | _NOARP, "flags": _NTF_SELF}
+    entries = kernel.neighbours(AF_BRIDGE, device.index)
+    present = {(one.mac, one.dst) for one in entries}
+    keys = {"ifindex": device.index, "state": PERMANENT | _NOARP, "flags": _NTF_SELF}
     fdb = kernel.ip.fdb
-    for mac, dst in sorted(present - wanted, key=str):
+    for mac, dst in sorted(present - wanted):
         more = {"dst": dst} if dst else {}
         what = f"delete {mac} from the FDB of '{device.name}'"
         kernel.do(what, fdb, "del", absent=(errno.ENOENT,), lladdr=mac, **more, **keys)
@@ -143,7 +142,7 @@ def _resolve(kernel: Kernel, device: Device, macs: Mapping[Address, str]) -> Non
     """Have permanent neighbours: from the inner address of each range to its node's MAC."""
     wanted = {str(dst): mac for dst, mac in macs.items()}
     present = {
-        one.get("dst"): one.get("lladdr") if one["state"] & _PERMANENT else ""
+        one.dst: one.mac if one.permanent else ""
         for family in FAMILIES.values()
         for one in kernel.neighbours(family, device.index)
     }
@@ -155,4 +154,4 @@ def _resolve(kernel: Kernel, device: Device, macs: Mapping[Address, str]) -> Non
     for dst, mac in wanted.items():
         if present.get(dst) != mac:
             what = f"set neighbour {dst} of '{device.name}'"
-            kernel.do(what, neigh, "replace", dst=dst, lladdr=mac, ifindex=index, state=_PERMANENT)
+            kernel.do(what, neigh, "replace", dst=dst, lladdr=mac, ifindex=index, state=PERMANENT)

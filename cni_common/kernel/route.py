@@ -54,6 +54,8 @@ class KernelRoute:
     protocol: int  # RTPROT_*
     interface: int  # its index; 0: none, or several next hops
     hops: Sequence[tuple[Address | None, int]] = ()  # gateway and interface of several next hops
+    flags: int = 0  # RTNH_F_*
+    source: Address | None = None  # preferred for packets of the host itself (RTA_PREFSRC)
 
 
 def address_message(index: int, address: Cidr, *, dad: bool, flags: int = 0) -> Message:
@@ -151,12 +153,13 @@ def decode_lookup(data: bytes) -> tuple[int, int]:
 
 def decode_route(data: bytes) -> KernelRoute | None:
     """Return the route that an RTM_NEWROUTE describes, None unless it is IPv4 or IPv6."""
-    family, bits, _, _, table, protocol, scope, kind, _ = _RTMSG.unpack_from(data, HEADER_SIZE)
+    family, bits, _, _, table, protocol, scope, kind, flags = _RTMSG.unpack_from(data, HEADER_SIZE)
     if family not in _ADDRESS_SIZE:
         return None
     attrs = attributes(data, HEADER_SIZE + _RTMSG.size)
     metrics = attributes(attrs.get(_RTA_METRICS, b""))
     dst = attrs.get(_RTA_DST) or bytes(_ADDRESS_SIZE[family])
+    source = attrs.get(_RTA_PREFSRC)
     return KernelRoute(
         Route(
             dst=ip_network((dst, bits), strict=False),
@@ -171,6 +174,8 @@ def decode_route(data: bytes) -> KernelRoute | None:
         protocol=protocol,
         interface=number_of(attrs.get(_RTA_OIF)),
         hops=tuple(_next_hops(attrs.get(_RTA_MULTIPATH, b""))),
+        flags=flags,
+        source=ip_address(source) if source else None,
     )
 
 

@@ -110,8 +110,9 @@ class Node:
         found = {}
         for version in ("-4", "-6"):
             for one in self.ip(version, "route", "show", "table", "main", "protocol", "112"):
-                kind = "" if one["type"] == "unicast" else f"{one['type']} "
-                found[one["dst"]] = f"{kind}{one.get('gateway', '')} {one.get('dev', '')}".strip()
+                kind = "" if one["type"] == "unicast" else one["type"]
+                words = (kind, one.get("gateway"), one.get("dev"))
+                found[one["dst"]] = " ".join(filter(None, words))
         return found
 
     def sysctl(self, name: str) -> str:
