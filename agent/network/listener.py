@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from agent.network.watched import Watched
     from cni_common.kernel.netlink import Channel
 
+_DATAGRAMS_MAX = 1000  # of one channel before the other one is read
+_REASONS_MAX = 10
 PAUSE_SECONDS = 0.1  # after a wake-up: a program that fights with us does not take a processor
 
 
 class Listener:
-    """Calls `wake` with a reason from a thread of its own, at most ten times a second.
+    """Calls `wake` with each reason from a thread of its own, at most ten times a second.
 
     `known` returns what was applied last, and the seconds between looks at the file `path`, which
     is in the format of ip-masq-agent; "" for no file.
@@ -38,8 +40,9 @@ class Listener:
         self._wake, self._known, self._path = wake, known, path
         self._netns = NetNS(OWN)
         try:
-            self._routing = self._netns.channel(NETLINK_ROUTE, watched.GROUPS)
+            routing = self._netns.channel(NETLINK_ROUTE, watched.GROUPS)
             self._netfilter = self._netns.channel(NETLINK_NETFILTER, watched.NFT_GROUPS)
+            self._channels = routing, self._netfilter
             self._ending, self._end = os.pipe2(os.O_CLOEXEC)
         except OSError:
             self._netns.close()
@@ -58,8 +61,7 @@ class Listener:
 
     def _run(self) -> None:
         poll = select.poll()
-        channels = {one.sock.fileno(): one for one in (self._routing, self._netfilter)}
-        for fd in (self._ending, *channels):
+        for fd in (self._ending, *(one.sock.fileno() for one in self._channels)):
             poll.register(fd, select.POLLIN)
         look_at = time.monotonic() + self._known()[1]
         while True:
@@ -67,34 +69,41 @@ class Listener:
             ready = [fd for fd, _ in poll.poll(None if left is None else left * 1000)]
             if self._ending in ready:
                 return
-            reason = "".join(self._read(channels[fd]) for fd in ready[:1])
+            reasons = self._read()
             if self._path and time.monotonic() >= look_at:
                 look_at = time.monotonic() + self._known()[1]
-                reason = reason or self._look()
-            if reason:
+                reasons += self._look()
+            for reason in reasons:
                 self._wake(reason)
-                if select.select([self._ending], [], [], PAUSE_SECONDS)[0]:
-                    return
+            if reasons and select.select([self._ending], [], [], PAUSE_SECONDS)[0]:
+                return
 
-    def _read(self, channel: Channel) -> str:
-        """Return what the events of one datagram say, "" for nothing."""
-        events = channel.next_events()
-        if events is None:
-            return watched.LOST
+    def _read(self) -> list[str]:
+        """Return what the events that have arrived say, each once, and not more than some."""
         known, _ = self._known()
-        for kind, part in events:
-            if channel is self._routing:
-                reason = watched.reason(kind, part, known)
-            else:
-                reason = watched.nft_reason(kind, part, known, masquerade.TABLE)
-            if reason:
-                return reason
-        return ""
+        reasons: dict[str, None] = {}
+        for channel in self._channels:
+            for _ in range(_DATAGRAMS_MAX):
+                events = channel.next_events()
+                if events is None:
+                    reasons[watched.LOST] = None
+                elif not events:
+                    break
+                for kind, part in events or ():
+                    reason = self._judge(channel, kind, part, known)
+                    if reason == watched.PODS or (reason and len(reasons) < _REASONS_MAX):
+                        reasons[reason] = None
+        return [*reasons]
 
-    def _look(self) -> str:
-        """Return words if the file has changed since the last look, or ""."""
+    def _judge(self, channel: Channel, kind: int, part: bytes, known: Watched) -> str:
+        if channel is self._netfilter:
+            return watched.nft_reason(kind, part, known, masquerade.TABLE)
+        return watched.reason(kind, part, known)
+
+    def _look(self) -> list[str]:
+        """Return words if the file has changed since the last look."""
         stamp = masquerade_config.stamp(self._path)
         if stamp == self._stamp:
-            return ""
+            return []
         self._stamp = stamp
-        return f"'{self._path}' was changed"
+        return [f"'{self._path}' was changed"]

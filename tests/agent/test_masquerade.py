@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+from pathlib import Path
 
 import pytest
 
@@ -164,3 +165,27 @@ def test_removed(lan: Lan) -> None:
     assert a.remove() == ()
 
     assert a.command("nft", "list", "tables") == "table inet other\n"
+
+
+# --- the file of ip-masq-agent ---
+
+
+def test_the_file(lan: Lan, tmp_path: Path) -> None:
+    """Read at each application; a change wakes; a damaged one leaves the last good one in force."""
+    file = tmp_path / "config"
+    a = lan.node("a", 1, mode=DIRECT, masquerade_config=str(file))
+    a.apply(member("b", 2))
+    assert destinations(a) == INSIDE
+
+    file.write_text("nonMasqueradeCIDRs: [172.16.0.0/12]\nmasqLinkLocal: true\nresyncInterval: 1s")
+    assert a.apply(member("b", 2)).problems == ()
+    good = destinations(a)
+    with a.listening() as reasons:
+        file.write_text("nonMasqueradeCIDRs: 172.16.0.0/12")
+        wait_until(lambda: reasons, "the change of the file is not noticed")
+        (problem,) = a.apply(member("b", 2)).problems
+
+    assert good == (INSIDE - {"169.254.0.0/16"}) | {"172.16.0.0/12"}
+    assert destinations(a) == good
+    assert reasons == [f"'{file}' was changed"]
+    assert problem.startswith(f"'{file}' is not used, the last good one is: nonMasqueradeCIDRs")

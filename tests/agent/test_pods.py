@@ -11,6 +11,7 @@ import pytest
 from agent.cluster import Cluster, Member
 from agent.network.fabric import Applied, Fabric
 from agent.network.settings import DIRECT, Settings
+from agent.network.watched import PODS
 from tests.machine import Machine
 from tests.resident import visiting
 from tests.sockets import asks, serving
@@ -78,7 +79,7 @@ def test_a_flush_of_the_rules(host: Host) -> None:
     with visiting(host.machine.host):
         listener = host.fabric.listen(reasons.append)
     host.machine.command(host.machine.host, "nft", "flush", "ruleset")
-    wait_until(lambda: reasons, "no event of the flush")
+    wait_until(lambda: PODS in reasons, "no event of the flush")
     assert not host.reaches(pod)
     assert host.apply().problems == ()
     listener.close()
