@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_common.node.lifecycle import recorded_add
+from cni_common.node.owned import recorded_netns
 from cni_common.spec.undo import BestEffort
 from commands import DATA_DIR, missing
 from commands.node import Node
@@ -38,13 +39,14 @@ def _put_back(host: Host, path: str, restored: list[str]) -> None:
     try:
         module = host.load(record.plugin)
         lifecycle = module.lifecycle() if module else None
-        netns = str(record.facts.get("netns", ""))
-        is_there = bool(netns) and host.identity_of(netns) == record.facts.get("netns_id")
-        if lifecycle is None or record.damage or record.is_unbegun() or not is_there:
+        if lifecycle is None or record.damage or record.is_unbegun():
             return
-        req = recorded_add(record, os.path.dirname(host.executable))
-        for what in lifecycle.restore(req, host, record):
-            host.log(f"put back for container {req.containerid}: {what}")
-            restored.append(what)
+        with recorded_netns(record) as living:
+            if living is None:
+                return
+            req = recorded_add(record, os.path.dirname(host.executable))
+            for what in lifecycle.restore(req, host, record):
+                host.log(f"put back for container {req.containerid}: {what}")
+                restored.append(what)
     finally:
         record.close()

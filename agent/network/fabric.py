@@ -18,10 +18,10 @@ from agent.network import (
     wireguard,
 )
 from agent.network.kernel import Kernel, Route
+from agent.network.own import OwnNetNS
 from agent.network.plan import Peer
 from agent.network.settings import AUTO, DIRECT, VXLAN, VXLAN_DEVICE, WIREGUARD, WIREGUARD_DEVICE
 from agent.network.watched import LOST, PODS, Watched
-from cni_common.kernel.netns import OWN, NetNS
 from cni_common.node.veth import enable_forwarding
 from cni_common.spec.errors import CNIError
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from agent.network.kernel import Device, Found
     from agent.network.settings import Settings
     from agent.network.uplink import Uplinks
+    from cni_common.kernel.netns import NetNS
 
     class Closeable(Protocol):
         """A thing that ends."""
@@ -64,7 +65,7 @@ class Fabric:
         self._log = log
         self._config = masquerade_config.Masquerading()  # the last one that could be read
         self._watched = Watched()
-        self._netns: NetNS | None = None
+        self._netns: OwnNetNS | None = None
         # Whether pods may lack something: at the start, since the agent may have been away.
         self._pods_suspected = threading.Event()
         self._pods_suspected.set()
@@ -219,12 +220,12 @@ class Fabric:
         self._pods_suspected.clear()
         from agent.network import pods
 
-        return pods.put_back(self._settings.pods_state_dir, self._log)
+        return pods.put_back(self._settings.pods_state_dir, self._own_netns(), self._log)
 
-    def _own_netns(self) -> NetNS:
+    def _own_netns(self) -> OwnNetNS:
         """Return the namespace, whose channel for nftables stays the same."""
         if self._netns is None:
-            self._netns = NetNS(OWN)
+            self._netns = OwnNetNS(self._settings.host_root)
         return self._netns
 
 

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cni_common.kernel.netns import NetNS
 
-def put_back(state_dir: str, log: Callable[[str], object]) -> list[str]:
+
+def put_back(state_dir: str, own: NetNS, log: Callable[[str], object]) -> list[str]:
     """Put back what living pods lack; return the problems.
 
-    `state_dir` has the attachment records. The pods' namespaces must be visible where the records
-    say that these are: in a container, by a mount of /run/netns. Costs some milliseconds a pod.
+    `state_dir` has the attachment records, `own` is the host's namespace. A pod is seen by its
+    processes or by the mount of its namespace. Costs some milliseconds a pod.
     """
     from cni_common.node.host import Host
     from cni_common.serve.protocol import execute
@@ -24,7 +26,9 @@ def put_back(state_dir: str, log: Callable[[str], object]) -> list[str]:
 
     path = os.path.realpath(sys.argv[0])
     try:
-        with Host(load, path, log, execute=execute, guarded=True, state_dir=state_dir) as host:
+        with Host(
+            load, path, log, execute=execute, guarded=True, own=own, state_dir=state_dir
+        ) as host:
             put_back(host)
     except ExceptionGroup as group:
         return [f"not all that a pod lacks was put back: {words}" for words in _words(group)]

@@ -42,4 +42,5 @@ class Settings:
         ""  # path of a file in the format of ip-masq-agent, which may be absent
     )
     pods_state_dir: str = "/run/pycni"  # has the attachment records; "": pods are not repaired
+    host_root: str = "/proc/1/root"  # of the host, as the agent sees it
     unmasqueraded: tuple[Network, ...] = ()  # beside the ranges of all nodes' pods

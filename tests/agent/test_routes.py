@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from agent.network.settings import DIRECT
 from cni_common.kernel.route import RTM_NEWROUTE
 from cni_common.node.veth import FORWARDING
 from tests.agent.nodes import Lan, Node, addresses, member, ranges
+from tests.machine import ROOT
 from tests.waits import longer_if_busy, wait_until
 
 Nodes = tuple[Node, Node]
@@ -280,3 +282,35 @@ def test_routes_come_back_with_the_uplink(nodes: Nodes) -> None:
         a.apply(b.member)
 
     assert a.routes() == before
+
+
+READ_ONLY = """
+mount --bind /proc/sys /proc/sys
+mount -o remount,bind,ro /proc/sys
+exec "$@"
+"""
+APPLY = """
+import ipaddress, sys
+from agent.cluster import Cluster, Member
+from agent.network.fabric import Fabric
+from agent.network.settings import Settings
+own = Member("a", "", (ipaddress.ip_address("192.168.1.1"),),
+             tuple(map(ipaddress.ip_network, ("10.244.1.0/24", "fd00:10:244:1::/64"))))
+settings = Settings("direct", host_root=sys.argv[1], pods_state_dir="")
+print(Fabric(settings, print).apply(Cluster(own)).problems)
+"""
+
+
+@pytest.mark.parametrize("root", ["/proc/1/root", "/nowhere"])
+def test_sysctls_from_a_container(lan: Lan, root: str) -> None:
+    """Its /proc/sys is read-only; the host's is not, and without that there is a problem."""
+    a = lan.node("a", 1)
+    for name in FORWARDING.values():
+        a.command("sh", "-c", f"echo 0 >/proc/sys/{name}")
+    script = ["sh", "-ec", READ_ONLY, "sh", sys.executable, "-c", APPLY, root]
+
+    said = a.command("env", f"PYTHONPATH={ROOT}", "unshare", "--mount", *script)
+
+    is_set = root != "/nowhere"
+    assert [a.sysctl(name) for name in FORWARDING.values()] == [str(int(is_set))] * 2
+    assert ("the node does not forward packets of pods: " in said) != is_set
