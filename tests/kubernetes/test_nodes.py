@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import pytest
 
-from tests.kubernetes.agents import Agents
+from tests.kubernetes.agents import LIST, Agents
 from tests.kubernetes.api import EVENTS, NODES, PODS
 from tests.kubernetes.cluster import Cluster
-from tests.kubernetes.node import Node
+from tests.kubernetes.node import CONFLISTS, Node
 from tests.kubernetes.pods import Pod, Pods, pod, reaches
 from tests.machine import Json
 from tests.waits import wait_until
@@ -133,6 +133,8 @@ def test_overlap(network: Cluster, agents: Agents, pods: Pods) -> None:
             lambda found: any("ghost" in item.get("message", "") for item in found.values()),
             "an event names the other node",
         )
+        configuration = node.path(f"{CONFLISTS}/{LIST}")
+        wait_until(lambda: '"closed"' in configuration.read_text(), "the list is not closed")
         pods.create(pod("refused", node.name))
         network.api.wait(
             EVENTS,

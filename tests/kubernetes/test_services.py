@@ -33,8 +33,8 @@ BOTH = {"web": "yes"}
 
 
 @pytest.fixture(scope="module")
-def quartet(network: Cluster) -> Iterator[dict[str, Pod]]:
-    """Two pods on each of two nodes, one of each in the Service web; self has a alone."""
+def group(network: Cluster) -> Iterator[dict[str, Pod]]:
+    """Two pods on each of two nodes, one of each in the Service web; self has a alone; and h."""
     pods = Pods(network.api, network.nodes)
     ports = [
         {"containerPort": PORT, "hostPort": HOST_PORT, "protocol": protocol}
@@ -57,10 +57,11 @@ def quartet(network: Cluster) -> Iterator[dict[str, Pod]]:
         service("sticky", BOTH, sessionAffinity="ClientIP"),
     )
     started = pods.start(
-        pod("a", "node1", labels=BOTH, ports=ports),
+        pod("a", "node1", labels=BOTH),
         pod("b", "node1"),
         pod("c", "node2", labels=BOTH),
         pod("d", "node2"),
+        pod("h", "node1", ports=ports),  # apart: portmap masks its clients on the same node
     )
     yield {one.name: one for one in started}
     pods.clear()
@@ -99,12 +100,12 @@ def address_of(cluster: Cluster, name: str, version: int) -> str:
 @pytest.mark.parametrize("version", FAMILIES)
 @pytest.mark.parametrize("client", ["b", "d"])
 def test_cluster_address(
-    network: Cluster, quartet: dict[str, Pod], client: str, version: int, protocol: str
+    network: Cluster, group: dict[str, Pod], client: str, version: int, protocol: str
 ) -> None:
     """A pod of each node reaches both pods of a Service, and both see its own address."""
     address = address_of(network, "web", version)
-    asking = quartet[client]
-    with served([quartet["a"].netns, quartet["c"].netns], protocol, version) as servers:
+    asking = group[client]
+    with served([group["a"].netns, group["c"].netns], protocol, version) as servers:
         found = choices_of_both(asking.netns, servers, address, 80)
 
     assert {one and one.client for one in found} == {asking.address(version)}
@@ -112,20 +113,20 @@ def test_cluster_address(
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("version", FAMILIES)
-def test_itself(network: Cluster, quartet: dict[str, Pod], version: int, protocol: str) -> None:
+def test_itself(network: Cluster, group: dict[str, Pod], version: int, protocol: str) -> None:
     """A pod reaches itself by its Service: the packet leaves it and comes back."""
-    itself = quartet["a"]
+    itself = group["a"]
     address = address_of(network, "self", version)
 
     assert reaches_soon(itself.netns, itself.netns, address, protocol, 80)
 
 
 @pytest.mark.parametrize("version", FAMILIES)
-def test_affinity(network: Cluster, quartet: dict[str, Pod], version: int) -> None:
+def test_affinity(network: Cluster, group: dict[str, Pod], version: int) -> None:
     """With affinity, all connections of a pod lead to one and the same pod."""
     address = address_of(network, "sticky", version)
-    asking = quartet["b"].netns
-    with served([quartet["a"].netns, quartet["c"].netns], "tcp", version) as servers:
+    asking = group["b"].netns
+    with served([group["a"].netns, group["c"].netns], "tcp", version) as servers:
         wait_until(lambda: chooses(asking, servers, address, 80), "the Service answers")
         found = [chooses(asking, servers, address, 80) for _ in range(TURNS)]
 
@@ -137,43 +138,43 @@ def test_affinity(network: Cluster, quartet: dict[str, Pod], version: int) -> No
 @pytest.mark.parametrize("version", FAMILIES)
 @pytest.mark.parametrize("node", ["node1", "node3"])
 def test_node_port(
-    network: Cluster, quartet: dict[str, Pod], node: str, version: int, protocol: str
+    network: Cluster, group: dict[str, Pod], node: str, version: int, protocol: str
 ) -> None:
     """A host outside reaches a Service by a node with one of its pods, and by one without."""
     address = network.nodes[node].addresses[version == 6]
-    with served([quartet["a"].netns, quartet["c"].netns], protocol, version) as servers:
+    with served([group["a"].netns, group["c"].netns], protocol, version) as servers:
         choices_of_both(OWN_NETNS, servers, address, NODE_PORT)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("version", FAMILIES)
-@pytest.mark.parametrize("client", ["world", "node1", "node2", "a", "b", "d"])
+@pytest.mark.parametrize("client", ["world", "node1", "node2", "h", "b", "d"])
 def test_host_port(
-    network: Cluster, quartet: dict[str, Pod], client: str, version: int, protocol: str
+    network: Cluster, group: dict[str, Pod], client: str, version: int, protocol: str
 ) -> None:
     """A host port is reached from outside, both nodes, pods of both nodes, and the pod itself."""
     places = {"world": OWN_NETNS, **{name: one.netns for name, one in network.nodes.items()}}
-    places |= {name: one.netns for name, one in quartet.items()}
+    places |= {name: one.netns for name, one in group.items()}
     address = network.first.addresses[version == 6]
 
-    assert reaches(places[client], quartet["a"].netns, address, protocol, HOST_PORT)
+    assert reaches(places[client], group["h"].netns, address, protocol, HOST_PORT)
 
 
-def test_host_port_of_localhost(network: Cluster, quartet: dict[str, Pod]) -> None:
+def test_host_port_of_localhost(network: Cluster, group: dict[str, Pod]) -> None:
     """The node reaches it by 127.0.0.1, too."""
-    assert reaches(network.first.netns, quartet["a"].netns, "127.0.0.1", "tcp", HOST_PORT)
+    assert reaches(network.first.netns, group["h"].netns, "127.0.0.1", "tcp", HOST_PORT)
 
 
-def test_host_port_sctp(network: Cluster, quartet: dict[str, Pod]) -> None:
+def test_host_port_sctp(network: Cluster, group: dict[str, Pod]) -> None:
     """An SCTP host port leads to the pod."""
     if not has_sctp():
         pytest.skip("this kernel has no SCTP sockets (CONFIG_IP_SCTP)")
     address = network.first.addresses[0]
-    assert reaches(OWN_NETNS, quartet["a"].netns, address, "sctp", HOST_PORT_SCTP)
+    assert reaches(OWN_NETNS, group["h"].netns, address, "sctp", HOST_PORT_SCTP)
 
 
-def test_api_by_its_service(network: Cluster, quartet: dict[str, Pod]) -> None:
+def test_api_by_its_service(network: Cluster, group: dict[str, Pod]) -> None:
     """A pod connects to the API server by the Service kubernetes."""
     address = address_of(network, "kubernetes", 4)
-    with open_socket(quartet["d"].netns, "tcp", address) as sock:
+    with open_socket(group["d"].netns, "tcp", address) as sock:
         sock.connect((address, 443))
