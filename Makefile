@@ -48,7 +48,7 @@ test-kernel: venv ## each plugin on network namespaces of its own
 test-e2e: dist ## the executables, driven by cnitool, beside the Go plugins
 	$(sandboxed) -n 2 tests/e2e
 
-test-agent: dist ## the agent on nodes of namespaces: lists, plugins, engine, routes, masquerading
+test-agent: dist agent ## the agent on nodes of namespaces: lists, plugins, engine, routes, masquerading
 	$(sandboxed) -n 2 tests/agent
 
 test-runtimes: dist ## driven by podman, by containerd as ctr and the kubelet do, and for containers of others

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _REST_SECONDS = 300.0  # between two looks without a wake-up
 _RETRY_SECONDS = (1.0, 60.0)  # while something is wrong
 _STUCK_SECONDS = 300.0  # that one round may take at most
+_INSTALL_TRIES = 4  # the first installs, the second sees that all is there
 # Reasons of the Events, by part.
 _REASONS = {
     "nodes": "NodesUnknown",
@@ -153,11 +154,22 @@ class Loop:
         if seen.signature:
             parts.metrics.repaired("install")
             parts.log.warning("plugins were removed or replaced: installing them again")
-        seen.build = install.install(
-            parts.dist, parts.bin_dir, lambda text: parts.log.info(text, part="install")
-        )
-        seen.signature = install.signature(parts.bin_dir, seen.build)
-        return ()
+        seen.signature = ()
+        seen.build = install.build_of(parts.dist)
+        told: set[str] = set()
+        for _ in range(_INSTALL_TRIES):
+            # Only what was the same before and after was looked at in between: somebody may
+            # replace a plugin meanwhile.
+            before = install.signature(parts.bin_dir, seen.build)
+            install.install(parts.dist, parts.bin_dir, told.add)
+            if install.signature(parts.bin_dir, seen.build) == before:
+                seen.signature = before
+                break
+        for text in sorted(told):
+            parts.log.info(text, part="install")
+        if seen.signature:
+            return ()
+        return (f"somebody else replaces plugins in '{parts.bin_dir}' all the time: stop that",)
 
     def _engine(self) -> tuple[str, ...]:
         parts, seen = self._parts, self._seen
@@ -251,6 +263,7 @@ class Loop:
             found += [f"{part}: {one}" for one in seen.problems.get(part, ())]
         if not seen.text or not parts.choice.path.exists():
             found.append(f"configuration: '{parts.choice.path}' is not written yet")
+            found += [f"network: {one}" for one in seen.problems.get("network", ())]
         if parts.engine and not parts.engine.build():
             found.append("engine: it does not answer")
         return tuple(found)

@@ -25,7 +25,7 @@ SOURCE = BUILD / "source"
 # The digest of a build covers these files, Python's version and the packages.
 INPUTS = (
     *("LICENSE", "NOTICE", "pyproject.toml", "requirements.lock"),
-    *("agent", "cni_common", "commands", "plugins"),
+    *("agent", "cni_common", "commands", "plugins", "deploy/frozen/setns.c"),
     *("deploy/frozen/agent.spec", "deploy/freeze_agent.py", "deploy/freeze.py"),
 )
 _MARK = "build"  # the file with the digest
@@ -58,6 +58,7 @@ def _make(target: Path) -> None:
     shutil.rmtree(SOURCE, ignore_errors=True)
     SOURCE.mkdir()
     freeze.copy_pyroute2(SOURCE)
+    freeze.compile_extension(SOURCE)
     made = _run_pyinstaller()
     freeze.copy_licences(made)
     (made / _MARK).write_text(f"{digest}\n")

@@ -1,0 +1,269 @@
+"""The agent on a node: what it makes, in which order, what it brings back, what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy import freeze_agent
+from plugins import TYPES
+from tests.agent.host import BINS, LIST, OTHER, OWN4, RANGES, STATE, AgentHost, member
+from tests.machine import ROOT, error_of
+from tests.waits import wait_until
+
+pytestmark = pytest.mark.timeout(300)
+OWN = member("a", 1, *RANGES)
+
+
+@pytest.fixture
+def host() -> Iterator[AgentHost]:
+    """A node of the test's own, without an agent yet."""
+    made = AgentHost()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def frozen() -> Path:
+    """The frozen agent."""
+    assert freeze_agent.main([]) == 0
+    return ROOT / "dist/agent/pycni-agent"
+
+
+@pytest.fixture
+def ready(host: AgentHost) -> AgentHost:
+    """The same with an agent that is ready."""
+    host.remember(OWN, OTHER)
+    host.start()
+    host.wait_ready()
+    return host
+
+
+def test_a_node_becomes_ready(ready: AgentHost) -> None:
+    """Plugins, engine, routes, masquerading, and then the list, by which a pod gets addresses."""
+    assert {path.name for path in ready.path(BINS).iterdir()} == {*TYPES, "pycni", ".pycni"}
+    assert ready.engine()
+    routes = ready.node.command("ip", "route", "show", "10.244.2.0/24")
+    assert "via 192.0.2.12" in routes
+    assert "pycni-agent" in ready.node.command("nft", "list", "tables")
+    assert ready.list()["cniVersion"] == "1.1.0"  # the runtime reads it
+    assert ready.ipam()["ranges"] == [[{"subnet": one}] for one in RANGES]
+
+    ready.node.container("c1")
+    done = ready.call("ADD", "c1")
+
+    assert done.returncode == 0, done.stdout
+    assert {ip["address"] for ip in json.loads(done.stdout)["ips"]} == {
+        "10.244.1.2/24",
+        "fd00:10:244:1::2/64",
+    }
+    assert ready.metric('pycni_ipam_addresses{range="10.244.1.0/24",state="used"}') == 1.0
+    order = [one["message"].split()[0] for one in ready.log()]
+    assert order.index("build") < order.index("wrote")
+    assert order.index("starting") < order.index("wrote")
+
+
+def test_nothing_without_a_range(host: AgentHost) -> None:
+    """A node without a podCIDR gets no list, and /readyz says what it waits for."""
+    host.remember(member("a", 1), OTHER)
+    host.start()
+
+    wait_until(lambda: "no podCIDR" in host.get("/readyz")[1], "nothing is said of podCIDRs")
+
+    assert host.get("/readyz")[0] == 503
+    assert host.get("/healthz")[0] == 200
+    assert not host.path(LIST).exists()
+
+
+def test_without_any_state_it_waits(host: AgentHost) -> None:
+    """Without a server and without a state there is no cluster: plugins come, the list does not."""
+    host.start()
+
+    wait_until(lambda: "never been reached" in host.get("/readyz")[1], "nothing is said of it")
+    wait_until(host.engine, "the engine does not wait for the API server")
+
+    assert not host.path(LIST).exists()
+
+
+def test_stop_is_not_uninstall(ready: AgentHost) -> None:
+    """SIGTERM ends the agent and changes nothing: pods start and end without it."""
+    text, engine = ready.path(LIST).read_bytes(), ready.engine()
+    listings = (("ip", "route"), ("nft", "list", "ruleset"))
+    before = [ready.node.command(*one) for one in listings]
+    ready.node.container("c1")
+
+    assert ready.stop() == 0
+
+    assert ready.path(LIST).read_bytes() == text
+    assert ready.engine() == engine
+    assert [ready.node.command(*one) for one in listings] == before
+    assert ready.call("ADD", "c1").returncode == 0
+    assert ready.call("DEL", "c1").returncode == 0
+
+
+def test_a_restart_writes_nothing(ready: AgentHost) -> None:
+    """The same list once more would have containerd reload; plugins and engine stay, too."""
+    files = [ready.path(LIST), ready.path(f"{BINS}/ptp"), ready.path(f"{STATE}/cluster.json")]
+    before, engine = [file.stat() for file in files], ready.engine()
+    ready.kill()
+
+    ready.start()
+    ready.wait_ready()
+
+    assert [file.stat().st_ino for file in files] == [one.st_ino for one in before]
+    assert [file.stat().st_mtime_ns for file in files] == [one.st_mtime_ns for one in before]
+    assert ready.engine() == engine
+
+
+def test_what_others_take_away_comes_back(ready: AgentHost) -> None:
+    """The list, a plugin, a replaced plugin, the engine: each is repaired and counted."""
+    repairs = 'pycni_drift_repairs_total{object="%s"}'
+    text = ready.path(LIST).read_bytes()
+    ready.path(LIST).unlink()
+    wait_until(ready.path(LIST).exists, "the list does not come back")
+    assert ready.path(LIST).read_bytes() == text
+
+    launcher = ready.path(f"{BINS}/bridge").read_bytes()
+    ready.path(f"{BINS}/bridge").unlink()
+    wait_until(ready.path(f"{BINS}/bridge").exists, "the plugin does not come back")
+    wait_until(lambda: ready.metric(repairs % "install") == 1, "the repair is not counted")
+    ready.path(f"{BINS}/new").write_text("theirs")
+    ready.path(f"{BINS}/new").rename(ready.path(f"{BINS}/bridge"))
+    wait_until(
+        lambda: ready.path(f"{BINS}/bridge").read_bytes() == launcher, "the plugin is not ours"
+    )
+    assert ready.path(f"{BINS}/.pycni/replaced/bridge").read_text() == "theirs"
+
+    engine = ready.engine()
+    ready.node.command("kill", "-KILL", str(engine))
+    wait_until(lambda: ready.engine() not in (0, engine), "the engine does not come back")
+    ready.wait_ready()
+    assert ready.metric(repairs % "configuration") == 1
+    assert ready.metric(repairs % "engine") == 1
+
+
+def test_overlap(host: AgentHost) -> None:
+    """While two nodes have one range new pods are refused with the reason; old ones can end."""
+    host.remember(OWN, OTHER)
+    host.start()
+    host.wait_ready()
+    for name in ("c1", "c2"):
+        host.node.container(name)
+    assert host.call("ADD", "c1").returncode == 0
+    host.stop()
+
+    host.remember(OWN, OTHER, member("c", 3, "10.244.0.0/16"))
+    host.start()
+    wait_until(lambda: "closed" in host.ipam(), "the range is not closed")
+    refused, status, deleted = (
+        host.call(*one) for one in (("ADD", "c2"), ("STATUS", "c2"), ("DEL", "c1"))
+    )
+
+    error = error_of(refused.stdout)
+    assert error["code"] == 11
+    assert "podCIDR 10.244.1.0/24 of node a overlaps 10.244.0.0/16 of node c" in error["msg"]
+    assert error_of(status.stdout)["code"] == 50
+    assert deleted.returncode == 0, deleted.stdout
+    wait_until(lambda: host.metric("pycni_pod_cidr_overlaps") == 1, "the overlap is not counted")
+    assert any("new pods are refused" in one["message"] for one in host.log())
+
+    host.stop()
+    host.remember(OWN, OTHER)
+    host.start()
+    wait_until(lambda: "closed" not in host.ipam(), "the range stays closed")
+    assert host.call("ADD", "c2").returncode == 0
+
+
+def test_another_list_comes_first(host: AgentHost) -> None:
+    """A list of others whose name comes first stays, and is named."""
+    host.path("/etc/cni/net.d").mkdir(parents=True, exist_ok=True)
+    other = host.path("/etc/cni/net.d/05-other.conflist")
+    other.write_text("{}")
+    host.remember(OWN, OTHER)
+    host.start()
+    host.wait_ready()
+
+    wait_until(lambda: host.metric('pycni_agent_problems{part="conflict"}') == 1, "no conflict")
+    assert other.read_text() == "{}"
+    other.unlink()
+    wait_until(lambda: host.metric('pycni_agent_problems{part="conflict"}') == 0, "still there")
+
+
+def test_read_only_host(host: AgentHost) -> None:
+    """With --install false nothing is installed, and without plugins there is no list."""
+    host.remember(OWN, OTHER)
+    host.start("--install", "false", "--engine", "false")
+
+    wait_until(lambda: "has no plugins of ours" in host.get("/readyz")[1], "nothing is said of it")
+
+    assert not host.path(BINS).exists()
+    assert not host.path(LIST).exists()
+
+
+def test_frozen(frozen: Path) -> None:
+    """The program of `make agent` does the same without any Python on the node."""
+    host = AgentHost(frozen)
+    try:
+        host.remember(OWN, OTHER)
+        host.start()
+        host.wait_ready()
+        engine = host.engine()
+
+        assert host.stop() == 0
+
+        assert engine == host.engine() != 0
+        assert host.uninstall().returncode == 0
+        assert not host.path(LIST).exists()
+    finally:
+        host.close()
+
+
+class TestUninstall:
+    """`pycni agent uninstall`."""
+
+    def test_refuses_while_pods_use_it(self, ready: AgentHost) -> None:
+        """With an attachment all stays; --force goes on."""
+        ready.node.container("c1")
+        assert ready.call("ADD", "c1").returncode == 0
+        ready.stop()
+
+        done = ready.uninstall()
+        forced = ready.uninstall("--force")
+
+        assert (done.returncode, forced.returncode) == (4, 0)
+        assert "drain the node first" in done.stderr
+        assert "c1" in forced.stderr
+
+    def test_removes_what_is_ours(self, ready: AgentHost) -> None:
+        """After it the node is as before, with what others have beside it."""
+        ready.path("/etc/cni/net.d/20-other.conflist").write_text("{}")
+        ready.path(f"{BINS}/other").write_text("other")
+        ready.node.command("nft", "add", "table", "inet", "theirs")
+        ready.node.command("ip", "route", "add", "203.0.113.0/24", "via", OWN4)
+        ready.node.container("c1")
+        assert ready.call("ADD", "c1").returncode == 0
+        assert ready.call("DEL", "c1").returncode == 0
+        engine = ready.engine()
+        assert ready.stop() == 0
+
+        done = ready.uninstall()
+
+        assert done.returncode == 0, done.stderr
+        assert [one.name for one in ready.path(BINS).iterdir()] == ["other"]
+        assert [one.name for one in ready.path("/etc/cni/net.d").iterdir()] == ["20-other.conflist"]
+        assert not ready.path(STATE).exists()
+        assert engine
+        assert not ready.engine()
+        assert ready.node.command("nft", "list", "tables").split() == ["table", "inet", "theirs"]
+        assert "203.0.113.0/24" in ready.node.command("ip", "route")
+        assert "proto 112" not in ready.node.command("ip", "route")
+        assert "pycni" not in ready.node.command("ip", "-br", "link")
+
+    def test_twice(self, ready: AgentHost) -> None:
+        """There is nothing left to do for a second one."""
+        ready.stop()
+
+        assert [ready.uninstall().returncode for _ in range(2)] == [0, 0]
