@@ -68,7 +68,7 @@ class Node(msgspec.Struct, GlobalResource):
     status: _Status | None = None
 
     _api_info = ApiInfo(
-        resource=ResourceDef("", "v1", "Node"), plural="nodes", verbs=["get", "list", "watch"]
+        resource=ResourceDef("", "v1", "Node"), plural="nodes", verbs=["list", "patch", "watch"]
     )
 
 

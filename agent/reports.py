@@ -37,6 +37,7 @@ _WAITING_MAX = 50  # Events; older ones are dropped
 _BURST, _EVENTS_PER_SECOND = 25, 1 / 60  # so many at once, and so many in the long run
 _MESSAGE_MAX = 1024  # characters, as the API server has it
 _BACK_OFF_SECONDS = (1.0, 60.0)
+_BUSY = 429  # of HTTP: this, and what is above it, may pass by itself
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,9 @@ class Reports:
                 self._refuse(error)
             except api.ERRORS as error:
                 self._log.debug("reports wait for the API server", reason=str(error))
+            except Exception as error:  # noqa: BLE001 - without the thread nothing is reported
+                self._log.error("unexpected", part="reports", error=repr(error))
+                self._drop()
             with self._condition:
                 if self._waiting or self._key:
                     self._condition.wait(back_off.next())
@@ -152,9 +156,16 @@ class Reports:
     def _refuse(self, error: ApiError) -> None:
         """Log what the server does not accept, once, and leave the Event out."""
         message = str(error)
+        if error.status.code is None or error.status.code >= _BUSY:
+            self._log.debug("reports wait for the API server", reason=message)
+            return
         if message not in self._refused and len(self._refused) < _WAITING_MAX:
             self._refused.add(message)
             self._log.warning("the API server refuses a report", reason=message)
+        self._drop()
+
+    def _drop(self) -> None:
+        """Leave out the report that comes first."""
         with self._condition:
             if self._waiting:
                 self._waiting.popleft()

@@ -74,6 +74,10 @@ class NodeWatch:
                     close(client)
             except api.ERRORS as error:
                 self._note(error)
+            except Exception as error:  # noqa: BLE001 - without the thread the cluster stands still
+                self._log.error("unexpected", part="nodes", error=repr(error))
+                self._version = ""
+                self._note(error)
             if time.monotonic() - began > _STEADY_SECONDS:
                 self._back_off.reset()
             time.sleep(self._back_off.next())
