@@ -156,6 +156,19 @@ find_go() {
     touch "$tools/go-venv/complete"
 }
 
+# whereabouts and the kinds of its objects. Its program is called cmd, so a module of ours pins it.
+build_whereabouts() {
+    local source=$root/tests/kubernetes/whereabouts folder=$tools/whereabouts
+    local package=github.com/k8snetworkplumbingwg/whereabouts module
+    [[ ! $folder/whereabouts -nt $source/go.sum ]] || return 0
+    say "building whereabouts"
+    mkdir -p "$folder"
+    CGO_ENABLED=0 quietly "$go" -C "$source" build -trimpath -o "$folder/new" "$package/cmd"
+    module=$("$go" -C "$source" list -m -f '{{.Dir}}' "$package")
+    install -m 644 "$module"/doc/crds/whereabouts.cni.cncf.io_*.yaml "$folder"
+    mv "$folder/new" "$folder/whereabouts"
+}
+
 # go_install FOLDER PACKAGE@VERSION...: static executables, and beside them the list of packages.
 go_install() {
     local folder=$1
@@ -291,6 +304,7 @@ main() {
             go_install "$tools/containerd" "${containerd[@]}"
             find_go
             "$venv/bin/python" tests/kubernetes/build/programs.py "$go"
+            [[ ${PYCNI_TEST_ALL:-0} == 0 ]] || build_whereabouts
             ;;
         --dist | "") ;;
         *) die "unknown argument '$wanted'" ;;
