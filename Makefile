@@ -40,7 +40,7 @@ test: ## all tests, also with failures among the first: check and the seven belo
 test-all: ## the same with every case, both edges, Go plugins beside ours, two kernels; and the storm
 	@deploy/prerequisites.sh --reference
 	@PYCNI_TEST_ALL=1 tests/parts check test-kernel test-e2e test-dataplane test-launcher test-runtimes \
-	    test-vm storm test-faults
+	    test-vm storm test-faults test-kubernetes
 
 test-kernel: venv ## each plugin on network namespaces of its own
 	$(sandboxed) -n 4 --dist loadgroup tests/kernel # which wait for the kernel half of the time
