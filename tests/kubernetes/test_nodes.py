@@ -125,12 +125,13 @@ def test_overlap(network: Cluster, agents: Agents, pods: Pods) -> None:
     node = network.third
     running, other = pods.start(pod("running", node.name), pod("other", "node1"))
     ranges = network.ranges()[node.name]
-    ghost = {"metadata": {"name": "ghost"}, "spec": {"podCIDRs": ranges, "podCIDR": ranges[0]}}
-    network.api.create(NODES, ghost)
+    spec = {"podCIDRs": ranges, "podCIDR": ranges[0]}
+    # Its name comes after: of two Nodes with one range, the first by name keeps the route.
+    network.api.create(NODES, {"metadata": {"name": "overlapping"}, "spec": spec})
     try:
         network.api.wait(
             EVENTS,
-            lambda found: any("ghost" in item.get("message", "") for item in found.values()),
+            lambda found: any("overlapping" in item.get("message", "") for item in found.values()),
             "an event names the other node",
         )
         configuration = node.path(f"{CONFLISTS}/{LIST}")
@@ -146,5 +147,5 @@ def test_overlap(network: Cluster, agents: Agents, pods: Pods) -> None:
         )
         await_paths((running, other))
     finally:
-        network.api.delete(f"{NODES}/ghost")
+        network.api.delete(f"{NODES}/overlapping")
     pods.ready(["refused"])
