@@ -117,7 +117,8 @@ def arena(
 @pytest.fixture(scope="module")
 def golden(request: pytest.FixtureRequest) -> Iterator[Golden]:
     """The answers of the Go plugins that the tests of a file need."""
-    made = Golden(request.path.stem.removeprefix("test_"))
+    is_selection = bool(request.config.getoption("keyword"))
+    made = Golden(request.path.stem.removeprefix("test_"), is_selection=is_selection)
     yield made
     made.save()
 

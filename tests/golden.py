@@ -1,7 +1,8 @@
 """What the Go plugins have answered to fixed inputs: tests/golden/<name>.json.
 
 `make golden` writes the files, by running the plugins. `make test` compares ours with the files;
-with PYCNI_TEST_ALL=1 the plugins run beside ours, and the files must say the same.
+with PYCNI_TEST_ALL=1 the plugins run beside ours, and the files must say the same. With
+`PYTEST_ADDOPTS='-k …' make golden` the answers of tests that do not run stay as they are.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ _RENEW = os.environ.get("PYCNI_TEST_GOLDEN") == "renew"  # noqa: TID251 - set by
 class Golden:
     """The answers of one file."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, is_selection: bool = False) -> None:
+        """With a selection of the tests, a new file keeps the answers of all others."""
         self._path = DIRECTORY / f"{name}.json"
         self._answers: dict[str, Any] = {}
-        if self._path.exists() and not _RENEW:
+        if self._path.exists() and (is_selection or not _RENEW):
             self._answers = json.loads(self._path.read_text())
 
     def answer(self, key: str, run: Callable[[], Any]) -> Any:

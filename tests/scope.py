@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from zlib import crc32
 
 _ENVIRON = os.environ  # noqa: TID251 - where the developer and the Makefile choose
@@ -21,6 +21,14 @@ HEADER = (
     if ALL
     else f"scope: a sample, repeated by PYCNI_TEST_SEED={SEED}; PYCNI_TEST_ALL=1 runs everything"
 )
+
+
+def turn() -> int:
+    """Return a number that is one more each day; a seed that is no date has one of its own."""
+    try:
+        return date.fromisoformat(SEED).toordinal()
+    except ValueError:
+        return crc32(SEED.encode())
 
 
 def one_in(part: int, names: Sequence[str]) -> set[str]:

@@ -7,16 +7,16 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import scope
 from tests.e2e.node import Done, Node, addresses_in, network, single
 from tests.faults.inject import Injection, Injector
 from tests.machine import DIST, Json
-from tests.scope import ALL, SEED
+from tests.scope import ALL
 
 NETWORKS: Mapping[str, Sequence[str]] = {
     "ipv4": ["10.9.0.0/28"],
@@ -260,7 +260,7 @@ def _numbers(
     assert len(calls) > _CALLS_MIN, "the injector sees nothing"
     if everything:
         return _less_alike(len(calls))
-    chosen = sample_of(calls, date.fromisoformat(SEED).toordinal(), most)
+    chosen = sample_of(calls, scope.turn(), most)
     print(f"of {len(calls)} calls {chosen}")
     return chosen
 

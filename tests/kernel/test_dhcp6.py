@@ -18,8 +18,12 @@ from typing import Any
 
 import pytest
 
+from cni_common.kernel.netns import NetNS
+from cni_common.spec.errors import CNIError
 from commands import DONE
+from plugins.dhcp import client, rpc
 from plugins.dhcp.daemon.v6.packet import Association, Message
+from plugins.dhcp.daemon.v6.talk import Talk
 from tests.dhcp import Daemon, Process, daemon_on, dhcpd, dnsmasq, kept, pull_the_cable, running
 from tests.kernel.test_commands import asked
 from tests.machine import Json, Machine, files_below
@@ -177,6 +181,43 @@ def test_both_or_none(machine: Machine, outside: str, tmp_path: Path) -> None:
                 server.await_line("DHCPRELEASE")
                 assert machine.snapshot(container) == before
                 assert kept(daemon) == list(files_below(machine.state_dir)) == []
+
+
+def test_the_daemon_gives_all_back_by_itself(
+    machine: Machine, outside: str, tmp_path: Path
+) -> None:
+    """The lease of the other family, also if the plugin was killed meanwhile."""
+    container = neighbour_with(machine)
+    given: Json = {
+        "network": "n",
+        "containerid": "c",
+        "ifname": "eth0",
+        "netns": container,
+        "provided": {},
+        "requested": [1],
+        "priority": 0,
+        "seconds": 75,
+        "family": "both",
+    }
+    with (
+        daemon_on(machine, tmp_path, "-resendtimeout=2s", "-timeout=200ms") as daemon,
+        running(dnsmasq(outside, tmp_path, f"--dhcp-range={RANGE4}")) as server,
+        open(container, "rb") as namespace,
+    ):
+        with pytest.raises(CNIError, match="no DHCPv6 server has answered"):
+            client.call(
+                daemon.socket, rpc.ALLOCATE_FAMILY, given, seconds=60, netns=namespace.fileno()
+            )
+        server.await_line("DHCPRELEASE")
+        wait_until(lambda: not kept(daemon), "the lease stays")
+
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(daemon.socket)
+            call = {"version": 1, "call": rpc.ALLOCATE_FAMILY, **given}
+            socket.send_fds(sock, [rpc.encode(call)], [namespace.fileno()])
+            server.await_line("DHCPACK", 2)
+        server.await_line("DHCPRELEASE", 2)
+        wait_until(lambda: not kept(daemon), "the lease stays")
 
 
 def test_both_families(machine: Machine, outside: str, daemon: Daemon, tmp_path: Path) -> None:
@@ -338,11 +379,7 @@ def test_switch_rebooted(machine: Machine, outside: str, daemon: Daemon, tmp_pat
 def test_duplicates(machine: Machine, outside: str, daemon: Daemon, tmp_path: Path) -> None:
     """An address that another machine has is declined; the next ADD gets another one."""
     addresses = [f"2001:db8::{number}/64" for number in range(50, 60)]
-    neighbour = container_of(machine)
-    words = f"ip link add link uplink name eth0 netns {neighbour} type macvlan mode bridge"
-    machine.command(machine.host, *words.split())
-    machine.do(neighbour, "ip link set eth0 up")
-    machine.do(neighbour, *(f"ip addr add {one} dev eth0 nodad" for one in addresses))
+    neighbour = neighbour_with(machine, *addresses)
     config = macvlan(machine, daemon)
     with running(dhcpd(outside, tmp_path, SUBNET, seconds=60, version=6)) as server:
         container = container_of(machine, detects=True)
@@ -354,6 +391,54 @@ def test_duplicates(machine: Machine, outside: str, daemon: Daemon, tmp_path: Pa
         (declined,) = re.findall(r"uses (\S+) of", error["msg"])
         result = machine.ok("macvlan", "ADD", config, container)
         assert result["ips"][0]["address"] != f"{declined}/128"
+
+
+def neighbour_with(machine: Machine, *addresses: str) -> str:
+    """Return a namespace on the link of `uplink` that has these addresses, come what may."""
+    neighbour = container_of(machine)
+    words = f"ip link add link uplink name eth0 netns {neighbour} type macvlan mode bridge"
+    machine.command(machine.host, *words.split())
+    machine.do(neighbour, "ip link set eth0 up")
+    machine.do(neighbour, *(f"ip addr add {one} dev eth0 nodad" for one in addresses))
+    return neighbour
+
+
+def test_an_address_that_was_taken_meanwhile(
+    machine: Machine, outside: str, daemon: Daemon, tmp_path: Path
+) -> None:
+    """It is put back when the server gives it again, looked for elsewhere, and declined."""
+    config = macvlan(machine, daemon)
+    with running(dhcpd(outside, tmp_path, SUBNET, SHORT, version=6)) as server:
+        container = container_of(machine, detects=True)
+        result = machine.ok("macvlan", "ADD", config, container)
+        server.end(signal.SIGKILL)
+    daemon.process.await_line("is removed: the lease has expired")
+    neighbour_with(machine, result["ips"][0]["address"])
+
+    with running(dhcpd(outside, tmp_path, SUBNET, SHORT, version=6)) as server:
+        server.await_line("Decline message")
+        daemon.process.await_line("is removed: another machine of the link uses it")
+        wait_until(lambda: not global_addresses(machine, container), "the address stays")
+        machine.ok("macvlan", "DEL", config, container)
+
+
+def test_flood(machine: Machine, outside: str) -> None:
+    """However much comes from a neighbour, it is read in portions, and none of it is lost."""
+    netns = NetNS(machine.host)
+    uplink = netns.netlink.link("uplink")
+    assert uplink is not None
+    talk = Talk(netns, uplink)
+    wait_until(talk.is_ready, "there is no link-local address")
+    with visiting(outside), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:
+        target = talk.sock.getsockname()
+        for _ in range(100):
+            sender.sendto(b"x", (target[0], 546, 0, socket.if_nametoindex("uplink")))
+    try:
+        portions = [len(list(talk.receive())) for _ in range(3)]
+    finally:
+        talk.close()
+
+    assert portions == [64, 36, 0]
 
 
 def test_hostile_neighbours(machine: Machine, outside: str, daemon: Daemon, tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ DHCP: Json = {
     "ipam": {
         "type": "dhcp",
         "daemonSocketPath": "/run/no/daemon.sock",
+        "family": "both",
         "provide": [{"option": "host-name", "value": "x", "fromArg": "K8S_POD_NAME"}],
         "request": [{"option": "44", "skipDefault": True}],
         "priority": 100,

@@ -360,7 +360,8 @@ class Upkeep:
     def _detect(self, lease: Lease, until: float) -> None:
         """Give an address that was put back up again if another machine has it meanwhile."""
         self._on_change = None
-        if self._talk is None or self._machine.lease is not lease:
+        ours = self._machine.lease  # which may have been renewed meanwhile
+        if self._talk is None or ours is None or ours.address != lease.address:
             return
         is_duplicate = self._is_duplicate(self._talk, lease)
         if is_duplicate is None and now() < until:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,22 @@ import pytest
 
 from cni_common.spec.errors import CNIError
 from cni_common.spec.request import Request
-from plugins.dhcp import rpc
+from plugins.dhcp import _facts, rpc
 from plugins.dhcp.conf import DEFAULT_SOCKET, Conf, socket_of
-from plugins.dhcp.daemon import program
+from plugins.dhcp.daemon import program, v6
+from plugins.dhcp.daemon.allocation import joined
 from plugins.dhcp.daemon.machine import Lease
 from plugins.dhcp.daemon.options import MalformedError
 from plugins.dhcp.daemon.store import Entry, Key, Store
 from plugins.dhcp.daemon.v4 import answer, client_id_of, packet
 
 Json = dict[str, Any]
+OPTIONS6 = {
+    2: b"\0\3server",
+    23: IPv6Address("2001:db8::2").packed + IPv6Address("2001:db8::3").packed,
+    24: b"\3eng\7example\3com\0",
+    56: b"\0\1\0\x10" + IPv6Address("2001:db8::4").packed,
+}
 USUAL = [1, 121, 3, 6, 15, 26, 33, 42, 119]
 MASK = {packet.SUBNET_MASK: bytes([255, 255, 255, 0])}
 LEASE = Lease(IPv4Address("192.0.2.50"), IPv4Address("192.0.2.2"), 10.5, 20, 30, MASK)
@@ -42,6 +49,10 @@ ENTRY = Entry(
     server_mac="02:00:00:00:00:02",
     lease=LEASE,
 )
+
+
+LEASE6 = Lease(IPv6Address("2001:db8::50"), IPv6Address("fe80::2"), 10.5, 20, 30, OPTIONS6)
+ENTRY6 = replace(ENTRY, key=replace(ENTRY.key, family=6), via="br0", lease=LEASE6)
 
 
 def request(ipam: Json | None, args: str = "") -> Request:
@@ -111,6 +122,8 @@ def test_request(entries: list[Json], expected: list[int]) -> None:
         ({"provide": [{"option": "12", "fromArg": "LONG"}]}, "value of LONG in CNI_ARGS has 256"),
         ({"request": [{"option": "1.5"}]}, 'request[0]: there is no option "1.5"'),
         ({"request": [{"option": "255"}]}, "the client's own"),
+        ({"family": "ipv6", "request": [{"option": "3"}]}, "ipam.request has options of DHCPv4"),
+        ({"family": "ipv6", "provide": [{"option": "12"}]}, "ipam.provide has options of DHCPv4"),
     ],
 )
 def test_refusals(ipam: Json | None, says: str) -> None:
@@ -138,6 +151,15 @@ def test_client_identifier() -> None:
     assert [len(one) for one in identifiers] == [255, 255]
     assert identifiers[0] != identifiers[1]
     assert all(one.startswith(b"\0cccc") for one in identifiers)
+
+
+def test_identifier_of_dhcpv6() -> None:
+    """A UUID that is always the same for an attachment: servers would take it for another one."""
+    assert v6.identifier_of(ENTRY6).hex() == "0004de004fcb525a829494b7e3b1da3a03e4"
+    assert v6.identifier_of(ENTRY6) == v6.identifier_of(ENTRY)
+    other = replace(ENTRY6, key=replace(ENTRY6.key, ifname="eth1"))
+    assert v6.identifier_of(other) != v6.identifier_of(ENTRY6)
+    assert client_id_of(ENTRY6) == client_id_of(ENTRY)
 
 
 # --- the result ---
@@ -213,6 +235,62 @@ def test_facts_for_people() -> None:
     assert answer.facts_of(lease) == {"ntp": ["192.0.2.1"], "mtu": 1400, "hostname": "pod"}
 
 
+def test_result_of_dhcpv6() -> None:
+    """An address alone, and DNS; NTP servers are for people."""
+    assert v6.result_of(LEASE6, 7) == {
+        "cniVersion": "1.1.0",
+        "ips": [{"address": "2001:db8::50/128"}],
+        "routes": [],
+        "dns": {"nameservers": ["2001:db8::2", "2001:db8::3"], "search": ["eng.example.com"]},
+    }
+    assert v6.facts_of(LEASE6) == {"ntp": ["2001:db8::4"]}
+
+
+@pytest.mark.parametrize("value", [b"\1\n\0", b"\5a", b"\xc0\0"])
+def test_damaged_options_of_dhcpv6(value: bytes) -> None:
+    """They cost nothing but themselves, and a server cannot write lines into resolv.conf."""
+    lease = replace(LEASE6, options={2: b"x", 23: value, 24: value, 56: value})
+
+    assert v6.result_of(lease, 0)["dns"] == {}
+    assert v6.facts_of(lease) == {}
+
+
+def test_both_results() -> None:
+    """Addresses and DNS of both, IPv4 first; what both say is there once."""
+    dns4 = {"nameservers": ["192.0.2.2"], "domain": "example.com", "search": ["eng.example.com"]}
+    first = {"cniVersion": "1.1.0", "ips": [{"address": "a"}], "routes": [{"dst": "r"}]}
+    found = {
+        6: {"address": "b", "server": "t", "result": v6.result_of(LEASE6, 0)},
+        4: {"address": "a", "server": "s", "result": {**first, "dns": dns4}},
+    }
+
+    told = joined(found)
+
+    assert (told["address"], told["server"]) == ("a", "s")
+    assert told["leases"]["ipv6"] == {"address": "b", "server": "t"}
+    assert told["result"] == {
+        **first,
+        "ips": [{"address": "a"}, {"address": "2001:db8::50/128"}],
+        "dns": {
+            "nameservers": ["192.0.2.2", "2001:db8::2", "2001:db8::3"],
+            "domain": "example.com",
+            "search": ["eng.example.com"],
+        },
+    }
+
+
+def test_what_the_record_has() -> None:
+    """Both leases; of a daemon of an earlier release its only one."""
+    conf = Conf.of(request({"family": "both"}))
+    both = {"ipv4": {"address": "a", "server": "s"}, "ipv6": {"address": "b", "server": "t"}}
+
+    assert _facts(conf, {"address": "a", "leases": both}).leases == {
+        "ipv4": ("a", "s"),
+        "ipv6": ("b", "t"),
+    }
+    assert _facts(conf, {"address": "a", "server": "s"}).leases == {"ipv4": ("a", "s")}
+
+
 # --- files ---
 
 
@@ -229,6 +307,7 @@ def store(tmp_path: Path) -> Store:
         replace(ENTRY, lease=None),
         replace(ENTRY, is_lost=True, broadcast=True),
         replace(ENTRY, lease=replace(LEASE, renew=inf, rebind=inf, expire=inf)),
+        ENTRY6,
     ],
 )
 def test_what_is_saved_is_loaded(store: Store, entry: Entry) -> None:
@@ -240,6 +319,35 @@ def test_what_is_saved_is_loaded(store: Store, entry: Entry) -> None:
     assert list(store.load()) == [entry]
     store.remove(entry.key)
     store.remove(entry.key)
+    assert list(store.load()) == []
+
+
+def test_leases_of_both_families(store: Store) -> None:
+    """An attachment has a file for each."""
+    store.save(ENTRY)
+    store.save(ENTRY6)
+    store.remove(ENTRY.key)
+
+    assert list(store.load()) == [ENTRY6]
+
+
+def test_a_lease_of_an_earlier_release(store: Store) -> None:
+    """It says nothing of families, and is where it was: it is one of IPv4."""
+    store.save(ENTRY)
+    path = Path(store._path(ENTRY.key))
+    told = json.loads(path.read_text())
+    del told["family"], told["via"]
+    path.write_text(json.dumps(told))
+
+    assert path.name == "26026bd18b7cde682ae8b772c36d68c0.json"
+    assert list(store.load()) == [ENTRY]
+
+
+def test_a_lease_of_the_wrong_family(store: Store) -> None:
+    """It is damaged."""
+    store.save(replace(ENTRY6, lease=LEASE))
+    store.save(replace(ENTRY, key=replace(ENTRY.key, family=5)))
+
     assert list(store.load()) == []
 
 
