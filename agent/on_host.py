@@ -23,7 +23,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 _CLONE_NEWNS, _CLONE_NEWCGROUP = 0x00020000, 0x02000000  # linux/sched.h
 _SPACES = (("cgroup", _CLONE_NEWCGROUP), ("mnt", _CLONE_NEWNS))
@@ -96,7 +96,7 @@ def leave_groups(own: str = "/proc/self/cgroup", mounts: str = "/proc/self/mount
     with open(own, encoding="utf-8") as file:
         lines = file.read().splitlines()  # whole first: it changes while this process moves
     with open(mounts, encoding="utf-8") as file:
-        places = dict(_hierarchies(file.read().splitlines()))
+        places = _hierarchies(file.read().splitlines())
     problems = []
     for line in lines:
         _, controllers, _ = line.split(":", 2)
@@ -110,17 +110,22 @@ def leave_groups(own: str = "/proc/self/cgroup", mounts: str = "/proc/self/mount
     return problems
 
 
-def _hierarchies(lines: list[str]) -> Iterator[tuple[frozenset[str], str]]:
-    """Yield controllers and mount point of each hierarchy, none for version 2 (proc(5))."""
+def _hierarchies(lines: list[str]) -> dict[frozenset[str], str]:
+    """Return the mount point of each hierarchy by its controllers, none for version 2 (proc(5)).
+
+    Of several the first counts: nodes of kind mount groups of the kubelet on themselves, below it.
+    """
+    found: dict[frozenset[str], str] = {}
     for line in lines:
         before, _, after = line.partition(" - ")
         place = before.split()[4]
         kind, _, options = after.split(" ", 2)
         if kind == "cgroup2":
-            yield frozenset(), place
+            found.setdefault(frozenset(), place)
         elif kind == "cgroup":
             words = set(options.split(",")) - {"rw", "ro"}
-            yield frozenset(word for word in words if not _is_option(word)), place
+            found.setdefault(frozenset(word for word in words if not _is_option(word)), place)
+    return found
 
 
 def _is_option(word: str) -> bool:

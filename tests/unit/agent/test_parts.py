@@ -144,15 +144,16 @@ def test_wrong_variable(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_hierarchies() -> None:
-    """Control groups of both versions are found by their mounts."""
+    """Control groups of both versions are found by their mounts, not by one of a group below."""
     lines = [
         "25 30 0:23 / /sys rw shared:7 - sysfs sysfs rw",
         "31 25 0:26 / /sys/fs/cgroup/unified rw shared:10 - cgroup2 cgroup2 rw,nsdelegate",
         "33 25 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct",
         "34 25 0:30 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd",
+        "35 34 0:30 /kubelet /sys/fs/cgroup/systemd/kubelet rw - cgroup cgroup rw,name=systemd",
     ]
 
-    assert dict(_hierarchies(lines)) == {
+    assert _hierarchies(lines) == {
         frozenset(): "/sys/fs/cgroup/unified",
         frozenset({"cpu", "cpuacct"}): "/sys/fs/cgroup/cpu,cpuacct",
         frozenset({"name=systemd"}): "/sys/fs/cgroup/systemd",
