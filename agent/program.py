@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ON_HOST = "on-host"  # the first argument of the frozen program that stands for agent/on_host.py
 _LEASES = "/var/lib/cni/networks"  # host-local's default
+_STAY_SECONDS = 3600.0
 
 
 def run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -40,12 +41,13 @@ def run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     if os.geteuid():
         log.error("needs root: it makes routes, and files of root")
         return 1
-    if options.command == "uninstall":
-        return _uninstall(settings, log, is_forced=options.force)
-    if not settings.node:
+    if options.command != "uninstall" and not settings.node:
         log.error("which Node is this? Give --node-name, or NODE_NAME by the downward API")
         return 2
     try:
+        if options.command == "uninstall":
+            status = _uninstall(settings, log, is_forced=options.force)
+            return _stay(settings) if options.stay and not status else status
         return _serve(settings, log)
     except OSError as error:
         where = f": '{error.filename}'" if error.filename else ""
@@ -68,13 +70,36 @@ def _serve(settings: Settings, log: Log) -> int:
 
     make_private_directory(str(settings.state_dir))
     wake = Wake()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: wake.stop())
+    _stop_by_signal(wake)
     loop, health = _parts(settings, wake, log)
     log.info("started", version=VERSION, node=settings.node, mode=settings.network.mode)
     loop.run(wake)
     # Nothing is taken back: pods run on, start and end without the agent.
     log.info("stopped; pods go on as they are")
+    if health:
+        health.close()
+    return 0
+
+
+def _stop_by_signal(wake: Wake) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: wake.stop())
+
+
+def _stay(settings: Settings) -> int:
+    """Answer probes until a signal, and do nothing else. Raises OSError for a taken address."""
+    from agent.health import Health
+    from agent.metrics import Metrics
+    from agent.wake import Wake
+
+    wake = Wake()
+    _stop_by_signal(wake)
+    metrics = Metrics(Path(_LEASES) / settings.choice.network)
+    health = None
+    if settings.listen:
+        health = Health(settings.listen, alive=lambda: "", ready=tuple, metrics=metrics)
+    while wake.wait(_STAY_SECONDS) is not None:
+        pass
     if health:
         health.close()
     return 0

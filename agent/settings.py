@@ -245,6 +245,11 @@ def parser(environ: Mapping[str, str]) -> ArgumentParser:
         " what the agent has made",
     )
     found.add_argument("--force", action="store_true", help="uninstall although pods use it")
+    found.add_argument(
+        "--stay",
+        action="store_true",
+        help="after uninstall: answer probes until SIGTERM, as pods of a DaemonSet do not end",
+    )
     found.add_argument("--version", action="version", version=VERSION)
     add_options(found, environ)
     return found
