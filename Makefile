@@ -55,6 +55,14 @@ test-runtimes: dist ## driven by podman, by containerd as ctr and the kubelet do
 	@deploy/prerequisites.sh --runtimes
 	$(sandboxed) -n 5 tests/runtimes # which mostly wait
 
+.PHONY: test-kind
+test-kind: dist agent ## a cluster of kind's by one manifest, in a world with a docker daemon of its own
+	@deploy/prerequisites.sh --image
+	@deploy/prerequisites.sh --runtimes
+	@deploy/prerequisites.sh --kubernetes
+	@deploy/prerequisites.sh --kind
+	$(sandboxed) -n 0 tests/kind
+
 test-kubernetes: agent image ## a cluster of three nodes with real kubelets; its programs are built once: 15 minutes
 	@deploy/prerequisites.sh --reference
 	@deploy/prerequisites.sh --kubernetes
@@ -116,7 +124,7 @@ uninstall: ## take away what install has put there
 	@DESTDIR='$(DESTDIR)' CNI_BIN_DIR='$(CNI_BIN_DIR)' python3 -m agent.install uninstall
 
 .PHONY: image manifests
-image: dist ## build/image/pycni.tar for Kubernetes, without a container engine; BASE=IMAGE for another base
+image: dist agent ## build/image/pycni.tar for Kubernetes, without a container engine; BASE=IMAGE for another base
 	@deploy/prerequisites.sh --image
 	@$(python) -m deploy.image.build $(if $(BASE),--base $(BASE))
 
