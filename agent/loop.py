@@ -41,6 +41,7 @@ _REASONS = {
     "overlap": "PodCIDROverlap",
     "configuration": "ConfigurationFailed",
     "conflict": "ConfigurationConflict",
+    "leftovers": "LeftoversStay",
 }
 
 
@@ -59,6 +60,7 @@ class Parts:
     metrics: Metrics
     log: Log
     before: Callable[[], object] = lambda: None  # called at the beginning of each round
+    leftovers: Callable[[], tuple[str, ...]] = tuple  # called at the end; returns problems
 
 
 @dataclass
@@ -122,6 +124,7 @@ class Loop:
         self._try("conflict", lambda: self._conflicts(snapshot))
         if applied:
             self._parts.reports.announce(snapshot.cluster.own, applied.public_key)
+        self._try("leftovers", self._parts.leftovers)
 
     def _snapshot(self) -> Snapshot | None:
         """Return the cluster: as the API server has it, else as it was when that last answered."""

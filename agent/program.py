@@ -108,6 +108,7 @@ def _stay(settings: Settings) -> int:
 def _parts(settings: Settings, wake: Wake, log: Log) -> tuple[Loop, Health | None]:
     from agent.directories import Directories
     from agent.health import Health
+    from agent.leftovers import Leftovers, sockets_of
     from agent.loop import Loop, Parts
     from agent.metrics import Metrics
     from agent.network.fabric import Fabric
@@ -125,6 +126,9 @@ def _parts(settings: Settings, wake: Wake, log: Log) -> tuple[Loop, Health | Non
     watched = [choice.directory, settings.bin_dir]
     watched += [choice.template.parent] if choice.template else []
     directories = Directories(watched, wake)
+    sockets = sockets_of(settings.runtime_socket, f"/proc/{settings.host_process}/root")
+    program = str(settings.bin_dir / "pycni")
+    leftovers = Leftovers(sockets, program, lambda text: log.info(str(text), part="leftovers"))
     parts = Parts(
         watch=watch,
         remembered=Remembered(settings.state_dir, log),
@@ -137,6 +141,7 @@ def _parts(settings: Settings, wake: Wake, log: Log) -> tuple[Loop, Health | Non
         metrics=metrics,
         log=log,
         before=directories.ensure,
+        leftovers=leftovers.look,
     )
     loop = Loop(parts, settings.node)
     health = None

@@ -13,6 +13,7 @@ from agent import configuration
 from agent.api import SERVICE_ACCOUNT, Access
 from agent.configuration import Choice
 from agent.install import BIN_DIR
+from agent.leftovers import AUTO
 from agent.logs import LEVELS
 from agent.network.settings import MODES
 from agent.network.settings import Settings as NetworkSettings
@@ -46,6 +47,7 @@ class Settings:
     bin_dir: Path
     has_engine: bool
     host_process: int  # its mount namespace is the host's
+    runtime_socket: str  # CRI; "auto", or "" for none
     state_dir: Path
     listen: tuple[str, int] | None
     log_level: str
@@ -127,6 +129,10 @@ def _address(text: str) -> tuple[str, int] | None:
         raise ArgumentTypeError(f"'{text}' is no ADDRESS:PORT with an IP address") from None
 
 
+def _socket(text: str) -> str:
+    return "" if text == "none" else text
+
+
 _SWITCH = "{true,false}"
 _CHOICE = Choice()
 _NETWORK_DEFAULTS = NetworkSettings()
@@ -206,6 +212,10 @@ _OPTIONS = (
         *("--host-process", "1", "process whose mount namespace is the host's"),
         *(_number(1, 1 << 22), "PID"),
     ),
+    _Option(
+        *("--runtime-socket", AUTO, "the runtime's CRI socket, to find leftovers; none: they stay"),
+        *(_socket, "PATH"),
+    ),
     _Option("--state-dir", STATE_DIR, "last known cluster, WireGuard key", _directory, "DIR"),
     _Option("--listen", LISTEN, "probes and metrics; none: nowhere", _address, "ADDRESS:PORT"),
     _Option("--log-level", "info", "least level of the log", _one_of(LEVELS), "LEVEL"),
@@ -276,6 +286,7 @@ def settings_of(options: Namespace, environ: Mapping[str, str], beside: Path) ->
         vxlan_port=options.vxlan_port,
         wireguard_port=options.wireguard_port,
         state_dir=str(options.state_dir),
+        host_root=f"/proc/{options.host_process}/root",
         masquerade=options.masquerade,
         masquerade_config=options.masquerade_config,
         unmasqueraded=options.unmasqueraded,
@@ -296,6 +307,7 @@ def settings_of(options: Namespace, environ: Mapping[str, str], beside: Path) ->
         bin_dir=options.bin_dir,
         has_engine=options.engine,
         host_process=options.host_process,
+        runtime_socket=options.runtime_socket,
         state_dir=options.state_dir,
         listen=options.listen,
         log_level=options.log_level,

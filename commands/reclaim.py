@@ -11,7 +11,7 @@ from commands.first_seen import FirstSeen
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
 
     from cni_common.node.host import Host
     from commands.audit import Finding
@@ -22,22 +22,47 @@ def run(options: Namespace, host: Host) -> int:
 
     Raises an ExceptionGroup, after the report, when something could not be removed.
     """
-    first_seen = FirstSeen(host.state_dir)
-    before = Audit(host, options.data_dir, first_seen).findings()
     with BestEffort() as steps:
         if options.dry_run:
+            before = Audit(host, options.data_dir, FirstSeen(host.state_dir)).findings()
             gone, left = [one for one in before if one.reclaim == NOW], before
         else:
-            leftovers.note_returns(host, steps)
-            _act(before, steps)
-            left = Audit(host, options.data_dir, first_seen).findings()
-            first_seen.remember(one.key for one in left if one.reclaim == LATER)
-            remaining = {(one.kind, one.what, one.containerid) for one in left}
-            gone = [o for o in before if (o.kind, o.what, o.containerid) not in remaining]
+            gone, left = _remove(host, options.data_dir, steps)
         later = [one for one in left if one.reclaim != NEVER and one not in gone]
         kept = [one for one in left if one.reclaim == NEVER]
         _report(options, gone, later, kept)
     return FOUND if later or (options.dry_run and gone) else DONE
+
+
+def reclaim(host: Host, data_dir: str, *, known: Container[str]) -> list[Finding]:
+    """Remove what can go but for the `known` containers; return what has gone.
+
+    Raises an ExceptionGroup when something could not be removed.
+    """
+    with BestEffort() as steps:
+        gone, _ = _remove(host, data_dir, steps, known)
+    return gone
+
+
+def _remove(
+    host: Host, data_dir: str, steps: BestEffort, known: Container[str] = ()
+) -> tuple[list[Finding], list[Finding]]:
+    """Remove what can go; return what has gone, and what is left."""
+    first_seen = FirstSeen(host.state_dir)
+
+    def look() -> list[Finding]:
+        found = Audit(host, data_dir, first_seen).findings()
+        # One act frees all leases of a directory: it waits for those of the known containers.
+        kept = {one.key for one in found if one.containerid in known}
+        return [one for one in found if one.key not in kept]
+
+    before = look()
+    leftovers.note_returns(host, steps)
+    _act(before, steps)
+    left = look()
+    first_seen.remember(one.key for one in left if one.reclaim == LATER)
+    remaining = {(one.kind, one.what, one.containerid) for one in left}
+    return [o for o in before if (o.kind, o.what, o.containerid) not in remaining], left
 
 
 def _act(findings: Sequence[Finding], steps: BestEffort) -> None:

@@ -31,18 +31,18 @@ def put_back(state_dir: str, own: NetNS, log: Callable[[str], object]) -> list[s
         ) as host:
             put_back(host)
     except ExceptionGroup as group:
-        return [f"not all that a pod lacks was put back: {words}" for words in _words(group)]
+        return [f"not all that a pod lacks was put back: {words}" for words in words_of(group)]
     except (CNIError, OSError) as error:
         return [f"what pods lack was not put back: {error}"]
     return []
 
 
-def _words(error: Exception) -> list[str]:
-    """Return one text for each failure, behind the attachment's name."""
+def words_of(error: Exception) -> list[str]:
+    """Return one text for each failure of a group, behind the names of the steps that failed."""
     if not isinstance(error, ExceptionGroup):
         return [" ".join(str(error).split())]
     found = []
     for one in error.exceptions:
         note = "".join(getattr(one, "__notes__", ())[:1])
-        found += [f"{note}: {text}" if note else text for text in _words(one)]
+        found += [f"{note}: {text}" if note else text for text in words_of(one)]
     return found
