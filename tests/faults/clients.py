@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 # Where a call goes, with weights: the plugin's directory, and CNI_PATH.
 FROZEN, SCRIPT, GO = (DIST, str(DIST)), (CNI_BIN, str(CNI_BIN)), (DIST, f"{REFERENCE_BIN}:{DIST}")
 ROUTES, ROUTE_WEIGHTS = (FROZEN, SCRIPT, GO), (6, 1, 3)
-WEIGHTS, COLLECT_WEIGHTS = (4, 3, 3), (6, 1, 3)  # of the networks: for containers, for GC
+# Of the networks: for containers, for GC.
+WEIGHTS, COLLECT_WEIGHTS = (4, 3, 2, 2, 1, 1), (6, 1, 3, 2, 1, 1)
+MASTER = "below0"  # of macvlan
 SLOTS = 2  # containers of a client
 KILLED, COLLECTS, ENDS_WORKER, UNKNOWN, LATE = 0.15, 0.03, 0.02, 0.03, 0.05
 DIES, CHECKS = 0.1, 0.15
@@ -33,6 +36,7 @@ class Network:
     name: str
     plugins: tuple[Mapping[str, Any], ...]
     may_be_full: bool = False  # its range has fewer addresses than its clients wish for
+    lends: bool = False  # each container gets an interface of the node
 
     def config(self, number: int) -> Json:
         """Return what plugin `number` of the chain gets."""
@@ -54,7 +58,13 @@ class Container:
     def keys(self) -> Json:
         """Return what the runtime adds to each plugin's configuration."""
         port = {"hostPort": self.port, "containerPort": 80, "protocol": "tcp"}
-        return {"runtimeConfig": {"portMappings": [port]}} if self.port else {}
+        ports = {"runtimeConfig": {"portMappings": [port]}} if self.port else {}
+        return {**ports, **({"device": self.device} if self.device else {})}
+
+    @property
+    def device(self) -> str:
+        """The interface that host-device lends it, "" on other networks."""
+        return f"h{self.name}" if self.network.lends and self.name else ""
 
     def environ(self) -> dict[str, str]:
         """Return what the runtime tells each plugin about it."""
@@ -83,7 +93,10 @@ class Draw:
 
 
 def networks(clients: int) -> tuple[Network, ...]:
-    """Return a bridge with room for all, one with ports and too few addresses, and a ptp."""
+    """Return a bridge with room for all, one with ports and too few addresses, a ptp, and others.
+
+    Those are macvlan with tables of its own, tap and host-device.
+    """
     tight = "10.10.0.0/28" if clients <= 32 else "10.10.0.0/27"  # 13 or 29 addresses
     return (
         Network("storm", (_interface("bridge", "10.9.0.0/22", "fd00:9::/64", bridge="br0"),)),
@@ -96,6 +109,9 @@ def networks(clients: int) -> tuple[Network, ...]:
             may_be_full=True,
         ),
         Network("wire", (_interface("ptp", "10.11.0.0/22", "fd00:11::/64"),)),
+        Network("lan", (_interface("macvlan", "10.12.0.0/22", master=MASTER), {"type": "sbr"})),
+        Network("queue", (_interface("tap", "10.13.0.0/22"),)),
+        Network("lent", (_interface("host-device", "10.14.0.0/22"),), lends=True),
     )
 
 
@@ -179,6 +195,9 @@ class Client:
         pod = f"p{self._number}-{draw.slot}-{self._pods[draw.slot]}"
         container = self._new(draw, pod, self._again[draw.slot])
         self._storm.node.command("ip", "netns", "add", container.name)
+        if container.device:
+            words = f"ip link add {container.device} type veth peer name p{container.name}"
+            self._storm.node.command(*words.split())
         self._slots[draw.slot] = container  # before the ADD: GC must know it
         result = self._storm.attempt("ADD", container, draw)
         if result is not None:
@@ -188,6 +207,8 @@ class Client:
         self._storm.disclaim(container)
         if self._storm.attempt("DEL", container, draw) is None:
             return  # to be tried again
+        device = container.device
+        assert not device or self._storm.node.link("", device), f"{device} is not at home"
         self._slots[slot] = None
         self._pods[slot] += 1
         self._again[slot] = None
@@ -219,6 +240,9 @@ class Client:
 
     def _delete_netns(self, container: Container) -> None:
         self._storm.node.command("ip", "netns", "delete", container.name)
+        if container.device:  # at home, unless its container has died with it
+            words = ("ip", "link", "delete", f"p{container.name}")
+            subprocess.run(words, stderr=subprocess.DEVNULL, check=False)
 
 
 def _interface(kind: str, *subnets: str, cooldown: int = 0, **keys: Any) -> Mapping[str, Any]:

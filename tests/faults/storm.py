@@ -26,13 +26,13 @@ from typing import Any
 from cni_common.spec.errors import Code
 from plugins.host_local.lease import GRACE_SECONDS
 from tests.e2e.node import addresses_in
-from tests.faults.clients import FROZEN, GO, Client, Container, Draw, Network, networks
+from tests.faults.clients import FROZEN, GO, MASTER, Client, Container, Draw, Network, networks
 from tests.faults.rig import DATA_DIR, STATE_DIR, Here, attachments
 from tests.machine import Json
 
 SEED = "PYCNI_STORM_SEED"
 ROUND = 5  # operations of a client between two audits
-_BRIDGES = ("br0", "br1")
+_STAYS = ("br0", "br1", MASTER)
 _RECORDS = f"{STATE_DIR}/attachments"
 _ADDRESS = re.compile(r"[0-9.]+|[0-9a-f:]+")
 _FULL = re.compile(r"no IP addresses available in range set: ")
@@ -76,7 +76,7 @@ class Storm:
                 done = self._start("GC", Container("", FROZEN, network), number, **attachments())
                 stdout, stderr = done.communicate(timeout=_CALL_SECONDS)
                 assert done.returncode == 0, f"GC of {network.name}: {stdout!r} {stderr!r}"
-        self._await(lambda: not self.node.traces(*_BRIDGES), "traces")
+        self._await(lambda: not self.node.traces(*_STAYS), "traces")
 
     def attempt(
         self, command: str, container: Container, draw: Draw | None, **keys: Any
@@ -252,7 +252,7 @@ class Storm:
         deadline = time.monotonic() + _QUIET_SECONDS
         while not condition():
             if time.monotonic() > deadline:
-                detail = self._lost(), self.node.traces(*_BRIDGES), self._busy()
+                detail = self._lost(), self.node.traces(*_STAYS), self._busy()
                 raise AssertionError(f"there are {what}: {detail}")
             time.sleep(0.1)
 
@@ -275,6 +275,9 @@ def run(seed: str, *, operations: int, clients: int, has_engine: bool) -> None:
     """Let a storm rage on this node, and say how far it is."""
     node = Here()
     begun = time.monotonic()
+    if not node.link("", MASTER):
+        node.command("ip", "link", "add", MASTER, "type", "bridge")
+        node.command("ip", "link", "set", MASTER, "up")
     if has_engine:
         node.start_engine()
     try:
