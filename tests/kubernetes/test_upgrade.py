@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,21 @@ def next_dist(other_dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
+@pytest.fixture
+def processes(network: Cluster, agents: Agents) -> Iterator[Agents]:
+    """Agents as processes, in place of others: these can be told what to install."""
+    made = Agents(network, agents.way)
+    agents.stop()
+    made.start()
+    made.wait_ready()
+    yield made
+    made.stop()
+    agents.start()
+    agents.wait_ready()
+
+
 @pytest.mark.timeout(900)
-def test_there_and_back(network: Cluster, agents: Agents, pods: Pods, next_dist: Path) -> None:
+def test_there_and_back(network: Cluster, processes: Agents, pods: Pods, next_dist: Path) -> None:
     """No pod fails, those of before are deleted by the version that is there then."""
     node = network.first
     pods.start(pod("warm", node.name))
@@ -41,10 +55,10 @@ def test_there_and_back(network: Cluster, agents: Agents, pods: Pods, next_dist:
     builds = set()
 
     for dist in (next_dist, DIST):
-        agents.dist = dist
+        processes.dist = dist
         with churn(pods, node, name=f"churn-{dist.parent.name}") as stay:
-            agents.restart(node)
-            agents.wait_ready(node)
+            processes.restart(node)
+            processes.wait_ready(node)
         first, *_ = pods.ready(stay)
         assert reaches(first.netns, old.netns, old.addresses[0])
         pods.delete(*stay)
