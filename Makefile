@@ -33,13 +33,13 @@ coverage: venv ## what the unit tests run; the parts without input or output mus
 	$(pytest) tests/unit --cov --cov-report=term
 	$(python) -m coverage report --include=$(pure) --fail-under=100
 
-test: ## all tests, also with failures among the first: check and the seven below; a quarter of an hour or two
+test: ## all tests, also with failures among the first: check and the eight below; a quarter of an hour or two
 	@deploy/prerequisites.sh --reference
-	@tests/parts check,dist test-kernel,test-vm test-e2e,test-runtimes test-faults,test-dataplane,test-launcher
+	@tests/parts check,dist test-kernel,test-vm test-e2e,test-runtimes,test-agent test-faults,test-dataplane,test-launcher
 
 test-all: ## the same with every case, both edges, Go plugins beside ours, two kernels; and the storm
 	@deploy/prerequisites.sh --reference
-	@PYCNI_TEST_ALL=1 tests/parts check test-kernel test-e2e test-dataplane test-launcher test-runtimes \
+	@PYCNI_TEST_ALL=1 tests/parts check test-kernel test-e2e test-agent test-dataplane test-launcher test-runtimes \
 	    test-vm storm test-faults test-kubernetes
 
 test-kernel: venv ## each plugin on network namespaces of its own

@@ -21,7 +21,7 @@ _RANGES_MAX = 8  # Kubernetes gives one for each family
 
 
 # --- the part of a Node that is decoded (Kubernetes API, core/v1) ---
-# lightkube's own Node has all of it: images, conditions, managed fields, some 20 KB for each.
+# lightkube's own Node has all of it: images, conditions, managed fields.
 
 
 class _Metadata(msgspec.Struct):

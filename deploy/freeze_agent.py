@@ -8,13 +8,16 @@ is not repeated.
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import sys
 import sysconfig
 from collections.abc import Sequence
+from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
 from deploy import freeze
@@ -29,6 +32,7 @@ INPUTS = (
     *("deploy/frozen/agent.spec", "deploy/freeze_agent.py", "deploy/freeze.py"),
 )
 _MARK = "build"  # the file with the digest
+_LICENCE = re.compile(r"(?i)(licen[cs]e|copying|notice)")
 _EPOCH = "1767225600"  # in archives of modules: the same sources give the same bytes
 
 
@@ -61,6 +65,7 @@ def _make(target: Path) -> None:
     freeze.compile_extension(SOURCE)
     made = _run_pyinstaller()
     freeze.copy_licences(made)
+    _copy_licences_of_packages(made / "licences")
     (made / _MARK).write_text(f"{digest}\n")
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +102,30 @@ def _run_pyinstaller() -> Path:
         if ".so" in file.name and not file.is_symlink():
             freeze.forget_library_path(file)
     return output / "agent"
+
+
+def packages() -> set[str]:
+    """Return the names of all packages that others have made and the last build has frozen."""
+    archive = BUILD / "work/agent/PYZ-00.toc"
+    entries = ast.literal_eval(archive.read_text())[1]
+    modules = {name.partition(".")[0] for name, _, _ in entries}
+    known = packages_distributions()
+    return {name for module in modules for name in known.get(module, ())} - {"pycni"}
+
+
+def _copy_licences_of_packages(target: Path) -> None:
+    """Copy the licence texts of the packages, each into a directory of its own."""
+    for package in sorted(packages()):
+        texts = [
+            Path(str(file.locate()))
+            for file in distribution(package).files or ()
+            if ".dist-info" in str(file) and _LICENCE.match(file.name)
+        ]
+        if not texts:
+            raise BuildError(f"the package '{package}' has no licence text: see its sources")
+        (target / package).mkdir(parents=True)
+        for text in texts:
+            shutil.copy(text, target / package)
 
 
 def _say(text: str) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from deploy import freeze_agent
 from tests.agent.nodes import Lan
-from tests.machine import machine_at
+from tests.machine import ROOT, machine_at
 
 
 @pytest.fixture
@@ -18,3 +19,10 @@ def lan(tmp_path: Path) -> Iterator[Lan]:
         made = Lan(tmp_path, machine)
         yield made
         made.close()
+
+
+@pytest.fixture(scope="session")
+def frozen() -> Path:
+    """The frozen agent."""
+    assert freeze_agent.main([]) == 0
+    return ROOT / "dist/agent/pycni-agent"

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy import freeze_agent
 from plugins import TYPES
 from tests.agent.host import BINS, LIST, OTHER, OWN4, RANGES, STATE, AgentHost, member
-from tests.machine import ROOT, error_of
+from tests.machine import error_of
 from tests.waits import wait_until
 
 pytestmark = pytest.mark.timeout(300)
@@ -24,13 +23,6 @@ def host() -> Iterator[AgentHost]:
     made = AgentHost()
     yield made
     made.close()
-
-
-@pytest.fixture(scope="session")
-def frozen() -> Path:
-    """The frozen agent."""
-    assert freeze_agent.main([]) == 0
-    return ROOT / "dist/agent/pycni-agent"
 
 
 @pytest.fixture
