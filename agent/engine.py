@@ -66,6 +66,11 @@ class Engine:
         fails. An engine that systemd runs is left alone: systemd holds the socket, not the engine.
         """
         self._expected = ""
+        if os.getpid() == self._process:
+            return (
+                "process 1 is the agent itself, so the engine would run in its container: give the"
+                " pod hostPID, or switch the engine off by --engine false",
+            )
         self._trim_log()
         serving, owner = self.build(), lock_owner(self._lock)
         if not serving and owner < 0 and self._is_served():

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cni_common.spec.names import VERSION
 from plugins import TYPES
 from tests.agent.host import BINS, LIST, OTHER, OWN4, RANGES, STATE, AgentHost, member
-from tests.machine import error_of
+from tests.machine import DIST, TOOLS, error_of
 from tests.waits import wait_until
 
 pytestmark = pytest.mark.timeout(300)
@@ -211,6 +213,20 @@ def test_frozen(frozen: Path) -> None:
         assert not host.path(LIST).exists()
     finally:
         host.close()
+
+
+def test_the_bundle_says_where_the_agent_is() -> None:
+    """`pycni agent` of the plugins' bundle does not have it; from the sources it runs."""
+    bundled, sources = (
+        subprocess.run(
+            [program, "agent", "--version"], capture_output=True, text=True, timeout=60, check=False
+        )
+        for program in (DIST / "pycni", TOOLS / "cni/pycni")
+    )
+
+    assert bundled.returncode == 1
+    assert "dist/agent/pycni-agent" in bundled.stderr
+    assert (sources.returncode, sources.stdout.strip()) == (0, VERSION), sources.stderr
 
 
 class TestUninstall:
