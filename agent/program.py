@@ -64,10 +64,12 @@ def _beside() -> Path:
 
 def _serve(settings: Settings, log: Log) -> int:
     """Run until SIGTERM or SIGINT. Raises OSError where a directory or address cannot be had."""
+    from agent import memory
     from agent.wake import Wake
     from cni_common.node.journal import make_private_directory
     from cni_common.spec.names import VERSION
 
+    memory.use_one_arena()
     make_private_directory(str(settings.state_dir))
     wake = Wake()
     _stop_by_signal(wake)

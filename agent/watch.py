@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lightkube.core.exceptions import ApiError
 
-from agent import api, nodes
+from agent import api, memory, nodes
 from agent.nodes import Node, Snapshot
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from agent.metrics import Metrics
     from agent.wake import Wake
 
-_PAGE = 100  # nodes of one answer: bounds the memory of a list
+_PAGE = 50  # nodes of one answer: bounds the memory of a list
 _WATCH_SECONDS = (300, 600)  # the server ends a watch after a random time between these
 _BACK_OFF_SECONDS = (1.0, 30.0)  # the pause after the first failure, and the longest
 _STEADY_SECONDS = 60.0  # a watch that lasted so long starts the pauses anew
@@ -113,6 +113,7 @@ class NodeWatch:
             if node.metadata.name == self._own:
                 self._runtime = nodes.runtime_of(node)
         self._members = members
+        memory.trim()
         self._version = pages.resourceVersion or ""
         self._heard()
         self._publish()
