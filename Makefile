@@ -49,7 +49,7 @@ test-e2e: dist ## the executables, driven by cnitool, beside the Go plugins
 	$(sandboxed) -n 2 tests/e2e
 
 test-agent: dist agent ## the agent on nodes of namespaces: lists, plugins, engine, routes, masquerading
-	$(sandboxed) -n 2 tests/agent
+	$(sandboxed) -n 2 --dist loadgroup tests/agent
 
 test-runtimes: dist ## driven by podman, by containerd as ctr and the kubelet do, and for containers of others
 	@deploy/prerequisites.sh --runtimes

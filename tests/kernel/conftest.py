@@ -16,7 +16,8 @@ LIVENESS_FILES = frozenset(
     for name in (
         *("bandwidth_commands", "bridge_gateway", "bridge_gc", "commands", "commands_plugins"),
         *("concurrency", "firewall_commands", "host_local_gc", "host_local_index"),
-        *("host_local_reclaim", "liveness", "masquerade", "portmap_owners", "ptp", "unformatted"),
+        *("host_local_reclaim", "liveness", "masquerade", "portmap_owners", "ptp", "repair"),
+        "unformatted",
     )
 )
 
