@@ -19,6 +19,7 @@ BASE = FOLDER / "base"
 OVERLAYS = sorted(path.parent for path in FOLDER.glob("overlays/*/kustomization.yaml"))
 PODS = "/api/v1/namespaces/kube-system/pods"
 PROBE = "policy-probe"
+CORDON = '{"spec": {"unschedulable": true}}'  # `kubectl cordon` succeeds also where it is refused
 
 
 def objects(cluster: Cluster, option: str, place: Path) -> dict[str, Json]:
@@ -125,7 +126,7 @@ def test_own_node(cluster: Cluster, agent: Path) -> None:
         ("second", ("annotate", "node", "NODE", "pycni/test=x"), "its own Node alone"),
         ("first", ("annotate", "node", "NODE", "other/test=x"), 'begin with "pycni/"'),
         ("first", ("label", "node", "NODE", "pycni/test=x"), "no other metadata"),
-        ("first", ("cordon", "NODE"), "not change the spec"),
+        ("first", ("patch", "node", "NODE", "--patch", CORDON), "not change the spec"),
         ("first", ("taint", "node", "NODE", "pycni/test=x:NoSchedule"), "not change the spec"),
         ("first", ("delete", "node", "NODE"), "forbidden"),
     ],
