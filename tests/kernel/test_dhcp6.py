@@ -169,7 +169,7 @@ def test_bridge(machine: Machine, outside: str, daemon: Daemon, tmp_path: Path) 
 
 def test_both_or_none(machine: Machine, outside: str, tmp_path: Path) -> None:
     """Without a server of one family ADD fails, and the lease of the other is given back."""
-    with daemon_on(machine, tmp_path, "-resendtimeout=2s", "-timeout=200ms") as daemon:
+    with daemon_on(machine, tmp_path, "-resendtimeout=4s", "-timeout=200ms") as daemon:
         config = macvlan(machine, daemon, "both")
         for given, wants in ((RANGE4, "DHCPv6"), (RANGE, "DHCP")):
             with running(dnsmasq(outside, tmp_path, f"--dhcp-range={given}")) as server:
@@ -200,7 +200,7 @@ def test_the_daemon_gives_all_back_by_itself(
         "family": "both",
     }
     with (
-        daemon_on(machine, tmp_path, "-resendtimeout=2s", "-timeout=200ms") as daemon,
+        daemon_on(machine, tmp_path, "-resendtimeout=4s", "-timeout=200ms") as daemon,
         running(dnsmasq(outside, tmp_path, f"--dhcp-range={RANGE4}")) as server,
         open(container, "rb") as namespace,
     ):
@@ -215,7 +215,9 @@ def test_the_daemon_gives_all_back_by_itself(
             sock.connect(daemon.socket)
             call = {"version": 1, "call": rpc.ALLOCATE_FAMILY, **given}
             socket.send_fds(sock, [rpc.encode(call)], [namespace.fileno()])
-            server.await_line("DHCPACK", 2)
+            wait_until(
+                lambda: kept(daemon) or server.count("DHCPRELEASE") > 1, "there is no lease"
+            )  # the second one on a machine so busy that the time of the ADD is over by then
         server.await_line("DHCPRELEASE", 2)
         wait_until(lambda: not kept(daemon), "the lease stays")
 
@@ -257,7 +259,7 @@ def test_pool_exhausted(machine: Machine, outside: str, tmp_path: Path) -> None:
     """The ADD fails with the server's reason, and leaves nothing; a DEL makes room."""
     range_of_one = "--dhcp-range=2001:db8::50,2001:db8::50,64,1h"
     with (
-        daemon_on(machine, tmp_path, "-resendtimeout=1s", "-timeout=200ms") as daemon,
+        daemon_on(machine, tmp_path, "-resendtimeout=3s", "-timeout=200ms") as daemon,
         running(dnsmasq(outside, tmp_path, range_of_one)) as server,
     ):
         config = macvlan(machine, daemon)
