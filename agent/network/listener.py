@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import struct
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -96,9 +97,12 @@ class Listener:
         return [*reasons]
 
     def _judge(self, channel: Channel, kind: int, part: bytes, known: Watched) -> str:
-        if channel is self._netfilter:
-            return watched.nft_reason(kind, part, known, masquerade.TABLE)
-        return watched.reason(kind, part, known)
+        try:
+            if channel is self._netfilter:
+                return watched.nft_reason(kind, part, known, masquerade.TABLE)
+            return watched.reason(kind, part, known)
+        except (ArithmeticError, LookupError, ValueError, struct.error):
+            return watched.LOST  # of a form that no kernel has yet: then all is read anew
 
     def _look(self) -> list[str]:
         """Return words if the file has changed since the last look."""

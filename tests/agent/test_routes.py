@@ -8,8 +8,10 @@ from dataclasses import replace
 
 import pytest
 
+from agent.network import watched
 from agent.network.fabric import Applied
 from agent.network.settings import DIRECT
+from agent.network.watched import LOST
 from cni_common.kernel.route import RTM_NEWROUTE
 from cni_common.node.veth import FORWARDING
 from tests.agent.nodes import Lan, Node, addresses, member, ranges
@@ -314,3 +316,17 @@ def test_sysctls_from_a_container(lan: Lan, root: str) -> None:
     is_set = root != "/nowhere"
     assert [a.sysctl(name) for name in FORWARDING.values()] == [str(int(is_set))] * 2
     assert ("the node does not forward packets of pods: " in said) != is_set
+
+
+def test_an_event_that_cannot_be_read_ends_nothing(nodes: Nodes) -> None:
+    """It counts as one that was lost, and later ones are heard."""
+    a, b = nodes
+    a.apply(b.member)
+
+    with a.listening() as reasons, pytest.MonkeyPatch.context() as patch:
+        patch.setitem(watched._JUDGES, RTM_NEWROUTE, lambda *_: "".index("x"))
+        a.do("ip route add 10.99.0.0/24 via 192.168.1.9")
+        wait_until(lambda: LOST in reasons, "the event is not noticed")
+        patch.undo()
+        a.do("ip route del 10.244.2.0/24")
+        wait_until(lambda: "the route to 10.244.2.0/24 was deleted" in reasons, "it is deaf now")
