@@ -14,7 +14,6 @@ from tests.kubernetes.agents import WAYS, Agents
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.pods import Pods
 from tests.kubernetes.world import LOGS, World
-from tests.machine import ROOT
 from tests.runtimes import image
 
 HERE = Path(__file__).parent
@@ -81,8 +80,6 @@ def cluster(request: pytest.FixtureRequest, world: World, images: list[Path]) ->
 @pytest.fixture(scope="session", params=list(WAYS))
 def agents(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Agents]:
     """The agents of the cluster, for each way of connecting pods."""
-    if not (ROOT / "agent" / "__main__.py").exists():
-        pytest.skip("there is no agent yet")
     made = (Agents if agent_pods.missing() else AgentPods)(cluster, WAYS[request.param])
     made.start()
     made.wait_ready()
