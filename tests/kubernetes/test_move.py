@@ -11,14 +11,14 @@ from tests.kubernetes.pods import Pods, pod, reaches
 from tests.kubernetes.test_nodes import await_paths
 from tests.machine import REFERENCE_BIN
 
-pytestmark = pytest.mark.rotating(2)  # by each way of connecting pods, on half of the days
-
 
 @pytest.mark.timeout(600)
 def test_there_and_back(network: Cluster, agents: Agents, pods: Pods) -> None:
     """Pods of either network reach each other all the time, and end cleanly after the change."""
     if not (REFERENCE_BIN / "ptp").exists():
         pytest.skip(f"{REFERENCE_BIN} is not there: run deploy/prerequisites.sh --reference")
+    if agents.way.interface == "bridge":
+        pytest.skip("pods on a bridge look for all of their range there: drain such a node first")
     nodes = list(network.nodes.values())
     agents.stop()
     agents.uninstall()
