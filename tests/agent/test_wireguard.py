@@ -47,6 +47,7 @@ class Wire:
 
 
 @pytest.mark.full_kernel
+@pytest.mark.emulated_machine
 def test_pods_by_tunnel(lan: Lan, tmp_path: Path) -> None:
     """Keys are made on the nodes; without a key no packet leaves; a node's tunnel goes with it."""
     a = lan.node("a", 1, mode=WIREGUARD)

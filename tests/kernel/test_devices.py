@@ -265,7 +265,9 @@ def test_traffic(machine: Machine, plugin: str) -> None:
             "ip link add link uplink name tagged type vlan id 5",
             "ip addr add 192.0.2.2/24 dev tagged",
             "ip link set tagged up",
+            "ip link show dev tagged",  # asked for by name, it is ready now and not in a second
         )
+        machine.do(container, "ip neigh flush all")  # the search for the untagged one goes on
     assert machine.ping(container, "192.0.2.2")
     assert machine.ping(outside, addresses_of(result)[0])
 

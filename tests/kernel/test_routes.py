@@ -76,6 +76,10 @@ NEXT_HOPS = (
 )
 
 
+# RTNH_F_* of linux/rtnetlink.h, as `ip` names them.
+_FLAGS = {"dead": 1, "pervasive": 2, "onlink": 4, "offload": 8, "linkdown": 16, "unresolved": 32}
+
+
 def _as_ip_says(machine: Machine, version: int) -> list[KernelRoute]:
     links = json.loads(machine.command(machine.host, "ip", "-j", "link"))
     indices = {link["ifname"]: link["ifindex"] for link in links}
@@ -107,6 +111,8 @@ def _route(said: dict[str, Any], indices: dict[str, int], version: int) -> Kerne
         protocol=int(said["protocol"]),
         interface=indices.get(said.get("dev", ""), 0),
         hops=tuple(hops),
+        flags=sum(_FLAGS[flag] for flag in said.get("flags", ())),
+        source=ip_address(said["prefsrc"]) if "prefsrc" in said else None,
     )
 
 
