@@ -39,6 +39,7 @@ apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 failCgroupV1: false
 failSwapOn: false
+crashLoopBackOff: { maxContainerRestartPeriod: 2s } # tests kill the agent several times
 cgroupDriver: cgroupfs
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
 authentication:
