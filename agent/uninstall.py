@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from agent import configuration, install
 from cni_common.node.host import STATE_DIR
 from cni_common.node.record import Records
+from cni_common.spec.errors import CNIError
 
 if TYPE_CHECKING:
     from agent.engine import Engine
@@ -27,7 +29,13 @@ def uninstall(
 
     Refuses while pods use the network: without the list containerd cannot delete them.
     """
-    used = pods(settings.choice.network)
+    try:
+        used = pods(settings.choice.network)
+    except (CNIError, OSError) as error:  # whether pods use it is not known
+        log.error(f"the records of attachments cannot be read: {error}; or add --force")
+        if not is_forced:
+            return FAILED
+        used = []
     if used:
         shown = ", ".join(used[:_SHOWN_MAX]) + (", …" if len(used) > _SHOWN_MAX else "")
         if not is_forced:
@@ -56,13 +64,17 @@ def uninstall(
 
 
 def pods(network: str, state_dir: str = STATE_DIR) -> list[str]:
-    """Return the containers that have an attachment to the network, by the plugins' records."""
+    """Return the containers that have an attachment to the network, by the plugins' records.
+
+    A record that is empty or damaged, so that it names no network, counts by its file: a pod may
+    live behind it. Raises CNIError, OSError.
+    """
     records = Records(state_dir)
     try:
         found = {
-            record.attachment.containerid
+            record.attachment.containerid or os.path.basename(record.path)
             for record, _ in records.listing()
-            if record.network == network and record.is_begun()
+            if record.network in (network, "")
         }
     finally:
         records.close()

@@ -245,6 +245,22 @@ class TestUninstall:
         assert "drain the node first" in done.stderr
         assert "c1" in forced.stderr
 
+    def test_refuses_over_a_damaged_record(self, ready: AgentHost) -> None:
+        """A record that cannot be read may be a living pod's, and so may those behind one."""
+        record = ready.path("/run/pycni/attachments/ptp-damaged")
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.parent.chmod(0o700)
+        ready.stop()
+
+        told = []
+        for text in ("", "\0\n", '{"format": 99}\n'):
+            record.write_text(text)
+            told.append(ready.uninstall())
+
+        assert [one.returncode for one in told] == [4, 4, 1]
+        assert all("ptp-damaged" in one.stderr for one in told)
+        assert ready.path(f"{BINS}/ptp").exists()
+
     def test_removes_what_is_ours(self, ready: AgentHost) -> None:
         """After it the node is as before, with what others have beside it."""
         ready.path("/etc/cni/net.d/20-other.conflist").write_text("{}")

@@ -38,7 +38,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 def archive() -> Path:
     """The image of `make image`, made of what is in dist."""
     if not (build.DIST / "agent").exists():
-        pytest.skip("dist/agent is not there: run make agent")
+        pytest.fail("dist/agent is not there: run make agent")
     build.make(build.ARCHIVE)
     return build.ARCHIVE
 
@@ -48,7 +48,7 @@ def world() -> Iterator[World]:
     """A world with a docker daemon."""
     reason = required()
     if reason:
-        pytest.skip(reason)
+        pytest.fail(reason)
     shutil.rmtree(LOGS, ignore_errors=True)
     made = World()
     yield made

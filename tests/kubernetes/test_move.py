@@ -15,8 +15,7 @@ from tests.machine import REFERENCE_BIN
 @pytest.mark.timeout(600)
 def test_there_and_back(network: Cluster, agents: Agents, pods: Pods) -> None:
     """Pods of either network reach each other all the time, and end cleanly after the change."""
-    if not (REFERENCE_BIN / "ptp").exists():
-        pytest.skip(f"{REFERENCE_BIN} is not there: run deploy/prerequisites.sh --reference")
+    assert (REFERENCE_BIN / "ptp").exists(), "run deploy/prerequisites.sh --reference"
     if agents.way.interface == "bridge":
         pytest.skip("pods on a bridge look for all of their range there: drain such a node first")
     nodes = list(network.nodes.values())
