@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import re
+import shutil
 import sys
+import textwrap
 from typing import TYPE_CHECKING
 
 from cni_common.serve.stdio import write_all
@@ -14,6 +16,8 @@ from cni_common.serve.stdio import write_all
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+WIDTH = 80  # of text that goes into a file
+_WIDTH_MIN = 40  # a narrower terminal breaks lines by itself
 _SHORT, _LONG = 12, re.compile(r"[0-9a-f]{32,}")
 _RICH_ROWS_MAX = 2000  # rich takes 2 ms a row, too many to read
 _STYLES = {  # of what a cell says, whichever column it is in
@@ -52,6 +56,32 @@ def write_json(value: Mapping[str, object]) -> None:
 def write_line(text: str = "") -> None:
     """Print one line."""
     _write(f"{printable(text)}\n")
+
+
+def width() -> int:
+    """Return how many columns a line of text has: those of the terminal, 80 elsewhere."""
+    return max(_WIDTH_MIN, shutil.get_terminal_size().columns) if is_terminal() else WIDTH
+
+
+def write_text(text: str, *, style: str = "", indent: str = "", more_indent: str = "") -> None:
+    """Print a paragraph that fits the width; a long word, which one may want to copy, stays whole.
+
+    `indent` stands before the first line, `more_indent` before the others. `style` is one of
+    rich's, such as "bold red", for a terminal.
+    """
+    lines = textwrap.wrap(
+        printable(text),
+        width(),
+        initial_indent=indent,
+        subsequent_indent=more_indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    if style and is_terminal():
+        from rich.style import Style
+
+        lines = [Style.parse(style).render(line) for line in lines]
+    _write("".join(f"{line}\n" for line in lines))
 
 
 def write_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:

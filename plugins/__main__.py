@@ -26,9 +26,9 @@ def run() -> int:
 
 
 def _commands() -> Mapping[str, Command]:
-    from commands import COMMANDS
+    from commands import verbs
 
-    return COMMANDS
+    return verbs.commands()
 
 
 def _dhcp_daemon(

@@ -48,25 +48,8 @@ def run(
 
     `commands` are the commands that need the plugins; COMMANDS are always known.
     """
-    from argparse import ArgumentParser, RawDescriptionHelpFormatter
-
-    parser = ArgumentParser(
-        prog="pycni",
-        description=f"pycni {VERSION}, CNI plugins in Python; 'pycni agent' is the agent of a"
-        " Kubernetes node, a program of its own",
-    )
-    parsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     known = {**COMMANDS, **(commands or {})}
-    for name, command in sorted(known.items()):
-        command.add_options(
-            parsers.add_parser(
-                name,
-                help=command.summary,
-                description=command.summary,
-                epilog=command.more,
-                formatter_class=RawDescriptionHelpFormatter,
-            )
-        )
+    parser = make_parser(known, arguments[0] if arguments else "")
     try:
         options = parser.parse_args(arguments)
     except SystemExit as end:  # after --help, or an error that argparse has printed
@@ -75,6 +58,29 @@ def run(
         parser.print_help()
         return 0
     return known[options.command].run(options, load, load_all)
+
+
+def make_parser(commands: Mapping[str, Command], only: str | None = None) -> ArgumentParser:
+    """Return the parser of the command line, with the options of all commands or of `only` one."""
+    from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
+    parser = ArgumentParser(
+        prog="pycni",
+        description=f"pycni {VERSION}, CNI plugins in Python; 'pycni agent' is the agent of a"
+        " Kubernetes node, a program of its own",
+    )
+    parsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, command in sorted(commands.items()):
+        subparser = parsers.add_parser(
+            name,
+            help=command.summary,
+            description=command.summary,
+            epilog=command.more,
+            formatter_class=RawDescriptionHelpFormatter,
+        )
+        if only in (None, name):
+            command.add_options(subparser)
+    return parser
 
 
 def _build() -> str:

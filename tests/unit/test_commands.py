@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 
 from cni_common.serve import cli
-from commands import COMMANDS, FAILED, view
+from commands import FAILED, view
 from commands.first_seen import FirstSeen
+from commands.verb import OnTheNode
+from commands.verbs import VERBS, commands, verb
 from plugins import load, load_all
 from plugins.host_local.lease import GRACE_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = commands()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -26,7 +29,31 @@ def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert COMMANDS[name].more in printed
     assert all(f"\n  {status}  " in printed for status in (0, 2, FAILED))
-    assert f"\n## pycni {name}" in (ROOT / "docs" / "operators.md").read_text()
+    pages = [page.read_text() for page in (ROOT / "docs").glob("*.md")]
+    assert any(f"# pycni {name}\n" in page or f"# pycni {name} " in page for page in pages)
+
+
+def test_verbs() -> None:
+    """Every module of commands/verbs is in VERBS, in order, and has all that a verb must have."""
+    modules = (ROOT / "commands" / "verbs").glob("[!_]*.py")
+
+    assert sorted(path.stem for path in modules) == list(VERBS)
+    for name in VERBS:
+        assert 0 in verb(name).statuses
+        assert all(f"pycni {name}" in line for line in verb(name).examples)
+        assert max(map(len, COMMANDS[name].more.splitlines())) <= 100
+
+
+def test_options_of_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """The options of a verb are made for its own command line, those of all for completion."""
+    whole = cli.make_parser(COMMANDS)
+    one = cli.make_parser(COMMANDS, "leases")
+
+    assert whole.parse_args(["reclaim", "--dry-run"]).dry_run
+    assert one.parse_args(["leases", "--network", "a"]).network == "a"
+    with pytest.raises(SystemExit):
+        one.parse_args(["reclaim", "--dry-run"])
+    assert "--dry-run" in capsys.readouterr().err
 
 
 def test_no_name_twice() -> None:
@@ -34,7 +61,7 @@ def test_no_name_twice() -> None:
     assert COMMANDS.keys().isdisjoint(cli.COMMANDS)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [n for n in VERBS if isinstance(verb(n).run, OnTheNode)])
 def test_not_root(
     name: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,6 +88,18 @@ def test_not_root(
 def test_printable(text: str, shown: str) -> None:
     """Nothing that could steer a terminal gets to it."""
     assert view.printable(text) == shown
+
+
+def test_text(capfd: pytest.CaptureFixture[str]) -> None:
+    """A paragraph fits into 80 columns, but what one may want to copy stays in one piece."""
+    path = f"/var/lib/{'x' * 90}-y"
+
+    view.write_text(f"{'word ' * 30}{path} end\x1b[31m", style="red", indent="- ", more_indent="  ")
+
+    lines = capfd.readouterr().out.splitlines()
+    assert f"  {path}" in lines
+    assert all(len(line) <= 80 for line in lines if path not in line)
+    assert (lines[0][:6], lines[-1]) == ("- word", "  end\\x1b[31m")
 
 
 class TestFirstSeen:

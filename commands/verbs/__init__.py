@@ -1,0 +1,34 @@
+"""The command line of each verb: a module here, and a line in VERBS.
+
+A module of this package declares a constant VERB. It imports what does the work inside functions,
+as `pycni --help` loads all of these modules.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cni_common.serve.cli import Command
+    from commands.verb import Verb
+
+VERBS = (
+    "audit",
+    "explain",
+    "leases",
+    "reclaim",
+)
+
+
+def verb(name: str) -> Verb:
+    """Return one of VERBS."""
+    module = f"{__name__}.{name}"
+    __import__(module)
+    found: Verb = sys.modules[module].VERB
+    return found
+
+
+def commands() -> dict[str, Command]:
+    """Return all verbs for the command line, by their names."""
+    return {name: verb(name).command(name) for name in VERBS}
