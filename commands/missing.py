@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cni_common.spec.errors import CNIError
@@ -30,6 +30,7 @@ class Missing:
     containerid: str = ""
     ifname: str = ""
     pod: str = ""
+    final: bool = False  # only a new ADD makes it
 
     def row(self) -> list[str]:
         """Return the cells of a table."""
@@ -87,10 +88,11 @@ def _lost(node: Node, owner: Owner, records: Sequence[Known]) -> Iterator[Missin
     network, attachment = owner
     names = network, attachment.containerid, attachment.ifname, node.pod_of(owner)
     for file in node.lost_leases(records):
-        yield Missing("lease", file, *names)
+        yield replace(Missing("lease", file, *names), final=True)
     for one in node.owned(records):
         if not one.present:
-            yield Missing(one.kind, one.what, *(names[:1] if one.shared else names))
+            whose = (network,) if one.shared else names
+            yield replace(Missing(one.kind, one.what, *whose), final=one.final)
 
 
 def _is_quiet(node: Node, owner: Owner) -> bool:

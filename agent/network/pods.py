@@ -29,7 +29,7 @@ def put_back(state_dir: str, own: NetNS, log: Callable[[str], object]) -> list[s
         with Host(
             load, path, log, execute=execute, guarded=True, own=own, state_dir=state_dir
         ) as host:
-            put_back(host)
+            put_back(host, inside=False)  # what a pod has done to itself stays
     except ExceptionGroup as group:
         return [f"not all that a pod lacks was put back: {words}" for words in words_of(group)]
     except (CNIError, OSError) as error:

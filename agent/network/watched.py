@@ -18,6 +18,7 @@ from agent.network.settings import PROTOCOL
 from cni_common.kernel.link import IFF_UP, decode_link
 from cni_common.kernel.netlink import HEADER_SIZE, attributes, number_of, string_of
 from cni_common.kernel.route import decode_address, decode_route
+from commands import changes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -39,9 +40,7 @@ _NDMSG, _NFGENMSG_SIZE = struct.Struct("=Bxxxi4x"), 4
 _PORT = struct.Struct("=I")
 _PORT_OFFSET = 12  # nlmsg_pid in struct nlmsghdr
 _NFTABLES = 10
-# NFT_MSG_DELTABLE, …CHAIN, …RULE, …SET: a DEL of the last pod with such an object sends them, too.
-_DELETIONS = (2, 5, 8, 11)
-_PLUGINS_TABLE = "pycni"  # in each family that plugins use
+_DELSETELEM = 14  # NFT_MSG_DELSETELEM: each DEL of a pod sends it
 PODS = "rules of pods were deleted"
 LOST = "kernel events were lost"
 
@@ -75,7 +74,7 @@ def nft_reason(kind: int, part: bytes, watched: Watched, table: Table) -> str:
         return ""
     if (name, part[HEADER_SIZE]) == (table.name, table.family):
         return f"'{table}' of nftables was changed"
-    return PODS if name == _PLUGINS_TABLE and kind & 0xFF in _DELETIONS else ""
+    return PODS if changes.is_loss(kind, part) and kind & 0xFF != _DELSETELEM else ""
 
 
 def _link(kind: int, part: bytes, watched: Watched) -> str:

@@ -109,15 +109,23 @@ class Veth(Part):
         if _find(host, facts):
             raise attached_already(req, record)
 
+    def restore(self, _req: Request, host: Host, _record: Record, facts: VethFacts) -> None:
+        """Set the host's end up; a pair that is gone stays gone."""
+        link = _find(host, facts)
+        if link and not link.up:
+            host.netns.netlink.set_up(link.index)
+
     def present(self, host: Host, _record: Record, facts: VethFacts) -> Iterator[Owned]:
-        """Yield the pair, by the host's end."""
+        """Yield the pair, by the host's end, and its state if that is down."""
         from cni_common.node.owned import Owned
 
         link = _find(host, facts)
         port = host.netns.netlink.link_at(link.master) if link and link.master else None
         where = f", port of '{port.name}'" if port else ""
         what = f"'{facts.host_end}' ({facts.host_end_mac}){where}"
-        yield Owned(self.name, what, link is not None)
+        yield Owned(self.name, what, link is not None, final=True)
+        if link and not link.up:
+            yield Owned(self.name, f"'{facts.host_end}', up", present=False)
 
     def devices(self, facts: VethFacts) -> Iterator[str]:
         """Yield the host's end."""
@@ -210,15 +218,21 @@ class Masquerade(Part):
             )
 
     def restore(self, req: Request, host: Host, record: Record, facts: MasqueradeFacts) -> None:
-        """Add the elements again, with the base around them; chains of iptables stay lost."""
-        if facts.backend != "iptables":
-            masquerade.add(
-                host.netns,
-                masquerade.owner_of(record),
-                [ip_interface(text) for text in facts.addresses],
-                backend=facts.backend,
-                holder_of=lambda text, address: _holder_of(req, host, text, address),
-            )
+        """Add the elements again, with the base around them, or the chain and what leads to it."""
+        addresses = [ip_interface(text) for text in facts.addresses]
+        if facts.backend == "iptables":
+            from cni_common.node import masquerade_iptables
+
+            names = record.network, record.attachment
+            masquerade_iptables.add(host.netns, *names, addresses, again=True)
+            return
+        masquerade.add(
+            host.netns,
+            masquerade.owner_of(record),
+            addresses,
+            backend=facts.backend,
+            holder_of=lambda text, address: _holder_of(req, host, text, address),
+        )
 
     def present(self, host: Host, record: Record, facts: MasqueradeFacts) -> Iterator[Owned]:
         """Yield the chain of iptables, or the elements of nftables."""
@@ -341,13 +355,13 @@ class Configuration(Part):
             mac, mtu = (link.mac, link.mtu) if link else ("", 0)
             if pair and pair.container_mac:
                 what, setting = f"{pair.container_mac} of '{ifname}'", f"mac of {ifname}"
-                yield Owned("mac", what, mac == pair.container_mac, setting=setting)
-            what = f"{facts.mtu} of '{ifname}'"
-            yield Owned("mtu", what, mtu == facts.mtu, setting=f"mtu of {ifname}")
+                yield Owned("mac", what, mac == pair.container_mac, setting=setting, final=True)
+            what, setting = f"{facts.mtu} of '{ifname}'", f"mtu of {ifname}"
+            yield Owned("mtu", what, mtu == facts.mtu, setting=setting, final=True)
             for what, there in veth.found_addresses(container, link, expected):
-                yield Owned("address", f"{what} of '{ifname}'", there)
+                yield Owned("address", f"{what} of '{ifname}'", there, final=True)
             for what, there in veth.found_routes(container, link, expected):
-                yield Owned("route", f"{what} over '{ifname}'", there)
+                yield Owned("route", f"{what} over '{ifname}'", there, final=True)
 
     def addresses(self, facts: ConfigurationFacts) -> list[str]:
         """Return them with prefix length."""

@@ -100,6 +100,7 @@ class Part:
     facts: type[Any]  # a dataclass, as record.load has it
     shared = False  # True: its objects are other attachments' too, and stay; JSON has its facts
     lasting = False  # True: its objects are files, which outlive the node's boot and its records
+    inside = False  # True: all of it is in the container, which may have changed it on purpose
 
     @property
     def name(self) -> str:
@@ -256,14 +257,19 @@ class Lifecycle:
             for part in self.parts:
                 steps.attempt(part.name, partial(part.collect, req, host, self.plugin))
 
-    def restore(self, req: Request, host: Host, record: Record) -> list[str]:
+    def restore(
+        self, req: Request, host: Host, record: Record, *, inside: bool = True
+    ) -> list[str]:
         """Put back what parts in `record` lack, in the order of ADD; return what is back.
 
-        `req` is the ADD of the attachment, whose container lives. Raises an ExceptionGroup.
+        `req` is the ADD of the attachment, whose container lives; without `inside` its own
+        settings stay as they are. Raises an ExceptionGroup.
         """
         restored: list[str] = []
         with BestEffort() as steps:
             for part, facts in reversed([*self.noted(record)]):
+                if part.inside and not inside:
+                    continue
                 step = partial(_restore, part, req, host, record=record, facts=facts)
                 steps.attempt(part.name, partial(_extend, restored, step))
         return restored
@@ -278,7 +284,9 @@ class Lifecycle:
     def present(self, host: Host, record: Record) -> Iterator[Owned]:
         """Yield each object in `record`, and whether it is there. Raises CNIError, OSError."""
         for part, facts in self.noted(record):
-            yield from part.present(host, record, facts)
+            restores = type(part).restore is not Part.restore
+            for one in part.present(host, record, facts):
+                yield one if restores else replace(one, final=True)
 
     def _collect(self, req: Request, host: Host, steps: BestEffort) -> None:
         """Tear down what the runtime does not name and no container lives for.

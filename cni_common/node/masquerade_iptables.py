@@ -36,8 +36,18 @@ class Jump:
     source: Address
 
 
-def add(netns: NetNS, network: str, attachment: Attachment, addresses: Sequence[Cidr]) -> None:
-    """Masquerade packets from `addresses` that leave their subnets. Raises CNIError."""
+def add(
+    netns: NetNS,
+    network: str,
+    attachment: Attachment,
+    addresses: Sequence[Cidr],
+    *,
+    again: bool = False,
+) -> None:
+    """Masquerade packets from `addresses` that leave their subnets. Raises CNIError.
+
+    `again`: part of it may be there, and is replaced.
+    """
     chain = chain_of(network, attachment)
     mark = iptables.comment(network, attachment.containerid)
     for version, command in iptables.COMMANDS.items():
@@ -48,7 +58,9 @@ def add(netns: NetNS, network: str, attachment: Attachment, addresses: Sequence[
         rules = [f"-A {chain} -d {cidr.network} {mark} -j ACCEPT" for cidr in own]
         rules.append(f"-A {chain} ! -d {_MULTICAST[version]} {mark} -j MASQUERADE")
         rules += [f"-A {_POSTROUTING} -s {cidr.ip} {mark} -j {chain}" for cidr in own]
-        iptables.restore(netns, iptables.find(f"{command}-restore"), [f":{chain} - [0:0]", *rules])
+        jumps = _jumps(netns, iptables.find(command), chain) if again else []
+        rules = [f":{chain} - [0:0]", *(f"-D{line.removeprefix('-A')}" for line in jumps), *rules]
+        iptables.restore(netns, iptables.find(f"{command}-restore"), rules)
 
 
 def check(

@@ -28,6 +28,7 @@ class Owned:
     shared: bool = False  # stays when the attachment goes
     # Another plugin of the chain may set it anew, then what that has noted counts: "mtu of eth0".
     setting: str = ""
+    final: bool = False  # once it is lost, only a new ADD of the attachment makes it
 
 
 @dataclass(frozen=True, slots=True)

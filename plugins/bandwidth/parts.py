@@ -106,6 +106,9 @@ class Limits(Part):
             found = host.netns.netlink.identify(block.device)
             mine = found is not None and found[1] == block.mac
             yield Owned("ifb", f"'{block.device}' ({block.mac})", mine)
+            if mine and found and not is_shaper(tc.root(host.netns.netlink.channel, found[0])):
+                what = f"of traffic from the container, on '{block.device}'"
+                yield Owned("limit", what, present=False)
         if facts.egress:
             targets = ifb.redirections(host.netns, link) if link else set()
             what = f"from '{facts.host_end}' to '{block.device if block else ''}'"

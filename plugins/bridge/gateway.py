@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from cni_common.kernel.link import Link
     from cni_common.kernel.netns import NetNS
-    from cni_common.spec.names import Address, Cidr
+    from cni_common.spec.names import Address, Cidr, Subnet
     from cni_common.spec.result import Result
     from plugins.bridge.conf import Conf
 
@@ -123,6 +123,35 @@ def _add_subnet_routes(host: NetNS, link: Link, result: Result) -> None:
         except NetlinkError as error:
             if error.errno != errno.EEXIST:  # another container's ADD has added it
                 raise veth.refused(error, host, link.name) from None
+
+
+def lost_routes(host: NetNS, link: Link, result: Result) -> list[Subnet]:
+    """Return the subnets of `result` to which no route leads over the gateway's `link`.
+
+    That of a single address has none.
+    """
+    subnets = {
+        ip.address.network
+        for ip in result.ips
+        if ip.gateway is not None
+        and ip.address.network.num_addresses > 1
+        and host.netlink.route_to(ip.address.ip)[1] != link.index
+    }
+    if not subnets:
+        return []
+    # Another interface may have a narrower route, as ADD has said.
+    present = {route.dst for route in host.netlink.routes(link.index)}
+    return sorted(subnets - present, key=str)
+
+
+def put_back_routes(host: NetNS, link: Link, result: Result) -> None:
+    """Add the routes that `lost_routes` finds; they go with the gateways. Raises NetlinkError."""
+    for subnet in lost_routes(host, link, result):
+        gateway = next((one.ip for one in gateways(result) if one.network == subnet), None)
+        route = Route(subnet, scope=RT_SCOPE_LINK if subnet.version == 4 else None)
+        source = gateway if subnet.version == 4 else None
+        message = route_message(link.index, route, source=source, exclusive=True)
+        host.netlink.channel.exchange([message])
 
 
 def detours(host: NetNS, link: Link, result: Result) -> Iterator[str]:

@@ -65,6 +65,14 @@ def add(host: NetNS, port: str, mac: str) -> None:
     LAYOUT.add(host, [TABLE.add_element(*key) for key in _keys(port, mac)])
 
 
+def put_back(host: NetNS, port: str, mac: str) -> None:
+    """Make what `add` made and is missing. Raises NetlinkError."""
+    keys = _keys(port, mac)
+    found = TABLE.present(host, keys)
+    lost = [key for key, element in zip(keys, found, strict=True) if element is None]
+    nft_table.apply(host, [*LAYOUT.base(), *(TABLE.add_element(*key) for key in lost)])
+
+
 def remove(host: NetNS, port: str, mac: str) -> None:
     """Remove the elements of `add`. Raises NetlinkError."""
     _remove_elements(host, _keys(port, mac))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import ip_interface
 from typing import TYPE_CHECKING
@@ -11,13 +11,18 @@ from cni_common.node.interface import (
     CONFIGURATION,
     IPAM,
     MASQUERADE,
+    ConfigurationFacts,
     Veth,
     VethFacts,
     forwarding,
+    ips_in,
 )
-from cni_common.node.lifecycle import Lifecycle, Part
+from cni_common.node.lifecycle import Lifecycle, Part, recorded_add
 from cni_common.node.masquerade import owner_of
-from plugins.bridge import macfilter
+from cni_common.spec.result import Result
+from cni_common.spec.wire import fold
+from plugins.bridge import gateway, macfilter, port
+from plugins.bridge.conf import SCHEMA, Conf
 from plugins.bridge.gateway import Claims
 
 if TYPE_CHECKING:
@@ -30,7 +35,7 @@ if TYPE_CHECKING:
     from cni_common.node.record import Record
     from cni_common.spec.names import Cidr
     from cni_common.spec.request import Request
-    from plugins.bridge.conf import Conf
+    from cni_common.spec.result import IPConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +51,32 @@ class Port(Part):
 
     facts = PortFacts
 
+    def restore(self, req: Request, host: Host, record: Record, _facts: PortFacts) -> None:
+        """Make the bridge if it is gone, and the host's end its port, with flags and VLANs."""
+        conf = Conf.of(req)
+        bridge = port.ensure_bridge(host.netns, conf)
+        link = _port_of(host, record)
+        if link is None:
+            return
+        if link.master != bridge.index:
+            host.netns.netlink.set_master(link.index, bridge.index)
+        port.configure(host.netns, link, conf, anew=True)
+
     def present(self, host: Host, record: Record, facts: PortFacts) -> Iterator[Owned]:
-        """Yield the bridge, and the port if it is in none or in another one."""
+        """Yield the bridge, and the port if it is in none, in another one or altered."""
         from cni_common.node.owned import Owned
 
         bridge = host.netns.netlink.link(facts.bridge)
         there = bridge is not None and bridge.kind == "bridge" and bridge.up
         yield Owned("bridge", f"'{facts.bridge}', up", there, shared=True)
-        pair = record.get(VethFacts)
-        link = host.netns.netlink.link(pair.host_end) if pair else None
-        if bridge and link and link.master != bridge.index:
+        link = _port_of(host, record)
+        if not link or not bridge:
+            return
+        if link.master != bridge.index:
             yield Owned(self.name, f"'{link.name}' of '{facts.bridge}'", present=False)
+            return
+        for what in port.altered(host.netns, _conf_of(record), link):
+            yield Owned(self.name, what, present=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +107,10 @@ class MacFilter(Part):
             for what in macfilter.gc(host.netns):
                 host.log(f"GC removes {what}")
 
+    def restore(self, _req: Request, host: Host, _record: Record, facts: MacFilterFacts) -> None:
+        """Add what is missing."""
+        macfilter.put_back(host.netns, facts.port, facts.mac)
+
     def present(self, host: Host, _record: Record, facts: MacFilterFacts) -> Iterator[Owned]:
         """Yield the filter."""
         from cni_common.node.owned import Owned, lost_rules
@@ -103,26 +127,26 @@ class MacFilter(Part):
         """Yield the filters of ports that are gone, also the reference's."""
         from cni_common.node.owned import Stray
 
-        for port in macfilter.orphans(host.netns):
+        for name in macfilter.orphans(host.netns):
             yield Stray(
                 self.name,
-                f"port '{port}' of {macfilter.TABLE}",
+                f"port '{name}' of {macfilter.TABLE}",
                 (),
-                owner=port,
+                owner=name,
                 addresses=frozenset(),
                 reason="the port is gone, and no record names it",
-                remove=partial(_remove, host, port),
+                remove=partial(_remove, host, name),
                 idle=True,
             )
-        for port, owner in macfilter.orphans_of_reference(host.netns):
+        for name, owner in macfilter.orphans_of_reference(host.netns):
             yield Stray(
                 self.name,
-                f"port '{port}' of table bridge nat, for '{owner}' (reference plugin)",
+                f"port '{name}' of table bridge nat, for '{owner}' (reference plugin)",
                 (),
                 owner="",
                 addresses=frozenset(),
                 reason="the port is gone",
-                remove=partial(_remove_of_reference, host, port, owner),
+                remove=partial(_remove_of_reference, host, name, owner),
                 idle=True,
             )
 
@@ -148,8 +172,26 @@ class Gateway(Part):
     facts = GatewayFacts
     shared = True
 
-    def present(self, host: Host, _record: Record, facts: GatewayFacts) -> Iterator[Owned]:
-        """Yield the addresses as one object, present if the interface has all of them."""
+    def restore(self, req: Request, host: Host, record: Record, _facts: GatewayFacts) -> None:
+        """Add the addresses again, with routes to their subnets, and forward; displace no other."""
+        conf = replace(Conf.of(req), force_address=False)
+        bridge = port.ensure_bridge(host.netns, conf)
+        result = Result(ips=_ips_of(record))
+        link = gateway.ensure(
+            host.netns,
+            conf,
+            bridge,
+            result,
+            claims=lambda link, cidr: claims(req, host, conf, link, cidr),
+            log=host.log,
+        )
+        gateway.put_back_routes(host.netns, link, result)
+
+    def present(self, host: Host, record: Record, facts: GatewayFacts) -> Iterator[Owned]:
+        """Yield the addresses as one object, present if the interface has all of them.
+
+        Routes to their subnets are yielded where they are missing.
+        """
         from cni_common.node.owned import Owned
 
         netlink = host.netns.netlink
@@ -157,6 +199,10 @@ class Gateway(Part):
         found = {str(cidr) for cidr, _ in netlink.addresses(link.index)} if link else set()
         what = f"'{facts.interface}' {' '.join(facts.addresses)}"
         yield Owned(self.name, what, found.issuperset(facts.addresses), shared=True)
+        if link and found.issuperset(facts.addresses):
+            for subnet in gateway.lost_routes(host.netns, link, Result(ips=_ips_of(record))):
+                what = f"to {subnet} over '{link.name}' of the host"
+                yield Owned("route", what, present=False, shared=True)
         versions = {ip_interface(text).version for text in facts.addresses}
         yield from forwarding(host, versions)
 
@@ -192,6 +238,23 @@ def _foreign_ports(host: Host, bridge: Link) -> list[str]:
     known = {facts.host_end for record in records if (facts := record.get(VethFacts))}
     ports = (link.name for link in host.netns.netlink.links() if link.master == bridge.index)
     return sorted(f"'{name}'" for name in ports if name not in known)
+
+
+def _port_of(host: Host, record: Record) -> Link | None:
+    """Return the host's end of a recorded attachment, None if it is gone."""
+    pair = record.get(VethFacts)
+    link = host.netns.netlink.link(pair.host_end) if pair else None
+    return link if pair and link and link.mac == pair.host_end_mac else None
+
+
+def _conf_of(record: Record) -> Conf:
+    """Return the configuration of a recorded ADD. Raises CNIError."""
+    req = recorded_add(record, "")
+    return Conf.of(replace(req, config=fold(req.config, SCHEMA)))
+
+
+def _ips_of(record: Record) -> list[IPConfig]:
+    return ips_in(record.get(ConfigurationFacts) or ConfigurationFacts())
 
 
 def _is_in_bridge(req: Request, host: Host, end: Link) -> bool:

@@ -106,9 +106,9 @@ def fit_mtu(host: NetNS, bridge: Link, conf: Conf) -> int:
     return conf.mtu
 
 
-def configure(host: NetNS, port: Link, conf: Conf) -> None:
-    """Give the port its flags and VLANs."""
-    if conf.hairpin or conf.isolated:
+def configure(host: NetNS, port: Link, conf: Conf, *, anew: bool = False) -> None:
+    """Give the port its flags and VLANs; `anew`: somebody may have changed them."""
+    if conf.hairpin or conf.isolated or anew:
         host.netlink.set_port(port.index, hairpin=conf.hairpin, isolated=conf.isolated)
     if conf.vlans:
         keep = conf.preserve_default_vlan
@@ -170,16 +170,32 @@ def _check_port(host: NetNS, conf: Conf, port: Link, expected: Result) -> Iterat
         mtu = entry.mtu or conf.mtu
         if mtu not in (0, port.mtu):
             yield drifted(f"MTU of '{port.name}' is {port.mtu}, ADD gave {mtu}")
+    for flag, wanted in _altered_flags(conf, port):
+        found, due = ("off", "on") if wanted else ("on", "off")
+        remedy = f"run 'bridge link set dev {port.name} {flag} {due}'"
+        yield drifted(f"port flag {flag} of '{port.name}' is {found}", remedy)
+    for vid in _lost_vlans(host, conf, port):
+        yield drifted(f"VLAN {vid} of '{port.name}' is missing or altered")
+
+
+def altered(host: NetNS, conf: Conf, port: Link) -> Iterator[str]:
+    """Yield each flag and VLAN that `configure` gave the port and that it has not."""
+    for flag, wanted in _altered_flags(conf, port):
+        yield f"flag {flag} {'on' if wanted else 'off'} of '{port.name}'"
+    for vid in _lost_vlans(host, conf, port):
+        yield f"VLAN {vid} of '{port.name}'"
+
+
+def _altered_flags(conf: Conf, port: Link) -> Iterator[tuple[str, bool]]:
+    """Yield name and due value of each flag that is another."""
     for flag, is_set, wanted in (
         ("hairpin", port.hairpin, conf.hairpin),
         ("isolated", port.isolated, conf.isolated),
     ):
         if is_set != wanted:
-            found, due = ("on", "off") if is_set else ("off", "on")
-            remedy = f"run 'bridge link set dev {port.name} {flag} {due}'"
-            yield drifted(f"port flag {flag} of '{port.name}' is {found}", remedy)
-    if conf.vlans:
-        present = set(vlans_of(host.netlink, port.index))
-        for vlan in conf.vlans:
-            if vlan not in present:
-                yield drifted(f"VLAN {vlan.vid} of '{port.name}' is missing or altered")
+            yield flag, wanted
+
+
+def _lost_vlans(host: NetNS, conf: Conf, port: Link) -> Iterator[int]:
+    present = set(vlans_of(host.netlink, port.index)) if conf.vlans else set()
+    yield from (one.vid for one in conf.vlans if one not in present)

@@ -125,9 +125,12 @@ def missing(table: Filter, addresses: Collection[Address], admin: str) -> Iterat
     yield from _missing(table, [*wanted, *((ALLOWED, line) for line in lines_of(addresses))])
 
 
-def is_led_to(table: Filter) -> bool:
-    """Tell whether FORWARD leads to the rules of `admit`."""
-    return _has(table, FORWARD, TO_ALLOWED)
+def lost_jumps(table: Filter, admin: str) -> Iterator[str]:
+    """Yield the missing rules of `admit` that all attachments share, in words."""
+    if not _has(table, FORWARD, TO_ALLOWED):
+        yield f"rule of {FORWARD} that leads to {ALLOWED}"
+    if not _has(table, ALLOWED, override(admin)):
+        yield f"rule of {ALLOWED} that leads to {admin}"
 
 
 def admitted(table: Filter) -> list[Address]:
@@ -142,6 +145,14 @@ def is_isolated(table: Filter, bridge: str) -> bool:
     """Tell whether there are rules for the policy of a bridge."""
     rules = [*_rules_of(bridge, SAME_BRIDGE), *_rules_of(bridge, ISOLATED)]
     return any(_has(table, chain, line) for chain, line in rules)
+
+
+def is_whole(table: Filter, bridge: str) -> bool:
+    """Tell whether all rules of one policy of a bridge are there, and FORWARD leads to them."""
+    return _has(table, FORWARD, _TO_STAGE_1) and any(
+        all(_has(table, chain, line) for chain, line in _rules_of(bridge, policy))
+        for policy in (SAME_BRIDGE, ISOLATED)
+    )
 
 
 def isolate(table: Filter, bridge: str, policies: Collection[str]) -> None:

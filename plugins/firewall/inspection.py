@@ -34,8 +34,7 @@ def rules(host: Host, facts: FirewallFacts) -> Iterator[Owned]:
             what = f"rules of {address} in {cni_forward.ALLOWED} of {where}"
             yield Owned(_KIND, what, bool(holding))
         for table in holding:
-            if not cni_forward.is_led_to(table):
-                what = f"rule of {filter_tables.FORWARD} that leads to {cni_forward.ALLOWED}"
+            for what in cni_forward.lost_jumps(table, facts.admin_chain):
                 yield Owned(_KIND, f"{what} of {table.name}", present=False, shared=True)
 
 
@@ -50,9 +49,10 @@ def policies(host: Host, rules: FirewallFacts, facts: IsolationFacts) -> Iterato
             for version in filter_tables.VERSIONS
             for one in filter_tables.present(netns, version)
         ]
-        isolated = any(cni_forward.is_isolated(table, bridge) for table in tables)
+        isolated = [table for table in tables if cni_forward.is_isolated(table, bridge)]
         what = f"rules of bridge '{bridge}', {facts.policy}, in {cni_forward.STAGE_1}"
-        yield Owned(_KIND, what, isolated)
+        whole = bool(isolated) and all(cni_forward.is_whole(one, bridge) for one in isolated)
+        yield Owned(_KIND, what, whole)
         return
     there = bridge in isolation.bridges(netns)
     yield Owned(_KIND, f"bridge '{bridge}' in set '{isolation.BRIDGES}'", there)

@@ -75,6 +75,18 @@ class Firewall(Part):
             if facts.backend == FIREWALLD:
                 _ask_firewalld(req, host, facts)
 
+    def restore(self, req: Request, host: Host, record: Record, facts: FirewallFacts) -> None:
+        """Admit the addresses again; what is left of their rules is replaced."""
+        with Lock(host.records):
+            if facts.backend == FIREWALLD and facts.in_zone:
+                _return_to_zone(req, facts)
+            for version in facts.versions:
+                for table in filter_tables.present(host.netns, version):
+                    _remove_rules(host, record, table, facts)
+            facts = replace(facts, handles=[])  # another table may have such handles by now
+            record.put(facts)
+            _admit_by_rules(host, record, facts)
+
     def present(self, host: Host, _record: Record, facts: FirewallFacts) -> Iterator[Owned]:
         """Yield the rules of each address."""
         from plugins.firewall import inspection
@@ -111,6 +123,11 @@ class Isolation(Part):
                 steps.attempt("bridge", lambda: _ensure_policies(host, rules, facts, policies))
             if facts.port:  # the end of one pair, so no other attachment's
                 steps.attempt("port", lambda: isolation.open_port(host.netns, facts.port))
+
+    def restore(self, _req: Request, host: Host, record: Record, facts: IsolationFacts) -> None:
+        """Keep bridge and port apart again."""
+        with Lock(host.records):
+            _keep_apart(host, record, record.get(FirewallFacts) or FirewallFacts(), facts)
 
     def present(self, host: Host, record: Record, facts: IsolationFacts) -> Iterator[Owned]:
         """Yield what keeps bridge and port apart."""
@@ -169,17 +186,22 @@ def admit(req: Request, host: Host, attaching: Attaching) -> None:
     with Lock(host.records):
         if rules.backend == FIREWALLD:
             rules = _admit_by_firewalld(req, host, attaching, rules)
-        _admit_by_rules(host, attaching, rules)
+        _admit_by_rules(host, record, rules)
         if policy is None:
             return
         if rules.backend == IPTABLES and _has_unrecorded(host, record):
             policy = replace(policy, found=True)
             attaching.note(policy)
-        if not _is_as(host, rules, policy):
-            policies = {policy.policy, *_policies(host, record)}
-            _ensure_policies(host, rules, policy, policies)
-        if policy.port and rules.backend != IPTABLES:
-            isolation.close_port(host.netns, policy.port)
+        _keep_apart(host, record, rules, policy)
+
+
+def _keep_apart(host: Host, record: Record, rules: FirewallFacts, policy: IsolationFacts) -> None:
+    """Keep the bridge apart as all records want it, and the port as this one does."""
+    if not _is_as(host, rules, policy):
+        policies = {policy.policy, *_policies(host, record)}
+        _ensure_policies(host, rules, policy, policies)
+    if policy.port and rules.backend != IPTABLES:
+        isolation.close_port(host.netns, policy.port)
 
 
 def _admit_by_firewalld(
@@ -205,7 +227,16 @@ def _admit_by_firewalld(
     return rules
 
 
-def _admit_by_rules(host: Host, attaching: Attaching, rules: FirewallFacts) -> None:
+def _return_to_zone(req: Request, facts: FirewallFacts) -> None:
+    """Put those addresses back into their zone that firewalld has lost. Raises CNIError."""
+    from plugins.firewall import firewalld
+
+    environ = facts.environ(req.environ)
+    lost = [one for one in facts.parsed if any(firewalld.missing(environ, facts.zone, [one]))]
+    firewalld.add(environ, facts.zone, lost)
+
+
+def _admit_by_rules(host: Host, record: Record, rules: FirewallFacts) -> None:
     """Make the rules of table filter, and note their handles."""
     handles: list[int] = []
     for version, own in _by_version(rules.parsed):
@@ -216,7 +247,7 @@ def _admit_by_rules(host: Host, attaching: Attaching, rules: FirewallFacts) -> N
             else:
                 cni_forward.admit(table, own, rules.admin_chain)
     if len(handles) == 2 * len(rules.addresses) > 0:
-        attaching.note(replace(rules, handles=handles))
+        record.put(replace(rules, handles=handles))
 
 
 def _handles(host: Host, version: int) -> set[int]:

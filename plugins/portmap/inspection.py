@@ -40,6 +40,8 @@ def present(host: Host, record: Record, facts: HostPortsFacts) -> Iterator[Owned
         yield Owned("iptables", f"chain {chain} of table nat", there)
         if there and not own_chains.is_led_to(host.netns, chain):
             yield Owned("iptables", f"rule of {DNAT} that leads to {chain}", present=False)
+        for what in own_chains.bare(host.netns, chain) if there else ():
+            yield Owned("iptables", what, present=False, shared=True)
         return
     keys = nftables.keys_of(facts)
     found = TABLE.present(host.netns, keys)
@@ -61,10 +63,12 @@ def localnet(host: Host, facts: RouteLocalnetFacts) -> Iterator[Owned]:
     name = route_localnet.sysctl_of(facts.interface)
     try:
         # Where it cannot be set, ADD has said so.
-        there = host.netns.sysctl(name) == "1" or host.netns.sysctl_is_read_only(name)
+        there, is_gone = host.netns.sysctl(name) == "1", False
+        there = there or host.netns.sysctl_is_read_only(name)
     except FileNotFoundError:  # it is gone with its interface
-        there = False
-    yield Owned("route-localnet", f"sysctl {name}", there, shared=not facts.private)
+        there, is_gone = False, True
+    what = f"sysctl {name}"
+    yield Owned("route-localnet", what, there, shared=not facts.private, final=is_gone)
     if there and not route_localnet.is_guarded(host.netns, facts.interface):
         what = f"guard of 127.0.0.0/8 on '{facts.interface}' in {TABLE}"
         yield Owned("route-localnet", what, present=False, shared=True)

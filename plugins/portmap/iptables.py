@@ -102,6 +102,22 @@ def is_led_to(netns: NetNS, chain: str) -> bool:
     )
 
 
+def bare(netns: NetNS, chain: str) -> Iterator[str]:
+    """Yield what else an attachment's chain needs and is missing, in words."""
+    for version, command in iptables.COMMANDS.items():
+        for binary in iptables.binaries(netns, version, chain):
+            lines = iptables.listing(netns, binary)
+            if not any(line.startswith(f"-A {chain} ") for line in lines):
+                yield f"rules of {command} chain {chain}"
+            for hook in _HOOKS[:2]:
+                jumps = (one for one in lines if one.startswith(f"-A {hook} "))
+                if not any(one.endswith(f" -j {DNAT}") for one in jumps):
+                    yield f"{command} rule of {hook} that leads to {DNAT}"
+            is_marked = any(one.endswith(f" -j {SETMARK}") for one in lines)
+            if is_marked and not any(one.endswith(f" -j {MASQUERADE}") for one in lines):
+                yield f"{command} rule of {_HOOKS[2]} that leads to {MASQUERADE}"
+
+
 def remove_of_reference(host: Host, conf: Conf, network: str, containerid: str) -> None:
     """Remove the mappings of the reference's portmap for this container, with either backend.
 

@@ -110,8 +110,11 @@ class HostPorts(Part):
             nftables.remove_all_unused(host)
 
     def restore(self, req: Request, host: Host, _record: Record, facts: HostPortsFacts) -> None:
-        """Add the elements again, with chains and conditions; chains of iptables stay lost."""
+        """Add the elements again, with chains and conditions, or the chain of iptables."""
         if facts.backend == IPTABLES:
+            from plugins.portmap import iptables
+
+            iptables.add(host, Conf.of(req), req.network, req.attachment)
             return
         from plugins.portmap import services
 
@@ -169,7 +172,9 @@ class RouteLocalnet(Part):
     def restore(
         self, _req: Request, host: Host, _record: Record, facts: RouteLocalnetFacts
     ) -> None:
-        """Set the sysctl again, behind its guard."""
+        """Set the sysctl again, behind its guard, unless the interface is gone."""
+        if host.netns.netlink.identify(facts.interface) is None:
+            return
         egress = route_localnet.Egress(facts.interface, ours=True, private=facts.private)
         route_localnet.ensure(host, egress)
 

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cni_common.node.lifecycle import Lifecycle, Part
+from cni_common.node.lifecycle import Lifecycle, Part, in_container
 from cni_common.spec.undo import BestEffort
 from plugins.tuning import device, sysctl
 from plugins.tuning.conf import backup_path
@@ -37,12 +37,23 @@ class Interface(Part):
     """Attributes of the container's interface."""
 
     facts = InterfaceFacts
+    inside = True
 
     def teardown(self, req: Request, host: Host, record: Record, facts: InterfaceFacts) -> None:
         """Restore the attributes of the interface, if it still exists."""
         container = _container(req, host, record)
         if container:
             _restore(req, container, device.of_json(facts.before))
+
+    def restore(self, req: Request, host: Host, record: Record, facts: InterfaceFacts) -> None:
+        """Set the attributes as ADD did."""
+
+        def act(container: NetNS) -> None:
+            link = container.netlink.link(req.ifname)
+            if link:
+                device.apply(container, link, device.of_json(facts.after))
+
+        in_container(req, host, record, act)
 
     def present(self, _host: Host, record: Record, facts: InterfaceFacts) -> Iterator[Owned]:
         """Yield each attribute, if the container's namespace can be entered."""
@@ -72,12 +83,22 @@ class Sysctls(Part):
     """Sysctls of the container's namespace."""
 
     facts = SysctlsFacts
+    inside = True
 
     def teardown(self, req: Request, host: Host, record: Record, facts: SysctlsFacts) -> None:
         """Restore those that have not been changed since ADD."""
         container = _container(req, host, record)
         if container:
             sysctl.restore(container, facts.before, facts.after)
+
+    def restore(self, req: Request, host: Host, record: Record, facts: SysctlsFacts) -> None:
+        """Set the sysctls as ADD did."""
+        wanted = {path: value for path, value in facts.after.items() if value is not None}
+
+        def act(container: NetNS) -> None:
+            sysctl.write(container, wanted, facts.before)
+
+        in_container(req, host, record, act)
 
     def present(self, _host: Host, record: Record, facts: SysctlsFacts) -> Iterator[Owned]:
         """Yield each sysctl that can be read, if the container's namespace can be entered."""
