@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cni_common.kernel.netns import NetNS
 from cni_common.node.record import dump
 from cni_common.spec.errors import CNIError
-from commands import DONE, FAILED, FOUND, lookup, view
+from commands import DONE, FOUND, lookup, view
 from commands.node import Known, Node
 
 if TYPE_CHECKING:
@@ -17,18 +17,16 @@ if TYPE_CHECKING:
     from cni_common.node.host import Host
     from cni_common.node.owned import Owned
     from cni_common.spec.request import Attachment
-    from commands.dumps import Dump
+    from commands.kernel.dumps import Dump
     from commands.node import Tenancy
 
     Json = dict[str, object]
-
-_NAMED_MAX = 5  # ids that a message quotes
 
 
 def run(options: Namespace, host: Host) -> int:
     """Print what is known of a container; FOUND when that is nothing, or something is missing.
 
-    FAILED when several containers could be meant.
+    Raises RefusedError when several containers could be meant.
     """
     node = Node(host, options.data_dir)
     nameless = sum(one.damage != "" and not one.attachment.containerid for one in node.records)
@@ -37,28 +35,11 @@ def run(options: Namespace, host: Host) -> int:
             f"pycni explain: {nameless} attachment records do not say of which container they are;"
             " pycni audit lists them"
         )
-    found = lookup.find(node, options.container, options.by)
-    if len(found) > 1 and lookup.ID not in found.values():
-        # A pod keeps its name when it gets a new container, and an address may be given anew.
-        alive = lookup.living(node, found)
-        found = {alive[0]: found[alive[0]]} if len(alive) == 1 else found
-    if len(found) > 1:
-        host.log(f"pycni explain: {_several(options.container, found)}")
-        return FAILED
+    found = lookup.choose(node, options)
     if not found:
         host.log(f"pycni explain: nothing is known of container '{options.container}'")
         return FOUND
-    return _explain(options, node, next(iter(found)))
-
-
-def _several(word: str, found: dict[str, str]) -> str:
-    more = ", …" if len(found) > _NAMED_MAX else ""
-    some = list(found.items())[:_NAMED_MAX]
-    if set(found.values()) == {lookup.ID}:
-        ids = ", ".join(containerid for containerid, _ in some)
-        return f"'{word}' is the beginning of several ids: {ids}{more}"
-    ids = ", ".join(f"{containerid} (by {way})" for containerid, way in some)
-    return f"'{word}' can mean several containers: {ids}{more}; give an id, or --by"
+    return _explain(options, node, found)
 
 
 def _explain(options: Namespace, node: Node, containerid: str) -> int:
@@ -158,7 +139,7 @@ class _Attachment:
 
     def kernel(self) -> list[tuple[str, Dump]]:
         """Return what the kernel has of it now, and where: in the container or on the host."""
-        from commands import dumps
+        from commands.kernel import dumps
 
         devices = [name for part, facts in self._noted for name in part.devices(facts) if name]
         addresses = [text for part, facts in self._noted for text in part.addresses(facts)]
@@ -170,7 +151,7 @@ class _Attachment:
         return found
 
     def _inside(self, path: str) -> list[Dump]:
-        from commands import dumps
+        from commands.kernel import dumps
 
         try:
             netns = NetNS(path)

@@ -6,8 +6,10 @@ from ipaddress import ip_interface
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.netns import identity
+from commands.verb import RefusedError
 
 if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
     from collections.abc import Callable, Iterable, Iterator
 
     from commands.node import Known, Node
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     Way = Callable[[Node, str], Iterable[str]]
 
 _PORT_MAX = 65535
+_NAMED_MAX = 5  # ids that a message quotes
 
 
 def find(node: Node, word: str, by: str = "") -> dict[str, str]:
@@ -30,6 +33,31 @@ def find(node: Node, word: str, by: str = "") -> dict[str, str]:
             for containerid in way(node, word):
                 found.setdefault(containerid, name)
     return found
+
+
+def choose(node: Node, options: Namespace) -> str:
+    """Return the id of the container that `options` ask for, "" if nothing is known of it.
+
+    Raises RefusedError if several could be meant.
+    """
+    found = find(node, options.container, options.by)
+    if len(found) > 1 and ID not in found.values():
+        # A pod keeps its name when it gets a new container, and an address may be given anew.
+        alive = living(node, found)
+        found = {alive[0]: found[alive[0]]} if len(alive) == 1 else found
+    if len(found) > 1:
+        raise RefusedError(_several(options.container, found))
+    return next(iter(found), "")
+
+
+def _several(word: str, found: dict[str, str]) -> str:
+    more = ", …" if len(found) > _NAMED_MAX else ""
+    some = list(found.items())[:_NAMED_MAX]
+    if set(found.values()) == {ID}:
+        ids = ", ".join(containerid for containerid, _ in some)
+        return f"'{word}' is the beginning of several ids: {ids}{more}"
+    ids = ", ".join(f"{containerid} (by {way})" for containerid, way in some)
+    return f"'{word}' can mean several containers: {ids}{more}; give an id, or --by"
 
 
 def living(node: Node, containerids: Iterable[str]) -> list[str]:
@@ -108,3 +136,19 @@ WAYS: dict[str, Way] = {
     "interface": _by_interface,
     "pid": _by_pid,
 }
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Add the word, and --by."""
+    parser.add_argument(
+        "container",
+        metavar="CONTAINER",
+        help="its id or how that begins, pod (namespace/name or name), address, path of its network"
+        " namespace, port of the host, interface of the host, or PID of one of its processes",
+    )
+    parser.add_argument(
+        "--by",
+        default="",
+        choices=tuple(WAYS),
+        help="what CONTAINER is, where it could be several",
+    )

@@ -15,9 +15,11 @@ from cni_common.serve.stdio import write_all
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any
 
 WIDTH = 80  # of text that goes into a file
 _WIDTH_MIN = 40  # a narrower terminal breaks lines by itself
+_LABEL_MAX = 20  # columns
 _SHORT, _LONG = 12, re.compile(r"[0-9a-f]{32,}")
 _RICH_ROWS_MAX = 2000  # rich takes 2 ms a row, too many to read
 _STYLES = {  # of what a cell says, whichever column it is in
@@ -48,9 +50,24 @@ def is_terminal() -> bool:
     return os.isatty(1) and not plain
 
 
-def write_json(value: Mapping[str, object]) -> None:
-    """Print a JSON object."""
-    _write(f"{json.dumps(value, indent=2)}\n")
+def write_json(value: Mapping[str, object], *, in_line: bool = False) -> None:
+    """Print a JSON object; of many that follow each other, each in one line."""
+    _write(f"{json.dumps(value, indent=None if in_line else 2)}\n")
+
+
+def write_lines(text: str) -> None:
+    """Print lines of text."""
+    _write("".join(f"{printable(line)}\n" for line in text.splitlines()))
+
+
+def plain(value: Any) -> Any:
+    """Return dataclasses, and what is in them, as what JSON has."""
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    names = getattr(value, "__match_args__", None)
+    return value if names is None else {name: plain(getattr(value, name)) for name in names}
 
 
 def write_line(text: str = "") -> None:
@@ -82,6 +99,32 @@ def write_text(text: str, *, style: str = "", indent: str = "", more_indent: str
 
         lines = [Style.parse(style).render(line) for line in lines]
     _write("".join(f"{line}\n" for line in lines))
+
+
+def write_page(lines: Sequence[tuple[str, str]], *, again: bool = False) -> None:
+    """Print pairs of a label and a text, each pair without a text as the heading of what follows.
+
+    On a terminal, a page that comes `again` and again takes the place of the one before.
+    """
+    column = min(max((len(label) for label, text in lines if text), default=0), _LABEL_MAX)
+    bold, plain = ("\x1b[1m", "\x1b[0m") if is_terminal() else ("", "")
+    page = []
+    for number, (label, text) in enumerate(lines):
+        if text:
+            page += _folded(printable(label).ljust(column) if label else "", printable(text))
+        else:
+            page += ([""] if number else []) + [f"{bold}{printable(label)}{plain}"]
+    start = "\x1b[H\x1b[2J" if again and is_terminal() else ""
+    end = "\n" if again and not start else ""
+    _write(start + "".join(f"{line}\n" for line in page) + end)
+
+
+def _folded(label: str, text: str) -> list[str]:
+    """Return a line of a page, broken between words if it is long; no word is broken."""
+    lead = f"  {label}  " if label else "  "
+    room = width() - len(lead)
+    lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
+    return [f"{lead if not n else ' ' * len(lead)}{line}" for n, line in enumerate(lines)]
 
 
 def write_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:

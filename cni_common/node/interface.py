@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cni_common.kernel.link import Link, VethEnd
     from cni_common.node.host import Host
     from cni_common.node.lifecycle import Attaching, Unrecorded
-    from cni_common.node.owned import Owned, Stray
+    from cni_common.node.owned import Owned, Stray, Usage
     from cni_common.node.record import Record
     from cni_common.spec.names import Address, Cidr
     from cni_common.spec.request import Request
@@ -257,6 +257,13 @@ class Masquerade(Part):
             yield Owned(self.name, what, there)
         chain = masquerade.chain_of(record.network, cidrs)
         yield from lost_rules(self.name, masquerade.LAYOUT, host.netns, chain)
+
+    def usage(self, host: Host, record: Record, facts: MasqueradeFacts) -> Iterator[Usage]:
+        """Yield each address."""
+        from cni_common.node.owned import Usage
+
+        for text in facts.addresses:
+            yield Usage(self.name, str(ip_interface(text).ip))
 
     def strays(self, host: Host) -> list[Stray]:
         """Return the elements of nftables, and what the reference has made."""

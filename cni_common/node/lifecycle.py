@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cni_common.kernel.netns import NetNS
     from cni_common.node.host import Host
     from cni_common.node.liveness import Liveness
-    from cni_common.node.owned import Holding, Owned, Stray
+    from cni_common.node.owned import Holding, Owned, Stray, Usage
     from cni_common.node.record import Record
     from cni_common.spec.names import Address
     from cni_common.spec.undo import Undo
@@ -135,6 +135,10 @@ class Part:
 
     def present(self, host: Host, record: Record, facts: Any) -> Iterable[Owned]:
         """Yield each object in `facts`, and whether it is there. Raises CNIError, OSError."""
+        return ()
+
+    def usage(self, host: Host, record: Record, facts: Any) -> Iterable[Usage]:
+        """Yield what the part does with traffic, and how often. Raises CNIError, OSError."""
         return ()
 
     def devices(self, facts: Any) -> Iterable[str]:

@@ -32,6 +32,16 @@ class Owned:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """What a part does with the container's traffic, and how often it was done."""
+
+    kind: str  # as of Owned
+    what: str
+    packets: int | None = None  # None: nobody counts. Of NAT: the connections
+    bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Stray:
     """One object that is stale unless a record claims it or its address is in use."""
 

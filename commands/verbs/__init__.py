@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 VERBS = (
     "audit",
     "explain",
+    "inspect",
     "leases",
     "reclaim",
+    "topology",
 )
 
 

@@ -22,18 +22,7 @@ def _run(options: Namespace, host: Host) -> int:
 def _add_options(parser: ArgumentParser) -> None:
     from commands import lookup
 
-    parser.add_argument(
-        "container",
-        metavar="CONTAINER",
-        help="its id or how that begins, pod (namespace/name or name), address, path of its network"
-        " namespace, port of the host, interface of the host, or PID of one of its processes",
-    )
-    parser.add_argument(
-        "--by",
-        default="",
-        choices=tuple(lookup.WAYS),
-        help="what CONTAINER is, where it could be several",
-    )
+    lookup.add_options(parser)
     parser.add_argument(
         "--kernel",
         action="store_true",

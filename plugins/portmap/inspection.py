@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel import iptables
 from cni_common.kernel.nft_layout import TABLE
-from cni_common.node.owned import Owned, Stray, lost_rules
+from cni_common.node.owned import Owned, Stray, Usage, lost_rules
 from cni_common.spec.errors import CNIError, Code
 from plugins.portmap import iptables as own_chains
 from plugins.portmap import layout, nftables, route_localnet
+from plugins.portmap.claims import spans_of
 from plugins.portmap.conf import IPTABLES
 from plugins.portmap.route_localnet import DNAT
 from plugins.portmap.shared_ports import is_of_container, owner_of
@@ -56,6 +57,23 @@ def present(host: Host, record: Record, facts: HostPortsFacts) -> Iterator[Owned
         what = f"element for {layout.words_of(key)} of map {key[0]}"
         yield Owned("host-port", what, mine or next_one, shared=next_one)
     yield from lost_rules("host-port", layout.LAYOUT, host.netns, layout.PORTS, *facts.chains)
+
+
+def usage(host: Host, record: Record, facts: HostPortsFacts) -> Iterator[Usage]:
+    """Yield each port of the host that leads to the container, and where to."""
+    if facts.backend == IPTABLES:
+        for span in spans_of(facts):
+            yield Usage("host-port", str(span).removeprefix("host port").lstrip("s "))
+        return
+    for key, data in nftables.targets_of(facts).items():
+        yield Usage("host-port", f"{layout.ports_of(key)} to {_words_of_target(data)}")
+
+
+def _words_of_target(data: bytes) -> str:
+    address, port = nftables.target_of(data)
+    if not port:
+        return str(address)
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
 
 
 def localnet(host: Host, facts: RouteLocalnetFacts) -> Iterator[Owned]:

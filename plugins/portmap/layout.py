@@ -289,7 +289,16 @@ def words_of(key: Key) -> str:
     version = next(v for v, one in FAMILIES.items() if name.startswith((one.ports, one.hairpin)))
     if name == FAMILIES[version].hairpin:
         return f"the source {ip_address(first)}"
+    return f"host port{'s' if len(ends) > 1 else ''} {ports_of(key)} (IPv{version})"
+
+
+def ports_of(key: Key) -> str:
+    """Return the ports under a key of our maps: "8080/tcp", "192.0.2.1 8000-8099/udp"."""
+    from ipaddress import ip_address
+
+    ends = key[1:]
+    first = ends[0]
     where = f"{ip_address(first[:-8])} " if len(first) > 8 else ""
     numbers = "-".join(str(int.from_bytes(one[-4:-2], "big")) for one in ends)
     protocol = next(name for name, number in PROTOCOLS.items() if number == first[-8])
-    return f"host port{'s' if len(ends) > 1 else ''} {where}{numbers}/{protocol} (IPv{version})"
+    return f"{where}{numbers}/{protocol}"

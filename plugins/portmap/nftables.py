@@ -263,8 +263,15 @@ def _address_of(element: Element) -> Address:
     """Return the address of the container that an element leads to, or that its key is."""
     from ipaddress import ip_address
 
-    data = element.data
-    return ip_address(data[: 4 if len(data) in _IPV4_TARGET_BYTES else 16] or element.key)
+    return target_of(element.data)[0] if element.data else ip_address(element.key)
+
+
+def target_of(data: bytes) -> tuple[Address, int]:
+    """Return the address and the port in the data of an element, 0 for a range."""
+    from ipaddress import ip_address
+
+    size = 4 if len(data) in _IPV4_TARGET_BYTES else 16
+    return ip_address(data[:size]), int.from_bytes(data[size : size + 2], "big")
 
 
 class Claim:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from cni_common.node.host import Host
     from cni_common.node.lifecycle import Attaching, Unrecorded
-    from cni_common.node.owned import Owned, Stray
+    from cni_common.node.owned import Owned, Stray, Usage
     from cni_common.node.record import Record
     from cni_common.spec.request import Request
     from cni_common.spec.undo import Undo
@@ -128,6 +128,12 @@ class HostPorts(Part):
         from plugins.portmap import inspection
 
         return inspection.present(host, record, facts)
+
+    def usage(self, host: Host, record: Record, facts: HostPortsFacts) -> Iterator[Usage]:
+        """Yield each port, and where it leads."""
+        from plugins.portmap import inspection
+
+        return inspection.usage(host, record, facts)
 
     def strays(self, host: Host) -> list[Stray]:
         """Return the elements of each owner, and the chains, also the reference's."""

@@ -544,7 +544,9 @@ def test_examples(machine: Machine, tmp_path: Path) -> None:
 def test_wrong_namespace(machine: Machine, name: str) -> None:
     """In a namespace that is not the host's nothing could be judged."""
     words = [
-        w for w in words_of(machine, name, *["c1"] * (name == "explain")) if w != "--any-netns"
+        w
+        for w in words_of(machine, name, *["c1"] * (name in ("explain", "inspect")))
+        if w != "--any-netns"
     ]
 
     done = machine.try_command(machine.host, *words)

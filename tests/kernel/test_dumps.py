@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from cni_common.kernel.netns import NetNS
-from commands import dumps
+from commands.kernel import dumps
 from tests.kernel.test_commands import Alive, asked, config, pycni
 from tests.machine import Machine
 
@@ -61,7 +61,7 @@ def test_a_container_is_shown_as_it_is(machine: Machine) -> None:
         "default via 10.1.0.1",
         "192.0.2.0/24 via 10.1.0.1 metric 7 mtu 1300 table 1000",
         "192.0.3.0/24 via fd01::1",
-        "10.1.0.0/24",
+        "10.1.0.0/24 src 10.1.0.2",
     }
     assert _of(found, "queue") == ["tbf 5: of eth0, 0 packets dropped"]
     assert _of(found, "listener") == ["tcp 10.1.0.2 port 8080", "udp :: port 53"]
