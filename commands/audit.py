@@ -7,7 +7,8 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from cni_common.node.liveness import GRACE_SECONDS
-from commands import DONE, FOUND, LACKING, leftovers, missing, view
+from commands import DONE, FOUND, LACKING, grouped, leftovers, missing, view
+from commands.grouped import LATER, NEVER, NOW
 from commands.node import Known, Node
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from commands.missing import Missing
     from commands.node import Tenancy
 
-NOW, LATER, NEVER = "now", "later", "no"
-COLUMNS = ("kind", "what", "network", "container", "interface", "reason", "reclaim")
-
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -40,18 +38,6 @@ class Finding:
     reclaim: str  # by the command: now, later (by a second call after the grace time), no
     key: str = ""  # what `act` is about: several findings can go by one act
     act: Callable[[], object] | None = None  # looks again before it removes anything
-
-    def row(self) -> list[str]:
-        """Return the cells of a table."""
-        return [
-            self.kind,
-            self.what,
-            self.network,
-            self.containerid,
-            self.ifname,
-            self.reason,
-            self.reclaim,
-        ]
 
     def json(self) -> dict[str, object]:
         """Return the finding for --json."""
@@ -82,14 +68,21 @@ def run(options: Namespace, host: Host) -> int:
 
 
 def _print(findings: Sequence[Finding], lacking: Sequence[Missing]) -> None:
-    if findings or not lacking:
-        title = "" if findings else "nothing: everything belongs to a living container"
-        view.write_table(COLUMNS, [one.row() for one in findings], title=title)
+    if not findings and not lacking:
+        view.write_line("nothing: everything belongs to a living container")
+        return
+    sentences = [grouped.of_findings(findings)] if findings else []
+    sentences += [grouped.of_missing(lacking)] if lacking else []
+    for sentence in sentences:
+        view.write_text(sentence)
+    if findings:
+        view.write_line()
+        grouped.write_findings(findings)
     if lacking:
-        if findings:
-            view.write_line()
-        title = f"missing, though living containers need it: {len(lacking)}"
-        view.write_table(missing.COLUMNS, [one.row() for one in lacking], title=title)
+        view.write_line()
+        view.write_text("missing:", style="bold")
+        view.write_line()
+        grouped.write_missing(lacking)
 
 
 class Audit:

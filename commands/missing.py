@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     Owner = tuple[str, Attachment]  # network and attachment
 
-COLUMNS = ("kind", "what", "network", "container", "interface", "pod")
-
 
 @dataclass(frozen=True, slots=True)
 class Missing:
@@ -31,10 +29,6 @@ class Missing:
     ifname: str = ""
     pod: str = ""
     final: bool = False  # only a new ADD makes it
-
-    def row(self) -> list[str]:
-        """Return the cells of a table."""
-        return [self.kind, self.what, self.network, self.containerid, self.ifname, self.pod]
 
     def json(self) -> dict[str, str]:
         """Return the object for --json."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cni_common.spec.undo import BestEffort
-from commands import DONE, FOUND, leftovers, view
-from commands.audit import COLUMNS, LATER, NEVER, NOW, Audit
+from commands import DONE, FOUND, grouped, leftovers, view
+from commands.audit import Audit
 from commands.first_seen import FirstSeen
+from commands.grouped import LATER, NEVER, NOW
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -92,13 +93,14 @@ def _report(
         )
         return
     verb = "would be removed" if options.dry_run else "removed"
-    columns = COLUMNS[:-1]
     parts = ((verb, gone), ("left for a call in a minute", later), ("left to you", kept))
     shown = [(title, findings) for title, findings in parts if findings]
-    for number, (title, findings) in enumerate(shown):
-        if number:
-            view.write_line()
-        rows = [one.row()[:-1] for one in findings]
-        view.write_table(columns, rows, title=f"{title}: {len(findings)}")
+    for title, findings in shown:
+        view.write_text(f"{title}: {grouped.counted(findings)}")
+    for title, findings in shown:
+        view.write_line()
+        view.write_text(f"{title}:", style="bold")
+        view.write_line()
+        grouped.write_findings(findings, states=False)
     if not shown:
         view.write_line("nothing to reclaim")

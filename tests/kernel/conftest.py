@@ -16,8 +16,16 @@ LIVENESS_FILES = frozenset(
     for name in (
         *("bandwidth_commands", "bridge_gateway", "bridge_gc", "commands", "commands_plugins"),
         *("concurrency", "firewall_commands", "host_local_gc", "host_local_index"),
-        *("host_local_reclaim", "liveness", "masquerade", "portmap_owners", "ptp", "repair"),
-        "unformatted",
+        *(
+            "host_local_reclaim",
+            "inspect",
+            "liveness",
+            "masquerade",
+            "portmap_owners",
+            "ptp",
+            "repair",
+        ),
+        *("topology", "unformatted"),
     )
 )
 

@@ -227,7 +227,10 @@ def test_reclaim(machine: Machine, backend: str) -> None:
         assert (kinds(planned["removed"]), planned["later"]) == (kinds(found), [])
         done = pycni(machine, "reclaim")
 
-        assert (done.returncode, done.stdout.splitlines()[0]) == (DONE, "removed: 4")
+        assert (done.returncode, done.stdout.splitlines()[0]) == (
+            DONE,
+            "removed: 1 lease and 3 other objects of 1 dead container",
+        )
         assert "pycni reclaim: removes dead eth0 of network" in done.stderr
         assert done.stderr.rstrip().endswith("is gone")
         assert kept(machine) == clean
