@@ -8,7 +8,8 @@ SHELL := /bin/bash
 python := .venv/bin/python
 pytest := $(python) -m pytest
 sandboxed := tests/in-sandbox --or-skip $(pytest) -m "not full_kernel"
-shell_scripts := .ci/run deploy/*.sh tests/in-sandbox tests/parts tests/pythons
+shell_scripts := .ci/run deploy/*.sh tests/in-sandbox tests/kubernetes/upstream/build.sh \
+    tests/parts tests/pythons
 pure := cni_common/spec/schema.py,cni_common/spec/undo.py,cni_common/spec/result.py,cni_common/spec/wire.py,plugins/host_local/ranges.py
 
 help: ## list these targets
@@ -67,6 +68,14 @@ test-kubernetes: agent image ## a cluster of three nodes with real kubelets; its
 	@deploy/prerequisites.sh --reference
 	@deploy/prerequisites.sh --kubernetes
 	$(sandboxed) -n 0 -rs tests/kubernetes
+
+.PHONY: test-upstream
+test-upstream: dist agent image ## containerd judged by critest: built once, 10 minutes
+	@deploy/prerequisites.sh --reference
+	@deploy/prerequisites.sh --runtimes
+	@deploy/prerequisites.sh --kubernetes
+	@deploy/prerequisites.sh --upstream
+	PYCNI_TEST_ALL=1 $(sandboxed) -n 0 -rs tests/runtimes/test_critest.py
 
 test-dataplane: dist ## sockets of all kinds across the networks that the executables made
 	$(sandboxed) -n 2 -rs tests/dataplane

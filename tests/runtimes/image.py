@@ -8,11 +8,13 @@ import json
 import platform
 import subprocess
 import tarfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.machine import TOOLS
+from tests.machine import TOOLS, Json
 
 NAME = "localhost/test:1"
+WAITING = {NAME: ("/pause",)}
 BUSYBOX = TOOLS / "runtimes" / "usr" / "bin" / "busybox"
 _WHO = """\
 #!/bin/sh
@@ -25,6 +27,7 @@ FILES = {
     "etc/group": ("root:x:0:\n", 0o644),
     "pause": ("#!/bin/sh\ntrap 'exit 0' TERM INT\nwhile :; do sleep 3600 & wait $!; done\n", 0o755),
     "www/hello": ("hello\n", 0o644),
+    "www/index.html": ("hello\n", 0o644),
     "www/cgi-bin/who": (_WHO, 0o755),  # says from where the client seems to come
 }
 DIRECTORIES = (
@@ -76,18 +79,29 @@ def unpack(directory: Path) -> None:
         archive.extractall(directory)
 
 
-def write(path: Path) -> None:
-    """Write the image as `docker save` does; `ctr image import` and `podman load` read that."""
-    files = layer()
-    digest = hashlib.sha256(files).hexdigest()
-    config = {
+def described(config: Json, digest: str) -> Json:
+    """Return what an image of one layer says of itself: how its containers begin, and its layer."""
+    return {
         "architecture": _MACHINES[platform.machine()],
         "os": "linux",
-        "config": {"Env": ["PATH=/bin"], "Cmd": ["/pause"], "WorkingDir": "/"},
+        "config": config,
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
     }
-    manifest = {"Config": "config.json", "RepoTags": [NAME], "Layers": ["layer.tar"]}
+
+
+def write(path: Path, commands: Mapping[str, Sequence[str]] = WAITING) -> None:
+    """Write images as `docker save` does; `ctr image import` and `podman load` read that.
+
+    `commands` has what a container of each image runs. All images have the same files.
+    """
+    files = layer()
+    digest = hashlib.sha256(files).hexdigest()
+    manifest = []
     with tarfile.open(path, "w") as archive:
-        _add(archive, "config.json", json.dumps(config).encode())
         _add(archive, "layer.tar", files)
-        _add(archive, "manifest.json", json.dumps([manifest]).encode())
+        for number, (name, command) in enumerate(commands.items()):
+            settings = {"Env": ["PATH=/bin"], "Cmd": list(command), "WorkingDir": "/"}
+            config = f"config{number}.json"
+            _add(archive, config, json.dumps(described(settings, digest)).encode())
+            manifest.append({"Config": config, "RepoTags": [name], "Layers": ["layer.tar"]})
+        _add(archive, "manifest.json", json.dumps(manifest).encode())
