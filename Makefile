@@ -126,8 +126,8 @@ agent: ## make dist/agent: the agent of a Kubernetes node, a program of its own
 	@deploy/prerequisites.sh --dist
 	@$(python) -m deploy.freeze_agent
 
-install: dist ## put dist/bin into DESTDIR CNI_BIN_DIR (/opt/cni/bin), while containers start
-	@DESTDIR='$(DESTDIR)' CNI_BIN_DIR='$(CNI_BIN_DIR)' python3 -m agent.install install
+install: dist ## put dist/bin into DESTDIR CNI_BIN_DIR (/opt/cni/bin); ENGINE=systemd, on-demand or none
+	@DESTDIR='$(DESTDIR)' CNI_BIN_DIR='$(CNI_BIN_DIR)' ENGINE='$(ENGINE)' python3 -m agent.install install
 
 uninstall: ## take away what install has put there
 	@DESTDIR='$(DESTDIR)' CNI_BIN_DIR='$(CNI_BIN_DIR)' python3 -m agent.install uninstall

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -17,20 +16,22 @@ from typing import TYPE_CHECKING
 from cni_common.node.host import STATE_DIR
 from cni_common.serve.cli import ENGINE_SOCKET
 from cni_common.serve.engine import lock_owner
-from cni_common.serve.worker import PROTOCOL
+from cni_common.serve.status import greeting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from agent.logs import Log
 
-_GREETING = struct.Struct("<6sH16s")  # launcher/launcher.c: what an engine says first
-_GREETING_MAX = 256  # bytes: the build follows
 _HELLO_SECONDS = 2.0  # as long as a launcher waits
 _START_SECONDS = 20.0  # importing all plugins takes a second, on a busy node some
 _LOG = f"{STATE_DIR}/engine.log"  # on the host
 _LOG_BYTES_MAX = 1 << 20
 _POLL_SECONDS = 0.05
+_FROM_SOURCES = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1));"
+    "from agent.on_host import main; sys.exit(main(sys.argv[1:]))"
+)
 
 
 class Engine:
@@ -57,7 +58,7 @@ class Engine:
 
     def build(self) -> str:
         """Return the build of the engine that answers, "" where none does. Takes 2 s at most."""
-        return greeting(self._path)
+        return greeting(self._path)[0]
 
     def ensure(self, build: str) -> tuple[str, ...]:
         """Start an engine of `build` unless one serves; return what is wrong, in sentences.
@@ -175,27 +176,11 @@ class Engine:
                 os.truncate(path, 0)
 
 
-def greeting(path: str) -> str:
-    """Return the build that the engine at the socket `path` says it is of, "" for none."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-        sock.settimeout(_HELLO_SECONDS)
-        try:
-            sock.connect(path)
-            data = sock.recv(_GREETING_MAX)
-        except OSError:
-            return ""
-    if len(data) < _GREETING.size:
-        return ""
-    magic, protocol, _ = _GREETING.unpack_from(data)
-    if (magic, protocol) != (b"pycni\0", PROTOCOL):
-        return ""
-    return data[_GREETING.size :].decode("ascii", "replace")
-
-
 def _on_host() -> Sequence[str]:
     """Return the command that runs agent/on_host.py, which may be frozen into this program."""
     if hasattr(sys, "_MEIPASS"):  # of PyInstaller's bootloader
         return (sys.executable, "on-host")
     from agent import on_host
 
-    return (sys.executable, "-I", on_host.__file__)
+    root = os.path.dirname(os.path.dirname(on_host.__file__))
+    return (sys.executable, "-I", "-c", _FROM_SOURCES, root)

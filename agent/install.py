@@ -7,6 +7,8 @@ with these environment variables:
     DESTDIR       prepended to every path, for packages
     CNI_BIN_DIR   the runtimes' directory of plugins (default: /opt/cni/bin)
     DIST          the directory to install (default: dist/bin)
+    ENGINE        systemd, on-demand, on-demand:SECONDS or none (default: what was chosen before;
+                  else systemd where that runs, and on-demand elsewhere and with DESTDIR)
 
 CNI_BIN_DIR gets the launcher of each plugin, and CNI_BIN_DIR/.pycni one directory for each build. A
 launcher starts the program of its own build only. That directory is complete before the launcher is
@@ -30,6 +32,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agent import engine_choice
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -46,11 +50,12 @@ class InstallError(Exception):
     """The installation cannot be done, and nothing was changed; the message names the remedy."""
 
 
-def install(dist: Path, target: Path, say: Say) -> str:
+def install(dist: Path, target: Path, say: Say, engine: str = "") -> str:
     """Bring the directory `target` up to date with `dist`, and return the name of the build.
 
-    Raises InstallError where there is nothing to install or a directory has a plugin's name,
-    OSError.
+    `engine` is the choice of the engine; "" leaves it as it is. An engine on demand of another
+    build or choice is told to end. Raises InstallError where there is nothing to install or a
+    directory has a plugin's name, OSError.
     """
     build = build_of(dist)
     names = _names(dist)
@@ -66,6 +71,11 @@ def install(dist: Path, target: Path, say: Say) -> str:
             place.save_foreign(name, say)
             place.put_launcher(target / name, name)
         place.settle_others(set(names))
+        if engine:
+            engine_choice.write(target / _STORE, engine)
+        is_on_demand = engine_choice.read(target / _STORE).startswith(engine_choice.ON_DEMAND)
+        stale = [path for path in place.builds() if path.name != build or not is_on_demand]
+        engine_choice.end_engines(engine_choice.programs(stale), say)
         place.remove_old_builds()
     say(f"build {build} is in '{target}': {' '.join(names)}")
     return build
@@ -81,9 +91,11 @@ def uninstall(target: Path, say: Say) -> None:
         raise InstallError(f"there is nothing of ours in '{target}'")
     place = _Place(target, "")
     with place.locked():
+        (store / engine_choice.LINK).unlink(missing_ok=True)  # first: no call leaves one any more
         for name in _names(target):
             if place.type_of(target / name):
                 place.take_away(name)
+        engine_choice.end_engines(engine_choice.programs(place.builds()), say)
         _remove_leftovers(target)
         # A plugin that could not be restored, because another file has its name, is of no use
         # any more.
@@ -341,20 +353,40 @@ def _sync(directory: Path) -> None:
 def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Install or uninstall as the environment says; return the exit status."""
     root = Path(__file__).resolve().parents[1]
-    dist = Path(environ.get("DIST") or root / "dist/bin")
     target = Path(environ.get("DESTDIR", "") + (environ.get("CNI_BIN_DIR") or BIN_DIR))
+    is_here = not environ.get("DESTDIR")
     try:
         if list(arguments) == ["install"]:
-            install(dist, target, _say)
+            choice = _choice(environ.get("ENGINE", ""), target, is_here=is_here)
+            install(Path(environ.get("DIST") or root / "dist/bin"), target, _say, choice)
+            if is_here and choice == engine_choice.SYSTEMD:
+                engine_choice.enable_units(root / "deploy", target, _say)
+            elif is_here:
+                engine_choice.disable_units(target, _say)
         elif list(arguments) == ["uninstall"]:
             uninstall(target, _say)
+            if is_here:  # the engine itself was not needed by a call any more
+                engine_choice.disable_units(target, _say)
         else:
             sys.stderr.write((__doc__ or "").partition("\n\nCNI_BIN_DIR")[0] + "\n")
             return 2
+    except engine_choice.SystemdError as error:
+        sys.stderr.write(f"install: done, but not the engine, which no call needs: {error}\n")
+        return 1
     except (InstallError, OSError) as error:
         sys.stderr.write(f"install: {error}\n")
         return 1
     return 0
+
+
+def _choice(asked: str, target: Path, *, is_here: bool) -> str:
+    """Return the choice of the engine. Raises InstallError for one that is none."""
+    if asked and not engine_choice.CHOICES.fullmatch(asked):
+        raise InstallError(f"ENGINE is '{asked}', not systemd, on-demand or none")
+    if asked == engine_choice.SYSTEMD and is_here and not Path("/run/systemd/system").is_dir():
+        raise InstallError("ENGINE is systemd, but systemd does not run here: choose on-demand")
+    before = engine_choice.read(target / _STORE)
+    return asked or before or engine_choice.default(is_for_this_machine=is_here)
 
 
 def _say(text: str) -> None:

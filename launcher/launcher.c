@@ -54,6 +54,8 @@
 #ifndef SOCKET
 #define SOCKET "/run/pycni/engine.sock" /* overridden only by tests, which run in parallel */
 #endif
+#define CHOICE ".pycni/engine" /* a symbolic link whose text is the choice: agent/engine_choice.py */
+#define CHOICE_VARIABLE "_PYCNI_ENGINE" /* by which cni_common/serve/on_demand.py gets it */
 #define PROTOCOL 2
 #define HELLO_MS 2000 /* for each message of the engine before the request */
 #define CHALLENGE 16 /* bytes */
@@ -157,10 +159,27 @@ static void prepare_environment(const char *program)
         setenv("_PYI_PARENT_PROCESS_LEVEL", "-1", 1);
 }
 
+/* Tell the frozen program what was chosen where no engine serves: it may leave one behind. */
+static void tell_choice(const char *directory, int length, bool has_no_engine)
+{
+    char path[PATH_MAX + sizeof CHOICE];
+    char choice[64];
+    ssize_t size = -1;
+
+    if (has_no_engine && snprintf(path, sizeof path, "%.*s" CHOICE, length, directory) > 0)
+        size = readlink(path, choice, sizeof choice - 1);
+    if (size > 0) {
+        choice[size] = '\0';
+        (void)setenv(CHOICE_VARIABLE, choice, 1);
+    } else {
+        (void)unsetenv(CHOICE_VARIABLE);
+    }
+}
+
 /* Exec the frozen program, with the plugin's path in this launcher's directory as argv[0]: by that
  * path the program recognises delegates of its own. */
 __attribute__((noreturn))
-static void start_bundle(char **argv, const char *type)
+static void start_bundle(char **argv, const char *type, bool has_no_engine)
 {
     char directory[PATH_MAX];
     char called_as[PATH_MAX];
@@ -181,6 +200,7 @@ static void start_bundle(char **argv, const char *type)
         fail(STDOUT_FILENO, IO_FAILURE, "pycni: the path of the plugin '%.100s' is too long", type);
 
     argv[0] = called_as;
+    tell_choice(directory, (int)length, has_no_engine);
     prepare_environment(program);
     execv(program, argv);
     if (errno == ENOENT && access(program, F_OK) < 0)
@@ -316,20 +336,25 @@ static bool is_our_engine(int sock)
            && proves_itself(sock, &engine, hello + sizeof start);
 }
 
-/* Return a socket to an engine of this build that waits for a request, or -1. */
-static int connect_to_engine(void)
+/* Return a socket to an engine of this build that waits for a request, or -1. `has_no_engine` tells
+ * whether nobody listens at all. */
+static int connect_to_engine(bool *has_no_engine)
 {
     static const struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = SOCKET};
     /* Not blocking: connect must not wait for a full engine. */
     int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     int yes = 1;
 
+    *has_no_engine = false;
     if (sock < 0)
         return -1;
-    if (setsockopt(sock, SOL_SOCKET, SO_PASSCRED, &yes, sizeof yes) == 0
-        && connect(sock, (const struct sockaddr *)&address, sizeof address) == 0 && is_root(sock)
-        && is_our_engine(sock))
-        return sock;
+    /* First the option: the engine's greeting may come right after connect. */
+    if (setsockopt(sock, SOL_SOCKET, SO_PASSCRED, &yes, sizeof yes) == 0) {
+        if (connect(sock, (const struct sockaddr *)&address, sizeof address) < 0)
+            *has_no_engine = errno == ENOENT || errno == ECONNREFUSED;
+        else if (is_root(sock) && is_our_engine(sock))
+            return sock;
+    }
     close(sock);
     return -1;
 }
@@ -430,6 +455,7 @@ int main(int argc, char **argv)
     const char *own_type = identity + sizeof IDENTITY - 1;
     const char *type = *own_type ? own_type : base_name(argc > 0 ? argv[0] : "pycni");
     const char *command = getenv("CNI_COMMAND");
+    bool has_no_engine;
     int sock;
 
     if (command && strcmp(command, "VERSION") == 0) {
@@ -442,13 +468,13 @@ int main(int argc, char **argv)
     /* Without a command a person calls; without stdout the result cannot be printed. */
     if (!command || !*command || fcntl(STDOUT_FILENO, F_GETFD) < 0 || strcmp(type, "pycni") == 0
         || !complete_standard_streams())
-        start_bundle(arguments, type);
-    sock = connect_to_engine();
+        start_bundle(arguments, type, false);
+    sock = connect_to_engine(&has_no_engine);
     if (sock < 0)
-        start_bundle(arguments, type);
+        start_bundle(arguments, type, has_no_engine);
     if (!send_request(sock, type)) {
         close(sock); /* without a request */
-        start_bundle(arguments, type);
+        start_bundle(arguments, type, false);
     }
     exit_as_engine_says(sock);
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from errno import EAGAIN
 from typing import TYPE_CHECKING
 
 from cni_common.node.host import STATE_DIR
@@ -91,13 +92,16 @@ def _build() -> str:
 
 def _version(_options: Namespace, _load: Loader, _load_all: Callable[[], object]) -> int:
     from cni_common.node.plugin_files import own_build
+    from cni_common.serve import on_demand, status
 
+    engine = status.look(ENGINE_SOCKET)
     rows = {
         "version": VERSION,
         "build": _build(),
         "plugins": os.path.dirname(os.path.realpath(sys.argv[0])),
         "bundle": os.path.dirname(sys.executable) if own_build() else "none",
-        "engine": ENGINE_SOCKET,
+        "engine": f"{on_demand.choice()}: {engine.line() if engine else 'none serves'}",
+        "socket": ENGINE_SOCKET,
         "state": STATE_DIR,
     }
     print("".join(f"{name:8} {value}\n" for name, value in rows.items()), end="")
@@ -105,18 +109,36 @@ def _version(_options: Namespace, _load: Loader, _load_all: Callable[[], object]
 
 
 def _add_engine_options(parser: ArgumentParser) -> None:
+    from cni_common.serve import on_demand
     from cni_common.serve.worker import Settings
 
-    defaults = Settings(build=_build())
+    seconds = on_demand.idle_seconds(on_demand.choice()) or on_demand.IDLE_SECONDS
+    defaults = Settings(build=_build(), idle_seconds=seconds)
     for option, kind, what in (
         ("--workers", _positive(int), "number of processes that serve requests"),
         ("--requests", _positive(int), "requests that a process serves before another replaces it"),
         ("--add-seconds", _positive(float), "seconds after which an ADD is rolled back"),
         ("--other-seconds", _positive(float), "seconds after which another command is abandoned"),
+        (
+            "--idle-seconds",
+            _positive(float),
+            "with --on-demand: seconds without a request after which the engine ends",
+        ),
     ):
         default = getattr(defaults, option.removeprefix("--").replace("-", "_"))
         text = f"{what} (default: {default:g})"
         parser.add_argument(option, type=kind, default=default, metavar="N", help=text)
+    parser.add_argument(
+        on_demand.OPTION,
+        action="store_true",
+        help="leave the caller's session and control groups, serve unless another engine does, and"
+        " end when the engine is of no use any more: what a call does that finds no engine",
+    )
+    parser.add_argument(
+        "--status",
+        action="store_true",
+        help="tell about the engine that serves, and end: 0 if one does, else 1",
+    )
 
 
 def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
@@ -134,23 +156,50 @@ def _engine(options: Namespace, load: Loader, load_all: Callable[[], object]) ->
     from cni_common.serve import engine
     from cni_common.serve.worker import Settings
 
+    if options.status:
+        return _status()
     if os.geteuid():
         _log("pycni engine: needs root: it makes network interfaces")
         return 1
-    chosen = {name: value for name, value in vars(options).items() if name != "command"}
+    others = ("command", "status")
+    chosen = {name: value for name, value in vars(options).items() if name not in others}
+    log: Callable[[str], object] = _log
     try:
+        if options.on_demand:
+            log = _detached()
         engine.serve(
-            Settings(build=_build(), **chosen),
-            ENGINE_SOCKET,
-            load=load,
-            load_all=load_all,
-            log=_log,
+            Settings(build=_build(), **chosen), ENGINE_SOCKET, load=load, load_all=load_all, log=log
         )
     except OSError as error:
         where = f" '{error.filename}'" if error.filename else ""
-        _log(f"pycni engine: {error.strerror}{where}")
+        for tell in {log, _log}:
+            tell(f"pycni engine: {error.strerror}{where}")
         return 1
     return 0
+
+
+def _detached() -> Callable[[str], object]:
+    """Have this process belong to nobody; return what logs for it. Raises OSError."""
+    from cni_common.serve import on_demand
+
+    if on_demand.hold_lock() < 0:
+        raise BlockingIOError(EAGAIN, "another engine on demand runs", ENGINE_SOCKET)
+    for problem in on_demand.detach():
+        on_demand.log(f"engine: {problem}")
+    return on_demand.log
+
+
+def _status() -> int:
+    """Print what is known of the engine that serves."""
+    from cni_common.serve import on_demand, status
+
+    engine = status.look(ENGINE_SOCKET)
+    rows = {
+        "choice": on_demand.choice(),
+        **(engine.rows() if engine else {"engine": "none serves"}),
+    }
+    print("".join(f"{name:8} {value}\n" for name, value in rows.items()), end="")
+    return 0 if engine else 1
 
 
 def _log(text: str) -> None:

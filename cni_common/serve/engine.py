@@ -10,6 +10,7 @@ import errno
 import fcntl
 import gc
 import os
+import select
 import signal
 import socket
 import struct
@@ -18,6 +19,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from cni_common.node.journal import make_private_directory
+from cni_common.serve.on_demand import Stay
 from cni_common.serve.worker import Worker
 from cni_common.spec import schema
 from cni_common.spec.errors import CNIError
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
     Log = Callable[[str], object]
 
+TALLY = "pycni-served"  # name of the file in memory: a number for each worker's place
+_COUNT = struct.Struct("<Q")
 _BACKLOG = 128  # waiting launchers; the next one starts the frozen program
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2), 64 bits: type, whence, start, …
 _GIVEN_SOCKET = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
@@ -51,8 +55,9 @@ def serve(
 ) -> None:
     """Serve requests until SIGTERM, SIGINT or SIGHUP, on systemd's socket or on one at `path`.
 
-    Another engine at that path is told to end; no request is lost in between. Raises OSError if
-    the socket cannot be made, FileExistsError if another program serves it.
+    Another engine at that path is told to end; no request is lost in between. An engine on demand
+    ends instead, and also once it is of no use any more. Raises OSError if the socket cannot be
+    made, FileExistsError if another program serves it.
     """
     load_all()
     _import_the_rest()
@@ -60,21 +65,46 @@ def serve(
     if given:
         # Requests that wait at the end are for the next engine.
         worker = Worker(settings, load, given, leave_backlog=True)
-        _Supervisor(worker, settings.workers, log).run()
+        _Supervisor(worker, settings, log).run()
         return
-    place = _Place(path)
+    place = _Place(path, yields=settings.on_demand)
     worker = Worker(settings, load, place.listener)
-    _Supervisor(worker, settings.workers, log).run(place.take, place.leave)
+    _Supervisor(worker, settings, log).run(place.take, place.leave)
+
+
+class _Tally:
+    """The requests served, in a file in memory, where `pycni engine --status` looks for them."""
+
+    def __init__(self) -> None:
+        self._fd = os.memfd_create(TALLY)
+
+    def teller(self, place: int) -> Callable[[int], object]:
+        """Return what adds the requests that the next worker at `place` has served."""
+        offset = place * _COUNT.size
+        before = total(os.pread(self._fd, _COUNT.size, offset))
+        return lambda served: os.pwrite(self._fd, _COUNT.pack(before + served), offset)
+
+    def total(self) -> int:
+        """Return the requests of all workers."""
+        return total(os.pread(self._fd, os.fstat(self._fd).st_size, 0))
+
+
+def total(tally: bytes) -> int:
+    """Return the requests that the content of a tally stands for."""
+    whole = len(tally) - len(tally) % _COUNT.size
+    return sum(count for (count,) in _COUNT.iter_unpack(tally[:whole]))
 
 
 class _Supervisor:
     """Forks the workers, and replaces each one that ends."""
 
-    def __init__(self, worker: Worker, count: int, log: Log) -> None:
+    def __init__(self, worker: Worker, settings: Settings, log: Log) -> None:
         self._worker = worker  # copied into each of `count` processes by fork
-        self._count = count
+        self._count = settings.workers
         self._log = log
-        self._workers: set[int] = set()  # process ids
+        self._tally = _Tally()
+        self._stay = Stay(settings.idle_seconds, self._tally.total) if settings.on_demand else None
+        self._workers: dict[int, int] = {}  # process ids, and the place of each in the tally
         self._starts: list[float] = []  # when the last workers were started
         self._lifeline, self._cut = os.pipe2(os.O_CLOEXEC)  # workers end when `_cut` is closed
         self._signals, self._wakeup = socket.socketpair()
@@ -110,6 +140,7 @@ class _Supervisor:
 
     def _wake_on_signals(self) -> None:
         """Let signals wake the supervisor. Handlers, not SIG_IGN: delegates would inherit that."""
+        self._signals.settimeout(0)
         self._wakeup.settimeout(0)
         signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
         for number in (*_ENDINGS, signal.SIGCHLD):
@@ -117,15 +148,31 @@ class _Supervisor:
 
     def _told_to_end(self) -> bool:
         """Wait for a signal, briefly unless all workers run; return whether to end."""
-        is_full = not self._is_ending and len(self._workers) == self._count
-        self._signals.settimeout(None if is_full else _RETRY_SECONDS)
-        try:
-            numbers = self._signals.recv(4096)
-        except TimeoutError:
-            if self._is_ending:  # a worker is still busy, and no process accepts on the socket
+        numbers = self._await_signals()
+        if self._is_ending:
+            if not numbers:  # a worker is still busy, and no process accepts on the socket
                 self._worker.turn_away()
             return False
-        return not self._is_ending and any(number in numbers for number in _ENDINGS)
+        if reason := self._stay.why_not() if self._stay else "":
+            self._log(f"engine: {reason}")
+            return True
+        return any(number in numbers for number in _ENDINGS)
+
+    def _await_signals(self) -> bytes:
+        """Return the signals that have come, b"" when it is time to look at something else."""
+        poller = select.poll()
+        poller.register(self._signals, select.POLLIN)
+        is_full = not self._is_ending and len(self._workers) == self._count
+        pauses = [] if is_full else [_RETRY_SECONDS]
+        if self._stay and not self._is_ending:
+            pauses.append(self._stay.pause)
+            if self._stay.fd >= 0:
+                poller.register(self._stay.fd, select.POLLIN)
+        poller.poll(min(pauses) * 1000 if pauses else None)
+        try:
+            return self._signals.recv(4096)
+        except BlockingIOError:
+            return b""
 
     def _fill(self) -> None:
         """Start missing workers, at most _BURST replacements in _BURST_SECONDS."""
@@ -142,12 +189,14 @@ class _Supervisor:
                 return
 
     def _start(self) -> None:
+        place = min(set(range(self._count)) - set(self._workers.values()))
+        tell = self._tally.teller(place)
         pid = os.fork()
         if pid == 0:
-            self._become_worker()
-        self._workers.add(pid)
+            self._become_worker(tell)
+        self._workers[pid] = place
 
-    def _become_worker(self) -> NoReturn:
+    def _become_worker(self, tell: Callable[[int], object]) -> NoReturn:
         status = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -155,7 +204,7 @@ class _Supervisor:
             os.close(self._cut)  # a copy would keep the lifeline open after the supervisor's end
             self._signals.close()
             self._wakeup.close()
-            self._worker.run(self._lifeline)
+            self._worker.run(self._lifeline, tell)
             status = 0
         except BaseException as error:  # noqa: BLE001 - the supervisor's code must not run in this process
             from traceback import format_exception
@@ -172,7 +221,7 @@ class _Supervisor:
                 return
             if pid == 0:
                 return
-            self._workers.discard(pid)
+            self._workers.pop(pid, None)
             if status:
                 code = os.waitstatus_to_exitcode(status)
                 how = f"signal {-code}" if code < 0 else f"exit status {code}"
@@ -186,9 +235,13 @@ class _Place:
     a lock belongs to one process and not to its children, and F_GETLK returns the owner.
     """
 
-    def __init__(self, path: str) -> None:
-        """Make socket and lock, beside their paths. Raises OSError."""
+    def __init__(self, path: str, *, yields: bool) -> None:
+        """Make socket and lock, beside their paths. Raises OSError.
+
+        `yields`: `take` leaves the path to any other engine.
+        """
         self._path = path
+        self._yields = yields
         self._directory = os.path.dirname(path)
         self._lock_path = f"{self._directory}/engine.lock"
         make_private_directory(self._directory)
@@ -209,10 +262,14 @@ class _Place:
     def take(self) -> None:
         """Take the path, and tell the engine that held it to end.
 
-        Raises FileExistsError if a program that is no such engine serves at the path.
+        Raises FileExistsError if a program that is no such engine serves at the path, or any engine
+        if this one yields.
         """
         with self._locked():
             old = self._holder()
+            if self._yields and (old >= 0 or self._is_served()):
+                self._discard()
+                raise FileExistsError(errno.EEXIST, "another engine serves there", self._path)
             if old < 0 and self._is_served():
                 self._discard()
                 raise FileExistsError(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 NO_PROGRAMS: Mapping[tuple[str, ...], Program] = {}
 _VERSION = "VERSION"
+_CHOICE = "_PYCNI_ENGINE"  # what launcher/launcher.c has read where it found no engine
 _REFERENCE_VERSION = "1.9.1"  # of the reference plugins, as deploy/prerequisites.sh builds them
 _PROGRAM = "pycni"  # the only name of the executable that is not a plugin's
 _UNDELIVERED = 3  # exit status of a command whose output could not be written
@@ -43,6 +44,7 @@ def main(
     and the first argument.
     """
     has_stdout = _complete_standard_streams()
+    choice = os.environ.pop(_CHOICE, "")  # first of all: no other program is to have it
     plugin = os.path.basename(sys.argv[0])
     environ = dict(os.environ)
     command = environ.get("CNI_COMMAND", "")
@@ -59,7 +61,10 @@ def main(
     if command != _VERSION:
         _raise_on_signals()
     try:
-        return _serve(plugin, environ, stdin, load, has_stdout=has_stdout)
+        status = _serve(plugin, environ, stdin, load, has_stdout=has_stdout)
+        if choice:
+            _leave_engine(choice)
+        return status
     except _Terminated as error:
         extent = " as far as possible" if hasattr(error, "__notes__") else ""
         msg = f"terminated by a signal; its changes are undone{extent}, try again later"
@@ -80,6 +85,12 @@ def _serve(
 
     with Host(load, os.path.realpath(sys.argv[0]), _log, execute=execute) as host:
         return respond(plugin, environ, stdin, host, deliver=deliver).exit_code
+
+
+def _leave_engine(choice: str) -> None:
+    from cni_common.serve import on_demand
+
+    on_demand.leave(choice, os.path.dirname(sys.argv[0]))
 
 
 def _command_line(

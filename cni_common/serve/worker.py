@@ -12,7 +12,7 @@ import select
 import signal
 import socket
 import struct
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,11 +20,12 @@ from cni_common.kernel.netns import OWN, NetNS
 from cni_common.node.host import STATE_DIR, Host
 from cni_common.serve.protocol import Reply, execute, failure, respond
 from cni_common.serve.stdio import read_all, say, write_all
+from cni_common.serve.surroundings import PROCESS, opened, surroundings
 from cni_common.spec.errors import Code
 from cni_common.spec.request import Command
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from cni_common.node.host import Loader
 
@@ -41,9 +42,6 @@ _COLLECT_EVERY = 100  # requests
 # workers also wait, for instance for an IPAM plugin. If all wait, launchers start the frozen
 # program.
 _WORKERS = min(4 * len(os.sched_getaffinity(0)), 16)
-# A process that differs in one of these (below /proc/PID) sees another network or other files.
-_SURROUNDINGS = ("ns/net", "ns/mnt", "root")
-_PROCESS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +55,8 @@ class Settings:
     other_seconds: float = 45.0  # until any other command is abandoned
     undo_seconds: float = 30.0  # limit of the rollback; then the worker exits
     state_dir: str = STATE_DIR
+    idle_seconds: float = 0.0  # without a request, until the engine ends; 0: never
+    on_demand: bool = False  # a call has left the engine behind: serve.on_demand
 
 
 class _Overdue(BaseException):
@@ -81,14 +81,17 @@ class Worker:
         self._load = load
         self._listener = listener
         self._leave_backlog = leave_backlog
-        with _opened("/proc/self") as process:
-            self._surroundings = _surroundings(process)
+        with opened("/proc/self") as process:
+            self._surroundings = surroundings(process)
         self._is_late = False
         # The group of interfaces to delete (IFLA_GROUP): above 2^30, which no other program uses.
         self._link_group = int.from_bytes(os.urandom(4), "little") >> 2 | 1 << 30
 
-    def run(self, lifeline: int) -> None:
-        """Serve until Settings.requests, or until the supervisor closes its `lifeline`."""
+    def run(self, lifeline: int, tell: Callable[[int], object] = lambda _served: None) -> None:
+        """Serve until Settings.requests, or until the supervisor closes its `lifeline`.
+
+        `tell` gets the number of requests served so far, after each.
+        """
         # Open for all requests: closing an nfnetlink socket waits until nftables has freed its
         # objects, under a lock that deletions of interfaces need (nft_rcv_nl_event of the kernel).
         self._open_own()
@@ -108,6 +111,7 @@ class Worker:
                 connection = self._accept()
                 if connection:
                     served += self._take(connection)
+                    tell(served)
                     if served % _COLLECT_EVERY == 0:
                         gc.collect()
                 elif is_ending:
@@ -147,11 +151,11 @@ class Worker:
         pid, uid = peer_of(connection)
         if uid != 0:
             return None
-        with _opened(f"/proc/{pid}") as process:
+        with opened(f"/proc/{pid}") as process:
             challenge = self._greet(connection, pid)
-            if challenge is None or _surroundings(process) != self._surroundings:
+            if challenge is None or surroundings(process) != self._surroundings:
                 return None
-            directory = os.open("cwd", _PROCESS, dir_fd=process)
+            directory = os.open("cwd", PROCESS, dir_fd=process)
         try:
             connection.send(challenge)
             type, descriptors = _request(connection)
@@ -343,19 +347,3 @@ def _environ(fd: int) -> Mapping[str, str]:
         if equals:
             environ.setdefault(name, value)
     return environ
-
-
-@contextmanager
-def _opened(process: str) -> Iterator[int]:
-    """Open a directory of /proc, which never shows a later process with the same id."""
-    fd = os.open(process, _PROCESS)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _surroundings(process: int) -> Sequence[tuple[int, int]]:
-    """Return the identities of a process's namespaces and root. Raises OSError if it has ended."""
-    found = [os.stat(name, dir_fd=process) for name in _SURROUNDINGS]
-    return [(status.st_dev, status.st_ino) for status in found]

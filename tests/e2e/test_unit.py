@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -258,3 +259,81 @@ def test_dhcp_daemon(host: SystemdNode) -> None:
     eventually(answers, "the daemon answers again")
     assert host.command("systemctl", "show", "-P", "NRestarts", units[1]) == "1\n"
     assert host.journal(units[1]).count("serves at '/run/cni/dhcp.sock'") == 2
+
+
+# --- by `make install` ---
+
+# A runtime, as systemd runs it: it calls a plugin as it starts.
+RUNTIME = """[Service]
+Type=exec
+KillMode=control-group
+Environment=CNI_COMMAND=ADD CNI_CONTAINERID=c1 CNI_IFNAME=lo
+Environment=CNI_NETNS=/run/netns/c1 CNI_PATH=/opt/cni/bin
+StandardInput=file:/run/loopback.json
+ExecStart=/bin/sh -c '/opt/cni/bin/loopback && touch /run/called && exec sleep 300'
+"""
+
+
+def make(node: SystemdNode, word: str, build: Path = DIST, engine: str = "") -> str:
+    """Install or uninstall on the node itself, and return what is said."""
+    environ = {"DIST": str(build), "ENGINE": engine, "PYTHONDONTWRITEBYTECODE": "1"}
+    words = ("sh", "-c", 'cd "$1" && exec "$2" -S -m agent.install "$3"', "sh")
+    done = node.run(*words, ROOT, sys.executable, word, env=environ)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def status(node: SystemdNode) -> dict[str, str]:
+    done = node.run(f"{BIN}/pycni", "engine", "--status")
+    return dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+
+
+@pytest.mark.timeout(600)
+def test_make_install(other_dist: Path) -> None:
+    """It enables the units where systemd runs, restarts an upgraded engine, and removes them."""
+    units = [Path("/etc/systemd/system") / name for name in (SERVICE, SOCKET)]
+    with systemd_node() as node:
+        told = make(node, "install")
+        wait_for_engine(node)
+        first, before = status(node), main_pid(node)
+        make(node, "install", other_dist)
+        wait_for_engine(node, times=2)
+        second = status(node)
+        make(node, "install", engine="none")
+        third, kept = status(node), [node.path(str(unit)).exists() for unit in units]
+        make(node, "install", engine="systemd")
+        make(node, "uninstall")
+
+        assert f"systemd runs the engine: {SERVICE}" in told
+        assert (first["choice"], first["pid"]) == ("systemd", before)
+        assert second["build"] != first["build"]
+        assert second["pid"] != before
+        assert (third, kept) == ({"choice": "none", "engine": "none serves"}, [False, False])
+        assert [unit for unit in units if node.path(str(unit)).exists()] == []
+        assert node.property(SERVICE, "ActiveState") == "inactive"
+        assert list(node.path(BIN).iterdir()) == []
+
+
+def test_a_runtime_that_systemd_restarts() -> None:
+    """The engine that its first call has left behind stays, as it is out of its control group."""
+    with systemd_node() as node:
+        make(node, "install", engine="on-demand")
+        node.container()
+        loopback = {"cniVersion": "1.0.0", "name": "lo", "type": "loopback"}
+        node.path("/run/loopback.json").write_text(json.dumps(loopback))
+        node.path("/etc/systemd/system/runtime.service").write_text(RUNTIME)
+        node.command("systemctl", "daemon-reload")
+        node.command("systemctl", "start", "runtime.service")
+        eventually(node.path("/run/called").exists, "the runtime has called")
+        eventually(lambda: "pid" in status(node), "the call has left an engine behind")
+        before = status(node)
+        runtime = node.property("runtime.service", "MainPID")
+
+        node.command("systemctl", "restart", "runtime.service")
+
+        assert node.property("runtime.service", "MainPID") != runtime
+        assert "/systemd/pycni-engine" in before["groups"]
+        assert "runtime.service" not in before["groups"]
+        assert status(node)["pid"] == before["pid"]
+        node.command("systemctl", "stop", "runtime.service")
+        served_by_the_engine(node, "/run/netns/c1")

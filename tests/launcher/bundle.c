@@ -18,6 +18,8 @@ int main(int argc, char **argv)
     for (int index = 1; index < argc; index++)
         dprintf(2, " %s", argv[index]);
     dprintf(2, "\nMARK %s\ndescriptors above 2: %d\n", getenv("MARK"), descriptors - 2);
+    if (getenv("_PYCNI_ENGINE"))
+        dprintf(2, "choice %s\n", getenv("_PYCNI_ENGINE"));
     while ((length = read(0, buffer, sizeof buffer)) > 0)
         if (write(1, buffer, (size_t)length) != length)
             return 8;

@@ -34,9 +34,13 @@ def place() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
-def _script(word: str, dist: Path, place: Path) -> subprocess.CompletedProcess[str]:
+def _script(
+    word: str, dist: Path, place: Path, engine: str = "none"
+) -> subprocess.CompletedProcess[str]:
     path = "/usr/sbin:/usr/bin:/sbin:/bin"
     environ = {"PATH": path, "DIST": str(dist), "DESTDIR": str(place), "CNI_BIN_DIR": "/bin"}
+    if engine:
+        environ["ENGINE"] = engine
     return subprocess.run(
         [sys.executable, "-S", "-m", "agent.install", word],  # -S: without packages
         cwd=ROOT,
@@ -48,8 +52,8 @@ def _script(word: str, dist: Path, place: Path) -> subprocess.CompletedProcess[s
     )
 
 
-def _install(dist: Path, place: Path) -> Path:
-    done = _script("install", dist, place)
+def _install(dist: Path, place: Path, engine: str = "none") -> Path:
+    done = _script("install", dist, place, engine)
     assert done.returncode == 0, done.stderr
     return place / "bin"
 
@@ -64,7 +68,7 @@ def _build(place: Path) -> str:
 
 
 def _builds(installed: Path) -> set[str]:
-    return {path.name for path in (installed / ".pycni").iterdir()}
+    return {path.name for path in (installed / ".pycni").iterdir() if not path.is_symlink()}
 
 
 def _tree(place: Path) -> dict[str, tuple[int, bytes]]:
@@ -123,6 +127,8 @@ def test_modes_and_owner_are_fixed(dist: Path, place: Path) -> None:
 
     for path in (installed, *installed.rglob("*")):
         status = path.lstat()
+        if path.is_symlink():  # the choice of the engine
+            continue
         executable = path.is_dir() or path.name in NAMES
         assert (status.st_uid, status.st_gid) == (0, 0)
         assert stat.S_IMODE(status.st_mode) == (0o755 if executable else 0o644), path
@@ -180,6 +186,22 @@ def test_a_build_with_one_launcher_for_all_is_replaced(dist: Path, place: Path) 
 
     assert not (installed / ".pycni/replaced").exists()
     assert _answering(installed / "bridge") == VERSION
+
+
+def test_the_choice_of_the_engine(dist: Path, place: Path) -> None:
+    """It is the text of one link: on demand unless chosen otherwise, and kept by an upgrade."""
+    link = place / "bin/.pycni/engine"
+    chosen = []
+    for engine in ("", "none", "", "on-demand:60", "systemd"):
+        _install(dist, place, engine)
+        chosen.append(os.readlink(link))
+
+    refused = _script("install", dist, place, "sometimes")
+
+    assert chosen == ["on-demand", "none", "none", "on-demand:60", "systemd"]
+    assert refused.returncode == 1
+    assert "ENGINE is 'sometimes', not systemd, on-demand or none" in refused.stderr
+    assert os.readlink(link) == "systemd"
 
 
 def test_uninstall_leaves_what_was_there(dist: Path, place: Path) -> None:

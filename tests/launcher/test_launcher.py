@@ -339,6 +339,59 @@ def test_what_is_for_people_goes_to_the_bundle(
     assert done.returncode == SERVED_BY_BUNDLE
 
 
+# --- the choice of the engine ---
+
+
+@pytest.fixture
+def choice(launcher: Launcher) -> Iterator[Path]:
+    """The link beside the bundle that has the choice."""
+    link = launcher.directory / ".pycni/engine"
+    link.symlink_to("on-demand:5")
+    yield link
+    link.unlink(missing_ok=True)
+
+
+def _told(done: subprocess.CompletedProcess[bytes]) -> list[str]:
+    lines = done.stderr.decode().splitlines()
+    return [line.partition(" ")[2] for line in lines if line.startswith("choice ")]
+
+
+def test_the_bundle_is_told_the_choice(launcher: Launcher, choice: Path) -> None:
+    """Where no engine serves, whether there is a socket or none."""
+    without = launcher.run()
+    with launcher.listening(backlog=1):
+        pass
+    ended = launcher.run()
+    choice.unlink()
+    none = launcher.run(env={"_PYCNI_ENGINE": "on-demand"})
+    choice.symlink_to("x" * 200)
+    longer = launcher.run()
+
+    assert [_told(done) for done in (without, ended, none)] == [["on-demand:5"]] * 2 + [[]]
+    assert _told(longer) == ["x" * 63]
+    assert {done.returncode for done in (without, ended, none, longer)} == {SERVED_BY_BUNDLE}
+
+
+@pytest.mark.usefixtures("choice")
+def test_the_choice_is_not_told_beside_an_engine(launcher: Launcher) -> None:
+    """An engine of another build or a full one is there already, and a person wants none."""
+
+    def greet_as_another(connection: socket.socket) -> None:
+        connection.send(HELLO + b"0")
+
+    with launcher.engine(greet_as_another):
+        other = launcher.run(env={"_PYCNI_ENGINE": "on-demand"})
+    launcher.socket_path.unlink()
+    with launcher.listening(backlog=0), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as it:
+        it.connect(str(launcher.socket_path))
+        full = launcher.run()
+    launcher.socket_path.unlink()
+    person = launcher.run(env={"CNI_COMMAND": None})
+
+    assert [_told(done) for done in (other, full, person)] == [[]] * 3
+    assert {done.returncode for done in (other, full, person)} == {SERVED_BY_BUNDLE}
+
+
 # --- an engine that is no use ---
 
 

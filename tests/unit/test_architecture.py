@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 WINGS = {
     "spec": ("errors", "undo", "wire", "names", "result", "schema", "request", "ipam_config"),
     "kernel": (
-        *("netlink", "link", "route", "rtnetlink", "policy_routing", "netns", "link_deletion"),
+        *("cgroups", "netlink", "link", "route", "rtnetlink", "policy_routing", "netns"),
+        "link_deletion",
         *("nft_messages", "nft_expressions", "nft_table", "nft_layout", "iptables"),
     ),
     "node": (
@@ -45,7 +46,10 @@ WINGS = {
         ),
         *("interface", "device", "master", "plugin_files", "host"),
     ),
-    "serve": ("stdio", "protocol", "worker", "engine", "cli", "main"),
+    "serve": (
+        *("stdio", "protocol", "surroundings", "on_demand", "worker", "engine", "status", "cli"),
+        "main",
+    ),
 }
 ORDER = tuple(f"{wing}.{module}" for wing, modules in WINGS.items() for module in modules)
 FOR_PLUGINS = ORDER[: ORDER.index("node.host")]  # a plugin is handed the Host
@@ -633,7 +637,8 @@ class TestStart:
         words = [sys.executable, "-I", "-c", script, str(ROOT)]
         done = subprocess.run(words, capture_output=True, text=True, check=True)
 
-        edges = {"cni_common.serve.main", "cni_common.serve.cli", "plugins.__main__"}
+        edges = {f"cni_common.serve.{name}" for name in ("main", "cli", "status")}
+        edges.add("plugins.__main__")
         wanted = {name_of(path) for path in PRODUCTION if "commands" not in path.parts}
         assert wanted - edges - set(done.stdout.split()) == set()
 

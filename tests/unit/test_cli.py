@@ -28,7 +28,8 @@ def test_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
         "build": "sources",
         "plugins": "/opt/cni/bin",
         "bundle": "none",
-        "engine": "/run/pycni/engine.sock",
+        "engine": "none: none serves",
+        "socket": "/run/pycni/engine.sock",
         "state": "/run/pycni",
     }
 

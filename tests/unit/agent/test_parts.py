@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.api import Pace
-from agent.on_host import _hierarchies
 from agent.settings import Settings, parser, settings_of
 from agent.wake import Wake
 from agent.watch import BackOff
+from cni_common.kernel.cgroups import _hierarchies
 
 
 def test_causes_are_gathered() -> None:

@@ -1,0 +1,150 @@
+"""The engine of an installation: run by systemd, left behind by calls, or none.
+
+The choice is the text of a symbolic link beside the bundles, `.pycni/engine`, so that a launcher
+reads it by one call and a rename replaces it. The link leads nowhere. The module uses the standard
+library alone, as agent/install.py does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    Say = Callable[[str], object]
+
+SYSTEMD, ON_DEMAND, NONE = "systemd", "on-demand", "none"
+CHOICES = re.compile(rf"{SYSTEMD}|{NONE}|{ON_DEMAND}(:\d{{1,5}})?")  # on-demand:SECONDS
+LINK = "engine"  # in the directory of the bundles, as launcher/launcher.c has it
+UNITS = ("pycni-engine.service", "pycni-engine.socket")
+UNIT_DIR = Path("/etc/systemd/system")
+_BIN_DIR = "/opt/cni/bin"  # in the units as they are in deploy/
+_OPTION = b"--on-demand"  # of cni_common/serve/on_demand.py
+_END_SECONDS = 5.0  # until an idle engine has ended; a busy one goes on with its request
+
+
+class SystemdError(Exception):
+    """systemd does not do what it is to do; the message says what."""
+
+
+def read(store: Path) -> str:
+    """Return the choice of the installation whose bundles are in `store`, "" for none so far."""
+    with suppress(OSError):
+        return os.readlink(store / LINK)
+    return ""
+
+
+def write(store: Path, choice: str) -> None:
+    """Replace the choice at once. Raises OSError."""
+    if read(store) == choice:
+        return
+    new = store / f"{LINK}.pycni-new"
+    new.unlink(missing_ok=True)
+    new.symlink_to(choice)
+    new.replace(store / LINK)
+
+
+def default(*, is_for_this_machine: bool) -> str:
+    """Return what is chosen where nobody says: systemd where it runs, as sd_booted(3) tells."""
+    is_booted = is_for_this_machine and Path("/run/systemd/system").is_dir()
+    return SYSTEMD if is_booted else ON_DEMAND
+
+
+# --- systemd ---
+
+
+def enable_units(units: Path, bin_dir: Path, say: Say) -> None:
+    """Install the units in `units` for the plugins in `bin_dir`, and have systemd run this build.
+
+    Raises OSError, SystemdError.
+    """
+    for name in UNITS:
+        text = (units / name).read_text().replace(_BIN_DIR, str(bin_dir))
+        place = UNIT_DIR / name
+        if not place.is_file() or place.read_text() != text:
+            new = place.with_name(f".{name}.pycni-new")
+            new.write_text(text)
+            new.chmod(0o644)
+            new.replace(place)
+    service, socket = UNITS
+    _systemctl("daemon-reload")
+    _systemctl("enable", "--now", socket, service)
+    _systemctl("restart", service)  # the socket stays, and no request is lost
+    say(f"systemd runs the engine: {service}")
+
+
+def disable_units(bin_dir: Path, say: Say) -> None:
+    """Take away the units that run the plugins in `bin_dir`. Raises OSError, SystemdError."""
+    service = UNIT_DIR / UNITS[0]
+    if not service.is_file() or f"ExecStart={bin_dir}/pycni engine" not in service.read_text():
+        return
+    if Path("/run/systemd/system").is_dir():
+        _systemctl("disable", "--now", *reversed(UNITS))
+    for name in UNITS:
+        (UNIT_DIR / name).unlink(missing_ok=True)
+    if Path("/run/systemd/system").is_dir():
+        _systemctl("daemon-reload")
+    say(f"systemd no longer runs the engine: {UNITS[0]}")
+
+
+def _systemctl(*words: str) -> None:
+    command = ("systemctl", *words)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise SystemdError("there is no systemctl: choose another ENGINE") from None
+    if done.returncode:
+        raise SystemdError(f"'{' '.join(command)}' failed: {done.stderr.strip()}")
+
+
+# --- engines that calls have left behind ---
+
+
+def programs(bundles: Iterable[Path]) -> set[tuple[int, int]]:
+    """Return the identities of the frozen programs of some builds."""
+    found = set()
+    for bundle in bundles:
+        with suppress(OSError):
+            status = (bundle / "pycni").stat()
+            found.add((status.st_dev, status.st_ino))
+    return found
+
+
+def end_engines(of: set[tuple[int, int]], say: Say) -> None:
+    """End the engines on demand that run one of these programs; requests in progress go on."""
+    pids = set(_running(of))
+    for pid in sorted(pids):
+        with suppress(OSError):  # it has ended
+            if _parent(pid) in pids:
+                continue  # a worker
+            life = os.pidfd_open(pid)
+            try:
+                signal.pidfd_send_signal(life, signal.SIGTERM)
+                has_ended = select.select([life], [], [], _END_SECONDS)[0]
+            finally:
+                os.close(life)
+            say(f"the engine on demand, process {pid}, {'has ended' if has_ended else 'is to end'}")
+
+
+def _running(of: set[tuple[int, int]]) -> Iterator[int]:
+    for name in os.listdir("/proc"):
+        with suppress(OSError):
+            if not name.isdecimal():
+                continue
+            status = os.stat(f"/proc/{name}/exe")  # the file itself, wherever that is mounted
+            if (status.st_dev, status.st_ino) not in of:
+                continue
+            if _OPTION in Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0"):
+                yield int(name)
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
