@@ -34,7 +34,9 @@ def of_findings(findings: Sequence[Finding]) -> str:
 def of_missing(lacking: Sequence[Missing]) -> str:
     """Return in words what living containers lack."""
     verb, them = ("is", "it") if len(lacking) == 1 else ("are", "them")
-    return f"{_number(len(lacking), 'object')} {verb} missing, though living containers need {them}"
+    advice = "" if all(one.final for one in lacking) else "; run 'pycni repair --all'"
+    what = _number(len(lacking), "object")
+    return f"{what} {verb} missing, though living containers need {them}{advice}"
 
 
 def counted(findings: Sequence[Finding]) -> str:

@@ -30,6 +30,14 @@ class Missing:
     pod: str = ""
     final: bool = False  # only a new ADD makes it
 
+    @property
+    def owner(self) -> str:
+        """The attachment in words, or the network that shares the object."""
+        if not self.containerid:
+            return f"network {self.network}, shared"
+        pod = f" ({self.pod})" if self.pod else ""
+        return f"container {self.containerid}{pod}, {self.ifname} on network {self.network}"
+
     def json(self) -> dict[str, str]:
         """Return the object for --json."""
         return {

@@ -11,11 +11,13 @@ from cni_common.node.lifecycle import recorded_add
 from cni_common.node.owned import recorded_netns
 from cni_common.spec.undo import BestEffort
 from cni_common.spec.wire import fold
-from commands import DATA_DIR, missing
+from commands import DATA_DIR, DONE, FOUND, LACKING, grouped, lookup, missing, view
 from commands.node import Node
+from commands.verb import RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from argparse import Namespace
+    from collections.abc import Callable, Iterable, Sequence
 
     from cni_common.node.host import Host
     from commands.missing import Missing
@@ -101,3 +103,84 @@ def _put_back_of(host: Host, path: str, restored: list[Restored], *, inside: boo
                 restored.append(one)
     finally:
         record.close()
+
+
+def run(options: Namespace, host: Host) -> int:
+    """Put back what the chosen containers lack, and say so; LACKING if something stays lost.
+
+    Raises RefusedError when it is not clear which container is meant, and an ExceptionGroup, after
+    the report, when a part could not be put back.
+    """
+    is_meant = _chosen(options, host)
+    if options.watch:
+        from commands import repair_watch
+
+        return repair_watch.run(options, host, is_meant)
+    before = _lacked(host, options.data_dir, is_meant)
+    with BestEffort() as steps:
+        left = before
+        if not options.dry_run and any(not one.final for one in before):
+            steps.attempt("repair", lambda: put_back(host, options.data_dir, is_meant=is_meant))
+            left = _lacked(host, options.data_dir, is_meant)
+        _report(options, before, left)
+    if any(one.final or not options.dry_run for one in left):
+        return LACKING
+    return FOUND if left else DONE
+
+
+def _chosen(options: Namespace, host: Host) -> Callable[[str], bool]:
+    """Return what tells by an id whether a container is meant. Raises RefusedError."""
+    if options.all:
+        return lambda _containerid: True
+    node = Node(host, options.data_dir)
+    found = lookup.find(node, options.container, options.by)
+    if len(found) > 1 and lookup.ID not in found.values():
+        # A pod keeps its name when it gets a new container, and an address may be given anew.
+        found = {one: found[one] for one in lookup.living(node, found)}
+    if not found:
+        raise RefusedError(f"no living container is '{options.container}'")
+    if len(found) > 1:
+        raise RefusedError(
+            f"'{options.container}' can mean several containers: {', '.join(found)}; give an id,"
+            " or --by"
+        )
+    return found.__contains__
+
+
+def _lacked(host: Host, data_dir: str, is_meant: Callable[[str], bool]) -> list[Missing]:
+    """Return what the chosen living containers lack, a shared object once."""
+    lacking = missing.lacking(Node(host, data_dir), host, data_dir)
+    meant = (lost for (_, attachment), lost in lacking if is_meant(attachment.containerid))
+    return list(dict.fromkeys(one for lost in meant for one in lost))
+
+
+def _report(options: Namespace, before: Sequence[Missing], left: Sequence[Missing]) -> None:
+    final = [one for one in left if one.final]
+    rest = [one for one in left if not one.final]
+    back = [] if options.dry_run else [one for one in before if one not in left]
+    if options.json:
+        view.write_json(
+            {
+                "dryRun": options.dry_run,
+                "restored": [one.json() for one in back],
+                "missing": [one.json() for one in rest],
+                "onlyByAdd": [one.json() for one in final],
+            }
+        )
+        return
+    if not before:
+        view.write_line("nothing is missing")
+        return
+    would = "would be put back" if options.dry_run else "could not be put back, see stderr"
+    _write_list("put back", back, "bold green")
+    _write_list(would, rest, "bold yellow" if options.dry_run else "bold red")
+    _write_list("lost until the container is started anew", final, "bold red")
+
+
+def _write_list(title: str, found: Sequence[Missing], style: str) -> None:
+    if found:
+        noun = "object" if len(found) == 1 else "objects"
+        view.write_text(f"{title}: {len(found)} {noun}", style=style)
+        view.write_line()
+        grouped.write_missing(found)
+        view.write_line()

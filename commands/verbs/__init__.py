@@ -19,6 +19,7 @@ VERBS = (
     "inspect",
     "leases",
     "reclaim",
+    "repair",
     "topology",
 )
 

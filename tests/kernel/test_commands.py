@@ -548,7 +548,7 @@ def test_wrong_namespace(machine: Machine, name: str) -> None:
     """In a namespace that is not the host's nothing could be judged."""
     words = [
         w
-        for w in words_of(machine, name, *["c1"] * (name in ("explain", "inspect")))
+        for w in words_of(machine, name, *["c1"] * (name in ("explain", "inspect", "repair")))
         if w != "--any-netns"
     ]
 

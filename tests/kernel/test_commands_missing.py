@@ -122,7 +122,9 @@ def test_what_a_living_container_lacks(machine: Machine, stack: ExitStack) -> No
     assert (shown.returncode, "missing" in shown.stdout) == (FOUND, True)
     text = pycni(machine, "audit").stdout
     assert re.match(
-        r"\d+ objects are missing, though living containers need them\n\nmissing:", text
+        r"\d+ objects are missing, though living containers need them; run 'pycni\srepair\s--all'\n"
+        r"\nmissing:",
+        text,
     )
     assert pycni(machine, "reclaim").stdout == "nothing to reclaim\n"
 
@@ -203,7 +205,8 @@ def test_the_dead_lack_nothing(machine: Machine, stack: ExitStack) -> None:
     assert {one["containerid"] for one in found["missing"]} == {"alive", ""}
     assert re.match(
         r"1 lease and \d+ other objects of 1 dead container; run 'pycni reclaim' twice, a\n"
-        r"minute apart\n\d objects are missing, though living containers need them\n\n",
+        r"minute apart\n\d objects are missing, though living containers need them; run 'pycni\s"
+        r"repair\s--all'\n\n",
         done.stdout,
     )
     assert done.stdout.index("\nmissing:\n") > done.stdout.index("\ncontainer dead\n")

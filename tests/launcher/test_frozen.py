@@ -489,9 +489,6 @@ def _on_terminal(netns: str, words: list[str]) -> str:
     return output.decode()
 
 
-REPAIR = Path("commands/repair")  # imported by the agent alone, which has a bundle of its own
-
-
 def test_whatever_the_suite_imports_is_in_it(dist: Path) -> None:
     """No import of any function fails because the build left a module out."""
     library = next(dist.glob(".pycni/*/lib"))
@@ -505,8 +502,6 @@ def test_whatever_the_suite_imports_is_in_it(dist: Path) -> None:
     for package in OURS:
         for path in (ROOT / package).rglob("*.py"):
             place = path.relative_to(ROOT).with_suffix("")
-            if place == REPAIR:
-                continue
             assert ".".join(place.parts).removesuffix(".__init__") in modules
             tree = rewrite(package, path.read_bytes())
             for node in ast.walk(tree):

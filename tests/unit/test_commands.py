@@ -67,7 +67,7 @@ def test_not_root(
 ) -> None:
     """A caller that is not root is told so in one line."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    words = [name, *["c1"] * (name in ("explain", "inspect"))]
+    words = [name, *["c1"] * (name in ("explain", "inspect", "repair"))]
 
     assert cli.run(words, load, load_all, COMMANDS) == FAILED
 
