@@ -70,12 +70,12 @@ test-kubernetes: agent image ## a cluster of three nodes with real kubelets; its
 	$(sandboxed) -n 0 -rs tests/kubernetes
 
 .PHONY: test-upstream
-test-upstream: dist agent image ## containerd judged by critest: built once, 10 minutes
+test-upstream: dist agent image ## judged by Kubernetes' own tests, and by critest: built once, 10 minutes more
 	@deploy/prerequisites.sh --reference
 	@deploy/prerequisites.sh --runtimes
 	@deploy/prerequisites.sh --kubernetes
 	@deploy/prerequisites.sh --upstream
-	PYCNI_TEST_ALL=1 $(sandboxed) -n 0 -rs tests/runtimes/test_critest.py
+	PYCNI_TEST_ALL=1 $(sandboxed) -n 0 -rs tests/runtimes/test_critest.py tests/kubernetes/test_upstream.py
 
 test-dataplane: dist ## sockets of all kinds across the networks that the executables made
 	$(sandboxed) -n 2 -rs tests/dataplane
