@@ -20,6 +20,7 @@ VERBS = (
     "leases",
     "reclaim",
     "repair",
+    "support",
     "topology",
 )
 

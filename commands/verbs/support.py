@@ -1,0 +1,47 @@
+"""The command line of `pycni support`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from commands import DONE
+from commands.verb import OnTheNode, Verb, add_node_options
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+    from cni_common.node.host import Host
+
+CONF_DIR = "/etc/cni/net.d"
+
+
+def _run(options: Namespace, host: Host) -> int:
+    from commands import support
+
+    return support.run(options, host)
+
+
+def _add_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "-o",
+        "--output",
+        default="",
+        metavar="FILE",
+        help="the archive, a zip file that must not exist (default: pycni-support-HOST-TIME.zip)",
+    )
+    parser.add_argument(
+        "--conf-dir",
+        default=CONF_DIR,
+        metavar="DIR",
+        help="where the runtime finds its configurations (default: %(default)s)",
+    )
+    add_node_options(parser)
+
+
+VERB = Verb(
+    "write one archive for a bug report, without secrets",
+    OnTheNode(_run),
+    {DONE: "done, whatever is wrong on this node"},
+    ("pycni support", "pycni support -o report.zip"),
+    _add_options,
+)
