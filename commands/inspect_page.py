@@ -110,7 +110,8 @@ def _attachment(page: Page, one: Attached, rates: dict[str, float]) -> Iterator[
         if names.get(queue.index) in one.devices:
             yield "limit", _queue(queue, names[queue.index], rates)
     for use in one.usage:
-        hits = "" if use.packets is None else f": {use.packets} connections"
+        plural = "" if use.packets == 1 else "s"
+        hits = "" if use.packets is None else f": {use.packets} connection{plural}"
         yield use.kind, f"{use.what}{hits}{_rate(rates, f'{use.kind} {use.what}')}"
     yield from (("missing", what) for what in one.missing)
 

@@ -509,7 +509,10 @@ def unique(words: Sequence[str]) -> bool:
 
 def _steady(entry: Any) -> Any:
     if isinstance(entry, dict):
-        return {key: _steady(value) for key, value in entry.items() if key not in _VOLATILE}
+        # What the element of a set has counted.
+        counted = {"counter"} if "val" in entry else set()
+        unsteady = _VOLATILE | counted
+        return {key: _steady(value) for key, value in entry.items() if key not in unsteady}
     if isinstance(entry, list):
         return [_steady(item) for item in entry]
     return entry

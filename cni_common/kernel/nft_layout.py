@@ -72,6 +72,7 @@ class Set:
     data: tuple[int, int] | None = None
     goes_filled: bool = False  # its elements do not keep the base; they are removed with it
     fields: tuple[int, ...] = ()  # lengths of a key's parts, if the elements are ranges
+    counted: bool = False  # its elements count packets, unless an older release has made it
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +101,16 @@ class Layout:
         """The number of the base's objects in the table."""
         return len(self.sets) + len(self.chains)
 
-    def base(self) -> tuple[Message, ...]:
-        """Return the requests that make the base, or its missing parts."""
-        return _base(self)
+    def base(self, netns: NetNS | None = None) -> tuple[Message, ...]:
+        """Return the requests that make the base, or its missing parts.
+
+        Sets that are counted need `netns`: one that an older release has made there does not count,
+        and stays so, as the kernel refuses a request for another kind (EEXIST).
+        """
+        counted = [one.name for one in self.sets if one.counted]
+        if netns is None or not counted:
+            return _base(self)
+        return _base(self, frozenset(self.table.uncounted(netns, counted)))
 
     def removal(self) -> list[Message]:
         """Return the requests that remove the base, the table not included; EBUSY while in use."""
@@ -152,7 +160,7 @@ class Layout:
         # Queried first, since a refused transaction takes tens of milliseconds.
         if self.table.has_chain(netns, *needed) and _try_to_add(netns, elements):
             return
-        frame = [*self.base(), *(one for chain in chains for one in _chain(self.table, chain))]
+        frame = [*self.base(netns), *(one for chain in chains for one in _chain(self.table, chain))]
         for attempt in range(nft_table.TRIES):
             try:
                 nft_table.apply(netns, [*frame, *(take_over() if take_over else elements)])
@@ -226,12 +234,14 @@ def removal(netns: NetNS, layouts: Sequence[Layout]) -> list[Message]:
 
 
 @cache
-def _base(layout: Layout) -> tuple[Message, ...]:
+def _base(layout: Layout, uncounted: frozenset[str] = frozenset()) -> tuple[Message, ...]:
     table = layout.table
     messages = [table.add()]
-    messages += [
-        table.add_set(one.name, one.key, data=one.data, fields=one.fields) for one in layout.sets
-    ]
+    for one in layout.sets:
+        counted = one.counted and one.name not in uncounted
+        messages.append(
+            table.add_set(one.name, one.key, data=one.data, fields=one.fields, counted=counted)
+        )
     # All chains come before the first rule, since rules refer to chains.
     messages += [_add_chain(table, chain) for chain in layout.chains]
     for chain in layout.chains:

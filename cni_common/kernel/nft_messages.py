@@ -20,12 +20,14 @@ _HOOK_HOOKNUM, _HOOK_PRIORITY = 1, 2
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
 _SET_TABLE, _SET_NAME, _SET_FLAGS, _SET_KEY_TYPE, _SET_KEY_LEN = range(1, 6)
 _SET_DATA_TYPE, _SET_DATA_LEN, _SET_DESC, _SET_ID, _SET_USERDATA = 6, 7, 9, 10, 13
+_SET_EXPRESSION, _SET_EXPRESSIONS = 17, 18
 _DESC_CONCAT, _FIELD_LEN = 2, 1
 _SET_MAP, _SET_OF_RANGES = 0x8, 0x4 | 0x80  # NFT_SET_INTERVAL and NFT_SET_CONCAT
 _LIST_ELEM = 1
 _EXPR_NAME, _EXPR_DATA = 1, 2
 _IMMEDIATE_DATA, _CMP_DATA = 2, 3
-_ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA, _ELEM_KEY_END = 1, 2, 6, 10
+_ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA, _ELEM_EXPRESSION, _ELEM_KEY_END = 1, 2, 6, 7, 10
+_COUNTER, _COUNTER_BYTES, _COUNTER_PACKETS = "counter", 1, 2
 _DATA_VALUE, _DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 1, 2, 1, 2
 _GOTO = -4
 _COMMENT = 0  # NFTNL_UDATA_*_COMMENT of libnftnl: nft's type of comments
@@ -144,6 +146,34 @@ def elements(items: bytes) -> list[Element]:
             )
         )
     return found
+
+
+def counter() -> bytes:
+    """Return one more attribute of a new set: its elements count the packets that look them up.
+
+    A kernel before Linux 5.7 counts nothing.
+    """
+    expression = string(_EXPR_NAME, _COUNTER) + attribute(_EXPR_DATA, b"")
+    return attribute(_SET_EXPRESSION, expression)
+
+
+def is_counted(set_attributes: Mapping[int, bytes]) -> bool:
+    """Tell whether the elements of a set count."""
+    return _SET_EXPRESSION in set_attributes or _SET_EXPRESSIONS in set_attributes
+
+
+def counted(items: bytes) -> list[tuple[int, int] | None]:
+    """Return packets and bytes that each element in a list has counted, None if it does not."""
+    return [_counted(attributes(item).get(_ELEM_EXPRESSION)) for _, item in each_attribute(items)]
+
+
+def _counted(expression: bytes | None) -> tuple[int, int] | None:
+    parts = attributes(expression or b"")
+    if string_of(parts.get(_EXPR_NAME)) != _COUNTER:
+        return None
+    found = attributes(parts[_EXPR_DATA])
+    packets, size = (int.from_bytes(found[n], "big") for n in (_COUNTER_PACKETS, _COUNTER_BYTES))
+    return packets, size
 
 
 def comment(userdata: bytes | None) -> str:

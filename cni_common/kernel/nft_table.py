@@ -153,15 +153,18 @@ class Table:
         *,
         data: tuple[int, int] | None = None,
         fields: Sequence[int] = (),
+        counted: bool = False,
     ) -> Message:
         """Return the request that creates a set, or a map from its keys to `data`.
 
-        With the lengths of a key's `fields` its elements are ranges.
+        With the lengths of a key's `fields` its elements are ranges; if it is `counted`, they count
+        packets. EEXIST if it exists and does not count, or the other way round.
         """
         host_order = key is IIFNAME_KEY
         body = nft_messages.new_set(
             self.name, name, key, data=data, fields=fields, host_order=host_order
         )
+        body += nft_messages.counter() if counted else b""
         return self._message(f"add set '{name}'", _NEWSET, body, flags=NLM_F_CREATE)
 
     def delete_set(self, name: str, *, filled: bool = False) -> Message:
@@ -216,6 +219,26 @@ class Table:
         queries = [self._query_element(*key) for key in keys]
         answers = netns.netfilter.exchange(queries, absent=[errno.ENOENT])
         return [answer[0][0] if answer else None for answer in answers]
+
+    def counted(self, netns: NetNS, keys: Sequence[Key]) -> list[tuple[int, int] | None]:
+        """Return packets and bytes that the element of each key has counted.
+
+        None where there is none, or where it does not count.
+        """
+        queries = [self._query_element(*key, read=_decode_counters) for key in keys]
+        answers = netns.netfilter.exchange(queries, absent=[errno.ENOENT])
+        return [answer[0][0] if answer else None for answer in answers]
+
+    def uncounted(self, netns: NetNS, names: Sequence[str]) -> list[str]:
+        """Return those of these sets that exist, and whose elements do not count."""
+        what = "look up a set"
+        queries = [
+            self._message(what, _GETSET, _names_of_set(self.name, name), read=_attributes)
+            for name in names
+        ]
+        answers = netns.netfilter.exchange(queries, absent=[errno.ENOENT])
+        found = zip(names, answers, strict=True)
+        return [name for name, one in found if one and not nft_messages.is_counted(one[0])]
 
     def element(self, netns: NetNS, set_name: str, key: bytes) -> Element | None:
         """Return the element with this key, None if there is none."""
@@ -308,10 +331,17 @@ class Table:
         what, body = f"list chain '{chain}'", self._rules(chain)
         return _query(netns, self._message(what, _GETRULE, body, flags=NLM_F_DUMP, read=read))
 
-    def _query_element(self, set_name: str, key: bytes, end: bytes = b"") -> Message:
+    def _query_element(
+        self,
+        set_name: str,
+        key: bytes,
+        end: bytes = b"",
+        *,
+        read: Callable[[bytes], Any] | None = None,
+    ) -> Message:
         body = self._element(set_name, nft_messages.element(key, end))
         what = f"look up element of '{set_name}'"
-        return self._message(what, _GETSETELEM, body, read=_decode_elements)
+        return self._message(what, _GETSETELEM, body, read=read or _decode_elements)
 
     def _element(self, set_name: str, element: bytes) -> bytes:
         items = attribute(_ELEMENTS, attribute(_LIST_ELEM, element))
@@ -476,6 +506,10 @@ def _decode_chain_of_rule(data: bytes) -> str:
 
 def _has_elements(data: bytes) -> bool:
     return bool(_attributes(data).get(_ELEMENTS))
+
+
+def _decode_counters(data: bytes) -> list[tuple[int, int] | None]:
+    return nft_messages.counted(_attributes(data).get(_ELEMENTS, b""))
 
 
 def _decode_elements(data: bytes) -> list[Element]:

@@ -262,8 +262,11 @@ class Masquerade(Part):
         """Yield each address."""
         from cni_common.node.owned import Usage
 
-        for text in facts.addresses:
-            yield Usage(self.name, str(ip_interface(text).ip))
+        found = [ip_interface(text).ip for text in facts.addresses]
+        nftables = facts.backend != "iptables"
+        counted = masquerade.counted(host.netns, found) if nftables else [None] * len(found)
+        for address, one in zip(found, counted, strict=True):
+            yield Usage(self.name, str(address), *(one or ()))
 
     def strays(self, host: Host) -> list[Stray]:
         """Return the elements of nftables, and what the reference has made."""

@@ -41,7 +41,10 @@ def _look_ups() -> Iterator[Rule]:
 
 LAYOUT = Layout(
     TABLE,
-    tuple(Set(_MAPS[v], family.key, nft_table.VERDICTS) for v, family in FAMILIES.items()),
+    tuple(
+        Set(_MAPS[v], family.key, nft_table.VERDICTS, counted=True)
+        for v, family in FAMILIES.items()
+    ),
     (Chain(_POSTROUTING, _look_ups, ("nat", nft_table.POSTROUTING, nft_layout.SRCNAT)),),
 )
 
@@ -167,6 +170,14 @@ def owners(netns: NetNS) -> list[tuple[str, Address]]:
         for name in _MAPS.values()
         for element in TABLE.elements(netns, name)
     ]
+
+
+def counted(netns: NetNS, addresses: Sequence[Address]) -> list[tuple[int, int] | None]:
+    """Return for each address the connections that were masqueraded, and bytes of first packets.
+
+    None where nobody counts.
+    """
+    return TABLE.counted(netns, [_key(address) for address in addresses])
 
 
 def holds(netns: NetNS, owner: Owner, address: Address) -> bool:

@@ -65,8 +65,11 @@ def usage(host: Host, record: Record, facts: HostPortsFacts) -> Iterator[Usage]:
         for span in spans_of(facts):
             yield Usage("host-port", str(span).removeprefix("host port").lstrip("s "))
         return
-    for key, data in nftables.targets_of(facts).items():
-        yield Usage("host-port", f"{layout.ports_of(key)} to {_words_of_target(data)}")
+    targets = nftables.targets_of(facts)
+    counted = TABLE.counted(host.netns, list(targets))
+    for (key, data), found in zip(targets.items(), counted, strict=True):
+        what = f"{layout.ports_of(key)} to {_words_of_target(data)}"
+        yield Usage("host-port", what, *(found or ()))
 
 
 def _words_of_target(data: bytes) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from cni_common.kernel.netlink import Message
+    from cni_common.kernel.netns import NetNS
     from cni_common.kernel.nft_layout import Key, Rule
     from cni_common.spec.names import Address, Cidr, Subnet
     from plugins.portmap.conf import Conf, Port
@@ -58,13 +59,21 @@ class Family:
         names, keys = (self.ports, self.at), (nft_table.PROTOCOL_PORT_KEY, self.at_key)
         if suffix != RANGES:
             one, other = (
-                Set(n + suffix, key, self.data) for n, key in zip(names, keys, strict=True)
+                # Those of conditions are made by nft, and do not count.
+                Set(n + suffix, key, self.data, counted=not suffix)
+                for n, key in zip(names, keys, strict=True)
             )
             return one, other
         fields = (1, 2)  # protocol and port
         return (
-            Set(names[0] + suffix, keys[0], self.packet.key, fields=fields),
-            Set(names[1] + suffix, keys[1], self.packet.key, fields=(self.packet.key[0], *fields)),
+            Set(names[0] + suffix, keys[0], self.packet.key, fields=fields, counted=True),
+            Set(
+                names[1] + suffix,
+                keys[1],
+                self.packet.key,
+                fields=(self.packet.key[0], *fields),
+                counted=True,
+            ),
         )
 
 
@@ -238,11 +247,11 @@ def of_suffix(suffix: str) -> Layout:
     return Layout(TABLE, maps, (Chain(PORTS + suffix, rules),))
 
 
-def base_with_ranges() -> list[Message]:
+def base_with_ranges(netns: NetNS) -> list[Message]:
     """Return the requests that make the base and what ranges need; EEXIST if that is there."""
     chain = PORTS + RANGES
     jump = TABLE.add_rule(CONDITIONS, nft_expressions.verdict(nft_table.JUMP, chain))
-    return [*LAYOUT.base(), TABLE.add_chain(chain, new=True), *of_suffix(RANGES).base(), jump]
+    return [*LAYOUT.base(netns), TABLE.add_chain(chain, new=True), *of_suffix(RANGES).base(), jump]
 
 
 def hairpin_name(subnet: Subnet) -> str:

@@ -83,7 +83,7 @@ def add(
             if suffix:
                 from plugins.portmap import conditions
 
-                nft_table.apply(netns, layout.LAYOUT.base())
+                nft_table.apply(netns, layout.LAYOUT.base(netns))
                 conditions.ensure(netns, suffix, conf.conditions)
             elif has_ranges:
                 _ensure_ranges(netns)
@@ -103,7 +103,7 @@ def _ensure_ranges(netns: NetNS) -> None:
     if TABLE.has_chain(netns, layout.PORTS + layout.RANGES):
         return
     try:
-        nft_table.apply(netns, layout.base_with_ranges())
+        nft_table.apply(netns, layout.base_with_ranges(netns))
     except NetlinkError as error:
         if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):  # before Linux 5.6
             raise NoRangesError from None

@@ -7,11 +7,12 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
 from commands import DONE, FAILED, FOUND
-from tests.kernel.ports import HOST4, Node, port
+from tests.kernel.ports import HOST4, OUTSIDE4, Node, port
 from tests.kernel.test_commands import asked, pycni
 from tests.machine import Json, Machine
 from tests.sockets import open_socket, serving
@@ -161,6 +162,47 @@ def test_what_a_limit_has_dropped(container: Container) -> None:
     shown = machine.command(machine.host, "tc", "-j", "-s", "qdisc", "show", "dev", name)
     assert limit["counters"]["dropped"] == json.loads(shown)[0]["drops"] > 0
     assert found["inside"]["errors"]["Udp.NoPorts"] > 0
+
+
+def test_hits(container: Container) -> None:
+    """Each connection counts once, at the port and where the container's address is masqueraded."""
+    machine, node = container.machine, container.node
+    before = _uses(asked(machine, "inspect", "c1"))
+    for _ in range(3):
+        container.connect().send(b"x" * 1000)
+    with (
+        serving(node.outside, "tcp", 99, ["0.0.0.0"]),
+        open_socket(container.netns, "tcp", OUTSIDE4) as sock,
+    ):
+        sock.connect((OUTSIDE4, 99))
+        sock.send(b"x" * 1000)
+
+    after = _uses(asked(machine, "inspect", "c1"))
+
+    port, address = f"8080/tcp to {node.address(4)}:80", node.address(4)
+    assert after[port] - before[port] == 3
+    assert after[address] - before[address] == 1
+    assert f"{port}: 3 connections" in pycni(machine, "inspect", "c1").stdout
+
+
+def test_a_table_of_an_older_release_counts_nothing(container: Container) -> None:
+    """Its maps stay as they are, and the page says nothing of connections."""
+    machine = container.machine
+    text = machine.command(machine.host, "nft", "list", "ruleset")
+    text = re.sub(r" counter packets \d+ bytes \d+", "", text.replace("\t\tcounter\n", ""))
+    machine.command(machine.host, "nft", "-f", "-", stdin=f"flush ruleset\n{text}")
+
+    container.node.attach("c2", ipMasq=True)  # uses the maps that are there
+
+    assert set(_uses(asked(machine, "inspect", "c1")).values()) == {None}
+    found = _uses(asked(machine, "inspect", "c2"))
+    assert set(found.values()) == {None}
+    assert " connections\n" not in pycni(machine, "inspect", "c2").stdout
+
+
+def _uses(found: Json) -> dict[str, Any]:
+    (attached,) = found["attachments"]
+    return {one["what"]: one["packets"] for one in attached["usage"]}
 
 
 def test_watch(container: Container) -> None:

@@ -69,15 +69,18 @@ def test_layout(machine: Machine) -> None:
 
     (chain,) = chains(machine)
     listing = machine.command(machine.host, "nft", "list", "table", "inet", "pycni")
+    listing = re.sub(r" counter packets \d+ bytes \d+", "", listing)
     assert listing.split("\n") == [
         "table inet pycni {",
         "\tmap masquerade4 {",
         "\t\ttype ipv4_addr : verdict",
+        "\t\tcounter",
         f'\t\telements = {{ 10.9.0.2 comment "bridge {machine.name} c1 eth0" : goto {chain} }}',
         "\t}",
         "",
         "\tmap masquerade6 {",
         "\t\ttype ipv6_addr : verdict",
+        "\t\tcounter",
         f'\t\telements = {{ fd00:9::2 comment "bridge {machine.name} c1 eth0" : goto {chain} }}',
         "\t}",
         "",
