@@ -100,21 +100,37 @@ def test_all_is_where_it_belongs(populated: Populated) -> None:
 
 
 @pytest.mark.full_kernel
-def test_vlans(populated: Populated) -> None:
+def test_vlans(machine: Machine) -> None:
     """A VLAN is shown with the interface that it is of; what leads nowhere is shown as such."""
-    machine = populated.machine
-    populated.add("dummy", "dum1", "10.77.3.0/24")
-    machine.do(
-        machine.host,
-        "ip link add link uplink name uplink.7 type vlan id 7",
-        "ip link set uplink.7 master br0 up",
-    )
+    with ExitStack() as stack:
+        populated = Populated(machine, stack, 0)
+        populated.node.attach()
+        populated.add("dummy", "dum1", "10.77.3.0/24")
+        machine.do(
+            machine.host,
+            "ip link add link uplink name uplink.7 type vlan id 7",
+            "ip link set uplink.7 master br0 up",
+        )
 
-    shown = groups(asked(machine, "topology"))
+        shown = groups(asked(machine, "topology"))
 
-    assert "uplink.7 (VLAN 7 of uplink)" in shown["br0"]["ports"]
+    assert shown["br0"]["ports"] == ["uplink.7 (VLAN 7 of uplink)"]
     (card,) = shown["without a way to the host"]["cards"]
     assert (card["containerid"], card["kind"]) == ("dum1", "dummy")
+
+
+@pytest.mark.full_kernel
+def test_port_in_a_vlan(machine: Machine) -> None:
+    """The VLANs of a port of a bridge that filters them stand on its card."""
+    node = Node(machine)
+    node.attach(vlan=5)
+    node.attach("c2", vlanTrunk=[{"minID": 7, "maxID": 8}])
+
+    (group,) = asked(machine, "topology")["groups"]
+
+    vlans = {card["containerid"]: card["vlans"] for card in group["cards"]}
+    assert vlans == {"c1": ["5 untagged"], "c2": ["1 untagged", "7", "8"]}
+    assert "VLAN 5 untagged" in pycni(machine, "topology").stdout
 
 
 def test_text(populated: Populated) -> None:
