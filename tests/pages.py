@@ -63,7 +63,7 @@ class World:
         self._servers: list[subprocess.Popen[bytes]] = []
         shim = tmp / "pycni"
         # In a sandbox no PID namespace is the first one.
-        shim.write_text(f'#!/bin/sh\nexec {CNI_BIN}/pycni "$@" ${{1:+$(case $1 in reclaim) '
+        shim.write_text(f'#!/bin/sh\nexec {CNI_BIN}/pycni "$@" ${{1:+$(case $1 in reclaim|repair) '
                         "echo --any-netns;; esac)}\n")  # fmt: skip
         shim.chmod(0o755)
         self.environ = {
