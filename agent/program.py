@@ -30,10 +30,14 @@ def run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
 
         return on_host.main(arguments[1:])
     from agent.logs import Log
-    from agent.settings import parser, settings_of
+    from agent.settings import parser, settings_of, with_files
 
     try:
+        environ = with_files(environ)
         options = parser(environ).parse_args(arguments)
+    except (OSError, ValueError) as error:
+        Log("info").error(f"cannot read the settings: {error}")
+        return 2
     except SystemExit as end:  # after --help, or an error that argparse has printed
         return int(end.code or 0)
     settings = settings_of(options, environ, _beside())

@@ -1,4 +1,4 @@
-"""The agent's settings: each is a flag and a variable of the environment, for the manifest."""
+"""The agent's settings: each is a flag, a variable of the environment or a file."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from agent.cluster import Network
 
 PREFIX = "PYCNI_"  # of the variables: --api-server is PYCNI_API_SERVER
+DIRECTORY = "PYCNI_SETTINGS"  # the variable that names the directory of files
+_VALUE_MAX = 4096  # bytes of such a file
 STATE_DIR = "/var/lib/cni/pycni-agent"
 LISTEN = "127.0.0.1:9632"
 _PORT_MAX = 65535
@@ -222,8 +224,38 @@ _OPTIONS = (
 )
 _ENVIRONMENT = f"""\
 Each option has a variable of the environment: {PREFIX} and its name, {PREFIX}API_SERVER for
---api-server; the flag wins. --node-name has NODE_NAME.
+--api-server; the flag wins. --node-name has NODE_NAME. A file with the name of a variable, in the
+directory that {DIRECTORY} names, stands for a variable that is not set.
 """
+
+
+def with_files(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment, and the files of the directory for those variables that it lacks.
+
+    A mounted ConfigMap is such a directory. The kubelet starts a container again without the API
+    server if its ConfigMap is mounted, but not if the environment is made of it.
+
+    Raises OSError where the directory or one of its files cannot be read, ValueError for a file
+    that is too long or no text.
+    """
+    found = dict(environ)
+    if not environ.get(DIRECTORY):
+        return found
+    for path in Path(environ[DIRECTORY]).iterdir():
+        if path.name.startswith(PREFIX) and path.name not in found:
+            found[path.name] = _read(path)
+    return found
+
+
+def _read(path: Path) -> str:
+    with path.open("rb") as file:
+        value = file.read(_VALUE_MAX + 1)
+    if len(value) > _VALUE_MAX:
+        raise ValueError(f"'{path}' is longer than {_VALUE_MAX} bytes")
+    try:
+        return value.decode().strip()
+    except UnicodeDecodeError:
+        raise ValueError(f"'{path}' is no text") from None
 
 
 def add_options(parser: ArgumentParser, environ: Mapping[str, str]) -> None:

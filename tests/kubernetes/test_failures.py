@@ -8,7 +8,6 @@ from collections.abc import Callable
 import pytest
 
 from tests import scope
-from tests.kubernetes.agent_pods import AgentPods
 from tests.kubernetes.agents import Agents, process_of
 from tests.kubernetes.churn import churn
 from tests.kubernetes.cluster import Cluster
@@ -79,11 +78,7 @@ def test_killed_under_load(network: Cluster, agents: Agents, pods: Pods, killed:
 
 @pytest.mark.timeout(600)
 def test_api_away(network: Cluster, agents: Agents, pods: Pods) -> None:
-    """Pods that were scheduled before start without the API server.
-
-    So does the agent, where it is a process. As a pod it waits for the kubelet, which reads the
-    ConfigMap of a container from the API.
-    """
+    """Pods that were scheduled before start without the API server, and a killed agent does."""
     node = network.first
     pods.start(pod("warm", node.name))
     pods.delete("warm")
@@ -94,9 +89,8 @@ def test_api_away(network: Cluster, agents: Agents, pods: Pods) -> None:
     try:
         wait_until(lambda: _attached(node, before) >= STARTS // 2, "pods start without the API")
         threading.Event().wait(API_AWAY_SECONDS)  # the very thing that is tested
-        if not isinstance(agents, AgentPods):
-            agents.kill(node)
-            agents.wait_ready(node)
+        agents.kill(node)
+        agents.wait_ready(node)
     finally:
         network.plane.start_api()
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.api import Pace
-from agent.settings import Settings, parser, settings_of
+from agent.program import run
+from agent.settings import Settings, parser, settings_of, with_files
 from agent.wake import Wake
 from agent.watch import BackOff
 from cni_common.kernel.cgroups import _hierarchies
@@ -141,6 +142,33 @@ def test_wrong_variable(capsys: pytest.CaptureFixture[str]) -> None:
         _settings(PYCNI_MODE="flannel")
 
     assert "--mode" in capsys.readouterr().err
+
+
+def test_settings_of_files(tmp_path: Path) -> None:
+    """A file stands for a variable that is not set; other files are nobody's settings."""
+    (tmp_path / "PYCNI_MODE").write_text("vxlan\n")
+    (tmp_path / "PYCNI_VNI").write_text("7")
+    (tmp_path / "NODE_NAME").write_text("node-2")
+    (tmp_path / "..data").mkdir()  # as the kubelet has it
+
+    found = _settings(**with_files({"PYCNI_SETTINGS": str(tmp_path), "PYCNI_VNI": "9"}))
+
+    assert (found.network.mode, found.network.vni, found.node) == ("vxlan", 9, "")
+    assert with_files({"PYCNI_MODE": "direct"}) == {"PYCNI_MODE": "direct"}
+
+
+@pytest.mark.parametrize("value", [b"\xff", b"x" * 5000], ids=["no text", "too long"])
+def test_unreadable_settings(
+    value: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A file that is no setting, or no directory, ends the program with its path and status 2."""
+    (tmp_path / "PYCNI_MODE").write_bytes(value)
+
+    assert run((), {"PYCNI_SETTINGS": str(tmp_path)}) == 2
+    assert run((), {"PYCNI_SETTINGS": str(tmp_path / "missing")}) == 2
+    told = capfd.readouterr()
+    assert "PYCNI_MODE" in told.out + told.err
+    assert f"{tmp_path}/missing" in told.out + told.err
 
 
 def test_hierarchies() -> None:
