@@ -148,6 +148,12 @@ bench-quick: dist ## the same in half a minute, to see that it works: writes bel
 	@deploy/prerequisites.sh --reference
 	tests/in-sandbox $(python) -m bench --quick --rounds 3 --no-verdict --output build/bench
 
+.PHONY: bench-kubernetes
+bench-kubernetes: dist ## from creation to Ready of 1, 30, 60 pods in the lab: docs/benchmarks-kubernetes.md
+	@deploy/prerequisites.sh --reference
+	@deploy/prerequisites.sh --kubernetes
+	tests/in-sandbox $(python) -m tests.kubernetes.measure $(if $(BENCH_ROUNDS),--rounds $(BENCH_ROUNDS))
+
 schemas: venv ## write conf/schema/ anew after a change of a SCHEMA
 	$(python) -m deploy.schemas
 

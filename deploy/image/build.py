@@ -72,13 +72,13 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def make(archive: Path, *, base: str = "", name: str = NAME) -> tuple[str, int]:
+def make(archive: Path, *, base: str = "", name: str = NAME, dist: Path = DIST) -> tuple[str, int]:
     """Make the archive; return the image's digest, and its bytes once unpacked.
 
-    Raises ImageError.
+    `dist` has the directories bin and agent. Raises ImageError.
     """
-    _require(DIST / "bin" / "pycni", "make dist")
-    _require(DIST / "agent" / "pycni-agent", "make agent")
+    _require(dist / "bin" / "pycni", "make dist")
+    _require(dist / "agent" / "pycni-agent", "make agent")
     with _workshop() as folder:
         buildah = Buildah(folder, fetches=bool(base))
         common = ["--timestamp", _epoch(), "--format", "oci"]
@@ -92,7 +92,7 @@ def make(archive: Path, *, base: str = "", name: str = NAME) -> tuple[str, int]:
                 "--pull-never" if not buildah.fetches else "--pull",
             ),
             *("--build-arg", f"BASE={base}", "--build-arg", f"VERSION={VERSION}"),
-            *("--file", str(CONTAINERFILE), "--tag", name, str(DIST)),
+            *("--file", str(CONTAINERFILE), "--tag", name, str(dist)),
         )
         layout = folder / "layout"
         buildah.run("push", "--quiet", name, f"oci:{layout}:{name}")

@@ -87,7 +87,7 @@ class AgentPods(Agents):
         """Kill the process: the kubelet starts the container again."""
         node.command("kill", "-KILL", str(process_of(node, _PROCESS)))
 
-    def uninstall(self, *nodes: Node) -> None:
-        """Have the program take away what it has made."""
+    def uninstall(self, *nodes: Node, is_forced: bool = True) -> None:
+        """Have the program take away what it has made; it refuses over pods unless forced."""
         for node in nodes or self.cluster.nodes.values():
-            node.command(PROGRAM, "uninstall", "--force")
+            node.command(PROGRAM, "uninstall", *(["--force"] if is_forced else []))

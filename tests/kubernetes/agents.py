@@ -73,10 +73,11 @@ class Agents:
         self.stop(*nodes)
         self.start(*nodes)
 
-    def uninstall(self, *nodes: Node) -> None:
-        """Have the agent take away what it has made."""
+    def uninstall(self, *nodes: Node, is_forced: bool = True) -> None:
+        """Have the agent take away what it has made; it refuses over pods unless forced."""
+        force = ["--force"] if is_forced else []
         for node in nodes or self.cluster.nodes.values():
-            node.command("env", f"PYTHONPATH={ROOT}", *self._words("uninstall", node), "--force")
+            node.command("env", f"PYTHONPATH={ROOT}", *self._words("uninstall", node), *force)
 
     def wait_ready(self, *nodes: Node) -> None:
         """Wait until the agents of these nodes, or of all, say that they are ready."""

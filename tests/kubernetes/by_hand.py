@@ -7,6 +7,7 @@ node, and masquerading of what leaves the cluster.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,8 @@ from tests.kubernetes.world import PODS4, PODS6
 from tests.machine import Json
 
 LIST = "10-kindnet.conflist"
+_NETWORK, _DATA_DIR = "kindnet", "/run/cni-ipam-state"
+LEASES = f"{_DATA_DIR}/{_NETWORK}"  # a file for each address
 _TABLE = "by-hand"
 
 
@@ -36,7 +39,7 @@ def plugins(ranges: Iterable[str], **keys: object) -> list[Json]:
     routes = [{"dst": "::/0" if ":" in item else "0.0.0.0/0"} for item in ranges]
     ipam = {
         "type": "host-local",
-        "dataDir": "/run/cni-ipam-state",
+        "dataDir": _DATA_DIR,
         "ranges": [[{"subnet": item}] for item in ranges],
         "routes": routes,
     }
@@ -101,6 +104,4 @@ def configure(api: Api, nodes: Iterable[Node], version: str, **keys: object) -> 
 
 
 def _list_text(version: str, chain: list[Json]) -> str:
-    import json
-
-    return json.dumps({"cniVersion": version, "name": "kindnet", "plugins": chain})
+    return json.dumps({"cniVersion": version, "name": _NETWORK, "plugins": chain})

@@ -12,7 +12,9 @@ from tests.kubernetes.control_plane import ControlPlane
 from tests.kubernetes.node import Node
 from tests.kubernetes.world import LOGS, World
 from tests.machine import Json
+from tests.waits import wait_until
 
+ALL_PODS = "/api/v1/pods"
 NAMES = ("node1", "node2", "node3")
 # What one writes down of a node when a test fails.
 _COMMANDS = (
@@ -71,6 +73,21 @@ class Cluster:
     def third(self) -> Node:
         """The node that tests take down."""
         return self.nodes[NAMES[2]]
+
+    def wait_torn_down(self) -> None:
+        """Wait until nodes have namespaces of those pods alone that the API has.
+
+        The runtime tears pods down after the API has lost them.
+        """
+        spec = [item["spec"] for item in self.api.list(ALL_PODS)]
+        for node in self.nodes.values():
+            wanted = sum(
+                one.get("nodeName") == node.name and not one.get("hostNetwork") for one in spec
+            )
+            wait_until(
+                lambda node=node, wanted=wanted: len(node.namespaces()) == wanted,  # type: ignore[misc]
+                f"{node.name} has namespaces of {wanted} pods",
+            )
 
     def ranges(self) -> dict[str, list[str]]:
         """Return the ranges of pods of each node, as the API has them now."""

@@ -8,10 +8,16 @@ from pathlib import Path
 from tests import scope
 from tests.kubernetes.world import CONTAINERD_2
 
+METRICS_PORT = 1338  # of containerd, on 127.0.0.1 of a node
 _PAUSE = "localhost/test:1"
 # restrict_oom_score_adj: to lower it takes CAP_SYS_RESOURCE, which root in a sandbox may lack.
+_METRICS = f"""\
+[metrics]
+  address = "127.0.0.1:{METRICS_PORT}"
+"""
 _CONTAINERD_1 = f"""\
 version = 2
+{_METRICS}\
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{_PAUSE}"
   restrict_oom_score_adj = true
@@ -21,6 +27,7 @@ version = 2
 """
 _CONTAINERD_2 = f"""\
 version = 3
+{_METRICS}\
 [plugins."io.containerd.cri.v1.images".pinned_images]
   sandbox = "{_PAUSE}"
 [plugins."io.containerd.cri.v1.runtime"]

@@ -85,6 +85,7 @@ def agents(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Agents]
     made.wait_ready()
     cluster.wait_ready()
     yield made
+    cluster.wait_torn_down()  # with the list that has set the pods up
     made.stop()
     made.uninstall()
 

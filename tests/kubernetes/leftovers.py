@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 from tests.e2e.node import STATES, STAYS
 from tests.kubernetes.node import Node
@@ -59,7 +58,7 @@ def _firewall(node: Node) -> list[str]:
 
 
 def _namespaces(node: Node) -> list[str]:
-    return [f"namespace {path.name}" for path in Path(node.path("/run/netns")).iterdir()]
+    return [f"namespace {name}" for name in node.namespaces()]
 
 
 def assert_as_before(node: Node, before: set[str]) -> None:

@@ -50,7 +50,7 @@ authorization: { mode: Webhook }
 clusterDNS: [DNS]
 clusterDomain: cluster.local
 resolvConf: ""
-maxPods: 110
+maxPods: 253 # as many as a range of 24 bits has addresses, less the gateway's
 evictionHard:
   memory.available: 1Mi
   nodefs.available: 0%
@@ -166,6 +166,12 @@ class Node:
             *("--hostname-override", self.name, "--node-ip", ",".join(self.addresses)),
         ]
 
+    def await_other_proxy(self) -> None:
+        """Wait until kube-proxy has ended, as it does when its Node is deleted; start it again."""
+        proxy = self.daemons["kube-proxy"]
+        wait_until(lambda: not proxy.is_running(), "kube-proxy goes on without its Node")
+        proxy.start()
+
     def start_containerd(self) -> None:
         """Start containerd and wait until it answers."""
         self.path("/etc/kubernetes/containerd.toml").write_text(self.combination.containerd_config)
@@ -233,6 +239,10 @@ class Node:
     def netns(self) -> str:
         """Where its network namespace is to be found from here."""
         return f"/proc/{self.pid}/ns/net"
+
+    def namespaces(self) -> list[str]:
+        """Return the names of all network namespaces that the runtime has made."""
+        return sorted(path.name for path in self.path("/run/netns").iterdir())
 
     def path(self, name: str) -> Path:
         """Return where a file of the node is to be found from here."""

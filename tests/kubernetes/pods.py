@@ -124,13 +124,17 @@ class Pods:
 
     def ready(self, names: Sequence[str], seconds: float = READY_SECONDS) -> list[Pod]:
         """Wait until these pods are Ready, and return them."""
+        found = self.wait_ready(names, seconds)
+        return [self._pod(found[name]) for name in names]
+
+    def wait_ready(self, names: Sequence[str], seconds: float = READY_SECONDS) -> dict[str, Json]:
+        """Wait until these pods are Ready, and return all objects of pods by name."""
 
         def all_ready(found: Mapping[str, Json]) -> bool:
             return all(name in found and is_ready(found[name]) for name in names)
 
         what = f"pods {', '.join(names[:5])} are Ready"
-        found = self.api.wait(PODS, all_ready, what, seconds)
-        return [self._pod(found[name]) for name in names]
+        return self.api.wait(PODS, all_ready, what, seconds)
 
     def _pod(self, item: Json) -> Pod:
         meta, status = item["metadata"], item["status"]

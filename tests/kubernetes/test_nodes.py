@@ -104,6 +104,7 @@ def test_other_ranges(network: Cluster, agents: Agents, pods: Pods) -> None:
     network.api.create(NODES, holder)  # so the controller manager gives others
     try:
         node.daemons["kubelet"].start()
+        node.await_other_proxy()
         network.api.wait(
             NODES,
             lambda found: (

@@ -17,6 +17,9 @@ def test_ready_with_the_agent(network: Cluster, agents: Agents, pods: Pods) -> N
     """Without a list nodes are NotReady and say why, and a pod waits; the agent changes both."""
     agents.stop()
     forget_configuration(network.nodes.values())
+    for node in network.nodes.values():  # a node that has been Ready is asked every 5 s alone
+        node.daemons["kubelet"].kill()
+        node.daemons["kubelet"].start()
     told = "cni plugin not initialized"
     wait_until(
         lambda: all(told in text for text in network.readiness().values()), "nodes are not ready"

@@ -287,7 +287,7 @@ def test_another_build_takes_over(dist: Path, other_dist: Path, place: Path) -> 
     installed = _install(other_dist, place)
 
     names = {path.name for path in installed.iterdir()} - {".pycni"}
-    assert names == NAMES - {"loopback"}
+    assert names == NAMES - {"vrf"}
     assert {_answering(installed / name) for name in names - {"pycni"}} == {OTHER_VERSION}
     assert _told(installed) == f"{OTHER_VERSION} {_build(other_dist)}"
     assert _builds(installed) == {_build(dist), _build(other_dist)}

@@ -1,0 +1,189 @@
+"""Measure how long pods of one node take from their creation to Ready, and the part of CNI in it.
+
+    tests/in-sandbox .venv/bin/python -m tests.kubernetes.measure [--pods 1,30,60] [--rounds 5]
+
+One cluster, one list of plugins, that of kindnet: ptp, host-local and portmap. What changes, in
+turns, is the directory of the plugins: the Go plugins, ours as a process for each call, and ours
+with the engine. The part of CNI is containerd's own metric. Writes docs/benchmarks-kubernetes.md.
+"""
+
+# ruff: noqa: T201  # a program of its own
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import re
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.kubernetes import by_hand, combination
+from tests.kubernetes.cluster import Cluster
+from tests.kubernetes.daemons import Daemon
+from tests.kubernetes.node import BIN, Node
+from tests.kubernetes.pods import Pods, pod
+from tests.kubernetes.world import World
+from tests.machine import DIST, REFERENCE_BIN, ROOT
+from tests.runtimes import image
+from tests.sockets import open_socket
+from tests.waits import wait_until
+
+PAGE = ROOT / "docs" / "benchmarks-kubernetes.md"
+SECONDS = 600.0  # for all pods of a sample
+_ENGINE = "engine"
+_TEMPLATE = Path(__file__).with_suffix(".md")
+_METRIC = "network_plugin_operations_duration_seconds"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One column, once: seconds."""
+
+    ready: float
+    gone: float
+    cni: float  # of all pods together
+    pods: int
+
+
+@dataclass(frozen=True)
+class Column:
+    """What is in the directory of the plugins."""
+
+    name: str
+    plugins: Path
+    has_engine: bool = False
+
+
+COLUMNS = (
+    Column("reference", REFERENCE_BIN),
+    Column("one-shot", DIST),
+    Column("engine", DIST, has_engine=True),
+)
+_FIGURES: tuple[tuple[str, str, Callable[[Sample], float]], ...] = (
+    ("Ready", "s", lambda one: one.ready),
+    ("gone", "s", lambda one: one.gone),
+    ("CNI, each", "ms", lambda one: one.cni / one.pods * 1000),
+    ("part of CNI", "%", lambda one: one.cni / one.ready * 100),
+)
+
+
+def main() -> int:
+    """Measure and write the page."""
+    parser = argparse.ArgumentParser(prog="python -m tests.kubernetes.measure")
+    parser.add_argument("--pods", default="1,30,60", help="numbers of pods (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
+    parser.add_argument("--combination", default="current", choices=combination.COMBINATIONS)
+    parser.add_argument("--output", type=Path, default=PAGE)
+    options = parser.parse_args()
+    chosen = combination.COMBINATIONS[options.combination]
+    numbers = [int(one) for one in options.pods.split(",")]
+    with tempfile.TemporaryDirectory() as folder, closing(World()) as world:
+        archive = Path(folder) / "test.tar"
+        image.write(archive)
+        with closing(Cluster(world, chosen, [archive])) as cluster:
+            cluster.start()
+            found = measure(cluster, numbers, options.rounds)
+    runtime = "2.4" if chosen.containerd else "1.6"
+    head = _TEMPLATE.read_text().format(runtime=runtime, rounds=options.rounds, metric=_METRIC)
+    options.output.write_text(head + "".join(rows(found)))
+    return 0
+
+
+def measure(
+    cluster: Cluster, numbers: Sequence[int], rounds: int
+) -> dict[int, dict[str, list[Sample]]]:
+    """Return the samples by number of pods and column."""
+    nodes = list(cluster.nodes.values())
+    for node in nodes:
+        by_hand.install(node, REFERENCE_BIN)
+    by_hand.connect(cluster.api, nodes)
+    by_hand.configure(cluster.api, nodes, "0.3.1")
+    cluster.wait_ready()
+    found: dict[int, dict[str, list[Sample]]] = {
+        number: {column.name: [] for column in COLUMNS} for number in numbers
+    }
+    for turn in range(rounds):
+        for offset in range(len(COLUMNS)):
+            column = COLUMNS[(turn + offset) % len(COLUMNS)]
+            engine = install(cluster.first, column)
+            sample(cluster, 1)  # what a network makes once
+            for number in numbers:
+                one = sample(cluster, number)
+                found[number][column.name].append(one)
+                print(f"{column.name:10} {number:4} pods {one}", flush=True)
+            if engine:
+                engine.stop()
+    return found
+
+
+def install(node: Node, column: Column) -> Daemon | None:
+    """Put a column's plugins in place of what is there; return its engine."""
+    target = node.path(BIN)
+    for path in target.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    by_hand.install(node, column.plugins)
+    if not column.has_engine:
+        return None
+    words = node.entered(f"{BIN}/pycni", "engine")
+    engine = Daemon(words, node.logs / "engine.log", node.environ)
+    wait_until(lambda: engine.said("") and node.path("/run/pycni/engine.sock").exists(), "engine")
+    return engine
+
+
+def sample(cluster: Cluster, number: int) -> Sample:
+    """Start and delete so many pods."""
+    node = cluster.first
+    pods = Pods(cluster.api, cluster.nodes)
+    bodies = [pod(f"measured-{one}", node.name) for one in range(number)]
+    names = [body["metadata"]["name"] for body in bodies]
+    before = cni_seconds(node)
+    begun = time.monotonic()
+    pods.create(*bodies)
+    pods.wait_ready(names, SECONDS)
+    ready = time.monotonic() - begun
+    after = cni_seconds(node)
+    begun = time.monotonic()
+    pods.delete(*names, seconds=SECONDS)
+    return Sample(ready, time.monotonic() - begun, after - before, number)
+
+
+def cni_seconds(node: Node) -> float:
+    """Return the seconds that containerd has waited for the set-up of pods' networks."""
+    connection = http.client.HTTPConnection("127.0.0.1", combination.METRICS_PORT)
+    with closing(connection):
+        connection.sock = open_socket(node.netns, "tcp", "127.0.0.1")
+        connection.sock.settimeout(10)
+        connection.sock.connect(("127.0.0.1", combination.METRICS_PORT))
+        connection.request("GET", "/v1/metrics")
+        text = connection.getresponse().read().decode()
+    lines = re.findall(rf"(?m)^\S*{_METRIC}\S*_sum\{{([^}}]*)\}} (\S+)$", text)
+    return sum(float(value) for labels, value in lines if "setup" in labels.lower())
+
+
+def rows(found: Mapping[int, Mapping[str, Sequence[Sample]]]) -> list[str]:
+    """Return the lines of the table."""
+    lines = []
+    for number, columns in found.items():
+        for title, unit, value in _FIGURES:
+            values = {name: [value(one) for one in samples] for name, samples in columns.items()}
+            cells = [_cell(values[column.name], unit) for column in COLUMNS]
+            middle = {name: statistics.median(some) for name, some in values.items()}
+            ratio = middle[_ENGINE] / middle["reference"] if middle["reference"] else float("nan")
+            lines.append(f"| {number} | {title} | {' | '.join(cells)} | {ratio:.2f} |\n")
+    return lines
+
+
+def _cell(values: Sequence[float], unit: str) -> str:
+    digits = 2 if unit == "s" else 0
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:.{digits}f} {unit} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
