@@ -10,6 +10,8 @@ from tests.kubernetes.node import Node
 from tests.waits import wait_until
 
 _COUNTED = re.compile(r'"packets": \d+, "bytes": \d+')
+# The engine's, the agent's, and what reclaim remembers of leftovers between two looks.
+_OF_NETWORK = ("engine", "/pycni-agent/", "/reclaim.json")
 _OF_PROXY = re.compile(r"kube-|nodelocaldns")
 # Plugins and agents, ours and the reference's, have "cni" in the names of their tables.
 _TABLES = re.compile("cni", re.IGNORECASE)
@@ -43,7 +45,7 @@ def _files(node: Node) -> list[str]:
 
 
 def _is_of_network(name: str) -> bool:
-    return bool(STAYS.fullmatch(name)) or "engine" in name or "/pycni-agent/" in name
+    return bool(STAYS.fullmatch(name)) or any(one in name for one in _OF_NETWORK)
 
 
 def _firewall(node: Node) -> list[str]:
