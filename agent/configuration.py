@@ -223,17 +223,17 @@ def write(choice: Choice, text: bytes, bin_dir: Path) -> bool:
     return files.replace(choice.path, text)
 
 
-def remove(choice: Choice) -> bool:
-    """Remove the list if it is of our network; return whether it was. Raises OSError."""
-    data = files.read(choice.path)
+def remove(choice: Choice) -> bytes:
+    """Remove the list if it is of our network; return what was in it, else b"". Raises OSError."""
+    data = files.read(choice.path) or b""
     try:
-        found = json.loads(data or b"")
+        found = json.loads(data)
     except ValueError:
-        return False
+        return b""
     if not isinstance(found, dict) or found.get("name") != choice.network:
-        return False
+        return b""
     choice.path.unlink()
-    return True
+    return data
 
 
 def problems(choice: Choice, ranges: tuple[Network, ...]) -> list[str]:

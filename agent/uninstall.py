@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent import configuration, install
+from agent import configuration, files, install
 from cni_common.node.host import STATE_DIR
 from cni_common.node.record import Records
 from cni_common.spec.errors import CNIError
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 DONE, FAILED, IN_USE = 0, 1, 4  # exit statuses; argparse has 2
 _SHOWN_MAX = 5
+# After the list has gone: a call that the runtime had begun with it has its record by then.
+_BEGUN_SECONDS = 2.0
 
 
 def uninstall(
@@ -29,27 +32,12 @@ def uninstall(
 
     Refuses while pods use the network: without the list containerd cannot delete them.
     """
-    try:
-        used = pods(settings.choice.network)
-    except (CNIError, OSError) as error:  # whether pods use it is not known
-        log.error(f"the records of attachments cannot be read: {error}; or add --force")
-        if not is_forced:
-            return FAILED
-        used = []
-    if used:
-        shown = ", ".join(used[:_SHOWN_MAX]) + (", …" if len(used) > _SHOWN_MAX else "")
-        if not is_forced:
-            log.error(
-                f"{len(used)} pods use the network '{settings.choice.network}': drain the node"
-                " first, or add --force, after which they cannot be deleted in an orderly way",
-                pods=shown,
-            )
-            return IN_USE
-        log.warning("pods that use the network lose it", pods=shown)
+    status = _use(settings, log, is_forced=is_forced)
     problems: list[str] = []
     try:
-        if configuration.remove(settings.choice):
-            log.info("removed the list of plugins", path=str(settings.choice.path))
+        status = status or _remove_list(settings, log, is_forced=is_forced)
+        if status:
+            return status
         problems += fabric.remove()
         if engine and engine.stop():
             log.info("stopped the engine")
@@ -61,6 +49,42 @@ def uninstall(
     for problem in problems:
         log.error(problem)
     return FAILED if problems else DONE
+
+
+def _remove_list(settings: Settings, log: Log, *, is_forced: bool) -> int:
+    """Remove the list, or leave it and return a status if a pod has come meanwhile."""
+    removed = configuration.remove(settings.choice)
+    if not removed:
+        return DONE
+    if not is_forced:
+        time.sleep(_BEGUN_SECONDS)
+        status = _use(settings, log, is_forced=False)
+        if status:
+            files.replace(settings.choice.path, removed)
+            return status
+    log.info("removed the list of plugins", path=str(settings.choice.path))
+    return DONE
+
+
+def _use(settings: Settings, log: Log, *, is_forced: bool) -> int:
+    """Log which pods use the network; return the status that refuses, DONE where none does."""
+    try:
+        used = pods(settings.choice.network)
+    except (CNIError, OSError) as error:  # whether pods use it is not known
+        log.error(f"the records of attachments cannot be read: {error}; or add --force")
+        return DONE if is_forced else FAILED
+    if not used:
+        return DONE
+    shown = ", ".join(used[:_SHOWN_MAX]) + (", …" if len(used) > _SHOWN_MAX else "")
+    if is_forced:
+        log.warning("pods that use the network lose it", pods=shown)
+        return DONE
+    log.error(
+        f"{len(used)} pods use the network '{settings.choice.network}': drain the node"
+        " first, or add --force, after which they cannot be deleted in an orderly way",
+        pods=shown,
+    )
+    return IN_USE
 
 
 def pods(network: str, state_dir: str = STATE_DIR) -> list[str]:

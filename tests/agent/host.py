@@ -176,9 +176,14 @@ class AgentHost:
         found: Json = self.list()["plugins"][0]["ipam"]
         return found
 
-    def call(self, verb: str, container: str) -> subprocess.CompletedProcess[str]:
-        """Have the interface plugin of the list serve a container, as a runtime does."""
-        found = self.list()
+    def call(
+        self, verb: str, container: str, found: Json | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Have the interface plugin of the list serve a container, as a runtime does.
+
+        `found` is the list where the runtime has read it before.
+        """
+        found = found or self.list()
         config = {"cniVersion": found["cniVersion"], "name": found["name"], **found["plugins"][0]}
         environ = {
             "CNI_COMMAND": verb,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -244,6 +245,23 @@ class TestUninstall:
         assert (done.returncode, forced.returncode) == (4, 0)
         assert "drain the node first" in done.stderr
         assert "c1" in forced.stderr
+
+    def test_refuses_over_a_pod_that_comes_meanwhile(self, ready: AgentHost) -> None:
+        """A call that the runtime began before the list went: the list comes back."""
+        ready.node.container("c1")
+        found = ready.list()
+        path = ready.path(LIST)
+        text = path.read_text()
+        ready.stop()
+        with ThreadPoolExecutor() as threads:
+            pending = threads.submit(ready.uninstall)
+            wait_until(lambda: not path.exists(), "the list does not go")
+
+            assert ready.call("ADD", "c1", found).returncode == 0
+
+            assert pending.result().returncode == 4
+        assert path.read_text() == text
+        assert ready.path(f"{BINS}/ptp").exists()
 
     def test_refuses_over_a_damaged_record(self, ready: AgentHost) -> None:
         """A record that cannot be read may be a living pod's, and so may those behind one."""
