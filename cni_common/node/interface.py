@@ -357,7 +357,7 @@ class Configuration(Part):
         from cni_common.node.owned import Owned, recorded_netns
 
         ifname, pair = record.attachment.ifname, record.get(VethFacts)
-        expected = Result.parse({"ips": facts.ips, "routes": facts.routes})
+        expected = Result.parse({"ips": list(facts.ips), "routes": list(facts.routes)})
         with recorded_netns(record) as container:
             if container is None:
                 return
@@ -383,7 +383,7 @@ CONFIGURATION = Configuration()
 
 def ips_in(facts: ConfigurationFacts) -> list[IPConfig]:
     """Return the noted addresses with their gateways."""
-    return Result.parse({"ips": facts.ips}).ips
+    return Result.parse({"ips": list(facts.ips)}).ips
 
 
 def note_configuration(attaching: Attaching, ifname: str, mtu: int, result: Result) -> None:
