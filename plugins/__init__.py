@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cni_common.node.host import Plugin
+    from cni_common.spec.profile import Profile
 
+_FOR_COMMANDS = "profile"  # a plugin's module that no plugin loads
 TYPES = (
     "bandwidth",
     "bridge",
@@ -45,13 +47,27 @@ def load(type: str) -> Plugin | None:
     return found
 
 
+def profile_of(type: str) -> Profile | None:
+    """Return what the plugin `type` says of its configurations, or None when it is not ours."""
+    plugin: Any = load(type)
+    if plugin is None:
+        return None
+    name = f"{plugin.__name__}.{_FOR_COMMANDS}"
+    __import__(name)
+    module: Any = sys.modules[name]
+    found: Profile = module.PROFILE
+    return found
+
+
 def load_all() -> None:
     """Import every plugin, and all that their functions import when it is needed.
 
     For a process that stays: an upgrade may take the files away.
     """
     for name in _modules():
-        if not name.startswith(("cni_common.serve", f"{__name__}.__main__")):
+        if not name.startswith(("cni_common.serve", f"{__name__}.__main__")) and not name.endswith(
+            f".{_FOR_COMMANDS}"
+        ):
             __import__(name)
 
 

@@ -74,6 +74,23 @@ def salvage(config: Json, schema: Json) -> tuple[dict[str, Any], list[str]]:
     return dict(whole.get("", {})), judge.refused + more
 
 
+def faults(config: Json, schema: Json) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Yield path and message of each value that does not fit, for a configuration of usual size."""
+    if _plainly_valid(config, schema):
+        return
+    for error in _errors(config, schema):
+        yield tuple(error.absolute_path), _describe("", _part_of(schema, error), error)
+
+
+def _part_of(schema: Json, error: ValidationError) -> Json:
+    """Return the schema of the value that an error is about."""
+    for step in error.absolute_path:
+        inner = schema.get("items") if isinstance(step, int) else None
+        inner = inner or schema.get("properties", {}).get(step)
+        schema = inner or schema.get("additionalProperties") or {}
+    return schema
+
+
 class _Judge:
     """Finds the faults of single values, without their members, and describes the first ones."""
 

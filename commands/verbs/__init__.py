@@ -18,6 +18,7 @@ VERBS = (
     "explain",
     "inspect",
     "leases",
+    "lint",
     "reclaim",
     "repair",
     "support",

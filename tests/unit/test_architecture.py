@@ -16,8 +16,9 @@ import pytest
 
 import commands
 from cni_common.node.lifecycle import Lifecycle
+from cni_common.spec.profile import Profile
 from cni_common.spec.request import PROTOCOL_PROPERTIES
-from plugins import TYPES, host_local, load
+from plugins import TYPES, host_local, load, profile_of
 
 Json = dict[str, Any]
 
@@ -26,7 +27,17 @@ ROOT = Path(__file__).resolve().parents[2]
 # The wings of cni_common and their modules. A module imports only from those before it, also inside
 # functions. `if TYPE_CHECKING` does not count. A new module needs an entry in docs/decisions.md.
 WINGS = {
-    "spec": ("errors", "undo", "wire", "names", "result", "schema", "request", "ipam_config"),
+    "spec": (
+        "errors",
+        "undo",
+        "wire",
+        "names",
+        "result",
+        "schema",
+        "request",
+        "ipam_config",
+        "profile",
+    ),
     "kernel": (
         *("cgroups", "netlink", "link", "route", "rtnetlink", "policy_routing", "netns"),
         "link_deletion",
@@ -249,7 +260,8 @@ class TestImports:
             f"{name_of(path)} imports {one.name}"
             for path in COMMANDS
             for one in imports(path)
-            if one.name.startswith("plugins.") and one.name != "plugins.TYPES"
+            if one.name.startswith("plugins.")
+            and one.name not in ("plugins.TYPES", "plugins.profile_of")
         ]
 
         assert wrong == []
@@ -639,6 +651,7 @@ class TestStart:
 
         edges = {f"cni_common.serve.{name}" for name in ("main", "cli", "status")}
         edges.add("plugins.__main__")
+        edges |= {name_of(path) for path in PRODUCTION if path.stem == "profile"}
         wanted = {name_of(path) for path in PRODUCTION if "commands" not in path.parts}
         assert wanted - edges - set(done.stdout.split()) == set()
 
@@ -744,6 +757,20 @@ class TestPlugins:
             for plugin, module in modules.items()
             if module.__name__ != f"plugins.{plugin.replace('-', '_')}"
             or not all(callable(getattr(module, verb, None)) for verb in verbs)
+        ] == []
+
+    def test_profiles(self) -> None:
+        """Each plugin has a module `profile` for lint and doctor, which no plugin imports."""
+        profiles = [path for path in PLUGIN_FILES if path.stem == "profile"]
+        names = {name_of(path) for path in profiles}
+
+        assert len(profiles) == len(TYPES)
+        assert all(isinstance(profile_of(plugin), Profile) for plugin in TYPES)
+        assert [
+            f"{name_of(path)} imports {one.name}"
+            for path in PLUGIN_FILES
+            for one in imports(path)
+            if one.name in names
         ] == []
 
     def test_no_other(self) -> None:

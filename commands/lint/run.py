@@ -1,0 +1,42 @@
+"""The course of `pycni lint`."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from commands import DONE, FOUND
+from commands.lint import chain, files, keys, report, values
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Sequence
+
+    from cni_common.node.host import Loader
+    from commands.lint.files import File
+    from commands.lint.rules import Finding
+
+
+def run(options: Namespace, load: Loader) -> int:
+    """Print what is wrong in the files; FOUND if there is anything, else DONE."""
+    read, findings = check(options.paths, load)
+    report.FORMATS["json" if options.json else options.format](read, findings)
+    return FOUND if findings else DONE
+
+
+def check(paths: Sequence[str], load: Loader) -> tuple[list[File], list[Finding]]:
+    """Return the files at `paths`, and what is wrong in them, in the order of the files.
+
+    Raises RefusedError for a path that cannot be read.
+    """
+    read = files.gather(paths)
+    for one in read:
+        keys.check(one, load)
+        chain.check(one)
+        values.check(one, load)
+    values.check_together(read, load)
+    for directory in filter(os.path.isdir, paths):
+        inside = [one for one in read if os.path.dirname(one.path) == directory.rstrip("/")]
+        chain.check_first(inside)
+    findings = [found for one in read for found in sorted(set(one.findings))]
+    return read, findings

@@ -1,0 +1,22 @@
+"""What lint and doctor know of a tap's configuration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cni_common.spec.profile import INTERFACE, Need, Profile
+from plugins.tap.conf import Conf
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cni_common.spec.profile import Fact
+    from cni_common.spec.request import Request
+
+
+def _facts(req: Request) -> Iterator[Fact]:
+    """Yield what follows from a configuration."""
+    yield Need("file", "/dev/net/tun")
+
+
+PROFILE = Profile(INTERFACE, Conf.of, _facts)
