@@ -65,6 +65,7 @@ TAKEN = (errno.EEXIST, errno.ENOTEMPTY)  # a key exists, or a range in part
 _NFGENMSG = struct.Struct("=BBH")  # family, version 0, resource id in network order
 _TABLE_NAME, _TABLE_USE = 1, 3
 _CHAIN_TABLE, CHAIN_HANDLE, _CHAIN_NAME, CHAIN_POLICY, CHAIN_USE, CHAIN_USERDATA = 1, 2, 3, 5, 6, 12
+_CHAIN_HOOK, _CHAIN_TYPE, _HOOK_NUMBER = 4, 7, 1
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE = 1, 2, 3
 _SET_TABLE, _SET_NAME = 1, 2
 _ELEMENTS_TABLE, _ELEMENTS_SET, _ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
@@ -359,6 +360,39 @@ class Table:
         text = f"nftables: {what} in table '{self.name}'"
         body = _NFGENMSG.pack(self.family, 0, 0) + attrs
         return Message(text, _NFTABLES << 8 | kind, flags | NLM_F_ACK, body, read)
+
+
+@dataclass(frozen=True, slots=True)
+class BaseChain:
+    """A chain of any program's that the kernel sends packets to."""
+
+    table: str  # with its family, as in nft(8)
+    name: str
+    kind: str  # filter, nat, route
+    hook: int  # FORWARD, ...
+    drops: bool  # by its policy
+
+
+def base_chains(netns: NetNS) -> list[BaseChain]:
+    """Return the base chains of all tables. Raises NetlinkError."""
+    body = _NFGENMSG.pack(socket.AF_UNSPEC, 0, 0)
+    kind = _NFTABLES << 8 | _GETCHAIN
+    message = Message("nftables: list chains", kind, NLM_F_DUMP | NLM_F_ACK, body, _decode_base)
+    return [one for one in netns.netfilter.dump(message) if one is not None]
+
+
+def _decode_base(data: bytes) -> BaseChain | None:
+    attrs = _attributes(data)
+    if _CHAIN_HOOK not in attrs:
+        return None
+    family = _FAMILY_WORDS.get(data[HEADER_SIZE], "netdev")
+    return BaseChain(
+        f"{family} {string_of(attrs[_CHAIN_TABLE])}",
+        string_of(attrs[_CHAIN_NAME]),
+        string_of(attrs[_CHAIN_TYPE]) if _CHAIN_TYPE in attrs else "",
+        int.from_bytes(attributes(attrs[_CHAIN_HOOK]).get(_HOOK_NUMBER, b""), "big"),
+        attrs.get(CHAIN_POLICY) == DROP.to_bytes(4, "big"),
+    )
 
 
 def interface_key(name: str) -> bytes:

@@ -71,6 +71,7 @@ class Need:
     kind: str  # one of those that commands/doctor knows
     name: str
     path: Path = ()
+    module: str = ""  # of the kernel, if its name is another
 
 
 Fact = Advice | Pool | Setting | HostLink | Need
@@ -85,6 +86,7 @@ class Profile:
     facts: Callable[[Request], Iterator[Fact]]  # of a configuration that `parse` accepts
     needs: Sequence[str] = ()  # a chained plugin's: ADDRESSES, HOST_PATH
     passes_host: bool = True  # whether packets of the interface pass the host's firewall
+    admits: bool = False  # whether it admits packets of its addresses that others drop
     is_network: bool = True  # whether containers reach others by it
     may_follow: bool = False  # an interface plugin's: whether it can come behind another
 

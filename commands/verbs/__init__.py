@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 VERBS = (
     "audit",
+    "doctor",
     "explain",
     "inspect",
     "leases",

@@ -25,7 +25,8 @@ def _facts(req: Request) -> Iterator[Fact]:
             "there is no limit, and the runtime does not tell this plugin one: set rates, or add"
             ' "capabilities": {"bandwidth": true}',
         )
-    yield Need("queue", "htb" if conf.subnets else "tbf")
+    kind = "htb" if conf.subnets else "tbf"
+    yield Need("queue", kind, module=f"sch_{kind}")
     if conf.egress or by_runtime:
         yield Need("link", "ifb")
 

@@ -65,8 +65,6 @@ def _needs(req: Request) -> Iterator[Need]:
         yield Need("forwarding", "", ("isGateway",))
     if config.get("macspoofchk"):
         yield Need("nftables", "bridge", ("macspoofchk",))
-    if config.get("vlan") or "vlanTrunk" in config:
-        yield Need("link", "vlan filtering", ("vlan",))
 
 
 PROFILE = Profile(INTERFACE, Conf.of, _facts)

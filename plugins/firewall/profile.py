@@ -29,4 +29,4 @@ def _facts(req: Request) -> Iterator[Fact]:
         yield Need(backend or NFTABLES, "filter", ("backend",))
 
 
-PROFILE = Profile(CHAINED, Conf.of, _facts, needs=(ADDRESSES, HOST_PATH))
+PROFILE = Profile(CHAINED, Conf.of, _facts, needs=(ADDRESSES, HOST_PATH), admits=True)

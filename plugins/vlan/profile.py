@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def _facts(req: Request) -> Iterator[Fact]:
     """Yield what follows from a configuration."""
-    yield Need("link", "vlan")
+    yield Need("link", "vlan", module="8021q")
     master = req.config.get("master")
     if master and not req.config.get("linkInContainer"):
         yield HostLink(master, ("master",))

@@ -1,0 +1,222 @@
+"""Other programs of the node that touch interfaces and firewalls."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from typing import TYPE_CHECKING
+
+from cni_common.kernel import nft_table
+from cni_common.kernel.netlink import NetlinkError
+from cni_common.spec.profile import HostLink
+from commands.doctor.lines import ERROR, OK, WARNING, Line
+from plugins import profile_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from commands.doctor.lines import Patient
+
+_NETWORKD = "/run/systemd/netif"
+_UNITS = ("/etc/systemd/network", "/run/systemd/network", "/usr/lib/systemd/network")
+_UNMANAGED = (
+    "printf '[Match]\\nKind=veth bridge\\n[Link]\\nUnmanaged=yes\\n'"
+    " >/etc/systemd/network/05-pycni.network"
+)
+_MANAGER = "/run/NetworkManager"
+_MANAGER_RULES = "/usr/lib/udev/rules.d/85-nm-unmanaged.rules"
+_MANAGER_FILE = "/etc/NetworkManager/conf.d/pycni.conf"
+_MANAGER_CONF = ("/etc/NetworkManager/conf.d/*.conf", "/usr/lib/NetworkManager/conf.d/*.conf")
+_OLD_PROXY = "KUBE-SERVICES"
+
+
+def firewalls(patient: Patient) -> Iterator[Line]:
+    """Say which flavours of firewalls are in use, and which one drops forwarded packets."""
+    netns = patient.host.netns
+    legacy = {version: netns.legacy_tables(version) for version in (4, 6)}
+    for version, tables in legacy.items():
+        if tables:
+            text = f"the older flavour of iptables is in use: {', '.join(tables)}"
+            yield Line(OK, f"iptables, IPv{version}", text)
+    try:
+        chains = nft_table.base_chains(netns)
+    except NetlinkError as error:
+        if error.errno not in nft_table.NO_NFTABLES:
+            raise
+        yield Line(WARNING, "nftables", "this kernel has none", "a kernel with CONFIG_NF_TABLES")
+        return
+    tables = sorted({one.table for one in chains})
+    yield Line(OK, "nftables", f"tables with chains: {', '.join(tables) or 'none'}")
+    dropping = [one for one in chains if one.hook == nft_table.FORWARD and one.drops]
+    of_ip = [one for one in dropping if one.table.partition(" ")[0] in ("ip", "ip6", "inet")]
+    if not of_ip:
+        yield Line(OK, "forwarded packets", "no policy of a chain drops them")
+        return
+    names = ", ".join(f"table {one.table}, chain {one.name}" for one in of_ip)
+    text = f"are dropped by the policy of {names}"
+    unprotected = [name for name in _unfiltered(patient) if name]
+    if unprotected:
+        yield Line(
+            WARNING,
+            "forwarded packets",
+            f"{text}, and nothing admits those of {', '.join(unprotected)}",
+            'add {"type": "firewall"} to the list of plugins, or admit the subnets by hand',
+        )
+    else:
+        yield Line(
+            OK, "forwarded packets", f"{text}; the networks here have a plugin that admits theirs"
+        )
+
+
+def _unfiltered(patient: Patient) -> Iterator[str]:
+    """Yield the networks whose packets pass the host, and that have no plugin that admits them."""
+    for file in patient.files:
+        profiles = [profile_of(one.type) for one in file.entries]
+        passes = any(one and one.is_network and one.passes_host for one in profiles)
+        admits = any(one and one.admits for one in profiles)
+        if passes and not admits and not any(one is None for one in profiles):
+            yield file.name
+
+
+def proxies(patient: Patient) -> Iterator[Line]:
+    """Say in which mode kube-proxy works, and whether docker and firewalld are here."""
+    if "kube-ipvs0" in patient.links:
+        yield Line(OK, "kube-proxy", "in mode ipvs")
+    elif _has_table(patient, nft_table.IPV4, "kube-proxy"):
+        yield Line(OK, "kube-proxy", "in mode nftables")
+    elif _has_old_proxy(patient):
+        bridged = patient.sysctl("net/bridge/bridge-nf-call-iptables")
+        if _has_bridge(patient) and bridged != "1":
+            yield Line(
+                WARNING,
+                "kube-proxy",
+                "in mode iptables, and packets between ports of a bridge pass no iptables: pods do"
+                " not reach a Service whose pod is on the same node",
+                "modprobe br_netfilter; sysctl -w net.bridge.bridge-nf-call-iptables=1",
+            )
+        else:
+            yield Line(OK, "kube-proxy", "in mode iptables")
+    if os.path.exists("/run/docker.sock") or "docker0" in patient.links:
+        yield Line(OK, "docker", "is here; it sets the policy of FORWARD to DROP")
+    if os.path.exists("/run/firewalld"):
+        yield Line(OK, "firewalld", "runs; a reload removes what others have in its zones")
+
+
+def _has_table(patient: Patient, family: int, name: str) -> bool:
+    try:
+        return nft_table.Table(family, name).holds(patient.host.netns) > 0
+    except NetlinkError:
+        return False
+
+
+def _has_old_proxy(patient: Patient) -> bool:
+    try:
+        return nft_table.Table(nft_table.IPV4, "nat").has_chain(patient.host.netns, _OLD_PROXY)
+    except NetlinkError:
+        return False
+
+
+def _has_bridge(patient: Patient) -> bool:
+    return any(isinstance(fact, HostLink) and fact.made for _, fact in patient.facts)
+
+
+def managers(_patient: Patient) -> Iterator[Line]:
+    """Say whether a network manager takes the interfaces of containers for its own."""
+    yield from _networkd()
+    yield from _network_manager()
+    policy = _mac_policy()
+    text = f"MACAddressPolicy={policy}" if policy else "there is no policy"
+    yield Line(OK, "udev", f"{text}; the plugins choose the MACs of pairs, which it leaves alone")
+
+
+def _networkd() -> Iterator[Line]:
+    if not os.path.isdir(_NETWORKD):
+        return
+    takers = []
+    for path in _first_of_each(_UNITS, "*.network"):
+        match, is_unmanaged = _read_unit(path)
+        if _matches_pairs(match):
+            if is_unmanaged:
+                break
+            takers.append(path)
+    if takers:
+        yield Line(
+            ERROR,
+            "systemd-networkd",
+            f"{takers[0]} matches the host's ends of containers: networkd removes their addresses"
+            " and routes",
+            _UNMANAGED,
+        )
+    else:
+        yield Line(OK, "systemd-networkd", "leaves the interfaces of containers alone")
+
+
+def _network_manager() -> Iterator[Line]:
+    if not os.path.isdir(_MANAGER):
+        return
+    rules = _text(_MANAGER_RULES)
+    files = [path for pattern in _MANAGER_CONF for path in glob.glob(pattern)]
+    told = [path for path in files if re.search(r"unmanaged-devices.*(veth|bridge)", _text(path))]
+    if "veth" in rules or told:
+        yield Line(OK, "NetworkManager", f"leaves pairs alone by {(told or [_MANAGER_RULES])[0]}")
+        return
+    yield Line(
+        WARNING,
+        "NetworkManager",
+        "no file keeps it from the host's ends of containers: it may ask for addresses there",
+        "printf '[keyfile]\\nunmanaged-devices=type:veth;interface-name:cni*\\n'"
+        f" >{_MANAGER_FILE}; nmcli general reload",
+    )
+
+
+def _first_of_each(directories: tuple[str, ...], pattern: str) -> list[str]:
+    """Return files sorted by name; of two of one name that of the earlier directory."""
+    found: dict[str, str] = {}
+    for directory in directories:
+        for path in glob.glob(os.path.join(directory, pattern)):
+            found.setdefault(os.path.basename(path), path)
+    return [found[name] for name in sorted(found)]
+
+
+def _read_unit(path: str) -> tuple[dict[str, str], bool]:
+    """Return the section [Match] of a unit, and whether it leaves interfaces alone."""
+    section, match, is_unmanaged = "", {}, False
+    for line in _text(path).splitlines():
+        line = line.strip()
+        if line.startswith("["):
+            section = line
+        key, equals, value = (part.strip() for part in line.partition("="))
+        if equals and section == "[Match]":
+            match[key] = value
+        is_unmanaged |= section == "[Link]" and (key, value) == ("Unmanaged", "yes")
+    return match, is_unmanaged
+
+
+def _matches_pairs(match: dict[str, str]) -> bool:
+    """Tell whether a [Match] takes the host's end of a pair; one without a word takes nothing."""
+    if set(match) - {"Name", "Type", "Kind", "Driver"} or not match:
+        return False
+    names = match.get("Name", "*").split()
+    words = {key: match.get(key, "").split() for key in ("Type", "Kind", "Driver")}
+    return (
+        any(one in ("*", "v*", "ve*") or one.startswith("veth") for one in names)
+        and (not words["Type"] or "ether" in words["Type"])
+        and all(not words[key] or "veth" in words[key] for key in ("Kind", "Driver"))
+    )
+
+
+def _mac_policy() -> str:
+    for path in _first_of_each(_UNITS, "*.link"):
+        found = re.search(r"^MACAddressPolicy=(\S+)", _text(path), re.MULTILINE)
+        if found:
+            return found.group(1)
+    return ""
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""

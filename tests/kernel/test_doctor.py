@@ -1,0 +1,212 @@
+"""`pycni doctor` on a pretend host: each line is right, and its level decides the exit status."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from commands import DONE, FOUND, LACKING
+from commands.doctor import kernel, state
+from commands.doctor.kernel import _try
+from tests.kernel import forked
+from tests.machine import CNI_BIN, Json, Machine, files_below
+from tests.waits import wait_until
+
+Lines = dict[str, dict[str, str]]
+pytestmark = pytest.mark.without_engine("the commands know nothing of it")
+
+
+class Doctor:
+    """A directory with one network, and the doctor's view of it."""
+
+    def __init__(self, machine: Machine, directory: Path) -> None:
+        self.machine = machine
+        self.directory = directory
+        a, b = uuid4().bytes[:2]
+        self.ranges = [[{"subnet": f"10.{a}.{b}.0/29"}]]
+        self.conf: Json = machine.network(
+            isGateway=True,
+            ipMasq=True,
+            ipam={"type": "host-local", "dataDir": machine.data_dir, "ranges": self.ranges},
+        )
+
+    def write(self, *chained: Json, **keys: object) -> None:
+        """Write the network, with plugins behind the bridge."""
+        top = {"cniVersion": "1.0.0", "name": self.machine.name}
+        bridge = {**{key: self.conf[key] for key in self.conf.keys() - top.keys()}, **keys}
+        content = {**top, "plugins": [bridge, *chained]}
+        (self.directory / "10-net.conflist").write_text(json.dumps(content))
+
+    def words(self, *more: str) -> list[str]:
+        """Return the words behind `pycni`."""
+        places = ("--state-dir", self.machine.state_dir, "--data-dir", self.machine.data_dir)
+        return [
+            "doctor",
+            "--any-netns",
+            *places,
+            "--path",
+            str(CNI_BIN),
+            str(self.directory),
+            *more,
+        ]
+
+    def ask(self) -> tuple[int, Lines]:
+        """Return the exit status and the lines by subject."""
+        done = forked.pycni(self.machine.host, *self.words("--json"))
+        assert not done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout)
+        levels = [one["level"] for one in answer["lines"]]
+        assert answer["worst"] == max(levels, key=("ok", "warning", "error").index)
+        assert done.returncode == {"ok": DONE, "warning": FOUND, "error": LACKING}[answer["worst"]]
+        return done.returncode, {one["subject"]: one for one in answer["lines"]}
+
+
+@pytest.fixture
+def doctor(machine: Machine, tmp_path: Path) -> Doctor:
+    """A network that works."""
+    directory = tmp_path / "net.d"
+    directory.mkdir()
+    found = Doctor(machine, directory)
+    found.write()
+    return found
+
+
+def test_well(doctor: Doctor) -> None:
+    """A working network has no error, and its lines say what was looked at."""
+    status, lines = doctor.ask()
+
+    assert status in (DONE, FOUND)  # the machine below the tests may have its own troubles
+    assert [one for one in lines.values() if one["level"] == "error"] == []
+    assert lines[str(doctor.directory)]["text"] == "1 files, clean"
+    assert doctor.machine.name in lines["an ADD could work now"]["text"]
+    assert lines["interfaces of kind bridge"]["level"] == "ok"
+    assert lines["leftovers"]["text"] == "none"
+    assert lines["engine"]["level"] == "ok"
+    assert "bridge" in lines["pycni 0.1.0"]["text"]
+
+
+def test_text(doctor: Doctor) -> None:
+    """The page fits into 80 columns, and each thing that is not right has a remedy."""
+    doctor.write({"type": "no-such-plugin"})
+
+    done = forked.pycni(doctor.machine.host, *doctor.words())
+
+    assert done.returncode == LACKING
+    assert all(
+        len(line) <= 80 or max(map(len, line.split())) > 60 for line in done.stdout.splitlines()
+    )
+    assert "  error    no-such-plugin: a configuration names it" in done.stdout
+    assert "           -> install the plugin there" in done.stdout
+    assert " errors\n" in done.stdout
+
+
+def test_refused(doctor: Doctor) -> None:
+    """What lint finds, and what STATUS says."""
+    doctor.write(vlan=5000)
+
+    status, lines = doctor.ask()
+
+    assert status == LACKING
+    assert "pycni lint" in lines[str(doctor.directory)]["remedy"]
+    assert "VLAN ID 5000" in lines[f"network '{doctor.machine.name}'"]["text"]
+
+
+def test_forwarded_packets_are_dropped(doctor: Doctor) -> None:
+    """The chain that drops is named, and a plugin in the list that admits is enough."""
+    machine = doctor.machine
+    assert doctor.ask()[1]["forwarded packets"]["level"] == "ok"
+    machine.command(machine.host, "nft", "add", "table", "inet", "site")
+    chain = "{ type filter hook forward priority 0; policy drop; }"
+    machine.command(machine.host, "nft", f"add chain inet site passing {chain}")
+
+    _, lines = doctor.ask()
+    doctor.write({"type": "firewall"})
+    _, admitted = doctor.ask()
+
+    assert lines["forwarded packets"]["level"] == "warning"
+    assert "table inet site, chain passing" in lines["forwarded packets"]["text"]
+    assert machine.name in lines["forwarded packets"]["text"]
+    assert admitted["forwarded packets"]["level"] == "ok"
+
+
+def test_full(doctor: Doctor) -> None:
+    """A range without a free address."""
+    subnet = doctor.ranges[0][0]["subnet"]
+    directory = Path(doctor.machine.data_dir, doctor.machine.name)
+    directory.mkdir(parents=True)
+    base = subnet.partition("/")[0].rpartition(".")[0]
+
+    (directory / f"{base}.2").write_text("a\r\neth0")
+    first = doctor.ask()[1][f"{doctor.machine.name} {subnet}"]
+    for number in range(3, 7):
+        (directory / f"{base}.{number}").write_text("a\r\neth0")
+    full = doctor.ask()[1][f"{doctor.machine.name} {subnet}"]
+
+    assert (first["level"], first["text"]) == ("ok", "1 of 6 addresses are given out")
+    assert (full["level"], full["text"]) == ("error", "5 of 6 addresses are given out")
+
+
+def test_leftovers(doctor: Doctor) -> None:
+    """Objects of a dead container are counted, and those that a living one lacks."""
+    machine = doctor.machine
+    with ExitStack() as stack:
+        living = machine.container()
+        stack.enter_context(machine.process_in(living))
+        machine.ok("bridge", "ADD", doctor.conf, living, containerid="alive")
+        container, ports = machine.container(), machine.ports()
+        machine.ok("bridge", "ADD", doctor.conf, container, containerid="dead")
+        machine.forget(container)
+        wait_until(lambda: machine.ports() == ports, "the kernel keeps the veth")
+        left = doctor.ask()
+        machine.command(machine.host, "nft", "flush", "ruleset")
+        lost = doctor.ask()
+
+    assert left[1]["leftovers"]["level"] == "warning"
+    assert "pycni reclaim" in left[1]["leftovers"]["remedy"]
+    assert (left[1]["missing objects"]["level"], lost[1]["missing objects"]["level"]) == (
+        "ok",
+        "error",
+    )
+    assert lost[0] == LACKING
+
+
+def test_lock(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that holds a lock for too long is named by its process."""
+    machine = doctor.machine
+    container = machine.container()
+    machine.ok("bridge", "ADD", doctor.conf, container, containerid="c1")
+    record = next(path for path in files_below(machine.state_dir) if "/attachments/bridge" in path)
+    assert doctor.ask()[1]["locks"]["level"] == "ok"
+
+    monkeypatch.setattr(state, "_LOCK_SECONDS", 0)
+    with open(record, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        _, lines = doctor.ask()
+
+    assert lines[record]["level"] == "warning"
+    assert "holds the lock" in lines[record]["text"]
+
+
+def test_no_daemon(doctor: Doctor) -> None:
+    """An IPAM plugin's daemon that does not answer."""
+    doctor.write(ipam={"type": "dhcp", "daemonSocketPath": "/run/no-such.sock"})
+
+    status, lines = doctor.ask()
+
+    assert status == LACKING
+    assert lines["/run/no-such.sock"]["level"] == "error"
+
+
+def test_kinds_of_interfaces(machine: Machine) -> None:
+    """A kind that no kernel has is missing, one that this kernel has is made and goes again."""
+    before = machine.command(machine.host, "ip", "link")
+
+    assert _try("no-such-kind") == kernel._ABSENT
+    assert _try("bridge") == kernel._TRIED
+    assert machine.command(machine.host, "ip", "link") == before
