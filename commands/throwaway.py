@@ -85,6 +85,11 @@ def unshare_network() -> None:
     _call("unshare", CLONE_NEWNET)
 
 
+def return_to(fd: int) -> None:
+    """Give the calling thread a network namespace back. Raises OSError."""
+    _call("setns", fd, CLONE_NEWNET)
+
+
 def _call(name: str, *arguments: Any) -> None:
     import ctypes
 

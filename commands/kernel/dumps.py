@@ -37,6 +37,12 @@ def of_container(netns: NetNS, ifname: str) -> list[Dump]:
     return netns.run(lambda: _read(readers))
 
 
+def queues(netns: NetNS, names: Iterable[str]) -> list[str]:
+    """Return the queues of interfaces, in words. Raises OSError."""
+    devices = list(names)
+    return netns.run(lambda: list(_queues(devices)))
+
+
 def of_host(netns: NetNS, devices: Iterable[str], addresses: Iterable[str]) -> list[Dump]:
     """Return link and queues of `devices`, and how many connections there are of `addresses`."""
     names, hosts = sorted(devices), {ip_address(text.partition("/")[0]) for text in addresses}

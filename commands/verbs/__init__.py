@@ -20,6 +20,7 @@ VERBS = (
     "inspect",
     "leases",
     "lint",
+    "plan",
     "reclaim",
     "repair",
     "support",

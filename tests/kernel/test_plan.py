@@ -1,0 +1,217 @@
+"""`pycni plan`: an ADD and its DEL for real, of which nothing reaches the node."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from commands import DONE, FAILED, FOUND
+from tests.kernel import forked
+from tests.machine import CNI_BIN, Json, Machine
+from tests.scope import ALL, one_in
+
+ROOT = Path(__file__).resolve().parents[2]
+CONF = {path.name: path for path in sorted((ROOT / "conf").glob("*.conf*"))}
+PORT = json.dumps({"portMappings": [{"hostPort": 8080, "containerPort": 80}]})
+pytestmark = pytest.mark.without_engine("the commands know nothing of it")
+
+
+def plan(machine: Machine, *words: str, status: int = DONE) -> Json:
+    """Return the JSON of a plan, whose exit status is as expected; the node stays as it was."""
+    before = _node(machine)
+    done = forked.pycni(machine.host, "plan", "--path", str(CNI_BIN), "--json", *words)
+    assert (done.returncode, done.stderr) == (status, ""), done.stdout + done.stderr
+    kept = slice(4 if "--against-node" in words else None)  # STATUS makes directories, as ever
+    assert _node(machine)[kept] == before[kept]
+    found: Json = json.loads(done.stdout)
+    return found
+
+
+def _node(machine: Machine) -> list[Any]:
+    """Return what a plan could have changed."""
+    links = json.loads(machine.command(machine.host, "ip", "-j", "address"))
+    known = [
+        (one["ifname"], one.get("master"), sorted(ip["local"] for ip in one["addr_info"]))
+        for one in links
+    ]
+    commands = ("nft list ruleset", "sysctl net.ipv4.ip_forward", "ip route")
+    printed = [machine.command(machine.host, *text.split()) for text in commands]
+    places = ("/run/netns", "/run/pycni/attachments", "/run/plan", "/var/lib/cni")
+    return [
+        sorted(known, key=str),
+        *printed,
+        *(sorted(os.listdir(one)) if os.path.isdir(one) else [] for one in places),
+    ]
+
+
+def changes(step: Json, kind: str, where: str = "host") -> list[str]:
+    """Return what a step makes of one kind."""
+    found = step["changes"]
+    return [one["what"] for one in found if (one["kind"], one["where"]) == (kind, where)]
+
+
+def test_steps(machine: Machine) -> None:
+    """Each plugin's step has its own changes, the result is that of the last, DEL cleans up."""
+    found = plan(machine, str(CONF["55-portmap.conflist"]), "--capabilities", PORT)
+
+    bridge, portmap = found["steps"]
+    assert (bridge["plugin"], portmap["plugin"]) == ("bridge", "portmap")
+    assert [text.partition(",")[0] for text in changes(bridge, "link", "container")] == [
+        "eth0: veth"
+    ]
+    assert "10.55.0.1/24 of cni55" in changes(bridge, "address")
+    assert "10.55.0.2/24 of eth0" in changes(bridge, "address", "container")
+    assert "to 0.0.0.0/0 via 10.55.0.1 over eth0" in changes(bridge, "route", "container")
+    assert "/var/lib/cni/networks/portmap/10.55.0.2" in changes(bridge, "file")
+    forward = {"where": "host", "kind": "sysctl", "what": "net/ipv4/ip_forward", "change": "0 -> 1"}
+    assert forward in bridge["changes"]
+    assert "masquerade" in bridge["nft"][0]
+    assert "hostports4" not in bridge["nft"][0]
+    assert "tcp . 8080" in portmap["nft"][0]
+    assert changes(portmap, "link") == changes(portmap, "address") == []
+    assert found["result"]["ips"][0]["address"] == "10.55.0.2/24"
+    left = {one["what"].partition(":")[0] for one in found["left"] if one["kind"] == "link"}
+    assert left == {"cni55"}
+    assert not [one for one in found["left"] if "10.55.0.2" in one["what"]]
+    assert found["leftTables"] == []
+
+
+def test_text(machine: Machine) -> None:
+    """The same in words, with the rules as nft lists them."""
+    words = ["plan", "--path", str(CNI_BIN), str(CONF["55-portmap.conflist"])]
+
+    done = forked.pycni(machine.host, *words)
+
+    assert (done.returncode, done.stderr) == (DONE, "")
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("network portmap of ")
+    assert "1. ADD of bridge" in lines
+    assert "   host       address  10.55.0.1/24 of cni55" in lines
+    assert "   table inet pycni {" in lines
+    assert "     chain postrouting {" in lines
+    assert "DEL takes all of it away but" in lines
+
+
+def test_refused(machine: Machine, tmp_path: Path) -> None:
+    """A plugin's refusal is the answer, with what was done until then."""
+    path = tmp_path / "10-a.conflist"
+    bridge = machine.network(isGateway=True, ipam={"type": "host-local", "subnet": "10.8.0.0/24"})
+    tuning = {"type": "tuning", "sysctl": {"net.ipv4.no_such_key": "1"}}
+    top = {"cniVersion": "1.0.0", "name": "a"}
+    path.write_text(json.dumps({**top, "plugins": [{**bridge, **top}, tuning]}))
+
+    found = plan(machine, str(path), status=FOUND)
+
+    assert found["error"].startswith("tuning: ")
+    assert "no_such_key" in found["error"]
+    assert [bool(step["error"]) for step in found["steps"]] == [False, True]
+    assert found["result"] is None
+
+
+def test_arguments(machine: Machine) -> None:
+    """CNI_ARGS, capabilities, names of container and interface."""
+    found = plan(
+        machine,
+        str(CONF["27-capabilities.conflist"]),
+        *(
+            "--args",
+            "IgnoreUnknown=1;IP=10.27.0.9",
+            "--capabilities",
+            '{"mac": "02:00:00:00:00:07"}',
+        ),
+        *("--container", "abc", "--interface", "net1"),
+    )
+
+    (step,) = found["steps"]
+    assert changes(step, "address", "container") == ["10.27.0.9/24 of net1"]
+    assert changes(step, "link", "container") == ["net1: veth, 02:00:00:00:00:07, MTU 1500, up"]
+    assert any(one.startswith("/run/pycni/attachments/") for one in changes(step, "file"))
+
+
+def test_against_node(machine: Machine, tmp_path: Path) -> None:
+    """Objects that the node has are told from those that would be made, and refusals are named."""
+    machine.do(machine.host, "ip link add cni20 type bridge", "ip link set cni20 up")
+
+    found = plan(machine, str(CONF["20-ipv4.conflist"]), "--against-node")
+
+    states = {one["what"].partition(":")[0]: one["state"] for one in found["node"]}
+    assert states["cni20"].startswith("exists, as bridge")
+    assert states["10.20.0.1/24 of cni20"] == "would be made"
+    assert states["net/ipv4/ip_forward"] == "is 0, would be 1"
+
+    machine.do(machine.host, "ip link del cni20", "ip link add cni20 type veth peer name other0")
+    refused = plan(machine, str(CONF["20-ipv4.conflist"]), "--against-node")
+
+    assert [one["what"] for one in refused["node"] if one["kind"] == "plugin"] == ["bridge"]
+
+
+def test_uplink(machine: Machine) -> None:
+    """An interface that a configuration names is there, with its addresses, and stays."""
+    machine.do(
+        machine.host,
+        "ip link add up0 type veth peer name up1",
+        "ip link set up0 up",
+        "ip link set up1 up",
+        "ip address add 192.0.2.2/24 dev up0",
+    )
+
+    macvlan = plan(machine, str(CONF["52-macvlan.conflist"]))
+    lent = plan(machine, str(CONF["48-host-device.conflist"]))
+
+    assert changes(macvlan["steps"][0], "link", "container")[0].startswith("eth0: macvlan")
+    assert {"192.0.2.2/24 of up0"} == {
+        one["what"]
+        for one in lent["steps"][0]["changes"]
+        if one["kind"] == "address" and (one["where"], one["change"]) == ("host", "removed")
+    }
+
+
+def test_other_vendor(machine: Machine, tmp_path: Path) -> None:
+    """A plugin of another vendor is executed on the stage, too."""
+    (tmp_path / "theirs").write_text(
+        '#!/bin/sh\n[ $CNI_COMMAND = DEL ] || echo \'{"cniVersion": "1.0.0", "interfaces": []}\'\n'
+        "[ $CNI_COMMAND = DEL ] || ip link add theirs0 type bridge\n"
+    )
+    (tmp_path / "theirs").chmod(0o755)
+    path = tmp_path / "10-a.conflist"
+    content = {"cniVersion": "1.0.0", "name": "a", "plugins": [{"type": "theirs"}]}
+    path.write_text(json.dumps(content))
+
+    found = plan(machine, "--path", str(tmp_path), str(path))
+
+    assert [text.partition(",")[0] for text in changes(found["steps"][0], "link")] == [
+        "theirs0: bridge"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["no-such.conflist"], "no-such.conflist"),
+        ([str(CONF["20-ipv4.conflist"]), "--capabilities", "{"], "--capabilities"),
+        ([str(CONF["20-ipv4.conflist"]), "--capabilities", "[]"], "--capabilities"),
+    ],
+)
+def test_cannot(machine: Machine, words: list[str], text: str) -> None:
+    """What cannot be tried is refused in one line."""
+    done = forked.pycni(machine.host, "plan", *words)
+
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (FAILED, "", 1)
+    assert text in done.stderr
+
+
+@pytest.mark.parametrize("name", CONF if ALL else sorted(one_in(8, list(CONF))))
+def test_examples(machine: Machine, name: str) -> None:
+    """Each example of conf/ can be planned, or is refused for what this kernel lacks."""
+    machine.do(machine.host, "ip link add up0 type veth peer name up1", "ip link set up0 up")
+
+    done = forked.pycni(machine.host, "plan", "--path", str(CNI_BIN), "--json", str(CONF[name]))
+
+    assert done.returncode in (DONE, FOUND), done.stderr
+    found = json.loads(done.stdout)
+    lacking = ("this kernel", "no IP ranges", "daemon", "module")
+    assert not found["error"] or any(text in found["error"] for text in lacking), found["error"]
