@@ -2,7 +2,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .NOTPARALLEL:
 .PHONY: help venv fmt check coverage test test-kernel test-e2e test-dataplane test-runtimes test-faults \
-    test-all test-faults-all test-kubernetes test-launcher test-vm storm demo dist install uninstall bench bench-quick schemas lock \
+    test-all test-faults-all test-kubernetes test-launcher test-vm storm demo dist install uninstall bench bench-quick schemas completion lock \
     clean
 
 python := .venv/bin/python
@@ -156,6 +156,9 @@ bench-kubernetes: dist ## from creation to Ready of 1, 30, 60 pods in the lab: d
 
 schemas: venv ## write conf/schema/ anew after a change of a SCHEMA
 	$(python) -m deploy.schemas
+
+completion: venv ## write docs/completion/ and docs/man/ anew after a change of a verb's options
+	$(python) -m deploy.completion
 
 lock: ## write requirements.lock anew after a change of versions in pyproject.toml
 	[[ -x .tools/uv/bin/uv ]] || { python3 -m venv .tools/uv && \

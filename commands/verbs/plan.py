@@ -22,7 +22,7 @@ def _run(options: Namespace, load: Loader) -> int:
 def _add_options(parser: ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a configuration")
     parser.add_argument(
-        "--args", default="", metavar="KEY=VALUE;…", help="CNI_ARGS, as a runtime passes them"
+        "--args", default="", metavar="KEY=VALUE;...", help="CNI_ARGS, as a runtime passes them"
     )
     parser.add_argument(
         "--capabilities",
