@@ -19,15 +19,18 @@ if TYPE_CHECKING:
 
 def run(options: Namespace, load: Loader) -> int:
     """Print what is wrong in the files; FOUND if there is anything, else DONE."""
-    read, findings = check(options.paths, load)
+    read, findings = check(options.paths, load, options.path or () if options.node else None)
     report.FORMATS["json" if options.json else options.format](read, findings)
     return FOUND if findings else DONE
 
 
-def check(paths: Sequence[str], load: Loader) -> tuple[list[File], list[Finding]]:
+def check(
+    paths: Sequence[str], load: Loader, bin_dirs: Sequence[str] | None = None
+) -> tuple[list[File], list[Finding]]:
     """Return the files at `paths`, and what is wrong in them, in the order of the files.
 
-    Raises RefusedError for a path that cannot be read.
+    With `bin_dirs`, which may be empty, they are also compared with this node. Raises
+    RefusedError for a path that cannot be read.
     """
     read = files.gather(paths)
     for one in read:
@@ -38,5 +41,9 @@ def check(paths: Sequence[str], load: Loader) -> tuple[list[File], list[Finding]
     for directory in filter(os.path.isdir, paths):
         inside = [one for one in read if os.path.dirname(one.path) == directory.rstrip("/")]
         chain.check_first(inside)
+    if bin_dirs is not None:
+        from commands.lint import node
+
+        node.check(read, load, bin_dirs)
     findings = [found for one in read for found in sorted(set(one.findings))]
     return read, findings

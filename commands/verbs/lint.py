@@ -37,6 +37,17 @@ def _add_options(parser: ArgumentParser) -> None:
         choices=tuple(FORMATS),
         help="text for people, json for programs, github or sarif for a code host (default: text)",
     )
+    parser.add_argument(
+        "--node",
+        action="store_true",
+        help="also compare with this node: plugins, interfaces, subnets, the runtime's choice",
+    )
+    parser.add_argument(
+        "--path",
+        action="append",
+        metavar="DIR",
+        help="with --node: a directory of plugins, before those of the runtimes found here",
+    )
     add_json_option(parser)
 
 
@@ -48,7 +59,7 @@ VERB = Verb(
         "pycni lint",
         "pycni lint conf/55-portmap.conflist",
         "pycni lint --format github conf",
-        "pycni lint --json /etc/cni/net.d",
+        "pycni lint --node --json /etc/cni/net.d",
     ),
     _add_options,
     "Needs neither root nor a node. docs/lint.md explains each code.",

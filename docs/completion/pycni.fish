@@ -108,6 +108,8 @@ complete -c pycni -n '_shtab_pycni_using leases' -l any-netns -d 'work although 
 complete -c pycni -n '_shtab_pycni_using; and test $_shtab_pycni_npos -eq 0' -a lint -d 'find what is wrong in configuration files'
 complete -c pycni -n '_shtab_pycni_using lint' -s h -l help -d 'show this help message and exit'
 complete -c pycni -n '_shtab_pycni_using lint' -l format -xka "text json github sarif" -d 'text for people, json for programs, github or sarif for a code host (default: text)'
+complete -c pycni -n '_shtab_pycni_using lint' -l node -d 'also compare with this node: plugins, interfaces, subnets, the runtime'"'"'s choice'
+complete -c pycni -n '_shtab_pycni_using lint' -l path -xka "(__fish_complete_directories)" -d 'with --node: a directory of plugins, before those of the runtimes found here'
 complete -c pycni -n '_shtab_pycni_using lint' -l json -d 'print JSON, for programs'
 complete -c pycni -n '_shtab_pycni_using lint; and test $_shtab_pycni_npos -ge 0' -ka "(__fish_complete_path (commandline -ct))" -d 'configurations, or directories of them (default: /etc/cni/net.d)'
 complete -c pycni -n '_shtab_pycni_using; and test $_shtab_pycni_npos -eq 0' -a plan -d 'show what an ADD and its DEL would do, without doing it to this node'

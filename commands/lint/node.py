@@ -1,0 +1,186 @@
+"""Configurations, compared with this node. Needs no root, but sees more with it."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from cni_common.kernel import nft_table
+from cni_common.kernel.netlink import NetlinkError
+from cni_common.kernel.netns import OWN, NetNS
+from cni_common.kernel.route import RTN_UNICAST
+from cni_common.spec.profile import HostLink, Pool
+from commands import runtimes
+from commands.lint.values import facts_of
+from plugins import profile_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from cni_common.kernel.link import Link
+    from cni_common.node.host import Loader
+    from cni_common.spec.names import Subnet
+    from commands.lint.files import Entry, File
+
+_BRIDGED = "/proc/sys/net/bridge/bridge-nf-call-iptables"
+_PROXY = "KUBE-SERVICES"
+_PAIR = "".join(("ve", "th"))
+
+
+class ThisNode:
+    """What of the node matters, read once."""
+
+    def __init__(self, path: Sequence[str]) -> None:
+        """`path`: directories of plugins, before those of the runtimes."""
+        self._netns = NetNS(OWN)
+        self.runtimes = runtimes.found()
+        found = [one for runtime in self.runtimes for one in runtime.bin_dirs]
+        self.path = list(dict.fromkeys([*path, *(found or [runtimes.BIN_DIR])]))
+
+    def close(self) -> None:
+        """Close what was opened."""
+        self._netns.close()
+
+    @cached_property
+    def links(self) -> dict[str, Link]:
+        """The interfaces, by name."""
+        return {one.name: one for one in self._netns.netlink.links()}
+
+    @cached_property
+    def subnets(self) -> list[tuple[Subnet, str]]:
+        """The subnets of addresses and routes, with the interface; without those of containers."""
+        names = {one.index: one for one in self.links.values() if one.name != "lo"}
+        found = [
+            (cidr.network, names[index].name)
+            for index in names
+            for cidr, _ in self._netns.netlink.addresses(index)
+            if not cidr.is_link_local
+        ]
+        for version in (4, 6):
+            for one in self._netns.netlink.all_routes(version):
+                link, dst = names.get(one.interface), one.route.dst
+                if one.kind == RTN_UNICAST and link and dst.prefixlen and not dst.is_link_local:
+                    found.append((dst, link.name))
+        return [(net, name) for net, name in found if self.links[name].kind != _PAIR]
+
+    @cached_property
+    def uplink(self) -> Link | None:
+        """The interface of the default route with the smallest MTU."""
+        indexes = {
+            one.interface
+            for version in (4, 6)
+            for one in self._netns.netlink.all_routes(version)
+            if not one.route.dst.prefixlen
+        }
+        found = [one for one in self.links.values() if one.index in indexes]
+        return min(found, key=lambda link: link.mtu, default=None)
+
+    @cached_property
+    def has_proxy(self) -> bool:
+        """Whether kube-proxy writes iptables here; False for a caller who may not see them."""
+        try:
+            return nft_table.Table(nft_table.IPV4, "nat").has_chain(self._netns, _PROXY)
+        except (NetlinkError, OSError):
+            return False
+
+    @cached_property
+    def is_bridged(self) -> bool:
+        """Whether packets between ports of a bridge pass iptables."""
+        try:
+            with open(_BRIDGED, encoding="ascii") as file:
+                return file.read().strip() == "1"
+        except OSError:
+            return False
+
+
+def check(files: Sequence[File], load: Loader, path: Sequence[str]) -> None:
+    """Report what of the files does not go with this node."""
+    node = ThisNode(path)
+    try:
+        made = {
+            fact.name
+            for file in files
+            for entry in file.entries
+            for fact in facts_of(entry, load)
+            if isinstance(fact, HostLink)
+        }
+        for file in files:
+            for entry in file.entries:
+                _check_plugins(entry, node)
+                _check_links(entry, load, node)
+                _check_pools(entry, load, node, made)
+        _check_choice(files, node)
+    finally:
+        node.close()
+
+
+def _check_plugins(entry: Entry, node: ThisNode) -> None:
+    for type, path in ((entry.type, ("type",)), (entry.ipam, ("ipam", "type"))):
+        if type and not any(os.path.isfile(os.path.join(one, type)) for one in node.path):
+            text = f'there is no executable "{type}" in {", ".join(node.path)}: install it there'
+            entry.report("L601", path, text)
+
+
+def _check_links(entry: Entry, load: Loader, node: ThisNode) -> None:
+    for fact in _links_of(entry, load):
+        link = node.links.get(fact.name)
+        if link is None and not fact.made:
+            text = f"there is no interface '{fact.name}' on this node"
+            entry.report("L604", fact.path, text)
+        elif link is not None and fact.kind and link.kind != fact.kind:
+            kind = link.kind or "device"
+            text = (
+                f"'{fact.name}' is a {kind} on this node, and no {fact.kind}: choose another name"
+            )
+            entry.report("L603", fact.path, text)
+        if fact.made and node.has_proxy and not node.is_bridged:
+            entry.report(
+                "L606",
+                fact.path,
+                "kube-proxy writes iptables, which packets between containers here do not pass:"
+                " modprobe br_netfilter; sysctl -w net.bridge.bridge-nf-call-iptables=1",
+            )
+    mtu, uplink = entry.given.get("mtu"), node.uplink
+    if isinstance(mtu, int) and uplink and mtu > uplink.mtu:
+        text = f"'{uplink.name}', by which packets leave this node, has an MTU of {uplink.mtu}"
+        entry.report("L605", ("mtu",), text)
+
+
+def _check_pools(entry: Entry, load: Loader, node: ThisNode, made: set[str]) -> None:
+    profile = profile_of(entry.type)
+    if profile is None or not profile.passes_host:
+        return  # its addresses are those of another network of the node
+    for fact in facts_of(entry, load):
+        if not isinstance(fact, Pool):
+            continue
+        for subnet, name in node.subnets:
+            base = name.partition(".")[0]  # a VLAN's gateway interface
+            same = subnet.version == fact.subnet.version
+            if same and base not in made and _overlaps(subnet, fact.subnet):
+                text = f"'{name}' of this node has {subnet}: packets for one go to the other"
+                entry.report("L602", fact.path, text)
+                break
+
+
+def _check_choice(files: Sequence[File], node: ThisNode) -> None:
+    """Report files that a runtime does not take, as it takes the first of the directory."""
+    for runtime in node.runtimes:
+        read = runtime.files()
+        if not runtime.takes_first or not read:
+            continue
+        for file in files:
+            place = os.path.abspath(file.path)
+            if file.entries and place in read[1:]:
+                name = os.path.basename(read[0])
+                text = f"{runtime.name} takes the first file, {name}, as the network of all pods"
+                file.report("L607", (), text)
+
+
+def _links_of(entry: Entry, load: Loader) -> Iterator[HostLink]:
+    return (fact for fact in facts_of(entry, load) if isinstance(fact, HostLink))
+
+
+def _overlaps(one: Subnet, other: Subnet) -> bool:
+    first, last = int(one.network_address), int(one.broadcast_address)
+    return int(other.network_address) <= last and first <= int(other.broadcast_address)
