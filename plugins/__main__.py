@@ -28,7 +28,7 @@ def run() -> int:
 def _commands() -> Mapping[str, Command]:
     from commands import verbs
 
-    return verbs.commands()
+    return {**verbs.commands(), **verbs.summary()}
 
 
 def _dhcp_daemon(

@@ -47,17 +47,20 @@ def run(
 ) -> int:
     """Run the command in `arguments` and return the exit status, 2 for invalid arguments.
 
-    `commands` are the commands that need the plugins; COMMANDS are always known.
+    `commands` are the commands that need the plugins; COMMANDS are always known. One without a name
+    runs before the help that an empty command line gets.
     """
     known = {**COMMANDS, **(commands or {})}
+    nameless = known.pop("", None)
     parser = make_parser(known, arguments[0] if arguments else "")
     try:
         options = parser.parse_args(arguments)
     except SystemExit as end:  # after --help, or an error that argparse has printed
         return int(end.code or 0)
     if options.command is None:
+        status = nameless.run(options, load, load_all) if nameless else 0
         parser.print_help()
-        return 0
+        return status
     return known[options.command].run(options, load, load_all)
 
 

@@ -10,6 +10,10 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable
+
+    from cni_common.node.host import Loader
     from cni_common.serve.cli import Command
     from commands.verb import Verb
 
@@ -39,3 +43,16 @@ def verb(name: str) -> Verb:
 def commands() -> dict[str, Command]:
     """Return all verbs for the command line, by their names."""
     return {name: verb(name).command(name) for name in VERBS}
+
+
+def summary() -> dict[str, Command]:
+    """Return what stands before the help that an empty command line gets."""
+    from cni_common.serve.cli import Command
+
+    def run(_options: Namespace, load: Loader, _load_all: Callable[[], object]) -> int:
+        from commands import DONE, summary
+
+        summary.write(load)
+        return DONE
+
+    return {"": Command("", run)}
