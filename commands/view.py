@@ -166,7 +166,8 @@ def _write_rich(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
 
     page = io.BytesIO()
     file = io.TextIOWrapper(page, encoding=_encoding(), errors="backslashreplace")
-    console = Console(file=file, force_terminal=True, highlight=False)
+    # Without emoji, which the bundle leaves out: a colon in a name stays one.
+    console = Console(file=file, force_terminal=True, highlight=False, emoji=False)
     if title:
         console.print(Text(title, style="bold"))
     if rows:

@@ -40,6 +40,7 @@ def of_container(netns: NetNS, ifname: str) -> list[Dump]:
 def queues(netns: NetNS, names: Iterable[str]) -> list[str]:
     """Return the queues of interfaces, in words. Raises OSError."""
     devices = list(names)
+    kernel.prepare()
     return netns.run(lambda: list(_queues(devices)))
 
 

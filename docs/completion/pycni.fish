@@ -51,8 +51,8 @@ function _shtab_pycni_using
   test "$_shtab_pycni_cmdpath" = "$argv"
 end
 
-set -g _shtab_pycni_commands audit doctor engine explain inspect leases lint plan reclaim topology version
-set -g _shtab_pycni_opts_with_value --add-seconds --args --by --capabilities --container --count --data-dir --format --idle-seconds --interface --network --other-seconds --path --requests --state-dir --svg --watch --workers
+set -g _shtab_pycni_commands audit doctor engine explain inspect leases lint plan reclaim repair support topology version
+set -g _shtab_pycni_opts_with_value --add-seconds --args --by --capabilities --conf-dir --container --count --data-dir --format --idle-seconds --interface --network --other-seconds --output --path --requests --state-dir --svg --watch --workers -o
 
 complete -c pycni -e
 complete -c pycni -f
@@ -129,6 +129,24 @@ complete -c pycni -n '_shtab_pycni_using reclaim' -l json -d 'print JSON, for pr
 complete -c pycni -n '_shtab_pycni_using reclaim' -l data-dir -xka "(__fish_complete_directories)" -d 'host-local'"'"'s dataDir, beside those that records name (default: /var/lib/cni/networks)'
 complete -c pycni -n '_shtab_pycni_using reclaim' -l state-dir -xka "(__fish_complete_directories)" -d 'where the attachment records are (default: /run/pycni)'
 complete -c pycni -n '_shtab_pycni_using reclaim' -l any-netns -d 'work although this is not the host'"'"'s network namespace or, for reclaim, first PID namespace'
+complete -c pycni -n '_shtab_pycni_using; and test $_shtab_pycni_npos -eq 0' -a repair -d 'put back what living containers lack'
+complete -c pycni -n '_shtab_pycni_using repair' -s h -l help -d 'show this help message and exit'
+complete -c pycni -n '_shtab_pycni_using repair' -l all -d 'every living container'
+complete -c pycni -n '_shtab_pycni_using repair' -l by -xka "id pod address netns hostport interface pid" -d 'what CONTAINER is, where it could be several'
+complete -c pycni -n '_shtab_pycni_using repair' -l dry-run -d 'change nothing, say what would be'
+complete -c pycni -n '_shtab_pycni_using repair' -l watch -d 'stay, and repair when the kernel tells of a change; leaves the containers'"'"' own settings alone'
+complete -c pycni -n '_shtab_pycni_using repair' -l json -d 'print JSON, for programs'
+complete -c pycni -n '_shtab_pycni_using repair' -l data-dir -xka "(__fish_complete_directories)" -d 'host-local'"'"'s dataDir, beside those that records name (default: /var/lib/cni/networks)'
+complete -c pycni -n '_shtab_pycni_using repair' -l state-dir -xka "(__fish_complete_directories)" -d 'where the attachment records are (default: /run/pycni)'
+complete -c pycni -n '_shtab_pycni_using repair' -l any-netns -d 'work although this is not the host'"'"'s network namespace or, for reclaim, first PID namespace'
+complete -c pycni -n '_shtab_pycni_using; and test $_shtab_pycni_npos -eq 0' -a support -d 'write one archive for a bug report, without secrets'
+complete -c pycni -n '_shtab_pycni_using support' -s h -l help -d 'show this help message and exit'
+complete -c pycni -n '_shtab_pycni_using support' -s o -l output -xka "(__fish_complete_path (commandline -ct))" -d 'the archive, a zip file that must not exist (default: pycni-support-HOST-TIME.zip)'
+complete -c pycni -n '_shtab_pycni_using support' -l conf-dir -xka "(__fish_complete_directories)" -d 'where the runtime finds its configurations (default: /etc/cni/net.d)'
+complete -c pycni -n '_shtab_pycni_using support' -l json -d 'print JSON, for programs'
+complete -c pycni -n '_shtab_pycni_using support' -l data-dir -xka "(__fish_complete_directories)" -d 'host-local'"'"'s dataDir, beside those that records name (default: /var/lib/cni/networks)'
+complete -c pycni -n '_shtab_pycni_using support' -l state-dir -xka "(__fish_complete_directories)" -d 'where the attachment records are (default: /run/pycni)'
+complete -c pycni -n '_shtab_pycni_using support' -l any-netns -d 'work although this is not the host'"'"'s network namespace or, for reclaim, first PID namespace'
 complete -c pycni -n '_shtab_pycni_using; and test $_shtab_pycni_npos -eq 0' -a topology -d 'draw the containers'"'"' network of this node'
 complete -c pycni -n '_shtab_pycni_using topology' -s h -l help -d 'show this help message and exit'
 complete -c pycni -n '_shtab_pycni_using topology' -l svg -xka "(__fish_complete_path (commandline -ct))" -d 'draw it into FILE; - is stdout'

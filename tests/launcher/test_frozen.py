@@ -492,6 +492,31 @@ def test_the_views_are_in_it(dist: Path, machine: Machine, tmp_path: Path) -> No
         assert "10.9.0.2" in opened.read("pycni-support/verbs/leases.txt").decode()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["lint", str(ROOT / "conf")],
+        ["lint", "--format", "sarif", str(ROOT / "conf")],
+        ["lint", "--node", "--path", str(CNI_BIN), str(ROOT / "conf/20-ipv4.conflist")],
+        ["plan", str(ROOT / "conf/55-portmap.conflist")],
+        ["doctor", "--any-netns", "--path", str(CNI_BIN), str(ROOT / "conf")],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+@pytest.mark.without_engine("the commands know nothing of it")
+def test_lint_plan_and_doctor_are_in_it(dist: Path, machine: Machine, words: list[str]) -> None:
+    """They end as from the sources, as text and on a terminal."""
+    said = [
+        machine.try_command(machine.host, str(directory / "pycni"), *words)
+        for directory in (dist, CNI_BIN)
+    ]
+    coloured = _on_terminal(machine.host, [str(dist / "pycni"), *words])
+
+    assert (said[0].returncode, said[0].stderr) == (said[1].returncode, said[1].stderr)
+    assert said[0].stdout.splitlines()[:1] == said[1].stdout.splitlines()[:1] != []
+    assert "Traceback" not in coloured
+
+
 def _on_terminal(netns: str, words: list[str]) -> str:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(

@@ -19,7 +19,14 @@ from tests.machine import ROOT
 pytestmark = pytest.mark.timeout(90)  # building a wheel takes seconds, on a busy machine many
 
 # Of a checkout, without what tests, builds and virtual environments leave there.
-FILES = ("LICENSE", "NOTICE", "README.md", "pyproject.toml", *OURS)
+FILES = (
+    *("LICENSE", "NOTICE", "README.md", "pyproject.toml", "docs/completion", "docs/man"),
+    *OURS,
+)
+SHARED = (  # below share/, where bash, fish, man and zsh look
+    *("bash-completion/completions/pycni", "fish/vendor_completions.d/pycni.fish"),
+    *("man/man1/pycni.1", "zsh/site-functions/_pycni"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +39,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "source").mkdir()
     for name in FILES:
         source, copy = ROOT / name, place / "source" / name
+        copy.parent.mkdir(exist_ok=True)
         if source.is_dir():
             shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
         else:
@@ -82,6 +90,7 @@ def test_it_installs_the_suite_and_the_command(installed: Path) -> None:
     assert {name for name in recorded if not name.startswith(info.name)} == {
         *expected,
         "../../../bin/pycni",
+        *(f"../../../share/{name}" for name in SHARED),
     }
     assert metadata["Version"] == VERSION
     assert metadata["License-Expression"] == "Apache-2.0"
@@ -107,3 +116,18 @@ def test_without_root_it_says_so_in_one_line(installed: Path) -> None:
         assert done.stdout == ""
         assert done.stderr.startswith(f"pycni {words[0]}: needs root: ")
         assert done.stderr.count("\n") == 1
+
+
+def test_lint_works_by_it(installed: Path, tmp_path: Path) -> None:
+    """What pip has installed judges configurations, as any user."""
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+
+    done = _run(installed, str(installed / "bin/pycni"), "lint", str(tmp_path / "conf"))
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("files: clean\n")
+
+
+def test_shells_and_man_find_their_files(installed: Path) -> None:
+    """Completion and the manual page are where bash, zsh, fish and man look."""
+    assert [one for one in SHARED if not (installed / "share" / one).is_file()] == []
