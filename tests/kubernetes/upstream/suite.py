@@ -22,14 +22,24 @@ _PODS = r"\[sig-network\] Networking Granular Checks: Pods"
 # What is run, by a name of ours: patterns of the tests' names.
 GROUPS = {
     "pods": _PODS,
+    "services-granular": r"\[sig-network\] Networking Granular Checks: Services",
+    "services": r"\[sig-network\] (Services|Service endpoints|Endpoint|API Server)",
+    "dns": r"\[sig-network\] DNS",
+    "dual-stack": r"\[sig-network\].*Feature:IPv6DualStack",
+    "network": r"\[sig-network\] (HostPort|NoSNAT|Conntrack|Connectivity|Proxy|Networking should)",
+    "lifecycle": r"\[sig-node\] (Pods|PreStop|Container Life|InitContainer|Ephemeral|Probing)",
 }
 SHORT = ("pods",)  # in the short form
 # What is left out, and why. docs/kubernetes.md has the reasons, too.
 LEFT_OUT: dict[str, str] = {
     r"SCTP": "the kernel may lack SCTP",
+    r"OffByDefault": "needs a part of Kubernetes that is switched off by default",
     r"Feature:(Networking|PerformanceDNS)": "needs the internet, or measures",
     r"Feature:LoadBalancer": "needs the load balancer of a cloud",
+    r"\[Provider:": "is for a cloud",
     r"\[Disruptive\]": "restarts programs that are pods elsewhere",
+    r"invalid conntrack state": "needs a program that is only in an image",
+    r"DNS configMap nameserver|configurable pod resolv.conf": "needs CoreDNS 1.6 in the image",
 }
 
 
@@ -54,7 +64,7 @@ def run_group(group: str, kubeconfig: str, folder: Path, seconds: float) -> list
     report, log = folder / f"{group}.json", folder / f"{group}.log"
     report.unlink(missing_ok=True)
     command = [
-        *(str(PROGRAMS / "ginkgo"), "run", f"--procs={SIDE_BY_SIDE}", "--no-color"),
+        *(str(PROGRAMS / "ginkgo"), "run", f"--procs={SIDE_BY_SIDE}", "--no-color", "-v"),
         *(f"--focus={GROUPS[group]}", *(f"--skip={pattern}" for pattern in LEFT_OUT)),
         *("--output-dir", str(folder), "--json-report", report.name),
         *(f"--timeout={seconds:.0f}s", str(PROGRAMS / "e2e.test"), "--"),
