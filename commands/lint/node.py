@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 from cni_common.kernel import nft_table
 from cni_common.kernel.netlink import NetlinkError
 from cni_common.kernel.netns import OWN, NetNS
 from cni_common.kernel.route import RTN_UNICAST
+from cni_common.spec.names import OLDEST_VERSION, SUPPORTED_VERSIONS
 from cni_common.spec.profile import HostLink, Pool
+from cni_common.spec.request import Command
 from commands import runtimes
 from commands.lint.values import facts_of
 from plugins import profile_of
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 _BRIDGED = "/proc/sys/net/bridge/bridge-nf-call-iptables"
 _PROXY = "KUBE-SERVICES"
+_VERSION_SECONDS = 2
 _PAIR = "".join(("ve", "th"))
 
 
@@ -116,10 +120,42 @@ def check(files: Sequence[File], load: Loader, path: Sequence[str]) -> None:
 
 
 def _check_plugins(entry: Entry, node: ThisNode) -> None:
+    version = entry.file.config.get("cniVersion") or OLDEST_VERSION
     for type, path in ((entry.type, ("type",)), (entry.ipam, ("ipam", "type"))):
-        if type and not any(os.path.isfile(os.path.join(one, type)) for one in node.path):
+        if not type:
+            continue
+        files = (os.path.join(one, type) for one in node.path)
+        file = next(filter(os.path.isfile, files), "")
+        if not file:
             text = f'there is no executable "{type}" in {", ".join(node.path)}: install it there'
             entry.report("L601", path, text)
+            continue
+        known = _versions(file)
+        if known and version in SUPPORTED_VERSIONS and version not in known:
+            text = (
+                f"'{file}' knows the versions {', '.join(known)} and refuses every ADD of {version}"
+            )
+            entry.report("L608", path, f'{text}: update it, or write an older "cniVersion"')
+
+
+@cache
+def _versions(file: str) -> tuple[str, ...]:
+    """Return the versions of the specification that an executable knows, () if it does not say."""
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            [file],
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "CNI_COMMAND": Command.VERSION},
+            input=b'{"cniVersion": "1.0.0"}',
+            capture_output=True,
+            timeout=_VERSION_SECONDS,
+            check=False,
+        )
+        known = json.loads(done.stdout).get("supportedVersions", ())
+    except (OSError, ValueError, AttributeError, subprocess.TimeoutExpired):
+        return ()
+    return tuple(one for one in known if isinstance(one, str)) if isinstance(known, list) else ()
 
 
 def _check_links(entry: Entry, load: Loader, node: ThisNode) -> None:

@@ -64,6 +64,7 @@ RULES: Mapping[str, Rule] = {
     "L605": Rule(WARNING, "an MTU above that of the uplink"),
     "L606": Rule(WARNING, "bridged packets do not pass the firewall"),
     "L607": Rule(WARNING, "the runtime takes another file"),
+    "L608": Rule(ERROR, "the plugin on this node does not know the version"),
 }
 
 

@@ -57,6 +57,21 @@ def test_plugin(machine: Machine, tmp_path: Path) -> None:
     assert "no-such-ipam" in done.stdout
 
 
+def test_version(machine: Machine, tmp_path: Path) -> None:
+    """A plugin of an older suite, as distributions have it; one that answers nonsense is let be."""
+    path, older = network(tmp_path), tmp_path / "older"
+    older.mkdir()
+    answer = json.dumps({"cniVersion": "1.0.0", "supportedVersions": ["0.3.1", "0.4.0"]})
+    for name, text in (("bridge", answer), ("host-local", "no JSON")):
+        (older / name).write_text(f"#!/bin/sh\necho '{text}'\n")
+        (older / name).chmod(0o755)
+
+    done = forked.pycni(machine.host, "lint", "--node", "--path", str(older), "--json", str(path))
+
+    (one,) = json.loads(done.stdout)["findings"]
+    assert (one["code"], "0.3.1, 0.4.0" in one["message"]) == ("L608", True)
+
+
 def test_subnet(machine: Machine, tmp_path: Path) -> None:
     """An uplink with an address in the subnet, or a route to it."""
     path = network(tmp_path)
@@ -128,4 +143,4 @@ def test_page() -> None:
     """All of these codes are tried here."""
     text = Path(__file__).read_text()
 
-    assert [code for code in (f"L60{n}" for n in range(1, 8)) if text.count(code) < 1] == []
+    assert [code for code in (f"L60{n}" for n in range(1, 9)) if text.count(code) < 1] == []
