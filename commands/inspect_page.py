@@ -106,6 +106,7 @@ def _attachment(page: Page, one: Attached, rates: dict[str, float]) -> Iterator[
         if link.name in one.devices:
             yield "host's end", ", ".join([*_words(link), *_port(link, names)])
             yield "its traffic", _counters(link, f"host {link.name}", rates)
+            yield from _master(page, link)
     for queue in page.host_queues:
         if names.get(queue.index) in one.devices:
             yield "limit", _queue(queue, names[queue.index], rates)
@@ -114,6 +115,12 @@ def _attachment(page: Page, one: Attached, rates: dict[str, float]) -> Iterator[
         hits = "" if use.packets is None else f": {use.packets} connection{plural}"
         yield use.kind, f"{use.what}{hits}{_rate(rates, f'{use.kind} {use.what}')}"
     yield from (("missing", what) for what in one.missing)
+
+
+def _master(page: Page, port: Link) -> Iterator[tuple[str, str]]:
+    for link in page.host_links:
+        if link.index == port.master:
+            yield "joined by", ", ".join(_words(link))
 
 
 def _inside(page: Page, link: Link, rates: dict[str, float]) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ import pytest
 
 from commands import DONE, FAILED, FOUND
 from tests.kernel.ports import HOST4, OUTSIDE4, Node, port
-from tests.kernel.test_commands import asked, pycni
+from tests.kernel.test_commands import asked, on_terminal, pycni
 from tests.machine import Json, Machine
 from tests.sockets import open_socket, serving
 
@@ -137,6 +137,7 @@ def test_page(container: Container) -> None:
         " route default via 10.9.0.1 ",
         " dns nameservers 192.0.2.53 ",
         "port of br0: forwarding isolated hairpin ",
+        " bridge, up, mtu 1500 ",
         " limit tbf 1: of veth",
         " 8 Mbit/s, 0 dropped",
         " host-port 8080/tcp to 10.9.0.",
@@ -227,6 +228,17 @@ def test_watch(container: Container) -> None:
     assert 10_000 < second["rates"]["container eth0 tx_bytes"] < 100_000
     assert text.count("container c1\n") == 2
     assert re.search(r" sent \S+ kB in \d+ packets, \S+ kB/s ", re.sub(r"\s+", " ", text))
+
+
+def test_watch_on_a_terminal(container: Container) -> None:
+    """A page takes the place of the one before; what one must copy is not cut."""
+    words = ("inspect", "c1", "--watch", "0.1", "--count", "2")
+
+    shown = on_terminal(container.machine, *words)
+
+    assert shown.count("\x1b[H\x1b[2J") == 2
+    assert shown.count("container c1") == 2
+    assert container.node.address(6) in shown
 
 
 def _started(netns: str, script: str):  # type: ignore[no-untyped-def]
