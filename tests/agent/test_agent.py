@@ -86,7 +86,7 @@ def test_without_any_state_it_waits(host: AgentHost) -> None:
 def test_stop_is_not_uninstall(ready: AgentHost) -> None:
     """SIGTERM ends the agent and changes nothing: pods start and end without it."""
     text, engine = ready.path(LIST).read_bytes(), ready.engine()
-    listings = (("ip", "route"), ("nft", "list", "ruleset"))
+    listings = (("ip", "route"), ("nft", "-s", "list", "ruleset"))
     before = [ready.node.command(*one) for one in listings]
     ready.node.container("c1")
 
