@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from commands import DONE, view
 from commands.node import Node
 from commands.redaction import Redactor
-from commands.verbs import VERBS
+from commands.verb import OnTheNode
+from commands.verbs import VERBS, verb
 from plugins import TYPES
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _SECONDS = 60  # that one program may take
 _BYTES_MAX = 8 << 20  # of one text
 _EXPLAIN_SECONDS = 180  # of all containers together
 _CONF_KINDS = (".conf", ".conflist", ".json")
-_VERBS = ("doctor", "leases", "audit", "topology", "trace", "metrics", "version")
+_ALL = ("doctor", "leases", "audit", "topology", "trace", "metrics", "lint")  # if there is one
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PROGRAMS = {
     "nft-ruleset.txt": "nft list ruleset",
@@ -98,10 +99,10 @@ def _records(host: Host, redactor: Redactor) -> Iterator[tuple[str, str]]:
 def _verbs(options: Namespace, host: Host) -> Iterator[tuple[str, str]]:
     places = ["--state-dir", options.state_dir, "--data-dir", options.data_dir]
     places += ["--any-netns"] if options.any_netns else []
-    for name in _VERBS:
-        if name in VERBS or name == "version":
-            words = [name, *(places if name not in ("version", "metrics", "trace") else [])]
-            yield f"verbs/{name}.txt", _output([host.executable, *words])
+    yield "verbs/version.txt", _output([host.executable, "version"])
+    for name in (one for one in _ALL if one in VERBS):
+        words = places if isinstance(verb(name).run, OnTheNode) else [options.conf_dir]
+        yield f"verbs/{name}.txt", _output([host.executable, name, *words])
     node = Node(host, options.data_dir)
     ids = sorted({attachment.containerid for _, attachment in node.attachments} - {""})
     until, left_out = time.monotonic() + _EXPLAIN_SECONDS, []
