@@ -202,6 +202,8 @@ def _devices(node: Node, records: Iterable[Known]) -> set[str]:
 def _place(card: Card, node: Node, records: list[Known], host: _Host) -> str:
     """Fill in what the kernel tells about an interface; return the name of its group."""
     for one in records:
+        if node.alive(one.facts) is False:
+            continue  # else each would be searched for in all of /proc
         with recorded_netns(one.record) as container:
             if container is None:
                 continue
