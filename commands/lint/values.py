@@ -160,7 +160,7 @@ def _check_routes(entry: Entry, pools: Sequence[Pool]) -> None:
         if dst is not None and dst.version not in families:
             text = f"no container has an IPv{dst.version} address: the route to {dst} is of no use"
             entry.report("L509", ("ipam", "routes", index, "dst"), text)
-        hop = _address(one.get("gw"))
+        hop = _address(one.get("gw")) if isinstance(one, dict) else None
         if (
             hop
             and not (hop.is_link_local or hop.is_unspecified)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from commands.lint.rules import RULES
 from commands.lint.run import check
 from commands.verbs import commands
 from plugins import TYPES, load, load_all, profile_of
+from tests.scope import ALL, one_in
 
 Json = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[3]
@@ -441,3 +443,37 @@ def test_all_codes_are_found() -> None:
     text = Path(__file__).read_text()
 
     assert [code for code in RULES if f'"{code}"' not in text and code < "L6"] == []
+
+
+# Values of every JSON type, some of which look like what they replace.
+ODD: tuple[Any, ...] = (None, True, 0, -1, 1.5, "", "x", "10.9.0.7/33", [], [[]], {}, {"a": []})
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield each container with each of its keys or indexes."""
+    members = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in list(members):
+        yield value, key
+        if isinstance(inner, dict | list):
+            yield from places(inner)
+
+
+EXAMPLES = sorted(path.name for path in (ROOT / "conf").glob("*.conf*"))
+
+
+@pytest.mark.parametrize("name", EXAMPLES if ALL else sorted(one_in(8, EXAMPLES)))
+def test_any_value_anywhere(tmp_path: Path, name: str) -> None:
+    """Whatever stands in a file, there is an answer, and each place is within the file."""
+    config = json.loads((ROOT / "conf" / name).read_text())
+    copy = tmp_path / name
+    for container, key in places(config):
+        kept = container[key]
+        for odd in ODD:
+            container[key] = odd
+            copy.write_text(json.dumps(config, indent=1))
+            lines = copy.read_text().split("\n")
+            for finding in check([str(copy)], load)[1]:
+                span = finding.span
+                assert 1 <= span.line <= len(lines)
+                assert 1 <= span.column <= len(lines[span.line - 1]) + 1
+        container[key] = kept
