@@ -17,16 +17,16 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import Metric
 
 from cni_common.spec.names import VERSION
+from commands import counters, pools
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from prometheus_client.core import Metric
-
     from agent.cluster import Network
+    from commands.exposition import Family
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Seconds: an idle reconcile takes some milliseconds, an installation a second or two.
@@ -37,8 +37,8 @@ _LEASES_MAX = 1 << 16  # counted of one range; a /16 full of pods
 class Metrics:
     """All metrics of one agent."""
 
-    def __init__(self, leases: Path) -> None:
-        """`leases` is host-local's directory of the network."""
+    def __init__(self, leases: Path, state_dir: str = "") -> None:
+        """`leases` is host-local's directory of the network; `state_dir` has traces of calls."""
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
@@ -90,6 +90,8 @@ class Metrics:
         )
         self._addresses = _Addresses(leases)
         registry.register(self._addresses)
+        if state_dir:
+            registry.register(_Calls(state_dir))
 
     def text(self) -> bytes:
         """Return all of them as /metrics shows them."""
@@ -146,6 +148,28 @@ class Metrics:
         self._dropped.inc()
 
 
+class _Calls:
+    """The counts of the plugins' calls, which `pycni metrics` shows, too."""
+
+    def __init__(self, state_dir: str) -> None:
+        self._state_dir = state_dir
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families of metrics, none where no call can have left a trace."""
+        try:
+            yield from map(_metric, counters.of_calls(self._state_dir))
+        except OSError:
+            return
+
+
+def _metric(family: Family) -> Metric:
+    """Return a family in the form of the client library."""
+    metric = Metric(family.name, family.help, family.type)
+    for one in family.samples:
+        metric.add_sample(f"{family.name}{one.suffix}", dict(one.labels), one.value)
+    return metric
+
+
 class _Addresses:
     """The addresses of each own range, counted when they are asked for."""
 
@@ -155,17 +179,14 @@ class _Addresses:
 
     def collect(self) -> Iterator[Metric]:
         """Yield the family of metrics."""
-        family = GaugeMetricFamily(
-            "pycni_ipam_addresses", "Addresses of this node's ranges.", labels=["range", "state"]
-        )
         leased = self._leased()
-        for one in self.ranges:
-            used = leased[one.version]
-            # Never given out: the network's own, the gateway's, and broadcast in IPv4.
-            total = one.num_addresses - (3 if one.version == 4 else 2)
-            family.add_metric([str(one), "used"], used)
-            family.add_metric([str(one), "free"], max(total - used, 0))
-        yield family
+        # Never given out: the network's own, the gateway's, and broadcast in IPv4.
+        yield _metric(
+            pools.addresses(
+                (str(one), leased[one.version], one.num_addresses - (3 if one.version == 4 else 2))
+                for one in self.ranges
+            )
+        )
 
     def _leased(self) -> dict[int, int]:
         """Return how many leases there are of each family: files named as their addresses."""

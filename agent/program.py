@@ -121,9 +121,10 @@ def _parts(settings: Settings, wake: Wake, log: Log) -> tuple[Loop, Health | Non
     from agent.remembered import Remembered
     from agent.reports import Reports
     from agent.watch import NodeWatch
+    from cni_common.node.host import STATE_DIR
 
     choice, connect = settings.choice, settings.access.connect
-    metrics = Metrics(Path(_LEASES) / choice.network)
+    metrics = Metrics(Path(_LEASES) / choice.network, STATE_DIR)
     watch = NodeWatch(connect, settings.node, wake, log=log, metrics=metrics)
     watch.start()  # first: the list comes while the plugins are installed
     reports = Reports(connect, settings.node, log=log, metrics=metrics)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from cni_common.node.host import Host
     from cni_common.node.lifecycle import Leases, Lifecycle, Part
-    from cni_common.node.owned import Holding, Owned
+    from cni_common.node.owned import Holding, Owned, Pool
     from cni_common.node.record import Record
     from cni_common.spec.names import Address
     from cni_common.spec.wire import Json
@@ -239,6 +239,31 @@ class Node:
         ]
         settled = {one.setting for one in found if one.setting and one.present}
         return [one for one in found if one.present or one.setting not in settled]
+
+    def pools(self) -> list[tuple[str, int, int]]:
+        """Return each range of a recorded attachment, with its leases and all its addresses."""
+        pools = {
+            (one.directory, one.text): one
+            for known in self.records
+            for leases in self.leases_of_plugins
+            for one in self._pools_of(leases, known)
+        }
+        found: dict[str, tuple[str, int, int]] = {}
+        for (directory, text), pool in sorted(pools.items()):
+            used = sum(
+                one.directory == directory and pool.holds(one.held.address)
+                for one in self.tenancies
+            )
+            _, before, size = found.get(text, (text, 0, 0))
+            found[text] = text, before + used, size + pool.size
+        return list(found.values())
+
+    @staticmethod
+    def _pools_of(leases: Leases, known: Known) -> list[Pool]:
+        try:
+            return list(leases.pools(known.record))
+        except CNIError:  # the record is damaged, or another release's
+            return []
 
     def lost_leases(self, records: Iterable[Known]) -> list[str]:
         """Return the files of leases that the records of one attachment name, and nobody has."""

@@ -18,6 +18,7 @@ from threading import Lock, Thread
 from typing import Any
 
 from cni_common.kernel.netns import CLONE_NEWNET, OWN, NetNS
+from cni_common.node import spans
 from cni_common.node.host import Host
 from cni_common.serve.protocol import Reply, execute, respond
 from cni_common.serve.worker import Settings
@@ -34,6 +35,7 @@ REFERENCE_BIN = TOOLS / "reference"  # the Go plugins
 CNITOOL = TOOLS / "bin" / "cnitool"
 
 Json = dict[str, Any]
+TRACES = (spans.FILE, spans.OLDER)
 
 _NETNS_FD_MIN = 200
 # What a resident `ip` is asked: it remembers the names of interfaces, so none may be in a question.
@@ -478,12 +480,13 @@ def error_of(stdout: bytes | str) -> Json:
 def files_below(directory: str) -> dict[str, str]:
     """Return the contents of all files below a directory, by path.
 
-    Without host-local's indexes: caches, which stay as long as the lease directories do.
+    Without host-local's indexes: caches, which stay as long as the lease directories do. Without
+    the traces that calls leave.
     """
     root = Path(directory)
     found: dict[str, str] = {}
     for path in sorted(root.rglob("*")) if root.exists() else ():
-        if path.is_file() and path.parent.name != "indexes":
+        if path.is_file() and path.parent.name != "indexes" and path.name not in TRACES:
             found[str(path)] = path.read_bytes().decode("utf-8", "replace")
     return found
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel import nft_table
 from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.steps import CALL, EXEC, now
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,12 +106,15 @@ def run(netns: NetNS, command: Sequence[str], stdin: str) -> subprocess.Complete
             command, input=stdin, capture_output=True, text=True, timeout=_RUN_SECONDS, check=False
         )
 
+    since = now()
     try:
         return netns.run(start)
     except subprocess.TimeoutExpired:
         raise CNIError(
             Code.TRY_AGAIN_LATER, f"{command[0]} did not end within {_RUN_SECONDS} s"
         ) from None
+    finally:
+        CALL.note(EXEC, since)
 
 
 def comment(network: str, containerid: str, what: str = "") -> str:

@@ -14,6 +14,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cni_common.spec.steps import CALL, NETLINK, NFT, now
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
     from typing import Any
@@ -134,6 +136,9 @@ class Channel:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
         _enlarge(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF, _RECEIVE_BYTES)
         self._send_bytes = 2 * _PIECE_BYTES  # which one send can have
+        self._step = (
+            NETLINK if sock.proto == socket.NETLINK_ROUTE else NFT
+        )  # what a request is called
 
     def exchange(
         self, messages: Sequence[Message], *, absent: Collection[int] = ()
@@ -210,6 +215,11 @@ class Channel:
         Where the kernel had no room for one, those that had room are taken, since they may tell the
         cause. So no answer is left when the socket is used again.
         """
+        since = now()
+        self._converse(asked, data)
+        CALL.note(self._step, since)
+
+    def _converse(self, asked: _Asked, data: bytes) -> None:
         try:
             self._send(data)
         except OSError as error:

@@ -7,11 +7,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.netns import OWN, NetNS
+from cni_common.node import spans
 from cni_common.node.record import Records
 from cni_common.spec import wire
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.request import Command, Request
 from cni_common.spec.result import Result
+from cni_common.spec.steps import CALL, EXEC, LEASE, now
 from cni_common.spec.undo import Undo
 
 if TYPE_CHECKING:
@@ -103,6 +105,7 @@ class Host:
         self._given = given or {}
         self._own = own
         self._link_group = link_group
+        self.defer: Callable[[Callable[[], None]], object] | None = None  # takes what may wait
         self._opened: dict[str, NetNS] = {}
         # By a plugin's name and CNI_PATH: its file, and its type if it is ours.
         self._found: dict[tuple[str, ...], tuple[str, str]] = {}
@@ -177,6 +180,20 @@ class Host:
         """Return a new handle; tests make kernel calls fail here."""
         return NetNS(path, fd)
 
+    def leave_trace(
+        self, plugin: str, environ: Mapping[str, str], network: str, outcome: tuple[int, str]
+    ) -> None:
+        """Note for `pycni trace` how the call went that ends now. Never fails.
+
+        An engine writes it when the runtime has its answer: see `defer`.
+        """
+        by = "engine" if self._own else "process"
+        write = spans.leave(self.state_dir, plugin, environ, network, outcome=outcome, by=by)
+        if self.defer:
+            self.defer(write)
+        else:
+            write()
+
     def log_traceback(self, error: BaseException) -> None:
         """Write the traceback of an unexpected error to the log."""
         from traceback import format_exception  # never needed when all is well
@@ -226,6 +243,7 @@ class Host:
                 f"'{type}' delegates to itself: \"ipam\" must name an IPAM plugin",
             )
         self._delegates.append(type)
+        since = now()
         try:
             with Undo() as undo:
                 result = self._execute(type, req, self, undo)
@@ -233,6 +251,7 @@ class Host:
             return result
         finally:
             self._delegates.pop()
+            CALL.note(LEASE, since)
 
     def is_ours(self, type: str, path: Sequence[str]) -> bool:
         """Tell whether CNI_PATH leads under that name to a plugin of ours. Raises as `delegate`."""
@@ -277,7 +296,7 @@ class Host:
     ) -> wire.Json | None:
         import subprocess
 
-        seconds = DELEGATE_SECONDS[environ["CNI_COMMAND"]]
+        seconds, since = DELEGATE_SECONDS[environ["CNI_COMMAND"]], now()
         started: list[subprocess.Popen[bytes]] = []
 
         def start() -> None:  # in a thread that no signal interrupts
@@ -298,6 +317,8 @@ class Host:
                     " and was killed",
                 ) from None
             raise
+        finally:
+            CALL.note(EXEC, since)
         complaint = stderr.decode("utf-8", "replace").strip()
         if complaint:
             self.log(f"{path}: {complaint}")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cni_common.kernel.netns import NetNS
     from cni_common.node.host import Host
     from cni_common.node.liveness import Liveness
-    from cni_common.node.owned import Holding, Owned, Stray, Usage
+    from cni_common.node.owned import Holding, Owned, Pool, Stray, Usage
     from cni_common.node.record import Record
     from cni_common.spec.names import Address
     from cni_common.spec.undo import Undo
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
         def holdings(self, host: Host, network: str, directory: str) -> Sequence[Holding]:
             """Return every lease in `directory`, ordered by address; changes nothing."""
+
+        def pools(self, record: Record) -> Iterable[Pool]:
+            """Yield the ranges from which an attachment got its addresses. Raises CNIError."""
 
         def missing(self, record: Record, held: Iterable[str]) -> Iterable[str]:
             """Yield the files of those recorded leases whose addresses are not `held`."""

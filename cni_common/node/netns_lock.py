@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cni_common.node.journal import SharedDirectoryError, make_private_directory
 from cni_common.node.record import EXHAUSTED
+from cni_common.spec.steps import CALL, LOCK, now
 
 if TYPE_CHECKING:
     from cni_common.kernel.netns import NetNS
@@ -42,7 +43,9 @@ class NetnsLock:
             return  # where no record can be made, nobody makes what this keeps others out of
         try:
             inode = os.fstat(self._netns.fd).st_ino
+            since = now()
             fcntl.fcntl(self._fd, _F_OFD_SETLKW, _FLOCK.pack(fcntl.F_WRLCK, 0, inode, 1, 0))
+            CALL.note(LOCK, since)
         except BaseException:  # SIGTERM's too
             self.__exit__()
             raise

@@ -73,6 +73,16 @@ class Holding:
     reason: str  # why it would be reclaimed now, "" when it would not
 
 
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A range of addresses from which leases are given."""
+
+    directory: str  # of the leases
+    text: str  # the range in words: a subnet, or first and last address
+    size: int  # addresses that can be given out
+    holds: Callable[[Address], bool]
+
+
 def lost_rules(kind: str, layout: Layout, netns: NetNS, *chains: str) -> Iterator[Owned]:
     """Yield as missing the rules that chains of a layout have lost; nothing if all is there."""
     for name in layout.bare(netns, *chains):

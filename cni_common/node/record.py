@@ -34,6 +34,7 @@ from cni_common.node.journal import (
 from cni_common.spec import wire
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.request import Attachment
+from cni_common.spec.steps import CALL, LOCK, now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -453,7 +454,10 @@ class Records:
             except (FileNotFoundError, NotADirectoryError):
                 return None
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if wait:
+                    _lock(fd)
+                else:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if is_at(fd, path):
                     return self._opened(path, fd, *read(fd))
             except BlockingIOError:
@@ -493,7 +497,7 @@ class Lock:
                 raise
             return  # where no record can be made, nobody makes what this keeps others out of
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            _lock(self._fd)
         except BaseException:  # SIGTERM's too
             os.close(self._fd)
             raise
@@ -504,12 +508,18 @@ class Lock:
             self._fd = -1
 
 
+def _lock(fd: int) -> None:
+    since = now()
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    CALL.note(LOCK, since)
+
+
 def _create_locked(path: str) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
     for _ in range(_TRIES):
         fd = os.open(path, flags, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            _lock(fd)
             if is_at(fd, path):
                 return fd
         except BaseException:

@@ -21,6 +21,7 @@ from cni_common.kernel.route import (
 )
 from cni_common.kernel.rtnetlink import RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, RTMGRP_LINK
 from cni_common.spec.errors import CNIError, Code, drifted, listed
+from cni_common.spec.steps import CALL, WAIT, now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -262,12 +263,15 @@ def wait_until(condition: Callable[[], bool], subscribe: Events, seconds: float)
     """
     if condition():
         return True
-    deadline = time.monotonic() + seconds
+    deadline, since = time.monotonic() + seconds, now()
     events = subscribe()  # then check again: it may have become true before
-    while not condition():
-        left = deadline - time.monotonic()
-        if left <= 0 or not events.await_event(left):
-            return False
+    try:
+        while not condition():
+            left = deadline - time.monotonic()
+            if left <= 0 or not events.await_event(left):
+                return False
+    finally:
+        CALL.note(WAIT, since)
     return True
 
 

@@ -11,6 +11,7 @@ from cni_common.spec.errors import CNIError, Code, refuse
 from cni_common.spec.names import CURRENT_VERSION, FAMILIES, SUPPORTED_VERSIONS, version_tuple
 from cni_common.spec.request import SINCE, Command, Request
 from cni_common.spec.result import Result
+from cni_common.spec.steps import CALL, PARSE, now
 from cni_common.spec.undo import Undo
 
 if TYPE_CHECKING:
@@ -51,21 +52,59 @@ def respond(
     writes the reply and returns whether the runtime has it. An undelivered ADD is rolled back,
     since no runtime would ever delete it; then the exit status is 1.
     """
+    outcome = _Outcome()
+    CALL.begin()
+    try:
+        return _respond(type, environ, stdin, host, deliver=deliver, outcome=outcome)
+    finally:
+        host.records.close()  # the next call may need the same record
+        if environ.get("CNI_COMMAND") == Command.VERSION:
+            CALL.end()
+        else:
+            told = outcome.code, outcome.msg
+            host.leave_trace(type, environ, outcome.network, told)
+
+
+class _Outcome:
+    """How a call went, for its trace."""
+
+    def __init__(self) -> None:
+        self.code = int(Code.TRY_AGAIN_LATER)  # unless it comes to an end
+        self.msg = "it was given up"
+        self.network = ""
+
+    def be(self, code: int, msg: str = "") -> None:
+        """Note the end of the call."""
+        self.code, self.msg = code, msg
+
+
+def _respond(
+    type: str,
+    environ: Mapping[str, str],
+    stdin: bytes,
+    host: Host,
+    *,
+    deliver: Callable[[Reply], bool],
+    outcome: _Outcome,
+) -> Reply:
     command = environ.get("CNI_COMMAND", "")
     reply = Reply(b"", 1)
     req: Request | None = None
-
     try:
         if command == Command.VERSION:
             versions = {"cniVersion": CURRENT_VERSION, "supportedVersions": SUPPORTED_VERSIONS}
             reply = Reply(wire.encode_line(versions), 0)
             return reply if deliver(reply) else Reply(b"", 1)
         req = Request.parse(environ, stdin)
+        outcome.network = req.network
+        CALL.note(PARSE, CALL.begun)
         with Undo() as undo:
             reply = _reply_of(execute(type, req, host, undo), req.cni_version)
             if not deliver(reply):
                 raise _NotDeliveredError
+        outcome.be(0)
     except _NotDeliveredError as error:
+        outcome.be(Code.IO_FAILURE, "the answer could not be delivered")
         if command == Command.ADD:
             what = "the result could not be written to stdout: the attachment is taken back"
             host.log("; ".join([what, *_notes(error)]))
@@ -73,10 +112,9 @@ def respond(
     except Exception as error:  # noqa: BLE001 - the runtime must get an object, never a traceback
         if not _is_expected(error):
             host.log_traceback(error)
+        outcome.be(*_describe(error)[:2])
         reply = Reply(_error_object(error, command, stdin, req), 1)
         deliver(reply)
-    finally:
-        host.records.close()  # the next call may need the same record
     return reply
 
 
@@ -112,6 +150,14 @@ def execute(type: str, req: Request, host: Host, undo: Undo) -> Result | None:
 
 def _checked_config(plugin: Plugin, req: Request, host: Host) -> Json:
     """Return the configuration in the spelling of SCHEMA; DEL and GC ignore invalid keys."""
+    since = now()
+    try:
+        return _judged_config(plugin, req, host)
+    finally:
+        CALL.note(PARSE, since)
+
+
+def _judged_config(plugin: Plugin, req: Request, host: Host) -> Json:
     config = wire.fold(req.config, plugin.SCHEMA)
     if req.command not in (Command.DEL, Command.GC):
         schema.validate(config, plugin.SCHEMA)

@@ -86,6 +86,7 @@ class Worker:
         self._is_late = False
         # The group of interfaces to delete (IFLA_GROUP): above 2^30, which no other program uses.
         self._link_group = int.from_bytes(os.urandom(4), "little") >> 2 | 1 << 30
+        self._deferred: list[Callable[[], None]] = []  # until the launcher has the status
 
     def run(self, lifeline: int, tell: Callable[[int], object] = lambda _served: None) -> None:
         """Serve until Settings.requests, or until the supervisor closes its `lifeline`.
@@ -212,12 +213,18 @@ class Worker:
             os.chdir("/")
             call.close()
             call.end(status)
-            if status:
-                self._renew()
+            self._finish(status)
+
+    def _finish(self, status: int) -> None:
+        """Do what need not keep the launcher waiting."""
+        while self._deferred:
+            self._deferred.pop()()
+        if status:
+            self._renew()
 
     def _host(self, call: Call) -> Host:
         given = {call.environ.get("CNI_NETNS", ""): call.netns} if call.netns >= 0 else {}
-        return Host(
+        host = Host(
             self._load,
             "",
             call.log,
@@ -228,6 +235,8 @@ class Worker:
             link_group=self._link_group,
             state_dir=self._settings.state_dir,
         )
+        host.defer = self._deferred.append
+        return host
 
     def _renew(self) -> None:
         """Open new sockets: answers to failed requests may still arrive on the old ones."""

@@ -24,11 +24,13 @@ VERBS = (
     "inspect",
     "leases",
     "lint",
+    "metrics",
     "plan",
     "reclaim",
     "repair",
     "support",
     "topology",
+    "trace",
 )
 
 

@@ -51,8 +51,8 @@ function _shtab_pycni_using
   test "$_shtab_pycni_cmdpath" = "$argv"
 end
 
-set -g _shtab_pycni_commands audit doctor engine explain inspect leases lint plan reclaim repair support topology version
-set -g _shtab_pycni_opts_with_value --add-seconds --args --by --capabilities --conf-dir --container --count --data-dir --format --idle-seconds --interface --network --other-seconds --output --path --requests --state-dir --svg --watch --workers -o
+set -g _shtab_pycni_commands audit doctor engine explain inspect leases lint metrics plan reclaim repair support topology trace version
+set -g _shtab_pycni_opts_with_value --add-seconds --args --by --capabilities --conf-dir --container --count --data-dir --format --idle-seconds --interface --last --network --other-seconds --otlp --output --path --requests --slow --state-dir --svg --textfile --watch --workers -o
 
 complete -c pycni -e
 complete -c pycni -f
@@ -112,6 +112,13 @@ complete -c pycni -n '_shtab_pycni_using lint' -l node -d 'also compare with thi
 complete -c pycni -n '_shtab_pycni_using lint' -l path -xka "(__fish_complete_directories)" -d 'with --node: a directory of plugins, before those of the runtimes found here'
 complete -c pycni -n '_shtab_pycni_using lint' -l json -d 'print JSON, for programs'
 complete -c pycni -n '_shtab_pycni_using lint; and test $_shtab_pycni_npos -ge 0' -ka "(__fish_complete_path (commandline -ct))" -d 'configurations, or directories of them (default: /etc/cni/net.d)'
+complete -c pycni -n '_shtab_pycni_using; and test $_shtab_pycni_npos -eq 0' -a metrics -d 'print this node'"'"'s metrics for Prometheus'
+complete -c pycni -n '_shtab_pycni_using metrics' -s h -l help -d 'show this help message and exit'
+complete -c pycni -n '_shtab_pycni_using metrics' -l textfile -xka "(__fish_complete_path (commandline -ct))" -d 'write to this file, by a rename, for the textfile collector of the node exporter'
+complete -c pycni -n '_shtab_pycni_using metrics' -l json -d 'print JSON, for programs'
+complete -c pycni -n '_shtab_pycni_using metrics' -l data-dir -xka "(__fish_complete_directories)" -d 'host-local'"'"'s dataDir, beside those that records name (default: /var/lib/cni/networks)'
+complete -c pycni -n '_shtab_pycni_using metrics' -l state-dir -xka "(__fish_complete_directories)" -d 'where the attachment records are (default: /run/pycni)'
+complete -c pycni -n '_shtab_pycni_using metrics' -l any-netns -d 'work although this is not the host'"'"'s network namespace or, for reclaim, first PID namespace'
 complete -c pycni -n '_shtab_pycni_using; and test $_shtab_pycni_npos -eq 0' -a plan -d 'show what an ADD and its DEL would do, without doing it to this node'
 complete -c pycni -n '_shtab_pycni_using plan' -s h -l help -d 'show this help message and exit'
 complete -c pycni -n '_shtab_pycni_using plan' -l args -x -d 'CNI_ARGS, as a runtime passes them'
@@ -156,5 +163,15 @@ complete -c pycni -n '_shtab_pycni_using topology' -l json -d 'print JSON, for p
 complete -c pycni -n '_shtab_pycni_using topology' -l data-dir -xka "(__fish_complete_directories)" -d 'host-local'"'"'s dataDir, beside those that records name (default: /var/lib/cni/networks)'
 complete -c pycni -n '_shtab_pycni_using topology' -l state-dir -xka "(__fish_complete_directories)" -d 'where the attachment records are (default: /run/pycni)'
 complete -c pycni -n '_shtab_pycni_using topology' -l any-netns -d 'work although this is not the host'"'"'s network namespace or, for reclaim, first PID namespace'
+complete -c pycni -n '_shtab_pycni_using; and test $_shtab_pycni_npos -eq 0' -a trace -d 'show what the last calls of plugins did, and how long each step took'
+complete -c pycni -n '_shtab_pycni_using trace' -s h -l help -d 'show this help message and exit'
+complete -c pycni -n '_shtab_pycni_using trace' -l last -x -d 'the last N calls only (default: all that are noted)'
+complete -c pycni -n '_shtab_pycni_using trace' -l slow -x -d 'calls that took so long or longer'
+complete -c pycni -n '_shtab_pycni_using trace' -l failed -d 'calls that failed'
+complete -c pycni -n '_shtab_pycni_using trace' -l otlp -x -d 'export in OpenTelemetry'"'"'s JSON, to a file, '"'"'-'"'"', or an http:// URL of a collector'
+complete -c pycni -n '_shtab_pycni_using trace' -l json -d 'print JSON, for programs'
+complete -c pycni -n '_shtab_pycni_using trace' -l data-dir -xka "(__fish_complete_directories)" -d 'host-local'"'"'s dataDir, beside those that records name (default: /var/lib/cni/networks)'
+complete -c pycni -n '_shtab_pycni_using trace' -l state-dir -xka "(__fish_complete_directories)" -d 'where the attachment records are (default: /run/pycni)'
+complete -c pycni -n '_shtab_pycni_using trace' -l any-netns -d 'work although this is not the host'"'"'s network namespace or, for reclaim, first PID namespace'
 complete -c pycni -n '_shtab_pycni_using; and test $_shtab_pycni_npos -eq 0' -a version -d 'print version, build and paths'
 complete -c pycni -n '_shtab_pycni_using version' -s h -l help -d 'show this help message and exit'

@@ -6,9 +6,12 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cni_common.node.lifecycle import Lifecycle, Part
+from cni_common.node.lifecycle import Lifecycle, Part, recorded_add
+from cni_common.node.owned import Pool
+from cni_common.spec.ipam_config import ipam_type
 from plugins.host_local import allocate, reclaim
 from plugins.host_local.lease import PLUGIN, LeaseFacts
+from plugins.host_local.ranges import RangeSet
 from plugins.host_local.store import Store, indexes_of
 
 if TYPE_CHECKING:
@@ -17,8 +20,10 @@ if TYPE_CHECKING:
     from cni_common.node.host import Host
     from cni_common.node.owned import Holding
     from cni_common.node.record import Record
+    from cni_common.spec.names import Address
     from cni_common.spec.request import Request
 
+_NEVER_GIVEN = 3  # of a whole subnet: its own address, the gateway, broadcast
 _STORES_OWN = ".pycni-"  # how the names of files begin that are made beside the leases
 
 
@@ -45,6 +50,21 @@ class Lease(Part):
         """Return every lease in `directory`, ordered by address; changes nothing."""
         return reclaim.holdings(host, network, directory)
 
+    def pools(self, record: Record) -> Iterator[Pool]:
+        """Yield the ranges of the configuration of an ADD that had addresses of this plugin."""
+        from plugins.host_local import Conf
+
+        req = recorded_add(record, "")
+        if ipam_type(req.config) != PLUGIN:
+            return
+        conf = Conf.of(req)
+        for one in (one for of in conf.sets for one in of.ranges):
+            alone = RangeSet((one,))
+            usual = alone.size >= one.subnet.num_addresses - _NEVER_GIVEN
+            text = str(one.subnet) if usual else str(one)
+            holds = partial(_holds, alone)
+            yield Pool(conf.directory, text, alone.size, holds)
+
     def missing(self, record: Record, held: Iterable[str]) -> Iterator[str]:
         """Yield the files of those recorded leases whose addresses are not `held`."""
         facts = record.get(LeaseFacts)
@@ -68,6 +88,10 @@ class Lease(Part):
             for name in _names(directory):
                 if name.startswith(_STORES_OWN):
                     yield f"{directory}/{name}", partial(_tidy, host, directory)
+
+
+def _holds(pool: RangeSet, address: Address) -> bool:
+    return pool.range_of(address) is not None
 
 
 def _names(directory: str) -> list[str]:

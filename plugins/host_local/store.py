@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from cni_common.node.journal import make_directory
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.names import Address, parse_address
+from cni_common.spec.steps import CALL, LOCK, now
 from plugins.host_local.index.lookup import Lookup
 from plugins.host_local.lease import Lease, address_of, owner_in, text_of
 
@@ -156,7 +157,9 @@ class Store:
 
     def relock(self) -> None:
         """Wait for the lock on the open file."""
+        since = now()
         self.disk(fcntl.flock, self._lock, fcntl.LOCK_EX)
+        CALL.note(LOCK, since)
 
     def leases(self) -> list[Lease]:
         """Return all leases, by one pass; with the lock, remove leftovers of killed calls."""

@@ -30,6 +30,7 @@ WINGS = {
     "spec": (
         "errors",
         "undo",
+        "steps",
         "wire",
         "names",
         "result",
@@ -47,6 +48,7 @@ WINGS = {
         *("unformatted", "journal", "record", "netns_lock", "masquerade_iptables"),
         *(
             "masquerade",
+            "spans",
             "survey",
             "owned",
             "liveness",
@@ -370,8 +372,8 @@ _COMMON_BASE = _WINGS_BASE | {"serve.main", "serve.stdio", "spec.errors", "spec.
 _COMMON_SERVING = _COMMON_BASE | frozenset(
     {
         *("kernel", "kernel.netns", "node", "node.host", "node.journal", "node.record"),
-        "serve.protocol",
-        *("spec.request", "spec.result", "spec.schema", "spec.undo", "spec.wire"),
+        *("node.spans", "serve.protocol"),
+        *("spec.request", "spec.result", "spec.schema", "spec.steps", "spec.undo", "spec.wire"),
     }
 )
 _INTERFACE = frozenset(

@@ -1,0 +1,143 @@
+"""Traces in OpenTelemetry's JSON (OTLP/HTTP, opentelemetry-proto), to a file or a collector."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from hashlib import sha256
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from cni_common.spec.names import VERSION
+from commands import view
+from commands.verb import RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from commands.traces import Call, Step
+
+    Json = dict[str, object]
+
+_SERVER, _INTERNAL = 2, 1  # SpanKind
+_ERROR = 2  # StatusCode
+_PORT, _PATH = 4318, "/v1/traces"  # of OTLP over HTTP
+_SECONDS = 10.0
+_ANSWER_MAX = 1 << 16
+
+
+def export(calls: Sequence[Call], target: str) -> None:
+    """Write calls to the file `target`, "-" for stdout, or send them to that URL.
+
+    Raises OSError, and RefusedError for a URL or an answer that is not as it has to be.
+    """
+    data = spans(calls)
+    if "://" in target:
+        _send(target, json.dumps(data).encode())
+    elif target == "-":
+        view.write_json(data, in_line=True)
+    else:
+        with open(target, "w", encoding="utf-8") as file:
+            file.write(f"{json.dumps(data)}\n")
+
+
+def spans(calls: Sequence[Call]) -> Json:
+    """Return the export request. Each call and each step of it is a span.
+
+    A call is in the trace of its caller, or else in one that all calls of its container share. The
+    ids follow from the call: a second export says the same.
+    """
+    found = [span for call in calls for span in _spans(call)]
+    resource = {
+        "service.name": "pycni",
+        "service.version": VERSION,
+        "host.name": os.uname().nodename,
+    }
+    scope: Json = {"scope": {"name": "pycni", "version": VERSION}, "spans": found}
+    one: Json = {"resource": {"attributes": _attributes(resource)}, "scopeSpans": [scope]}
+    return {"resourceSpans": [one]}
+
+
+def _spans(call: Call) -> list[Json]:
+    parent = call.parent
+    trace = parent[0] if parent else _digest("container", call.containerid)[:32]
+    text = f"{call.at} {call.plugin} {call.verb} {call.containerid} {call.ifname}"
+    own = _digest("call", text)[:16]
+    whole: Json = {
+        "traceId": trace,
+        "spanId": own,
+        **({"parentSpanId": parent[1]} if parent else {}),
+        "name": f"{call.verb} {call.plugin}",
+        "kind": _SERVER,
+        **_times(call.at, call.length),
+        "attributes": _attributes(_facts(call)),
+        "status": {"code": _ERROR, "message": call.message} if call.code else {},
+    }
+    return [
+        whole,
+        *(
+            _step(call, step, trace=trace, parent=own, number=n)
+            for n, step in enumerate(call.steps)
+        ),
+    ]
+
+
+def _step(call: Call, step: Step, *, trace: str, parent: str, number: int) -> Json:
+    return {
+        "traceId": trace,
+        "spanId": _digest("step", f"{parent} {number}")[:16],
+        "parentSpanId": parent,
+        "name": step.name,
+        "kind": _INTERNAL,
+        **_times(call.at + 1000 * step.begin, step.length),
+    }
+
+
+def _times(begin: int, length: int) -> Json:
+    """Return begin and end in nanoseconds; `length` is in microseconds."""
+    return {"startTimeUnixNano": str(begin), "endTimeUnixNano": str(begin + 1000 * length)}
+
+
+def _facts(call: Call) -> dict[str, str | int]:
+    return {
+        "cni.command": call.verb,
+        "cni.plugin": call.plugin,
+        "cni.network": call.network,
+        "cni.ifname": call.ifname,
+        "container.id": call.containerid,
+        "cni.code": call.code,
+        "pycni.served_by": call.by,
+    }
+
+
+def _attributes(values: Mapping[str, str | int]) -> list[Json]:
+    return [
+        {"key": key, "value": {"intValue": str(v)} if isinstance(v, int) else {"stringValue": v}}
+        for key, v in values.items()
+    ]
+
+
+def _digest(kind: str, text: str) -> str:
+    return sha256(f"{kind} {text}".encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _send(url: str, body: bytes) -> None:
+    """POST to a collector. By a socket: http.client would bring OpenSSL into the bundle."""
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname:
+        raise RefusedError(
+            f"'{url}' is no http:// URL; for TLS write a file, and send that by another program"
+        )
+    host, port = parts.hostname, parts.port or _PORT
+    head = (
+        f"POST {parts.path if parts.path not in ('', '/') else _PATH} HTTP/1.1\r\n"
+        f"Host: {parts.netloc}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    with socket.create_connection((host, port), timeout=_SECONDS) as connection:
+        connection.sendall(head.encode("ascii") + body)
+        with connection.makefile("rb") as answer:
+            status = answer.readline(_ANSWER_MAX).decode("latin-1").strip()
+    if status.split(" ")[1:2] not in (["200"], ["202"]):
+        raise RefusedError(f"'{url}' does not take the spans: {status or 'no answer'}")

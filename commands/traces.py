@@ -1,0 +1,119 @@
+"""The calls of plugins on this node, as cni_common/node/spans.py has noted them."""
+
+from __future__ import annotations
+
+import os
+import re
+from ast import literal_eval
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cni_common.node.spans import BYTES_MAX, FIELDS, FILE, OLDER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any
+
+_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")  # W3C Trace Context
+_READ_MAX = 4 * BYTES_MAX  # of one file
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a call: microseconds from the call's begin, and its length."""
+
+    name: str
+    begin: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a plugin."""
+
+    at: int  # nanoseconds since the epoch, of its begin
+    length: int  # microseconds, until its answer was written
+    verb: str
+    plugin: str
+    network: str
+    containerid: str
+    ifname: str
+    code: int  # of the CNI error, 0: it has succeeded
+    message: str
+    by: str  # engine, or process
+    traceparent: str
+    steps: Sequence[Step]
+
+    @property
+    def parent(self) -> tuple[str, str] | None:
+        """Trace and span of the caller, None unless it has told both in the right form."""
+        found = _TRACEPARENT.fullmatch(self.traceparent)
+        if found is None or not found[1].strip("0") or not found[2].strip("0"):
+            return None
+        return found[1], found[2]
+
+    def json(self) -> dict[str, object]:
+        """Return the call for --json."""
+        return {
+            "at": self.at,
+            "microseconds": self.length,
+            "verb": self.verb,
+            "plugin": self.plugin,
+            "network": self.network,
+            "containerid": self.containerid,
+            "ifname": self.ifname,
+            "code": self.code,
+            "msg": self.message,
+            "by": self.by,
+            "traceparent": self.traceparent,
+            "steps": [
+                {"name": one.name, "begin": one.begin, "microseconds": one.length}
+                for one in self.steps
+            ],
+        }
+
+
+def calls(state_dir: str) -> list[Call]:
+    """Return the calls that are still noted, by their begin. Raises OSError."""
+    found = [one for name in (OLDER, FILE) for one in _calls_in(f"{state_dir}/{name}")]
+    return sorted(found, key=lambda one: one.at)
+
+
+def _calls_in(path: str) -> Iterator[Call]:
+    """Yield the calls of one file. A line that a killed writer has cut short is left out."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return
+    try:
+        data = os.read(fd, _READ_MAX)
+    finally:
+        os.close(fd)
+    for line in data.decode("ascii", "replace").splitlines():
+        try:
+            yield _call(dict(zip(FIELDS, literal_eval(line), strict=True)))
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+
+
+def _call(data: dict[str, Any]) -> Call:
+    """Return a line as a call. Raises ValueError, TypeError."""
+    begun, ended = int(data["begun"]), int(data["ended"])
+    names, begins, ends = (data["steps"][n::3] for n in range(3))
+    return Call(
+        at=int(data["clock"]) - (ended - begun),
+        length=(ended - begun) // 1000,
+        verb=str(data["verb"]),
+        plugin=str(data["plugin"]),
+        network=str(data["network"]),
+        containerid=str(data["containerid"]),
+        ifname=str(data["ifname"]),
+        code=int(data["code"]),
+        message=str(data["msg"]),
+        by=str(data["by"]),
+        traceparent=str(data["traceparent"]),
+        steps=[
+            Step(str(name), (since - begun) // 1000, (end - since) // 1000)
+            for name, since, end in zip(names, begins, ends, strict=True)
+        ],
+    )

@@ -1,0 +1,117 @@
+"""`pycni metrics` on a pretend host, read by Prometheus' own client library."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from commands import DONE, FAILED
+from tests.kernel.test_commands import asked, config, dead, pycni
+from tests.waits import wait_until
+
+if TYPE_CHECKING:
+    from tests.machine import Machine
+
+pytestmark = pytest.mark.without_engine("the commands know nothing of it")
+
+
+def page(machine: Machine) -> dict[str, dict[str, float]]:
+    """Return the samples by name, and by their labels in one text."""
+    done = pycni(machine, "metrics")
+    assert done.returncode == DONE, done.stderr
+    return read(done.stdout)
+
+
+def read(text: str) -> dict[str, dict[str, float]]:
+    """Return the samples of a page."""
+    found: dict[str, dict[str, float]] = {}
+    for family in text_string_to_metric_families(text):
+        assert family.documentation
+        for one in family.samples:
+            labels = ",".join(f"{key}={value}" for key, value in sorted(one.labels.items()))
+            assert labels not in found.setdefault(one.name, {}), "a sample is there twice"
+            found[one.name][labels] = one.value
+    return found
+
+
+def test_the_node(machine: Machine) -> None:
+    """Attachments, addresses, leftovers, and what is missing; no name of a pod or container."""
+    conf = config(machine)
+    (subnet,) = (one["subnet"] for one in conf["ipam"]["ranges"][0])
+    netns = machine.container()
+    machine.ok("bridge", "ADD", conf, netns, containerid="box-one")
+    dead(machine, conf, "dead")
+
+    found = page(machine)
+
+    assert found["pycni_attachments"] == {
+        f"network={machine.name},state=alive": 1,
+        f"network={machine.name},state=gone": 1,
+    }
+    assert found["pycni_ipam_addresses"] == {
+        f"range={subnet},state=used": 2,
+        f"range={subnet},state=free": 251,
+    }
+    assert found["pycni_ipam_leak_candidates"] == {"": 1}
+    assert found["pycni_leftovers"]["kind=lease"] == 1
+    assert found["pycni_missing_objects"] == {"": 0}
+    assert found["pycni_engine_up"] == {"": 0}
+    assert "pycni_build_info" in found
+    machine.do(machine.host, "nft delete table inet pycni")
+    assert page(machine)["pycni_missing_objects"][""] > 0
+    text = pycni(machine, "metrics").stdout
+    assert not any(word in text for word in ("box-one", "dead", netns))
+
+
+def test_calls(machine: Machine) -> None:
+    """Calls are counted by verb, plugin and code, with their durations and steps."""
+    conf, netns = config(machine), machine.container()
+    machine.ok("bridge", "ADD", conf, netns)
+    machine.refused("bridge", "ADD", {**conf, "vlan": 5000}, netns, containerid="c2")
+    machine.ok("bridge", "DEL", conf, netns)
+
+    def counted() -> dict[str, float]:
+        return page(machine).get("pycni_requests_total", {})
+
+    wait_until(lambda: len(counted()) == 3, "not all calls are counted")
+    assert counted() == {
+        "code=0,plugin=bridge,verb=ADD": 1,
+        "code=7,plugin=bridge,verb=ADD": 1,
+        "code=0,plugin=bridge,verb=DEL": 1,
+    }
+    found = page(machine)
+    assert found["pycni_request_duration_seconds_count"]["plugin=bridge,verb=ADD"] == 2
+    assert found["pycni_step_duration_seconds_sum"]["step=netlink"] > 0
+
+
+def test_textfile(machine: Machine, tmp_path: Path) -> None:
+    """The file is whole at each moment, readable by all, and nothing else is left beside it."""
+    machine.ok("bridge", "ADD", config(machine), machine.container())
+    path = tmp_path / "pycni.prom"
+    path.write_text("old")
+    before = path.stat().st_ino
+
+    done = pycni(machine, "metrics", "--textfile", str(path))
+
+    assert (done.returncode, done.stdout) == (DONE, "")
+    assert path.stat().st_ino != before
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert "pycni_ipam_addresses" in read(path.read_text())
+    assert [one for one in os.listdir(tmp_path) if one.startswith(".")] == []
+    refused = pycni(machine, "metrics", "--textfile", str(tmp_path / "no" / "where"))
+    assert (refused.returncode, refused.stderr.count("\n")) == (FAILED, 1)
+
+
+def test_json(machine: Machine) -> None:
+    """The same for programs."""
+    machine.ok("bridge", "ADD", config(machine), machine.container())
+
+    found = {one["name"]: one for one in asked(machine, "metrics")["metrics"]}
+
+    assert found["pycni_attachments"]["type"] == "gauge"
+    (sample,) = found["pycni_attachments"]["samples"]
+    assert (sample["labels"]["state"], sample["value"]) == ("alive", 1)
