@@ -72,19 +72,31 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _chosen(items: list[pytest.Item]) -> set[str]:
-    """Return the ids of all tests, but of the cases of a test marked `rotating` today's alone."""
+    """Return the ids of today's tests: of a test with many cases some, which others follow.
+
+    `rotating` says for a test how many; without it one in scope.PART of scope.MANY cases or more.
+    All cases run of the suites of scope.WHOLE, and of a test that is marked for both edges.
+    """
     chosen: set[str] = set()
-    cases: dict[tuple[str, int], list[str]] = {}
+    cases: dict[str, list[pytest.Item]] = {}
     for item in items:
-        mark = item.get_closest_marker("rotating")
-        if mark is None:
-            chosen.add(item.nodeid)
-        else:
-            test = item.nodeid.partition("[")[0]
-            cases.setdefault((test, mark.args[0]), []).append(item.nodeid)
-    for (_, part), names in cases.items():
-        chosen |= scope.one_in(part, names)
+        cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for same in cases.values():
+        by_part: dict[int, list[str]] = {}
+        for item in same:
+            by_part.setdefault(_part(item, len(same)), []).append(item.nodeid)
+        for part, names in by_part.items():
+            chosen |= scope.one_in(part, names)
     return chosen
+
+
+def _part(item: pytest.Item, cases: int) -> int:
+    """Return in how many days each case of a test runs once; 1 is every day."""
+    mark = item.get_closest_marker("rotating")
+    if mark is not None:
+        return int(mark.args[0])
+    is_whole = not scope.WHOLE.isdisjoint(item.path.parts) or item.get_closest_marker("both_edges")
+    return 1 if is_whole or cases < scope.MANY else scope.PART
 
 
 def _is_repeat(item: pytest.Item) -> bool:

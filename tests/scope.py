@@ -14,6 +14,8 @@ from zlib import crc32
 
 _ENVIRON = os.environ  # noqa: TID251 - where the developer and the Makefile choose
 ALL = _ENVIRON.get("PYCNI_TEST_ALL", "") not in ("", "0")
+MANY, PART = 4, 2  # of a test with MANY cases one in PART runs each day
+WHOLE = frozenset({"unit", "kubernetes", "kind"})  # but not of these suites
 # Set for the processes that run the tests: none of them shall have another day.
 SEED = _ENVIRON.setdefault("PYCNI_TEST_SEED", datetime.now(UTC).date().isoformat())
 HEADER = (
