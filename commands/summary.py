@@ -62,8 +62,12 @@ def _networks(node: Node) -> Iterator[tuple[str, str]]:
         leases[one.network] += 1
     names = sorted(containers.keys() | leases.keys())
     everybody = {one for found in containers.values() for one in found}
-    yield "containers", f"{len(everybody)} on {len(names)} networks"
+    yield "containers", f"{len(everybody)} on {view.number(len(names), 'network')}"
     for name in names[:_NETWORKS_MAX]:
-        yield "network", f"{name}: {len(containers[name])} containers, {leases[name]} leases"
+        yield "network", _words(name, len(containers[name]), leases[name])
     if names[_NETWORKS_MAX:]:
         yield "", f"and {len(names) - _NETWORKS_MAX} more: pycni leases"
+
+
+def _words(name: str, containers: int, leases: int) -> str:
+    return f"{name}: {view.number(containers, 'container')}, {view.number(leases, 'lease')}"

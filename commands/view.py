@@ -75,6 +75,11 @@ def write_line(text: str = "") -> None:
     _write(f"{printable(text)}\n")
 
 
+def number(count: int, noun: str) -> str:
+    """Return a number of things: 1 file, 2 files."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def width() -> int:
     """Return how many columns a line of text has: those of the terminal, 80 elsewhere."""
     return max(_WIDTH_MIN, shutil.get_terminal_size().columns) if is_terminal() else WIDTH

@@ -10,6 +10,7 @@ from cni_common.spec.errors import CNIError
 from cni_common.spec.profile import Need, Pool
 from cni_common.spec.request import Command, Request
 from cni_common.spec.undo import Undo
+from commands import view
 from commands.doctor.lines import ERROR, OK, WARNING, Line
 from commands.lint import run as lint
 from plugins import TYPES
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _FULL = 0.9  # of a range: nine of ten addresses
 _VERSION_SECONDS = 2
+_OTHER_RUNTIMES = "L203"  # is about those of other nodes
 _NAMES = 6  # of networks in one line
 
 
@@ -52,7 +54,7 @@ def _choice(runtime: Runtime, text: str) -> Line:
     if runtime.takes_first:
         others = f", not the {len(read) - 1} behind it" if read[1:] else ""
         return Line(OK, runtime.name, f"{text}; takes {os.path.basename(read[0])}{others}")
-    return Line(OK, runtime.name, f"{text}; {len(read)} files")
+    return Line(OK, runtime.name, f"{text}; {view.number(len(read), 'file')}")
 
 
 def configurations(patient: Patient) -> Iterator[Line]:
@@ -63,16 +65,20 @@ def configurations(patient: Patient) -> Iterator[Line]:
         except Exception as error:  # noqa: BLE001 - RefusedError: nothing there, or unreadable
             yield Line(WARNING, directory, str(error))
             continue
+        findings = [one for one in findings if one.code != _OTHER_RUNTIMES]
+        count = view.number(len(read), "file")
         remedy = f"pycni lint {directory}"
         errors = [one for one in findings if one.severity == ERROR]
         if errors:
-            text = f"{len(errors)} errors in {len(read)} files, the first: {errors[0].text}"
+            text = f"{view.number(len(errors), 'error')} in {count}, the first: {errors[0].text}"
             yield Line(ERROR, directory, text, remedy)
         elif findings:
-            text = f"{len(findings)} warnings in {len(read)} files, the first: {findings[0].text}"
+            text = (
+                f"{view.number(len(findings), 'warning')} in {count}, the first: {findings[0].text}"
+            )
             yield Line(WARNING, directory, text, remedy)
         else:
-            yield Line(OK, directory, f"{len(read)} files, clean")
+            yield Line(OK, directory, f"{count}, clean")
 
 
 def plugins(patient: Patient) -> Iterator[Line]:
@@ -172,7 +178,7 @@ def _of_pool(subject: str, used: int, size: int) -> Line:
 
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
-    return f"{len(names)} networks: {', '.join(names[:_NAMES])}{more}"
+    return f"{view.number(len(names), 'network')}: {', '.join(names[:_NAMES])}{more}"
 
 
 def _types(entry: Entry) -> list[str]:

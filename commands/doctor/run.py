@@ -82,4 +82,5 @@ def _print(sections: Mapping[str, Sequence[Line]]) -> None:
     counts = [
         sum(one.level == level for lines in sections.values() for one in lines) for level in LEVELS
     ]
-    view.write_text(f"{counts[0]} ok, {counts[1]} warnings, {counts[2]} errors")
+    warnings, errors = view.number(counts[1], "warning"), view.number(counts[2], "error")
+    view.write_text(f"{counts[0]} ok, {warnings}, {errors}")

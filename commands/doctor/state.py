@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from cni_common.serve.cli import ENGINE_SOCKET
-from commands import missing
+from commands import grouped, missing
 from commands.audit import Audit
 from commands.doctor.lines import ERROR, OK, WARNING, Line
 from commands.first_seen import FirstSeen
@@ -132,12 +132,12 @@ def leftovers(patient: Patient) -> Iterator[Line]:
     findings = audit.findings()
     lacking = missing.of(audit.node, host, options.data_dir)
     if findings:
-        text = f"{len(findings)} objects belong to no living container"
+        text = grouped.counted(findings)
         yield Line(WARNING, "leftovers", text, "pycni audit; pycni reclaim")
     else:
         yield Line(OK, "leftovers", "none")
     if lacking:
-        text = f"{len(lacking)} objects that living containers need do not exist"
+        text = grouped.of_missing(lacking)
         yield Line(ERROR, "missing objects", text, "pycni audit shows them")
     else:
         yield Line(OK, "missing objects", "none")

@@ -30,12 +30,12 @@ def write_text(files: Sequence[File], findings: Sequence[Finding]) -> None:
         )
     errors = sum(one.severity == ERROR for one in findings)
     warnings = len(findings) - errors
-    count = f"{len(files)} file{'s' * (len(files) != 1)}"
+    count = view.number(len(files), "file")
     if findings:
         codes = ", ".join(sorted({one.code for one in findings}))
         view.write_line()
         view.write_text(
-            f"{count}: {_counted(errors, 'error')}, {_counted(warnings, 'warning')};"
+            f"{count}: {view.number(errors, 'error')}, {view.number(warnings, 'warning')};"
             f" {PAGE} explains {codes}"
         )
     else:
@@ -102,10 +102,6 @@ def _result(one: Finding, rule: int) -> dict[str, object]:
         "message": {"text": one.text},
         "locations": [{"physicalLocation": place}],
     }
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _data(text: str) -> str:

@@ -83,12 +83,20 @@ def test_well(doctor: Doctor) -> None:
 
     assert status in (DONE, FOUND)  # the machine below the tests may have its own troubles
     assert [one for one in lines.values() if one["level"] == "error"] == []
-    assert lines[str(doctor.directory)]["text"] == "1 files, clean"
+    assert lines[str(doctor.directory)]["text"] == "1 file, clean"
     assert doctor.machine.name in lines["an ADD could work now"]["text"]
     assert lines["interfaces of kind bridge"]["level"] == "ok"
     assert lines["leftovers"]["text"] == "none"
     assert lines["engine"]["level"] == "ok"
     assert "bridge" in lines["pycni 0.1.0"]["text"]
+
+
+def test_newest_version(doctor: Doctor) -> None:
+    """That other nodes have older runtimes is no matter of this one."""
+    path = doctor.directory / "10-net.conflist"
+    path.write_text(path.read_text().replace('"cniVersion": "1.0.0"', '"cniVersion": "1.1.0"'))
+
+    assert doctor.ask()[1][str(doctor.directory)]["text"] == "1 file, clean"
 
 
 def test_text(doctor: Doctor) -> None:
@@ -103,7 +111,7 @@ def test_text(doctor: Doctor) -> None:
     )
     assert "  error    no-such-plugin: a configuration names it" in done.stdout
     assert "           -> install the plugin there" in done.stdout
-    assert " errors\n" in done.stdout
+    assert " error" in done.stdout.splitlines()[-1]
 
 
 def test_refused(doctor: Doctor) -> None:

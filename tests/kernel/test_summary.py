@@ -30,8 +30,8 @@ def test_summary(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (well.returncode, well.stderr) == (0, "")
     lines = well.stdout.splitlines()
     assert lines[:4] == [
-        "containers 1 on 1 networks",
-        f"network    {machine.name}: 1 containers, 1 leases",
+        "containers 1 on 1 network",
+        f"network    {machine.name}: 1 container, 1 lease",
         "           nothing is wrong; 'pycni doctor' looks closer",
         "",
     ]
