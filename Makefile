@@ -8,8 +8,8 @@ SHELL := /bin/bash
 python := .venv/bin/python
 pytest := $(python) -m pytest
 sandboxed := tests/in-sandbox --or-skip $(pytest) -m "not full_kernel"
-shell_scripts := .ci/run deploy/*.sh tests/in-sandbox tests/kubernetes/upstream/build.sh \
-    tests/parts tests/pythons
+shell_scripts := .ci/run deploy/*.sh deploy/release/scripts/* tests/in-sandbox \
+    tests/kubernetes/upstream/build.sh tests/parts tests/pythons
 pure := cni_common/spec/schema.py,cni_common/spec/undo.py,cni_common/spec/result.py,cni_common/spec/wire.py,plugins/host_local/ranges.py
 
 help: ## list these targets
@@ -40,8 +40,8 @@ test: ## all tests, also with failures among the first: check and the eight belo
 
 test-all: ## the same with every case, both edges, Go plugins beside ours, two kernels; and the storm
 	@deploy/prerequisites.sh --reference
-	@PYCNI_TEST_ALL=1 tests/parts check test-kernel test-e2e test-agent test-dataplane test-launcher test-runtimes \
-	    test-vm storm test-faults test-kubernetes
+	@PYCNI_TEST_ALL=1 tests/parts check test-kernel test-e2e test-agent test-dataplane test-launcher test-packages \
+	    test-runtimes test-vm storm test-faults test-kubernetes
 
 test-kernel: venv ## each plugin on network namespaces of its own
 	$(sandboxed) -n 4 --dist loadgroup tests/kernel # which wait for the kernel half of the time
@@ -125,6 +125,15 @@ dist: ## make dist/bin: plugins that run where there is no Python
 agent: ## make dist/agent: the agent of a Kubernetes node, a program of its own
 	@deploy/prerequisites.sh --dist
 	@$(python) -m deploy.freeze_agent
+
+.PHONY: release test-packages
+release: dist ## make dist/release: tarball, .deb and .rpm with sums and bill of materials
+	@deploy/prerequisites.sh --release
+	@$(python) -m deploy.release
+
+test-packages: dist ## the files of a release: unpacked, installed, upgraded, removed in a Debian of their own
+	@deploy/prerequisites.sh --packages
+	$(sandboxed) -n 2 tests/packages
 
 install: dist ## put dist/bin into DESTDIR CNI_BIN_DIR (/opt/cni/bin); ENGINE=systemd, on-demand or none
 	@DESTDIR='$(DESTDIR)' CNI_BIN_DIR='$(CNI_BIN_DIR)' ENGINE='$(ENGINE)' python3 -m agent.install install

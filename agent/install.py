@@ -9,6 +9,7 @@ with these environment variables:
     DIST          the directory to install (default: dist/bin)
     ENGINE        systemd, on-demand, on-demand:SECONDS or none (default: what was chosen before;
                   else systemd where that runs, and on-demand elsewhere and with DESTDIR)
+    UNITS         the directory of the engine's units (default: deploy); none: a package has them
 
 CNI_BIN_DIR gets the launcher of each plugin, and CNI_BIN_DIR/.pycni one directory for each build. A
 launcher starts the program of its own build only. That directory is complete before the launcher is
@@ -58,7 +59,7 @@ def install(dist: Path, target: Path, say: Say, engine: str = "") -> str:
     directory has a plugin's name, OSError.
     """
     build = build_of(dist)
-    names = _names(dist)
+    names = sorted(os.listdir(dist / _STORE / build / "launcher"))
     for name in names:
         if (target / name).is_dir():
             raise InstallError(f"'{target / name}' is a directory; remove it")
@@ -108,14 +109,19 @@ def uninstall(target: Path, say: Say) -> None:
 
 
 def build_of(dist: Path) -> str:
-    """Return the name of the build in `dist`. Raises InstallError unless `make dist` made it."""
+    """Return the name of the build in `dist`, to which the executables there belong.
+
+    Others may lie beside it: rpm removes the old files last. Raises InstallError unless `make dist`
+    made it.
+    """
     try:
         builds = os.listdir(dist / _STORE)
     except OSError:
         raise InstallError(f"there is no '{dist}': run 'make dist'") from None
-    if len(builds) != 1 or not (dist / _STORE / builds[0] / "launcher").is_dir():
-        raise InstallError(f"'{dist}' is not what 'make dist' makes")
-    return builds[0]
+    for build in builds:
+        if _is_equal(dist / _STORE / build / "launcher/pycni", dist / "pycni"):
+            return build
+    raise InstallError(f"'{dist}' is not what 'make dist' makes")
 
 
 def signature(target: Path, build: str) -> tuple[tuple[str, int, int, int, int], ...]:
@@ -352,16 +358,16 @@ def _sync(directory: Path) -> None:
 
 def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Install or uninstall as the environment says; return the exit status."""
-    root = Path(__file__).resolve().parents[1]
     target = Path(environ.get("DESTDIR", "") + (environ.get("CNI_BIN_DIR") or BIN_DIR))
     is_here = not environ.get("DESTDIR")
     try:
         if list(arguments) == ["install"]:
             choice = _choice(environ.get("ENGINE", ""), target, is_here=is_here)
-            install(Path(environ.get("DIST") or root / "dist/bin"), target, _say, choice)
-            if is_here and choice == engine_choice.SYSTEMD:
-                engine_choice.enable_units(root / "deploy", target, _say)
-            elif is_here:
+            install(_place(environ, "DIST", "dist/bin"), target, _say, choice)
+            has_units = environ.get("UNITS") != "none" and is_here
+            if has_units and choice == engine_choice.SYSTEMD:
+                engine_choice.enable_units(_place(environ, "UNITS", "deploy"), target, _say)
+            elif has_units:
                 engine_choice.disable_units(target, _say)
         elif list(arguments) == ["uninstall"]:
             uninstall(target, _say)
@@ -377,6 +383,11 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
         sys.stderr.write(f"install: {error}\n")
         return 1
     return 0
+
+
+def _place(environ: Mapping[str, str], name: str, default: str) -> Path:
+    """Return the directory in a variable, or the one of this checkout."""
+    return Path(environ.get(name) or Path(__file__).resolve().parents[1] / default)
 
 
 def _choice(asked: str, target: Path, *, is_here: bool) -> str:

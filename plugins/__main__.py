@@ -26,9 +26,10 @@ def run() -> int:
 
 
 def _commands() -> Mapping[str, Command]:
+    from agent import install_command
     from commands import verbs
 
-    return {**verbs.commands(), **verbs.summary()}
+    return {**verbs.commands(), **verbs.summary(), **install_command.COMMANDS}
 
 
 def _dhcp_daemon(

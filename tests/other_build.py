@@ -22,7 +22,6 @@ OTHER_VERSION = "99.0.0"
 _INDENTS = {4: VERSION, 2: OTHER_VERSION}
 # File, what stands there, and what the other version has instead.
 _CHANGES = (
-    ("pyproject.toml", f'version = "{VERSION}"\n', f'version = "{OTHER_VERSION}"\n'),
     ("cni_common/spec/names.py", f'\nVERSION = "{VERSION}"', f'\nVERSION = "{OTHER_VERSION}"'),
     ("cni_common/spec/wire.py", "indent=4", "indent=2"),
     ("plugins/__init__.py", '    "vrf",\n', ""),  # a plugin that no runtime needs

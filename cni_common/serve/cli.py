@@ -101,6 +101,7 @@ def _version(_options: Namespace, _load: Loader, _load_all: Callable[[], object]
     rows = {
         "version": VERSION,
         "build": _build(),
+        "python": sys.version.partition(" ")[0],
         "plugins": os.path.dirname(os.path.realpath(sys.argv[0])),
         "bundle": os.path.dirname(sys.executable) if own_build() else "none",
         "engine": f"{on_demand.choice()}: {engine.line() if engine else 'none serves'}",

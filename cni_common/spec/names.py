@@ -21,7 +21,7 @@ Cidr = IPv4Interface | IPv6Interface
 Subnet = IPv4Network | IPv6Network
 
 _TEXTS = 256  # parsed addresses kept in each cache: an ADD parses the same text several times
-VERSION = "0.1.0"  # of the suite, as in pyproject.toml
+VERSION = "0.2.0"  # of the suite: all else takes it from here
 OLDEST_VERSION = "0.1.0"  # the meaning of an absent cniVersion
 CURRENT_VERSION = "1.1.0"
 SUPPORTED_VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", CURRENT_VERSION)

@@ -20,16 +20,16 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from cni_common.spec.names import VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTAINERFILE = Path(__file__).with_name("Containerfile")
 DIST = ROOT / "dist"
 TOOLS = ROOT / ".tools" / "image"
-VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 NAME = f"localhost/pycni:{VERSION}"  # as deploy/kubernetes/pycni.yaml has it
 ARCHIVE = ROOT / "build" / "image" / "pycni.tar"
 BYTES_MAX = 90_000_000  # of all layers, unpacked, on a base without anything else

@@ -51,7 +51,7 @@ function _shtab_pycni_using
   test "$_shtab_pycni_cmdpath" = "$argv"
 end
 
-set -g _shtab_pycni_commands audit doctor engine explain inspect leases lint metrics plan reclaim repair support topology trace version
+set -g _shtab_pycni_commands audit doctor engine explain inspect install leases lint metrics plan reclaim repair support topology trace uninstall version
 set -g _shtab_pycni_opts_with_value --add-seconds --args --by --capabilities --conf-dir --container --count --data-dir --format --idle-seconds --interface --last --network --other-seconds --otlp --output --path --requests --slow --state-dir --svg --textfile --watch --workers -o
 
 complete -c pycni -e
@@ -98,6 +98,10 @@ complete -c pycni -n '_shtab_pycni_using inspect' -l json -d 'print JSON, for pr
 complete -c pycni -n '_shtab_pycni_using inspect' -l data-dir -xka "(__fish_complete_directories)" -d 'host-local'"'"'s dataDir, beside those that records name (default: /var/lib/cni/networks)'
 complete -c pycni -n '_shtab_pycni_using inspect' -l state-dir -xka "(__fish_complete_directories)" -d 'where the attachment records are (default: /run/pycni)'
 complete -c pycni -n '_shtab_pycni_using inspect' -l any-netns -d 'work although this is not the host'"'"'s network namespace or, for reclaim, first PID namespace'
+complete -c pycni -n '_shtab_pycni_using; and test $_shtab_pycni_npos -eq 0' -a install -d 'put the plugins beside this program where the runtimes look for them'
+complete -c pycni -n '_shtab_pycni_using install' -s h -l help -d 'show this help message and exit'
+complete -c pycni -n '_shtab_pycni_using install' -l without-units -d 'leave systemd'"'"'s units to a package'
+complete -c pycni -n '_shtab_pycni_using install; and test $_shtab_pycni_npos -eq 0' -ka "(__fish_complete_directories)" -d 'the runtimes'"'"' directory of plugins (default: /opt/cni/bin)'
 complete -c pycni -n '_shtab_pycni_using; and test $_shtab_pycni_npos -eq 0' -a leases -d 'list the addresses that are given out'
 complete -c pycni -n '_shtab_pycni_using leases' -s h -l help -d 'show this help message and exit'
 complete -c pycni -n '_shtab_pycni_using leases' -l network -x -d 'of this network only'
@@ -173,5 +177,8 @@ complete -c pycni -n '_shtab_pycni_using trace' -l json -d 'print JSON, for prog
 complete -c pycni -n '_shtab_pycni_using trace' -l data-dir -xka "(__fish_complete_directories)" -d 'host-local'"'"'s dataDir, beside those that records name (default: /var/lib/cni/networks)'
 complete -c pycni -n '_shtab_pycni_using trace' -l state-dir -xka "(__fish_complete_directories)" -d 'where the attachment records are (default: /run/pycni)'
 complete -c pycni -n '_shtab_pycni_using trace' -l any-netns -d 'work although this is not the host'"'"'s network namespace or, for reclaim, first PID namespace'
+complete -c pycni -n '_shtab_pycni_using; and test $_shtab_pycni_npos -eq 0' -a uninstall -d 'take away what `pycni install` has put there, and bring back what it replaced'
+complete -c pycni -n '_shtab_pycni_using uninstall' -s h -l help -d 'show this help message and exit'
+complete -c pycni -n '_shtab_pycni_using uninstall; and test $_shtab_pycni_npos -eq 0' -ka "(__fish_complete_directories)" -d 'the runtimes'"'"' directory of plugins (default: /opt/cni/bin)'
 complete -c pycni -n '_shtab_pycni_using; and test $_shtab_pycni_npos -eq 0' -a version -d 'print version, build and paths'
 complete -c pycni -n '_shtab_pycni_using version' -s h -l help -d 'show this help message and exit'

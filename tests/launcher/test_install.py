@@ -160,14 +160,14 @@ def test_a_plugin_under_another_name_is_upgraded(dist: Path, other_dist: Path, p
     installed = _install(dist, place)
     (installed / "cnv-bridge").hardlink_to(installed / "bridge")
     shutil.copy(installed / "tuning", installed / "cnv-tuning")
-    shutil.copy(installed / "loopback", installed / "cnv-loopback")
+    shutil.copy(installed / "vrf", installed / "cnv-vrf")
 
     _install(other_dist, place)
 
     (launchers,) = (other_dist / ".pycni").glob("*/launcher")
     for name in ("bridge", "tuning"):
         assert (installed / f"cnv-{name}").read_bytes() == (launchers / name).read_bytes()
-    assert not (installed / "cnv-loopback").exists()  # a plugin that this build does not have
+    assert not (installed / "cnv-vrf").exists()  # a plugin that this build does not have
     _uninstall(other_dist, place)
     assert not installed.exists() or list(installed.iterdir()) == []
 

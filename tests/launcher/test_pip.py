@@ -19,9 +19,10 @@ from tests.machine import ROOT
 pytestmark = pytest.mark.timeout(90)  # building a wheel takes seconds, on a busy machine many
 
 # Of a checkout, without what tests, builds and virtual environments leave there.
+PACKAGES = (*OURS, "agent")
 FILES = (
     *("LICENSE", "NOTICE", "README.md", "pyproject.toml", "docs/completion", "docs/man"),
-    *OURS,
+    *PACKAGES,
 )
 SHARED = (  # below share/, where bash, fish, man and zsh look
     *("bash-completion/completions/pycni", "fish/vendor_completions.d/pycni.fish"),
@@ -84,7 +85,7 @@ def test_it_installs_the_suite_and_the_command(installed: Path) -> None:
     metadata = message_from_string((info / "METADATA").read_text())
 
     expected = {
-        str(path.relative_to(ROOT)) for name in OURS for path in (ROOT / name).rglob("*.py")
+        str(path.relative_to(ROOT)) for name in PACKAGES for path in (ROOT / name).rglob("*.py")
     }
     recorded = {line.split(",")[0] for line in (info / "RECORD").read_text().splitlines()}
     assert {name for name in recorded if not name.startswith(info.name)} == {

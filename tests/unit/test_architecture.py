@@ -81,6 +81,7 @@ LAZY = {
     "serve.main": tuple(name for name in ORDER if name != "serve.stdio"),
 }
 THIRD_PARTIES = {
+    "agent": "plugins.__main__",  # `pycni install`; all else of it is a program of its own
     "_setns": "cni_common.kernel.netns",  # of the bundle
     "jsonschema": "cni_common.spec.schema",
     "pyroute2": "commands.kernel",

@@ -26,6 +26,7 @@ def test_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     assert rows == {
         "version": VERSION,
         "build": "sources",
+        "python": sys.version.partition(" ")[0],
         "plugins": "/opt/cni/bin",
         "bundle": "none",
         "engine": "none: none serves",
@@ -52,10 +53,20 @@ def test_unknown(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_one_version() -> None:
-    """The version is the one of the package."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    """cni_common.spec.names has the version; the package takes it from there, and pages name it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    dynamic = project["tool"]["setuptools"]["dynamic"]
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    released = re.findall(r"^## (\d\S+) \(\d{4}-\d\d-\d\d\)$", changes, re.MULTILINE)
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    named = re.compile(r"(?:/pycni:|newTag: |ref: v|/pycni-|pycni_)(\d+\.\d+\.\d+)")
 
-    assert project["version"] == VERSION
+    assert dynamic == {"version": {"attr": "cni_common.spec.names.VERSION"}}
+    assert project["project"]["dynamic"] == ["version"]
+    assert released[0] == VERSION
+    found = {path.name: set(named.findall(path.read_text())) for path in pages}
+    assert found["kubernetes.md"] == {VERSION}
+    assert set().union(*found.values()) == {VERSION}
 
 
 def test_one_socket() -> None:

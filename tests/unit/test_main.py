@@ -17,6 +17,7 @@ import pytest
 from cni_common.node.host import Host
 from cni_common.serve.main import main
 from cni_common.spec.errors import CNIError
+from cni_common.spec.names import VERSION
 from cni_common.spec.request import PROTOCOL_SCHEMA, Request
 from cni_common.spec.result import Interface, Result
 from cni_common.spec.undo import Undo
@@ -158,7 +159,7 @@ class TestAbout:
 
         assert process.stdout == b""
         assert process.stderr.decode().splitlines() == [
-            "CNI test plugin v1.9.1+pycni.0.1.0",
+            f"CNI test plugin v1.9.1+pycni.{VERSION}",
             "CNI protocol versions supported: 0.1.0, 0.2.0, 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0",
         ]
         assert process.plugin.requests == []
