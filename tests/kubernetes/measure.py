@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.kubernetes import by_hand, combination
 from tests.kubernetes.cluster import Cluster
@@ -47,7 +48,8 @@ class Sample:
 
     ready: float
     gone: float
-    cni: float  # of all pods together
+    added: float  # by CNI, of all pods together
+    deleted: float  # likewise
     pods: int
 
 
@@ -68,8 +70,9 @@ COLUMNS = (
 _FIGURES: tuple[tuple[str, str, Callable[[Sample], float]], ...] = (
     ("Ready", "s", lambda one: one.ready),
     ("gone", "s", lambda one: one.gone),
-    ("CNI, each", "ms", lambda one: one.cni / one.pods * 1000),
-    ("part of CNI", "%", lambda one: one.cni / one.ready * 100),
+    ("set-up, each", "ms", lambda one: one.added / one.pods * 1000),
+    ("teardown, each", "ms", lambda one: one.deleted / one.pods * 1000),
+    ("part of CNI", "%", lambda one: one.added / one.ready * 100),
 )
 
 
@@ -147,14 +150,25 @@ def sample(cluster: Cluster, number: int) -> Sample:
     pods.create(*bodies)
     pods.wait_ready(names, SECONDS)
     ready = time.monotonic() - begun
-    after = cni_seconds(node)
     begun = time.monotonic()
     pods.delete(*names, seconds=SECONDS)
-    return Sample(ready, time.monotonic() - begun, after - before, number)
+    gone = time.monotonic() - begun
+    cluster.wait_torn_down()
+    wait_until(lambda: cni_seconds(node).deletions == before.deletions + number, "no DEL is told")
+    after = cni_seconds(node)
+    return Sample(ready, gone, after.added - before.added, after.deleted - before.deleted, number)
 
 
-def cni_seconds(node: Node) -> float:
-    """Return the seconds that containerd has waited for the set-up of pods' networks."""
+class Told(NamedTuple):
+    """What containerd tells of all calls of CNI: seconds, and the number of deletions."""
+
+    added: float
+    deleted: float
+    deletions: int
+
+
+def cni_seconds(node: Node) -> Told:
+    """Return what containerd on a node tells now."""
     connection = http.client.HTTPConnection("127.0.0.1", combination.METRICS_PORT)
     with closing(connection):
         connection.sock = open_socket(node.netns, "tcp", "127.0.0.1")
@@ -162,8 +176,17 @@ def cni_seconds(node: Node) -> float:
         connection.sock.connect(("127.0.0.1", combination.METRICS_PORT))
         connection.request("GET", "/v1/metrics")
         text = connection.getresponse().read().decode()
-    lines = re.findall(rf"(?m)^\S*{_METRIC}\S*_sum\{{([^}}]*)\}} (\S+)$", text)
-    return sum(float(value) for labels, value in lines if "setup" in labels.lower())
+    return Told(
+        _value(text, "sum", "set_up_pod"),
+        _value(text, "sum", "tear_down_pod"),
+        int(_value(text, "count", "tear_down_pod")),
+    )
+
+
+def _value(text: str, what: str, operation: str) -> float:
+    """Return a value of the metric for an operation; 0 before the first one."""
+    found = re.search(rf'(?m)^\S*{_METRIC}\S*_{what}\{{[^}}]*"{operation}"\}} (\S+)$', text)
+    return float(found[1]) if found else 0.0
 
 
 def rows(found: Mapping[int, Mapping[str, Sequence[Sample]]]) -> list[str]:
