@@ -114,12 +114,16 @@ def _version(_options: Namespace, _load: Loader, _load_all: Callable[[], object]
 
 def _add_engine_options(parser: ArgumentParser) -> None:
     from cni_common.serve import on_demand
-    from cni_common.serve.worker import Settings
+    from cni_common.serve.worker import ON_DEMAND_WORKERS, Settings
 
     seconds = on_demand.idle_seconds(on_demand.choice()) or on_demand.IDLE_SECONDS
     defaults = Settings(build=_build(), idle_seconds=seconds)
     for option, kind, what in (
-        ("--workers", _positive(int), "number of processes that serve requests"),
+        (
+            "--workers",
+            _positive(int),
+            f"number of processes that serve requests, {ON_DEMAND_WORKERS} with --on-demand",
+        ),
         ("--requests", _positive(int), "requests that a process serves before another replaces it"),
         ("--add-seconds", _positive(float), "seconds after which an ADD is rolled back"),
         ("--other-seconds", _positive(float), "seconds after which another command is abandoned"),
@@ -132,6 +136,7 @@ def _add_engine_options(parser: ArgumentParser) -> None:
         default = getattr(defaults, option.removeprefix("--").replace("-", "_"))
         text = f"{what} (default: {default:g})"
         parser.add_argument(option, type=kind, default=default, metavar="N", help=text)
+    parser.set_defaults(workers=None)
     parser.add_argument(
         on_demand.OPTION,
         action="store_true",
@@ -158,7 +163,7 @@ def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
 
 def _engine(options: Namespace, load: Loader, load_all: Callable[[], object]) -> int:
     from cni_common.serve import engine
-    from cni_common.serve.worker import Settings
+    from cni_common.serve.worker import ON_DEMAND_WORKERS, Settings
 
     if options.status:
         return _status()
@@ -167,6 +172,10 @@ def _engine(options: Namespace, load: Loader, load_all: Callable[[], object]) ->
         return 1
     others = ("command", "status")
     chosen = {name: value for name, value in vars(options).items() if name not in others}
+    if options.workers is None:
+        del chosen["workers"]
+        if options.on_demand:
+            chosen["workers"] = ON_DEMAND_WORKERS
     log: Callable[[str], object] = _log
     try:
         if options.on_demand:

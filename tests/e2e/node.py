@@ -303,7 +303,8 @@ class Node:
             root = str(self.path(state))
             for name, content in files_below(root).items():
                 found[state + name.removeprefix(root)] = content
-        found.pop("/run/pycni/engine.lock", None)
+        for name in ("lock", "log", "on-demand"):
+            found.pop(f"/run/pycni/engine.{name}", None)
         return found
 
     def firewall(self) -> list[str]:
