@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 # A process that differs in one of these (below /proc/PID) sees another network or other files.
 _SURROUNDINGS = ("ns/net", "ns/mnt", "root")
+_RIGHTS = (b"CapEff", b"NoNewPrivs", b"Seccomp")
+_STATUS_MAX = 1 << 14  # bytes: it has 1,500, and more with many groups of the user
 PROCESS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -37,12 +39,32 @@ def are_of_a_node() -> bool:
 
     So do the programs of the machine itself, and those of a container that is itself a node, as
     kind's are. What stays behind there ends with process 1, and keeps nothing alive beyond it. In a
-    namespace that a test or a program has made beside process 1, and in a chroot, this is False.
+    namespace that a test or a program has made beside process 1, and in a chroot, this is False. So
+    it is where this process may do less: what stays behind would serve others that may do more.
     """
     if os.readlink("/proc/self") != str(os.getpid()):  # /proc is that of another PID namespace
         return False
     with opened("/proc/self") as own, opened("/proc/1") as first:
-        return surroundings(own) == surroundings(first)
+        return surroundings(own) == surroundings(first) and _may_as_much(own, first)
+
+
+def _may_as_much(own: int, first: int) -> bool:
+    """Tell whether a process has the rights of another one. Raises OSError if one has ended."""
+    users = [os.stat("ns/user", dir_fd=process).st_ino for process in (own, first)]
+    ours, theirs = _rights(own), _rights(first)
+    missing = theirs.pop("CapEff", 0) & ~ours.pop("CapEff", 0)
+    return not missing and users[0] == users[1] and ours == theirs
+
+
+def _rights(process: int) -> dict[str, int]:
+    """Return of a process what proc_pid_status(5) says in hexadecimal or decimal numbers."""
+    fd = os.open("status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process)
+    try:
+        lines = os.read(fd, _STATUS_MAX).splitlines()
+    finally:
+        os.close(fd)
+    rows = (line.partition(b":\t") for line in lines)
+    return {name.decode(): int(value, 16) for name, _, value in rows if name in _RIGHTS}
 
 
 class Company:

@@ -269,6 +269,8 @@ SANDBOXES = {
     "processes of others": ["unshare", "--net", "--mount", "--pid", "--fork"],
     "named": ["ip", "netns", "exec", "c2"],
     "root": ["unshare", "--root=/run/root"],
+    "capabilities": ["setpriv", "--bounding-set=-sys_time"],
+    "no new privileges": ["setpriv", "--no-new-privs"],
 }
 
 
@@ -285,7 +287,7 @@ done
 
 @pytest.mark.parametrize("kind", SANDBOXES)
 def test_none_in_a_sandbox(host: Node, place: Path, kind: str) -> None:
-    """Nobody keeps the namespaces alive that a test or a program has made for a while."""
+    """Nobody keeps namespaces alive that a program has made, or has less rights than a caller."""
     host.container("c2")
     host.command("sh", "-ec", OTHER_ROOT)
 

@@ -178,7 +178,7 @@ class TestVerdict:
         (good, nothing), (bad, missed) = found
         assert (good, nothing, bad) == (0, "", 1)
         assert "title of version: one-shot / reference is 2.00, must be ≤ 0.4" in missed
-        assert "masq.add: engine / reference is not measured, must be ≤ 0.22" in missed
+        assert "masq.add: engine / reference is not measured, must be ≤ 0.19" in missed
 
 
 class TestPage:
