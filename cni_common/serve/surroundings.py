@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 # A process that differs in one of these (below /proc/PID) sees another network or other files.
 _SURROUNDINGS = ("ns/net", "ns/mnt", "root")
-_RIGHTS = (b"CapEff", b"NoNewPrivs", b"Seccomp")
+_RIGHTS = (b"CapBnd", b"CapEff", b"NoNewPrivs", b"Seccomp")
+# Of linux/nsfs.h: the kernel's first namespaces. Before 6.17 those of mounts and network have other
+# numbers, which differ from boot to boot.
+_FIRST = {"pid": FIRST_PID_NAMESPACE, "user": 0xEFFFFFFD, "mnt": 0xEFFFFFF8, "net": 0xEFFFFFF9}
 _STATUS_MAX = 1 << 14  # bytes: it has 1,500, and more with many groups of the user
 PROCESS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -45,15 +48,24 @@ def are_of_a_node() -> bool:
     if os.readlink("/proc/self") != str(os.getpid()):  # /proc is that of another PID namespace
         return False
     with opened("/proc/self") as own, opened("/proc/1") as first:
-        return surroundings(own) == surroundings(first) and _may_as_much(own, first)
+        return _sees_the_same(own, first) and _may_as_much(own, first)
+
+
+def _sees_the_same(own: int, first: int) -> bool:
+    """Tell whether a process has the surroundings of process 1. Raises OSError."""
+    try:
+        users = [os.stat("ns/user", dir_fd=process).st_ino for process in (own, first)]
+        return users[0] == users[1] and surroundings(own) == surroundings(first)
+    except PermissionError:  # on some machines process 1 has more rights than all others
+        return all(os.stat(f"ns/{kind}", dir_fd=own).st_ino == n for kind, n in _FIRST.items())
 
 
 def _may_as_much(own: int, first: int) -> bool:
-    """Tell whether a process has the rights of another one. Raises OSError if one has ended."""
-    users = [os.stat("ns/user", dir_fd=process).st_ino for process in (own, first)]
+    """Tell whether a process has the rights that process 1 hands on. Raises OSError."""
     ours, theirs = _rights(own), _rights(first)
-    missing = theirs.pop("CapEff", 0) & ~ours.pop("CapEff", 0)
-    return not missing and users[0] == users[1] and ours == theirs
+    missing = theirs["CapBnd"] & ~ours["CapEff"]
+    same = ("NoNewPrivs", "Seccomp")
+    return not missing and all(ours.get(name) == theirs.get(name) for name in same)
 
 
 def _rights(process: int) -> dict[str, int]:
@@ -96,10 +108,13 @@ class Company:
 
     def _is_here(self, pid: int) -> bool:
         """Tell whether a process of another session is in the namespace."""
-        with suppress(OSError):
+        try:
             is_other = os.getsid(pid) != self._session
             return is_other and os.path.samestat(os.stat(f"/proc/{pid}/ns/net"), self._own)
-        return False  # it ended meanwhile
+        except PermissionError:
+            return pid == 1 and self._own.st_ino == _FIRST["net"]
+        except OSError:
+            return False  # it ended meanwhile
 
     def _follow(self, pid: int) -> bool:
         with suppress(OSError):
