@@ -114,16 +114,18 @@ def _version(_options: Namespace, _load: Loader, _load_all: Callable[[], object]
 
 def _add_engine_options(parser: ArgumentParser) -> None:
     from cni_common.serve import on_demand
-    from cni_common.serve.worker import ON_DEMAND_WORKERS, Settings
+    from cni_common.serve.worker import Settings
 
     seconds = on_demand.idle_seconds(on_demand.choice()) or on_demand.IDLE_SECONDS
     defaults = Settings(build=_build(), idle_seconds=seconds)
+    parser.add_argument(
+        "--workers",
+        type=_positive(int),
+        metavar="N",
+        help="number of processes that serve requests (default: four per processor, at most 16;"
+        " with --on-demand two, at most 4)",
+    )
     for option, kind, what in (
-        (
-            "--workers",
-            _positive(int),
-            f"number of processes that serve requests, {ON_DEMAND_WORKERS} with --on-demand",
-        ),
         ("--requests", _positive(int), "requests that a process serves before another replaces it"),
         ("--add-seconds", _positive(float), "seconds after which an ADD is rolled back"),
         ("--other-seconds", _positive(float), "seconds after which another command is abandoned"),
@@ -136,7 +138,6 @@ def _add_engine_options(parser: ArgumentParser) -> None:
         default = getattr(defaults, option.removeprefix("--").replace("-", "_"))
         text = f"{what} (default: {default:g})"
         parser.add_argument(option, type=kind, default=default, metavar="N", help=text)
-    parser.set_defaults(workers=None)
     parser.add_argument(
         on_demand.OPTION,
         action="store_true",

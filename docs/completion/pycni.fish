@@ -74,7 +74,7 @@ complete -c pycni -n '_shtab_pycni_using doctor' -l any-netns -d 'work although 
 complete -c pycni -n '_shtab_pycni_using doctor; and test $_shtab_pycni_npos -ge 0' -ka "(__fish_complete_directories)" -d 'directories of configurations (default: those of the runtimes found here)'
 complete -c pycni -n '_shtab_pycni_using; and test $_shtab_pycni_npos -eq 0' -a engine -d 'serve requests from a resident process'
 complete -c pycni -n '_shtab_pycni_using engine' -s h -l help -d 'show this help message and exit'
-complete -c pycni -n '_shtab_pycni_using engine' -l workers -x -d 'number of processes that serve requests (default: 8)'
+complete -c pycni -n '_shtab_pycni_using engine' -l workers -x -d 'number of processes that serve requests (default: four per processor, at most 16; with --on-demand two, at most 4)'
 complete -c pycni -n '_shtab_pycni_using engine' -l requests -x -d 'requests that a process serves before another replaces it (default: 10000)'
 complete -c pycni -n '_shtab_pycni_using engine' -l add-seconds -x -d 'seconds after which an ADD is rolled back (default: 90)'
 complete -c pycni -n '_shtab_pycni_using engine' -l other-seconds -x -d 'seconds after which another command is abandoned (default: 45)'
