@@ -434,6 +434,9 @@ def test_two_builds(host: Node, place: Path, other_dist: Path, tmp_path: Path) -
 # --- killed ---
 
 
+FIRST_WAITS = '"$@"; sleep 3; true'
+
+
 @pytest.mark.timeout(900)
 def test_killed_at_each_step(host: Node, place: Path, tmp_path: Path) -> None:
     """Wherever a call or its engine is killed, the next call is served and leaves an engine."""
@@ -442,7 +445,9 @@ def test_killed_at_each_step(host: Node, place: Path, tmp_path: Path) -> None:
     netns = host.container()
     environ = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_IFNAME": "lo", "PATH": PATH}
     environ |= {"CNI_NETNS": netns, "CNI_PATH": str(place)}
-    words = [str(word) for word in injector.command(place / "loopback")]
+    # With a process 1 that has the injector's filter, too, as it has less rights without.
+    first = ("/usr/bin/unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", FIRST_WAITS, "sh")
+    words = injector.command(*first, place / "loopback")
 
     def run(at: int) -> str:
         injector.arm(Injection(at))
