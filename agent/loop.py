@@ -194,6 +194,8 @@ class Loop:
         def apply() -> tuple[str, ...]:
             found = self._parts.fabric.apply(snapshot.cluster)
             applied.append(found)
+            if found.repaired:
+                self._parts.metrics.repaired("pods", found.repaired)
             if not found.mtu and not found.problems:
                 return ("no device has this node's address yet: its InternalIP has to be on one",)
             return found.problems

@@ -107,9 +107,9 @@ class Metrics:
         """Set how much is wrong with a part."""
         self._problems.labels(part).set(count)
 
-    def repaired(self, what: str) -> None:
-        """Count a repair."""
-        self._repairs.labels(what).inc()
+    def repaired(self, what: str, count: int = 1) -> None:
+        """Count repairs."""
+        self._repairs.labels(what).inc(count)
 
     def configuration(self, text: bytes) -> None:
         """Show a digest of the list of plugins."""

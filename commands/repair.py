@@ -48,16 +48,22 @@ def put_back(
     is_meant: Callable[[str], bool] = lambda _containerid: True,
     inside: bool = True,
     tell_lost: Callable[[Missing], object] = lambda _one: None,
+    tell: Callable[[Restored], object] = lambda _one: None,
 ) -> list[Restored]:
     """Put back what living containers lack, as far as their parts can; return what is back.
 
     `is_meant` chooses containers by their ids. Without `inside` settings of the containers' own
-    namespaces stay as they are. `tell_lost` gets each object that only a new ADD makes. An
-    attachment on which another call works is left alone, as are damaged records. Raises an
-    ExceptionGroup after all attachments.
+    namespaces stay as they are. `tell_lost` gets each object that only a new ADD makes, `tell` each
+    that is back, which is told of a failing call, too. An attachment on which another call works is
+    left alone, as are damaged records. Raises an ExceptionGroup after all attachments.
     """
     node = Node(host, data_dir)
     restored: list[Restored] = []
+
+    def note(one: Restored) -> None:
+        restored.append(one)
+        tell(one)
+
     with BestEffort() as steps:
         for (network, attachment), lost in missing.lacking(node, host, data_dir):
             if not is_meant(attachment.containerid):
@@ -69,21 +75,23 @@ def put_back(
                 continue
             where = f"{attachment.containerid} {attachment.ifname} of network {network}"
             records = node.attachments.get((network, attachment), ())
-            steps.attempt(where, partial(_put_back, host, records, restored, inside=inside))
+            steps.attempt(where, partial(_put_back, host, records, note, inside=inside))
     return restored
 
 
 def _put_back(
-    host: Host, records: Iterable[Known], restored: list[Restored], *, inside: bool
+    host: Host, records: Iterable[Known], note: Callable[[Restored], object], *, inside: bool
 ) -> None:
     """Have each record's plugin restore what it lacks, in the order of the chain's ADDs."""
     with BestEffort() as steps:
         for known in sorted(records, key=lambda one: one.changed):
-            step = partial(_put_back_of, host, known.path, restored, inside=inside)
+            step = partial(_put_back_of, host, known.path, note, inside=inside)
             steps.attempt(known.plugin, step)
 
 
-def _put_back_of(host: Host, path: str, restored: list[Restored], *, inside: bool) -> None:
+def _put_back_of(
+    host: Host, path: str, note: Callable[[Restored], object], *, inside: bool
+) -> None:
     record = host.records.open(path)
     if record is None:
         return
@@ -100,7 +108,7 @@ def _put_back_of(host: Host, path: str, restored: list[Restored], *, inside: boo
             for what in lifecycle.restore(req, host, record, inside=inside):
                 one = Restored(record.network, req.containerid, req.ifname, what)
                 host.log(str(one))
-                restored.append(one)
+                note(one)
     finally:
         record.close()
 

@@ -52,6 +52,7 @@ class Applied:
     mtu: int  # bytes, for the interfaces of pods; 0: the node has no uplink yet
     public_key: str  # the node's WireGuard key in base64, "" in other modes
     problems: tuple[str, ...]  # sentences: each says what is wrong, where, and what to do
+    repaired: int = 0  # objects of pods that are back
 
 
 class Fabric:
@@ -80,14 +81,16 @@ class Fabric:
         with Kernel(self._own_netns()) as kernel:
             mtu, key = kernel.attempt(lambda: self._connect(kernel, cluster), (0, ""))
             problems = kernel.problems
+        repaired = 0
         if cluster.own.ranges:
             problems += self._forward(cluster)
             problems += self._masquerade(cluster)
-            problems += self._put_back()
+            repaired, words = self._put_back()
+            problems += words
         more = len(problems) - _PROBLEMS_MAX
         if more > 0:
             problems[_PROBLEMS_MAX:] = [f"{more} more problems of the network are not listed"]
-        return Applied(mtu, key, tuple(problems))
+        return Applied(mtu, key, tuple(problems), repaired)
 
     def listen(self, wake: Callable[[str], None]) -> Closeable:
         """Call `wake` with a reason, from a thread, when others have changed something of ours.
@@ -214,9 +217,10 @@ class Fabric:
             problems.append(f"packets of pods are not masqueraded: {error.strerror}")
         return problems
 
-    def _put_back(self) -> list[str]:
+    def _put_back(self) -> tuple[int, list[str]]:
+        """Put back what pods lack; return how much that was, and the problems."""
         if not self._settings.pods_state_dir or not self._pods_suspected.is_set():
-            return []
+            return 0, []
         self._pods_suspected.clear()
         from agent.network import pods
 

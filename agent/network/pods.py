@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from cni_common.kernel.netns import NetNS
 
 
-def put_back(state_dir: str, own: NetNS, log: Callable[[str], object]) -> list[str]:
-    """Put back what living pods lack; return the problems.
+def put_back(state_dir: str, own: NetNS, log: Callable[[str], object]) -> tuple[int, list[str]]:
+    """Put back what living pods lack; return how many objects are back, and the problems.
 
     `state_dir` has the attachment records, `own` is the host's namespace. A pod is seen by its
     processes or by the mount of its namespace. Costs some milliseconds a pod.
@@ -21,20 +21,21 @@ def put_back(state_dir: str, own: NetNS, log: Callable[[str], object]) -> list[s
     from cni_common.node.host import Host
     from cni_common.serve.protocol import execute
     from cni_common.spec.errors import CNIError
-    from commands.repair import put_back
+    from commands.repair import Restored, put_back
     from plugins import load
 
-    path = os.path.realpath(sys.argv[0])
+    path, back = os.path.realpath(sys.argv[0]), list[Restored]()
     try:
         with Host(
             load, path, log, execute=execute, guarded=True, own=own, state_dir=state_dir
         ) as host:
-            put_back(host, inside=False)  # what a pod has done to itself stays
+            put_back(host, inside=False, tell=back.append)  # what a pod has done to itself stays
     except ExceptionGroup as group:
-        return [f"not all that a pod lacks was put back: {words}" for words in words_of(group)]
+        what = "not all that a pod lacks was put back"
+        return len(back), [f"{what}: {words}" for words in words_of(group)]
     except (CNIError, OSError) as error:
-        return [f"what pods lack was not put back: {error}"]
-    return []
+        return len(back), [f"what pods lack was not put back: {error}"]
+    return len(back), []
 
 
 def words_of(error: Exception) -> list[str]:

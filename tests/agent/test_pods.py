@@ -84,7 +84,10 @@ def test_a_flush_of_the_rules(host: Host) -> None:
     host.machine.command(host.machine.host, "nft", "flush", "ruleset")
     wait_until(lambda: PODS in reasons, "no event of the flush")
     assert not host.reaches(pod)
-    assert host.apply().problems == ()
+    applied = host.apply()
+    assert applied.problems == ()
+    assert applied.repaired > 0
+    assert host.apply().repaired == 0
     listener.close()
 
     assert host.machine.snapshot() == before

@@ -139,3 +139,12 @@ def test_the_agent_shows_the_same(tmp_path: Path) -> None:
 def test_the_agent_without_traces(tmp_path: Path) -> None:
     """Its page is there without them."""
     assert b"pycni_build_info" in Metrics(tmp_path, str(tmp_path / "none" / "there")).text()
+
+
+def test_repairs_of_pods(tmp_path: Path) -> None:
+    """Several objects that are back count at once."""
+    metrics = Metrics(tmp_path)
+    metrics.repaired("pods", 3)
+    metrics.repaired("pods")
+
+    assert numbers(metrics.text().decode())[key("pycni_drift_repairs_total", object="pods")] == 4
