@@ -22,6 +22,7 @@ from tests.waits import longer_if_busy, wait_until
 
 LOOPBACK = {"cniVersion": "1.0.0", "name": "lo", "type": "loopback"}
 STATE = {"engine.lock", "engine.log", "engine.on-demand", "engine.sock"}
+OTHERS = {"attachments", "trace"}  # below /run/pycni, of the calls
 MEMORY_MIB_MAX = 40e6 / 2**20
 MOMENT = 0.5  # seconds in which an engine would come: a call starts it before its own end
 
@@ -176,7 +177,7 @@ def test_one_of_many_calls_leaves_it(host: Node, place: Path) -> None:
 
     pid = engine(host, place)
     assert supervisors(host) == [pid]
-    assert {path.name for path in host.path("/run/pycni").iterdir()} - {"attachments"} <= STATE
+    assert {path.name for path in host.path("/run/pycni").iterdir()} - OTHERS <= STATE
 
 
 def test_it_ends_when_it_is_idle(host: Node, place: Path) -> None:
@@ -465,7 +466,7 @@ def test_killed_at_each_step(host: Node, place: Path, tmp_path: Path) -> None:
         call(host, place)
         assert supervisors(host) == [engine(host, place)], calls[at - 1]
         wait_until(lambda: not processes(host), f"the engine stays after {calls[at - 1]}")
-    left = {path.name for path in host.path("/run/pycni").iterdir()} - {"attachments"}
+    left = {path.name for path in host.path("/run/pycni").iterdir()} - OTHERS
     assert left <= STATE
 
 
