@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 
+from cni_common.spec.names import VERSION
 from commands import DONE, FOUND, LACKING
 from commands.doctor import kernel, state
 from commands.doctor.kernel import _try
@@ -88,7 +89,7 @@ def test_well(doctor: Doctor) -> None:
     assert lines["interfaces of kind bridge"]["level"] == "ok"
     assert lines["leftovers"]["text"] == "none"
     assert lines["engine"]["level"] == "ok"
-    assert "bridge" in lines["pycni 0.1.0"]["text"]
+    assert "bridge" in lines[f"pycni {VERSION}"]["text"]
 
 
 def test_newest_version(doctor: Doctor) -> None:
