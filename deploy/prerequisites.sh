@@ -30,7 +30,7 @@ kind=sigs.k8s.io/kind@v0.33.0
 # In the image agnhost of the tests of Kubernetes, which call these by a shell.
 upstream=(
     bash bind9-dnsutils coreutils curl dash grep hostname iperf iproute2 libc-bin mawk netcat-openbsd procps sed
-    socat util-linux
+    socat util-linux wget
 )
 nfpm=github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
 docker=(docker.io tini mmdebstrap) # mmdebstrap makes the base of kind's nodes

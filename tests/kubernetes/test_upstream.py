@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tests import scope
 from tests.kubernetes import dns
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.upstream import images, report, suite
+from tests.kubernetes.world import run
 
 SECONDS = 1500  # for a group of tests
 
@@ -18,18 +20,32 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="session")
-def judged(network: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
-    """A cluster with CoreDNS, and with the images that the tests ask for."""
+@pytest.fixture(scope="module")
+def routed(network: Cluster) -> Iterator[Cluster]:
+    """A cluster whose API server reaches pods: tests have it fetch what pods have found out."""
+    hops = []
+    for name, ranges in network.ranges().items():
+        four, six = network.nodes[name].addresses
+        hops += [(one, six if ":" in one else four) for one in ranges]
+    for pods, hop in hops:
+        run("ip", "route", "add", pods, "via", hop)
+    yield network
+    for pods, hop in hops:
+        run("ip", "route", "delete", pods, "via", hop)
+
+
+@pytest.fixture(scope="module")
+def judged(routed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+    """The same with CoreDNS, and with the images that the tests ask for."""
     if images.missing():
         pytest.fail(images.missing())
     folder = tmp_path_factory.mktemp("upstream")
     archive = folder / "images.tar"
     images.write(archive, suite.image_names(folder))
-    for node in network.nodes.values():
+    for node in routed.nodes.values():
         node.load(archive)
-    dns.deploy(network)
-    return network
+    dns.deploy(routed)
+    return routed
 
 
 @pytest.mark.timeout(SECONDS + 180)  # ginkgo ends by itself, and reports

@@ -39,12 +39,7 @@ _FILES = {
     "etc/group": _GROUPS,
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
 }
-_LINKS = {
-    "usr/bin/nc": "nc.openbsd",
-    "usr/bin/awk": "mawk",
-    "usr/bin/wget": "busybox",  # as in Alpine
-    "agnhost-2": "agnhost",
-}
+_LINKS = {"usr/bin/nc": "nc.openbsd", "usr/bin/awk": "mawk", "agnhost-2": "agnhost"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,6 @@ def _write_layer(path: Path) -> None:
     """Write the files of the image agnhost."""
     with tarfile.open(path, "w") as archive:
         archive.add(DEBIAN, arcname="", filter=_spare)
-        archive.add(image.BUSYBOX, arcname="usr/bin/busybox")
         for name in ("agnhost", "localhost.crt", "localhost.key"):
             archive.add(PROGRAMS / name, arcname=name)
         for name, text in _FILES.items():

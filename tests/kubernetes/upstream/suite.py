@@ -6,6 +6,7 @@ import json
 import subprocess
 from pathlib import Path
 
+from tests.kubernetes.cluster import NAMES
 from tests.kubernetes.upstream.images import PROGRAMS, REGISTRY
 from tests.kubernetes.upstream.report import Outcome, outcomes
 from tests.kubernetes.world import PROGRAMS as KUBERNETES
@@ -38,6 +39,7 @@ LEFT_OUT: dict[str, str] = {
     r"Feature:LoadBalancer": "needs the load balancer of a cloud",
     r"\[Provider:": "is for a cloud",
     r"\[Disruptive\]": "restarts programs that are pods elsewhere",
+    r"NoSNAT": "pulls its image each time, and there is no registry",
     r"invalid conntrack state": "needs a program that is only in an image",
     r"DNS configMap nameserver|configurable pod resolv.conf": "needs CoreDNS 1.6 in the image",
 }
@@ -70,6 +72,7 @@ def run_group(group: str, kubeconfig: str, folder: Path, seconds: float) -> list
         *(f"--timeout={seconds:.0f}s", str(PROGRAMS / "e2e.test"), "--"),
         *(f"--kubeconfig={kubeconfig}", f"--kubectl-path={KUBERNETES / 'kubectl'}"),
         *(f"--kube-test-repo-list={registries(folder)}", "--provider=skeleton"),
+        f"--num-nodes={len(NAMES)}",  # which one of several processes would find out alone
         *("--e2e-output-dir", str(folder), "--disable-log-dump"),
     ]
     environ = {"PATH": SYSTEM_PATH, "HOME": str(folder), "TMPDIR": str(folder)}
