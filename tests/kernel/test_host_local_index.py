@@ -82,7 +82,7 @@ def test_modes(node: Node) -> None:
         os.umask(before)  # noqa: TID251 - as a caller does
 
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (node.root / "run").iterdir()}
-    assert modes == {"attachments": 0o700, "indexes": 0o700}
+    assert modes == {"attachments": 0o700, "indexes": 0o700, "trace": 0o600}
     assert stat.S_IMODE((node.data_dir / "other").stat().st_mode) == 0o755
 
 

@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
     from tests.machine import Machine
 
-pytestmark = pytest.mark.without_engine("the commands know nothing of it")
+pytestmark = [
+    pytest.mark.xdist_group(
+        "10.9.0.0/24"
+    ),  # a process has an address that portmap of others looks for
+    pytest.mark.without_engine("the commands know nothing of it"),
+]
 
 QUIET_SECONDS = 1.0  # for which traffic may stand still
 SECONDS = 2.5  # for which traffic is looked at
