@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +15,6 @@ import pytest
 from cni_common.node import spans
 from cni_common.spec.steps import CALL, LOCK, NETLINK, NFT, STEPS_MAX, now
 from commands import otlp, traces
-from tests.waits import longer_if_busy
 
 ENVIRON = {
     "CNI_COMMAND": "ADD",
@@ -22,7 +22,7 @@ ENVIRON = {
     "CNI_IFNAME": "eth0",
     "TRACEPARENT": f"00-{'a' * 32}-{'b' * 16}-01",
 }
-LIMIT_MICROSECONDS = 30
+APPENDS_MAX = 4
 
 
 def leave(directory: Path, *, steps: int = 3, **keys: Any) -> None:
@@ -50,20 +50,36 @@ def test_what_is_noted(tmp_path: Path) -> None:
 
 
 def test_cost() -> None:
-    """Tracing a call with twenty steps takes less than 30 microseconds, in the best round.
+    """Tracing a call with twenty steps costs less than APPENDS_MAX bare writes of its line.
 
-    In a file system in memory, as /run is. Twice that is allowed here: a thread beside this one on
-    the same core halves its speed.
+    In a file system in memory, as /run is, and each in its best round: machines differ in speed,
+    and from minute to minute. One write took 7.6 microseconds where tracing took 21.
     """
-    best = float("inf")
-    with TemporaryDirectory(dir="/dev/shm") as directory:
+    with TemporaryDirectory(dir="/dev/shm") as name:
+        directory = Path(name)
+        leave(directory, steps=20)
+        line = (directory / spans.FILE).read_bytes()
+        traced = appended = float("inf")
         for _ in range(200):
-            begun = time.perf_counter_ns()
-            for _ in range(5):
-                leave(Path(directory), steps=20)
-            best = min(best, (time.perf_counter_ns() - begun) / 5 / 1000)
+            traced = min(traced, elapsed(lambda: leave(directory, steps=20)))
+            appended = min(appended, elapsed(lambda: append(directory / "bare", line)))
 
-    assert best < longer_if_busy(2 * LIMIT_MICROSECONDS)
+    assert traced < APPENDS_MAX * appended
+
+
+def elapsed(function: Callable[[], object]) -> float:
+    """Return the nanoseconds of a call, the mean of five."""
+    begun = time.perf_counter_ns()
+    for _ in range(5):
+        function()
+    return (time.perf_counter_ns() - begun) / 5
+
+
+def append(path: Path, line: bytes) -> None:
+    """Write a line at a file's end, by the least number of system calls."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(fd, line)
+    os.close(fd)
 
 
 def test_joined_steps() -> None:
