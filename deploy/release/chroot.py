@@ -18,7 +18,6 @@ from pathlib import Path
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _SOURCES = ("/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list")
-_MIRROR = "http://deb.debian.org/debian"
 _UNUSED = ("doc", "man", "locale", "info", "lintian")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MOUNT = """\
@@ -60,17 +59,20 @@ def missing() -> str:
 
 
 def mirror() -> str:
-    """Return where this machine takes Debian's packages from."""
+    """Return where this machine takes Debian's packages from. Raises ChrootError."""
     for file in map(Path, _SOURCES):
         text = file.read_text() if file.exists() else ""
         found = re.search(r"^(?:URIs:|deb(?: \[.*?\])?) (http\S+/debian)/?\s", text, re.MULTILINE)
         if found:
             return found[1]
-    return _MIRROR
+    raise ChrootError(f"apt has no mirror of Debian: add one to '{_SOURCES[0]}'")
 
 
 def source_lines(release: str) -> str:
-    """Return a sources.list of a release, with its sources and what was mended since."""
+    """Return a sources.list of a release, with its sources and what was mended since.
+
+    Raises ChrootError.
+    """
     signed = f"[signed-by={KEYRING}]"
     places = ((mirror(), release), (f"{mirror()}-security", f"{release}-security"))
     return "".join(

@@ -19,7 +19,7 @@ from plugins.bridge.parts import (
     GatewayFacts,
     MacFilterFacts,
     PortFacts,
-    claims,
+    ensure_gateway,
 )
 
 if TYPE_CHECKING:
@@ -194,14 +194,7 @@ def _ensure_gateways(
     gateway.complete(conf, result)
     gateways = [str(cidr) for cidr in gateway.gateways(result)]
     attaching.note(GatewayFacts(conf.gateway_interface, gateways))
-    link = gateway.ensure(
-        host.netns,
-        conf,
-        bridge,
-        result,
-        claims=lambda link, cidr: claims(req, host, conf, link, cidr),
-        log=host.log,
-    )
+    link = ensure_gateway(req, host, conf, bridge, result)
     _say(req, host, gateway.detours(host.netns, link, result))
 
 

@@ -177,14 +177,7 @@ class Gateway(Part):
         conf = replace(Conf.of(req), force_address=False)
         bridge = port.ensure_bridge(host.netns, conf)
         result = Result(ips=_ips_of(record))
-        link = gateway.ensure(
-            host.netns,
-            conf,
-            bridge,
-            result,
-            claims=lambda link, cidr: claims(req, host, conf, link, cidr),
-            log=host.log,
-        )
+        link = ensure_gateway(req, host, conf, bridge, result)
         gateway.put_back_routes(host.netns, link, result)
 
     def present(self, host: Host, record: Record, facts: GatewayFacts) -> Iterator[Owned]:
@@ -205,6 +198,21 @@ class Gateway(Part):
                 yield Owned("route", what, present=False, shared=True)
         versions = {ip_interface(text).version for text in facts.addresses}
         yield from forwarding(host, versions)
+
+
+def ensure_gateway(req: Request, host: Host, conf: Conf, bridge: Link, result: Result) -> Link:  # noqa: PLR0917
+    """Give the bridge the gateways' addresses; return the interface that has them.
+
+    Raises as `gateway.ensure` does.
+    """
+    return gateway.ensure(
+        host.netns,
+        conf,
+        bridge,
+        result,
+        claims=lambda link, cidr: claims(req, host, conf, link, cidr),
+        log=host.log,
+    )
 
 
 def claims(req: Request, host: Host, conf: Conf, link: Link, address: Cidr) -> Claims:  # noqa: PLR0917
