@@ -9,6 +9,7 @@ from cni_common.kernel.netlink import (
     HEADER_SIZE,
     attribute,
     attributes,
+    chosen_attributes,
     number_of,
     string,
     string_of,
@@ -25,6 +26,18 @@ IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 
 IFLA_BR_VLAN_FILTERING, IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 7, 4, 33
 VETH_INFO_PEER = 1  # linux/veth.h
 _IFINFOMSG, _NSID = struct.Struct("=BxHiII"), struct.Struct("=i")
+# The attributes of a Link, of its kind, of a bridge, and of a port.
+_OF_LINK = frozenset(
+    (
+        *(IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_TXQLEN),
+        *(IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_PROMISCUITY, IFLA_LINK_NETNSID),
+    )
+)
+_OF_KIND = frozenset(
+    (IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA),
+)
+_OF_BRIDGE = frozenset((IFLA_BR_VLAN_FILTERING,))
+_OF_PORT = frozenset((IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED))
 _OPERSTATES = ("UNKNOWN", "NOTPRESENT", "DOWN", "LOWERLAYERDOWN", "TESTING", "DORMANT", "UP")
 
 
@@ -135,12 +148,12 @@ def decode_link(data: bytes) -> Link:
     Decoded by hand: 13 of its 60 attributes matter, and every ADD decodes links.
     """
     _, _, index, flags, _ = _IFINFOMSG.unpack_from(data, HEADER_SIZE)
-    attrs = attributes(data, HEADER_SIZE + _IFINFOMSG.size)
-    info = attributes(attrs.get(IFLA_LINKINFO, b""))
+    attrs = chosen_attributes(data, HEADER_SIZE + _IFINFOMSG.size, _OF_LINK)
+    info = chosen_attributes(attrs.get(IFLA_LINKINFO, b""), 0, _OF_KIND)
     kind = string_of(info.get(IFLA_INFO_KIND))
-    own = attributes(info.get(IFLA_INFO_DATA, b"")) if kind == "bridge" else {}
-    is_port = string_of(info.get(IFLA_INFO_SLAVE_KIND)) == "bridge"
-    port = attributes(info.get(IFLA_INFO_SLAVE_DATA, b"")) if is_port else {}
+    is_bridge, is_port = kind == "bridge", info.get(IFLA_INFO_SLAVE_KIND) == b"bridge\0"
+    own = chosen_attributes(info.get(IFLA_INFO_DATA, b""), 0, _OF_BRIDGE) if is_bridge else {}
+    port = chosen_attributes(info.get(IFLA_INFO_SLAVE_DATA, b""), 0, _OF_PORT) if is_port else {}
     operstate = number_of(attrs.get(IFLA_OPERSTATE))
     nsid = attrs.get(IFLA_LINK_NETNSID)
     return Link(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from cni_common.spec.steps import CALL, NETLINK, NFT, now
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Container, Iterator, Sequence
     from typing import Any
 
 # linux/netlink.h
@@ -104,6 +104,19 @@ def each_attribute(data: bytes, offset: int = 0) -> list[tuple[int, bytes]]:
     while offset <= end:
         length, kind = unpack(data, offset)
         found.append((kind & _NLA_TYPE_MASK, data[offset + 4 : offset + length]))
+        offset += (length + 3 & ~3) or 4
+    return found
+
+
+def chosen_attributes(data: bytes, offset: int, kinds: Container[int]) -> dict[int, bytes]:
+    """Return those attributes in `data` from `offset` on whose types are in `kinds`."""
+    found = {}
+    unpack = _NLATTR.unpack_from
+    end = len(data) - 4
+    while offset <= end:
+        length, kind = unpack(data, offset)
+        if kind & 0x3FFF in kinds:  # _NLA_TYPE_MASK
+            found[kind & 0x3FFF] = data[offset + 4 : offset + length]
         offset += (length + 3 & ~3) or 4
     return found
 
@@ -426,8 +439,10 @@ def _parts(data: bytes) -> Sequence[tuple[int, int, int, bytes]]:
 def _error(flags: int, part: bytes) -> tuple[int, str]:
     """Return errno and text of an NLMSG_ERROR, with the kernel's extended ack if there is one."""
     (code,) = struct.unpack_from("=i", part, HEADER_SIZE)
+    if not code:
+        return 0, ""
     words = os.strerror(-code)
-    if code and flags & NLM_F_ACK_TLVS:
+    if flags & NLM_F_ACK_TLVS:
         (request,) = struct.unpack_from("=I", part, HEADER_SIZE + 4)
         offset = HEADER_SIZE + 4 + (HEADER_SIZE if flags & NLM_F_CAPPED else request)
         own = attributes(part, offset).get(NLMSGERR_ATTR_MSG)

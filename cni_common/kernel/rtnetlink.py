@@ -407,13 +407,15 @@ class Netlink:
         """
         up = encode_link(index=index, flags=IFF_UP, change=IFF_UP)
         flags = 0 if subnet_routes is None else IFA_F_NOPREFIXROUTE
+        what = f"look up interface {index}"
         self.channel.exchange(
             [
                 *(address_message(index, one, dad=dad, flags=flags) for one in addresses),
                 Message(f"set interface {index} up", RTM_NEWLINK, NLM_F_ACK, up),
                 *(subnet_routes or ()),
                 *(route_message(index, route) for route in routes),
-                _look_up(encode_link(_NO_STATS, index=index), f"look up interface {index}"),
+                # Answered for its effect, so not decoded.
+                Message(what, RTM_GETLINK, NLM_F_ACK, encode_link(_NO_STATS, index=index)),
             ]
         )
 
