@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from cni_common.spec.errors import CNIError, Code
@@ -15,8 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _LAUNCHER_BYTES_MAX = 1 << 18  # a launcher has 50 KiB; a program that is larger is none
+_KNOWN_MAX = 64  # files
+_RACY_NS = 2 * 10**9  # more than two ticks of any file system: a later change has another time
 _LINKS_MAX = 40  # on one path, as the kernel has it
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+# What launchers have said, by path and build, with the state of the file then: an engine serves
+# thousands of calls by the same few files.
+_known: dict[tuple[str, str], tuple[tuple[int, ...], str]] = {}
 
 
 def find_plugin(type: str, path: Sequence[str]) -> str:
@@ -66,18 +72,32 @@ def type_of(path: str, build: str) -> str:
     The launcher says it (launcher/launcher.c), so that a link or copy may have any name. A launcher
     without a type is the plugin whose name its file has. Raises OSError.
     """
+    state, type = _known.get((path, build), ((), ""))
+    if state and state == _state_of(os.stat(path)):
+        return type
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # the path may be a FIFO
     try:
-        size = os.fstat(fd).st_size
-        data = os.read(fd, size) if size <= _LAUNCHER_BYTES_MAX else b""
+        status = os.fstat(fd)
+        data = os.read(fd, status.st_size) if status.st_size <= _LAUNCHER_BYTES_MAX else b""
     finally:
         os.close(fd)
     _, mark, rest = data.partition(f"pycni launcher {build} ".encode())
     if not mark:
         return ""
-    return rest.partition(b"\0")[0].decode("ascii", "replace") or os.path.basename(
-        os.path.realpath(path)
-    )
+    type = rest.partition(b"\0")[0].decode("ascii", "replace")
+    if not type:
+        return os.path.basename(os.path.realpath(path))
+    if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _RACY_NS:
+        if len(_known) >= _KNOWN_MAX:
+            _known.clear()
+        _known[path, build] = _state_of(status), type
+    return type
+
+
+def _state_of(status: os.stat_result) -> tuple[int, ...]:
+    """Return what no change of a file's content leaves as it is."""
+    place = status.st_dev, status.st_ino
+    return (*place, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def open_guarded(path: str) -> int:

@@ -15,6 +15,7 @@ import errno
 import fcntl
 import os
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.netns import pid_namespace
@@ -545,6 +546,7 @@ def _busy() -> CNIError:
     )
 
 
+@lru_cache(maxsize=8)  # a call asks several times, for plugin and IPAM
 def _digest(text: str) -> str:
     from hashlib import sha256
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from cni_common.node.plugin_files import open_guarded, type_of
 from tests.machine import ROOT
 
+OPEN = os.open
 IDENTITY = b"\x7fELF...\0pycni launcher 1.0-abc bridge\0..."
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to other users: needs root")
 
@@ -45,6 +47,36 @@ class TestTypeOf:
 
         assert '#define IDENTITY "pycni launcher " BUILD " "\n' in source
         assert "identity[] = IDENTITY TYPE;" in source
+
+    def test_read_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A file that has not changed is not read again; one that was replaced is."""
+        path, opened = tmp_path / "plugin", list[str]()
+        path.write_bytes(IDENTITY)
+        now = time.time_ns() + 10**10  # files of this moment might change once more
+        monkeypatch.setattr(time, "time_ns", lambda: now)
+
+        def open_noted(path: str, flags: int) -> int:
+            opened.append(path)
+            return OPEN(path, flags)
+
+        monkeypatch.setattr(os, "open", open_noted)
+
+        assert [type_of(str(path), "1.0-abc") for _ in range(3)] == ["bridge"] * 3
+        assert len(opened) == 1
+        (tmp_path / "new").write_bytes(IDENTITY.replace(b"bridge", b"tuning"))
+        os.replace(tmp_path / "new", path)
+        assert type_of(str(path), "1.0-abc") == "tuning"
+
+    def test_young_file_is_not_remembered(self, tmp_path: Path) -> None:
+        """A change in the same tick of the clock, of the same size, would leave its times."""
+        path = tmp_path / "plugin"
+        path.write_bytes(IDENTITY)
+        assert type_of(str(path), "1.0-abc") == "bridge"
+        state = path.stat()
+        path.write_bytes(IDENTITY.replace(b"bridge", b"tuning"))
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+        assert type_of(str(path), "1.0-abc") == "tuning"
 
     def test_fifo(self, tmp_path: Path) -> None:
         """A FIFO is none, and nothing waits for its other end."""
