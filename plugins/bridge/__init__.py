@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cni_common.node.host import Host
     from cni_common.node.lifecycle import Attaching, Lifecycle
     from cni_common.spec.errors import CNIError
+    from cni_common.spec.names import Cidr
     from cni_common.spec.request import Request
     from cni_common.spec.undo import Undo
 
@@ -48,13 +49,13 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     _probe(host, conf)
     facts = [interface.IpamFacts(conf.ipam)] if conf.ipam else []
     attaching = LIFECYCLE.begin(req, host, undo, PortFacts(conf.bridge), *facts)
-    bridge = port.ensure_bridge(host.netns, conf)
+    bridge, seen = port.ensure_bridge(host.netns, conf)
     end = VethEnd(req.ifname, conf.mac or veth.random_mac(), netns=container.fd)
     ours = _plug_in(host, conf, end, bridge=bridge, attaching=attaching)
     result = _interfaces(req, bridge, ours, end)
     if conf.ipam:
         _allocate(req, host, conf, result, undo=undo)
-        _ensure_gateways(req, host, conf, result, bridge=bridge, attaching=attaching)
+        _ensure_gateways(req, host, conf, result, bridge=(bridge, seen), attaching=attaching)
         interface.note_configuration(attaching, req.ifname, ours.mtu, result)
         on_lan = has_advertised_routes(req.config)  # where others may have the same address
         dad = conf.dad or on_lan
@@ -183,18 +184,22 @@ def _ensure_gateways(
     conf: Conf,
     result: Result,
     *,
-    bridge: Link,
+    bridge: tuple[Link, list[Cidr]],
     attaching: Attaching,
 ) -> None:
-    """Make the host the gateway of what `result` has, if it is to be."""
+    """Make the host the gateway of what `result` has, if it is to be.
+
+    `bridge`: as `port.ensure_bridge` returns it.
+    """
+    link, seen = bridge
     if not conf.is_gateway:
         if conf.masquerade:
-            _say(req, host, gateway.unserved(host.netns, bridge, result))
+            _say(req, host, gateway.unserved(host.netns, link, result))
         return
     gateway.complete(conf, result)
     gateways = [str(cidr) for cidr in gateway.gateways(result)]
     attaching.note(GatewayFacts(conf.gateway_interface, gateways))
-    link = ensure_gateway(req, host, conf, bridge, result)
+    link = ensure_gateway(req, host, conf, link, result, seen=seen)
     _say(req, host, gateway.detours(host.netns, link, result))
 
 

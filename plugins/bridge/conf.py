@@ -201,7 +201,7 @@ def _trunk(entries: Sequence[Json]) -> list[int]:
             vids |= (2 << most) - (1 << least)
         if "id" in entry:
             vids |= 1 << entry["id"]
-    return [vid for vid in range(1, VLAN_MAX + 1) if vids >> vid & 1]
+    return [vid for vid in range(1, vids.bit_length()) if vids >> vid & 1]
 
 
 def _refuse(text: str) -> CNIError:

@@ -71,25 +71,44 @@ def _is_default(route: Route) -> bool:
     return not route.dst.prefixlen and (in_main or route.gw is not None)
 
 
-def ensure(
+def ensure(  # noqa: PLR0913 - what an ADD knows by then
     host: NetNS,
     conf: Conf,
     bridge: Link,
     result: Result,
     *,
+    seen: Sequence[Cidr],
     claims: Callable[[Link, Cidr], Claims],
     log: Callable[[str], object],
 ) -> Link:
     """Add the gateways of `result` to the bridge, and enable forwarding. Never rolled back: shared.
 
-    `claims` tells of the others that need an address on the bridge. Returns the interface that has
-    the gateways.
+    If `seen`, the addresses that the bridge had a moment ago, has all of them, there is no second
+    look. `claims` tells of the others that need an address on the bridge. Returns the interface
+    that has the gateways.
     """
     link = bridge
     if conf.vlan:
         link = _ensure_vlan_interface(host, conf)
         result.add_interface(Interface(link.name, link.mac, link.mtu))
     wanted = gateways(result)
+    if conf.vlan or not all(gateway in seen for gateway in wanted):
+        _give(host, conf, link, wanted, claims=claims, log=log)
+    _add_subnet_routes(host, link, result)
+    veth.enable_forwarding(host, {gateway.version for gateway in wanted}, log)
+    return link
+
+
+def _give(
+    host: NetNS,
+    conf: Conf,
+    link: Link,
+    wanted: list[Cidr],
+    *,
+    claims: Callable[[Link, Cidr], Claims],
+    log: Callable[[str], object],
+) -> None:
+    """Add those gateways that `link` does not have; arguments as those of `ensure`."""
     versions = sorted({gateway.version for gateway in wanted})
     present = [cidr for cidr, _ in host.netlink.addresses(link.index, versions)]
     for gateway in wanted:
@@ -103,9 +122,6 @@ def ensure(
             present.remove(other)
             log(f"forceAddress: {other} on '{link.name}' makes room for {gateway}")
         _add(host, link, gateway)
-    _add_subnet_routes(host, link, result)
-    veth.enable_forwarding(host, {gateway.version for gateway in wanted}, log)
-    return link
 
 
 def _add_subnet_routes(host: NetNS, link: Link, result: Result) -> None:

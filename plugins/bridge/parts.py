@@ -54,7 +54,7 @@ class Port(Part):
     def restore(self, req: Request, host: Host, record: Record, _facts: PortFacts) -> None:
         """Make the bridge if it is gone, and the host's end its port, with flags and VLANs."""
         conf = Conf.of(req)
-        bridge = port.ensure_bridge(host.netns, conf)
+        bridge, _ = port.ensure_bridge(host.netns, conf)
         link = _port_of(host, record)
         if link is None:
             return
@@ -175,9 +175,9 @@ class Gateway(Part):
     def restore(self, req: Request, host: Host, record: Record, _facts: GatewayFacts) -> None:
         """Add the addresses again, with routes to their subnets, and forward; displace no other."""
         conf = replace(Conf.of(req), force_address=False)
-        bridge = port.ensure_bridge(host.netns, conf)
+        bridge, seen = port.ensure_bridge(host.netns, conf)
         result = Result(ips=_ips_of(record))
-        link = ensure_gateway(req, host, conf, bridge, result)
+        link = ensure_gateway(req, host, conf, bridge, result, seen=seen)
         gateway.put_back_routes(host.netns, link, result)
 
     def present(self, host: Host, record: Record, facts: GatewayFacts) -> Iterator[Owned]:
@@ -200,16 +200,19 @@ class Gateway(Part):
         yield from forwarding(host, versions)
 
 
-def ensure_gateway(req: Request, host: Host, conf: Conf, bridge: Link, result: Result) -> Link:  # noqa: PLR0917
+def ensure_gateway(  # noqa: PLR0917 - what an ADD knows by then
+    req: Request, host: Host, conf: Conf, bridge: Link, result: Result, *, seen: Sequence[Cidr]
+) -> Link:
     """Give the bridge the gateways' addresses; return the interface that has them.
 
-    Raises as `gateway.ensure` does.
+    `seen` are addresses of the bridge that this call has seen. Raises as `gateway.ensure` does.
     """
     return gateway.ensure(
         host.netns,
         conf,
         bridge,
         result,
+        seen=seen,
         claims=lambda link, cidr: claims(req, host, conf, link, cidr),
         log=host.log,
     )

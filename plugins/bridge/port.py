@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 
     from cni_common.kernel.link import Link
     from cni_common.kernel.netns import NetNS
+    from cni_common.spec.names import Cidr
     from cni_common.spec.result import Result
     from plugins.bridge.conf import Conf
 
 
-def ensure_bridge(host: NetNS, conf: Conf) -> Link:
+def ensure_bridge(host: NetNS, conf: Conf) -> tuple[Link, list[Cidr]]:
     """Return the bridge, up; create it unless it exists. Shared, so never rolled back.
 
-    Raises CNIError 7 if the existing interface cannot serve this configuration, NetlinkError.
+    With it come those of its addresses that had to be looked at. Raises CNIError 7 if the existing
+    interface cannot serve this configuration, NetlinkError.
     """
     link = host.netlink.link(conf.bridge)
     if link is None:
@@ -60,7 +62,7 @@ def ensure_bridge(host: NetNS, conf: Conf) -> Link:
         host.netlink.set_up(link.index)
     if conf.is_gateway and conf.ipam:
         return _with_kept_mac(host, link)
-    return link
+    return link, []
 
 
 def fix_mac(host: NetNS, link: Link) -> str:
@@ -71,18 +73,20 @@ def fix_mac(host: NetNS, link: Link) -> str:
     return mac
 
 
-def _with_kept_mac(host: NetNS, bridge: Link) -> Link:
+def _with_kept_mac(host: NetNS, bridge: Link) -> tuple[Link, list[Cidr]]:
     """Have a bridge keep its MAC when ports come and go, before it gets its first address.
+
+    Return it with its addresses of the first IP version of which it has one.
 
     A bridge made without a MAC has the lowest MAC of its ports: containers would lose their gateway
     for a while. To be called before our port is in it. One with an address has neighbours, which
     the kernel forgets when a MAC is set.
     """
     for version in (4, 6):
-        addresses = host.netlink.addresses(bridge.index, (version,))
-        if any(version == 4 or not cidr.is_link_local for cidr, _ in addresses):
-            return bridge
-    return replace(bridge, mac=fix_mac(host, bridge))
+        addresses = [cidr for cidr, _ in host.netlink.addresses(bridge.index, (version,))]
+        if any(version == 4 or not cidr.is_link_local for cidr in addresses):
+            return bridge, addresses
+    return replace(bridge, mac=fix_mac(host, bridge)), []
 
 
 def refuse_other_type(link: Link | None, conf: Conf) -> None:

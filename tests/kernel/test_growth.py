@@ -22,7 +22,7 @@ SLACK = 4  # the only attachment's DEL looks whether shared objects can go
 KILOBYTES = 2
 COMMANDS = ("ADD", "CHECK", "DEL")
 MODULES = frozenset({"posix", "fcntl", "_socket"})
-EXCHANGE, RECEIVE = Channel.exchange, Channel._receive
+EXCHANGE, RECEIVE, SEND = Channel.exchange, Channel._receive, Channel._send
 # Each plugin that is chained needs an interface, of which another plugin's cost is not counted.
 CASES: dict[str, tuple[str, Json]] = {
     "bridge": ("", {}),
@@ -41,6 +41,16 @@ CASES: dict[str, tuple[str, Json]] = {
         "bridge",
         {"backend": "iptables", "ingressPolicy": "same-bridge"},
     ),
+}
+
+# Each send by netlink waits for locks that all calls of the node share, and so do all behind it.
+SENDS = {
+    ("bridge", "ADD"): 6,
+    ("bridge", "DEL"): 1,
+    ("bridge, masquerading", "ADD"): 9,
+    ("bridge, masquerading", "DEL"): 5,
+    ("ptp", "ADD"): 7,
+    ("ptp", "DEL"): 5,
 }
 
 
@@ -146,3 +156,25 @@ def test_many_attachments_cost_what_one_costs(
         assert few[command]["calls"] > 0
         for what, slack in (("messages", SLACK), ("kilobytes", KILOBYTES), ("calls", SLACK)):
             assert many[command][what] <= few[command][what] + slack, (command, what, many, few)
+
+
+@pytest.mark.parametrize(("case", "command"), SENDS)
+def test_sends(machine: Machine, case: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call on a network that another container is on asks the kernel no more often than this."""
+    chain = Chain(machine, case)
+    chain.call("ADD", *chain.attach(0))
+    config, names = chain.attach(1)
+    sent = []
+
+    def send(self: Channel, data: bytes) -> None:
+        sent.append(data)
+        SEND(self, data)
+
+    for one in ("ADD", "DEL"):
+        sent.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(Channel, "_send", send)
+            result = chain.call(one, config, names)
+        if one == command:
+            assert len(sent) == SENDS[case, command]
+        config["prevResult"] = result
