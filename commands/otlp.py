@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import socket
+from contextlib import nullcontext
 from hashlib import sha256
+from importlib import import_module
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -14,7 +16,7 @@ from commands import view
 from commands.verb import RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from commands.traces import Call, Step
 
@@ -124,20 +126,52 @@ def _digest(kind: str, text: str) -> str:
 
 def _send(url: str, body: bytes) -> None:
     """POST to a collector. By a socket: http.client would bring OpenSSL into the bundle."""
-    parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname:
-        raise RefusedError(
-            f"'{url}' is no http:// URL; for TLS write a file, and send that by another program"
-        )
-    host, port = parts.hostname, parts.port or _PORT
-    head = (
-        f"POST {parts.path if parts.path not in ('', '/') else _PATH} HTTP/1.1\r\n"
-        f"Host: {parts.netloc}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    )
-    with socket.create_connection((host, port), timeout=_SECONDS) as connection:
-        connection.sendall(head.encode("ascii") + body)
+    host, port, head = _request(url, len(body))
+    wrap = _tls(host) if urlsplit(url).scheme == "https" else nullcontext
+    with (
+        socket.create_connection((host, port), timeout=_SECONDS) as plain,
+        wrap(plain) as connection,
+    ):
+        connection.sendall(head + body)
         with connection.makefile("rb") as answer:
             status = answer.readline(_ANSWER_MAX).decode("latin-1").strip()
     if status.split(" ")[1:2] not in (["200"], ["202"]):
-        raise RefusedError(f"'{url}' does not take the spans: {status or 'no answer'}")
+        raise RefusedError(f"{url!r} does not take the spans: {status or 'no answer'}")
+
+
+def _request(url: str, length: int) -> tuple[str, int, bytes]:
+    """Return host, port and the head of a request. Raises RefusedError."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or _PORT
+        if parts.scheme not in ("http", "https") or not host or "@" in parts.netloc:
+            raise ValueError
+        query = f"?{parts.query}" if parts.query else ""
+        lines = (
+            f"POST {parts.path if parts.path not in ('', '/') else _PATH}{query} HTTP/1.1",
+            f"Host: {parts.netloc}",
+            "Content-Type: application/json",
+            f"Content-Length: {length}",
+            "Connection: close",
+            *("", ""),
+        )
+        return host, port, "\r\n".join(lines).encode("ascii")
+    except ValueError:
+        raise RefusedError(
+            f"{url!r} is no URL of a collector: http://HOST:PORT/PATH or https://HOST:PORT/PATH,"
+            " in ASCII and without a password"
+        ) from None
+
+
+def _tls(host: str) -> Callable[[socket.socket], socket.socket]:
+    """Return what makes a connection to `host` one with TLS. Raises RefusedError."""
+    try:
+        # By its name: an import would bring OpenSSL into the plugins' bundle.
+        ssl = import_module("ssl")
+    except ImportError:
+        raise RefusedError(
+            "the installed plugins have no TLS: call 'pycni trace' of the Python package"
+            " (pip install pycni), or write a file, and send that by another program"
+        ) from None
+    context = ssl.create_default_context()
+    return lambda plain: context.wrap_socket(plain, server_hostname=host)

@@ -6,10 +6,11 @@ wherever else one of them stands, too.
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING
 
-from cni_common.spec import wire
+from cni_common.spec import result, wire
 from cni_common.spec.errors import CNIError
 
 if TYPE_CHECKING:
@@ -23,27 +24,37 @@ MARK = "(redacted)"
 _SECRET_LENGTH_MIN = 6  # characters: a shorter value would be found everywhere
 _OF_LIST = ("cniVersion", "cniVersions", "name", "disableCheck", "disableGC")
 _OF_ANY = ("cniVersion", "name", "type")
-_OF_RESULT = ("cniVersion", "interfaces", "ips", "routes", "dns", "ip4", "ip6")
+_OLD_IP = result.OLD_IP_SCHEMA
+_OF_RESULT = {"properties": {**result.SCHEMA["properties"], "ip4": _OLD_IP, "ip6": _OLD_IP}}
 _ARGS = (
     *("IgnoreUnknown", "K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID"),
     *("K8S_POD_INFRA_CONTAINER_ID", "IP", "MAC"),
 )
-_WORDS = (
-    r"authorization|token|secret|passw(?:or)?d|passphrase|api[-_]?key|private[-_]?key|credential"
+# What stands before it in a name is not looked at, which would take the longer the more it is.
+_KEY = (
+    r"(?:authorization|token|secret|passw(?:or)?d|passphrase|(?:api|access|private|pre-?shared)"
+    r"[-_ ]?key|credential|cookie|\bpass\b|\bpsk\b)[\w-]{0,40}"
+)
+_SIGN = r"\\*[\"']?\s*[:=]\s*"
+_MARKED = r"\(redacted\)"
+_BLOCK = re.compile(r"-----BEGIN ([A-Z ]*)-----.*?-----END \1-----", re.DOTALL)
+# A line without any of these has nothing for the patterns, which take a hundred times as long.
+_HINTS = (
+    *("authorization", "token", "secret", "pass", "key", "credential", "cookie", "psk"),
+    *("bearer", "basic", "://", "eyj", "gh", "glpat", "xox", "akia"),
 )
 _PATTERNS = (
-    (re.compile(r"-----BEGIN ([A-Z ]*)-----.*?-----END \1-----", re.DOTALL), MARK),
     (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), MARK),  # a JSON Web Token
     (re.compile(r"\b(?:gh[pousr]_|glpat-|xox[abp]-|AKIA)[\w-]{12,}"), MARK),
     (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{6,}"), rf"\1 {MARK}"),
-    (re.compile(r"(://)[^\s/@:]+:[^\s/@]+@"), rf"\1{MARK}@"),
-    (
-        re.compile(
-            rf"(?i)([\w-]*(?:{_WORDS})[\w-]*[\"']?\s*[:=]\s*[\"']?)(?!\(redacted\))[^\s\"',;]+"
-        ),
-        rf"\1{MARK}",
-    ),
+    (re.compile(r"(://)[^\s/\"'<>]+@"), rf"\1{MARK}@"),
+    # After such a word a quoted text, with or without backslashes before the quotes, or a word.
+    (re.compile(rf"(?i)({_KEY}{_SIGN}(\\*[\"']))(?!{_MARKED}).{{1,4096}}?\2"), rf"\1{MARK}\2"),
+    (re.compile(rf"(?i)({_KEY}{_SIGN})(?!\\*[\"']|{_MARKED})[^\s\"',;&]+"), rf"\1{MARK}"),
 )
+_OF_OPTION = re.compile(rf"(?i)({_KEY}[ \t]+)(?!{_MARKED})([^\s-]\S*)")
+_OPTION = re.compile(r"(?<!\S)--?[\w-]*\Z")
+_OPTION_MAX = 40  # characters
 
 
 class Redactor:
@@ -56,8 +67,6 @@ class Redactor:
 
     def configuration(self, data: bytes) -> str:
         """Return a file with a plugin's configuration, or a list of plugins, as JSON."""
-        import json
-
         try:
             config = dict(wire.decode(data))
         except CNIError as error:
@@ -84,10 +93,7 @@ class Redactor:
         found: Json = {}
         for key, value in config.items():
             if key == "prevResult" and isinstance(value, dict):
-                found[key] = {
-                    name: one if name in _OF_RESULT else self._hidden(one)
-                    for name, one in value.items()
-                }
+                found[key] = self._kept(value, _OF_RESULT)
             elif key == "ipam" and isinstance(value, dict):
                 found[key] = self._ipam(value)
             elif key in _OF_ANY and isinstance(value, str):
@@ -136,12 +142,12 @@ class Redactor:
             for one in value.values() if isinstance(value, dict) else value:
                 self._remember(one)
         elif not isinstance(value, bool) and len(str(value)) >= _SECRET_LENGTH_MIN:
-            self._secrets.add(str(value))
+            # As it is, and as messages quote it.
+            text = str(value)
+            self._secrets |= {text, json.dumps(text)[1:-1], repr(text)[1:-1]}
 
     def record(self, data: bytes) -> str:
         """Return an attachment record, whose lines are JSON; what is none is left out."""
-        import json
-
         lines = []
         for number, line in enumerate(data.splitlines(), 1):
             try:
@@ -166,10 +172,26 @@ class Redactor:
         """Return any text without what was redacted elsewhere, and without what looks secret."""
         for secret in sorted(self._secrets, key=len, reverse=True):
             text = text.replace(secret, MARK)
+        text, count = _BLOCK.subn(MARK, text)
+        self.count += count
+        return "".join(map(self._line, text.splitlines(keepends=True)))
+
+    def _line(self, line: str) -> str:
+        lowered = line.lower()
+        if not any(hint in lowered for hint in _HINTS):
+            return line
         for pattern, mark in _PATTERNS:
-            text, count = pattern.subn(mark, text)
+            line, count = pattern.subn(mark, line)
             self.count += count
-        return text
+        return _OF_OPTION.sub(self._argument, line)
+
+    def _argument(self, found: re.Match[str]) -> str:
+        """Redact the word after an option such as --password."""
+        before = found.string[max(found.start() - _OPTION_MAX, 0) : found.start()]
+        if not _OPTION.search(before):
+            return found[0]
+        self.count += 1
+        return f"{found[1]}{MARK}"
 
     def texts(self, found: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
         """Return names and texts as `text` has them."""

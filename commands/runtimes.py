@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 CONF_DIR, BIN_DIR = "/etc/cni/net.d", "/opt/cni/bin"
-READ = (".conf", ".conflist", ".json")  # by libcni
+READ = (".conf", ".conflist", ".json")  # as containerd and CRI-O ask libcni for
+_LISTS = (".conflist",)  # all that podman asks for
 _CONTAINERD = (
     "/etc/containerd/config.toml",
     "/var/lib/rancher/k3s/agent/etc/containerd/config.toml",
@@ -36,6 +37,7 @@ class Runtime:
     takes_first: bool  # of the files in `conf_dir`, as the network of all pods
     source: str  # the file that says so, "" for the runtime's own defaults
     network: str = ""  # of all pods, if the configuration names it
+    read: Sequence[str] = READ  # how the names of files end that it reads
 
     def files(self) -> list[str]:
         """Return the files of its directory, in the order in which it reads them."""
@@ -43,7 +45,8 @@ class Runtime:
             names = sorted(os.listdir(self.conf_dir))
         except OSError:
             return []
-        return [os.path.join(self.conf_dir, name) for name in names if name.endswith(READ)]
+        read = tuple(self.read)
+        return [os.path.join(self.conf_dir, name) for name in names if name.endswith(read)]
 
 
 def found() -> list[Runtime]:
@@ -95,6 +98,7 @@ def _podman() -> Iterator[Runtime]:
             _texts(merged.get("cni_plugin_dirs") or ["/usr/libexec/cni", "/usr/lib/cni", BIN_DIR]),
             takes_first=False,
             source=files[-1],
+            read=_LISTS,
         )
 
 

@@ -24,8 +24,11 @@ _LABEL = 11  # columns
 
 
 def write(load: Loader) -> None:
-    """Print networks, containers, leases, and what is wrong; for other users than root nothing."""
-    if os.geteuid() or not os.path.isdir(STATE_DIR):
+    """Print networks, containers, leases, and what is wrong; for other users than root nothing.
+
+    Raises OSError if stdout cannot be written.
+    """
+    if os.geteuid() or not any(map(os.path.isdir, (STATE_DIR, DATA_DIR))):
         return
     executable = os.path.realpath(sys.argv[0])
     try:
@@ -33,9 +36,12 @@ def write(load: Loader) -> None:
             rows = list(_rows(host))
     except (CNIError, OSError, ExceptionGroup) as error:
         rows = [("", f"this node cannot be looked at: {words_of(error)}")]
-    for label, text in rows:
-        view.write_text(f"{label:{_LABEL}}{text}", more_indent=" " * _LABEL)
-    view.write_line()
+    try:
+        for label, text in rows:
+            view.write_text(f"{label:{_LABEL}}{text}", more_indent=" " * _LABEL)
+        view.write_line()
+    except view.UndeliveredError as error:
+        raise error.reason from None  # main answers
 
 
 def _rows(host: Host) -> Iterator[tuple[str, str]]:

@@ -72,7 +72,7 @@ def _waterfall(call: Call) -> Iterator[Line]:
     mark = "█" if view.is_terminal() else "#"
     for step in sorted(call.steps, key=lambda one: (one.begin, -one.length)):
         unit = max(call.length, 1) / _BAR
-        first = min(int(step.begin / unit), _BAR - 1)
+        first = max(min(int(step.begin / unit), _BAR - 1), 0)
         width = max(min(round(step.length / unit), _BAR - first), 1)
         bar = f"{'.' * first}{mark * width}{'.' * (_BAR - first - width)}"
         yield f" {step.name}", f"{bar} {_milliseconds(step.length)}"

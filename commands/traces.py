@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")  # W3C Trace Context
 _READ_MAX = 4 * BYTES_MAX  # of one file
+_NANOSECONDS_MAX = 1 << 63  # of a clock: the year 2262
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +93,20 @@ def _calls_in(path: str) -> Iterator[Call]:
     for line in data.decode("ascii", "replace").splitlines():
         try:
             yield _call(dict(zip(FIELDS, literal_eval(line), strict=True)))
-        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        except (ArithmeticError, LookupError, TypeError, ValueError):
+            continue  # what a full disk or a bad one has made of it
+        except (MemoryError, RecursionError, SyntaxError):
             continue
 
 
 def _call(data: dict[str, Any]) -> Call:
-    """Return a line as a call. Raises ValueError, TypeError."""
-    begun, ended = int(data["begun"]), int(data["ended"])
+    """Return a line as a call. Raises ArithmeticError, LookupError, TypeError, ValueError."""
+    begun, ended, clock = (int(data[name]) for name in ("begun", "ended", "clock"))
+    if not (0 <= begun <= ended < _NANOSECONDS_MAX and 0 <= clock < _NANOSECONDS_MAX):
+        raise ValueError("its times are not those of a call")
     names, begins, ends = (data["steps"][n::3] for n in range(3))
     return Call(
-        at=int(data["clock"]) - (ended - begun),
+        at=clock - (ended - begun),
         length=(ended - begun) // 1000,
         verb=str(data["verb"]),
         plugin=str(data["plugin"]),
@@ -115,5 +120,6 @@ def _call(data: dict[str, Any]) -> Call:
         steps=[
             Step(str(name), (since - begun) // 1000, (end - since) // 1000)
             for name, since, end in zip(names, begins, ends, strict=True)
+            if 0 <= since <= end < _NANOSECONDS_MAX
         ],
     )

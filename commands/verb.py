@@ -141,7 +141,9 @@ def add_node_options(parser: ArgumentParser) -> None:
 
 def log(text: str) -> None:
     """Write a line to stderr; what `reclaim` removes does not depend on that somebody reads it."""
-    say(2, text.encode("utf-8", "backslashreplace").decode())
+    from commands.view import printable
+
+    say(2, printable(text.encode("utf-8", "backslashreplace").decode()))
 
 
 def words_of(error: Exception) -> str:

@@ -134,7 +134,7 @@ def _folded(label: str, text: str) -> list[str]:
 
 def write_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
     """Print rows below the names of their columns; nothing but `title` when there are none."""
-    cells = [[printable(cell) for cell in row] for row in rows]
+    cells, title = [[printable(cell) for cell in row] for row in rows], printable(title)
     if is_terminal() and len(rows) <= _RICH_ROWS_MAX:
         _write_rich(columns, cells, title)
         return

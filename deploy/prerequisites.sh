@@ -91,6 +91,7 @@ missing_packages() {
     command -v ping >/dev/null || echo iputils-ping
     command -v make >/dev/null || echo make
     command -v cc >/dev/null || echo gcc
+    command -v openssl >/dev/null || echo openssl
     [[ -e /usr/include/stdio.h ]] || echo libc6-dev
     [[ $wanted != --dist ]] || missing_for_dist
     [[ $wanted != --packages ]] || missing_for_packages

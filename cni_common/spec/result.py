@@ -51,7 +51,7 @@ def _keys(*names: str) -> Json:
 
 
 _ROUTES: Json = {"items": _keys("dst", "gw", *_ROUTE_NUMBERS)}
-_RESULT_SCHEMA: Json = {
+SCHEMA: Json = {
     "properties": {
         "cniVersion": {},
         "interfaces": {"items": _keys("name", "mac", "mtu", "sandbox", "socketPath", "pciID")},
@@ -62,7 +62,7 @@ _RESULT_SCHEMA: Json = {
         "dns": DNS_SCHEMA,
     }
 }
-_OLD_IP_SCHEMA: Json = {"properties": {"ip": {}, "gateway": {}, "routes": _ROUTES}}
+OLD_IP_SCHEMA: Json = {"properties": {"ip": {}, "gateway": {}, "routes": _ROUTES}}
 
 
 @dataclass(slots=True)
@@ -145,7 +145,7 @@ class Result:
 
         Raises CNIError 6 that names the invalid entry, and 1 for an unknown version.
         """
-        data = wire.fold(data, _RESULT_SCHEMA)
+        data = wire.fold(data, SCHEMA)
         version = data.get("cniVersion") or default_version
         if version not in SUPPORTED_VERSIONS:
             raise CNIError(
@@ -174,7 +174,7 @@ class Result:
         result = cls(dns=_parse_dns(_get(data, "dns", {})))
         for key in ("ip4", "ip6"):
             if key in data:
-                entry = wire.fold(_get(data, key, {}), _OLD_IP_SCHEMA)
+                entry = wire.fold(_get(data, key, {}), OLD_IP_SCHEMA)
                 result.ips.append(_parse_ip(entry, "ip"))
                 result.routes += _parse_list(entry, "routes", _parse_route)
         return result

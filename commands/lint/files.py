@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -16,7 +18,7 @@ from commands.lint.text import Span, Text, TextError
 from commands.verb import RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from cni_common.spec.wire import Json
     from commands.lint.text import Path
@@ -91,7 +93,7 @@ class File:
         return f"{self.path}:{self.text.find(path).line}"
 
 
-def gather(words: Iterable[str]) -> list[File]:
+def gather(words: Sequence[str]) -> list[File]:
     """Return the files and those of directories, in the order in which runtimes read them.
 
     Raises RefusedError for a path that is neither.
@@ -102,13 +104,13 @@ def gather(words: Iterable[str]) -> list[File]:
             files.append(File(word))
             continue
         found = [File(os.path.join(word, name)) for name in sorted(os.listdir(word))]
-        ours = [one for one in found if os.path.isfile(one.path) and _concerns(one.path)]
+        ours = [one for one in found if _concerns(one.path) and not os.path.isdir(one.path)]
         if not ours:
             raise RefusedError(f"there is no configuration in '{word}'")
         _check_order([one for one in ours if one.path.endswith(LIST + SINGLE)])
         files += ours
     for one in files:
-        _read(one)
+        _read(one, is_named=one.path in words)
     _check_names(files)
     return files
 
@@ -118,12 +120,15 @@ def _concerns(path: str) -> bool:
     return path.endswith(LIST + SINGLE) or _NEARLY.search(os.path.basename(path)) is not None
 
 
-def _read(file: File) -> None:
+def _read(file: File, *, is_named: bool) -> None:
+    """Read and judge a file. Raises RefusedError if one that the caller names cannot be read."""
     try:
-        with open(file.path, "rb") as stream:
-            data = stream.read(_BYTES_MAX + 1)
+        data = _content(file.path)
     except OSError as error:
-        raise RefusedError(f"cannot read '{file.path}': {error.strerror}") from None
+        if is_named:
+            raise RefusedError(f"cannot read '{file.path}': {error.strerror}") from None
+        file.report_at("L101", Span(), f"it cannot be read: {error.strerror}")
+        return
     if not file.path.endswith(LIST + SINGLE):
         file.report_at(
             "L103",
@@ -150,6 +155,15 @@ def _read(file: File) -> None:
     file.entries = list(_entries(file))
     _check_form(file)
     _check_version(file)
+
+
+def _content(path: str) -> bytes:
+    """Return the beginning of a regular file, without ever waiting. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    with open(fd, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", path)
+        return stream.read(_BYTES_MAX + 1)
 
 
 def _entries(file: File) -> Iterator[Entry]:
@@ -193,6 +207,12 @@ def _check_form(file: File) -> None:
 def _check_version(file: File) -> None:
     given = file.config.get("cniVersion")
     several = file.config.get("cniVersions")
+    for key, value, kind in (("cniVersion", given, str), ("cniVersions", several, list)):
+        if value is not None and not isinstance(value, kind):
+            wanted = {str: "a string", list: "an array of strings"}[kind]
+            text = f'"{key}" is {wanted}, not {wire.type_name(value)}'
+            file.report("L303", (key,), text)
+            return
     offered = [one for one in several if isinstance(one, str)] if isinstance(several, list) else []
     known = ", ".join(SUPPORTED_VERSIONS)
     for path, version in (

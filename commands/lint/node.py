@@ -200,9 +200,14 @@ def _check_pools(entry: Entry, load: Loader, node: ThisNode, made: set[str]) -> 
 
 
 def _check_choice(files: Sequence[File], node: ThisNode) -> None:
-    """Report files that a runtime does not take, as it takes the first of the directory."""
+    """Report files that a runtime does not take, by their names or as it takes the first one."""
     for runtime in node.runtimes:
         read = runtime.files()
+        for file in files:
+            is_here = os.path.dirname(os.path.abspath(file.path)) == runtime.conf_dir.rstrip("/")
+            if is_here and file.entries and not file.path.endswith(tuple(runtime.read)):
+                text = f"{runtime.name} reads {', '.join(runtime.read)} alone: rename the file"
+                file.report("L609", (), text)
         if not runtime.takes_first or not read:
             continue
         for file in files:

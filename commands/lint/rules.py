@@ -65,6 +65,7 @@ RULES: Mapping[str, Rule] = {
     "L606": Rule(WARNING, "bridged packets do not pass the firewall"),
     "L607": Rule(WARNING, "the runtime takes another file"),
     "L608": Rule(ERROR, "the plugin on this node does not know the version"),
+    "L609": Rule(WARNING, "the runtime reads no file of this name"),
 }
 
 

@@ -21,7 +21,9 @@ def run(options: Namespace, host: Host) -> int:
         host.log(f"pycni topology: not all was read: {reason}")
     if options.json:
         view.write_json(picture.json())
-    elif options.svg and options.svg != "-":
+        return DONE
+    picture = model.shown(picture)
+    if options.svg and options.svg != "-":
         with open(options.svg, "w", encoding="utf-8") as file:
             file.write(svg.drawn(picture))
     else:

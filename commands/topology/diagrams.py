@@ -81,6 +81,12 @@ def _quoted(text: str) -> str:
 
 def _escaped(text: str) -> str:
     """Return a string of Mermaid's language, which has HTML in quotes."""
-    for one, other in (("#", "#35;"), ('"', "#quot;"), ("<", "#lt;"), (">", "#gt;")):
+    for one, other in (
+        ("#", "#35;"),
+        ("&", "#amp;"),
+        ('"', "#quot;"),
+        ("<", "#lt;"),
+        (">", "#gt;"),
+    ):
         text = text.replace(one, other)
     return '"' + text.replace("\n", "<br/>") + '"'

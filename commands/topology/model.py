@@ -7,7 +7,7 @@ others are based on, or the host's own routes.
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from cni_common.node import veth
@@ -17,6 +17,7 @@ from commands.kernel import links
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from typing import Any
 
     from cni_common.kernel.link import Link as OwnLink
     from cni_common.kernel.netns import NetNS
@@ -138,6 +139,19 @@ class _Host:
         ]  # fmt: skip
 
 
+def shown(value: Any) -> Any:
+    """Return a picture, or what is in it, without what could steer a terminal or end a line.
+
+    A pod's name is what the runtime says, and the kernel takes most characters for an interface's.
+    """
+    if isinstance(value, str):
+        return view.printable(value)
+    if isinstance(value, list):
+        return [shown(one) for one in value]
+    names = getattr(value, "__match_args__", ())
+    return replace(value, **{name: shown(getattr(value, name)) for name in names})
+
+
 def look(node: Node) -> Picture:
     """Return the picture of the node at this moment."""
     picture = Picture(socket.gethostname())
@@ -239,7 +253,10 @@ def _group(name: str, host: _Host) -> Group:
 
 
 def _add_bridges(groups: dict[str, Group], host: _Host, taken: set[str]) -> None:
-    """Add the ports that are no container's, and bridges that have no others."""
+    """Add the ports that are no container's, and bridges that have no others or none."""
+    for link in host.links.values():
+        if link.kind in links.JOINING:
+            groups.setdefault(link.name, _group(link.name, host))
     for port in host.links.values():
         master = host.links.get(port.master)
         if master is None or port.name in taken:

@@ -29,23 +29,44 @@ def _add_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--last",
-        type=int,
+        type=_positive,
         default=0,
         metavar="N",
         help="the last N calls only (default: all that are noted)",
     )
     parser.add_argument(
-        "--slow", type=float, default=0.0, metavar="MS", help="calls that took so long or longer"
+        "--slow",
+        type=_milliseconds,
+        default=0.0,
+        metavar="MS",
+        help="calls that took so long or longer",
     )
     parser.add_argument("--failed", action="store_true", help="calls that failed")
     parser.add_argument(
         "--otlp",
         default="",
         metavar="FILE|URL",
-        help="export in OpenTelemetry's JSON, to a file, '-', or an http:// URL of a collector",
+        help="export in OpenTelemetry's JSON, to a file, '-', or a collector's URL",
     )
     add_node_options(parser)
 
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def _milliseconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError
+    return value
+
+
+_positive.__name__ = "positive number"  # for argparse's messages
+_milliseconds.__name__ = "number of milliseconds"
 
 VERB = Verb(
     "show what the last calls of plugins did, and how long each step took",

@@ -172,7 +172,7 @@ complete -c pycni -n '_shtab_pycni_using trace' -s h -l help -d 'show this help 
 complete -c pycni -n '_shtab_pycni_using trace' -l last -x -d 'the last N calls only (default: all that are noted)'
 complete -c pycni -n '_shtab_pycni_using trace' -l slow -x -d 'calls that took so long or longer'
 complete -c pycni -n '_shtab_pycni_using trace' -l failed -d 'calls that failed'
-complete -c pycni -n '_shtab_pycni_using trace' -l otlp -x -d 'export in OpenTelemetry'"'"'s JSON, to a file, '"'"'-'"'"', or an http:// URL of a collector'
+complete -c pycni -n '_shtab_pycni_using trace' -l otlp -x -d 'export in OpenTelemetry'"'"'s JSON, to a file, '"'"'-'"'"', or a collector'"'"'s URL'
 complete -c pycni -n '_shtab_pycni_using trace' -l json -d 'print JSON, for programs'
 complete -c pycni -n '_shtab_pycni_using trace' -l data-dir -xka "(__fish_complete_directories)" -d 'host-local'"'"'s dataDir, beside those that records name (default: /var/lib/cni/networks)'
 complete -c pycni -n '_shtab_pycni_using trace' -l state-dir -xka "(__fish_complete_directories)" -d 'where the attachment records are (default: /run/pycni)'

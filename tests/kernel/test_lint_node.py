@@ -139,8 +139,26 @@ def test_choice(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert lint(machine, second) == ["L607"]
 
 
+def test_file_name(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """podman reads lists alone."""
+    (tmp_path / "net.d").mkdir()
+    config = tmp_path / "containers.conf"
+    config.write_text(
+        f'[network]\nnetwork_backend = "cni"\nnetwork_config_dir = "{tmp_path}/net.d"\n'
+    )
+    monkeypatch.setattr("commands.runtimes._PODMAN", (str(config),))
+    path = network(tmp_path / "net.d")
+    content = json.loads(path.read_text())
+    single = {"cniVersion": "1.0.0", "name": "b", **content["plugins"][0]}
+    other = path.with_name("20-b.conf")
+    other.write_text(json.dumps(single))
+
+    assert lint(machine, path) == []
+    assert lint(machine, other) == ["L609"]
+
+
 def test_page() -> None:
     """All of these codes are tried here."""
     text = Path(__file__).read_text()
 
-    assert [code for code in (f"L60{n}" for n in range(1, 9)) if text.count(code) < 1] == []
+    assert [code for code in (f"L60{n}" for n in range(1, 10)) if text.count(code) < 1] == []

@@ -43,8 +43,22 @@ def test_summary(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_new_node(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the first ADD there is the help alone, and nothing is made."""
     monkeypatch.setattr(summary, "STATE_DIR", f"{machine.state_dir}-none")
+    monkeypatch.setattr(summary, "DATA_DIR", f"{machine.data_dir}-none")
 
     done = forked.pycni(machine.host)
 
     assert done.returncode == 0
     assert done.stdout.startswith("usage: pycni ")
+
+
+@pytest.mark.without_engine("the commands know nothing of it")
+def test_without_records(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a reboot, or by the Go plugins, there are leases and no directory of records."""
+    monkeypatch.setattr(summary, "STATE_DIR", f"{machine.state_dir}-none")
+    monkeypatch.setattr(summary, "DATA_DIR", machine.data_dir)
+    machine.ok("bridge", "ADD", machine.network(), machine.container())
+
+    done = forked.pycni(machine.host)
+
+    assert done.returncode == 0
+    assert f"network    {machine.name}: 0 containers, 1 lease\n" in done.stdout

@@ -215,6 +215,35 @@ def test_diagrams(populated: Populated) -> None:
     assert len(re.findall(r"^  group\d+ ---\|", flow, re.M)) == 4
 
 
+def test_odd_names(machine: Machine) -> None:
+    """Whatever a pod or an interface is called, each line of a picture is one, and harmless."""
+    odd = 'a"b<i>&\\\n\x1b[31m\x9b\u202e\u2028\x85\t|]'
+    node = Node(machine)
+    netns = machine.container()
+    with machine.process_in(netns):
+        machine.ok("bridge", "ADD", node.network(), netns, args=f"{POD}{odd}")
+        name = 'p"<\x1b[1m&'
+        line = ("ip", "link", "add", "name", name, "type", "bridge")
+        machine.command(machine.host, *line)
+        texts = {
+            form: pycni(machine, "topology", *form.split()).stdout
+            for form in ("", "--dot", "--mermaid", "--svg -", "--json")
+        }
+
+    for form, text in texts.items():
+        assert [one for one in text if not one.isprintable() and one != "\n"] == [], form
+    (shown,) = [line for line in texts["--dot"].splitlines() if line.startswith("  container0 [")]
+    assert shown.startswith('  container0 [label="shop/a\\"b<i>&')
+    assert shown.endswith("];")
+    (shown,) = [
+        line for line in texts["--mermaid"].splitlines() if line.startswith("  container0(")
+    ]
+    assert shown.startswith('  container0("shop/a#quot;b#lt;i#gt;#amp;')
+    ElementTree.fromstring(texts["--svg -"])
+    groups = {one["name"]: one for one in json.loads(texts["--json"])["groups"]}
+    assert groups[name]["cards"] == []
+
+
 def test_nothing(machine: Machine) -> None:
     """A node without containers is a picture, too."""
     done = pycni(machine, "topology")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -120,6 +121,35 @@ def test_export(machine: Machine, tmp_path: Path) -> None:
     assert Collector.got[1][0] == "/other"
     assert (refused.returncode, refused.stderr.count("\n")) == (FAILED, 1)
     assert "503" in refused.stderr
-    for target in ("https://localhost", url):  # by now nobody listens there
+    for target in ("https://127.0.0.1:9", url):  # by now nobody listens there
         done = pycni(machine, "trace", "--otlp", target)
         assert (done.returncode, done.stderr.count("\n")) == (FAILED, 1)
+
+
+@pytest.mark.without_engine("the commands know nothing of it")
+def test_export_by_tls(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collector with a certificate gets the spans; one whose certificate is unknown does not."""
+    machine.ok("bridge", "ADD", config(machine), machine.container())
+    certificate, key = str(tmp_path / "c.pem"), str(tmp_path / "k.pem")
+    line = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout {key} -out {certificate}"
+    line += " -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
+    machine.command(machine.host, *line.split())
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    with visiting(machine.host):
+        server = HTTPServer(("127.0.0.1", 0), Collector)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    Thread(target=server.serve_forever, daemon=True).start()
+    url = f"https://127.0.0.1:{server.server_port}/v1/traces?tenant=a"
+    Collector.got.clear()
+
+    unknown = pycni(machine, "trace", "--otlp", url)
+    monkeypatch.setenv("SSL_CERT_FILE", certificate)
+    known = pycni(machine, "trace", "--otlp", url)
+    server.shutdown()
+    server.server_close()
+
+    assert (unknown.returncode, unknown.stderr.count("\n")) == (FAILED, 1)
+    assert "certificate" in unknown.stderr
+    assert known.returncode == DONE, known.stderr
+    assert [path for path, _ in Collector.got] == ["/v1/traces?tenant=a"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -92,6 +93,14 @@ def test_a_value_is_redacted_everywhere() -> None:
         ("etcd https://user:pa55word@192.0.2.1:2379/", "pa55word"),
         ("jwt eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl end", "eyJzdWIi"),
         ("ghp_0123456789abcdefghij0123", "0123456789"),
+        ('password="correct horse battery"', "battery"),
+        ('{\\"token\\":\\"0123456789\\"}', "0123456789"),
+        ("redis://:pa55word@192.0.2.1", "pa55word"),
+        ("http://user:pa55@word@192.0.2.1/", "word"),
+        ("https://0123456789@192.0.2.1/x", "0123456789"),
+        ("etcdctl --user-password hunter22 get", "hunter22"),
+        ("Cookie: session=0123456789", "0123456789"),
+        ("wg private key: 0123456789=", "0123456789"),
         ("-----BEGIN PRIVATE KEY-----\nMIIabc\n-----END PRIVATE KEY-----", "MIIabc"),
     ],
 )
@@ -105,6 +114,8 @@ def test_what_looks_like_a_secret(text: str, secret: str) -> None:
     [
         "10.22.0.2 mynet 87428fc52280 eth0 shop/web-5d4f8",
         "https://192.0.2.1:2379/path@x",
+        "the password of nobody",
+        '10.22.0.2 counter packets 0 bytes 0 comment "bridge mynet passed eth0"',
         "map masquerade4 { type ipv4_addr : verdict }",
         "container 87428fc522803d31065e7bce3cf03fe475096631e5e07bbd7a0fde60c4cf25c7",
     ],
@@ -127,6 +138,39 @@ def test_records() -> None:
     first, second = found.splitlines()
     assert json.loads(first)["cni_args"] == f"IgnoreUnknown=1;K8S_POD_NAME=web;TOKEN={MARK}"
     assert second == "line 2 is no JSON object, left out"
+
+
+def test_results() -> None:
+    """Of a result stay the keys of the specification, at any depth."""
+    ips = [{"address": "10.1.0.2/16", "gateway": "10.1.0.1", "note": "hush-0001"}]
+    result = {"ips": ips, "interfaces": [{"name": "eth0", "key": ["hush-0002"]}], "x": "hush-0003"}
+
+    found = redacted({"type": "bridge", "prevResult": result})["prevResult"]
+
+    assert found == {
+        "ips": [{"address": "10.1.0.2/16", "gateway": "10.1.0.1", "note": MARK}],
+        "interfaces": [{"name": "eth0", "key": MARK}],
+        "x": MARK,
+    }
+
+
+def test_as_messages_quote_it() -> None:
+    """A redacted value is found where JSON or Python has quoted it, too."""
+    secret = 'a"b\\c\nd'
+    redactor = Redactor(schema_of)
+    redactor.configuration(json.dumps({"type": "bridge", "x": secret}).encode())
+
+    text = redactor.text(f"{json.dumps(secret)} {secret!r}")
+
+    assert text == f"\"{MARK}\" '{MARK}'"
+
+
+def test_large_texts() -> None:
+    """The time grows with the text, whatever is in it."""
+    for text in ("a" * (1 << 20), "-" * (1 << 20), 'token="' * (1 << 16), "://" * (1 << 16)):
+        begun = time.process_time()
+        Redactor(schema_of).text(text)
+        assert time.process_time() - begun < 10
 
 
 def test_what_is_no_json() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
+from ast import literal_eval
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,8 +15,12 @@ from typing import Any
 import pytest
 
 from cni_common.node import spans
+from cni_common.serve import cli
 from cni_common.spec.steps import CALL, LOCK, NETLINK, NFT, STEPS_MAX, now
-from commands import otlp, traces
+from commands import otlp, trace, traces
+from commands.verb import RefusedError
+from commands.verbs import commands
+from plugins import load, load_all
 
 ENVIRON = {
     "CNI_COMMAND": "ADD",
@@ -192,6 +198,57 @@ def test_broken_lines(tmp_path: Path) -> None:
     leave(tmp_path)
 
     assert len(traces.calls(str(tmp_path))) == 2
+
+
+def test_damaged_lines(tmp_path: Path) -> None:
+    """Whatever stands in the place of a number or text, the verb shows the calls that are whole."""
+    leave(tmp_path)
+    path = Path(tmp_path, spans.FILE)
+    whole = literal_eval(path.read_text())
+    odd: tuple[Any, ...] = (
+        *(None, -1, 10**40, 1e999, "x\x1b[31m", [], {}, {1: 2}, b"x", [1, 2, 3]),
+        ["a", -5, 10**30],
+    )
+    with path.open("a") as file:
+        for place in range(len(whole)):
+            for value in odd:
+                file.write(f"{(*whole[:place], value, *whole[place + 1 :])!a}\n")
+
+    found = traces.calls(str(tmp_path))
+
+    assert len(found) > len(odd)
+    trace._print(found)
+    otlp.spans(found)
+    assert all(0 <= one.length < 1 << 60 for one in found)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("ftp://x/y", "http://x:99999/", "http://[x/", "http:///x", "http://x/\u00fc"),
+        *("http://user:password@x/", "https://", "://"),
+    ],
+)
+def test_no_url(url: str) -> None:
+    """What is no URL of a collector is refused in a line."""
+    with pytest.raises(RefusedError, match="is no URL of a collector"):
+        otlp.export([], url)
+
+
+def test_without_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Python has no ssl, as in the plugins' bundle, the message says what has."""
+    monkeypatch.setitem(sys.modules, "ssl", None)
+
+    with pytest.raises(RefusedError, match="pip install pycni"):
+        otlp.export([], "https://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    "words", [("--last", "0"), ("--last", "-1"), ("--slow", "-1"), ("--slow", "nan")]
+)
+def test_refused_numbers(words: tuple[str, str]) -> None:
+    """A number that asks for nothing is refused, and not taken for all."""
+    assert cli.run(["trace", *words], load, load_all, commands()) == 2
 
 
 @pytest.mark.parametrize(

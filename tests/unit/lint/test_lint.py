@@ -477,3 +477,39 @@ def test_any_value_anywhere(tmp_path: Path, name: str) -> None:
                 assert 1 <= span.line <= len(lines)
                 assert 1 <= span.column <= len(lines[span.line - 1]) + 1
         container[key] = kept
+
+
+class TestOddFiles:
+    """Whatever has the name of a configuration, lint neither waits nor fails."""
+
+    def test_named(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        """What is no regular file is refused in a line."""
+        os.mkfifo(tmp_path / "a.conf")
+        (tmp_path / "b.conf").symlink_to("b.conf")
+
+        for name in ("a.conf", "b.conf", "c.conf"):
+            assert lint(str(tmp_path / name)) == FAILED
+            assert capfd.readouterr().err.startswith(f"pycni lint: cannot read '{tmp_path}/{name}'")
+        assert lint("/dev/zero") == FAILED
+
+    def test_in_a_directory(self, tmp_path: Path) -> None:
+        """There it is a finding, as a runtime fails on it; the others are read."""
+        os.mkfifo(tmp_path / "10-a.conf")
+        (tmp_path / "20-b.conf").symlink_to("nowhere")
+        (tmp_path / "30-c.conf").mkdir()
+        written(tmp_path / "40-d.conflist", {**BRIDGE, "isGatway": True})
+
+        _, findings = check([str(tmp_path)], load)
+
+        assert [(Path(one.file).name, one.code) for one in findings] == [
+            ("10-a.conf", "L101"),
+            ("20-b.conf", "L101"),
+            ("40-d.conflist", "L301"),
+        ]
+
+    @pytest.mark.parametrize("keys", [{"cniVersion": 1}, {"cniVersions": "1.0.0"}])
+    def test_version(self, tmp_path: Path, keys: Json) -> None:
+        """A version is text, several are a list."""
+        path = written(tmp_path / "a.conflist", BRIDGE, **keys)
+
+        assert [code for code, _ in found(path)] == ["L303"]
