@@ -27,6 +27,9 @@ _SECONDS = 10.0  # for a connection, and for an answer that is not a watch
 # server that has vanished without a word is noticed after half a minute.
 _IDLE_SECONDS, _PROBE_SECONDS, _PROBES = 15, 5, 3
 _USER_TIMEOUT_MS = 1000 * (_IDLE_SECONDS + _PROBES * _PROBE_SECONDS)
+# A server that answers the kernel, and nothing else: a watch has ended by then, as it was asked to.
+_SILENCE_SECONDS = 660.0
+_PAUSE_SECONDS = 0.5  # between two reads of a watch
 _SOCKET_OPTIONS = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _IDLE_SECONDS),
@@ -59,6 +62,7 @@ class Access:
         config, token = self._config()
         params = ConnectionParams(timeout=httpx2.Timeout(_SECONDS), trust_env=False)
         verify = params.httpx_params(config)["verify"]
+        verify.sslsocket_class = _Gathering
         return Client(
             config,
             timeout=params.timeout,
@@ -103,6 +107,35 @@ def _host_and_port(host: str, port: str) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+class _Gathering(ssl.SSLSocket):
+    """Reads all that has come. A server in Go sends an object as many records of 1.4 kB.
+
+    `pause_seconds` pass after a read that has left nothing. The Nodes of a large cluster report
+    several times a second, mostly nothing new: so a few of them are read at once.
+    """
+
+    pause_seconds = 0.0
+    _rests_until = 0.0
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        """Wait for data, and add what is there without waiting."""
+        time.sleep(max(min(self._rests_until - time.monotonic(), self.pause_seconds), 0))
+        found = super().recv(buflen, flags)
+        seconds = self.gettimeout()
+        self.settimeout(0)
+        try:
+            while found and len(found) < buflen:
+                more = super().recv(buflen - len(found), flags)
+                if not more:
+                    break
+                found += more
+        except OSError:  # mostly: it would have to wait; what is wrong is so at the next call, too
+            self._rests_until = time.monotonic() + self.pause_seconds
+        finally:
+            self.settimeout(seconds)
+        return found
+
+
 class _Transport(httpx2.HTTPTransport):
     """HTTP with bounded rates, and the token as it is on the disk at each request.
 
@@ -117,10 +150,20 @@ class _Transport(httpx2.HTTPTransport):
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send one request."""
         self._pace.wait()
+        seconds = request.extensions.get("timeout", {})
+        is_watch = seconds.get("read") is None
+        if is_watch:
+            seconds["read"] = _SILENCE_SECONDS
         if self._token:
             token = self._token.read_text(encoding="ascii").strip()
             request.headers["Authorization"] = f"Bearer {token}"
-        return super().handle_request(request)
+        response = super().handle_request(request)
+        response.headers.setdefault("Content-Type", "")  # lightkube takes it to be there
+        stream = response.extensions.get("network_stream")
+        sock = stream.get_extra_info("socket") if stream else None
+        if isinstance(sock, _Gathering):
+            sock.pause_seconds = _PAUSE_SECONDS if is_watch else 0.0
+        return response
 
 
 class Pace:

@@ -143,6 +143,21 @@ def why_closed(snapshot: Snapshot) -> str:
     )
 
 
+def whose_traffic(snapshot: Snapshot) -> str:
+    """Return where packets for this node's pods go while its ranges overlap with those of others.
+
+    On each other node the first one by name has the range (agent/network/plan.py).
+    """
+    own = snapshot.cluster.own.name
+    first = min((other.name for _, other, _ in nodes.overlaps(snapshot.cluster)), default=own)
+    if first < own:
+        return (
+            f"other nodes send packets for pods of this node to node {first}, whose name comes"
+            " first: pods here that run are not reached from there"
+        )
+    return "pods here that run stay reachable from other nodes, as this node's name comes first"
+
+
 def _plugins(choice: Choice, ipam: dict[str, Any], mtu: int) -> list[dict[str, Any]]:
     # ipMasq stays false: the agent masquerades what leaves the cluster, for all pods at once.
     interface: dict[str, Any] = {"type": choice.kind, "mtu": mtu, "ipam": ipam}

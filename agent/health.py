@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     _Request = socket.socket | tuple[bytes, socket.socket]
 
 _CONNECTIONS_MAX = 16
+_IDLE_SECONDS = 3600.0
 _SECONDS = 5.0  # that a client may take for a request
 _TEXT = "text/plain; charset=utf-8"
 
@@ -41,7 +42,11 @@ class Health:
         self._alive, self._ready, self._metrics = alive, ready, metrics
         self._server = _Server(address, self._handler())
         self.address = self._server.server_address[:2]
-        threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()
+        # It wakes by itself only to see whether it is to end, which is with the process.
+        serve = threading.Thread(
+            target=self._server.serve_forever, args=(_IDLE_SECONDS,), name="health", daemon=True
+        )
+        serve.start()
 
     def close(self) -> None:
         """Close the socket."""

@@ -207,7 +207,8 @@ class Loop:
         found = nodes.overlaps(snapshot.cluster)
         self._parts.metrics.overlaps(len(found))
         closed = configuration.why_closed(snapshot)
-        self._problems("overlap", (f"new pods are refused: {closed}",) if closed else ())
+        told = (f"new pods are refused: {closed}", configuration.whose_traffic(snapshot))
+        self._problems("overlap", told if closed else ())
 
     def _configure(self, snapshot: Snapshot, mtu: int) -> tuple[str, ...]:
         parts, seen = self._parts, self._seen

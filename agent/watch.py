@@ -28,6 +28,7 @@ _BACK_OFF_SECONDS = (1.0, 30.0)  # the pause after the first failure, and the lo
 _STEADY_SECONDS = 60.0  # a watch that lasted so long starts the pauses anew
 _GONE = 410  # of HTTP: the version is too old, everything has to be listed again
 _CAUSE = "nodes"
+_REFUSED_MAX = 100  # sentences about Nodes
 
 
 class NodeWatch:
@@ -43,10 +44,12 @@ class NodeWatch:
         self._log = log
         self._metrics = metrics
         self._members: dict[str, Member] = {}
+        self._sources: dict[str, tuple[str, ...]] = {}  # what each Member was made of
         self._runtime = ""
         self._version = ""  # of the last object seen; "" to list everything
         self._snapshot: Snapshot | None = None
         self._failure = ""
+        self._refused: set[str] = set()  # sentences that were logged
         self._back_off = BackOff(*_BACK_OFF_SECONDS)
 
     def start(self) -> None:
@@ -107,9 +110,11 @@ class NodeWatch:
 
     def _list(self, client: Client) -> None:
         members: dict[str, Member] = {}
+        self._sources.clear()
         pages = client.list(Node, chunk_size=_PAGE)
         for node in pages:
-            members[node.metadata.name] = nodes.member_of(node)
+            members[node.metadata.name] = nodes.member_of(node, self._refuse)
+            self._sources[node.metadata.name] = nodes.source_of(node)
             if node.metadata.name == self._own:
                 self._runtime = nodes.runtime_of(node)
         self._members = members
@@ -132,12 +137,20 @@ class NodeWatch:
         before = (self._members.get(name), self._runtime)
         if kind == "DELETED":
             self._members.pop(name, None)
-        else:
-            self._members[name] = nodes.member_of(node)
+            self._sources.pop(name, None)
+        elif (source := nodes.source_of(node)) != self._sources.get(name) or name == self._own:
+            self._sources[name] = source
+            self._members[name] = nodes.member_of(node, self._refuse)
             if name == self._own:
                 self._runtime = nodes.runtime_of(node) or self._runtime
         if (self._members.get(name), self._runtime) != before:
             self._publish()
+
+    def _refuse(self, text: str) -> None:
+        """Log what is left out of a Node, once."""
+        if text not in self._refused and len(self._refused) < _REFUSED_MAX:
+            self._refused.add(text)
+            self._log.warning(text, part="nodes")
 
     def _publish(self) -> None:
         self._metrics.nodes(len(self._members))

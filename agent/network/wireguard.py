@@ -73,9 +73,10 @@ def _make_key(state_dir: str, path: str) -> str:
 
 
 def is_key(text: str) -> bool:
-    """Tell whether a text is a key in base64."""
+    """Tell whether a text is a key in base64, in the one form in which WireGuard tells it again."""
     try:
-        return len(b64decode(text, validate=True)) == _KEY_BYTES
+        octets = b64decode(text, validate=True)
+        return len(octets) == _KEY_BYTES and b64encode(octets).decode() == text
     except (BinasciiError, ValueError):
         return False
 

@@ -49,6 +49,7 @@ class AgentHost:
         self.node = Node(DIST)
         self.dist = DIST
         self.program = program
+        self.name, self.api_server = "a", "192.0.2.250:6443"  # where nobody answers
         self._agent: subprocess.Popen[bytes] | None = None
         script = f"""
             mkdir -p /opt && mount -t tmpfs -o mode=755 tmpfs /opt
@@ -83,10 +84,8 @@ class AgentHost:
         words = [str(self.program)] if self.program else words
         words += [
             *options,
-            "--node-name",
-            "a",
-            "--api-server",
-            "192.0.2.250:6443",
+            *("--node-name", self.name),
+            *("--api-server", self.api_server),
             "--dist",
             str(self.dist),
         ]
@@ -121,6 +120,12 @@ class AgentHost:
         """Return the agent itself: nsenter waits for it in the first process."""
         text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
         return [int(word) for word in text.split()] or [pid]
+
+    def pid(self) -> int:
+        """Return its process id, here."""
+        assert self._agent
+        (found,) = self._children(self._agent.pid)
+        return found
 
     def uninstall(self, *options: str) -> subprocess.CompletedProcess[str]:
         """Run `uninstall` to its end."""

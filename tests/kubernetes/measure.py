@@ -4,7 +4,8 @@
 
 One cluster, one list of plugins, that of kindnet: ptp, host-local and portmap. What changes, in
 turns, is the directory of the plugins: the Go plugins, ours as a process for each call, and ours
-with the engine. The part of CNI is containerd's own metric. Writes docs/benchmarks-kubernetes.md.
+with the engine. The part of CNI is containerd's own metric. Writes docs/benchmarks-kubernetes.md,
+from the samples in build/benchmarks-kubernetes.json: --add keeps those of earlier runs there.
 """
 
 # ruff: noqa: T201  # a program of its own
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import json
 import re
 import shutil
 import statistics
@@ -20,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +38,7 @@ from tests.sockets import open_socket
 from tests.waits import wait_until
 
 PAGE = ROOT / "docs" / "benchmarks-kubernetes.md"
+SAMPLES = ROOT / "build" / "benchmarks-kubernetes.json"
 SECONDS = 600.0  # for all pods of a sample
 _ENGINE = "engine"
 _TEMPLATE = Path(__file__).with_suffix(".md")
@@ -51,6 +54,9 @@ class Sample:
     added: float  # by CNI, of all pods together
     deleted: float  # likewise
     pods: int
+
+
+Found = dict[int, dict[str, list[Sample]]]  # by number of pods and name of the column
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
     parser.add_argument("--combination", default="current", choices=combination.COMBINATIONS)
     parser.add_argument("--output", type=Path, default=PAGE)
+    parser.add_argument("--add", action="store_true", help="keep the samples of earlier runs")
     options = parser.parse_args()
     chosen = combination.COMBINATIONS[options.combination]
     numbers = [int(one) for one in options.pods.split(",")]
@@ -92,15 +99,40 @@ def main() -> int:
         with closing(Cluster(world, chosen, [archive])) as cluster:
             cluster.start()
             found = measure(cluster, numbers, options.rounds)
+    if options.add:
+        found = joined(load(SAMPLES), found)
+    SAMPLES.parent.mkdir(exist_ok=True)
+    SAMPLES.write_text(json.dumps(found, default=asdict, indent=1))
     runtime = "2.4" if chosen.containerd else "1.6"
-    head = _TEMPLATE.read_text().format(runtime=runtime, rounds=options.rounds, metric=_METRIC)
+    head = _TEMPLATE.read_text().format(runtime=runtime, metric=_METRIC)
     options.output.write_text(head + "".join(rows(found)))
     return 0
 
 
-def measure(
-    cluster: Cluster, numbers: Sequence[int], rounds: int
-) -> dict[int, dict[str, list[Sample]]]:
+def load(path: Path) -> Found:
+    """Return the samples of a file, none where there is no file."""
+    told = json.loads(path.read_text()) if path.exists() else {}
+    return {
+        int(number): {name: [Sample(**one) for one in some] for name, some in columns.items()}
+        for number, columns in told.items()
+    }
+
+
+def joined(old: Found, new: Found) -> Found:
+    """Return the samples of both, by number of pods and column."""
+    return {
+        number: {
+            column.name: [
+                *old.get(number, {}).get(column.name, ()),
+                *new.get(number, {}).get(column.name, ()),
+            ]
+            for column in COLUMNS
+        }
+        for number in sorted({*old, *new})
+    }
+
+
+def measure(cluster: Cluster, numbers: Sequence[int], rounds: int) -> Found:
     """Return the samples by number of pods and column."""
     nodes = list(cluster.nodes.values())
     for node in nodes:
@@ -108,9 +140,7 @@ def measure(
     by_hand.connect(cluster.api, nodes)
     by_hand.configure(cluster.api, nodes, "0.3.1")
     cluster.wait_ready()
-    found: dict[int, dict[str, list[Sample]]] = {
-        number: {column.name: [] for column in COLUMNS} for number in numbers
-    }
+    found: Found = {number: {column.name: [] for column in COLUMNS} for number in numbers}
     for turn in range(rounds):
         for offset in range(len(COLUMNS)):
             column = COLUMNS[(turn + offset) % len(COLUMNS)]
@@ -198,7 +228,8 @@ def rows(found: Mapping[int, Mapping[str, Sequence[Sample]]]) -> list[str]:
             cells = [_cell(values[column.name], unit) for column in COLUMNS]
             middle = {name: statistics.median(some) for name, some in values.items()}
             ratio = middle[_ENGINE] / middle["reference"] if middle["reference"] else float("nan")
-            lines.append(f"| {number} | {title} | {' | '.join(cells)} | {ratio:.2f} |\n")
+            rounds = len(values[_ENGINE])
+            lines.append(f"| {number} | {rounds} | {title} | {' | '.join(cells)} | {ratio:.2f} |\n")
     return lines
 
 

@@ -135,6 +135,13 @@ def test_overlap(network: Cluster, agents: Agents, pods: Pods) -> None:
             lambda found: any("overlapping" in item.get("message", "") for item in found.values()),
             "an event names the other node",
         )
+        network.api.wait(
+            EVENTS,
+            lambda found: any(
+                "stay reachable" in item.get("message", "") for item in found.values()
+            ),
+            "an event says what becomes of pods that run",
+        )
         configuration = node.path(f"{CONFLISTS}/{LIST}")
         wait_until(lambda: '"closed"' in configuration.read_text(), "the list is not closed")
         pods.create(pod("refused", node.name))

@@ -13,7 +13,7 @@ from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.upstream import images, report, suite
 from tests.kubernetes.world import run
 
-SECONDS = 1500  # for a group of tests
+SECONDS = 3000  # for a group of tests
 
 pytestmark = pytest.mark.skipif(
     bool(images.missing()) and not scope.ALL, reason=images.missing() or "-"

@@ -34,6 +34,7 @@ rm -rf "$folder/new"
 mkdir -p "$folder/new"
 test_of "$here" . e2e.test
 program_of "$here" k8s.io/kubernetes/test/images/agnhost agnhost
+program_of "$here" k8s.io/kubernetes/test/images/regression-issue-74839 regression-issue-74839
 program_of "$here" github.com/onsi/ginkgo/v2/ginkgo ginkgo
 source=$("$go" -C "$here" list -f '{{.Dir}}' k8s.io/kubernetes/test/images/agnhost)
 install -m 644 "$source"/porter/localhost.{crt,key} "$folder/new" # for servers with TLS

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.kubernetes.world import PROGRAMS as KUBERNETES
 from tests.machine import TOOLS, Json
 from tests.runtimes import image
 
@@ -55,6 +56,9 @@ _AGNHOST = {"Env": [_PATH], "Entrypoint": ["/agnhost"], "WorkingDir": "/"}
 IMAGES = {
     "agnhost": Image("agnhost", {**_AGNHOST, "Cmd": ["pause"]}),
     "glibc-dns-testing": Image("agnhost", {"Env": [_PATH], "Cmd": ["/bin/sh"]}),
+    "regression-issue-74839": Image(
+        "agnhost", {"Env": [_PATH], "Entrypoint": ["/regression-issue-74839"]}
+    ),
     "nginx": Image("agnhost", {**_AGNHOST, "Cmd": ["test-webserver"]}),  # any server on port 80
     "busybox": Image("busybox", {"Env": ["PATH=/bin"], "Cmd": ["sh"]}),
     "pause": Image("busybox", {"Env": ["PATH=/bin"], "Cmd": ["/pause"]}),
@@ -77,8 +81,9 @@ def _write_layer(path: Path) -> None:
     """Write the files of the image agnhost."""
     with tarfile.open(path, "w") as archive:
         archive.add(DEBIAN, arcname="", filter=_spare)
-        for name in ("agnhost", "localhost.crt", "localhost.key"):
+        for name in ("agnhost", "regression-issue-74839", "localhost.crt", "localhost.key"):
             archive.add(PROGRAMS / name, arcname=name)
+        archive.add((KUBERNETES / "coredns").resolve(), arcname="coredns")
         for name, text in _FILES.items():
             member = tarfile.TarInfo(name)
             member.mode, member.size = 0o644, len(text)
@@ -108,7 +113,7 @@ def write(path: Path, names: Iterable[str]) -> None:
         for layer in folder.iterdir():
             archive.add(layer, f"{layer.name}.tar")
         for number, name in enumerate(sorted(names)):
-            short = name.removeprefix(f"{REGISTRY}/").partition(":")[0]
+            short = name.rpartition("/")[2].partition(":")[0]
             if short not in IMAGES:
                 continue
             made, config = IMAGES[short], f"{number}.json"

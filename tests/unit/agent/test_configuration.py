@@ -103,6 +103,21 @@ def test_version(runtime: str, version: str) -> None:
     assert configuration.cni_version(Choice(cni_version="1.1.0"), runtime) == "1.1.0"
 
 
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        (("b",), "stay reachable"),
+        (("A-node",), "to node A-node, whose name comes first"),
+        (("b", "A-node", "A-other"), "to node A-node, whose name comes first"),
+    ],
+)
+def test_overlap_says_whose_traffic(others: tuple[str, ...], words: str) -> None:
+    """Pods that run lose the packets of other nodes where another node's name comes first."""
+    overlapping = tuple(_member(name, "10.244.0.0/16") for name in others)
+
+    assert words in configuration.whose_traffic(_snapshot(*RANGES, others=overlapping))
+
+
 def test_overlap_closes() -> None:
     """A range that another node has, too, is closed, and the list says with which node."""
     other = _member("b", "10.244.0.0/16", "fd00:20::/64")
