@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from bench import columns, experiments, report, verdict
+from bench import columns, experiments, netavark, report, verdict
 from bench.columns import ROOT, BenchError, Column
 from bench.experiments import Bench
 from bench.machine import description
 from bench.profile import profiles
-from bench.samples import ENGINE, FLOOR, ONE_SHOT, REFERENCE, Report
+from bench.samples import ENGINE, FLOOR, NETAVARK, ONE_SHOT, REFERENCE, Report
 
 _REFERENCE = ROOT / ".tools" / "reference"
 _CNITOOL = ROOT / ".tools" / "bin" / "cnitool"
@@ -51,12 +51,15 @@ def measure(bin_dir: Path, rounds: int, *, quick: bool, only: Sequence[str]) -> 
     `only`: names of experiments; none: all that this machine's kernel can do.
     """
     missing: dict[str, str] = {}
-    machine = description(_REFERENCE)
+    machine = description(_REFERENCE, netavark.program())
     with tempfile.TemporaryDirectory() as directory:
         programs = {name: columns.compiled(name, Path(directory)) for name in ("driver", FLOOR)}
         experiments.prepare()
-        with _columns(bin_dir, programs["driver"], missing) as present:
-            bench = Bench(present, programs[FLOOR], _CNITOOL, rounds)
+        with (
+            _columns(bin_dir, programs["driver"], missing) as present,
+            _peer(programs["driver"], missing) as peer,
+        ):
+            bench = Bench(present, programs[FLOOR], _CNITOOL, rounds, peer)
             for name, run in experiments.experiments().items():
                 is_skipped = (quick and name in experiments.SLOW) or experiments.lacks(name)
                 if name in only or not (only or is_skipped):
@@ -83,6 +86,22 @@ def _columns(bin_dir: Path, driver: Path, missing: dict[str, str]) -> Iterator[l
             else:
                 found.append(column)
         yield found
+
+
+@contextmanager
+def _peer(driver: Path, missing: dict[str, str]) -> Iterator[Column | None]:
+    """Give netavark's column, or None and the reason in `missing`."""
+    try:
+        column = netavark.column(driver)
+    except BenchError as error:
+        missing[NETAVARK] = str(error)
+        sys.stderr.write(f"no column '{NETAVARK}': {error}\n")
+        yield None
+        return
+    try:
+        yield column
+    finally:
+        column.close()
 
 
 def _options(words: Sequence[str]) -> argparse.Namespace:

@@ -12,10 +12,10 @@ from ipaddress import ip_network
 from itertools import count
 from pathlib import Path
 
-from bench import growth, iperf3, networks
+from bench import growth, iperf3, netavark, networks
 from bench.columns import Batch, BenchError, Call, Column, Floor, empty, sh
 from bench.networks import Attachment, Network, Variant
-from bench.samples import ENGINE, FLOOR, ONE_SHOT, REFERENCE, Row
+from bench.samples import ENGINE, FLOOR, NETAVARK, ONE_SHOT, REFERENCE, Row
 from plugins import TYPES
 
 AT_ONCE = (1, 8, 32)
@@ -38,6 +38,7 @@ class Bench:
     floor: Path
     cnitool: Path
     rounds: int
+    peer: Column | None = None  # netavark's
     rows: dict[str, Row] = field(default_factory=dict)
     _ids: Iterator[int] = field(default_factory=count)
 
@@ -45,16 +46,19 @@ class Bench:
         """Return a row; create it if it is new."""
         return self.rows.setdefault(key, Row(key, title, unit))
 
-    def turns(self, what: str, share: float = 1.0) -> Iterator[list[Column]]:
+    def turns(
+        self, what: str, share: float = 1.0, *, with_peer: bool = False
+    ) -> Iterator[list[Column]]:
         """Yield the columns for each round, another first each time; show progress.
 
         `share` is that of the run's rounds, for what takes long.
         """
+        columns = [*self.columns, *([self.peer] if with_peer and self.peer else [])]
         rounds = max(1, round(self.rounds * share))
         for number in range(rounds):
             progress(f"{what}: round {number + 1} of {rounds}", last=False)
-            first = number % len(self.columns)
-            yield [*self.columns[first:], *self.columns[:first]]
+            first = number % len(columns)
+            yield [*columns[first:], *columns[:first]]
         progress(f"{what}: done")
 
     def attachment(self, network: Network, container: int) -> Attachment:
@@ -104,6 +108,8 @@ def experiments(types: Sequence[str] = TYPES) -> dict[str, Callable[[Bench], Non
         found[key] = partial(attach, key=key, title=title, variant=variant)
     found["throughput"] = throughput
     found["cnitool"] = by_cnitool
+    for ports in netavark.PORTS if "portmap" in types else ():
+        found[f"netavark-{ports}"] = partial(beside_netavark, ports=ports)
     for number in AT_ONCE:
         found[f"at-once-{number}"] = partial(at_once, number=number)
     found["interpreter"] = interpreter
@@ -290,11 +296,13 @@ def at_once(bench: Bench, number: int) -> None:
 def interpreter(bench: Bench) -> None:
     """The interpreter alone, started and ended: the least of any process of ours."""
     number = max(AT_ONCE)
+    alone = bench.row("interpreter.one", "bare interpreter")
     row = bench.row("interpreter", f"bare interpreter, {number} at a time", "per second")
     call = Call(Path(sys.executable).resolve(), {}, arguments=("-I", "-S", "-c", "pass"))
     for turn in bench.turns(row.title, 0.3):
         for column in turn:
             if column.name == ONE_SHOT:
+                alone.add(column.name, column.run([call]).wall_ms)
                 batch = column.run([call] * number)
                 walls = [outcome.wall_ms for outcome in batch.outcomes]
                 row.add(column.name, number * 1000 / batch.wall_ms, walls)
@@ -330,6 +338,40 @@ def _iperf3_pair(bench: Bench, column: Column, first: int) -> Iterator[tuple[str
         yield f"c{first}", address
     run_chain(column, pair, "DEL")
     sh(f"ip link delete {network.bridge}")
+
+
+def beside_netavark(bench: Bench, ports: int) -> None:
+    """ADD and DEL of a masqueraded container with so many host ports; setup and teardown beside."""
+    key, title = f"netavark-{ports}", f"masquerade, {ports} host ports, beside netavark"
+    variant = Variant(masquerade="iptables", ports=ports or None)
+    rows = {
+        command: bench.row(f"{key}.{command.lower()}", f"bridge {command}, {title}")
+        for command in ("ADD", "DEL")
+    }
+    with _residents(bench, key, variant), _resident_of_netavark(bench, key, variant):
+        for turn in bench.turns(title, 0.5, with_peer=True):
+            for column in turn:
+                network = Network(key, column.name, column.bin_dir, variant)
+                attachment = bench.attachment(network, 0)
+                for command, row in rows.items():
+                    if column is bench.peer:
+                        batches = [column.run([netavark.call(command, attachment)])]
+                    else:
+                        batches = run_chain(column, [attachment], command)
+                    row.add(column.name, sum(batch.wall_ms for batch in batches))
+
+
+@contextmanager
+def _resident_of_netavark(bench: Bench, key: str, variant: Variant) -> Iterator[None]:
+    """Keep one container on netavark's network, which goes with the last one."""
+    if bench.peer is None:
+        yield
+        return
+    network = Network(key, NETAVARK, Path(), variant)
+    resident = Attachment(network, "/run/netns/resident3", f"{1 << 32:064x}", 31000)
+    bench.peer.run([netavark.call("ADD", resident)])
+    yield
+    bench.peer.run([netavark.call("DEL", resident)])
 
 
 def by_cnitool(bench: Bench) -> None:

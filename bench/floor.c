@@ -3,6 +3,7 @@
  *   floor BRIDGE|none   reads lines from stdin, and answers each with its nanoseconds:
  *   add HOST_END NETNS ADDRESS/PREFIX GATEWAY [ADDRESS/PREFIX GATEWAY]
  *   del HOST_END
+ *   sysctl NAME                          writes 1 to a file of /proc/sys
  *   adds COUNT HOST_END NETNS PREFIX     COUNT at a time, each in its own process, which waits for
  *   dels COUNT HOST_END                  the start: HOST_END0, NETNS0, PREFIX.1.0/16 and so on
  *
@@ -253,6 +254,14 @@ static void announce(const char *sysctl)
     close(fd);
 }
 
+static void set(const char *name)
+{
+    char path[256];
+
+    snprintf(path, sizeof path, "/proc/sys/%.200s", name);
+    announce(path);
+}
+
 static void add(int host, int home, int bridge, char **words, unsigned count)
 {
     int netns = open(words[2], O_RDONLY | O_CLOEXEC);
@@ -425,6 +434,8 @@ int main(int argc, char **argv)
             add(host, home, bridge, words, count);
         else if (count == 2 && strcmp(words[0], "del") == 0)
             delete(host, words[1]);
+        else if (count == 2 && strcmp(words[0], "sysctl") == 0)
+            set(words[1]);
         else if ((count == 5 && strcmp(words[0], "adds") == 0)
                  || (count == 3 && strcmp(words[0], "dels") == 0))
             start = many(words, bridge);

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Self
 
@@ -15,32 +16,45 @@ from bench import networks
 from bench.columns import BenchError, Call, Column, Floor, Outcome, sh
 from bench.networks import Attachment, Network
 from bench.samples import ENGINE, FLOOR
+from cni_common.kernel import nft_table
 from cni_common.kernel.netns import OWN, NetNS
+from cni_common.kernel.nft_layout import TABLE
 from plugins.firewall import cni_forward
 from plugins.firewall.filter_tables import APPEND, Edit, NftFilter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from bench.experiments import Bench
+    from cni_common.kernel.netlink import Message
+    from cni_common.spec.names import Address
 
 MANY = 1_000
 _PER_BRIDGE = 500  # a bridge has 1,023 ports
 _PER_NETNS = 50
-_SHARE = 0.3  # of the run's rounds
+_SHARE, _ROUNDS_MIN = 0.3, 25  # of the run's rounds; a ratio of two medians needs some samples
+# The kernel frees an interface for some ten milliseconds after its deletion, and rules likewise.
+_PAUSE_SECONDS = 0.03
 # By the name of the network; each plugin's own row, and the chains' sums.
 CHAINS = {
     "bridge": ("bridge", "tuning", "bandwidth", "portmap", "firewall"),
     "ptp": ("ptp", "firewall"),
 }
 SUM = ("bridge", "portmap", "firewall")
-# What the kernel does for a plugin in proportion to its neighbours, by the names in `_Kernel`.
-KERNEL_PARTS = {
-    "bridge": ("bridge",),
-    "ptp": ("ptp",),
-    "firewall": ("firewall",),
-    "chain": ("bridge", "firewall"),
+# What the kernel does for a plugin in proportion to its neighbours, by the names in `_Kernel`, and
+# how often. Of the files in /proc/sys those of the host's end, the bridge and forwarding; the
+# container's are in the part of the pair.
+KERNEL_PARTS: dict[str, dict[str, int]] = {
+    "bridge": {"bridge": 1, "element": 1, "sysctl": 4},
+    "ptp": {"ptp": 1, "element": 1, "sysctl": 3},
+    "tuning": {"sysctl": 2},
+    "portmap": {"element": 1, "sysctl": 2},
+    "firewall": {"firewall": 1},
 }
+KERNEL_PARTS["chain"] = {"bridge": 1, "element": 2, "sysctl": 6, "firewall": 1}
+_MAP = "masquerade4"  # of masquerading: cni_common.node.masquerade
+_CONTROL = ("loopback", "ADD")
 ROWS = (*dict.fromkeys(plugin for chain in CHAINS.values() for plugin in chain), "chain")
 
 
@@ -60,20 +74,23 @@ class _Node:
     column: Column
     results: dict[_Spot, networks.Json] = field(default_factory=dict)
 
-    def add(self, spot: _Spot) -> dict[str, float]:
-        """Attach, and return the milliseconds of each plugin."""
+    def add(self, spot: _Spot, pause: float = 0.0) -> dict[str, float]:
+        """Attach, and return the milliseconds of each plugin; `pause`: seconds before each."""
         self.results[spot] = {}
         spent = {}
         for plugin in CHAINS[spot.chain]:
+            time.sleep(pause)
             outcome = self._run("ADD", plugin, spot)
             self.results[spot] = json.loads(outcome.output)
             spent[plugin] = outcome.wall_ms
         return spent
 
-    def delete(self, spot: _Spot) -> dict[str, float]:
-        """Detach, and return the milliseconds of each plugin."""
-        plugins = reversed(CHAINS[spot.chain])
-        spent = {plugin: self._run("DEL", plugin, spot).wall_ms for plugin in plugins}
+    def delete(self, spot: _Spot, pause: float = 0.0) -> dict[str, float]:
+        """Detach; otherwise as `add`."""
+        spent = {}
+        for plugin in reversed(CHAINS[spot.chain]):
+            time.sleep(pause)
+            spent[plugin] = self._run("DEL", plugin, spot).wall_ms
         del self.results[spot]
         return spent
 
@@ -90,6 +107,16 @@ class _Node:
             conf["prevResult"] = self.results[spot]
         (outcome,) = self.column.run([Call(bin_dir / plugin, environ, json.dumps(conf))]).outcomes
         return outcome
+
+    def control(self) -> float:
+        """Return the milliseconds of an ADD of loopback, which has no neighbours."""
+        conf = json.dumps({"cniVersion": networks.VERSION, "name": "lo", "type": "loopback"})
+        bin_dir = self.column.bin_dir
+        attachment = Attachment(
+            Network("lo", self.column.name, bin_dir), "/run/netns/c0", "control"
+        )
+        environ = networks.environment("ADD", attachment, bin_dir) | {"CNI_IFNAME": "lo"}
+        return self.column.run([Call(bin_dir / "loopback", environ, conf)]).outcomes[0].wall_ms
 
 
 def _keys(plugin: str, spot: _Spot) -> networks.Json:
@@ -116,7 +143,7 @@ def growth(bench: Bench) -> None:
     column = next((one for one in bench.columns if one.name == ENGINE), None)
     if column is None:
         return
-    rounds = max(3, round(bench.rounds * _SHARE))
+    rounds = max(_ROUNDS_MIN, round(bench.rounds * _SHARE))
     with _attached(column) as node:
         for chain in CHAINS:
             node.add(_Spot(chain, 0, 0))
@@ -125,14 +152,18 @@ def growth(bench: Bench) -> None:
             node.add(_Spot("bridge", number // _PER_BRIDGE, number))
             node.add(_Spot("ptp", 0, number))
         many = _medians(bench, node, rounds)
+    # Minutes later the machine has another speed, with what else it does: that of `_CONTROL` tells.
+    speed = many[_CONTROL] / few[_CONTROL]
+    many = {key: ms / speed for key, ms in many.items()}
     for (what, command), ms in many.items():
         if what in ROWS:
             title = f"{what} {command}, among 1,000 attachments as a multiple of one"
             row = bench.row(f"growth-{what}.{command.lower()}", title, "times")
             alone = few[what, command]
             row.add(ENGINE, ms / alone)
-            parts = [(f"kernel {part}", command) for part in KERNEL_PARTS.get(what, ())]
-            more = sum(many[part] - few[part] for part in parts)
+            parts = KERNEL_PARTS.get(what, {})
+            keys = {(f"kernel {part}", command): times for part, times in parts.items()}
+            more = sum((many[key] - few[key]) * times for key, times in keys.items())
             row.add(FLOOR, (alone + max(0, more)) / alone)
 
 
@@ -158,10 +189,12 @@ def _medians(bench: Bench, node: _Node, rounds: int) -> dict[tuple[str, str], fl
         for turn in range(rounds):
             for chain in CHAINS:
                 spot = _Spot(chain, 0, MANY + turn)
-                spent = {"ADD": node.add(spot)}
+                time.sleep(_PAUSE_SECONDS)
+                samples.setdefault(_CONTROL, []).append(node.control())
+                spent = {"ADD": node.add(spot, _PAUSE_SECONDS)}
                 if "firewall" in CHAINS[chain]:
                     kernel.measure(turn, samples)  # among the rules of that attachment, too
-                spent["DEL"] = node.delete(spot)
+                spent["DEL"] = node.delete(spot, _PAUSE_SECONDS)
                 for command, times in spent.items():
                     for plugin, ms in times.items():
                         if chain == "bridge" or plugin == "ptp":
@@ -173,12 +206,17 @@ def _medians(bench: Bench, node: _Node, rounds: int) -> dict[tuple[str, str], fl
 
 
 class _Kernel:
-    """The kernel's part of an attachment, asked for directly: interfaces, and firewall's rules."""
+    """The kernel's parts of an attachment, asked for directly.
+
+    The pair, an element in the map of addresses to masquerade, a file in /proc/sys, and the rules
+    of firewall.
+    """
 
     def __init__(self, program: Path) -> None:
         self._pairs = {"bridge": Floor(program, "growth0"), "ptp": Floor(program, "none")}
         self._netns = NetNS(OWN)
         self._table = NftFilter(self._netns, 4)
+        self._chain = ""  # to which elements lead
 
     def __enter__(self) -> Self:
         return self
@@ -190,19 +228,43 @@ class _Kernel:
 
     def measure(self, turn: int, samples: dict[tuple[str, str], list[float]]) -> None:
         """Make each part and remove it; add the milliseconds to the samples."""
+        address = ip_address(f"10.100.200.{turn % 250}")
+
+        def note(what: str, command: str, ms: float) -> None:
+            samples.setdefault((f"kernel {what}", command), []).append(ms)
+
         for what, floor in self._pairs.items():
-            words = (f"10.100.200.{turn % 250}/16", "10.100.0.1")
-            ms = floor.ms("add", "floor", "/run/netns/c0", *words)
-            samples.setdefault((f"kernel {what}", "ADD"), []).append(ms)
-            samples.setdefault((f"kernel {what}", "DEL"), []).append(floor.ms("del", "floor"))
+            time.sleep(_PAUSE_SECONDS)
+            words = ("floor0", "/run/netns/c0", f"{address}/16", "10.100.0.1")
+            note(what, "ADD", floor.ms("add", *words))
+            for command in ("ADD", "DEL"):  # a DEL gives settings back
+                note("sysctl", command, floor.ms("sysctl", "net/ipv4/conf/floor0/arp_notify"))
+            note(what, "DEL", floor.ms("dels", "1", "floor"))  # until the event, as ours
+        time.sleep(_PAUSE_SECONDS)
+        for command, message in self._element(address).items():
+            note("element", command, _ms(partial(nft_table.apply, self._netns, [message])))
+        time.sleep(_PAUSE_SECONDS)
         lines = cni_forward.lines_of([ip_address(f"10.99.0.{turn % 250}")])
-        begun = time.perf_counter()
-        handles = self._table.commit([Edit(APPEND, cni_forward.ALLOWED, line) for line in lines])
-        made = time.perf_counter()
-        self._table.delete_rules(cni_forward.ALLOWED, handles)
-        ended = time.perf_counter()
-        samples.setdefault(("kernel firewall", "ADD"), []).append((made - begun) * 1000)
-        samples.setdefault(("kernel firewall", "DEL"), []).append((ended - made) * 1000)
+        handles: list[int] = []
+        edits = [Edit(APPEND, cni_forward.ALLOWED, line) for line in lines]
+        note("firewall", "ADD", _ms(lambda: handles.extend(self._table.commit(edits))))
+        delete = partial(self._table.delete_rules, cni_forward.ALLOWED, handles)
+        note("firewall", "DEL", _ms(delete))
+
+    def _element(self, address: Address) -> dict[str, Message]:
+        """Return what adds and what deletes an element of the map, as masquerading has it."""
+        place = _MAP, address.packed
+        if not self._chain:
+            elements = TABLE.elements(self._netns, place[0])
+            self._chain = next(element.chain for element in elements)
+        add = TABLE.add_element(*place, goto=self._chain, comment="floor")
+        return {"ADD": add, "DEL": TABLE.delete_element(*place)}
+
+
+def _ms(act: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    act()
+    return (time.perf_counter() - begun) * 1000
 
 
 def prepare() -> None:

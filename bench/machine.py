@@ -9,8 +9,12 @@ import subprocess
 from pathlib import Path
 
 
-def description(reference: Path) -> dict[str, str]:
-    """Return the properties that the figures depend on; `reference`: the Go plugins' directory."""
+def description(reference: Path, netavark: Path) -> dict[str, str]:
+    """Return the properties that the figures depend on.
+
+    `reference`: the Go plugins' directory, `netavark`: that program, which may be missing.
+    """
+    peer = {"netavark": _first_line(str(netavark), "--version")} if netavark.exists() else {}
     return {
         "processor": f"{_processor()}, {os.cpu_count()} cores",
         "load before the run": f"{os.getloadavg()[0]:.1f}",
@@ -19,6 +23,7 @@ def description(reference: Path) -> dict[str, str]:
         "reference": f"v{_plugins_version(reference)}, built by {_go_version(reference)}",
         "iptables": _first_line("iptables", "--version"),
         "nft": _first_line("nft", "--version"),
+        **peer,
     }
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.columns import Call, Column
-from bench.samples import COLUMNS, REFERENCE
+from bench.samples import COLUMNS, NETAVARK, REFERENCE
 
 Json = dict[str, Any]
 
 VERSION = "1.0.0"
 IFNAME = "eth0"
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Network:
 
     @property
     def _number(self) -> int:
-        return COLUMNS.index(self.column)
+        return (*COLUMNS, NETAVARK).index(self.column)
 
 
 @dataclass
@@ -129,6 +129,19 @@ class Attachment:
         """Return the DELs of the chain."""
         return [PluginCall(self, conf, "DEL") for conf in reversed(self.network.plugins())]
 
+    def mappings(self) -> list[Json]:
+        """Return the host ports, as runtimeConfig has them."""
+        variant = self.network.variant
+        many = range(self.first_port, self.first_port + (variant.ports or 0))
+        if variant.in_row:
+            return [{"hostPort": p, "containerPort": p, "protocol": "udp"} for p in many]
+        if len(many) > 100:  # none beside another
+            many = range(self.first_port, self.first_port + 5 * len(many), 5)
+        return [
+            {"hostPort": port, "containerPort": 80 + number, "protocol": "tcp"}
+            for number, port in enumerate(many)
+        ]
+
 
 @dataclass(frozen=True)
 class PluginCall:
@@ -144,23 +157,11 @@ class PluginCall:
         stdin: Json = {"cniVersion": VERSION, "name": network.name, **self.conf}
         if "capabilities" in stdin:
             del stdin["capabilities"]
-            stdin["runtimeConfig"] = {"portMappings": self._mappings()}
+            stdin["runtimeConfig"] = {"portMappings": self.attachment.mappings()}
         if self.attachment.result:
             stdin["prevResult"] = self.attachment.result
         environ = environment(self.command, self.attachment, network.bin_dir)
         return Call(network.bin_dir / str(self.conf["type"]), environ, json.dumps(stdin))
-
-    def _mappings(self) -> list[Json]:
-        first, variant = self.attachment.first_port, self.attachment.network.variant
-        many = range(first, first + (variant.ports or 0))
-        if variant.in_row:
-            return [{"hostPort": p, "containerPort": p, "protocol": "udp"} for p in many]
-        if len(many) > 100:  # none beside another
-            many = range(first, first + 5 * len(many), 5)
-        return [
-            {"hostPort": port, "containerPort": 80 + number, "protocol": "tcp"}
-            for number, port in enumerate(many)
-        ]
 
 
 def environment(command: str, attachment: Attachment, bin_dir: Path) -> dict[str, str]:
@@ -173,7 +174,7 @@ def environment(command: str, attachment: Attachment, bin_dir: Path) -> dict[str
         "K8S_POD_UID": attachment.containerid[-36:],
     }
     return {
-        "PATH": _PATH,
+        "PATH": PATH,
         "CNI_COMMAND": command,
         "CNI_CONTAINERID": attachment.containerid,
         "CNI_NETNS": attachment.netns,
@@ -186,7 +187,7 @@ def environment(command: str, attachment: Attachment, bin_dir: Path) -> dict[str
 def cnitool_call(cnitool: Path, command: str, attachment: Attachment, directory: Path) -> Call:
     """Return cnitool's `add` or `del`; `directory` holds the network's file."""
     bin_dir = attachment.network.bin_dir
-    environ = {"PATH": _PATH, "CNI_PATH": str(bin_dir), "NETCONFPATH": str(directory)}
+    environ = {"PATH": PATH, "CNI_PATH": str(bin_dir), "NETCONFPATH": str(directory)}
     return Call(cnitool, environ, "", (command, attachment.network.name, attachment.netns))
 
 

@@ -11,6 +11,7 @@ COLOURS = {
     "one-shot": "#e0a030",
     "engine": "#2a7fba",
     "floor": "#55a868",
+    "netavark": "#9a5fb4",
 }
 _FONT = "font-family='system-ui,sans-serif' font-size='12'"
 _BAR, _GAP, _LEFT, _WIDTH, _TOP = 13, 14, 300, 860, 60

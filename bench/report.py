@@ -9,16 +9,18 @@ from string import Template
 from bench import plot, verdict
 from bench.experiments import LEASES
 from bench.plot import number
-from bench.samples import COLUMNS, ENGINE, FLOOR, ONE_SHOT, REFERENCE, Report, Row
+from bench.samples import COLUMNS, ENGINE, FLOOR, NETAVARK, ONE_SHOT, REFERENCE, Report, Row
 
-JSON, PAGE, BARS, CURVE = (
+JSON, PAGE, BARS, CURVE, NETAVARK_BARS = (
     "benchmarks.json",
     "benchmarks.md",
     "benchmarks.svg",
     "benchmarks-leases.svg",
+    "benchmarks-netavark.svg",
 )
 _HEAD = ("", *COLUMNS, "one-shot / ref.", "engine / ref.", "engine / floor")
 _RATIOS = ((ONE_SHOT, REFERENCE), (ENGINE, REFERENCE), (ENGINE, FLOOR))
+_WORDS = "reason"  # the column that is text
 _IN_CHART = (
     "version",
     "loopback.add",
@@ -41,12 +43,13 @@ def write(report: Report, directory: Path) -> None:
 
 def files(report: Report) -> dict[str, str]:
     """Return the content of every file by its name."""
-    return {
+    found = {
         JSON: report.to_json(),
         PAGE: page(report),
         BARS: _bar_chart(report),
         CURVE: _lease_chart(report),
     }
+    return found | ({NETAVARK_BARS: _netavark_chart(report)} if _of_netavark(report) else {})
 
 
 def page(report: Report) -> str:
@@ -61,6 +64,7 @@ def page(report: Report) -> str:
         ),
         bars=_markdown(_bar_table(report)),
         table=_markdown(_table(report)),
+        netavark=_beside_netavark(report),
         profile="\n\n".join(map(_markdown, _profile_tables(report))),
     )
 
@@ -68,7 +72,12 @@ def page(report: Report) -> str:
 def text(report: Report) -> str:
     """Return the tables for a terminal."""
     lines = []
-    for table in (_table(report), *_profile_tables(report), _bar_table(report)):
+    for table in (
+        _table(report),
+        _netavark_table(report),
+        *_profile_tables(report),
+        _bar_table(report),
+    ):
         widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
         for row in table:
             first, *rest = row
@@ -82,7 +91,8 @@ def text(report: Report) -> str:
 def _table(report: Report) -> list[list[str]]:
     rows = [list(_HEAD)]
     units = ("ms", "per second", "Gbit/s", "times", "ms CPU", "MB peak")
-    for row in sorted(report.rows, key=lambda row: units.index(row.unit)):
+    others = [row for row in report.rows if NETAVARK not in row.samples]
+    for row in sorted(others, key=lambda row: units.index(row.unit)):
         ratios = [_ratio(row.ratio(column, to)) for column, to in _RATIOS]
         rows.append(
             [f"{row.title}, {row.unit}", *(_cell(row, column) for column in COLUMNS), *ratios]
@@ -91,12 +101,44 @@ def _table(report: Report) -> list[list[str]]:
 
 
 def _bar_table(report: Report) -> list[list[str]]:
-    rows = [["", "ratio", "must be", "is", "reached"]]
+    rows = [["", "ratio", "must be", "is", "reached", "limit", _WORDS]]
     for one in verdict.compare(report):
-        rows.append(
-            [one.title, one.bar.what, one.bar.rule, one.found, "yes" if one.holds else "NO"]
-        )
+        because = ["", ""] if one.holds else [_ratio(one.limit), one.reason]
+        reached = "yes" if one.holds else "NO"
+        rows.append([one.title, one.bar.what, one.bar.rule, one.found, reached, *because])
     return rows
+
+
+def _of_netavark(report: Report) -> list[Row]:
+    return [row for row in report.rows if NETAVARK in row.samples]
+
+
+def _netavark_table(report: Report) -> list[list[str]]:
+    columns = (REFERENCE, NETAVARK, ONE_SHOT, ENGINE)
+    ratios = (ONE_SHOT, ENGINE)
+    rows = [["", *columns, *(f"{column} / {NETAVARK}" for column in ratios)]]
+    for row in _of_netavark(report):
+        cells = [_cell(row, column) for column in columns]
+        found = [_ratio(row.ratio(column, NETAVARK)) for column in ratios]
+        rows.append([f"{row.title}, {row.unit}", *cells, *found])
+    return rows
+
+
+def _beside_netavark(report: Report) -> str:
+    """Return the section's chart and table; a sentence where there is nothing to show."""
+    if not _of_netavark(report):
+        return "It is not in this run."
+    chart = f"![Time of one call, beside netavark]({NETAVARK_BARS})"
+    return f"{chart}\n\n{_markdown(_netavark_table(report))}"
+
+
+def _netavark_chart(report: Report) -> str:
+    groups = []
+    for row in _of_netavark(report):
+        medians = {one: row.median(one) for one in (REFERENCE, NETAVARK, ONE_SHOT, ENGINE)}
+        known = {column: median for column, median in medians.items() if median is not None}
+        groups.append((row.title.removesuffix(", beside netavark"), known))
+    return plot.bars("Time of one call beside netavark, medians, shorter is better", groups, "ms")
 
 
 def _cell(row: Row, column: str) -> str:
@@ -112,7 +154,7 @@ def _ratio(ratio: float | None) -> str:
 
 def _markdown(table: Sequence[Sequence[str]]) -> str:
     head, *rows = table
-    marks = ["---", *["---:"] * (len(head) - 1)]
+    marks = ["---", *("---" if title == _WORDS else "---:" for title in head[1:])]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, marks, *rows))
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 REFERENCE, ONE_SHOT, ENGINE, FLOOR = "reference", "one-shot", "engine", "floor"
+NETAVARK = "netavark"  # in rows of its own
 COLUMNS = (REFERENCE, ONE_SHOT, ENGINE, FLOOR)
 
 Samples = dict[str, list[float]]  # by column

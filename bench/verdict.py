@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bench import growth
-from bench.samples import ENGINE, FLOOR, ONE_SHOT, REFERENCE, Report
+from bench import growth, reasons
+from bench.netavark import PORTS
+from bench.samples import ENGINE, FLOOR, NETAVARK, ONE_SHOT, REFERENCE, Report
 from plugins import TYPES
 
 
@@ -66,6 +67,7 @@ def bars(types: Sequence[str] = TYPES) -> tuple[Bar, ...]:
         Bar("routes-10000.add", ENGINE, 1.0),
         Bar("routes-10000.del", ENGINE, 1.0),
         *(_many_ports() if "portmap" in types else ()),
+        *(_beside_netavark() if "portmap" in types else ()),
         *(Bar(row, ENGINE, 1.3, to=FLOOR) for row in growth.rows()),
     )
 
@@ -76,6 +78,13 @@ def _many_ports() -> Iterator[Bar]:
             yield Bar(f"{row}.{command}", ENGINE, limit, to="")
 
 
+def _beside_netavark() -> Iterator[Bar]:
+    for ports in PORTS:
+        for command in ("add", "del"):
+            yield Bar(f"netavark-{ports}.{command}", ONE_SHOT, 1.0, to=NETAVARK)
+            yield Bar(f"netavark-{ports}.{command}", ENGINE, 0.3, to=NETAVARK)
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A bar, and its measurement."""
@@ -83,6 +92,8 @@ class Comparison:
     bar: Bar
     title: str
     ratio: float | None
+    limit: float | None = None  # the best ratio that physics allows, where it is known
+    reason: str = ""  # for a miss
 
     @property
     def holds(self) -> bool:
@@ -107,5 +118,8 @@ def compare(report: Report, types: Sequence[str] = TYPES) -> list[Comparison]:
         ratio = (
             (row.ratio(bar.column, bar.to) if bar.to else row.median(bar.column)) if row else None
         )
-        found.append(Comparison(bar, row.title if row else bar.row, ratio))
+        why = reasons.reason(bar.row, bar.column)
+        limit = why.limit(report, bar.row, bar.to) if why else None
+        title = row.title if row else bar.row
+        found.append(Comparison(bar, title, ratio, limit, why.why if why else ""))
     return found

@@ -259,6 +259,17 @@ fetch_unpacked() {
     touch "$folder/complete"
 }
 
+# The peer of `make bench`, which goes on without it: Debian 11 has none.
+fetch_netavark() {
+    [[ ! -e $tools/netavark/complete ]] || return 0
+    apt-cache show netavark >/dev/null 2>&1 || quietly apt-get update
+    if apt-cache show netavark >/dev/null 2>&1; then
+        fetch_unpacked "$tools/netavark" netavark
+    else
+        say "there is no package netavark: make bench compares without it, or set NETAVARK"
+    fi
+}
+
 # The executables for development: one script, and a link under each plugin's name. The script takes
 # the plugin's type from the name under which it is called.
 link_plugins() {
@@ -315,6 +326,7 @@ main() {
             go_install "$tools/reference" "${reference[@]}"
             fetch_unpacked "$tools/firewalld" firewalld python3-firewall python3-nftables
             fetch_unpacked "$tools/dhcp" isc-dhcp-server isc-dhcp-relay
+            fetch_netavark
             ;;
         --runtimes) unpack_runtimes ;;
         --image)

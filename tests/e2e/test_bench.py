@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench import report
 from bench.experiments import SLOW, experiments, lacks
-from bench.samples import ENGINE, ONE_SHOT, REFERENCE, Report
+from bench.samples import ENGINE, NETAVARK, ONE_SHOT, REFERENCE, Report
 from tests.machine import ROOT
 
 
@@ -34,9 +34,10 @@ def test_quick_run(tmp_path: Path) -> None:
     assert quick == {row.key.partition(".")[0] for row in found.rows}
     for row in found.rows:
         columns = {column for column in row.samples if min(row.samples[column]) > 0}
-        wanted = {ONE_SHOT} if row.key == "interpreter" else {REFERENCE, ONE_SHOT, ENGINE}
+        alone = row.key.startswith("interpreter")
+        wanted = {ONE_SHOT} if alone else {REFERENCE, ONE_SHOT, ENGINE}
         assert columns >= wanted, row.key
-    assert found.missing == {}
+    assert found.missing.keys() <= {NETAVARK}  # Debian 11 does not have it
     assert {"ADD, warm", "DEL, warm", "ADD, one process a call", "ADD, by the engine"} <= set(
         found.profile
     )

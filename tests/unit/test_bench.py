@@ -8,12 +8,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench import report
+from bench import netavark, report
 from bench.__main__ import main
+from bench.networks import Attachment, Network, Variant
 from bench.plot import bars as bar_chart
 from bench.plot import curve
 from bench.profile import STEPS, resolve
-from bench.samples import ENGINE, FLOOR, ONE_SHOT, REFERENCE, Report, Row, percentile
+from bench.samples import ENGINE, FLOOR, NETAVARK, ONE_SHOT, REFERENCE, Report, Row, percentile
 from bench.verdict import Bar, bars, compare
 from plugins import TYPES
 
@@ -43,7 +44,8 @@ def perfect() -> Report:
             row.add(REFERENCE, 100)
         if not bar.to:
             row.add(bar.column, bar.limit)
-        elif bar.to == REFERENCE:
+        elif bar.to in (REFERENCE, NETAVARK):
+            row.samples.setdefault(bar.to, [100.0])
             row.add(bar.column, 100 * bar.limit)
         else:
             (ours, *_) = row.samples.setdefault(bar.column, [100.0])
@@ -135,7 +137,7 @@ class TestVerdict:
         row = found.row(bar.row)
         assert row is not None
         worse = 0.9 if bar.at_least else 1.1
-        if bar.to in (REFERENCE, ""):
+        if bar.to in (REFERENCE, NETAVARK, ""):
             row.samples[bar.column] = [row.samples[bar.column][0] * worse]
         else:
             row.samples[bar.to] = [row.samples[bar.to][0] / worse]
@@ -166,7 +168,43 @@ class TestVerdict:
         many = {
             f"portmap-{key}.{call}" for key in ("range", "scattered") for call in ("add", "del")
         }
-        assert with_it - without == {"portmap-4.add", *many}
+        beside = {f"netavark-{ports}.{call}" for ports in (0, 4) for call in ("add", "del")}
+        assert with_it - without == {"portmap-4.add", *many, *beside}
+
+    def test_reasons(self) -> None:
+        """Each bar has a reason for a miss, and the page has limit and reason of those missed."""
+        row = row_with(0.7, "plain.add")
+        row.samples[FLOOR] = [1.0]
+        version = Row("version", "VERSION")
+        version.add(ENGINE, 0.5)
+
+        found = {one.bar: one for one in compare(report_of(row, version))}
+
+        assert [bar for bar in bars() if not found[bar].reason] == []
+        engine = found[Bar("plain.add", ENGINE, 0.4)]
+        assert engine.limit == pytest.approx(0.15)  # launcher and floor, of ten
+        cells = [
+            "title of plain.add",
+            "engine / reference",
+            "≤ 0.4",
+            "0.70",
+            "NO",
+            "0.15",
+            engine.reason,
+        ]
+        line = f"| {' | '.join(cells)} |"
+        assert line in report.page(report_of(row, version)).splitlines()
+
+    def test_limit_of_many(self) -> None:
+        """Of calls per second the limit is a ratio of these, too."""
+        row = Row("at-once-32.add", "title", "per second")
+        for column, value in ((REFERENCE, 100.0), (ENGINE, 200.0), (FLOOR, 800.0)):
+            row.add(column, value)
+
+        found = {one.bar.column: one for one in compare(report_of(row)) if one.bar.row == row.key}
+
+        assert found[ENGINE].limit == pytest.approx(8.0)
+        assert found[ONE_SHOT].limit is None
 
     def test_status(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """The command fails, and names what was missed, only when something was."""
@@ -201,6 +239,21 @@ class TestPage:
         page = report.page(report_of(row_with(1.0), engine="it ended"))
 
         assert "There is no column `engine` in this run: it ended." in page
+
+    def test_netavark(self) -> None:
+        """Its rows have a table and a chart of their own; without them the page says so."""
+        row = row_with(0.5, "netavark-0.add")
+        row.add(NETAVARK, 20)
+        one = report_of(row)
+
+        line = (
+            "| title of netavark-0.add, ms | 10.0 (10.0) | 20.0 (20.0) | 5.00 (5.00) | 5.00 (5.00)"
+        )
+        assert f"{line} | 0.25 | 0.25 |" in report.page(one).splitlines()
+        assert ">20.0<" in report.files(one)["benchmarks-netavark.svg"]
+        without = report_of(row_with(0.5), netavark="the program is not there")
+        assert "It is not in this run." in report.page(without)
+        assert "benchmarks-netavark.svg" not in report.files(without)
 
     def test_current(self) -> None:
         """The files in docs/ are those of the raw numbers beside them."""
@@ -247,6 +300,23 @@ class TestProfile:
         holder, attribute = resolve(name)
 
         assert callable(getattr(holder, attribute))
+
+
+def test_call_of_netavark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gets the same bridge, subnet and host ports, and its path by a variable."""
+    monkeypatch.setenv("NETAVARK", "/opt/netavark")
+    variant = Variant(masquerade="iptables", ports=2)
+    network = Network("net", NETAVARK, Path(), variant)
+
+    call = netavark.call("DEL", Attachment(network, "/run/netns/c0", f"{7:064x}"))
+
+    assert call.program == Path("/opt/netavark")
+    assert call.arguments[-2:] == ("teardown", "/run/netns/c0")
+    options = json.loads(call.stdin)
+    assert [one["host_port"] for one in options["port_mappings"]] == [20000, 20001]
+    assert options["networks"]["net"]["static_ips"] == ["10.24.1.7"]
+    subnet = {"subnet": "10.24.0.0/16", "gateway": "10.24.0.1"}
+    assert options["network_info"]["net"]["subnets"] == [subnet]
 
 
 def test_types() -> None:
