@@ -3,16 +3,17 @@
  *
  * The messages, on a SOCK_SEQPACKET socket, all numbers little-endian:
  *   engine:    "pycni\0", uint16 protocol number, 16 random bytes, the build
- *   launcher:  these 16 bytes, and 16 random bytes of its own
- *   engine:    the launcher's 16 bytes
- *   launcher:  uint32 length of the plugin's type, the type; as SCM_RIGHTS the descriptors of
- *              stdin, stdout, stderr, a file that holds the environment, and CNI_NETNS if it opens
+ *   launcher:  these 16 bytes, uint32 length of the plugin's type, the type; as SCM_RIGHTS the
+ *              descriptors of stdin, stdout, stderr, a file that holds the environment, and CNI_NETNS
+ *              if it opens
  *   engine:    int32 exit status
  * Each side serves only a process of root in its own network and mount namespaces, under its own
  * root directory: a process of a container that reaches the socket fails that test. The kernel
  * writes the sender's process id on each message (SCM_CREDENTIALS of unix(7)). A process id can be
- * reused. So a side first opens /proc/PID, then lets its random bytes come back from that process
- * id, then reads the namespaces: the open directory never shows a later process with the same id.
+ * reused, but the open directory /proc/PID never shows a later process with the same id. So the
+ * engine opens it, then lets its random bytes come back from that process id, then reads the
+ * namespaces. The launcher is younger than any engine: what has sent the engine's greeting after the
+ * launcher has begun to connect, and has begun before that, had its process id in between.
  *
  * A failure before the request is sent starts the frozen program. After that the engine may have
  * acted, and a second try could act twice: the runtime gets an error.
@@ -32,8 +33,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
-#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -56,9 +57,10 @@
 #endif
 #define CHOICE ".pycni/engine" /* a symbolic link whose text is the choice: agent/engine_choice.py */
 #define CHOICE_VARIABLE "_PYCNI_ENGINE" /* by which cni_common/serve/on_demand.py gets it */
-#define PROTOCOL 2
+#define PROTOCOL 3
 #define HELLO_MS 2000 /* for each message of the engine before the request */
 #define CHALLENGE 16 /* bytes */
+#define YOUNG_NS 20000000 /* two ticks of the clock by which processes begin */
 #define MAX_DESCRIPTORS 5
 
 /* CNI error codes: SPEC.md section 5 */
@@ -295,68 +297,114 @@ static bool has_our_surroundings(int process)
     return are_same;
 }
 
-/* Whether `engine`, which has sent `challenge`, sends ours back, and has our surroundings. */
-static bool proves_itself(int sock, const struct ucred *engine, const char *challenge)
+/* The time since the boot in the ticks of /proc/PID/stat. */
+static long long ticks_now(void)
+{
+    struct timespec now;
+    long long hz = (long long)getauxval(AT_CLKTCK);
+
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    return now.tv_sec * hz + now.tv_nsec * hz / 1000000000;
+}
+
+/* When the process with the /proc directory `process` has begun, likewise; -1 if it has ended. */
+static long long start_of(int process)
+{
+    char text[1024];
+    int fd = openat(process, "stat", O_RDONLY | O_CLOEXEC);
+    ssize_t length = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    const char *at;
+    long long start = 0;
+
+    if (fd >= 0)
+        close(fd);
+    if (length <= 0)
+        return -1;
+    text[length] = '\0';
+    at = strrchr(text, ')'); /* the end of the second field, a name with any characters */
+    for (int field = 2; at && field < 22; field++)
+        at = strchr(at + 1, ' ');
+    if (!at)
+        return -1;
+    for (at++; *at >= '0' && *at <= '9'; at++)
+        start = 10 * start + (*at - '0');
+    return start;
+}
+
+/* Whether `engine`, the sender of a greeting, is a process that had begun at `connected`, and has our
+ * surroundings. `is_young`: it had not begun before, as far as the clock tells. */
+static bool proves_itself(const struct ucred *engine, long long connected, bool *is_young)
 {
     char path[32];
-    char both[2 * CHALLENGE];
-    char echo[CHALLENGE];
-    struct ucred sender;
     int process;
-    bool is_proven;
+    bool is_ours;
+    long long start;
 
     snprintf(path, sizeof path, "/proc/%d", (int)engine->pid);
-    memcpy(both, challenge, CHALLENGE);
-    if (getrandom(both + CHALLENGE, CHALLENGE, 0) != CHALLENGE)
-        return false;
     process = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (process < 0)
         return false;
-    is_proven = send(sock, both, sizeof both, MSG_NOSIGNAL) == sizeof both
-                && receive(sock, echo, sizeof echo, HELLO_MS, &sender) == sizeof echo
-                && memcmp(echo, both + CHALLENGE, CHALLENGE) == 0 && sender.pid == engine->pid
-                && has_our_surroundings(process);
+    start = start_of(process);
+    is_ours = start >= 0 && has_our_surroundings(process);
+    *is_young = is_ours && start >= connected;
     close(process);
-    return is_proven;
+    return is_ours && !*is_young;
 }
 
-static bool is_our_engine(int sock)
+static bool is_our_engine(int sock, char *challenge, long long connected, bool *is_young)
 {
-    static const char start[] = "pycni\0" /* a uint16 */ "\2"; /* and the NUL at its end */
+    static const char start[] = "pycni\0" /* a uint16 */ "\3"; /* and the NUL at its end */
     static const char build[] = BUILD;
     enum { LENGTH = sizeof start + CHALLENGE + sizeof build - 1 };
     char hello[LENGTH + 1];
     struct ucred engine;
 
-    _Static_assert(PROTOCOL == 2, "it stands in `start`");
-    return receive(sock, hello, sizeof hello, HELLO_MS, &engine) == LENGTH
-           && memcmp(hello, start, sizeof start) == 0
-           && memcmp(hello + sizeof start + CHALLENGE, build, sizeof build - 1) == 0
-           && engine.pid > 0 && engine.uid == 0
-           && proves_itself(sock, &engine, hello + sizeof start);
+    _Static_assert(PROTOCOL == 3, "it stands in `start`");
+    if (receive(sock, hello, sizeof hello, HELLO_MS, &engine) != LENGTH
+        || memcmp(hello, start, sizeof start) != 0
+        || memcmp(hello + sizeof start + CHALLENGE, build, sizeof build - 1) != 0
+        || engine.pid <= 0 || engine.uid != 0)
+        return false;
+    memcpy(challenge, hello + sizeof start, CHALLENGE);
+    return proves_itself(&engine, connected, is_young);
 }
 
 /* Return a socket to an engine of this build that waits for a request, or -1. `has_no_engine` tells
- * whether nobody listens at all. */
-static int connect_to_engine(bool *has_no_engine)
+ * whether nobody listens at all, `is_young` whether another try will tell more. */
+static int try_to_connect(char *challenge, bool *has_no_engine, bool *is_young)
 {
     static const struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = SOCKET};
     /* Not blocking: connect must not wait for a full engine. */
     int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     int yes = 1;
+    long long now = ticks_now();
 
-    *has_no_engine = false;
+    *has_no_engine = *is_young = false;
     if (sock < 0)
         return -1;
     /* First the option: the engine's greeting may come right after connect. */
     if (setsockopt(sock, SOL_SOCKET, SO_PASSCRED, &yes, sizeof yes) == 0) {
         if (connect(sock, (const struct sockaddr *)&address, sizeof address) < 0)
             *has_no_engine = errno == ENOENT || errno == ECONNREFUSED;
-        else if (is_root(sock) && is_our_engine(sock))
+        else if (is_root(sock) && is_our_engine(sock, challenge, now, is_young))
             return sock;
     }
     close(sock);
     return -1;
+}
+
+/* The same, with a second try where the engine, or its worker, has begun at this very moment. */
+static int connect_to_engine(char *challenge, bool *has_no_engine)
+{
+    static const struct timespec pause = {.tv_nsec = YOUNG_NS};
+    bool is_young;
+    int sock = try_to_connect(challenge, has_no_engine, &is_young);
+
+    if (sock < 0 && is_young) {
+        nanosleep(&pause, NULL);
+        sock = try_to_connect(challenge, has_no_engine, &is_young);
+    }
+    return sock;
 }
 
 /* Return a file with the content of /proc/self/environ, or -1. A file, since an environment may
@@ -390,7 +438,7 @@ static int file_of_environment(void)
     return fd;
 }
 
-static bool send_request(int sock, const char *type)
+static bool send_request(int sock, const char *challenge, const char *type)
 {
     union {
         struct cmsghdr header;
@@ -398,12 +446,13 @@ static bool send_request(int sock, const char *type)
     } control = {.space = {0}};
     uint32_t length = htole32((uint32_t)strlen(type));
     struct iovec parts[] = {
+        {.iov_base = (char *)(uintptr_t)challenge, .iov_len = CHALLENGE},
         {.iov_base = &length, .iov_len = sizeof length},
         {.iov_base = (char *)(uintptr_t)type, .iov_len = strlen(type)},
     };
     struct msghdr message = {
         .msg_iov = parts,
-        .msg_iovlen = 2,
+        .msg_iovlen = sizeof parts / sizeof *parts,
         .msg_control = control.space,
     };
     const char *netns = getenv("CNI_NETNS");
@@ -455,6 +504,7 @@ int main(int argc, char **argv)
     const char *own_type = identity + sizeof IDENTITY - 1;
     const char *type = *own_type ? own_type : base_name(argc > 0 ? argv[0] : "pycni");
     const char *command = getenv("CNI_COMMAND");
+    char challenge[CHALLENGE];
     bool has_no_engine;
     int sock;
 
@@ -469,10 +519,10 @@ int main(int argc, char **argv)
     if (!command || !*command || fcntl(STDOUT_FILENO, F_GETFD) < 0 || strcmp(type, "pycni") == 0
         || !complete_standard_streams())
         start_bundle(arguments, type, false);
-    sock = connect_to_engine(&has_no_engine);
+    sock = connect_to_engine(challenge, &has_no_engine);
     if (sock < 0)
         start_bundle(arguments, type, has_no_engine);
-    if (!send_request(sock, type)) {
+    if (!send_request(sock, challenge, type)) {
         close(sock); /* without a request */
         start_bundle(arguments, type, false);
     }

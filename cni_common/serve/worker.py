@@ -29,13 +29,17 @@ if TYPE_CHECKING:
 
     from cni_common.node.host import Loader
 
-PROTOCOL = 2  # as in launcher/launcher.c, which must be of the same build
+PROTOCOL = 3  # as in launcher/launcher.c, which must be of the same build
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _SCM_CREDENTIALS = 2  # linux/socket.h; Python 3.11 has no name for it
 _CHALLENGE_BYTES = 16
 _LENGTH, _STATUS = struct.Struct("<I"), struct.Struct("<i")
 _TYPE_BYTES_MAX = 255  # NAME_MAX of linux/limits.h: the type is the name of an executable
+_DESCRIPTOR = struct.Struct("i")
 _DESCRIPTORS_MAX = 5  # stdin, stdout, stderr, environment, and CNI_NETNS if it could be opened
+_CONTROL_BYTES = socket.CMSG_SPACE(_DESCRIPTORS_MAX * _DESCRIPTOR.size) + socket.CMSG_SPACE(
+    _PEER.size
+)
 _CONVERSATION_SECONDS = 2.0  # the launcher is our own program and does not pause
 _COLLECT_EVERY = 100  # requests
 _RENEW_SECONDS = 5.0  # without a request, after which a worker of an engine on demand is replaced
@@ -159,38 +163,29 @@ class Worker:
         pid, uid = peer_of(connection)
         if uid != 0:
             return None
+        # A process id can be reused between connect and now. So the challenge comes back from it
+        # after /proc/PID was opened, and before the surroundings are read.
         with opened(f"/proc/{pid}") as process:
-            challenge = self._greet(connection, pid)
-            if challenge is None or surroundings(process) != self._surroundings:
-                return None
             directory = os.open("cwd", PROCESS, dir_fd=process)
-        try:
-            connection.send(challenge)
-            type, descriptors = _request(connection)
-        except BaseException:
-            os.close(directory)
-            raise
+            descriptors: Sequence[int] = ()
+            try:
+                challenge = self._greet(connection)
+                type, descriptors = _request(connection, challenge, pid)
+                if surroundings(process) != self._surroundings:
+                    raise ValueError("a launcher that sees other files")
+            except BaseException:
+                for fd in (directory, *descriptors):
+                    os.close(fd)
+                raise
         return Call(connection, type, directory=directory, descriptors=descriptors)
 
-    def _greet(self, connection: socket.socket, pid: int) -> bytes | None:
-        """Have process `pid` send our challenge back; return the challenge that came with it.
-
-        None: another process has answered, or the answer is another one. A process id can be reused
-        between connect and now, so it is asked for after /proc/PID was opened.
-        """
-        ours = os.urandom(_CHALLENGE_BYTES)
+    def _greet(self, connection: socket.socket) -> bytes:
+        """Send what begins the conversation; return the challenge in it. Raises OSError."""
+        challenge = os.urandom(_CHALLENGE_BYTES)
         build = self._settings.build.encode()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        connection.send(b"pycni\0" + struct.pack("<H", PROTOCOL) + ours + build)
-        answer, control, _, _ = connection.recvmsg(
-            2 * _CHALLENGE_BYTES + 1, socket.CMSG_SPACE(_PEER.size)
-        )
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
-        senders = [_PEER.unpack(data) for _, kind, data in control if kind == _SCM_CREDENTIALS]
-        is_proven = [sender[:2] for sender in senders] == [(pid, 0)]
-        if not is_proven or len(answer) != 2 * _CHALLENGE_BYTES or not answer.startswith(ours):
-            return None
-        return answer[_CHALLENGE_BYTES:]
+        connection.send(b"pycni\0" + struct.pack("<H", PROTOCOL) + challenge + build)
+        return challenge
 
     def _serve(self, call: Call) -> None:
         command = call.environ.get("CNI_COMMAND", "")
@@ -336,22 +331,29 @@ def peer_of(sock: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
-def _request(connection: socket.socket) -> tuple[str, Sequence[int]]:
-    """Return the plugin's type and the descriptors. Raises OSError, ValueError."""
-    size = _LENGTH.size + _TYPE_BYTES_MAX + 1
-    data, descriptors, flags, _ = socket.recv_fds(
-        connection, size, _DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC
-    )
-    try:
-        length = _LENGTH.unpack_from(data)[0] if len(data) >= _LENGTH.size else -1
-        is_whole = not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
-        if not is_whole or length != len(data) - _LENGTH.size or len(descriptors) < 4:
-            raise ValueError("not what a launcher sends")
+def _request(connection: socket.socket, challenge: bytes, pid: int) -> tuple[str, Sequence[int]]:
+    """Return the plugin's type and the descriptors, which process `pid` of root has sent.
+
+    They come with our challenge. Raises OSError, ValueError.
+    """
+    size = _CHALLENGE_BYTES + _LENGTH.size + _TYPE_BYTES_MAX + 1
+    data, control, flags, _ = connection.recvmsg(size, _CONTROL_BYTES, socket.MSG_CMSG_CLOEXEC)
+    descriptors = [
+        fd
+        for _, kind, part in control
+        if kind == socket.SCM_RIGHTS
+        for (fd,) in _DESCRIPTOR.iter_unpack(part[: len(part) // 4 * 4])
+    ]
+    senders = [_PEER.unpack(part)[:2] for _, kind, part in control if kind == _SCM_CREDENTIALS]
+    echo, data = data[:_CHALLENGE_BYTES], data[_CHALLENGE_BYTES:]
+    length = _LENGTH.unpack_from(data)[0] if len(data) >= _LENGTH.size else -1
+    is_whole = not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) and len(descriptors) >= 4
+    is_proven = senders == [(pid, 0)] and echo == challenge
+    if is_whole and is_proven and length == len(data) - _LENGTH.size:
         return os.fsdecode(data[_LENGTH.size :]), descriptors
-    except ValueError:
-        for fd in descriptors:
-            os.close(fd)
-        raise
+    for fd in descriptors:
+        os.close(fd)
+    raise ValueError("not what a launcher sends")
 
 
 def _environ(fd: int) -> Mapping[str, str]:

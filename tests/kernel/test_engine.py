@@ -196,6 +196,29 @@ def test_working_directory_and_environment(machine: Machine, tmp_path: Path) -> 
     assert (tmp_path / "mark").read_text() == "from the runtime"
 
 
+def test_a_request_without_the_challenge_is_not_served(machine: Machine, tmp_path: Path) -> None:
+    """What was written before the worker looked at its writer is no request."""
+    engine = machine.start_engine(workers=1)
+    (worker,) = engine.workers()
+    ask = (
+        "import os, socket, struct, sys;"
+        "s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.connect(sys.argv[1]);"
+        "e = os.memfd_create('e'); os.write(e, b'CNI_COMMAND=VERSION');"
+        "challenge = s.recv(99)[8:24] if sys.argv[2] == 'right' else s.recv(99)[:16];"
+        "socket.send_fds(s, [challenge + struct.pack('<I', 8) + b'loopback'], [0, 1, 2, e]);"
+        "print(len(s.recv(9)), file=open(sys.argv[3], 'w'))"
+    )
+    answers = {}
+    for what in ("right", "wrong"):
+        answer = tmp_path / what
+        words = ("python3", "-c", ask, str(socket_path()), what, str(answer))
+        machine.try_command(machine.host, *words)
+        answers[what] = answer.read_text() if answer.exists() else ""
+
+    assert answers == {"right": "4\n", "wrong": "0\n"}
+    assert engine.workers() == [worker]
+
+
 @pytest.mark.rotating(2)
 @pytest.mark.parametrize(
     "message",
@@ -211,9 +234,9 @@ def test_what_no_launcher_sends(machine: Machine, message: bytes) -> None:
 
     send = (
         "import socket, sys; s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET);"
-        "s.connect(sys.argv[1]); s.send(s.recv(99)[8:24] + bytes(16)); s.recv(99);"
+        "s.connect(sys.argv[1]); challenge = s.recv(99)[8:24];"
         "import os; fds = [os.pipe()[0]] * int(sys.argv[3]);"
-        "socket.send_fds(s, [bytes.fromhex(sys.argv[2])], fds)"
+        "socket.send_fds(s, [challenge + bytes.fromhex(sys.argv[2])], fds)"
     )
     for count in (0, 1, 4, 5, 9):
         words = ("python3", "-c", send, str(socket_path()), message.hex(), str(count))

@@ -23,7 +23,7 @@ from cni_common.spec.names import CURRENT_VERSION, SUPPORTED_VERSIONS
 from tests.machine import ROOT
 
 BUILD = "1.2.3"
-PROTOCOL = 2
+PROTOCOL = 3
 CHALLENGE = bytes(range(16))
 HELLO = b"pycni\0" + struct.pack("<H", PROTOCOL) + CHALLENGE + BUILD.encode()
 CONFIG = b'{"cniVersion": "1.1.0"}'
@@ -107,11 +107,8 @@ def _serve(listener: socket.socket, handler: Handler, failures: list[BaseExcepti
 
 
 def greet(connection: socket.socket) -> None:
-    """Prove to be an engine, as far as the request."""
+    """Say what an engine says before the request."""
     connection.send(HELLO)
-    answer = connection.recv(64)
-    assert (len(answer), answer[:16]) == (32, CHALLENGE)
-    connection.send(answer[16:])
 
 
 @dataclass
@@ -127,6 +124,8 @@ class Request:
     def receive(cls, connection: socket.socket) -> Request:
         """Take it from a connection."""
         message, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, 16)
+        assert message.startswith(CHALLENGE)
+        message = message[len(CHALLENGE) :]
         (length,) = struct.unpack_from("<I", message)
         assert length == len(message) - 4
         with open(descriptors[3], "rb", closefd=False) as file:
@@ -462,14 +461,57 @@ def test_another_version_is_passed_over(launcher: Launcher, hello: bytes) -> Non
     assert done.stdout == CONFIG
 
 
+def test_a_process_that_begins_after_the_launcher_gets_no_request(launcher: Launcher) -> None:
+    """It may have the process id of one that has sent the greeting and has ended."""
+    received = []
+
+    def greet_from_a_young_process(connection: socket.socket) -> None:
+        child = os.fork()  # noqa: TID251 - younger than the launcher
+        if child == 0:
+            connection.send(HELLO)
+            connection.recv(1)  # until the launcher hangs up
+            os._exit(0)
+        received.append(connection.recv(64))
+        os.waitpid(child, 0)
+
+    with launcher.engine(greet_from_a_young_process):
+        done = launcher.run()
+
+    assert done.returncode == SERVED_BY_BUNDLE
+    assert done.stdout == CONFIG
+    assert received == [b"", b""]  # a second try, as the clock of processes is coarse
+
+
+def test_an_engine_that_has_just_begun_serves(launcher: Launcher) -> None:
+    """The launcher waits for the next ticks of the clock by which processes begin."""
+    read, write = os.pipe()
+    with launcher.listening(backlog=8) as listener:
+        worker = os.fork()  # noqa: TID251 - begins at this moment
+        if worker == 0:
+            os.write(write, b"begun")
+            while True:
+                with listener.accept()[0] as connection, suppress(OSError, AssertionError):
+                    greet(connection)
+                    if connection.recv(64).startswith(CHALLENGE):
+                        connection.send(struct.pack("<i", 3))
+        os.read(read, 9)
+        try:
+            done = launcher.run()
+        finally:
+            os.kill(worker, signal.SIGKILL)
+            os.waitpid(worker, 0)
+            os.close(read)
+            os.close(write)
+
+    assert done.returncode == 3
+
+
 def test_an_engine_that_ends_before_the_request_is_passed_over(launcher: Launcher) -> None:
     """A greeting alone obliges nobody: the request was not sent yet."""
 
     def end(connection: socket.socket) -> None:
+        connection.shutdown(socket.SHUT_RD)  # nothing can be sent to it
         connection.send(HELLO)
-        answer = connection.recv(64)
-        connection.shutdown(socket.SHUT_RD)  # nothing can be sent from now on
-        connection.send(answer[16:])
 
     with launcher.engine(end):
         done = launcher.run()
