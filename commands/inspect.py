@@ -39,7 +39,7 @@ class Attached:
 
     network: str
     ifname: str
-    plugins: list[str]  # that have a record
+    plugins: list[str]  # that have a record, by name
     dns: Json
     devices: list[str]  # interfaces of the host that are its alone
     usage: list[Usage]
@@ -161,7 +161,7 @@ def _attached(
             )
     missing = [*node.lost_leases(records)]
     missing += [f"{one.kind} {one.what}" for one in node.owned(records) if not one.present]
-    plugins = list(dict.fromkeys(one.plugin for one in sorted(records, key=lambda o: o.changed)))
+    plugins = sorted({one.plugin for one in records})
     return Attached(
         network, attachment.ifname, plugins, _dns(records), list(devices), usage, missing
     )

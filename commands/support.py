@@ -54,9 +54,10 @@ def run(options: Namespace, host: Host) -> int:
         return DONE
     view.write_line(path)
     view.write_text(
-        f"{len(found)} files, {size / 1000:.0f} kB. {redacted} values were redacted: keys of"
-        " configurations that no plugin here knows, and what looks like a secret. Names and"
-        " addresses of containers are in it: look into it before you send it."
+        f"{len(found)} files, {size / 1000:.0f} kB. {view.number(redacted, 'value')}"
+        f" {'was' if redacted == 1 else 'were'} redacted: keys of configurations that no plugin"
+        " here knows, and what looks like a secret. Names and addresses of containers are in it:"
+        " look into it before you send it."
     )
     return DONE
 

@@ -32,7 +32,8 @@ CONF_DIR, STATE, NETWORKS = (
     Path("/run/pycni"),
     Path("/var/lib/cni/networks"),
 )
-NODE, BIN = "worker-1", "/opt/cni/bin"  # what pages call this machine, and our directory
+OPT = "/opt/cni"
+NODE, BIN = "worker-1", f"{OPT}/bin"  # what pages call this machine, and our directory
 BLOCK = re.compile(
     r"^<!-- (?P<kind>scene|then): (?P<name>.+?) -->$|^```console\n(?P<text>.*?)^```$", re.M | re.S
 )
@@ -50,7 +51,19 @@ MASKS = (
     (re.compile(r"\b\d+ tcp\b|(?<=192\.0\.2\.2: )\d+"), "CONNECTIONS"),
     (re.compile(r"\b(cubic|bbr|reno) cwnd \d+"), "CWND"),
     (re.compile(r"\b(reachable|delay|stale|probe)\b"), "NEIGHBOUR"),
-    (re.compile(r"\b\d+ (files|values)\b"), r"N \1"),
+    (re.compile(r"\b\d+ (files|values?)\b"), r"N \1"),
+    (re.compile(r"^counters that are not zero\n(  .*\n)*", re.M), ""),
+    # What doctor says of the machine itself.
+    (
+        re.compile(
+            r"(^  (ok|warning|error) +(runtimes|containerd|CRI-O|podman): .*\n(   .*\n)*)+", re.M
+        ),
+        "R",
+    ),
+    (re.compile(r"^  ok +(net.bridge|udev|net.ipv4.conf).*\n(   .*\n)*", re.M), ""),
+    (re.compile(r"module\s+'\w+'\s+is\s[^;]*"), "MODULE"),
+    (re.compile(r"\d+\s+MiB\s+free(,\s+\d+\s+inodes)?"), "ROOM"),
+    (re.compile(r"^\d+ ok", re.M), "N ok"),
     (re.compile(r"\s+"), " "),
 )
 
@@ -98,6 +111,8 @@ class World:
     def answer(self, line: str) -> str:
         """Return what a page shows of a command line."""
         text = self._shell(line).stdout
+        archive = "pycni-support-"
+        text = text.replace(f"{archive}{gethostname()}-", f"{archive}{NODE}-")
         for one, other in ((str(CNI_BIN), BIN), (gethostname(), NODE), (str(self._tmp), "/root")):
             text = re.sub(rf"(?<![\w-]){re.escape(one)}(?![\w-])", other, text)
         return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
@@ -126,6 +141,12 @@ class World:
         text = json.dumps({"cniVersion": "1.0.0", "name": "mynet", "plugins": plugins}, indent=2)
         CONF_DIR.mkdir(parents=True, exist_ok=True)
         (CONF_DIR / "10-mynet.conflist").write_text(text)
+
+    def file(self, name: str, *plugins: Json) -> None:
+        """Write a list of plugins into the working directory."""
+        network = name.partition("-")[2].partition(".")[0]
+        config = {"cniVersion": "1.0.0", "name": network, "plugins": plugins}
+        (self._tmp / name).write_text(json.dumps(config, indent=2))
 
     def add(self, pod: str, port: int = 0, command: str = "ADD", directory: str = "") -> str:
         """Attach the sandbox of a pod as a runtime does; return the error, "" for none."""
@@ -271,10 +292,39 @@ def delete_by_go(world: World) -> None:
     world.end("db")
 
 
-SCENES = {"shop": shop, "small": small, "go": by_go}
+def guarded(world: World) -> None:
+    """The same, plugins where runtimes look, and a firewall that drops what is forwarded."""
+    shop(world)
+    world.sh(f"mkdir -p {OPT} && mount -t tmpfs tmpfs {OPT} && ln -s {CNI_BIN} {BIN}")
+    world.sh("nft 'add table ip filter; add chain ip filter FORWARD { type filter hook forward"
+             " priority 0; policy drop; }'")  # fmt: skip
+
+
+def files(world: World) -> None:
+    """Two files in the working directory, one of them with two mistakes."""
+    world.node()
+    ipam: Json = {"type": "host-local", "ranges": [[{"subnet": "10.1.0.0/24"}]]}
+    ipam["routes"] = [{"dst": "0.0.0.0/0"}]
+    bridge: Json = {"type": "bridge", "bridge": "cni0", "isGateway": True, "ipMasq": True}
+    world.file("10-web.conflist", {**bridge, "ipam": ipam})
+    wrong = [[{"subnet": "10.1.0.0/24", "gateway": "10.2.0.1"}]]
+    wrong_bridge = {"type": "bridge", "isGatway": True, "ipam": {**ipam, "ranges": wrong}}
+    world.file("20-wrong.conflist", wrong_bridge)
+
+
+def secret(world: World) -> None:
+    """Write a password into the node's configuration, under a key that no plugin has."""
+    path = CONF_DIR / "10-mynet.conflist"
+    config = json.loads(path.read_text())
+    config["plugins"][0]["etcd"] = {"user": "node", "password": "correct horse"}
+    path.write_text(json.dumps(config, indent=2))
+
+
+SCENES = {"shop": shop, "small": small, "go": by_go, "guarded": guarded, "files": files}
 EVENTS = {
     "a minute passes": pass_time,
     "the node restarts": reboot,
+    "a password in the configuration": secret,
     "the program listens on loopback alone": listen_on_loopback,
     "pods of both": beside_go,
     "the pod of the Go plugins goes": delete_of_go,
