@@ -70,15 +70,17 @@ def _print(options: Namespace, containerid: str, attachments: list[_Attachment])
     for one in attachments:
         view.write_line()
         title = f"{one.owner.ifname or 'any interface'} on network {one.network}"
-        view.write_table(("what", "which", "state"), one.rows(), title=title)
+        view.write_page([(title, ""), *one.rows()])
         if options.kernel:
             view.write_line()
-            rows = [[found.kind, found.what, where] for where, found in one.kernel()]
-            view.write_table(("kernel", "which", "where"), rows)
+            found = one.kernel()
+            for where in dict.fromkeys(where for where, _ in found):
+                rows = [(o.kind, o.what) for place, o in found if place == where]
+                view.write_page([(f"in the kernel, of the {where}", ""), *rows])
 
 
 def _state_of(record: Known) -> str:
-    return f"damaged: {record.damage}" if record.damage else f"changed {record.changed_at}"
+    return f"damaged: {record.damage};" if record.damage else f"changed {record.changed_at}"
 
 
 def _kernel_json(attachment: _Attachment, options: Namespace) -> Json:
@@ -123,18 +125,18 @@ class _Attachment:
         """Whether something is missing."""
         return bool(self._lost) or not all(one.present for one in self._objects)
 
-    def rows(self) -> list[list[str]]:
-        """Return the rows of a table."""
-        facts = self._facts
-        rows = [["pod", self._pod, ""]] if self._pod else []
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the lines of a page."""
+        path = str(self._facts.get("netns", ""))
+        rows = [("pod", self._pod)] if self._pod else []
         state = {True: "alive", False: "gone", None: "unknown"}[self._alive]
-        rows.append(["netns", str(facts.get("netns", "")), state])
-        rows += [[f"record of {o.plugin}", o.path, _state_of(o)] for o in self._records]
-        rows += [["lease", o.file, f"since {o.held.since}"] for o in self._leases]
-        rows += [["lease", file, "missing"] for file in self._lost]
+        rows.append(("netns", f"{path}, {state}" if path else state))
+        rows += [(f"record of {o.plugin}", f"{_state_of(o)} {o.path}") for o in self._records]
+        rows += [("lease", f"{o.file} since {o.held.since}") for o in self._leases]
+        rows += [("lease", f"{view.MISSING}{file}") for file in self._lost]
         for one in self._objects:
             kind = f"{one.kind} (shared)" if one.shared else one.kind
-            rows.append([kind, one.what, "present" if one.present else "missing"])
+            rows.append((kind, one.what if one.present else f"{view.MISSING}{one.what}"))
         return rows
 
     def kernel(self) -> list[tuple[str, Dump]]:

@@ -1,11 +1,10 @@
-"""How the answers look: a table in colour on a terminal, plain text elsewhere, or JSON."""
+"""How the answers look: in colour on a terminal, plain text elsewhere, or JSON."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-import re
 import shutil
 import sys
 import textwrap
@@ -19,20 +18,8 @@ if TYPE_CHECKING:
 
 WIDTH = 80  # of text that goes into a file
 _WIDTH_MIN = 40  # a narrower terminal breaks lines by itself
-_LABEL_MAX = 20  # columns
-_SHORT, _LONG = 12, re.compile(r"[0-9a-f]{32,}")
-_RICH_ROWS_MAX = 2000  # rich takes 2 ms a row, too many to read
-_STYLES = {  # of what a cell says, whichever column it is in
-    "yes": "green",
-    "alive": "green",
-    "present": "green",
-    "no": "red",
-    "gone": "red",
-    "missing": "red",
-    "now": "red",
-    "later": "yellow",
-    "unknown": "yellow",
-}
+_LABEL_MAX = 24  # columns
+MISSING = "missing: "  # how a text begins that stands out on a page
 
 
 class UndeliveredError(Exception):
@@ -116,12 +103,18 @@ def write_page(lines: Sequence[tuple[str, str]], *, again: bool = False) -> None
     page = []
     for number, (label, text) in enumerate(lines):
         if text:
-            page += _folded(printable(label).ljust(column) if label else "", printable(text))
+            folded = _folded(printable(label).ljust(column) if label else "", printable(text))
+            page += _in_red(folded) if text.startswith(MISSING) else folded
         else:
             page += ([""] if number else []) + [f"{bold}{printable(label)}{plain}"]
     start = "\x1b[H\x1b[2J" if again and is_terminal() else ""
     end = "\n" if again and not start else ""
     _write(start + "".join(f"{line}\n" for line in page) + end)
+
+
+def _in_red(lines: list[str]) -> list[str]:
+    """Return lines that stand out on a terminal."""
+    return [f"\x1b[31m{line}\x1b[0m" for line in lines] if is_terminal() else lines
 
 
 def _folded(label: str, text: str) -> list[str]:
@@ -132,21 +125,6 @@ def _folded(label: str, text: str) -> list[str]:
     return [f"{lead if not n else ' ' * len(lead)}{line}" for n, line in enumerate(lines)]
 
 
-def write_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
-    """Print rows below the names of their columns; nothing but `title` when there are none."""
-    cells, title = [[printable(cell) for cell in row] for row in rows], printable(title)
-    if is_terminal() and len(rows) <= _RICH_ROWS_MAX:
-        _write_rich(columns, cells, title)
-        return
-    lines = [[column.upper() for column in columns], *([cell or "-" for cell in r] for r in cells)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in (lines if rows else ())
-    ]
-    _write("".join(f"{line}\n" for line in (*([title] if title else ()), *text)))
-
-
 def printable(text: str) -> str:
     """Return `text` with what could steer a terminal written out."""
     if text.isprintable():
@@ -154,42 +132,6 @@ def printable(text: str) -> str:
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
     )
-
-
-def answer(alive: bool | None) -> str:  # noqa: FBT001 - the answer to one question
-    """Return yes, no or unknown."""
-    return {True: "yes", False: "no", None: "unknown"}[alive]
-
-
-def _write_rich(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
-    import io
-
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    page = io.BytesIO()
-    file = io.TextIOWrapper(page, encoding=_encoding(), errors="backslashreplace")
-    # Without emoji, which the bundle leaves out: a colon in a name stays one.
-    console = Console(file=file, force_terminal=True, highlight=False, emoji=False)
-    if title:
-        console.print(Text(title, style="bold"))
-    if rows:
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold cyan")
-        for column in columns:
-            table.add_column(column, overflow="fold")
-        for row in rows:
-            # Text, not markup: a name in brackets is no style.
-            table.add_row(*(Text(_short(cell), style=_STYLES.get(cell, "")) for cell in row))
-        console.print(table)
-    file.flush()
-    _deliver(page.getvalue())
-
-
-def _short(cell: str) -> str:
-    """Return the beginning of a container's id: `explain` takes that too."""
-    return cell[:_SHORT] if _LONG.fullmatch(cell) else cell
 
 
 def _write(text: str) -> None:

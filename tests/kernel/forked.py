@@ -17,7 +17,7 @@ from tests.machine import CNI_BIN
 from tests.resident import visiting
 
 # What commands import only when they need it: imported once for all forks.
-_LATE = ("pyroute2", "rich.box", "rich.console", "rich.table", "rich.text")
+_LATE = ("pyroute2", "rich.style")
 
 
 def pycni(netns: str, *words: str) -> subprocess.CompletedProcess[str]:
