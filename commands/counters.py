@@ -33,6 +33,8 @@ BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 _BYTES_MAX = 1 << 20
 _SETTLED_NS = 1_000_000_000  # a call that has ended for so long has left its line
 _VERBS = frozenset({Command.ADD, Command.DEL, Command.CHECK, Command.GC, Command.STATUS})
+_EXHAUSTED = "no IP addresses available"  # of an ADD's refusal, in the reference's words, too
+RECLAIMED = "reclaim"  # why a lease was released
 _OTHER = "other"  # labels have no words of a caller's choice: they would be without bound
 
 
@@ -47,6 +49,12 @@ def of_calls(state_dir: str) -> list[Family]:
         return list(_families(counts))
 
 
+def note_released(state_dir: str, reason: str, count: int) -> None:
+    """Count leases that others than their owner's DEL or GC have released. Raises OSError."""
+    with _kept(state_dir) as counts:
+        counts["released"][reason] = counts["released"].get(reason, 0) + count
+
+
 def _end(call: Call) -> int:
     return call.at + 1000 * call.length
 
@@ -56,6 +64,7 @@ def _count(counts: Json, call: Call) -> None:
     plugin = call.plugin if call.plugin in TYPES else _OTHER
     key = f"{verb} {plugin} {call.code}"
     counts["requests"][key] = counts["requests"].get(key, 0) + 1
+    counts["exhausted"] += call.verb == Command.ADD and _EXHAUSTED in call.message
     seconds = call.length / 1e6
     spread = counts["durations"].setdefault(f"{verb} {plugin}", [0.0, *[0] * (len(BUCKETS) + 1)])
     spread[0] += seconds
@@ -83,6 +92,14 @@ def _families(counts: Json) -> Iterator[Family]:
         steps.add(count, "_count", step=name)
         steps.add(seconds, "_sum", step=name)
     yield steps
+    exhausted = Family("pycni_ipam_exhausted", "ADDs that found no free address.", COUNTER)
+    exhausted.add(counts["exhausted"])
+    yield exhausted
+    what = "Leases that were released without a DEL or GC, by reason."
+    released = Family("pycni_ipam_released", what, COUNTER)
+    for reason, count in sorted({RECLAIMED: 0, **counts["released"]}.items()):
+        released.add(count, reason=reason)
+    yield released
 
 
 def _add_histogram(family: Family, total: float, counted: Sequence[int], **labels: str) -> None:
@@ -114,7 +131,15 @@ def _kept(state_dir: str) -> Iterator[Json]:
 
 
 def _read(data: bytes) -> Json:
-    none: Json = {"end": 0, "buckets": list(BUCKETS), "requests": {}, "durations": {}, "steps": {}}
+    none: Json = {
+        "end": 0,
+        "buckets": list(BUCKETS),
+        "requests": {},
+        "durations": {},
+        "steps": {},
+        "exhausted": 0,
+        "released": {},
+    }
     try:
         found = json.loads(data)
     except ValueError:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Line = tuple[str, str]
 
 NOW, LATER, NEVER = "now", "later", "no"  # what `reclaim` does with a finding
-_LEASE = "lease"
+LEASE = "lease"
 _ADVICE = {
     NOW: "run 'pycni reclaim'",
     LATER: "run 'pycni reclaim' twice, a minute apart",
@@ -41,9 +41,9 @@ def of_missing(lacking: Sequence[Missing]) -> str:
 
 def counted(findings: Sequence[Finding]) -> str:
     """Return how many objects there are of how many containers: 3 leases of 2 dead containers."""
-    kinds = Counter(_LEASE if one.kind == _LEASE else "" for one in findings)
-    leases, others = kinds[_LEASE], kinds[""]
-    words = [_number(leases, _LEASE)] if leases else []
+    kinds = Counter(LEASE if one.kind == LEASE else "" for one in findings)
+    leases, others = kinds[LEASE], kinds[""]
+    words = [_number(leases, LEASE)] if leases else []
     words += [_number(others, "other object" if leases else "object")] if others else []
     containers = {one.containerid for one in findings} - {""}
     of = f" of {_number(len(containers), 'dead container')}" if containers else " of nobody"

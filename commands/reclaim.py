@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cni_common.spec.undo import BestEffort
-from commands import DONE, FOUND, grouped, leftovers, view
+from commands import DONE, FOUND, counters, grouped, leftovers, view
 from commands.audit import Audit
 from commands.first_seen import FirstSeen
 from commands.grouped import LATER, NEVER, NOW
@@ -63,7 +64,12 @@ def _remove(
     left = look()
     first_seen.remember(one.key for one in left if one.reclaim == LATER)
     remaining = {(one.kind, one.what, one.containerid) for one in left}
-    return [o for o in before if (o.kind, o.what, o.containerid) not in remaining], left
+    gone = [o for o in before if (o.kind, o.what, o.containerid) not in remaining]
+    leases = sum(one.kind == grouped.LEASE for one in gone)
+    if leases:
+        with suppress(OSError):  # what is counted is worth no failure
+            counters.note_released(host.state_dir, counters.RECLAIMED, leases)
+    return gone, left
 
 
 def _act(findings: Sequence[Finding], steps: BestEffort) -> None:

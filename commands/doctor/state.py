@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from cni_common.serve.cli import ENGINE_SOCKET
-from commands import grouped, missing
+from commands import grouped, held, missing
 from commands.audit import Audit
 from commands.doctor.lines import ERROR, OK, WARNING, Line
 from commands.first_seen import FirstSeen
@@ -71,9 +71,10 @@ def room(patient: Patient) -> Iterator[Line]:
 
 def locks(patient: Patient) -> Iterator[Line]:
     """Report calls that hold a lock for longer than any call takes."""
-    ours = dict(_lock_files(patient))
+    roots = (patient.options.data_dir, held.records(patient.host.state_dir))
+    ours = dict(held.files(roots))
     holders = []
-    for number, pid in _held():
+    for number, pid in held.locks():
         age = _age(pid)
         if number in ours and age > _LOCK_SECONDS:
             holders.append((ours[number], pid, age))
@@ -86,33 +87,6 @@ def locks(patient: Patient) -> Iterator[Line]:
         )
     if not holders:
         yield Line(OK, "locks", "no call holds one for longer than a call takes")
-
-
-def _lock_files(patient: Patient) -> Iterator[tuple[str, str]]:
-    """Yield device and inode, as /proc/locks has them, and path of the files that calls lock."""
-    roots = (patient.options.data_dir, os.path.join(patient.host.state_dir, "attachments"))
-    for root in roots:
-        for directory, _, names in os.walk(root):
-            for name in names:
-                path = os.path.join(directory, name)
-                try:
-                    found = os.stat(path)
-                except OSError:
-                    continue
-                device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
-                yield f"{device}:{found.st_ino}", path
-
-
-def _held() -> Iterator[tuple[str, int]]:
-    """Yield device and inode, and the process, of each lock that is held."""
-    try:
-        with open("/proc/locks", encoding="ascii") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return
-    for words in map(str.split, lines):
-        if "->" not in words and len(words) >= 6 and words[4].isdigit():
-            yield words[5], int(words[4])
 
 
 def _age(pid: int) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from commands import DONE, FAILED
-from tests.kernel.test_commands import asked, config, dead, pycni
+from tests.kernel.test_commands import age, asked, config, dead, pycni
 from tests.waits import wait_until
 
 if TYPE_CHECKING:
@@ -86,6 +88,40 @@ def test_calls(machine: Machine) -> None:
     found = page(machine)
     assert found["pycni_request_duration_seconds_count"]["plugin=bridge,verb=ADD"] == 2
     assert found["pycni_step_duration_seconds_sum"]["step=netlink"] > 0
+
+
+def test_addresses(machine: Machine) -> None:
+    """An ADD that finds no address is counted, and a lease that reclaim has released."""
+    conf = config(machine)
+    (one,) = conf["ipam"]["ranges"][0]
+    first = f"{one['subnet'].rpartition('.')[0]}.9"
+    one |= {"rangeStart": first, "rangeEnd": first}
+    dead(machine, conf, "dead")
+    machine.refused("bridge", "ADD", conf, machine.container(), containerid="c2")
+
+    def counted() -> float:
+        return page(machine)["pycni_ipam_exhausted_total"][""]
+
+    wait_until(lambda: counted() == 1, "the refused ADD is not counted")
+    assert counted() == 1
+    assert page(machine)["pycni_ipam_released_total"] == {"reason=reclaim": 0}
+    for _ in range(2):
+        age(machine)
+        pycni(machine, "reclaim")
+    assert page(machine)["pycni_ipam_released_total"] == {"reason=reclaim": 1}
+
+
+def test_inflight(machine: Machine) -> None:
+    """An attachment counts once, for as long as a call holds one of its records or several."""
+    machine.ok("bridge", "ADD", config(machine), machine.container())
+    paths = list(Path(machine.state_dir, "attachments").iterdir())
+
+    assert page(machine)["pycni_inflight"] == {"": 0}
+    with ExitStack() as stack:
+        for path in paths:
+            fcntl.flock(stack.enter_context(path.open()), fcntl.LOCK_EX)
+        assert page(machine)["pycni_inflight"] == {"": 1}
+    assert len(paths) == 2
 
 
 def test_textfile(machine: Machine, tmp_path: Path) -> None:
