@@ -61,7 +61,7 @@ class Liveness:
         It is GONE if none of these was found, although it would have been visible.
         """
         path, wanted = str(facts.get("netns", "")), str(facts.get("netns_id") or "")
-        own_end = self._state_by(_host_ends(facts))
+        own_end = self._state_by(host_ends(facts))
         if own_end is State.ALIVE:
             return State.ALIVE, ""
         if not wanted:
@@ -123,7 +123,7 @@ class Liveness:
         found: dict[str, list[tuple[str, str]]] = {}
         for record, _ in self._host.records.listing():
             known = found.setdefault(str(record.facts.get("netns_id") or ""), [])
-            known.extend(_host_ends(record.facts))
+            known.extend(host_ends(record.facts))
         return found
 
     def _state_by(
@@ -173,7 +173,7 @@ def describe(text: str, state: State, reason: str) -> str:
     return f"{known}, of which it cannot be told whether it is alive ({reason})"
 
 
-def _host_ends(facts: Json) -> Iterator[tuple[str, str]]:
+def host_ends(facts: Json) -> Iterator[tuple[str, str]]:
     """Yield name and MAC of each end on the host that a part of a record names."""
     for part in facts.values():
         if isinstance(part, dict) and part.get("host_end") and part.get("host_end_mac"):

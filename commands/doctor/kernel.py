@@ -140,13 +140,6 @@ _JUDGES: dict[str, Callable[[Patient, Need], Line | None]] = {
 
 def sysctls(patient: Patient) -> Iterator[Line]:
     """Judge sysctls that change what containers can do."""
-    strict = [
-        name
-        for name in ("all", *patient.links)
-        if patient.sysctl(f"net/ipv4/conf/{name}/rp_filter") == "1"
-    ]
-    text = f"strict on {', '.join(strict)}" if strict else "not strict"
-    yield Line(OK, "net.ipv4.conf.*.rp_filter", _shortened(text))
     if patient.sysctl("net/ipv4/conf/all/route_localnet") == "1":
         yield Line(
             WARNING,
@@ -165,10 +158,6 @@ def sysctls(patient: Patient) -> Iterator[Line]:
             "0": "is 0: packets between ports of a bridge pass no firewall",
         }.get(bridged, f"is {bridged}: packets between ports of a bridge pass the firewall, too"),
     )
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:200]} ..."
 
 
 def _module(name: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from commands import runtimes
 from commands.lint import files
 from commands.lint.values import facts_of
+from commands.node import Node
 from commands.verb import RefusedError
 
 if TYPE_CHECKING:
@@ -77,6 +78,11 @@ class Patient:
     def links(self) -> dict[str, Link]:
         """The interfaces of the host, by name."""
         return {one.name: one for one in self.host.netns.netlink.links()}
+
+    @cached_property
+    def node(self) -> Node:
+        """The records and leases of the node."""
+        return Node(self.host, self.options.data_dir)
 
     def sysctl(self, name: str) -> str:
         """Return a sysctl, by its path below /proc/sys; "" if the kernel does not have it."""

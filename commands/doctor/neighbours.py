@@ -125,9 +125,6 @@ def managers(_patient: Patient) -> Iterator[Line]:
     """Say whether a network manager takes the interfaces of containers for its own."""
     yield from _networkd()
     yield from _network_manager()
-    policy = _mac_policy()
-    text = f"MACAddressPolicy={policy}" if policy else "there is no policy"
-    yield Line(OK, "udev", f"{text}; the plugins choose the MACs of pairs, which it leaves alone")
 
 
 def _networkd() -> Iterator[Line]:
@@ -206,7 +203,8 @@ def _matches_pairs(match: dict[str, str]) -> bool:
     )
 
 
-def _mac_policy() -> str:
+def mac_policy() -> str:
+    """Return udev's policy for MACs, "" if there is none."""
     for path in _first_of_each(_UNITS, "*.link"):
         found = re.search(r"^MACAddressPolicy=(\S+)", _text(path), re.MULTILINE)
         if found:

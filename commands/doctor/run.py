@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cni_common.spec.errors import CNIError
 from commands import DONE, FOUND, LACKING, view
-from commands.doctor import kernel, neighbours, networks, state
+from commands.doctor import engine, kernel, neighbours, networks, paths, state
 from commands.doctor.lines import ERROR, LEVELS, OK, WARNING, Line, Patient
 from commands.verb import RefusedError, words_of
 
@@ -27,9 +27,9 @@ CHECKS: Mapping[str, Sequence[Check]] = {
         networks.status,
         networks.pools,
     ),
-    "kernel": (networks.needs, kernel.sysctls),
-    "others": (neighbours.firewalls, neighbours.proxies, neighbours.managers),
-    "state": (state.leftovers, state.room, state.locks, state.engine, state.clock),
+    "kernel": (networks.needs, paths.strictness, kernel.sysctls),
+    "others": (neighbours.firewalls, neighbours.proxies, neighbours.managers, paths.macs),
+    "state": (state.leftovers, state.room, state.locks, engine.check, state.clock),
 }
 _STATUSES = {OK: DONE, WARNING: FOUND, ERROR: LACKING}
 _STYLES = {OK: "green", WARNING: "yellow", ERROR: "bold red"}

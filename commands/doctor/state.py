@@ -1,13 +1,11 @@
-"""What the plugins keep on this node: engine, room on the disk, locks, leftovers, clock."""
+"""What the plugins keep on this node: room on the disk, locks, leftovers, clock."""
 
 from __future__ import annotations
 
 import os
-import socket
 import time
 from typing import TYPE_CHECKING
 
-from cni_common.serve.cli import ENGINE_SOCKET
 from commands import grouped, held, missing
 from commands.audit import Audit
 from commands.doctor.lines import ERROR, OK, WARNING, Line
@@ -23,31 +21,6 @@ _INODES, _FEW_INODES = 16, 1024
 _LOCK_SECONDS = 60  # the longest call takes half of it
 _YEAR = 2024  # before which a clock was never set
 _AHEAD_SECONDS = 300
-
-
-def engine(_patient: Patient) -> Iterator[Line]:
-    """Say whether the engine answers."""
-    if not os.path.exists(ENGINE_SOCKET):
-        yield Line(OK, "engine", "does not run; the plugins start by themselves, more slowly")
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
-        client.settimeout(1)
-        try:
-            client.connect(ENGINE_SOCKET)
-        except OSError as error:
-            if isinstance(error, ConnectionRefusedError):
-                text, remedy = (
-                    "its socket is there, and nobody listens",
-                    "systemctl restart pycni-engine",
-                )
-            else:
-                text, remedy = (
-                    f"does not answer: {error.strerror or error}",
-                    "journalctl -u pycni-engine",
-                )
-            yield Line(WARNING, "engine", text, remedy)
-            return
-    yield Line(OK, "engine", "listens")
 
 
 def room(patient: Patient) -> Iterator[Line]:
@@ -120,20 +93,42 @@ def leftovers(patient: Patient) -> Iterator[Line]:
 def clock(patient: Patient) -> Iterator[Line]:
     """Judge the clock, by which leases of an earlier boot are known."""
     now = time.time()
-    ahead = [one.path for one in _records(patient) if one.stat().st_mtime > now + _AHEAD_SECONDS]
+    ahead = [
+        (changed, path)
+        for path in _dated(patient)
+        if (changed := _changed(path)) > now + _AHEAD_SECONDS
+    ]
+    remedy = "start chrony or systemd-timesyncd"
     if time.gmtime(now).tm_year < _YEAR:
-        text = f"says {time.strftime('%Y-%m-%d', time.gmtime(now))}: it was never set"
-        yield Line(ERROR, "clock", text, "start chrony or systemd-timesyncd")
+        yield Line(ERROR, "clock", f"says {_day(now)}: it was never set", remedy)
     elif ahead:
-        text = f"was set back: {len(ahead)} records are of the future, the first {ahead[0]}"
-        yield Line(WARNING, "clock", text, "start chrony or systemd-timesyncd")
+        changed, path = max(ahead)
+        text = f"is behind: it says {_day(now)}, and {path} was changed at {_day(changed)}"
+        yield Line(WARNING, "clock", text, remedy)
     else:
-        yield Line(OK, "clock", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)))
+        yield Line(OK, "clock", _day(now))
 
 
-def _records(patient: Patient) -> list[os.DirEntry[str]]:
+def _day(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _dated(patient: Patient) -> Iterator[str]:
+    """Yield the files that calls date: records and leases."""
+    yield from _entries(held.records(patient.host.state_dir))
+    yield from (one.file for one in patient.node.tenancies)
+
+
+def _entries(directory: str) -> list[str]:
     try:
-        with os.scandir(os.path.join(patient.host.state_dir, "attachments")) as entries:
-            return list(entries)
+        with os.scandir(directory) as entries:
+            return [one.path for one in entries]
     except OSError:
         return []
+
+
+def _changed(path: str) -> float:
+    try:
+        return os.stat(path, follow_symlinks=False).st_mtime
+    except OSError:
+        return 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,67 @@ def test_lock(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert lines[record]["level"] == "warning"
     assert "holds the lock" in lines[record]["text"]
+
+
+def test_strict_rp_filter(doctor: Doctor) -> None:
+    """Strict where a container's address is routed elsewhere: its packets are dropped."""
+    machine = doctor.machine
+    netns = machine.container()
+    added = machine.ok("bridge", "ADD", doctor.conf, netns, containerid="c1")
+    address = added["ips"][0]["address"].partition("/")[0]
+    bridge = added["interfaces"][0]["name"]
+    machine.command(machine.host, "sysctl", "-qw", f"net.ipv4.conf.{bridge}.rp_filter=1")
+    _, before = doctor.ask()
+    machine.do(
+        machine.host,
+        "ip link add other type bridge",
+        "ip link set other up",
+        f"ip route add {address}/32 dev other",
+    )
+    _, after = doctor.ask()
+
+    subject = f"net.ipv4.conf.{bridge}.rp_filter"
+    assert subject not in before
+    assert before["net.ipv4.conf.*.rp_filter"]["level"] == "ok"
+    assert after[subject]["level"] == "error"
+    assert f"{address} behind '{bridge}' leads over 'other'" in after[subject]["text"]
+    ping = ("ping", "-c1", "-W1", "-I", address, added["ips"][0]["gateway"])
+    with pytest.raises(AssertionError):
+        machine.command(netns, *ping)
+    machine.command(machine.host, "ip", "route", "del", f"{address}/32", "dev", "other")
+    machine.command(netns, *ping)
+
+
+def test_changed_mac(doctor: Doctor) -> None:
+    """An end of a container whose MAC another program has changed."""
+    machine = doctor.machine
+    machine.ok("bridge", "ADD", doctor.conf, machine.container(), containerid="c1")
+    assert doctor.ask()[1]["udev"]["level"] == "ok"
+    (port,) = machine.ports()
+    machine.command(machine.host, "ip", "link", "set", port, "address", "02:00:00:00:00:99")
+
+    line = doctor.ask()[1]["udev"]
+
+    assert line["level"] == "warning"
+    assert f"the MAC of '{port}'" in line["text"]
+    assert "50-pycni.link" in line["remedy"]
+
+
+@pytest.mark.parametrize("where", ["records", "leases"])
+def test_clock(doctor: Doctor, where: str) -> None:
+    """A clock that is behind what calls have dated."""
+    machine = doctor.machine
+    machine.ok("bridge", "ADD", doctor.conf, machine.container(), containerid="c1")
+    assert doctor.ask()[1]["clock"]["level"] == "ok"
+    path = next(Path(machine.data_dir, machine.name).glob("10.*"))
+    if where == "records":
+        path = next(Path(machine.state_dir, "attachments").iterdir())
+    os.utime(path, (4_000_000_000, 4_000_000_000))
+
+    line = doctor.ask()[1]["clock"]
+
+    assert line["level"] == "warning"
+    assert f"{path} was changed at 2096-10-02T07:06:40Z" in line["text"]
 
 
 def test_no_daemon(doctor: Doctor) -> None:

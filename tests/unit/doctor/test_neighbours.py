@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
+from cni_common.serve import status
+from cni_common.serve.worker import PROTOCOL
 from commands import runtimes
-from commands.doctor import neighbours, state
+from commands.doctor import engine, neighbours, state
 from commands.doctor.lines import Line
 
 NOBODY: Any = None  # a patient that is not asked
@@ -182,20 +185,60 @@ class TestRuntimes:
         assert [Path(path).name for path in one.files()] == ["10-a.conf", "9-b.conflist"]
 
 
+class Greeting:
+    """A socket where an engine of a build answers, or `build` "": something else does."""
+
+    def __init__(self, path: str, build: str) -> None:
+        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._server.bind(path)
+        self._server.listen()
+        text = status._GREETING.pack(b"pycni\0", PROTOCOL, bytes(16)) + build.encode()
+        self._answer = text if build else b"hello"
+        self._thread = Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        with self._server.accept()[0] as client:
+            client.sendall(self._answer)
+
+    def end(self) -> None:
+        """Listen no more."""
+        self._thread.join()
+        self._server.close()
+
+
 def test_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Absent, dead and listening."""
-    path = str(tmp_path / "engine.sock")
-    monkeypatch.setattr(state, "ENGINE_SOCKET", path)
+    """Absent, serving, of another build than the launchers, too large, and dead."""
 
-    absent = only(state.engine(NOBODY))
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
-        server.bind(path)
-        server.listen()
-        listening = only(state.engine(NOBODY))
-    dead = only(state.engine(NOBODY))
+    class Patient:
+        bin_dirs = (str(tmp_path),)
 
-    assert [one.level for one in (absent, listening, dead)] == ["ok", "ok", "warning"]
-    assert "systemctl restart" in dead.remedy
+    def look(build: str) -> list[Line]:
+        path.unlink(missing_ok=True)
+        server = Greeting(str(path), build)
+        found = list(engine.check(patient))
+        server.end()
+        return found
+
+    patient: Any = Patient
+    path = tmp_path / "engine.sock"
+    monkeypatch.setattr(engine, "ENGINE_SOCKET", str(path))
+    (absent,) = engine.check(patient)
+    (serving,) = look("abc")
+    (tmp_path / "bridge").write_bytes(b"\x7fELF pycni launcher abc bridge\0")
+    (fitting,) = look("abc")
+    _, other = look("def")
+    monkeypatch.setattr(engine, "_MEMORY_KIB", 0)
+    large = look("abc")[0]
+    (dead,) = engine.check(patient)
+
+    assert [one.level for one in (absent, serving, fitting)] == ["ok"] * 3
+    assert "build abc" in serving.text
+    assert "workers" in serving.text
+    assert [one.level for one in (other, large, dead)] == ["warning"] * 3
+    assert "is of build def, the launchers" in other.text
+    assert "takes much memory" in large.text
+    assert all("systemctl restart" in one.remedy for one in (other, large, dead))
 
 
 def test_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
