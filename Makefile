@@ -136,10 +136,10 @@ test-packages: dist ## the files of a release: unpacked, installed, upgraded, re
 	$(sandboxed) -n 2 tests/packages
 
 install: dist ## put dist/bin into DESTDIR CNI_BIN_DIR (/opt/cni/bin); ENGINE=systemd, on-demand or none
-	@DESTDIR='$(DESTDIR)' CNI_BIN_DIR='$(CNI_BIN_DIR)' ENGINE='$(ENGINE)' python3 -m agent.install install
+	@DESTDIR='$(DESTDIR)' CNI_BIN_DIR='$(CNI_BIN_DIR)' SHARE_DIR='$(SHARE_DIR)' ENGINE='$(ENGINE)' python3 -m agent.install install
 
 uninstall: ## take away what install has put there
-	@DESTDIR='$(DESTDIR)' CNI_BIN_DIR='$(CNI_BIN_DIR)' python3 -m agent.install uninstall
+	@DESTDIR='$(DESTDIR)' CNI_BIN_DIR='$(CNI_BIN_DIR)' SHARE_DIR='$(SHARE_DIR)' python3 -m agent.install uninstall
 
 .PHONY: image manifests
 image: dist agent ## build/image/pycni.tar for Kubernetes, without a container engine; BASE=IMAGE for another base

@@ -10,6 +10,7 @@ with these environment variables:
     ENGINE        systemd, on-demand, on-demand:SECONDS or none (default: what was chosen before;
                   else systemd where that runs, and on-demand elsewhere and with DESTDIR)
     UNITS         the directory of the engine's units (default: deploy); none: a package has them
+    SHARE_DIR     gets completion and the manual page (default: /usr/local/share), unless none
 
 CNI_BIN_DIR gets the launcher of each plugin, and CNI_BIN_DIR/.pycni one directory for each build. A
 launcher starts the program of its own build only. That directory is complete before the launcher is
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     Say = Callable[[str], object]
 
 BIN_DIR = "/opt/cni/bin"
+# Where bash-completion, zsh, fish and man look beside /usr/share; NO_SHARE: nothing is put there.
+SHARE_DIR, NO_SHARE = "/usr/local/share", "none"
 _STORE = ".pycni"  # as launcher/launcher.c and deploy/freeze.py have it
 _KEEP_SECONDS = 600  # no plugin runs longer: runtimes have shorter time limits
 _NEW = ".pycni-new"  # suffix of temporary files
@@ -360,10 +363,15 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Install or uninstall as the environment says; return the exit status."""
     target = Path(environ.get("DESTDIR", "") + (environ.get("CNI_BIN_DIR") or BIN_DIR))
     is_here = not environ.get("DESTDIR")
+    share = _share(environ)
     try:
         if list(arguments) == ["install"]:
             choice = _choice(environ.get("ENGINE", ""), target, is_here=is_here)
             install(_place(environ, "DIST", "dist/bin"), target, _say, choice)
+            if share:
+                from agent import shell_files  # which the bundle does not have
+
+                shell_files.put(_place(environ, "DOCS", "docs"), share, _say)
             has_units = environ.get("UNITS") != "none" and is_here
             if has_units and choice == engine_choice.SYSTEMD:
                 engine_choice.enable_units(_place(environ, "UNITS", "deploy"), target, _say)
@@ -371,6 +379,10 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
                 engine_choice.disable_units(target, _say)
         elif list(arguments) == ["uninstall"]:
             uninstall(target, _say)
+            if share:
+                from agent import shell_files
+
+                shell_files.take_away(share)
             if is_here:  # the engine itself was not needed by a call any more
                 engine_choice.disable_units(target, _say)
         else:
@@ -388,6 +400,14 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
 def _place(environ: Mapping[str, str], name: str, default: str) -> Path:
     """Return the directory in a variable, or the one of this checkout."""
     return Path(environ.get(name) or Path(__file__).resolve().parents[1] / default)
+
+
+def _share(environ: Mapping[str, str]) -> Path | None:
+    """Return the directory of completion and manual pages, None if they are not wanted."""
+    directory = environ.get("SHARE_DIR") or SHARE_DIR
+    if directory == NO_SHARE:
+        return None
+    return Path(environ.get("DESTDIR", "") + directory)
 
 
 def _choice(asked: str, target: Path, *, is_here: bool) -> str:

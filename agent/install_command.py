@@ -44,6 +44,7 @@ def _places(options: Namespace) -> dict[str, str]:
     if own_build():
         bundle = Path(sys.executable).resolve().parent
         places |= {"DIST": str(bundle.parents[1]), "UNITS": str(bundle / "units")}
+        places |= {"SHARE_DIR": install.NO_SHARE}  # a package has what belongs there
     if getattr(options, "without_units", False):
         places["UNITS"] = "none"
     return places

@@ -62,6 +62,7 @@ def _completion(shell: str) -> str:
 def manual(parser: ArgumentParser) -> str:
     """Return the manual page, in the macros of man(7)."""
     lines = [
+        f'.\\" {_MARK.removeprefix("# ")}',
         f'.TH PYCNI 1 "" "pycni {VERSION}" "CNI plugins in Python"',
         ".SH NAME",
         "pycni \\- look after the networks of containers on this node",

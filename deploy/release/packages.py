@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from agent import shell_files
 from agent.install import build_of
 from deploy.freeze import glibc_of
 from plugins import TYPES
@@ -30,6 +31,7 @@ NFPM = ROOT / ".tools/release/nfpm"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}  # as Go and Debian call them
 PAYLOAD = "/usr/lib/pycni/bin"
 UNITS = ("pycni-engine.service", "pycni-engine.socket", "pycni-dhcp.service", "pycni-dhcp.socket")
+_MANUAL = "man/pycni.1"
 _NFPM = """\
 name: pycni
 arch: {arch}
@@ -51,6 +53,7 @@ contents:
   - {{ src: {stage}/payload, dst: /usr/lib/pycni, type: tree }}
   - {{ src: {stage}/units, dst: /usr/lib/systemd/system, type: tree }}
   - {{ src: {stage}/doc, dst: /usr/share/doc/pycni, type: tree }}
+{share}
   - {{ src: /opt/cni/bin/pycni, dst: /usr/sbin/pycni, type: symlink }}
 scripts:
   postinstall: {scripts}/postinst
@@ -121,6 +124,7 @@ def native(bin_dir: Path, folder: Path, kind: str) -> Path:
                 mtime=datetime.fromtimestamp(epoch(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 plugins=", ".join(TYPES),
                 stage=stage,
+                share=_share(stage, kind),
                 scripts=HERE / "scripts",
                 glibc=glibc_of(bin_dir / ".pycni" / build_of(bin_dir)),
             )
@@ -147,12 +151,18 @@ def _stage(bin_dir: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="pycni-release-") as folder:
         stage = Path(folder)
         shutil.copytree(bin_dir, stage / "payload/bin")
-        for directory in ("units", "doc"):
+        for directory in ("units", "doc", "share"):
             (stage / directory).mkdir()
         for unit in UNITS:
             shutil.copy(ROOT / "deploy" / unit, stage / "units")
         for text in ("LICENSE", "NOTICE"):
             shutil.copy(ROOT / text, stage / "doc")
+        for source in shell_files.PLACES:
+            data = (ROOT / "docs" / source).read_bytes()
+            if source == _MANUAL:
+                (stage / "share/pycni.1.gz").write_bytes(gzip.compress(data, mtime=0))
+            else:
+                (stage / "share" / Path(source).name).write_bytes(data)
         (stage / "doc/README.md").write_text(_readme(bin_dir))
         for path in stage.rglob("*"):
             is_program = path.is_dir() or path.stat().st_mode & 0o100
@@ -160,6 +170,18 @@ def _stage(bin_dir: Path) -> Iterator[Path]:
         for path in (*stage.rglob("*"), stage):
             os.utime(path, (epoch(), epoch()))
         yield stage
+
+
+def _share(stage: Path, kind: str) -> str:
+    """Return the lines of nfpm for completion and the manual page."""
+    lines = []
+    for source, place in shell_files.PLACES.items():
+        end = ".gz" if source == _MANUAL else ""
+        if kind == "deb":  # Debian's zsh looks there for packages' files
+            place = place.replace("zsh/site-functions", "zsh/vendor-completions")
+        name = f"{Path(source).name}{end}"
+        lines.append(f"  - {{ src: {stage}/share/{name}, dst: /usr/share/{place}{end} }}")
+    return "\n".join(lines)
 
 
 def _readme(bin_dir: Path) -> str:

@@ -277,6 +277,7 @@ ExecStart=/bin/sh -c '/opt/cni/bin/loopback && touch /run/called && exec sleep 3
 def make(node: SystemdNode, word: str, build: Path = DIST, engine: str = "") -> str:
     """Install or uninstall on the node itself, and return what is said."""
     environ = {"DIST": str(build), "ENGINE": engine, "PYTHONDONTWRITEBYTECODE": "1"}
+    environ["SHARE_DIR"] = "none"
     words = ("sh", "-c", 'cd "$1" && exec "$2" -S -m agent.install "$3"', "sh")
     done = node.run(*words, ROOT, sys.executable, word, env=environ)
     assert done.returncode == 0, done.stderr

@@ -20,6 +20,7 @@ CONFIG = single(network("1.1.0", ["10.9.0.0/24"]))
 def install(build: Path, place: Path, engine: str = "none") -> None:
     """Run the installation, of which no call leaves an engine behind unless that is asked for."""
     environ = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DIST": str(build), "ENGINE": engine}
+    environ["SHARE_DIR"] = "none"
     words = [sys.executable, "-S", "-m", "agent.install", "install"]
     environ["CNI_BIN_DIR"] = str(place)
     subprocess.run(words, cwd=ROOT, env=environ, check=True, timeout=60)
@@ -28,6 +29,7 @@ def install(build: Path, place: Path, engine: str = "none") -> None:
 def uninstall(place: Path) -> None:
     """Run the uninstallation."""
     environ = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "CNI_BIN_DIR": str(place)}
+    environ["SHARE_DIR"] = "none"
     words = [sys.executable, "-S", "-m", "agent.install", "uninstall"]
     subprocess.run(words, cwd=ROOT, env=environ, check=True, timeout=60)
 

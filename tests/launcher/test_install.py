@@ -35,10 +35,11 @@ def place() -> Iterator[Path]:
 
 
 def _script(
-    word: str, dist: Path, place: Path, engine: str = "none"
+    word: str, dist: Path, place: Path, engine: str = "none", share: str = "none"
 ) -> subprocess.CompletedProcess[str]:
     path = "/usr/sbin:/usr/bin:/sbin:/bin"
     environ = {"PATH": path, "DIST": str(dist), "DESTDIR": str(place), "CNI_BIN_DIR": "/bin"}
+    environ["SHARE_DIR"] = share
     if engine:
         environ["ENGINE"] = engine
     return subprocess.run(
@@ -115,6 +116,37 @@ def test_every_plugin_has_a_launcher(dist: Path, place: Path) -> None:
 
     assert {path.name for path in installed.iterdir()} == {*NAMES, ".pycni"}
     assert {path.name for path in place.iterdir()} == {"bin"}
+
+
+def test_completion_and_manual(dist: Path, place: Path) -> None:
+    """They go below SHARE_DIR, readable by all, and go again; what another has put there stays."""
+    share = place / "usr/local/share"
+    theirs = share / "zsh/site-functions/_pycni"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("#compdef pycni\n")
+    previous = os.umask(0o077)  # noqa: TID251 - of this process, and put back
+    try:
+        done = _script("install", dist, place, share="")
+    finally:
+        os.umask(previous)  # noqa: TID251 - as above
+
+    assert done.returncode == 0, done.stderr
+    assert f"'{theirs}' is another's and stays" in done.stdout
+    ours = {path for path in share.rglob("*") if path.is_file()} - {theirs}
+    assert {str(path.relative_to(share)) for path in ours} == {
+        "bash-completion/completions/pycni",
+        "fish/vendor_completions.d/pycni.fish",
+        "man/man1/pycni.1",
+    }
+    for path in ours:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o644
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o755
+    manual = (share / "man/man1/pycni.1").read_text()
+    assert manual == (ROOT / "docs/man/pycni.1").read_text()
+    assert _script("install", dist, place, share="").returncode == 0
+    assert _script("uninstall", dist, place, share="").returncode == 0
+    assert [path for path in share.rglob("*") if path.is_file()] == [theirs]
+    assert not (share / "man").exists()
 
 
 def test_modes_and_owner_are_fixed(dist: Path, place: Path) -> None:

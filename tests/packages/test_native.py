@@ -83,6 +83,9 @@ def test_installed_and_removed(kind: Kind, files: Mapping[str, Path], debian: Ma
     listed = machine.run(kind.files).splitlines()
     assert {f"/usr/lib/systemd/system/{unit}" for unit in UNITS} <= set(listed)
     assert "/usr/share/doc/pycni/NOTICE" in listed
+    assert "/usr/share/man/man1/pycni.1.gz" in listed
+    assert "/usr/share/bash-completion/completions/pycni" in listed
+    assert sum(path.endswith("/_pycni") for path in listed) == 1
     assert not [path for path in listed if path.startswith(("/opt/", "/etc/"))]
 
     machine.run(kind.remove)
