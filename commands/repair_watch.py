@@ -1,4 +1,7 @@
-"""`pycni repair --watch`: repairs whenever the kernel tells of a change, and sleeps otherwise."""
+"""`pycni repair --watch`: repairs whenever the kernel tells of a change, and sleeps otherwise.
+
+Of some changes the kernel tells nobody: for these the watch looks by itself, seldom.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,11 @@ PAUSE_SECONDS = 0.1  # between two looks at least
 _IDLE_FACTOR = 4  # pause as many times as long as a look takes: at most a fifth of a processor
 # One more look after the last event. An attachment is passed over while a call works on it.
 AGAIN_SECONDS = 2.0
+# One without any event, for what sends none; with very many attachments it takes a hundredth of a
+# processor.
+BY_ITSELF_SECONDS = 30.0
+_SELDOM_FACTOR = 100
+_SILENT = "iptables-legacy, route_localnet and firewalld's zones"
 
 
 class Watch:
@@ -52,14 +60,14 @@ class Watch:
             self._poll.register(fd, select.POLLIN)
 
     def run(self, look: Callable[[], object], end: int) -> None:
-        """Call `look` at once and after each change, until the descriptor `end` can be read.
+        """Call `look` at once, after each change and seldom without one, until `end` can be read.
 
-        A `look` that raises nothing but changes something causes another one.
+        `end` is a descriptor. A `look` that changes something causes another one.
         """
         self._poll.register(end, select.POLLIN)
-        due: float | None = 0.0  # when to look without an event
+        due = 0.0  # when to look without an event
         while True:
-            left = None if due is None else max(due - time.monotonic(), 0) * 1000
+            left = max(due - time.monotonic(), 0) * 1000
             ready = [fd for fd, _ in self._poll.poll(left)]
             if end in ready:
                 return
@@ -73,7 +81,8 @@ class Watch:
             took = time.monotonic() - begun
             if self._sleeps(max(PAUSE_SECONDS, _IDLE_FACTOR * took), end):
                 return
-            due = time.monotonic() + AGAIN_SECONDS if ready else None
+            seldom = max(BY_ITSELF_SECONDS, _SELDOM_FACTOR * took)
+            due = time.monotonic() + (AGAIN_SECONDS if ready else seldom)
 
     def _has_news(self, ready: list[int]) -> bool:
         """Read what has arrived; tell whether an event is a reason to look, or events were lost."""
@@ -121,6 +130,10 @@ def run(options: Namespace, host: Host, is_meant: Callable[[str], bool]) -> int:
         if options.json and restored:
             view.write_json({"restored": [one.json() for one in restored]}, in_line=True)
 
+    host.log(
+        f"watching; every {BY_ITSELF_SECONDS:g} s a look by itself, as the kernel tells nobody of"
+        f" changes by {_SILENT}"
+    )
     own = host.make_netns(OWN, -1)  # whose sockets stay open from look to look
     try:
         with terminated() as end:

@@ -351,13 +351,25 @@ class Configuration(Part):
     """MAC, MTU, addresses and routes; they go with the interface."""
 
     facts = ConfigurationFacts
+    inside = True
+
+    def restore(
+        self, _req: Request, _host: Host, record: Record, facts: ConfigurationFacts
+    ) -> None:
+        """Add addresses and routes again; another MAC or MTU may be the container's wish."""
+        from cni_common.node.owned import recorded_netns
+
+        with recorded_netns(record) as container:
+            link = container.netlink.link(record.attachment.ifname) if container else None
+            if container and link:
+                veth.put_back(container, link, _noted(facts))
 
     def present(self, _host: Host, record: Record, facts: ConfigurationFacts) -> Iterator[Owned]:
         """Yield each, if the container's namespace can be entered."""
         from cni_common.node.owned import Owned, recorded_netns
 
         ifname, pair = record.attachment.ifname, record.get(VethFacts)
-        expected = Result.parse({"ips": list(facts.ips), "routes": list(facts.routes)})
+        expected = _noted(facts)
         with recorded_netns(record) as container:
             if container is None:
                 return
@@ -369,9 +381,9 @@ class Configuration(Part):
             what, setting = f"{facts.mtu} of '{ifname}'", f"mtu of {ifname}"
             yield Owned("mtu", what, mtu == facts.mtu, setting=setting, final=True)
             for what, there in veth.found_addresses(container, link, expected):
-                yield Owned("address", f"{what} of '{ifname}'", there, final=True)
+                yield Owned("address", f"{what} of '{ifname}'", there, final=link is None)
             for what, there in veth.found_routes(container, link, expected):
-                yield Owned("route", f"{what} over '{ifname}'", there, final=True)
+                yield Owned("route", f"{what} over '{ifname}'", there, final=link is None)
 
     def addresses(self, facts: ConfigurationFacts) -> list[str]:
         """Return them with prefix length."""
@@ -379,6 +391,10 @@ class Configuration(Part):
 
 
 CONFIGURATION = Configuration()
+
+
+def _noted(facts: ConfigurationFacts) -> Result:
+    return Result.parse({"ips": list(facts.ips), "routes": list(facts.routes)})
 
 
 def ips_in(facts: ConfigurationFacts) -> list[IPConfig]:

@@ -491,6 +491,20 @@ def found_routes(
         yield _route_text(wanted), there.has(wanted)
 
 
+def put_back(container: NetNS, link: Link, expected: Result) -> None:
+    """Add the addresses and routes of `expected` that `link` lacks, and set it up.
+
+    Routes stay away where a later plugin has put the interface's into tables of its own.
+    """
+    present = {cidr for cidr, _ in container.netlink.addresses(link.index)}
+    addresses = [ip.address for ip in expected.ips if ip.address not in present]
+    there, gateways = _Routes(container, link), _first_gateways(expected.ips)
+    wanted = [_with_next_hop(one, gateways) for one in expected.routes]
+    routes = [] if there.are_elsewhere else [one for one in wanted if not there.has(one)]
+    if addresses or routes or not link.up:
+        container.netlink.configure(link.index, addresses, routes, dad=False)
+
+
 def _check_addresses(container: NetNS, link: Link, expected: Result) -> Iterator[CNIError]:
     present = {cidr for cidr, _ in container.netlink.addresses(link.index)}
     for ip in ips_of(expected, link.name):
@@ -537,6 +551,11 @@ class _Routes:
             for table in self._other_tables
             for found in self._found.get((wanted.dst, table), ())
         )
+
+    @property
+    def are_elsewhere(self) -> bool:
+        """Whether a later plugin has put them into tables of its own."""
+        return bool((self._link and self._link.master) or self._other_tables)
 
     def instead_of(self, wanted: Route) -> Sequence[Route]:
         """Return the routes to the same destination in the table of `wanted`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cni_common.node import interface
@@ -17,7 +18,12 @@ if TYPE_CHECKING:
 
 
 class Configuration(interface.Configuration):
-    """Gateways and routes on the host's end, too: they go with the pair."""
+    """Gateways and routes on the host's end, too: they go with the pair.
+
+    What is in the container stays lost: its routes there are not those of a subnet.
+    """
+
+    inside = False
 
     def restore(
         self, _req: Request, host: Host, record: Record, facts: interface.ConfigurationFacts
@@ -42,7 +48,7 @@ class Configuration(interface.Configuration):
         from cni_common.node.owned import Owned
         from plugins.ptp import routes
 
-        yield from super().present(host, record, facts)
+        yield from (replace(one, final=True) for one in super().present(host, record, facts))
         pair = record.get(interface.VethFacts)
         link = host.netns.netlink.link(pair.host_end) if pair else None
         name = pair.host_end if pair else ""

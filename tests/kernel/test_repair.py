@@ -152,7 +152,12 @@ BY_IPTABLES = (
     "iptables -F FORWARD",
     "iptables -F CNI-ISOLATION-STAGE-1",
 )
-INSIDE = ("sysctl -qw net.core.somaxconn=128", "ip link set eth0 mtu 1300")
+INSIDE = (
+    "sysctl -qw net.core.somaxconn=128",
+    "ip link set eth0 mtu 1300",
+    "ip route flush exact default",
+    "ip addr flush dev eth0 scope global",
+)
 
 
 def lose_and_put_back(machine: Machine, netns: str, where: str, line: str) -> None:
@@ -193,7 +198,7 @@ def test_of_iptables(machine: Machine, line: str) -> None:
 
 @pytest.mark.parametrize("line", INSIDE)
 def test_in_the_container(machine: Machine, line: str) -> None:
-    """What tuning has set comes back, unless the caller leaves containers alone."""
+    """What tuning has set comes back, addresses and routes, unless containers are left alone."""
     netns = machine.container()
     bridged(machine, netns)
     before = everything(machine, netns)
@@ -209,6 +214,40 @@ def test_in_the_container(machine: Machine, line: str) -> None:
         assert put_back(host, machine.data_dir) != []
 
     assert everything(machine, netns) == before
+
+
+def test_the_containers_end_is_down(machine: Machine) -> None:
+    """It is set up again with its routes; a route that a person adds by hand does not hinder."""
+    netns = machine.container()
+    bridged(machine, netns)
+    machine.do(netns, "ip link set eth0 down")
+    assert not machine.ping(netns, "10.9.0.1")
+
+    with machine.make_host() as host:
+        put_back(host, machine.data_dir)
+
+    assert machine.ping(netns, "10.9.0.1")
+    assert "default" in [one["dst"] for one in machine.ip(netns, "route")]
+
+
+def test_only_by_add(machine: Machine) -> None:
+    """In the container of a ptp, or without the interface, addresses are lost by name."""
+    first: Json = machine.network(type="ptp", bridge=None, isGateway=None)
+    bridge = machine.network(name=f"{machine.name}-2", bridge="br1")
+    netns, other = machine.container(), machine.container()
+    machine.ok("ptp", "ADD", first, netns)
+    machine.ok("bridge", "ADD", bridge, other, containerid="c2")
+    machine.do(netns, "ip addr flush dev eth0 scope global")
+    machine.do(other, "ip link del eth0")
+    lost: list[Missing] = []
+
+    with machine.make_host() as host:
+        put_back(host, machine.data_dir, tell_lost=lost.append)
+
+    assert {(one.containerid, one.kind) for one in lost} >= {
+        *(("c1", "address"), ("c1", "route")),
+        *(("c2", "address"), ("c2", "route"), ("c2", "veth")),
+    }
 
 
 def test_a_bridge_that_is_gone(machine: Machine) -> None:

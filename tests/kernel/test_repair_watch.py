@@ -8,12 +8,13 @@ import subprocess
 import time
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import pairwise
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 import pytest
 
-from commands import DONE, FAILED, FOUND, LACKING
+from commands import DONE, FAILED, FOUND, LACKING, repair_watch
 from tests.kernel.ports import HOST4, Node, port
 from tests.kernel.test_commands import asked, pycni, words_of
 from tests.resident import start_in, visiting
@@ -71,10 +72,11 @@ def watching(machine: Machine, *words: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def is_asleep(pid: int) -> bool:
-    """Tell whether a process waits in poll without a limit of time, as the watch at rest."""
+    """Tell whether a process waits in poll for longer than after an event, as the watch at rest."""
     with open(f"/proc/{pid}/syscall", encoding="ascii") as file:
         words = file.read().split()
-    return words[0] == "7" and words[3] == "0xffffffff"  # poll(2), timeout -1
+    after_event = 1000 * repair_watch.AGAIN_SECONDS
+    return words[0] == "7" and int(words[3], 16) > after_event  # poll(2), its timeout
 
 
 class Traffic(Thread):
@@ -309,3 +311,23 @@ def test_the_watch_tells_programs(machine: Machine) -> None:
 
     assert {one["containerid"] for one in line["restored"]} == {"c1"}
     assert any("of map" in one["what"] for one in line["restored"])
+
+
+def test_looks_by_itself(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an event the watch looks seldom, for what the kernel tells nobody."""
+    monkeypatch.setattr(repair_watch, "BY_ITSELF_SECONDS", 0.5)
+    reading, writing = os.pipe()
+    looks: list[float] = []
+
+    def look() -> None:
+        looks.append(time.monotonic())
+        if len(looks) == 3:
+            os.write(writing, b"x")
+
+    with machine.make_host() as host:
+        repair_watch.Watch(host.netns).run(look, reading)
+    os.close(reading)
+    os.close(writing)
+
+    assert len(looks) == 3
+    assert all(after - before > 0.4 for before, after in pairwise(looks))
