@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_interface
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from cni_common.node.owned import recorded_netns
 from cni_common.spec import wire
 from cni_common.spec.errors import CNIError
 from commands import DONE, FOUND, inspect_page, kernel, lookup, view
-from commands.kernel import counters, links, sockets, tracked
+from commands.kernel import counters, links, owners, sockets, tracked
 from commands.node import Node
 from commands.verb import RefusedError
 
@@ -201,6 +201,12 @@ def _look_inside(page: Page, netns: NetNS) -> None:
         )
 
     page.inside = netns.run(read)
+    of = owners.of({one.inode for one in page.inside.sockets if one.inode}, netns.fd)
+    page.inside.sockets = [
+        replace(one, pid=pid, process=name)
+        for one in page.inside.sockets
+        for pid, name in [of.get(one.inode, (0, ""))]
+    ]
     page.inside.errors = kernel.read_or(
         {}, lambda: counters.errors(netns), _complaint(page, "counters")
     )

@@ -209,7 +209,7 @@ def _sockets(page: Page) -> Iterator[tuple[str, str]]:
         full = " FULL" if one.send_queue and one.receive_queue > one.send_queue else ""
         words = f", to be accepted {queue}{full}" if queue else ""
         waiting = f", {amount(one.receive_queue)} unread" if one.receive_queue else ""
-        yield "", f"{one.protocol} {one.local}{words or waiting}"
+        yield "", f"{one.protocol} {one.local}{words or waiting}{_process(one)}"
     others = sorted((one for one in found if not one.is_listener), key=_trouble)
     if others:
         yield f"connections: {len(others)}", ""
@@ -233,7 +233,11 @@ def _connection(one: Socket) -> str:
         words.append(f"{one.tcp['retransmits']} retransmits")
     if one.congestion:
         words.append(f"{one.congestion} cwnd {one.tcp.get('cwnd', 0)}")
-    return ", ".join(words)
+    return ", ".join(words) + _process(one)
+
+
+def _process(one: Socket) -> str:
+    return f", {one.process or 'a process'} (PID {one.pid})" if one.pid else ""
 
 
 def _rate(rates: dict[str, float], name: str) -> str:

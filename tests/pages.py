@@ -47,6 +47,7 @@ MASKS = (
     (re.compile(r"[\d.]+ k?B\b"), "BYTES"),
     (re.compile(r"rtt [\d.]+ ms"), "RTT"),
     (re.compile(r"(?<=:)[3-6]\d{4}\b"), "PORT"),  # one that the kernel has chosen
+    (re.compile(r"\S+ \(PID \d+\)"), "PROCESS"),
     (re.compile(r"\b\d+ of at most \d+ on the node"), "LIMIT"),
     (re.compile(r"\b\d+ tcp\b|(?<=192\.0\.2\.2: )\d+"), "CONNECTIONS"),
     (re.compile(r"\b(cubic|bbr|reno) cwnd \d+"), "CWND"),

@@ -82,11 +82,17 @@ def listed(netns: NetNS, binary: str, chain: str) -> list[str]:
     return [line for line in lines if line.startswith("-A ")]
 
 
+def counted(netns: NetNS, binary: str, chain: str) -> list[str]:
+    """Return the rules of `chain` in table nat, each with `-c PACKETS BYTES` before its target."""
+    lines = _list(netns, binary, chain, more="-v").stdout.splitlines()
+    return [line for line in lines if line.startswith("-A ")]
+
+
 def _list(
-    netns: NetNS, binary: str, chain: str, table: str = "nat"
+    netns: NetNS, binary: str, chain: str, table: str = "nat", *, more: str = ""
 ) -> subprocess.CompletedProcess[str]:
     # `chain` consists of letters, digits and dashes.
-    what = [chain] if chain else []
+    what = [*([chain] if chain else ()), *([more] if more else ())]
     return run(netns, [binary, "-w", _WAIT_SECONDS, "-t", table, "-S", *what], "")
 
 

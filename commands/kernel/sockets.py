@@ -32,6 +32,8 @@ class Socket:
     inode: int
     congestion: str = ""  # TCP's congestion control
     tcp: dict[str, int] = field(default_factory=dict)  # see _TCP
+    pid: int = 0  # of a process that has it, 0: none was found
+    process: str = ""  # its name
 
     @property
     def is_listener(self) -> bool:

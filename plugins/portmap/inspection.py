@@ -62,8 +62,10 @@ def present(host: Host, record: Record, facts: HostPortsFacts) -> Iterator[Owned
 def usage(host: Host, record: Record, facts: HostPortsFacts) -> Iterator[Usage]:
     """Yield each port of the host that leads to the container, and where to."""
     if facts.backend == IPTABLES:
-        for span in spans_of(facts):
-            yield Usage("host-port", str(span).removeprefix("host port").lstrip("s "))
+        chain = own_chains.chain_of(record.network, record.attachment)
+        hits = [Usage("host-port", *found) for found in own_chains.counted(host.netns, chain)]
+        texts = (str(span).removeprefix("host port").lstrip("s ") for span in spans_of(facts))
+        yield from hits or (Usage("host-port", text) for text in texts)
         return
     targets = nftables.targets_of(facts)
     counted = TABLE.counted(host.netns, list(targets))

@@ -6,6 +6,7 @@ Rules are appended, so that a Service of kube-proxy takes precedence over a host
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from hashlib import sha512
 from typing import TYPE_CHECKING
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from plugins.portmap.conf import Conf, Port
 
 SETMARK, MASQUERADE = "CNI-HOSTPORT-SETMARK", "CNI-HOSTPORT-MASQ"
+_COUNTED = re.compile(  # a rule as `iptables -S -v` has it
+    r"(?: -d (\S+)/\d+)? -p (\w+) .*--dport (\d+) -c (\d+) (\d+) -j DNAT --to-destination (\S+)$"
+)
 _HOOKS = ("PREROUTING", "OUTPUT", "POSTROUTING")
 _PORTS_MAX = 15  # ports of a multiport match
 _WHY = 'the iptables backend needs it; install it or set "backend": "nftables"'
@@ -86,6 +90,21 @@ def check(netns: NetNS, conf: Conf, network: str, attachment: Attachment) -> Ite
         jumps = iptables.listed(netns, binary, DNAT)
         if not any(_leads_to(line, chain) for line in jumps):
             yield f"no {command} rule of {DNAT} leads to {chain}"
+
+
+def counted(netns: NetNS, chain: str) -> Iterator[tuple[str, int, int]]:
+    """Yield each port of an attachment's chain with where it leads, and its packets and bytes.
+
+    Only the first packet of a connection passes the table nat.
+    """
+    for version in iptables.COMMANDS:
+        for binary in iptables.binaries(netns, version, chain):
+            for line in iptables.counted(netns, binary, chain):
+                found = _COUNTED.search(line)
+                if found:
+                    at, protocol, port, packets, size, target = found.groups()
+                    where = f"{at} " if at else ""
+                    yield f"{where}{port}/{protocol} to {target}", int(packets), int(size)
 
 
 def is_there(netns: NetNS, chain: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ from commands import DONE, FAILED, FOUND
 from tests.kernel.ports import HOST4, OUTSIDE4, Node, port
 from tests.kernel.test_commands import asked, on_terminal, pycni
 from tests.machine import Json, Machine
+from tests.resident import start_in
 from tests.sockets import open_socket, serving
+from tests.waits import wait_until
 
 pytestmark = [
     pytest.mark.xdist_group(
@@ -146,7 +149,8 @@ def test_page(container: Container) -> None:
         " host-port 8080/tcp to 10.9.0.",
         " masquerade 10.9.0.",
         " connections tracked on the host 1 tcp (",
-        " tcp 0.0.0.0:80, to be accepted 1/16 ",
+        " tcp 0.0.0.0:80, to be accepted 1/16, ",
+        f" (PID {os.getpid()})",
         " established, 1 kB unread, rtt ",
     ):
         assert words in text, done.stdout
@@ -187,6 +191,53 @@ def test_hits(container: Container) -> None:
     assert after[port] - before[port] == 3
     assert after[address] - before[address] == 1
     assert f"{port}: 3 connections" in pycni(machine, "inspect", "c1").stdout
+
+
+def test_hits_of_iptables(machine: Machine) -> None:
+    """The other backend's rules count, too; with flushed chains the ports are still named."""
+    with ExitStack() as stack:
+        node = Node(machine)
+        netns = node.attach(isGateway=True)
+        stack.enter_context(machine.process_in(netns))
+        node.ok("ADD", node.config(port(8080), backend="iptables"), netns, args=POD)
+        stack.enter_context(serving(netns, "tcp", 80))
+        before = _uses(asked(machine, "inspect", "c1"))
+        for _ in range(3):
+            sock = stack.enter_context(open_socket(node.outside, "tcp", HOST4))
+            sock.connect((HOST4, 8080))
+        after = _uses(asked(machine, "inspect", "c1"))
+        machine.do(machine.host, "nft flush ruleset")
+        lost = asked(machine, "inspect", "c1", status=FOUND)
+
+    what = f"8080/tcp to {node.address(4)}:80"
+    assert (before[what], after[what]) == (0, 3)
+    assert after[f"8080/tcp to [{node.address(6)}]:80"] == 0
+    (attached,) = lost["attachments"]
+    kinds = {one["what"] for one in attached["usage"] if one["kind"] == "host-port"}
+    assert kinds == {"8080/tcp"}
+
+
+def test_processes(container: Container) -> None:
+    """Each socket has the process that holds it, and whose name may be anything."""
+    script = "import socket,time; s = socket.create_server(('', 81)); time.sleep(60)"
+    rename = "open('/proc/self/comm', 'w').write('a\\x1b[31m b)'); "
+    words = ["python3", "-c", rename + script]
+    with start_in(container.netns, *words) as process:
+        wait_until(lambda: _at(container, 81), "nothing listens")
+        (other,) = _at(container, 81)
+        (ours,) = _at(container, 80)
+        shown = pycni(container.machine, "inspect", "c1").stdout
+        process.kill()
+
+    assert (ours["pid"], other["pid"]) == (os.getpid(), process.pid)
+    assert f"a\\x1b[31m b) (PID {process.pid})" in re.sub(r"\s+", " ", shown)
+
+
+def _at(container: Container, number: int) -> list[Json]:
+    sockets = asked(container.machine, "inspect", "c1")["inside"]["sockets"]
+    return [
+        one for one in sockets if one["local"] == f"0.0.0.0:{number}" and one["state"] == "listen"
+    ]
 
 
 def test_a_table_of_an_older_release_counts_nothing(container: Container) -> None:
