@@ -6,7 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from commands import DONE, view
+from commands import DONE, runtimes, view
 from commands.node import Node
 from commands.redaction import Redactor
 from commands.verb import OnTheNode
@@ -66,10 +66,16 @@ def collect(options: Namespace, host: Host) -> tuple[list[tuple[str, str]], int]
     """Return names and texts of all files, and the number of values redacted in them."""
     redactor = Redactor(lambda type: _schema_of(host, type))
     # The configurations come first: what is redacted there is redacted everywhere.
-    found = [*_configurations(redactor, options.conf_dir), *_records(host, redactor)]
+    directories = [options.conf_dir] if options.conf_dir else _conf_dirs()
+    found: list[tuple[str, str]] = []
+    for path in directories:
+        # The files of the first one have the names that they have there.
+        folder = "" if path == directories[0] else f"{path.strip('/').replace('/', '-')}/"
+        found += _configurations(redactor, path, f"configurations/{folder}")
+    found += _records(host, redactor)
     found += [(f"system/{path.strip('/').replace('/', '-')}", _file(path)) for path in _FILES]
     found += [(f"kernel/{name}", _output(line.split())) for name, line in _PROGRAMS.items()]
-    found += _verbs(options, host)
+    found += _verbs(options, host, directories)
     texts = redactor.texts(found)
     return texts, redactor.count
 
@@ -79,16 +85,22 @@ def _schema_of(host: Host, type: str) -> Mapping[str, Any] | None:
     return module.SCHEMA if module else None
 
 
-def _configurations(redactor: Redactor, directory: str) -> Iterator[tuple[str, str]]:
+def _conf_dirs() -> list[str]:
+    """Return the directories of configurations that are here, the usual one if there is none."""
+    found = dict.fromkeys([runtimes.CONF_DIR, *(one.conf_dir for one in runtimes.found())])
+    return [path for path in found if os.path.isdir(path)] or [runtimes.CONF_DIR]
+
+
+def _configurations(redactor: Redactor, directory: str, place: str) -> Iterator[tuple[str, str]]:
     try:
         names = sorted(os.listdir(directory))
     except OSError as error:
-        yield "configurations/unread.txt", f"{directory}: {error.strerror}\n"
+        yield f"{place}unread.txt", f"{directory}: {error.strerror}\n"
         return
-    yield "configurations/files.txt", "".join(f"{name}\n" for name in names)
+    yield f"{place}files.txt", "".join(f"{name}\n" for name in names)
     for name in names:
         if name.endswith(_CONF_KINDS):
-            yield f"configurations/{name}", redactor.configuration(_bytes(f"{directory}/{name}"))
+            yield f"{place}{name}", redactor.configuration(_bytes(f"{directory}/{name}"))
 
 
 def _records(host: Host, redactor: Redactor) -> Iterator[tuple[str, str]]:
@@ -97,12 +109,12 @@ def _records(host: Host, redactor: Redactor) -> Iterator[tuple[str, str]]:
         yield f"records/{name}", redactor.record(_bytes(record.path))
 
 
-def _verbs(options: Namespace, host: Host) -> Iterator[tuple[str, str]]:
+def _verbs(options: Namespace, host: Host, conf_dirs: Sequence[str]) -> Iterator[tuple[str, str]]:
     places = ["--state-dir", options.state_dir, "--data-dir", options.data_dir]
     places += ["--any-netns"] if options.any_netns else []
     yield "verbs/version.txt", _output([host.executable, "version"])
     for name in (one for one in _ALL if one in VERBS):
-        words = places if isinstance(verb(name).run, OnTheNode) else [options.conf_dir]
+        words = places if isinstance(verb(name).run, OnTheNode) else conf_dirs
         yield f"verbs/{name}.txt", _output([host.executable, name, *words])
     node = Node(host, options.data_dir)
     ids = sorted({attachment.containerid for _, attachment in node.attachments} - {""})

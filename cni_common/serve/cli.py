@@ -73,6 +73,9 @@ def make_parser(commands: Mapping[str, Command], only: str | None = None) -> Arg
         description=f"pycni {VERSION}, CNI plugins in Python; 'pycni agent' is the agent of a"
         " Kubernetes node, a program of its own",
     )
+    parser.add_argument(
+        "--version", action="version", version=f"pycni {VERSION}", help="print the version, and end"
+    )
     parsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, command in sorted(commands.items()):
         subparser = parsers.add_parser(

@@ -30,7 +30,7 @@ _COUNTERS = tuple(
     f"{way}_{what}" for way in ("rx", "tx") for what in ("bytes", "packets", "dropped", "errors")
 )
 _UP = 1  # IFF_UP
-BRIDGE, VLAN, VRF = "bridge", "vlan", "vrf"  # kinds of interfaces
+BRIDGE, PAIR, VLAN, VRF = "bridge", "veth", "vlan", "vrf"  # kinds of interfaces
 JOINING = (BRIDGE, VRF)
 _UNTAGGED = 4  # BRIDGE_VLAN_INFO_UNTAGGED
 

@@ -15,6 +15,7 @@ from cni_common.spec.names import OLDEST_VERSION, SUPPORTED_VERSIONS
 from cni_common.spec.profile import HostLink, Pool
 from cni_common.spec.request import Command
 from commands import runtimes
+from commands.kernel.links import PAIR
 from commands.lint.values import facts_of
 from plugins import profile_of
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 _BRIDGED = "/proc/sys/net/bridge/bridge-nf-call-iptables"
 _PROXY = "KUBE-SERVICES"
 _VERSION_SECONDS = 2
-_PAIR = "".join(("ve", "th"))
 
 
 class ThisNode:
@@ -66,7 +66,7 @@ class ThisNode:
                 link, dst = names.get(one.interface), one.route.dst
                 if one.kind == RTN_UNICAST and link and dst.prefixlen and not dst.is_link_local:
                     found.append((dst, link.name))
-        return [(net, name) for net, name in found if self.links[name].kind != _PAIR]
+        return [(net, name) for net, name in found if self.links[name].kind != PAIR]
 
     @cached_property
     def uplink(self) -> Link | None:

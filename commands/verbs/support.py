@@ -31,9 +31,10 @@ def _add_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--conf-dir",
-        default=CONF_DIR,
+        default="",
         metavar="DIR",
-        help="where the runtime finds its configurations (default: %(default)s)",
+        help="the directory of configurations (default: those of the runtimes that are found here,"
+        f" and {CONF_DIR})",
     )
     add_node_options(parser)
 

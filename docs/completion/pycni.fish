@@ -58,6 +58,7 @@ complete -c pycni -e
 complete -c pycni -f
 
 complete -c pycni -n _shtab_pycni_using -s h -l help -d 'show this help message and exit'
+complete -c pycni -n _shtab_pycni_using -l version -d 'print the version, and end'
 complete -c pycni -n '_shtab_pycni_using; and test $_shtab_pycni_npos -eq 0' -a audit -d 'list what belongs to no living container'
 complete -c pycni -n '_shtab_pycni_using audit' -s h -l help -d 'show this help message and exit'
 complete -c pycni -n '_shtab_pycni_using audit' -l json -d 'print JSON, for programs'
@@ -153,7 +154,7 @@ complete -c pycni -n '_shtab_pycni_using repair' -l any-netns -d 'work although 
 complete -c pycni -n '_shtab_pycni_using; and test $_shtab_pycni_npos -eq 0' -a support -d 'write one archive for a bug report, without secrets'
 complete -c pycni -n '_shtab_pycni_using support' -s h -l help -d 'show this help message and exit'
 complete -c pycni -n '_shtab_pycni_using support' -s o -l output -xka "(__fish_complete_path (commandline -ct))" -d 'the archive, a zip file that must not exist (default: pycni-support-HOST-TIME.zip)'
-complete -c pycni -n '_shtab_pycni_using support' -l conf-dir -xka "(__fish_complete_directories)" -d 'where the runtime finds its configurations (default: /etc/cni/net.d)'
+complete -c pycni -n '_shtab_pycni_using support' -l conf-dir -xka "(__fish_complete_directories)" -d 'the directory of configurations (default: those of the runtimes that are found here, and /etc/cni/net.d)'
 complete -c pycni -n '_shtab_pycni_using support' -l json -d 'print JSON, for programs'
 complete -c pycni -n '_shtab_pycni_using support' -l data-dir -xka "(__fish_complete_directories)" -d 'host-local'"'"'s dataDir, beside those that records name (default: /var/lib/cni/networks)'
 complete -c pycni -n '_shtab_pycni_using support' -l state-dir -xka "(__fish_complete_directories)" -d 'where the attachment records are (default: /run/pycni)'

@@ -109,3 +109,27 @@ def test_an_empty_node(machine: Machine, tmp_path: Path) -> None:
     assert sorted(files) == sorted(f"pycni-support/{name}" for name in found["files"])
     assert "No such file" in files["pycni-support/configurations/unread.txt"]
     assert files["pycni-support/verbs/leases.txt"] == "no leases\n"
+
+
+def test_directories_of_runtimes(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each directory of a runtime is in it, but for the first in a folder of its own."""
+    first, second = tmp_path / "a", tmp_path / "b"
+    for directory in (first, second):
+        directory.mkdir()
+        (directory / "10-net.conflist").write_text('{"name": "x", "plugins": []}')
+    config = tmp_path / "config.toml"
+    config.write_text(f'[plugins."io.containerd.grpc.v1.cri".cni]\nconf_dir = "{second}"\n')
+    monkeypatch.setattr("commands.runtimes.CONF_DIR", str(first))
+    monkeypatch.setattr("commands.runtimes._CONTAINERD", (str(config),))
+    path = tmp_path / "report.zip"
+
+    pycni(machine, "support", "-o", str(path))
+
+    folder = str(second).strip("/").replace("/", "-")
+    assert {name for name in read(path) if "/configurations/" in name} == {
+        f"pycni-support/configurations/{place}{name}"
+        for place in ("", f"{folder}/")
+        for name in ("files.txt", "10-net.conflist")
+    }

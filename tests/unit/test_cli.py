@@ -41,7 +41,14 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
 
     printed = capsys.readouterr().out
     for name, command in COMMANDS.items():
-        assert printed.count(f"{name} ") == printed.count(command.summary) == 2
+        lines = re.findall(rf"^    {name} ", printed, re.MULTILINE)
+        assert len(lines) == printed.count(command.summary) == 2
+
+
+def test_version_option(capsys: pytest.CaptureFixture[str]) -> None:
+    """--version prints name and version alone."""
+    assert run(["--version"], load, load_all) == 0
+    assert capsys.readouterr().out == f"pycni {VERSION}\n"
 
 
 def test_unknown(capsys: pytest.CaptureFixture[str]) -> None:
