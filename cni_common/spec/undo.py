@@ -32,8 +32,10 @@ class Undo:
 
         To be called before anything is made.
         """
-        while len(self._spare) < _SPARE:
+        if not self._spare:
             self._spare.append(os.open("/", os.O_PATH | os.O_CLOEXEC))
+        while len(self._spare) < _SPARE:
+            self._spare.append(os.dup(self._spare[0]))  # a third of what another open costs
 
     def push(self, what: str, step: Callable[[], object]) -> None:
         """Add the `step` that undoes `what`; it must succeed also if there is nothing to undo."""

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 _ESCAPES = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
 # Go accepts 10,000 levels; functions here recurse once per level.
 _DEPTH_MAX = 100
+_FOLDED_MAX = 256
 _DIGITS_MAX = 100  # Python refuses to convert more than 4300
+# The names in each part of a SCHEMA without regard to case, by that part's id. SCHEMAs are
+# constant, and a configuration has keys of other plugins'.
+_folded: dict[int, tuple[Json, dict[str, str]]] = {}
 _TOO_DEEP = f"nested more than {_DEPTH_MAX} levels deep"
 
 
@@ -73,9 +77,15 @@ def fold(config: Json, schema: Json) -> dict[str, Any]:
 
 def _spelling(key: str, properties: Json) -> str:
     """Return the one of `properties` that is `key` but for case, the last of several, or `key`."""
-    wanted = key.casefold()
-    alike = [name for name in properties if name.casefold() == wanted]
-    return alike[-1] if alike else key
+    if not properties:
+        return key
+    known = _folded.get(id(properties))
+    if known is None or known[0] is not properties:
+        if len(_folded) >= _FOLDED_MAX:
+            _folded.clear()
+        known = properties, {name.casefold(): name for name in properties}
+        _folded[id(properties)] = known
+    return known[1].get(key.casefold(), key)
 
 
 def encode(value: object, *, sort_keys: bool) -> bytes:

@@ -226,6 +226,14 @@ class TestDecode:
 class TestFold:
     """fold()."""
 
+    def test_two_schemas(self) -> None:
+        """The spelling is that of the schema at hand, also where one takes another's place."""
+        found = []
+        for name in ("mtu", "MTU", "Mtu") * 100:
+            found.append(list(wire.fold({"mTu": 1}, {"properties": {name: {}}})))
+
+        assert found == [["mtu"], ["MTU"], ["Mtu"]] * 100
+
     @pytest.mark.parametrize(
         ("config", "expected"),
         [
