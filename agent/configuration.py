@@ -143,19 +143,14 @@ def why_closed(snapshot: Snapshot) -> str:
     )
 
 
-def whose_traffic(snapshot: Snapshot) -> str:
-    """Return where packets for this node's pods go while its ranges overlap with those of others.
+def taker(snapshot: Snapshot) -> str:
+    """Return the node to which others send packets for pods of this node, "" where it is this one.
 
-    On each other node the first one by name has the range (agent/network/plan.py).
+    Where ranges overlap, the first node by name has them on each other node (network/plan.py).
     """
     own = snapshot.cluster.own.name
     first = min((other.name for _, other, _ in nodes.overlaps(snapshot.cluster)), default=own)
-    if first < own:
-        return (
-            f"other nodes send packets for pods of this node to node {first}, whose name comes"
-            " first: pods here that run are not reached from there"
-        )
-    return "pods here that run stay reachable from other nodes, as this node's name comes first"
+    return first if first < own else ""
 
 
 def _plugins(choice: Choice, ipam: dict[str, Any], mtu: int) -> list[dict[str, Any]]:

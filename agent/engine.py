@@ -159,6 +159,18 @@ class Engine:
                 os.close(life)
         return True
 
+    def remove_groups(self) -> tuple[str, ...]:
+        """Remove the control groups in which engines were; return what is wrong, in sentences."""
+        from agent.on_host import REMOVE_GROUPS
+
+        words = [*_on_host(), REMOVE_GROUPS, str(self._process)]
+        done = subprocess.run(
+            words, capture_output=True, text=True, timeout=_START_SECONDS, check=False
+        )
+        return (
+            (done.stderr.strip() or f"{words[-2:]}: {done.returncode}",) if done.returncode else ()
+        )
+
     def _is_served(self) -> bool:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
             sock.settimeout(_HELLO_SECONDS)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from agent.metrics import Metrics
     from agent.network.fabric import Applied, Fabric
     from agent.nodes import Snapshot
+    from agent.pod_events import PodEvents
     from agent.remembered import Remembered
     from agent.reports import Reports
     from agent.wake import Wake
@@ -57,6 +58,7 @@ class Parts:
     dist: Path | None  # what to install
     engine: Engine | None
     reports: Reports
+    pod_events: PodEvents
     metrics: Metrics
     log: Log
     before: Callable[[], object] = lambda: None  # called at the beginning of each round
@@ -125,6 +127,7 @@ class Loop:
         if applied:
             self._parts.reports.announce(snapshot.cluster.own, applied.public_key)
         self._try("leftovers", self._parts.leftovers)
+        self._try("pods", lambda: self._tell_pods(snapshot))
 
     def _snapshot(self) -> Snapshot | None:
         """Return the cluster: as the API server has it, else as it was when that last answered."""
@@ -207,8 +210,21 @@ class Loop:
         found = nodes.overlaps(snapshot.cluster)
         self._parts.metrics.overlaps(len(found))
         closed = configuration.why_closed(snapshot)
-        told = (f"new pods are refused: {closed}", configuration.whose_traffic(snapshot))
+        taker = configuration.taker(snapshot)
+        words = (
+            "pods of this node that run stay reachable from other nodes, as its name comes first"
+        )
+        if taker:
+            words = f"pods of this node that run are not reached from other nodes: {_taken(taker)}"
+        told = (f"new pods are refused: {closed}", words)
         self._problems("overlap", told if closed else ())
+
+    def _tell_pods(self, snapshot: Snapshot) -> tuple[str, ...]:
+        """Have Events on those pods that have lost something; nothing else looks at them."""
+        taker = configuration.taker(snapshot)
+        everywhere = f"not reached from other nodes: {_taken(taker)}" if taker else ""
+        self._parts.pod_events.tell(_REASONS["overlap"], everywhere, self._parts.fabric.broken)
+        return ()
 
     def _configure(self, snapshot: Snapshot, mtu: int) -> tuple[str, ...]:
         parts, seen = self._parts, self._seen
@@ -284,6 +300,10 @@ def installed_build(bin_dir: Path) -> str:
     except OSError:
         return ""
     return ""
+
+
+def _taken(taker: str) -> str:
+    return f"these send packets for podCIDRs that overlap to node {taker}, whose name comes first"
 
 
 def _trace(error: Exception) -> str:

@@ -10,6 +10,10 @@ The program leaves the control groups of the container: the runtime kills all th
 the container ends. It holds none of the container's files open either, or the container would seem
 to run on.
 
+    python3 -m agent.on_host --remove-groups PROCESS
+
+removes these control groups, once nothing runs in them.
+
 It runs in a process of its own: a process with threads cannot enter a mount namespace (setns(2)).
 """
 
@@ -18,20 +22,25 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import time
 from typing import TYPE_CHECKING
 
-from cni_common.kernel.cgroups import leave_groups
+from cni_common.kernel.cgroups import leave_groups, remove_groups
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _CLONE_NEWNS, _CLONE_NEWCGROUP = 0x00020000, 0x02000000  # linux/sched.h
+REMOVE_GROUPS = "--remove-groups"
+_END_SECONDS = 2.0  # that workers of the engine may take to end
 _SPACES = (("cgroup", _CLONE_NEWCGROUP), ("mnt", _CLONE_NEWNS))
 _ENVIRON = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C"}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Detach the command; return 1 with a line on stderr where that is not possible."""
+    if arguments[0] == REMOVE_GROUPS:
+        return _remove_groups(arguments[1])
     process, log, *command = arguments
     try:
         _enter(process)
@@ -47,6 +56,20 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     _become(command, output)
     return 1
+
+
+def _remove_groups(process: str) -> int:
+    try:
+        _enter(process)
+        until = time.monotonic() + _END_SECONDS
+        while (stay := remove_groups()) and time.monotonic() < until:
+            time.sleep(0.05)
+    except OSError as error:
+        sys.stderr.write(f"the engine's control groups stay: {error}\n")
+        return 1
+    for one in stay:
+        sys.stderr.write(f"the control group '{one}' stays, as processes are in it\n")
+    return 1 if stay else 0
 
 
 def _become(command: Sequence[str], output: int) -> None:

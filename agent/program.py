@@ -118,6 +118,7 @@ def _parts(settings: Settings, wake: Wake, log: Log) -> tuple[Loop, Health | Non
     from agent.loop import Loop, Parts
     from agent.metrics import Metrics
     from agent.network.fabric import Fabric
+    from agent.pod_events import PodEvents
     from agent.remembered import Remembered
     from agent.reports import Reports
     from agent.watch import NodeWatch
@@ -145,6 +146,7 @@ def _parts(settings: Settings, wake: Wake, log: Log) -> tuple[Loop, Health | Non
         dist=settings.dist,
         engine=_engine(settings, wake, log) if settings.has_engine else None,
         reports=reports,
+        pod_events=PodEvents(reports, choice.network),
         metrics=metrics,
         log=log,
         before=directories.ensure,

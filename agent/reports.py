@@ -1,4 +1,4 @@
-"""What the agent tells the API server: Events on its Node, and its public key as an annotation.
+"""What the agent tells the API server: Events on its Node and on pods, and its public key.
 
 A thread of its own sends them, so that no reconcile waits for a server that is away.
 """
@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from agent.cluster import Member
     from agent.logs import Log
     from agent.metrics import Metrics
+    from agent.pod_events import Pod
 
 _COMPONENT = "pycni-agent"
 _NAMESPACE = "default"  # of Events about objects that have no namespace
 _WAITING_MAX = 50  # Events; older ones are dropped
 _BURST, _EVENTS_PER_SECOND = 25, 1 / 60  # so many at once, and so many in the long run
+_POD_BURST, _POD_EVENTS_PER_SECOND = 25, 1 / 10  # likewise, of pods
 _MESSAGE_MAX = 1024  # characters, as the API server has it
 _BACK_OFF_SECONDS = (1.0, 60.0)
 _BUSY = 429  # of HTTP: this, and what is above it, may pass by itself
@@ -46,6 +48,7 @@ class _Report:
     message: str
     is_warning: bool
     at: datetime
+    pod: Pod | None = None  # None: about the Node
 
 
 class Reports:
@@ -61,6 +64,7 @@ class Reports:
         self._log = log
         self._metrics = metrics
         self._pace = api.Pace(_BURST, _EVENTS_PER_SECOND)
+        self._pod_pace = api.Pace(_POD_BURST, _POD_EVENTS_PER_SECOND)
         self._condition = threading.Condition()
         self._waiting: deque[_Report] = deque()
         self._key = ""  # to be announced, "" for none
@@ -70,12 +74,17 @@ class Reports:
         """Start the thread, which ends with the process."""
         threading.Thread(target=self._run, name="reports", daemon=True).start()
 
-    def event(self, reason: str, message: str, *, is_warning: bool = True) -> None:
-        """Have `kubectl describe node` show a message; too many are dropped, and counted."""
-        if not self._pace.try_step():
+    def event(
+        self, reason: str, message: str, *, is_warning: bool = True, pod: Pod | None = None
+    ) -> None:
+        """Have `kubectl describe` show a message of a pod, or of the node where none is given.
+
+        Too many are dropped, and counted.
+        """
+        if not (self._pod_pace if pod else self._pace).try_step():
             self._metrics.report_dropped()
             return
-        report = _Report(reason, message[:_MESSAGE_MAX], is_warning, datetime.now(UTC))
+        report = _Report(reason, message[:_MESSAGE_MAX], is_warning, datetime.now(UTC), pod)
         with self._condition:
             self._waiting.append(report)
             if len(self._waiting) > _WAITING_MAX:
@@ -125,12 +134,18 @@ class Reports:
             close(client)
 
     def _send(self, client: Client, report: _Report) -> None:
+        about = ObjectReference(apiVersion="v1", kind="Node", name=self._node, uid=self._uid)
+        if pod := report.pod:
+            about = ObjectReference(
+                apiVersion="v1", kind="Pod", namespace=pod.namespace, name=pod.name, uid=pod.uid
+            )
         client.create(
             Event(
-                metadata=ObjectMeta(name=f"{self._node}.{uuid4().hex[:16]}", namespace=_NAMESPACE),
-                involvedObject=ObjectReference(
-                    apiVersion="v1", kind="Node", name=self._node, uid=self._uid
+                metadata=ObjectMeta(
+                    name=f"{about.name}.{uuid4().hex[:16]}",
+                    namespace=about.namespace or _NAMESPACE,
                 ),
+                involvedObject=about,
                 type="Warning" if report.is_warning else "Normal",
                 reason=report.reason,
                 message=report.message,

@@ -41,6 +41,8 @@ def uninstall(
         problems += fabric.remove()
         if engine and engine.stop():
             log.info("stopped the engine")
+            for problem in engine.remove_groups():  # empty ones are no burden
+                log.warning(problem)
         if settings.dist:
             problems += _remove_plugins(settings.bin_dir, log)
         _remove_state(settings.state_dir)

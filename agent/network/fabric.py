@@ -26,7 +26,7 @@ from cni_common.node.veth import enable_forwarding
 from cni_common.spec.errors import CNIError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from typing import Protocol
 
     from agent.cluster import Address, Cluster, Member, Network
@@ -66,6 +66,7 @@ class Fabric:
         self._log = log
         self._config = masquerade_config.Masquerading()  # the last one that could be read
         self._watched = Watched()
+        self.broken: Mapping[str, str] = {}  # what pods lacked after the last look, by container
         self._netns: OwnNetNS | None = None
         # Whether pods may lack something: at the start, since the agent may have been away.
         self._pods_suspected = threading.Event()
@@ -217,14 +218,16 @@ class Fabric:
             problems.append(f"packets of pods are not masqueraded: {error.strerror}")
         return problems
 
-    def _put_back(self) -> tuple[int, list[str]]:
+    def _put_back(self) -> tuple[int, tuple[str, ...]]:
         """Put back what pods lack; return how much that was, and the problems."""
         if not self._settings.pods_state_dir or not self._pods_suspected.is_set():
-            return 0, []
+            return 0, ()
         self._pods_suspected.clear()
         from agent.network import pods
 
-        return pods.put_back(self._settings.pods_state_dir, self._own_netns(), self._log)
+        found = pods.put_back(self._settings.pods_state_dir, self._own_netns(), self._log)
+        self.broken = found.broken
+        return found.repaired, found.problems
 
     def _own_netns(self) -> OwnNetNS:
         """Return the namespace, whose channel for nftables stays the same."""

@@ -33,6 +33,21 @@ def leave_groups(own: str = "/proc/self/cgroup", mounts: str = "/proc/self/mount
     return problems
 
 
+def remove_groups(mounts: str = "/proc/self/mountinfo") -> list[str]:
+    """Remove those groups from each hierarchy; return those that stay, as processes are in them."""
+    with open(mounts, encoding=_ENCODING) as file:
+        places = _hierarchies([line for line in file.read().splitlines() if _is_seen(line)])
+    stay = []
+    for place in places.values():
+        try:
+            os.rmdir(f"{place}/{GROUP}")
+        except FileNotFoundError:
+            continue
+        except OSError:
+            stay.append(f"{place}/{GROUP}")
+    return stay
+
+
 def _is_seen(line: str) -> bool:
     """Tell whether a mount of proc_pid_mountinfo(5) is not covered by another one."""
     _, _, device, _, place, *_ = line.split()

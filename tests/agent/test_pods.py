@@ -106,3 +106,25 @@ def test_a_flush_while_the_agent_is_away(host: Host) -> None:
 
     assert back
     assert not host.reaches(pod)
+
+
+def test_what_stays_broken(host: Host) -> None:
+    """A pod that has lost its interface is named with it, until it is gone."""
+    pod = host.add_pod()
+    host.machine.command(pod, "ip", "link", "delete", "eth0")
+
+    applied = host.apply()
+    (words,) = host.fabric.broken.values()
+
+    assert applied.problems == ()
+    assert words.startswith("gone, and only a new pod has it again: veth 'veth")
+
+
+def test_what_a_pod_does_to_itself(host: Host) -> None:
+    """That is its own business: nothing is said of it."""
+    pod = host.add_pod()
+    host.machine.command(pod, "ip", "link", "set", "eth0", "mtu", "1400")
+    host.machine.command(pod, "ip", "address", "flush", "dev", "eth0")
+
+    assert host.apply().problems == ()
+    assert host.fabric.broken == {}

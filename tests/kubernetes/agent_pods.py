@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.kubernetes.agents import Agents, Way, process_of
+from tests.kubernetes.agents import Agents, Way, assert_no_groups, process_of
 from tests.kubernetes.api import is_ready
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.node import Node
@@ -91,3 +91,4 @@ class AgentPods(Agents):
         """Have the program take away what it has made; it refuses over pods unless forced."""
         for node in nodes or self.cluster.nodes.values():
             node.command(PROGRAM, "uninstall", *(["--force"] if is_forced else []))
+            assert_no_groups(node)

@@ -78,6 +78,7 @@ class Agents:
         force = ["--force"] if is_forced else []
         for node in nodes or self.cluster.nodes.values():
             node.command("env", f"PYTHONPATH={ROOT}", *self._words("uninstall", node), *force)
+            assert_no_groups(node)
 
     def wait_ready(self, *nodes: Node) -> None:
         """Wait until the agents of these nodes, or of all, say that they are ready."""
@@ -88,6 +89,11 @@ class Agents:
             return not waiting
 
         wait_until(all_ready, f"the agents of {[node.name for node in waiting]} are not ready")
+
+
+def assert_no_groups(node: Node) -> None:
+    """Require that the engine has left no control group."""
+    assert not [*node.path("/sys/fs/cgroup").glob("**/pycni-engine")]
 
 
 def answers(node: Node, path: str) -> tuple[int, str]:

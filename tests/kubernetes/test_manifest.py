@@ -50,7 +50,7 @@ def test_accepted(cluster: Cluster, option: str, place: Path) -> None:
     said = cluster.plane.kubectl(*words, option, str(place))
 
     lines = said.splitlines()
-    assert len(lines) == (1 if place.name == "uninstall.yaml" else 9)
+    assert len(lines) == (1 if place.name == "uninstall.yaml" else 7)
     assert [line for line in lines if not line.endswith("(server dry run)")] == []
 
 

@@ -157,3 +157,25 @@ def test_overlap(network: Cluster, agents: Agents, pods: Pods) -> None:
     finally:
         network.api.delete(f"{NODES}/overlapping")
     pods.ready(["refused"])
+
+
+@pytest.mark.timeout(600)
+def test_overlap_with_a_node_that_comes_first(network: Cluster, pods: Pods) -> None:
+    """Packets of other nodes go there, so each running pod has an Event; all is well after."""
+    node = network.third
+    running, other = pods.start(pod("running", node.name), pod("other", "node1"))
+    ranges = network.ranges()[node.name]
+    spec = {"podCIDRs": ranges, "podCIDR": ranges[0]}
+    network.api.create(NODES, {"metadata": {"name": "earlier"}, "spec": spec})
+    try:
+        network.api.wait(
+            EVENTS,
+            lambda found: any(
+                name.startswith("running.") and "to node earlier" in item.get("message", "")
+                for name, item in found.items()
+            ),
+            "an event of the pod says which node has its packets",
+        )
+    finally:
+        network.api.delete(f"{NODES}/earlier")
+    await_paths((running, other))

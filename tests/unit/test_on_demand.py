@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent import engine_choice
-from cni_common.kernel.cgroups import leave_groups
+from cni_common.kernel.cgroups import leave_groups, remove_groups
 from cni_common.serve import on_demand
 from cni_common.serve.engine import total
 from cni_common.serve.status import look
@@ -91,3 +91,18 @@ def test_a_group_that_cannot_be_left(tmp_path: Path) -> None:
         f"stays in the control group '/runtime.service' of '{tmp_path}' (Not a directory): the"
         " engine ends with it"
     ]
+
+
+def test_groups_are_removed(tmp_path: Path) -> None:
+    """One in which something is stays, and is told; one that is not there is no matter."""
+    number = tmp_path.stat().st_dev
+    device, lines = f"{os.major(number)}:{os.minor(number)}", []
+    for name in ("cpu", "memory", "pids"):
+        (tmp_path / name).mkdir()
+        lines.append(f"30 23 {device} / {tmp_path / name} rw - cgroup cgroup rw,{name}\n")
+    (tmp_path / "cpu/pycni-engine").mkdir()
+    (tmp_path / "memory/pycni-engine/child").mkdir(parents=True)
+    (tmp_path / "mounts").write_text("".join(lines))
+
+    assert remove_groups(str(tmp_path / "mounts")) == [f"{tmp_path}/memory/pycni-engine"]
+    assert not (tmp_path / "cpu/pycni-engine").exists()

@@ -1,0 +1,79 @@
+"""Events on pods of this node: what `kubectl describe pod` shows beside the kubelet's Events.
+
+The kubelet tells why a pod does not start, with the plugin's words. What a running pod loses nobody
+else tells. The pods are those of the plugins' records: the API server is not asked for any.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cni_common.node.host import STATE_DIR
+from cni_common.node.record import Records
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agent.reports import Reports
+    from cni_common.node.record import Record
+
+BROKEN = "NetworkBroken"
+_KEYS = ("K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID")  # of CNI_ARGS
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod as an Event names it."""
+
+    namespace: str
+    name: str
+    uid: str
+
+
+class PodEvents:
+    """Tells each thing once, and again if it was over meanwhile."""
+
+    def __init__(self, reports: Reports, network: str, *, state_dir: str = STATE_DIR) -> None:
+        """`network` is the name of the list of plugins."""
+        self._reports, self._network, self._state_dir = reports, network, state_dir
+        self._told: set[tuple[str, str]] = set()  # containers, and the words about them
+
+    def tell(self, reason: str, everywhere: str, broken: Mapping[str, str]) -> None:
+        """Tell all pods `everywhere` for `reason`, and some what is `broken`, by container.
+
+        Raises CNIError, OSError where the records cannot be read.
+        """
+        if not everywhere and not broken:
+            self._told.clear()
+            return
+        found = pods(self._network, self._state_dir)
+        words = [(one, BROKEN, broken[one]) for one in found if one in broken]
+        words += [(one, reason, everywhere) for one in found if everywhere]
+        before, self._told = self._told, {(container, text) for container, _, text in words}
+        for container, why, text in words:
+            if (container, text) not in before:
+                self._reports.event(why, text, pod=found[container])
+
+
+def pods(network: str, state_dir: str) -> dict[str, Pod]:
+    """Return the pods with an attachment to the network, by container. Raises CNIError, OSError."""
+    records = Records(state_dir)
+    try:
+        found = {
+            record.attachment.containerid: _pod_of(record)
+            for record, _ in records.listing()
+            if record.network == network
+        }
+    finally:
+        records.close()
+    return {container: pod for container, pod in sorted(found.items()) if pod}
+
+
+def _pod_of(record: Record) -> Pod | None:
+    """Return the pod of an attachment, None where no kubelet has made it."""
+    pairs = dict(
+        pair.partition("=")[::2] for pair in str(record.facts.get("cni_args", "")).split(";")
+    )
+    pod = Pod(*(pairs.get(key, "") for key in _KEYS))
+    return pod if pod.namespace and pod.name else None
