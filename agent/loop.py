@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agent import configuration, install, nodes
+from agent.reports import Condition
 from agent.watch import BackOff
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Parts:
     log: Log
     before: Callable[[], object] = lambda: None  # called at the beginning of each round
     leftovers: Callable[[], tuple[str, ...]] = tuple  # called at the end; returns problems
+    has_condition: bool = False  # NetworkUnavailable of the Node is the agent's
 
 
 @dataclass
@@ -128,6 +130,8 @@ class Loop:
             self._parts.reports.announce(snapshot.cluster.own, applied.public_key)
         self._try("leftovers", self._parts.leftovers)
         self._try("pods", lambda: self._tell_pods(snapshot))
+        if self._parts.has_condition:
+            self._set_condition(snapshot)
 
     def _snapshot(self) -> Snapshot | None:
         """Return the cluster: as the API server has it, else as it was when that last answered."""
@@ -218,6 +222,20 @@ class Loop:
             words = f"pods of this node that run are not reached from other nodes: {_taken(taker)}"
         told = (f"new pods are refused: {closed}", words)
         self._problems("overlap", told if closed else ())
+
+    def _set_condition(self, snapshot: Snapshot) -> None:
+        """Say whether new pods can start; nothing before the list was written for the first time.
+
+        A node that waits for its first list is NotReady without it.
+        """
+        overlap = self._seen.problems.get("overlap", ())
+        if overlap:
+            found = Condition(_REASONS["overlap"], "; ".join(overlap), is_unavailable=True)
+        elif self._seen.text:
+            found = Condition("PycniReady", "the network is set up")
+        else:
+            return
+        self._parts.reports.condition(snapshot.cluster.own, found)
 
     def _tell_pods(self, snapshot: Snapshot) -> tuple[str, ...]:
         """Have Events on those pods that have lost something; nothing else looks at them."""

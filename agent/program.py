@@ -151,6 +151,7 @@ def _parts(settings: Settings, wake: Wake, log: Log) -> tuple[Loop, Health | Non
         log=log,
         before=directories.ensure,
         leftovers=leftovers.look,
+        has_condition=settings.has_condition,
     )
     loop = Loop(parts, settings.node)
     health = None

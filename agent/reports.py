@@ -1,4 +1,4 @@
-"""What the agent tells the API server: Events on its Node and on pods, and its public key.
+"""What the agent tells the API server: Events, a condition of its Node, its public key.
 
 A thread of its own sends them, so that no reconcile waits for a server that is away.
 """
@@ -15,7 +15,7 @@ from uuid import uuid4
 from lightkube.core.exceptions import ApiError
 from lightkube.models.core_v1 import EventSource, ObjectReference
 from lightkube.models.meta_v1 import ObjectMeta
-from lightkube.resources.core_v1 import Event
+from lightkube.resources.core_v1 import Event, NodeStatus
 from lightkube.types import PatchType
 
 from agent import api
@@ -40,6 +40,19 @@ _POD_BURST, _POD_EVENTS_PER_SECOND = 25, 1 / 10  # likewise, of pods
 _MESSAGE_MAX = 1024  # characters, as the API server has it
 _BACK_OFF_SECONDS = (1.0, 60.0)
 _BUSY = 429  # of HTTP: this, and what is above it, may pass by itself
+
+
+@dataclass(frozen=True)
+class Condition:
+    """NetworkUnavailable of the Node: what is wrong, or that nothing is.
+
+    While it is true the controller manager has the taint of that name on the Node, so the scheduler
+    puts no new pods there.
+    """
+
+    reason: str
+    message: str
+    is_unavailable: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,8 @@ class Reports:
         self._condition = threading.Condition()
         self._waiting: deque[_Report] = deque()
         self._key = ""  # to be announced, "" for none
+        self._condition_due: Condition | None = None  # to be set
+        self._told: tuple[Condition, str] | None = None  # the last one, and the uid of its Node
         self._refused: set[str] = set()  # messages of the server that were logged
 
     def start(self) -> None:
@@ -100,11 +115,23 @@ class Reports:
             if self._key:
                 self._condition.notify()
 
+    def condition(self, own: Member, found: Condition) -> None:
+        """Have the Node `own` show a condition, unless it was told so already."""
+        with self._condition:
+            if self._told == (found, own.uid):
+                return
+            self._told = found, own.uid
+            self._condition_due = found
+            self._condition.notify()
+
+    def _is_due(self) -> bool:
+        return bool(self._waiting or self._key or self._condition_due)
+
     def _run(self) -> None:
         back_off = BackOff(*_BACK_OFF_SECONDS)
         while True:
             with self._condition:
-                self._condition.wait_for(lambda: self._waiting or self._key)
+                self._condition.wait_for(self._is_due)
             try:
                 self._send_all()
                 back_off.reset()
@@ -116,7 +143,7 @@ class Reports:
                 self._log.error("unexpected", part="reports", error=repr(error))
                 self._drop()
             with self._condition:
-                if self._waiting or self._key:
+                if self._is_due():
                     self._condition.wait(back_off.next())
 
     def _send_all(self) -> None:
@@ -128,8 +155,11 @@ class Reports:
                     self._waiting.popleft()
             with self._condition:
                 key, self._key = self._key, ""
+                due, self._condition_due = self._condition_due, None
             if key:
                 self._patch(client, key)
+            if due:
+                self._set(client, due)
         finally:
             close(client)
 
@@ -168,10 +198,37 @@ class Reports:
             raise
         self._log.info("announced the public key", key=key)
 
+    def _set(self, client: Client, due: Condition) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        condition = {
+            "type": "NetworkUnavailable",
+            "status": str(due.is_unavailable),
+            "reason": due.reason,
+            "message": due.message[:_MESSAGE_MAX],
+            "lastHeartbeatTime": now,
+            "lastTransitionTime": now,
+        }
+        try:
+            # A list that is merged by its members' types: the kubelet's conditions stay.
+            body = {"status": {"conditions": [condition]}}
+            client.patch(NodeStatus, self._node, body, patch_type=PatchType.STRATEGIC)
+        except ApiError as error:
+            if _may_pass(error):
+                self._again(due)
+            raise
+        except api.ERRORS:
+            self._again(due)
+            raise
+        self._log.info("set the condition NetworkUnavailable", status=condition["status"])
+
+    def _again(self, due: Condition) -> None:
+        with self._condition:
+            self._condition_due = self._condition_due or due
+
     def _refuse(self, error: ApiError) -> None:
         """Log what the server does not accept, once, and leave the Event out."""
         message = str(error)
-        if error.status.code is None or error.status.code >= _BUSY:
+        if _may_pass(error):
             self._log.debug("reports wait for the API server", reason=message)
             return
         if message not in self._refused and len(self._refused) < _WAITING_MAX:
@@ -185,3 +242,8 @@ class Reports:
             if self._waiting:
                 self._waiting.popleft()
                 self._metrics.report_dropped()
+
+
+def _may_pass(error: ApiError) -> bool:
+    """Tell whether the server may take the same request later."""
+    return error.status.code is None or error.status.code >= _BUSY

@@ -51,6 +51,7 @@ class Settings:
     host_process: int  # its mount namespace is the host's
     runtime_socket: str  # CRI; "auto", or "" for none
     state_dir: Path
+    has_condition: bool  # NetworkUnavailable of the Node is the agent's
     listen: tuple[str, int] | None
     log_level: str
 
@@ -219,6 +220,7 @@ _OPTIONS = (
         *(_socket, "PATH"),
     ),
     _Option("--state-dir", STATE_DIR, "last known cluster, WireGuard key", _directory, "DIR"),
+    _Option("--condition", "false", "set the Node's condition NetworkUnavailable", _flag, _SWITCH),
     _Option("--listen", LISTEN, "probes and metrics; none: nowhere", _address, "ADDRESS:PORT"),
     _Option("--log-level", "info", "least level of the log", _one_of(LEVELS), "LEVEL"),
 )
@@ -341,6 +343,7 @@ def settings_of(options: Namespace, environ: Mapping[str, str], beside: Path) ->
         host_process=options.host_process,
         runtime_socket=options.runtime_socket,
         state_dir=options.state_dir,
+        has_condition=options.condition,
         listen=options.listen,
         log_level=options.log_level,
     )

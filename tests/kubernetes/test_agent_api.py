@@ -17,7 +17,7 @@ from agent.cluster import Member
 from agent.logs import Log
 from agent.metrics import Metrics
 from agent.nodes import PUBLIC_KEY
-from agent.reports import Reports
+from agent.reports import Condition, Reports
 from agent.wake import Wake
 from agent.watch import NodeWatch
 from tests.kubernetes.api import EVENTS, MERGE, NODES
@@ -257,3 +257,20 @@ def test_reports(followed: Followed) -> None:
     assert event["involvedObject"]["uid"] == member.uid
     reports.announce(replace(member, public_key="key="), "key=")
     assert reports._key == ""
+
+
+def test_condition(followed: Followed) -> None:
+    """NetworkUnavailable has the controller manager keep new pods away, until it is over."""
+    own = followed.node("192.0.2.1", "10.244.201.0/24")
+    reports = Reports(followed.access.connect, own, log=followed.log, metrics=followed.metrics)
+    reports.start()
+    member = Member(own, followed.api.request("GET", f"{NODES}/{own}")["metadata"]["uid"])
+
+    def tainted() -> bool:
+        spec = followed.api.request("GET", f"{NODES}/{own}")["spec"]
+        return any(one["key"].endswith("/network-unavailable") for one in spec.get("taints", ()))
+
+    reports.condition(member, Condition("PodCIDROverlap", "words", is_unavailable=True))
+    wait_until(tainted, "the Node takes new pods")
+    reports.condition(member, Condition("PycniReady", "words"))
+    wait_until(lambda: not tainted(), "the Node takes no new pods")

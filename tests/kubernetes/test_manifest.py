@@ -50,7 +50,7 @@ def test_accepted(cluster: Cluster, option: str, place: Path) -> None:
     said = cluster.plane.kubectl(*words, option, str(place))
 
     lines = said.splitlines()
-    assert len(lines) == (1 if place.name == "uninstall.yaml" else 7)
+    assert len(lines) == {"uninstall.yaml": 1, "condition": 11}.get(place.name, 7)
     assert [line for line in lines if not line.endswith("(server dry run)")] == []
 
 
@@ -61,8 +61,11 @@ def test_the_file_is_the_base(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
 def test_overlay(cluster: Cluster, overlay: Path) -> None:
-    """An overlay changes one setting, and the mark that makes new agents of it."""
+    """An overlay changes one setting, and the mark that makes new agents of it; or adds objects."""
     base, found = objects(cluster, "-k", BASE), objects(cluster, "-k", overlay)
+    for path in overlay.glob("*.yaml"):
+        for name in objects(cluster, "-f", path) if path.name != "kustomization.yaml" else ():
+            del found[name]
     settings = found["ConfigMap/pycni"]["data"].items() - base["ConfigMap/pycni"]["data"].items()
     mark = found["DaemonSet/pycni"]["spec"]["template"]["metadata"].pop("annotations")
     found["ConfigMap/pycni"]["data"] = base["ConfigMap/pycni"]["data"]
@@ -141,6 +144,56 @@ def test_refused(
 
     # The policy counts moments after it was accepted.
     wait_until(lambda: why in refusal(cluster, agent, *line), f"{line} is not refused: {why}")
+
+
+CONDITION = FOLDER / "overlays" / "condition" / "status.yaml"
+
+
+def _status(**status: object) -> tuple[str, ...]:
+    body = json.dumps({"status": status})
+    return ("patch", "node", "NODE", "--subresource", "status", "--patch", body)
+
+
+def _condition(kind: str) -> tuple[str, ...]:
+    found = {"type": kind, "status": "False", "reason": "Tried", "message": "by a test"}
+    return _status(conditions=[found])
+
+
+@pytest.fixture
+def conditioned(cluster: Cluster, agent: Path) -> Iterator[Path]:
+    """The agent with the rights of overlays/condition."""
+    cluster.plane.kubectl("apply", "-f", str(CONDITION))
+    yield agent
+    cluster.plane.kubectl("delete", "-f", str(CONDITION))
+
+
+def test_own_condition(cluster: Cluster, conditioned: Path) -> None:
+    """With that overlay an agent sets NetworkUnavailable of its own Node, and nothing else."""
+    own, other = cluster.first.name, cluster.second.name
+
+    def told(words: tuple[str, ...], node: str = own) -> str:
+        line = tuple(word.replace("NODE", node) for word in words)
+        return refusal(cluster, conditioned, *line)
+
+    allowed = _condition("NetworkUnavailable")
+    wait_until(lambda: "own Node alone" in told(allowed, other), "another Node is changed")
+    wait_until(lambda: told(allowed) == "", "its own condition cannot be set")
+    assert "no other" in told(_condition("DiskPressure"))
+    address = [{"type": "InternalIP", "address": "192.0.2.66"}]
+    assert "nothing else of the status" in told(_status(addresses=address))
+    found = cluster.api.get(f"/api/v1/nodes/{own}")["status"]["conditions"]
+    assert {"NetworkUnavailable", "Ready"} <= {one["type"] for one in found}
+    clear = json.dumps([one for one in found if one["type"] != "NetworkUnavailable"])
+    body = f'{{"status": {{"conditions": {clear}}}}}'
+    words = ("patch", "node", own, "--subresource", "status", "--type", "merge", "--patch", body)
+    cluster.plane.kubectl(*words)
+
+
+def test_without_the_overlay(cluster: Cluster, agent: Path) -> None:
+    """The base has no right on any status."""
+    line = tuple(word.replace("NODE", cluster.first.name) for word in _condition("Ready"))
+
+    assert "forbidden" in refusal(cluster, agent, *line)
 
 
 def test_nothing_else(cluster: Cluster, agent: Path) -> None:

@@ -11,10 +11,11 @@ import pytest
 
 from agent import nodes
 from agent.api import Access
+from agent.cluster import Member
 from agent.logs import Log
 from agent.metrics import Metrics
 from agent.network import wireguard
-from agent.reports import Reports
+from agent.reports import Condition, Reports
 from agent.wake import Wake
 from agent.watch import NodeWatch
 from tests.api_server import NODES, ApiServer, Failure, Handler, node, serving
@@ -217,6 +218,44 @@ def test_reports_survive_failures(watched: Watched, monkeypatch: pytest.MonkeyPa
     wait_until(lambda: watched.server.taken, "no Event comes")
     ((_, event),) = watched.server.taken
     assert event["reason"] == "Taken"
+
+
+def test_condition(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is set once, again for another Node of the name, and later where the server is busy."""
+    monkeypatch.setattr("agent.reports._BACK_OFF_SECONDS", (0.01, 0.02))
+    watched.server.failures += [failing(500), failing(503, "text/plain", b"x"), _cut]
+    reports = Reports(watched.access.connect, OWN, log=watched.log, metrics=watched.metrics)
+    reports.start()
+    taken, member = watched.server.taken, Member(OWN, "uid-1")
+    overlap = Condition("PodCIDROverlap", "words", is_unavailable=True)
+
+    for number, (own, found) in enumerate(
+        [(member, overlap), (member, Condition("Ready", "")), (Member(OWN, "uid-2"), overlap)], 1
+    ):
+        for _ in range(3):
+            reports.condition(own, found)
+        wait_until(lambda n=number: len(taken) == n, "it is not set")  # type: ignore[misc]
+    reports.event("Last", "so nothing is on its way")
+    wait_until(lambda: taken[-1][1].get("reason") == "Last", "no Event")
+
+    assert {path for path, _ in taken[:3]} == {f"{NODES}/{OWN}/status"}
+    states = [body["status"]["conditions"][0]["status"] for _, body in taken[:3]]
+    assert states == ["True", "False", "True"]
+    assert len(taken) == 4
+
+
+def test_a_condition_that_is_forbidden(watched: Watched) -> None:
+    """Without the right it is left out, and Events come as before."""
+    watched.server.failures.append(failing(403))
+    reports = Reports(watched.access.connect, OWN, log=watched.log, metrics=watched.metrics)
+    reports.condition(Member(OWN, "uid-1"), Condition("Ready", ""))
+    reports.start()
+    wait_until(lambda: not watched.server.failures, "it is not tried")
+
+    reports.event("Taken", "words")
+
+    wait_until(lambda: watched.server.taken, "no Event")
+    assert [body["reason"] for _, body in watched.server.taken] == ["Taken"]
 
 
 # --- odd Nodes ---
