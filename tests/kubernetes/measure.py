@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import re
 import shutil
 import statistics
@@ -93,6 +94,7 @@ def main() -> int:
     options = parser.parse_args()
     chosen = combination.COMBINATIONS[options.combination]
     numbers = [int(one) for one in options.pods.split(",")]
+    busy = os.getloadavg()[1]
     with tempfile.TemporaryDirectory() as folder, closing(World()) as world:
         archive = Path(folder) / "test.tar"
         image.write(archive)
@@ -104,7 +106,7 @@ def main() -> int:
     SAMPLES.parent.mkdir(exist_ok=True)
     SAMPLES.write_text(json.dumps(found, default=asdict, indent=1))
     runtime = "2.4" if chosen.containerd else "1.6"
-    head = _TEMPLATE.read_text().format(runtime=runtime, metric=_METRIC)
+    head = _TEMPLATE.read_text().format(runtime=runtime, metric=_METRIC, load=busy)
     options.output.write_text(head + "".join(rows(found)))
     return 0
 
