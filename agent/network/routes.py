@@ -63,9 +63,23 @@ def _set(kernel: Kernel, route: Route, ours: Iterable[Found]) -> None:
     there = [one for one in ours if one.metric == METRICS[route.dst.version]]
     if any(one.route == route and one.hops == 1 for one in there):
         return
-    # Replaced by one request, so no packet meets a table without the route.
+    # Replaced by one request, so no packet meets a table without the route; but where the kernel
+    # would refuse it.
+    if any(_bars(one.route, route) for one in there):
+        for one in there:
+            _delete(kernel, one)
+        there = []
     command = "replace" if there else "add"
     kernel.do(f"add the route to {route.dst}", kernel.ip.route, command, **_keys(route))
+
+
+def _bars(present: Route, route: Route) -> bool:
+    """Tell whether a route keeps the kernel from taking another in its place.
+
+    IPv6 refuses a next hop that is taken to be on a link while a route leads to it by another
+    device (net/ipv6/route.c, ip6_route_check_nh_onlink). In the overlay it is in its own range.
+    """
+    return route.dst.version == 6 and route.onlink and present.device != route.device
 
 
 def _delete(kernel: Kernel, one: Found) -> None:

@@ -230,6 +230,37 @@ def test_a_change_of_the_mode_leaves_nothing(lan: Lan) -> None:
     assert DEVICE not in a.command("ip", "-br", "link")
 
 
+def test_from_direct_to_the_overlay(lan: Lan) -> None:
+    """The other way round, by both families: the next hop is in the range of the old route."""
+    a, b = lan.node("a", 1, mode=DIRECT), member("b", 2)
+    a.apply(b)
+    a.settings = lan.node("x", 9, mode=VXLAN).settings
+    a.restart()
+
+    assert a.apply(b).problems == ()
+
+    assert a.routes() == {
+        "10.244.2.0/24": f"10.244.2.0 {DEVICE}",
+        "fd00:10:244:2::/64": f"fd00:10:244:2:: {DEVICE}",
+    }
+
+
+def test_auto_follows_a_node_behind_a_router(lan: Lan) -> None:
+    """A node that is registered anew in another network is reached by the overlay, and back."""
+    a = lan.node("a", 1, mode=AUTO)
+    near, far = member("b", 2), member("b", 2, addresses=addresses(2, 2))
+    by_link = a.apply(near), a.routes()
+    overlay = a.apply(far), a.routes()
+    again = a.apply(near), a.routes()
+
+    assert [found.problems for found, _ in (by_link, overlay, again)] == [(), (), ()]
+    assert overlay[1] == {
+        "10.244.2.0/24": f"10.244.2.0 {DEVICE}",
+        "fd00:10:244:2::/64": f"fd00:10:244:2:: {DEVICE}",
+    }
+    assert again[1] == by_link[1] != overlay[1]
+
+
 def test_both_sides_derive_the_same_mac(far: tuple[Node, Node]) -> None:
     """Every node knows the MAC of every other by its Node object."""
     a, b = far

@@ -19,11 +19,11 @@ pytestmark = [pytest.mark.rotating(2), pytest.mark.timeout(600)]
 OVERHEAD = 50  # of VXLAN over IPv4
 
 
-def restart(agents: Agents, cluster: Cluster) -> None:
-    """Have all nodes work with the settings of `agents`."""
-    agents.start()
-    agents.restart(*cluster.nodes.values())
-    agents.wait_ready()
+def exchange(old: Agents, new: Agents, cluster: Cluster) -> None:
+    """Have all nodes work with the settings of `new`."""
+    old.stop()
+    new.start()
+    new.wait_ready()
     cluster.wait_ready()
 
 
@@ -35,12 +35,12 @@ def routed(network: Cluster, agents: Agents) -> Iterator[Cluster]:
         for address, hop in zip(other.addresses, (ADDRESS4, ADDRESS6), strict=True):
             node.command("ip", "route", "add", address, "via", hop)
     auto = type(agents)(network, Way("auto", agents.way.interface), agents.dist)
-    restart(auto, network)
+    exchange(agents, auto, network)
     yield network
     for node, other in pairs:
         for address in other.addresses:
             node.command("ip", "route", "delete", address)
-    restart(agents, network)
+    exchange(auto, agents, network)
 
 
 def device(node: Node, ranges: list[str]) -> set[str]:

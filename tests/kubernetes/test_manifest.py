@@ -146,6 +146,7 @@ def test_refused(
     wait_until(lambda: why in refusal(cluster, agent, *line), f"{line} is not refused: {why}")
 
 
+READS = "tests:reads-status"
 CONDITION = FOLDER / "overlays" / "condition" / "status.yaml"
 
 
@@ -161,9 +162,14 @@ def _condition(kind: str) -> tuple[str, ...]:
 
 @pytest.fixture
 def conditioned(cluster: Cluster, agent: Path) -> Iterator[Path]:
-    """The agent with the rights of overlays/condition."""
+    """The agent with the rights of overlays/condition; kubectl reads before it patches."""
     cluster.plane.kubectl("apply", "-f", str(CONDITION))
+    role = ("--verb", "get", "--resource", "nodes/status")
+    cluster.plane.kubectl("create", "clusterrole", READS, *role)
+    binding = ("--clusterrole", READS, "--serviceaccount", "kube-system:pycni")
+    cluster.plane.kubectl("create", "clusterrolebinding", READS, *binding)
     yield agent
+    cluster.plane.kubectl("delete", "clusterrolebinding,clusterrole", READS)
     cluster.plane.kubectl("delete", "-f", str(CONDITION))
 
 
