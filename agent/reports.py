@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -155,13 +156,23 @@ class Reports:
                     self._waiting.popleft()
             with self._condition:
                 key, self._key = self._key, ""
-                due, self._condition_due = self._condition_due, None
             if key:
-                self._patch(client, key)
+                self._change(partial(self._patch, client, key))
+            with self._condition:
+                due, self._condition_due = self._condition_due, None
             if due:
-                self._set(client, due)
+                self._change(partial(self._set, client, due))
         finally:
             close(client)
+
+    def _change(self, step: Callable[[], None]) -> None:
+        """Change the Node; what the server does not accept is logged, and left."""
+        try:
+            step()
+        except ApiError as error:
+            if _may_pass(error):
+                raise
+            self._log_refusal(error)
 
     def _send(self, client: Client, report: _Report) -> None:
         about = ObjectReference(apiVersion="v1", kind="Node", name=self._node, uid=self._uid)
@@ -192,9 +203,10 @@ class Reports:
         try:
             body = {"metadata": {"annotations": {PUBLIC_KEY: key}}}
             client.patch(Node, self._node, body, patch_type=PatchType.MERGE)
-        except api.ERRORS:
-            with self._condition:
-                self._key = self._key or key
+        except api.ERRORS as error:
+            if not isinstance(error, ApiError) or _may_pass(error):
+                with self._condition:
+                    self._key = self._key or key
             raise
         self._log.info("announced the public key", key=key)
 
@@ -212,29 +224,27 @@ class Reports:
             # A list that is merged by its members' types: the kubelet's conditions stay.
             body = {"status": {"conditions": [condition]}}
             client.patch(NodeStatus, self._node, body, patch_type=PatchType.STRATEGIC)
-        except ApiError as error:
-            if _may_pass(error):
-                self._again(due)
-            raise
-        except api.ERRORS:
-            self._again(due)
+        except api.ERRORS as error:
+            if not isinstance(error, ApiError) or _may_pass(error):
+                with self._condition:
+                    self._condition_due = self._condition_due or due
             raise
         self._log.info("set the condition NetworkUnavailable", status=condition["status"])
 
-    def _again(self, due: Condition) -> None:
-        with self._condition:
-            self._condition_due = self._condition_due or due
-
     def _refuse(self, error: ApiError) -> None:
-        """Log what the server does not accept, once, and leave the Event out."""
-        message = str(error)
+        """Leave the first Event out if the server does not accept it; or try again."""
         if _may_pass(error):
-            self._log.debug("reports wait for the API server", reason=message)
+            self._log.debug("reports wait for the API server", reason=str(error))
             return
+        self._log_refusal(error)
+        self._drop()
+
+    def _log_refusal(self, error: ApiError) -> None:
+        """Log what the server does not accept, once."""
+        message = str(error)
         if message not in self._refused and len(self._refused) < _WAITING_MAX:
             self._refused.add(message)
             self._log.warning("the API server refuses a report", reason=message)
-        self._drop()
 
     def _drop(self) -> None:
         """Leave out the report that comes first."""
