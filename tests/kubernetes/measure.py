@@ -88,19 +88,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.kubernetes.measure")
     parser.add_argument("--pods", default="1,30,60", help="numbers of pods (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
+    names = ",".join(column.name for column in COLUMNS)
+    parser.add_argument("--columns", default=names, help="(default: %(default)s)")
     parser.add_argument("--combination", default="current", choices=combination.COMBINATIONS)
     parser.add_argument("--output", type=Path, default=PAGE)
     parser.add_argument("--add", action="store_true", help="keep the samples of earlier runs")
     options = parser.parse_args()
     chosen = combination.COMBINATIONS[options.combination]
     numbers = [int(one) for one in options.pods.split(",")]
+    columns = [one for one in COLUMNS if one.name in options.columns.split(",")]
     busy = os.getloadavg()[1]
     with tempfile.TemporaryDirectory() as folder, closing(World()) as world:
         archive = Path(folder) / "test.tar"
         image.write(archive)
         with closing(Cluster(world, chosen, [archive])) as cluster:
             cluster.start()
-            found = measure(cluster, numbers, options.rounds)
+            found = measure(cluster, numbers, options.rounds, columns)
     if options.add:
         found = joined(load(SAMPLES), found)
     SAMPLES.parent.mkdir(exist_ok=True)
@@ -134,7 +137,9 @@ def joined(old: Found, new: Found) -> Found:
     }
 
 
-def measure(cluster: Cluster, numbers: Sequence[int], rounds: int) -> Found:
+def measure(
+    cluster: Cluster, numbers: Sequence[int], rounds: int, columns: Sequence[Column]
+) -> Found:
     """Return the samples by number of pods and column."""
     nodes = list(cluster.nodes.values())
     for node in nodes:
@@ -144,8 +149,8 @@ def measure(cluster: Cluster, numbers: Sequence[int], rounds: int) -> Found:
     cluster.wait_ready()
     found: Found = {number: {column.name: [] for column in COLUMNS} for number in numbers}
     for turn in range(rounds):
-        for offset in range(len(COLUMNS)):
-            column = COLUMNS[(turn + offset) % len(COLUMNS)]
+        for offset in range(len(columns)):
+            column = columns[(turn + offset) % len(columns)]
             engine = install(cluster.first, column)
             sample(cluster, 1)  # what a network makes once
             for number in numbers:
@@ -228,7 +233,7 @@ def rows(found: Mapping[int, Mapping[str, Sequence[Sample]]]) -> list[str]:
         for title, unit, value in _FIGURES:
             values = {name: [value(one) for one in samples] for name, samples in columns.items()}
             cells = [_cell(values[column.name], unit) for column in COLUMNS]
-            middle = {name: statistics.median(some) for name, some in values.items()}
+            middle = {name: statistics.median(some) for name, some in values.items() if some}
             ratio = middle[_ENGINE] / middle["reference"] if middle["reference"] else float("nan")
             rounds = len(values[_ENGINE])
             lines.append(f"| {number} | {rounds} | {title} | {' | '.join(cells)} | {ratio:.2f} |\n")
@@ -236,6 +241,8 @@ def rows(found: Mapping[int, Mapping[str, Sequence[Sample]]]) -> list[str]:
 
 
 def _cell(values: Sequence[float], unit: str) -> str:
+    if not values:
+        return "-"
     digits = 2 if unit == "s" else 0
     low, middle, high = min(values), statistics.median(values), max(values)
     return f"{middle:.{digits}f} {unit} ({low:.{digits}f} to {high:.{digits}f})"
