@@ -8,7 +8,7 @@ SHELL := /bin/bash
 python := .venv/bin/python
 pytest := $(python) -m pytest
 sandboxed := tests/in-sandbox --or-skip $(pytest) -m "not full_kernel"
-shell_scripts := .ci/run deploy/*.sh deploy/release/scripts/* tests/in-sandbox \
+shell_scripts := .ci/run deploy/*.sh deploy/interpreter/compile deploy/release/scripts/* tests/in-sandbox \
     tests/kubernetes/upstream/build.sh tests/parts tests/pythons
 pure := cni_common/spec/schema.py,cni_common/spec/undo.py,cni_common/spec/result.py,cni_common/spec/wire.py,plugins/host_local/ranges.py
 
@@ -126,12 +126,19 @@ agent: ## make dist/agent: the agent of a Kubernetes node, a program of its own
 	@deploy/prerequisites.sh --dist
 	@$(python) -m deploy.freeze_agent
 
-.PHONY: release test-packages
-release: dist ## make dist/release: tarball, .deb and .rpm with sums and bill of materials
+.PHONY: interpreter release test-packages
+interpreter: ## build a Python for the bundle, once, as root: ten minutes; dist and all after it use it
+	@deploy/prerequisites.sh --interpreter
+	@$(python) -m deploy.interpreter
+
+release: ## make dist/release: tarball, .deb and .rpm with sums and bill of materials
 	@deploy/prerequisites.sh --release
+	@$(MAKE) --no-print-directory interpreter || echo 'release: with the Python of this machine' >&2
+	@$(MAKE) --no-print-directory dist
 	@$(python) -m deploy.release
 
-test-packages: dist ## the files of a release: unpacked, installed, upgraded, removed in a Debian of their own
+test-packages: ## the files of a release: unpacked, installed, upgraded, removed in a Debian of their own
+	@$(MAKE) --no-print-directory interpreter dist
 	@deploy/prerequisites.sh --packages
 	$(sandboxed) -n 2 tests/packages
 

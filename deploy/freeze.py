@@ -3,7 +3,8 @@
     python -m deploy.freeze [DIRECTORY]
 
 deploy/frozen/rewrite.py rewrites the sources of the suite; PyInstaller freezes the result
-(deploy/frozen/pycni.spec). An unchanged build is not repeated.
+(deploy/frozen/pycni.spec). Its Python is the one that deploy/interpreter has built, where that was
+done, else that of .venv. An unchanged build is not repeated.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 
 from cni_common.spec.names import VERSION
 from deploy.frozen.rewrite import OURS, UnsupportedError, rewrite, standins
+from deploy.interpreter.place import ENVIRONMENT, Interpreter, InterpreterError, find
 from plugins import TYPES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,6 +46,7 @@ UNITS = (
 INPUTS = (
     *("LICENSE", "NOTICE", "pyproject.toml", "requirements.lock"),
     *("launcher/launcher.c", "launcher/Makefile"),
+    *(f"deploy/interpreter/{name}" for name in ("__init__.py", "place.py", "Setup.local")),
     *("cni_common", "commands", "plugins", "deploy/frozen", "deploy/freeze.py"),
     *(*OF_AGENT, *UNITS),
 )
@@ -61,19 +64,27 @@ class BuildError(Exception):
 def main(arguments: Sequence[str]) -> int:
     """Bring dist/bin up to date."""
     target = Path(arguments[0]).absolute() if arguments else ROOT / "dist/bin"
-    BUILD.mkdir(parents=True, exist_ok=True)
     try:
-        with (BUILD / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the build directory is shared
-            _make(target)
-    except (BuildError, OSError, UnsupportedError) as error:
+        make(target, find())
+    except (BuildError, InterpreterError, OSError, UnsupportedError) as error:
         _say(f"error: {error}")
         return 1
     return 0
 
 
-def _make(target: Path) -> None:
-    build = f"{VERSION}-{_digest()}"
+def make(target: Path, own: Interpreter | None) -> None:
+    """Bring a bin directory up to date, with a Python of our own or, for None, the one of .venv.
+
+    Raises BuildError, OSError, UnsupportedError.
+    """
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the build directory is shared
+        _make(target, own)
+
+
+def _make(target: Path, own: Interpreter | None) -> None:
+    build = f"{VERSION}-{_digest(own)}"
     if (target / ".pycni" / build / "pycni").exists():
         _say(f"{target} is up to date, build {build}")
         return
@@ -84,12 +95,13 @@ def _make(target: Path) -> None:
     for directory in (SOURCE, COMPILED, BUILD / "bin"):
         shutil.rmtree(directory, ignore_errors=True)
     SOURCE.mkdir()
-    _write_modules()
-    compile_extension(SOURCE)
+    _write_modules(own.stdlib if own else Path(sysconfig.get_path("stdlib")))
+    if not own:
+        compile_extension(SOURCE)
     new = BUILD / "bin"
     (new / ".pycni").mkdir(parents=True)
-    shutil.move(_run_pyinstaller(), new / ".pycni" / build)
-    copy_licences(new / ".pycni" / build)
+    shutil.move(_run_pyinstaller(own), new / ".pycni" / build)
+    copy_licences(new / ".pycni" / build, own.licence if own else None)
     _copy_units(new / ".pycni" / build / "units")
     _make_launchers(new, build)
     shutil.rmtree(target, ignore_errors=True)
@@ -98,9 +110,10 @@ def _make(target: Path) -> None:
     _report(target, build)
 
 
-def _digest() -> str:
+def _digest(own: Interpreter | None) -> str:
     """Return the digest of all inputs of the build."""
-    tools = f"{sys.version} {sysconfig.get_platform()} {shutil.which('musl-gcc')}"
+    python = own.digest if own else ""
+    tools = f"{sys.version} {python} {sysconfig.get_platform()} {shutil.which('musl-gcc')}"
     digest = hashlib.sha256(tools.encode())
     add_files(digest, INPUTS)
     return digest.hexdigest()[:12]
@@ -119,13 +132,12 @@ def add_files(digest: hashlib._Hash, names: Sequence[str]) -> None:
 # --- the input of PyInstaller ---
 
 
-def _write_modules() -> None:
-    """Write every module that is rewritten for the bundle."""
+def _write_modules(stdlib: Path) -> None:
+    """Write every module that is rewritten for the bundle. `stdlib` is the bundle's library."""
     shutil.copy(FROZEN / "start.py", SOURCE)
     for name, source in standins().items():
         _write_module(Path(f"{name}.py"), source)
     copy_pyroute2(SOURCE)
-    stdlib = Path(sysconfig.get_path("stdlib"))
     _write_module(Path("ipaddress.py"), (stdlib / "ipaddress.py").read_bytes())
     for package in OURS:
         for path in (ROOT / package).rglob("*.py"):
@@ -172,13 +184,15 @@ def compile_extension(directory: Path) -> None:
     )
 
 
-def _run_pyinstaller() -> Path:
+def _run_pyinstaller(own: Interpreter | None) -> Path:
     """Return the directory with the result of PyInstaller."""
     output = BUILD / "output"
     # PyInstaller's cache of stripped libraries belongs to this tree, not to the user's home.
     environ = {**os.environ, "PYINSTALLER_CONFIG_DIR": str(BUILD / "cache")}
     environ = {name: value for name, value in environ.items() if not name.startswith("PYTHON")}
     environ["PYTHONHASHSEED"] = "0"  # the same sources give the same bytes
+    if own:
+        environ[ENVIRONMENT] = str(own.directory)
     run(
         *(sys.executable, "-m", "PyInstaller", "--noconfirm", "--log-level=WARN"),
         *(f"--distpath={output}", f"--workpath={BUILD / 'work'}", str(FROZEN / "pycni.spec")),
@@ -188,6 +202,8 @@ def _run_pyinstaller() -> Path:
         file.chmod(0o755 if file.is_dir() else 0o644)
         if ".so" in file.name:
             forget_library_path(file)
+    if own:
+        shutil.copy(own.program, output / "pycni/pycni")
     return output / "pycni"
 
 
@@ -205,11 +221,14 @@ def forget_library_path(file: Path) -> None:
         file.write_bytes(file.read_bytes().replace(old, beside.ljust(len(old), b"\0")))
 
 
-def copy_licences(bundle: Path) -> None:
-    """Copy the licence texts that every copy of the program must contain."""
+def copy_licences(bundle: Path, python: Path | None = None) -> None:
+    """Copy the licence texts that every copy of the program must contain.
+
+    `python` is the file with Python's licence, None for that of this process.
+    """
     for name in ("LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, bundle)
-    python = Path(sysconfig.get_path("stdlib"), "LICENSE.txt")
+    python = python or Path(sysconfig.get_path("stdlib"), "LICENSE.txt")
     if python.exists():
         shutil.copy(python, bundle / "LICENSE.python")
     else:

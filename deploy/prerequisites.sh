@@ -7,6 +7,7 @@
 #   deploy/prerequisites.sh --runtimes    also containerd and podman, in .tools/runtimes
 #   deploy/prerequisites.sh --image       also buildah, and what the image stands on, in .tools/image
 #   deploy/prerequisites.sh --release     also what `make release` needs: nfpm, in .tools/release
+#   deploy/prerequisites.sh --interpreter also what `make interpreter` needs: mmdebstrap
 #   deploy/prerequisites.sh --packages    likewise, and mmdebstrap, and Debian 11 to 13 in .tools/debian, for its tests
 #   deploy/prerequisites.sh --kind        also kind, docker and the base of its nodes, in .tools/kind
 #   deploy/prerequisites.sh --kubernetes  also Kubernetes and a newer containerd: a quarter of an hour, once
@@ -94,7 +95,7 @@ missing_packages() {
     command -v openssl >/dev/null || echo openssl
     [[ -e /usr/include/stdio.h ]] || echo libc6-dev
     [[ $wanted != --dist ]] || missing_for_dist
-    [[ $wanted != --packages ]] || missing_for_packages
+    [[ $wanted != --packages && $wanted != --interpreter ]] || missing_for_packages
     [[ $wanted != --reference ]] || missing_for_tests
     [[ -e /etc/ssl/certs/ca-certificates.crt || -d /etc/pki ]] || echo ca-certificates
     venv_is_current || "$python" -c 'import ensurepip' 2>/dev/null ||
@@ -357,7 +358,7 @@ main() {
             go_install "$tools/release" "$nfpm"
             ((EUID)) || quietly "$venv/bin/python" -m deploy.release.chroot
             ;;
-        --dist | "") ;;
+        --dist | --interpreter | "") ;;
         *) die "unknown argument '$wanted'" ;;
     esac
     link_plugins

@@ -96,6 +96,12 @@ def _build() -> str:
     return own_build() or "sources"
 
 
+def _python() -> str:
+    version = sys.version.partition(" ")[0]
+    # A program of deploy/interpreter has this module in itself.
+    return f"{version}, built for this program" if "_setns" in sys.builtin_module_names else version
+
+
 def _version(_options: Namespace, _load: Loader, _load_all: Callable[[], object]) -> int:
     from cni_common.node.plugin_files import own_build
     from cni_common.serve import on_demand, status
@@ -104,7 +110,7 @@ def _version(_options: Namespace, _load: Loader, _load_all: Callable[[], object]
     rows = {
         "version": VERSION,
         "build": _build(),
-        "python": sys.version.partition(" ")[0],
+        "python": _python(),
         "plugins": os.path.dirname(os.path.realpath(sys.argv[0])),
         "bundle": os.path.dirname(sys.executable) if own_build() else "none",
         "engine": f"{on_demand.choice()}: {engine.line() if engine else 'none serves'}",

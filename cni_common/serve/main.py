@@ -48,6 +48,7 @@ def main(
     plugin = os.path.basename(sys.argv[0])
     environ = dict(os.environ)
     command = environ.get("CNI_COMMAND", "")
+    gc.enable()  # the bundle starts without
     if program := programs.get((plugin, *sys.argv[1:2])):
         return program(sys.argv[2:], environ, _log)
     if not command:

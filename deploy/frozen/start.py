@@ -1,5 +1,6 @@
 """The first module that the bundle runs: it prepares the process and runs plugins/__main__.py."""
 
+import gc
 import marshal
 import os
 import sys
@@ -98,6 +99,7 @@ def _run() -> int:
     return run()
 
 
+gc.disable()  # what is imported is no garbage; cni_common/serve/main.py decides about the rest
 status = 1
 try:
     _restore_environment()

@@ -2,7 +2,7 @@
 
     python -m deploy.release [DIRECTORY]
 
-The plugins are those of `make dist`, with the Python of this machine, for its glibc or a newer one.
+The plugins are those of `make dist`: with the Python of `make interpreter`, where that was built.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 from agent.install import build_of
 from cni_common.spec.names import VERSION
 from deploy import freeze
+from deploy.interpreter import place
+from deploy.interpreter.place import RELEASE
 from deploy.release import bill, packages, parts
 from deploy.release.bill import Origin
 from deploy.release.packages import PackageError
@@ -74,7 +76,11 @@ def made() -> Made:
     """Return what `make dist` makes. Raises PackageError."""
     if freeze.main([]):
         raise PackageError("there is no bundle, see above")
-    origin = Origin(None, None, platform.python_version(), "")
+    if own := place.find():
+        version, root = own.source, place.BUILT / RELEASE
+        origin = Origin(root, None, version.partition("-")[0], f"python3.11 {version}")
+    else:
+        origin = Origin(None, None, platform.python_version(), "")
     return Made(ROOT / "dist/bin", origin, sys.stdlib_module_names)
 
 

@@ -27,6 +27,7 @@ _DEBIAN = {
     "glibc": ("libc6-dev",),
     "libgcc_s": ("libgcc-s1",),
     "libffi": ("libffi8", "libffi7"),
+    "libmpdec": ("libmpdec-dev",),
     "libz": ("zlib1g",),
     "libexpat": ("libexpat1",),
 }

@@ -112,14 +112,26 @@ def make(root: Path, release: str, packages: Sequence[str] = ()) -> None:
     new.rename(root)
 
 
-def command(root: Path, *words: str, binds: Mapping[Path, str] | None = None) -> list[str]:
+def command(
+    root: Path, *words: str, binds: Mapping[Path, str] | None = None, has_network: bool = False
+) -> list[str]:
     """Return the command that runs `words` in the directory.
 
-    `binds` are directories of this machine, and where they appear in there.
+    `binds` are directories of this machine, and where they appear in there. Without `has_network`
+    the program has a network of its own.
     """
     places = [text for outside, inside in (binds or {}).items() for text in (str(outside), inside)]
     return [
-        *("unshare", "--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child"),
+        *(
+            "unshare",
+            "--mount",
+            *(() if has_network else ("--net",)),
+            "--pid",
+            "--ipc",
+            "--uts",
+            "--fork",
+            "--kill-child",
+        ),
         *("--", "/bin/sh", "-euc", _MOUNT, "sh", str(root), *places, "--", *words),
     ]
 
@@ -129,13 +141,14 @@ def run(
     *words: str,
     binds: Mapping[Path, str] | None = None,
     environ: Mapping[str, str] | None = None,
+    has_network: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program in the directory, and return its output and status.
+    """Run a program in the directory as `command` says, and return its output and status.
 
     It sees no variable of this process but those in `environ`.
     """
     return subprocess.run(
-        command(root, *words, binds=binds),
+        command(root, *words, binds=binds, has_network=has_network),
         env={"PATH": PATH, "LC_ALL": "C.UTF-8", "HOME": "/root", **(environ or {})},
         capture_output=True,
         text=True,

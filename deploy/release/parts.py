@@ -12,9 +12,12 @@ from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
 from deploy.frozen.rewrite import OURS
+from deploy.interpreter.place import is_own
 
 ROOT = Path(__file__).resolve().parents[2]
-OWN = {*OURS, "_setns", "agent"}
+OWN = {*OURS, "_setns", "agent", "start"}
+# Libraries that are linked into the program of deploy/interpreter.
+LINKED = ("libffi", "libmpdec", "libz")
 PYTHON, BOOTLOADER = "CPython", "PyInstaller bootloader"
 TEXTS = {"LICENSE", "NOTICE", "LICENSE.python"}
 # Crates that run in the compiler alone: pyo3's macros and its look at the machine.
@@ -38,8 +41,12 @@ def parts(bundle: Path, stdlib: Collection[str] = sys.stdlib_module_names) -> se
 
     `stdlib` are the names of the standard library's modules, of the Python that is in the bundle.
     """
-    found = {_libc(bundle / "launcher/pycni"), BOOTLOADER}
+    found = {_libc(bundle / "launcher/pycni")}
     library = bundle / "lib"
+    if is_own(bundle):
+        found |= {PYTHON, *LINKED}
+    else:
+        found.add(BOOTLOADER)
     archives = [library / name for name in ("modules", "other-modules")]
     for archive in archives:
         modules = archive.read_bytes()

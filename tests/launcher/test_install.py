@@ -302,7 +302,7 @@ def test_install_again_mends(dist: Path, place: Path) -> None:
     """Damaged files, and leftovers of a killed installation, are put right."""
     installed = _install(dist, place)
     before = _tree(installed)
-    library = next(installed.glob(".pycni/*/lib/_setns.*"))
+    library = next(installed.glob(".pycni/*/lib/rpds/*.so"))
     library.write_bytes(b"damaged")
     (installed / "bridge").unlink()
     (installed / "bridge.pycni-new").write_text("half")

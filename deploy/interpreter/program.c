@@ -1,0 +1,153 @@
+/* The bundle's program: CPython in one executable, and the little that runs before start.py.
+ *
+ * PyInstaller's bootloader loads a shared library of Python, which costs a start some 8,000,000
+ * instructions more: relocations, the search for the standard library, extension modules in files
+ * of their own. Here all of it is linked into a program of fixed addresses.
+ *
+ * The directory `lib` beside the program has what pycni.spec puts there: `start` is the code of
+ * start.py, and sys._MEIPASS is its path, as with the bootloader. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <marshal.h>
+
+#include <fcntl.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define BIGGEST_START (1 << 20) /* bytes of `start` */
+
+PyMODINIT_FUNC PyInit__setns(void); /* deploy/frozen/setns.c */
+
+#ifdef TRAINING
+/* start.py ends every process by os._exit, which would lose the profile. */
+void __gcov_dump(void);
+__attribute__((noreturn)) void __real__exit(int status);
+__attribute__((noreturn)) void __wrap__exit(int status);
+
+void __wrap__exit(int status)
+{
+    __gcov_dump();
+    __real__exit(status);
+}
+#endif
+
+__attribute__((noreturn))
+static void fail(const char *what, const char *path)
+{
+    fprintf(stderr, "pycni: %s '%s'; install pycni again\n", what, path);
+    if (getenv("CNI_COMMAND") != NULL)
+        puts("{\"cniVersion\":\"1.1.0\",\"code\":999,"
+             "\"msg\":\"pycni cannot start, see its stderr; install it again\"}");
+    exit(EXIT_FAILURE);
+}
+
+/* Write the path of the directory `lib` beside this program into `lib`. */
+static void find_lib(char lib[PATH_MAX])
+{
+    static const char name[] = "lib";
+    ssize_t length = readlink("/proc/self/exe", lib, PATH_MAX - sizeof name);
+
+    if (length < 0)
+        fail("cannot read", "/proc/self/exe");
+    while (length > 0 && lib[length - 1] != '/')
+        length--;
+    memcpy(lib + length, name, sizeof name);
+}
+
+/* Set a text of Python's configuration. `text` is in the encoding of file names. */
+static void set(PyConfig *config, wchar_t **setting, const char *text)
+{
+    PyStatus status = PyConfig_SetBytesString(config, setting, text);
+    if (PyStatus_Exception(status))
+        Py_ExitStatusException(status);
+}
+
+/* Start Python as PyInstaller's bootloader does: isolated, UTF-8, and nothing is searched. */
+static void start_python(const char *program, const char *lib, int argc, char **argv)
+{
+    PyPreConfig early;
+    PyPreConfig_InitIsolatedConfig(&early);
+    early.utf8_mode = 1;
+    early.configure_locale = 0;
+    PyStatus status = Py_PreInitialize(&early);
+    if (PyStatus_Exception(status))
+        Py_ExitStatusException(status);
+
+    PyConfig config;
+    PyConfig_InitIsolatedConfig(&config);
+    config.site_import = 0;
+    config.write_bytecode = 0;
+    config.optimization_level = 2;
+    config.install_signal_handlers = 1;
+    config.use_frozen_modules = 1;
+    config.pathconfig_warnings = 0;
+    config.parse_argv = 0;
+    config.module_search_paths_set = 1;
+    wchar_t **places[] = {
+        &config.prefix, &config.base_prefix, &config.exec_prefix, &config.base_exec_prefix,
+        &config.stdlib_dir,
+    };
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++)
+        set(&config, places[i], lib);
+    set(&config, &config.executable, program);
+    set(&config, &config.base_executable, program);
+    set(&config, &config.platlibdir, "lib");
+    wchar_t *directory = Py_DecodeLocale(lib, NULL);
+    if (directory == NULL)
+        fail("cannot decode", lib);
+    status = PyWideStringList_Append(&config.module_search_paths, directory);
+    PyMem_RawFree(directory);
+    if (!PyStatus_Exception(status))
+        status = PyConfig_SetBytesArgv(&config, argc, argv);
+    if (!PyStatus_Exception(status))
+        status = Py_InitializeFromConfig(&config);
+    if (PyStatus_Exception(status))
+        Py_ExitStatusException(status);
+    PyConfig_Clear(&config);
+}
+
+/* Return the code in the file `lib`/start, NULL with an exception set. */
+static PyObject *load_start(const char *lib)
+{
+    char path[PATH_MAX + sizeof "/start"];
+    struct stat facts;
+
+    snprintf(path, sizeof path, "%s/start", lib);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &facts) < 0 || facts.st_size > BIGGEST_START)
+        fail("cannot read", path);
+    char *code = malloc((size_t)facts.st_size + 1);
+    if (code == NULL || read(fd, code, (size_t)facts.st_size) != facts.st_size)
+        fail("cannot read", path);
+    close(fd);
+    PyObject *loaded = PyMarshal_ReadObjectFromString(code, (Py_ssize_t)facts.st_size);
+    free(code);
+    return loaded;
+}
+
+int main(int argc, char **argv)
+{
+    char lib[PATH_MAX];
+    char program[PATH_MAX];
+
+    find_lib(lib);
+    ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
+    if (length < 0)
+        fail("cannot read", "/proc/self/exe");
+    program[length] = '\0';
+    if (PyImport_AppendInittab("_setns", PyInit__setns) < 0)
+        fail("has no memory for", "_setns");
+    start_python(program, lib, argc, argv);
+
+    PyObject *place = PyUnicode_DecodeFSDefault(lib);
+    PyObject *start = load_start(lib);
+    PyObject *globals = PyModule_GetDict(PyImport_AddModule("__main__"));
+    if (place == NULL || start == NULL || PySys_SetObject("_MEIPASS", place) < 0
+        || PyDict_SetItemString(globals, "__builtins__", PyEval_GetBuiltins()) < 0
+        || PyEval_EvalCode(start, globals, globals) == NULL)
+        PyErr_Print();
+    fail("cannot run", lib); /* start.py ends the process */
+}
