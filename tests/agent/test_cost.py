@@ -28,7 +28,7 @@ REST = 0.002  # of a core
 NODES = 1000
 PODS = 10  # of this node: 10,000 in the cluster
 HEARTBEAT_SECONDS = 300.0  # between two reports of a kubelet that has nothing new (5 minutes)
-REST_SECONDS = 60.0  # of a measurement
+REST_SECONDS = 40.0  # of a measurement
 PROBE_SECONDS = 5.0  # between two questions of the kubelet
 FIGURES = ROOT / "build/agent-cost.json"
 
@@ -139,11 +139,13 @@ def noted(name: str, value: float) -> None:
 def test_start_to_ready(frozen: Path, tmp_path: Path) -> None:
     """Plugins, engine, network and list of a new node within 2 s.
 
-    The best of five starts counts: others use the machine, too.
+    The best of up to five starts counts: others use the machine, too.
     """
-    found = []
+    found = [READY_SECONDS * 2]
     with measured(frozen, tmp_path, 3) as made:
         for _ in range(5):
+            if min(found) <= READY_SECONDS:
+                break
             found.append(made.start())
             assert made.host.stop() == 0
             assert made.host.uninstall().returncode == 0
