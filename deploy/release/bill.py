@@ -31,6 +31,7 @@ _DEBIAN = {
     "libz": ("zlib1g",),
     "libexpat": ("libexpat1",),
 }
+_OF_LAUNCHERS = ("musl", "glibc")
 _UNKNOWN = "unknown"
 
 
@@ -51,9 +52,11 @@ class Origin:
         found = distributions(path=[str(self._packages)]) if self._packages else distributions()
         return {parts.canonical(one.name): one.version for one in found}
 
-    def debian(self, names: tuple[str, ...]) -> str:
-        """Return the version of the first of some Debian packages that is there."""
-        root = [f"--root={self._root}"] if self._root else []
+    def debian(self, part: str) -> str:
+        """Return the version of a part that comes with a Debian package."""
+        names = _DEBIAN[part]
+        # The launchers are always this machine's.
+        root = [f"--root={self._root}"] if self._root and part not in _OF_LAUNCHERS else []
         words = ["dpkg-query", *root, "--show", "--showformat=${Version}\n", *names]
         try:
             done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -100,7 +103,7 @@ def _versions(origin: Origin, found: set[str]) -> Mapping[str, tuple[str, str]]:
         elif name in packages:
             versions[name] = (packages[name], f"pkg:pypi/{name}@{packages[name]}")
         elif name in _DEBIAN:
-            version = origin.debian(_DEBIAN[name])
+            version = origin.debian(name)
             versions[name] = (version, f"pkg:deb/debian/{_DEBIAN[name][0]}@{version}")
         else:
             version = rust.get(name, _UNKNOWN)
