@@ -181,6 +181,9 @@ def _share(stage: Path, kind: str) -> str:
             place = place.replace("zsh/site-functions", "zsh/vendor-completions")
         name = f"{Path(source).name}{end}"
         lines.append(f"  - {{ src: {stage}/share/{name}, dst: /usr/share/{place}{end} }}")
+        if kind == "rpm":  # it removes the directories that a package names, dpkg all empty ones
+            folder = f"/usr/share/{Path(place).parent}"
+            lines.append(f"  - {{ dst: {folder}, type: dir, file_info: {{ mode: 0755 }} }}")
     return "\n".join(lines)
 
 
