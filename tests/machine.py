@@ -47,6 +47,7 @@ _VOLATILE = {
     "handle",
     "index",
     "stats64",
+    "tentative",
     "stats",
     "valid_life_time",
     "preferred_life_time",
