@@ -51,6 +51,8 @@ def rewrite(module: str, source: bytes) -> ast.Module:
     _Unreachable().visit(tree)
     if package in OURS:
         _Dataclasses(module).visit(tree)
+    if module == "ipaddress":
+        _Constants().visit(tree)
     _Imports(_spared(module, tree)).visit(tree)
     _Annotations().visit(tree)
     return ast.fix_missing_locations(tree)
@@ -119,6 +121,39 @@ class _Imports(ast.NodeTransformer):
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom:
         if node.level == 0 and node.module in self._spared:
             node.module = _standin(node.module)
+        return node
+
+
+class _Constants(ast.NodeTransformer):
+    """Make ipaddress' lists of special networks when one is asked for: that takes 0.3 ms."""
+
+    _NAMES = ("_IPv4Constants", "_IPv6Constants")
+    _LATER = """
+class _Later:
+    def __init__(self, make):
+        self._make = make
+
+    def __getattr__(self, name):
+        self.__dict__.update(vars(self._make()))
+        return object.__getattribute__(self, name)
+"""
+
+    def visit_Module(self, node: ast.Module) -> ast.Module:
+        self.generic_visit(node)
+        node.body[1:1] = ast.parse(self._LATER).body  # behind the docstring
+        return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.stmt:
+        if node.name not in self._NAMES:
+            return node
+        make = ast.parse(f"def {node.name}(): return {node.name}").body[0]
+        assert isinstance(make, ast.FunctionDef)
+        make.body.insert(0, node)
+        return make
+
+    def visit_Assign(self, node: ast.Assign) -> ast.Assign:
+        if isinstance(node.value, ast.Name) and node.value.id in self._NAMES:
+            node.value = ast.Call(ast.Name("_Later", ast.Load()), [node.value], [])
         return node
 
 

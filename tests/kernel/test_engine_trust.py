@@ -62,6 +62,7 @@ print("status", len(status), flush=True)
 def test_a_container_that_listens_at_the_socket_gets_no_request(machine: Machine) -> None:
     """The launcher asks a process in other namespaces for nothing, and starts its own program."""
     socket_path().parent.mkdir(exist_ok=True)
+    socket_path().unlink(missing_ok=True)  # of an engine of another test, which was killed
     words = (*CONTAINER, IMPOSTOR, str(socket_path()), BUILD)
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as impostor:
         assert impostor.stdout is not None

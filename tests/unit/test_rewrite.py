@@ -315,6 +315,28 @@ def test_addresses_compare_as_ever(left: Any, right: Any) -> None:
     assert outcomes(_IPADDRESS) == outcomes(ipaddress)
 
 
+def test_special_networks_are_made_when_asked_for() -> None:
+    """Most calls ask for none of them, and all calls import ipaddress."""
+    module = _rewritten_ipaddress()
+    made = vars(module.IPv4Address._constants)
+    assert set(made) == {"_make"}
+
+    assert module.ip_address("10.1.2.3").is_private
+
+    assert "_private_networks" in made
+    assert set(vars(module.IPv6Address._constants)) == {"_make"}
+
+
+@given(st.ip_addresses())
+def test_special_networks_are_those_of_the_library(address: Any) -> None:
+    """Whatever an address is asked about itself, the answer is as ever."""
+    ours = _IPADDRESS.ip_address(str(address))
+
+    for name in dir(type(address)):
+        if name.startswith("is_"):
+            assert getattr(ours, name) == getattr(address, name), name
+
+
 def _rewritten_ipaddress() -> Any:
     tree = rewrite("ipaddress", Path(ipaddress.__file__).read_bytes())
     sys.modules["standin_functools"] = _load(
