@@ -42,7 +42,7 @@ class Container:
 
     def get(self, url: str) -> str:
         """Return what a web server answers the container, "" when none does."""
-        return self.execute("timeout", "10", "wget", "-q", "-O", "-", f"http://{url}").strip()
+        return self.execute("timeout", "60", "wget", "-q", "-O", "-", f"http://{url}").strip()
 
     def address(self, version: int) -> str:
         """Return the container's address of a family."""
