@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from deploy.interpreter import __main__ as interpreter
 from deploy.interpreter.place import Interpreter, InterpreterError, extension_modules
 from deploy.interpreter.place import of_environment as interpreter_of
 
@@ -48,3 +50,19 @@ def test_pyinstaller_is_told_by_a_variable(tmp_path: Path) -> None:
     """Without the variable the bundle has the Python that freezes it."""
     assert interpreter_of({}) is None
     assert interpreter_of({"PYCNI_INTERPRETER": str(tmp_path)}) == Interpreter(tmp_path)
+
+
+def test_without_its_tool_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is left that `make dist` would use, so that it freezes with the Python of .venv."""
+    monkeypatch.setattr(interpreter, "BUILT", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    status = interpreter.main()
+
+    assert status == 1
+    assert re.search(
+        "error: (there is no mmdebstrap: run '.*'|only root|.venv must)", capsys.readouterr().err
+    )
+    assert not (tmp_path / "current").exists()
