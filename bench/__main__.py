@@ -51,7 +51,7 @@ def measure(bin_dir: Path, rounds: int, *, quick: bool, only: Sequence[str]) -> 
     `only`: names of experiments; none: all that this machine's kernel can do.
     """
     missing: dict[str, str] = {}
-    machine = description(_REFERENCE, netavark.program())
+    machine = description(_REFERENCE, netavark.program(), bin_dir)
     with tempfile.TemporaryDirectory() as directory:
         programs = {name: columns.compiled(name, Path(directory)) for name in ("driver", FLOOR)}
         experiments.prepare()
