@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from tests.kubernetes.api import EVENTS, NODES, PODS, Api, condition_of, is_ready
@@ -15,6 +16,7 @@ from tests.machine import Json
 from tests.waits import wait_until
 
 ALL_PODS = "/api/v1/pods"
+NAMESPACES = "/api/v1/namespaces"
 NAMES = ("node1", "node2", "node3")
 # What one writes down of a node when a test fails.
 _COMMANDS = (
@@ -75,19 +77,27 @@ class Cluster:
         return self.nodes[NAMES[2]]
 
     def wait_torn_down(self) -> None:
-        """Wait until nodes have namespaces of those pods alone that the API has.
+        """Wait until nodes have namespaces of those pods alone that stay.
 
-        The runtime tears pods down after the API has lost them.
+        A namespace of the API that goes takes its pods with it a while later, and the runtime tears
+        pods down after the API has lost them.
         """
-        spec = [item["spec"] for item in self.api.list(ALL_PODS)]
+
+        def are_gone() -> bool:
+            return all(one["status"]["phase"] == "Active" for one in self.api.list(NAMESPACES))
+
+        wait_until(are_gone, "namespaces of the API stay")
         for node in self.nodes.values():
-            wanted = sum(
-                one.get("nodeName") == node.name and not one.get("hostNetwork") for one in spec
-            )
-            wait_until(
-                lambda node=node, wanted=wanted: len(node.namespaces()) == wanted,  # type: ignore[misc]
-                f"{node.name} has namespaces of {wanted} pods",
-            )
+            wait_until(partial(self._has_what_stays, node), f"{node.name} has other pods")
+
+    def _has_what_stays(self, node: Node) -> bool:
+        pods = [
+            pod
+            for pod in self.api.list(ALL_PODS)
+            if pod["spec"].get("nodeName") == node.name and not pod["spec"].get("hostNetwork")
+        ]
+        is_going = any("deletionTimestamp" in pod["metadata"] for pod in pods)
+        return not is_going and len(node.namespaces()) == len(pods)
 
     def ranges(self) -> dict[str, list[str]]:
         """Return the ranges of pods of each node, as the API has them now."""
