@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -322,3 +323,17 @@ def test_call_of_netavark(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_types() -> None:
     """The plugins that the rows call are in the suite."""
     assert {"bridge", "host-local", "loopback"} <= set(TYPES)
+
+
+def test_the_figures_of_the_readme_are_those_of_the_page() -> None:
+    """README has five rows of docs/benchmarks.md, without the values in brackets."""
+
+    def rows(text: str, columns: int) -> set[tuple[str, ...]]:
+        lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+        cells = [[re.sub(r" \(.*\)", "", cell.strip()) for cell in line] for line in lines]
+        return {tuple(line[:4]) for line in cells if len(line) == columns and line[1][:1].isdigit()}
+
+    readme = rows((ROOT / "README.md").read_text(), 4)
+
+    assert len(readme) == 5
+    assert readme <= rows((ROOT / "docs/benchmarks.md").read_text(), 8)
