@@ -3,11 +3,12 @@
     python -m deploy.interpreter        as root, some ten minutes, once: .tools/interpreter
 
 The sources are those of Debian with its security patches. They are compiled in a file system of
-Debian 11, so that the program runs with each glibc since 2.31. docs/decisions.md has the figures.
+Debian 11, so that the program runs with each glibc since 2.30. docs/decisions.md has the figures.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -38,9 +39,12 @@ def main() -> int:
     """Build the interpreter where it is not built yet, and make it the one that freeze uses."""
     directory = BUILT / _digest()
     try:
-        if not (directory / "pycni").exists():
-            _build(directory)
-        _select(directory)
+        BUILT.mkdir(parents=True, exist_ok=True)
+        with (BUILT / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two at once would compile in one directory
+            if not (directory / "pycni").exists():
+                _build(directory)
+            _select(directory)
     except (InterpreterError, chroot.ChrootError, freeze.BuildError, OSError) as error:
         _say(f"error: {error}")
         return 1
@@ -61,7 +65,9 @@ def _build(directory: Path) -> None:
         raise InterpreterError(f".venv must have Python {'.'.join(map(str, MINOR))} for this")
     root = BUILT / RELEASE
     work = BUILT / "work"
-    shutil.rmtree(work, ignore_errors=True)
+    # The file system may be of other packages than PACKAGES now has.
+    for old in (work, root):
+        shutil.rmtree(old, ignore_errors=True)
     (work / "inputs").mkdir(parents=True)
     (work / "build").mkdir()
     for file in INPUTS:

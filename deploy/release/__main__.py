@@ -19,7 +19,6 @@ from agent.install import build_of
 from cni_common.spec.names import VERSION
 from deploy import freeze
 from deploy.interpreter import place
-from deploy.interpreter.place import RELEASE
 from deploy.release import bill, packages, parts
 from deploy.release.bill import Origin
 from deploy.release.packages import PackageError
@@ -77,7 +76,7 @@ def made() -> Made:
     if freeze.main([]):
         raise PackageError("there is no bundle, see above")
     if own := place.find():
-        version, root = own.source, place.BUILT / RELEASE
+        version, root = own.source, place.BUILT / place.RELEASE
         origin = Origin(root, None, version.partition("-")[0], f"python3.11 {version}")
     else:
         origin = Origin(None, None, platform.python_version(), "")

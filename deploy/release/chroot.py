@@ -120,18 +120,10 @@ def command(
     `binds` are directories of this machine, and where they appear in there. Without `has_network`
     the program has a network of its own.
     """
+    network = () if has_network else ("--net",)
     places = [text for outside, inside in (binds or {}).items() for text in (str(outside), inside)]
     return [
-        *(
-            "unshare",
-            "--mount",
-            *(() if has_network else ("--net",)),
-            "--pid",
-            "--ipc",
-            "--uts",
-            "--fork",
-            "--kill-child",
-        ),
+        *("unshare", "--mount", *network, "--pid", "--ipc", "--uts", "--fork", "--kill-child"),
         *("--", "/bin/sh", "-euc", _MOUNT, "sh", str(root), *places, "--", *words),
     ]
 
