@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,6 +13,7 @@ from cni_common.node.record import Records
 from cni_common.spec.request import Attachment
 from tests.faults.inprocess import Fault, faulty
 from tests.machine import Json, Machine, files_below
+from tests.mounts import mounted
 
 KEY, OLD_KEY = "cni.dev/valid-attachments", "cni.dev/attachments"
 OLD = GRACE_SECONDS + 60
@@ -54,18 +52,6 @@ def age(machine: Machine) -> None:
 def entry(containerid: str) -> Json:
     """Return an attachment as the runtime lists it."""
     return {"containerID": containerid, "ifname": "eth0"}
-
-
-@contextmanager
-def mounted(path: Path, netns: str) -> Iterator[str]:
-    """Give a path at which a namespace is mounted, as runtimes keep them."""
-    path.touch()
-    subprocess.run(["mount", "--bind", netns, str(path)], check=True)
-    try:
-        yield str(path)
-    finally:
-        subprocess.run(["umount", str(path)], check=True)
-        path.unlink()
 
 
 def abandoned(machine: Machine, config: Json, tmp_path: Path, containerid: str = "c1") -> str:

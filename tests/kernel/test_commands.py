@@ -20,6 +20,7 @@ from commands.verbs import VERBS, verb
 from plugins.host_local.lease import GRACE_SECONDS
 from tests.kernel import forked
 from tests.machine import CNI_BIN, REFERENCE_BIN, Json, Machine, files_below
+from tests.mounts import bind, detach
 from tests.scope import ALL, one_in
 from tests.waits import GENEROUS, wait_until
 
@@ -272,11 +273,10 @@ def test_a_namespace_without_its_path_lives(machine: Machine, tmp_path: Path) ->
     """A container lives as long as a process does, wherever its namespace was mounted."""
     container = machine.container()
     path = tmp_path / "netns"
-    path.touch()
-    subprocess.run(["mount", "--bind", container, str(path)], check=True)
+    bind(container, path)
     machine.ok("bridge", "ADD", config(machine), str(path))
     with machine.process_in(container):
-        subprocess.run(["umount", str(path)], check=True)
+        detach(path)
         age(machine)
 
         assert asked(machine, "audit") == NOTHING
@@ -288,12 +288,11 @@ def test_a_namespace_that_comes_back(machine: Machine, tmp_path: Path) -> None:
     """A container that is found alive again begins anew: two sightings must follow each other."""
     container = machine.container()
     path = tmp_path / "netns"
-    path.touch()
-    subprocess.run(["mount", "--bind", container, str(path)], check=True)
+    bind(container, path)
     machine.ok("bridge", "ADD", config(machine), str(path))
     # A pair that leads into the namespace would prove that it lives.
     machine.do(container, f"ip link set eth0 netns {machine.host} name of-c1")
-    subprocess.run(["umount", str(path)], check=True)
+    detach(path)
     path.unlink()
     age(machine)
     assert asked(machine, "reclaim", status=FOUND)["removed"] == []
@@ -591,13 +590,12 @@ def test_wrong_pid_namespace(machine: Machine) -> None:
 def test_what_is_no_namespace(machine: Machine, tmp_path: Path) -> None:
     """A path whose mount cannot be seen tells nothing: nobody is taken for dead by it."""
     conf, at = config(machine), tmp_path / "netns"
-    at.touch()
     container = machine.container()
-    subprocess.run(["mount", "--bind", container, str(at)], check=True)
+    bind(container, at)
     try:
         machine.ok("bridge", "ADD", conf, str(at), containerid="hidden")
     finally:
-        subprocess.run(["umount", str(at)], check=True)
+        detach(at)
     machine.forget(container)
     for _ in range(2):
         age(machine)

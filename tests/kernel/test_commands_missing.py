@@ -29,6 +29,7 @@ from tests.kernel.test_commands import (
     words_of,
 )
 from tests.kernel.test_commands_plugins import Attached, chained, with_ports
+from tests.mounts import bind, detach
 from tests.resident import start_in
 
 if TYPE_CHECKING:
@@ -250,11 +251,10 @@ def test_a_call_at_work(machine: Machine, stack: ExitStack) -> None:
 def test_a_container_elsewhere(machine: Machine, stack: ExitStack, tmp_path: Path) -> None:
     """A namespace that lost its path is found by its process, and looked into there."""
     container, path = machine.container(), tmp_path / "netns"
-    path.touch()
-    subprocess.run(["mount", "--bind", container, str(path)], check=True)
+    bind(container, path)
     machine.ok("bridge", "ADD", config(machine), str(path))
     stack.enter_context(machine.process_in(container))
-    subprocess.run(["umount", str(path)], check=True)
+    detach(path)
     assert asked(machine, "audit") == NOTHING
 
     machine.do(container, "ip addr flush dev eth0")

@@ -25,6 +25,7 @@ from plugins.host_local import allocate, reclaim
 from plugins.host_local.lease import GRACE_SECONDS, Lease
 from plugins.host_local.store import Store
 from tests.kernel.containers import Container
+from tests.mounts import bind, detach
 from tests.unit.host_local.node import NETWORK, Node
 from tests.waits import wait_until
 
@@ -231,13 +232,12 @@ def test_namespace_seen_gone_twice(node: Node, container: Start) -> None:
 def test_path_without_its_mount(node: Node, container: Start, tmp_path: Path) -> None:
     """Where something else is at the path nobody is taken for dead, GC's list or not."""
     config, at = node.config(NET30), tmp_path / "netns"
-    at.touch()
     process = container()
-    subprocess.run(["mount", "--bind", process.netns, str(at)], check=True)
+    bind(process.netns, at)
     try:
         node.add(config, "hidden", CNI_NETNS=str(at))
     finally:
-        subprocess.run(["umount", str(at)], check=True)
+        detach(at)
     process.end()
     for _ in range(2):
         make_old(node)

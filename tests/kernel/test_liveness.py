@@ -21,6 +21,7 @@ import pytest
 
 from cni_common.node.liveness import GRACE_SECONDS, State, state_of
 from tests.machine import CNI_BIN, ROOT, Json, Machine, addresses_of, error_of, files_below
+from tests.mounts import bind, detach
 
 pytestmark = pytest.mark.without_engine("liveness is the same code there")
 
@@ -61,12 +62,11 @@ class Case:
     def __post_init__(self) -> None:
         """Make the namespaces."""
         self.first, self.second = self.machine.container(), self.machine.container()
-        self.path.touch()
-        subprocess.run(["mount", "--bind", self.first, str(self.path)], check=True)
+        bind(self.first, self.path)
 
     def close(self) -> None:
         """Take the mount away if it is still there."""
-        subprocess.run(["umount", "-q", str(self.path)], check=False)
+        subprocess.run(["umount", "-q", "--lazy", str(self.path)], check=False)
 
     def network(self, **keys: object) -> Json:
         """Return a bridge network with a subnet of the test's own."""
@@ -107,7 +107,7 @@ class Case:
             return
         if any(link["ifname"] == "eth0" for link in self.machine.ip(self.first, "link")):
             self.machine.do(self.first, f"ip link set eth0 netns {self.machine.host} name of-c1")
-        subprocess.run(["umount", str(self.path)], check=True)
+        detach(self.path)
         if state is GONE:
             self.path.unlink()
             self.machine.forget(self.first)
@@ -422,7 +422,7 @@ def test_main_thread_has_ended(case: Case) -> None:
     """A container lives by any of its threads, though /proc/PID/ns/net is gone."""
     with without_main_thread(case.first):
         case.add("host-local", case.network())
-        subprocess.run(["umount", str(case.path)], check=True)
+        detach(case.path)
         case.path.unlink()
 
         assert state_seen(case, "host-local") is ALIVE
@@ -434,7 +434,7 @@ def test_host_end_is_proof_of_life(case: Case, plugin: str) -> None:
     """A container lives whose pair leads to it; also for records that name no pair."""
     result = case.add("bridge", case.network())
     case.add("portmap", chained(case, "portmap", result))
-    subprocess.run(["umount", str(case.path)], check=True)
+    detach(case.path)
     case.path.unlink()
     assert state_seen(case, plugin) is ALIVE
 
@@ -449,7 +449,7 @@ def test_host_end_of_a_namespace_that_ends(case: Case, plugin: str) -> None:
     """A pair that the kernel has yet to take away keeps nobody alive for longer than that."""
     result = case.add("bridge", case.network())
     case.add("portmap", chained(case, "portmap", result))
-    subprocess.run(["umount", str(case.path)], check=True)
+    detach(case.path)
     case.path.unlink()
 
     case.machine.end(case.first)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.machine import Json, Machine
+from tests.mounts import detach
 from tests.waits import GENEROUS
 
 pytestmark = pytest.mark.without_engine("it has the directory for its socket")
@@ -43,7 +44,7 @@ def state(machine: Machine, request: pytest.FixtureRequest) -> Iterator[str]:
     command = ["mount", "-t", "tmpfs", "-o", f"{options},mode=700", "none", str(path)]
     subprocess.run(command, check=True, timeout=GENEROUS)
     yield words
-    subprocess.run(["umount", str(path)], check=True, timeout=GENEROUS)
+    detach(path)
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)
@@ -79,7 +80,7 @@ def test_a_record_that_cannot_be_removed(machine: Machine) -> None:
         subprocess.run(["mount", "-o", "remount,rw", str(path)], check=True)
         machine.ok("bridge", "DEL", config, container)
     finally:
-        subprocess.run(["umount", str(path)], check=True)
+        detach(path)
 
     assert "Read-only file system" in error["msg"]
     assert f"{path}/attachments/bridge-" in error["msg"]

@@ -12,6 +12,7 @@ import pytest
 
 from cni_common.kernel.netns import identity
 from cni_common.node import survey
+from tests.mounts import bind, detach
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,16 +88,15 @@ def test_addresses_of_a_pod_with_a_user_namespace_count(
     """Runtimes mount the namespaces of such pods where root alone can."""
     monkeypatch.setattr(survey, "_MOUNTED", (str(tmp_path),))
     mount = tmp_path / "cni-1"
-    mount.touch()
     with neighbour(*USER) as path:
-        subprocess.run(["mount", "--bind", path, str(mount)], check=True)
+        bind(path, mount)
         try:
             known = survey.reachable_namespaces()[identity(path)]
 
             assert known == str(mount)
             assert seen(known) == ({ADDRESS}, [])
         finally:
-            subprocess.run(["umount", str(mount)], check=True)
+            detach(mount)
 
 
 def test_a_container_whose_addresses_change_all_the_time(machine: Machine) -> None:

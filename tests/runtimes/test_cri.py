@@ -43,7 +43,7 @@ def test_pods(node: RuntimeNode, kubelet: Kubelet, use: Use, chain: Chain) -> No
     client = kubelet.start(pods[1], "/pause")
 
     def get(container: str, url: str) -> str:
-        words = ("timeout", "10", "wget", "-q", "-O", "-", f"http://{url}")
+        words = ("timeout", "60", "wget", "-q", "-O", "-", f"http://{url}")
         return kubelet.execute(container, *words).strip()
 
     (a4, a6), (b4, b6) = (kubelet.addresses(pod) for pod in pods)
