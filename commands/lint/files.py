@@ -109,8 +109,9 @@ def gather(words: Sequence[str]) -> list[File]:
             raise RefusedError(f"there is no configuration in '{word}'")
         _check_order([one for one in ours if one.path.endswith(LIST + SINGLE)])
         files += ours
+    named = set(words)
     for one in files:
-        _read(one, is_named=one.path in words)
+        _read(one, is_named=one.path in named)
     _check_names(files)
     return files
 

@@ -33,11 +33,12 @@ def check(
     RefusedError for a path that cannot be read.
     """
     read = files.gather(paths)
+    facts = []
     for one in read:
         keys.check(one, load)
         chain.check(one)
-        values.check(one, load)
-    values.check_together(read, load)
+        facts += values.check(one, load)
+    values.check_together(facts)
     for directory in filter(os.path.isdir, paths):
         inside = [one for one in read if os.path.dirname(one.path) == directory.rstrip("/")]
         chain.check_first(inside)

@@ -13,6 +13,7 @@ from cni_common.spec.errors import CNIError
 from cni_common.spec.names import parse_address, parse_cidr
 from cni_common.spec.profile import Advice, Pool, Setting
 from cni_common.spec.request import Request
+from commands.lint.overlaps import Range, overlaps
 from plugins import profile_of
 
 if TYPE_CHECKING:
@@ -61,10 +62,12 @@ def facts_of(entry: Entry, load: Loader, *, report: bool = False) -> list[Fact]:
     return found
 
 
-def check(file: File, load: Loader) -> None:
-    """Report what cannot work of the values in one network."""
+def check(file: File, load: Loader) -> list[tuple[Entry, list[Fact]]]:
+    """Report what cannot work of the values in one network, and return what its plugins say."""
+    found = []
     for one in file.entries:
         facts = facts_of(one, load, report=True)
+        found.append((one, facts))
         for fact in facts:
             if isinstance(fact, Advice):
                 one.report(fact.code, fact.path, fact.text)
@@ -72,21 +75,22 @@ def check(file: File, load: Loader) -> None:
         _check_pools(one, pools)
         _check_routes(one, pools)
         _check_dns(one)
+    return found
 
 
-def check_together(files: Sequence[File], load: Loader) -> None:
-    """Report what several networks want of the same thing."""
-    pools: list[tuple[File, Entry, Pool]] = []
+def check_together(known: Iterable[tuple[Entry, list[Fact]]]) -> None:
+    """Report what several networks want of the same thing, by what `check` has returned of each."""
+    pools: list[tuple[Entry, Pool]] = []
     settings: dict[tuple[str, str], tuple[Entry, Setting]] = {}
-    for file in files:
-        for entry in file.entries:
-            for fact in facts_of(entry, load):
-                if isinstance(fact, Setting):
-                    first = settings.setdefault((fact.owner, fact.key), (entry, fact))
-                    _compare(first, entry, fact)
-                elif isinstance(fact, Pool):
-                    _find_overlap(pools, file, entry, fact)
-                    pools.append((file, entry, fact))
+    for entry, facts in known:
+        for fact in facts:
+            if isinstance(fact, Setting):
+                first = settings.setdefault((fact.owner, fact.key), (entry, fact))
+                _compare(first, entry, fact)
+            elif isinstance(fact, Pool):
+                pools.append((entry, fact))
+    for version in (4, 6):
+        _check_overlaps([one for one in pools if one[1].subnet.version == version])
 
 
 def _request(entry: Entry, part: Any) -> Request:
@@ -220,18 +224,15 @@ def _compare(first: tuple[Entry, Setting], entry: Entry, fact: Setting) -> None:
     )
 
 
-def _find_overlap(
-    pools: Iterable[tuple[File, Entry, Pool]], file: File, entry: Entry, pool: Pool
-) -> None:
-    for other_file, other, before in pools:
-        if other_file.name == file.name or before.subnet.version != pool.subnet.version:
-            continue
-        if int(before.first) <= int(pool.last) and int(pool.first) <= int(before.last):
-            place = other_file.place((*other.path, *before.path))
-            entry.report(
-                "L502",
-                pool.path,
-                f"{pool.first} to {pool.last} overlaps with {before.first} to {before.last} of"
-                f' network "{other_file.name}" in {place}: two containers get the same address',
-            )
-            return
+def _check_overlaps(pools: Sequence[tuple[Entry, Pool]]) -> None:
+    """Report the pools of one IP version that overlap with an earlier one of another network."""
+    ranges = [Range(entry.file.name, int(one.first), int(one.last)) for entry, one in pools]
+    for index, earlier in overlaps(ranges):
+        (entry, pool), (other, before) = pools[index], pools[earlier]
+        place = other.file.place((*other.path, *before.path))
+        entry.report(
+            "L502",
+            pool.path,
+            f"{pool.first} to {pool.last} overlaps with {before.first} to {before.last} of"
+            f' network "{other.file.name}" in {place}: two containers get the same address',
+        )
