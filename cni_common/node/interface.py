@@ -259,12 +259,20 @@ class Masquerade(Part):
         yield from lost_rules(self.name, masquerade.LAYOUT, host.netns, chain)
 
     def usage(self, host: Host, record: Record, facts: MasqueradeFacts) -> Iterator[Usage]:
-        """Yield each address."""
+        """Yield each address; of iptables those of one family together, as one rule has them."""
         from cni_common.node.owned import Usage
 
         found = [ip_interface(text).ip for text in facts.addresses]
-        nftables = facts.backend != "iptables"
-        counted = masquerade.counted(host.netns, found) if nftables else [None] * len(found)
+        if facts.backend == "iptables":
+            from cni_common.node import masquerade_iptables
+
+            for version in sorted({one.version for one in found}):
+                names = record.network, record.attachment
+                hits = masquerade_iptables.counted(host.netns, *names, version)
+                what = ", ".join(str(one) for one in found if one.version == version)
+                yield Usage(self.name, what, *(hits or ()))
+            return
+        counted = masquerade.counted(host.netns, found)
         for address, one in zip(found, counted, strict=True):
             yield Usage(self.name, str(address), *(one or ()))
 

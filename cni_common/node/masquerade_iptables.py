@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from hashlib import sha512
 from ipaddress import ip_address, ip_interface
@@ -24,6 +25,7 @@ _MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
 _REFERENCE_TABLE = nft_table.Table(nft_table.INET, "cni_plugins_masquerade")
 _REFERENCE_CHAIN = "masq_checks"
 _POSTROUTING = "POSTROUTING"
+_COUNTED = re.compile(r" -c (\d+) (\d+) -j MASQUERADE$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,19 @@ def check(
             line.endswith("-j MASQUERADE") for line in iptables.listed(netns, binary, chain)
         ):
             yield f"the MASQUERADE rule of {command} chain {chain} is missing"
+
+
+def counted(netns: NetNS, network: str, attachment: Attachment, version: int) -> list[int] | None:
+    """Return the connections of one IP version that were masqueraded, and bytes of first packets.
+
+    All addresses of an attachment have one rule. None where there is none.
+    """
+    chain = chain_of(network, attachment)
+    for binary in iptables.binaries(netns, version, chain):
+        for line in iptables.counted(netns, binary, chain):
+            if found := _COUNTED.search(line):
+                return [int(number) for number in found.groups()]
+    return None
 
 
 def remove(netns: NetNS, network: str, attachment: Attachment) -> None:

@@ -197,7 +197,7 @@ def test_hits_of_iptables(machine: Machine) -> None:
     """The other backend's rules count, too; with flushed chains the ports are still named."""
     with ExitStack() as stack:
         node = Node(machine)
-        netns = node.attach(isGateway=True)
+        netns = node.attach(isGateway=True, ipMasq=True, ipMasqBackend="iptables")
         stack.enter_context(machine.process_in(netns))
         node.ok("ADD", node.config(port(8080), backend="iptables"), netns, args=POD)
         stack.enter_context(serving(netns, "tcp", 80))
@@ -205,6 +205,10 @@ def test_hits_of_iptables(machine: Machine) -> None:
         for _ in range(3):
             sock = stack.enter_context(open_socket(node.outside, "tcp", HOST4))
             sock.connect((HOST4, 8080))
+        stack.enter_context(serving(node.outside, "tcp", 99, ["0.0.0.0"]))
+        for _ in range(2):
+            sock = stack.enter_context(open_socket(netns, "tcp", OUTSIDE4))
+            sock.connect((OUTSIDE4, 99))
         after = _uses(asked(machine, "inspect", "c1"))
         machine.do(machine.host, "nft flush ruleset")
         lost = asked(machine, "inspect", "c1", status=FOUND)
@@ -212,9 +216,16 @@ def test_hits_of_iptables(machine: Machine) -> None:
     what = f"8080/tcp to {node.address(4)}:80"
     assert (before[what], after[what]) == (0, 3)
     assert after[f"8080/tcp to [{node.address(6)}]:80"] == 0
+    address = node.address(4)
+    assert (before[address], after[address], after[node.address(6)]) == (0, 2, 0)
     (attached,) = lost["attachments"]
     kinds = {one["what"] for one in attached["usage"] if one["kind"] == "host-port"}
     assert kinds == {"8080/tcp"}
+    masqueraded = [one for one in attached["usage"] if one["kind"] == "masquerade"]
+    assert [(one["what"], one["packets"]) for one in masqueraded] == [
+        (address, None),
+        (node.address(6), None),
+    ]
 
 
 def test_processes(container: Container) -> None:
