@@ -34,7 +34,8 @@ _BYTES_MAX = 1 << 20
 _SETTLED_NS = 1_000_000_000  # a call that has ended for so long has left its line
 _VERBS = frozenset({Command.ADD, Command.DEL, Command.CHECK, Command.GC, Command.STATUS})
 _EXHAUSTED = "no IP addresses available"  # of an ADD's refusal, in the reference's words, too
-RECLAIMED = "reclaim"  # why a lease was released
+RECLAIMED = "reclaim"  # why a lease was released, beside the verbs of calls
+_RELEASING = (Command.DEL, Command.GC, Command.ADD)
 _OTHER = "other"  # labels have no words of a caller's choice: they would be without bound
 
 
@@ -50,9 +51,13 @@ def of_calls(state_dir: str) -> list[Family]:
 
 
 def note_released(state_dir: str, reason: str, count: int) -> None:
-    """Count leases that others than their owner's DEL or GC have released. Raises OSError."""
+    """Count leases that no call of a plugin has released. Raises OSError."""
     with _kept(state_dir) as counts:
-        counts["released"][reason] = counts["released"].get(reason, 0) + count
+        _add_released(counts, reason, count)
+
+
+def _add_released(counts: Json, reason: str, count: int) -> None:
+    counts["released"][reason] = counts["released"].get(reason, 0) + count
 
 
 def _end(call: Call) -> int:
@@ -65,6 +70,8 @@ def _count(counts: Json, call: Call) -> None:
     key = f"{verb} {plugin} {call.code}"
     counts["requests"][key] = counts["requests"].get(key, 0) + 1
     counts["exhausted"] += call.verb == Command.ADD and _EXHAUSTED in call.message
+    if call.released and verb in _RELEASING:
+        _add_released(counts, verb, call.released)
     seconds = call.length / 1e6
     spread = counts["durations"].setdefault(f"{verb} {plugin}", [0.0, *[0] * (len(BUCKETS) + 1)])
     spread[0] += seconds
@@ -95,9 +102,10 @@ def _families(counts: Json) -> Iterator[Family]:
     exhausted = Family("pycni_ipam_exhausted", "ADDs that found no free address.", COUNTER)
     exhausted.add(counts["exhausted"])
     yield exhausted
-    what = "Leases that were released without a DEL or GC, by reason."
+    what = "Leases that were released, by the verb of the call or of pycni."
     released = Family("pycni_ipam_released", what, COUNTER)
-    for reason, count in sorted({RECLAIMED: 0, **counts["released"]}.items()):
+    none = dict.fromkeys((RECLAIMED, *_RELEASING), 0)
+    for reason, count in sorted({**none, **counts["released"]}.items()):
         released.add(count, reason=reason)
     yield released
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")  # W3C Trace Context
 _READ_MAX = 4 * BYTES_MAX  # of one file
+_RELEASED_MAX = 1 << 32
 _NANOSECONDS_MAX = 1 << 63  # of a clock: the year 2262
 
 
@@ -44,6 +45,7 @@ class Call:
     by: str  # engine, or process
     traceparent: str
     steps: Sequence[Step]
+    released: int  # leases of host-local that it has freed
 
     @property
     def parent(self) -> tuple[str, str] | None:
@@ -67,6 +69,7 @@ class Call:
             "msg": self.message,
             "by": self.by,
             "traceparent": self.traceparent,
+            "released": self.released,
             "steps": [
                 {"name": one.name, "begin": one.begin, "microseconds": one.length}
                 for one in self.steps
@@ -92,7 +95,9 @@ def _calls_in(path: str) -> Iterator[Call]:
         os.close(fd)
     for line in data.decode("ascii", "replace").splitlines():
         try:
-            yield _call(dict(zip(FIELDS, literal_eval(line), strict=True)))
+            values = literal_eval(line)
+            values += (0,) * (len(values) == len(FIELDS) - 1)  # of the release without `released`
+            yield _call(dict(zip(FIELDS, values, strict=True)))
         except (ArithmeticError, LookupError, TypeError, ValueError):
             continue  # what a full disk or a bad one has made of it
         except (MemoryError, RecursionError, SyntaxError):
@@ -122,4 +127,5 @@ def _call(data: dict[str, Any]) -> Call:
             for name, since, end in zip(names, begins, ends, strict=True)
             if 0 <= since <= end < _NANOSECONDS_MAX
         ],
+        released=min(max(0, int(data["released"])), _RELEASED_MAX),
     )

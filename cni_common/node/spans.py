@@ -23,6 +23,7 @@ BYTES_MAX = 1 << 19  # of one file: about a thousand calls
 FIELDS = (
     *("clock", "begun", "ended", "steps", "code", "msg", "plugin", "network", "by"),
     *("verb", "containerid", "ifname", "traceparent"),
+    "released",  # leases that the call has freed; the first release with traces had no such member
 )
 _TEXT_MAX = 300  # characters of a message, and of what the environment says
 _FLAGS = (
@@ -43,6 +44,7 @@ def leave(
 
     `outcome` is the CNI error code and its message, (0, "") for none; `by` says what served it.
     """
+    released = CALL.released
     begun, ended, steps = CALL.end()
     clock = time_ns()
 
@@ -53,7 +55,7 @@ def leave(
             texts = [outcome[1], plugin, network, by, *names, get("TRACEPARENT", "")]
             if max(map(len, texts)) > _TEXT_MAX:
                 texts = [one[:_TEXT_MAX] for one in texts]
-            line = ascii((clock, begun, ended, steps, int(outcome[0]), *texts))
+            line = ascii((clock, begun, ended, steps, int(outcome[0]), *texts, released))
             _append(directory, f"{line}\n".encode())
         except Exception:  # noqa: BLE001, S110 - a trace is never worth a call
             pass

@@ -25,12 +25,13 @@ class Steps:
 
     def __init__(self) -> None:
         self.begun = 0  # 0: there is no call
+        self.released = 0  # leases that the call has freed
         # Three members for each step: one object is quicker to fill and to write out than many.
         self._noted: list[str | int] = []
 
     def begin(self) -> None:
         """Begin a call."""
-        self.begun = now()
+        self.begun, self.released = now(), 0
 
     def note(self, name: str, since: int) -> None:
         """Note a step that began at `since` and ends now; short ones are dropped if too many."""

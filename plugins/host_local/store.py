@@ -282,7 +282,7 @@ class Store:
         if self._dir < 0:
             return
         lookup = self._begin()
-        self._remove(str(lease.address))
+        CALL.released += self._remove(str(lease.address))
         lookup.freed(lease, pod, rest_seconds)
         self._in_step = True
 
@@ -407,9 +407,11 @@ class Store:
                 True  # the next call removes it; the lease is complete, or does not exist
             )
 
-    def _remove(self, name: str) -> None:
+    def _remove(self, name: str) -> bool:
+        """Remove a file, and tell whether it was there."""
         self._changed = True
         try:
             self.disk(os.unlink, name, dir_fd=self._dir)
         except FileNotFoundError:
-            return
+            return False
+        return True

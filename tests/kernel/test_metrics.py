@@ -104,11 +104,36 @@ def test_addresses(machine: Machine) -> None:
 
     wait_until(lambda: counted() == 1, "the refused ADD is not counted")
     assert counted() == 1
-    assert page(machine)["pycni_ipam_released_total"] == {"reason=reclaim": 0}
+    none = dict.fromkeys(("reason=ADD", "reason=DEL", "reason=GC", "reason=reclaim"), 0)
+    assert page(machine)["pycni_ipam_released_total"] == none
     for _ in range(2):
         age(machine)
         pycni(machine, "reclaim")
-    assert page(machine)["pycni_ipam_released_total"] == {"reason=reclaim": 1}
+    assert page(machine)["pycni_ipam_released_total"] == {**none, "reason=reclaim": 1}
+
+
+def test_released(machine: Machine) -> None:
+    """Each lease counts once: by DEL, by GC, and by an ADD that takes back what it has done."""
+    conf, netns = config(machine), machine.container()
+    host_local = {**conf, "type": "host-local"}
+    dead(machine, conf, "dead")
+    for containerid in ("c1", "c2"):
+        machine.ok("host-local", "ADD", host_local, netns, containerid=containerid)
+    for _ in range(2):
+        machine.ok("host-local", "DEL", host_local, netns, containerid="c1")
+    machine.ok("bridge", "ADD", conf, netns, containerid="c4")
+    machine.ok("bridge", "DEL", conf, netns, containerid="c4")
+    lost = {**conf["ipam"], "routes": [{"dst": "198.51.100.0/24", "gw": "203.0.113.1"}]}
+    machine.refused("bridge", "ADD", {**conf, "ipam": lost}, netns, containerid="c5")
+    valid = {"cni.dev/valid-attachments": [{"containerID": "c2", "ifname": "eth0"}]}
+    age(machine)
+    machine.ok("host-local", "GC", {**host_local, "cniVersion": "1.1.0", **valid})
+
+    def counted() -> dict[str, float]:
+        return page(machine)["pycni_ipam_released_total"]
+
+    wait_until(lambda: counted()["reason=GC"] > 0, "what GC has released is not counted")
+    assert counted() == {"reason=ADD": 1, "reason=DEL": 2, "reason=GC": 1, "reason=reclaim": 0}
 
 
 def test_inflight(machine: Machine) -> None:

@@ -200,6 +200,19 @@ def test_broken_lines(tmp_path: Path) -> None:
     assert len(traces.calls(str(tmp_path))) == 2
 
 
+def test_lines_of_the_release_before(tmp_path: Path) -> None:
+    """Its calls are shown after an upgrade; it did not note releases."""
+    leave(tmp_path)
+    path = Path(tmp_path, spans.FILE)
+    with path.open("a") as file:
+        file.write(f"{literal_eval(path.read_text())[:-1]!a}\n")
+
+    one, other = traces.calls(str(tmp_path))
+
+    assert one == other
+    assert spans.FIELDS[-1] == "released"
+
+
 def test_damaged_lines(tmp_path: Path) -> None:
     """Whatever stands in the place of a number or text, the verb shows the calls that are whole."""
     leave(tmp_path)
