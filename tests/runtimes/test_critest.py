@@ -8,6 +8,7 @@ import pytest
 
 from tests.kubernetes.upstream import report
 from tests.kubernetes.upstream.images import PROGRAMS
+from tests.kubernetes.world import CONTAINERD_2
 from tests.runtimes import image
 from tests.runtimes.chains import Chain, Use
 from tests.runtimes.containerd import SOCKET, Containerd
@@ -23,6 +24,16 @@ LEFT_OUT = ("NRI", "should not return an error if not found")
 pytestmark = pytest.mark.skipif(
     not CRITEST.exists(), reason=f"{CRITEST} is not there: deploy/prerequisites.sh --upstream"
 )
+
+
+@pytest.fixture(params=["1.6", "2.4"])
+def containerd(request: pytest.FixtureRequest, node: RuntimeNode, outside: str) -> Containerd:
+    """Each of both releases, without any network so far."""
+    if request.param == "1.6":
+        return Containerd(node)
+    if not (CONTAINERD_2 / "packages").exists():
+        pytest.skip(f"{CONTAINERD_2} is not there: deploy/prerequisites.sh --kubernetes")
+    return Containerd(node, CONTAINERD_2)
 
 
 def test_critest(node: RuntimeNode, containerd: Containerd, use: Use, chain: Chain) -> None:
