@@ -46,6 +46,7 @@ BIN_DIR = "/opt/cni/bin"
 SHARE_DIR, NO_SHARE = "/usr/local/share", "none"
 _STORE = ".pycni"  # as launcher/launcher.c and deploy/freeze.py have it
 _KEEP_SECONDS = 600  # no plugin runs longer: runtimes have shorter time limits
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _NEW = ".pycni-new"  # suffix of temporary files
 _LOCK_TRIES = 100  # an uninstallation may take the store away while this call waits for its lock
 
@@ -273,18 +274,33 @@ class _Place:
     def remove_old_builds(self) -> None:
         """Remove superseded builds, except the last one and those that may still be running."""
         (self._store / self._build / "superseded").unlink(missing_ok=True)
-        since: dict[Path, float] = {}
-        for directory in self.builds():
-            if directory.name != self._build:
-                mark = directory / "superseded"
-                if not mark.exists():
-                    mark.touch()
-                since[directory] = mark.stat().st_mtime
+        since = {
+            directory: _superseded(directory / "superseded")
+            for directory in self.builds()
+            if directory.name != self._build
+        }
         if since:
             del since[max(since, key=lambda directory: since[directory])]
-        for directory, when in since.items():
-            if time.time() - when > _KEEP_SECONDS:
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        for directory, (is_of_this_boot, when) in since.items():
+            if not is_of_this_boot or now - when > _KEEP_SECONDS:
                 shutil.rmtree(directory)
+
+
+def _superseded(mark: Path) -> tuple[bool, float]:
+    """Return whether a build was superseded in this boot, and when, by the clock that nobody sets.
+
+    The mark of a build that has none, or one without a moment, begins now.
+    """
+    own = Path(_BOOT_ID).read_text(encoding="ascii").strip()
+    text = mark.read_text(encoding="ascii", errors="replace") if mark.exists() else ""
+    boot, _, moment = text.partition(" ")
+    try:
+        return boot == own, float(moment)
+    except ValueError:
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        mark.write_text(f"{own} {now:.3f}", encoding="ascii")
+        return True, now
 
 
 def _names(directory: Path) -> list[str]:

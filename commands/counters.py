@@ -42,11 +42,11 @@ _OTHER = "other"  # labels have no words of a caller's choice: they would be wit
 def of_calls(state_dir: str) -> list[Family]:
     """Return the counts of calls, durations and steps, advanced to now. Raises OSError."""
     with _kept(state_dir) as counts:
-        until = time.time_ns() - _SETTLED_NS
-        news = [one for one in traces.calls(state_dir) if counts["end"] < _end(one) <= until]
+        until = time.monotonic_ns() - _SETTLED_NS
+        news = [one for one in traces.calls(state_dir) if counts["ended"] < one.ended <= until]
         for one in news:
             _count(counts, one)
-        counts["end"] = max([counts["end"], *map(_end, news)])
+        counts["ended"] = max([counts["ended"], *(one.ended for one in news)])
         return list(_families(counts))
 
 
@@ -58,10 +58,6 @@ def note_released(state_dir: str, reason: str, count: int) -> None:
 
 def _add_released(counts: Json, reason: str, count: int) -> None:
     counts["released"][reason] = counts["released"].get(reason, 0) + count
-
-
-def _end(call: Call) -> int:
-    return call.at + 1000 * call.length
 
 
 def _count(counts: Json, call: Call) -> None:
@@ -140,7 +136,7 @@ def _kept(state_dir: str) -> Iterator[Json]:
 
 def _read(data: bytes) -> Json:
     none: Json = {
-        "end": 0,
+        "ended": 0,  # of the last call that was counted
         "buckets": list(BUCKETS),
         "requests": {},
         "durations": {},

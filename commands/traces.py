@@ -34,6 +34,7 @@ class Call:
     """One call of a plugin."""
 
     at: int  # nanoseconds since the epoch, of its begin
+    ended: int  # nanoseconds of the monotonic clock of this boot, which nobody can set
     length: int  # microseconds, until its answer was written
     verb: str
     plugin: str
@@ -112,6 +113,7 @@ def _call(data: dict[str, Any]) -> Call:
     names, begins, ends = (data["steps"][n::3] for n in range(3))
     return Call(
         at=clock - (ended - begun),
+        ended=ended,
         length=(ended - begun) // 1000,
         verb=str(data["verb"]),
         plugin=str(data["plugin"]),

@@ -356,17 +356,25 @@ def test_going_back_takes_over_too(dist: Path, other_dist: Path, place: Path) ->
 def test_builds_long_out_of_use_are_removed(dist: Path, other_dist: Path, place: Path) -> None:
     """Of the builds that are not in use the last stays, and one that was in use minutes ago."""
     installed = _install(other_dist, place)
-    for name, minutes in (("ancient", 30), ("older", 20), ("recent", 1)):
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    now, day = time.clock_gettime(time.CLOCK_BOOTTIME), 86_400
+    for name, mark, ahead in (
+        ("of-another-boot", f"another-boot {now}", 0),
+        ("ancient", f"{boot} {now - 1800}", day),
+        ("older", f"{boot} {now - 1200}", 0),
+        ("recent", f"{boot} {now - 60}", -day),
+        ("unmarked", "", -day),
+    ):
         directory = installed / ".pycni" / name
         directory.mkdir()
         (directory / "launcher").write_text(name)
-        (directory / "superseded").touch()
-        when = time.time() - 60 * minutes
+        (directory / "superseded").write_text(mark)
+        when = time.time() + ahead  # a clock that somebody has set
         os.utime(directory / "superseded", (when, when))
 
     _install(dist, place)
 
-    assert _builds(installed) == {_build(dist), _build(other_dist), "recent"}
+    assert _builds(installed) == {_build(dist), _build(other_dist), "recent", "unmarked"}
 
 
 def test_two_installations_at_once_agree(dist: Path, other_dist: Path, place: Path) -> None:

@@ -26,8 +26,8 @@ def leave(directory: Path, *, code: int = 0, verb: str = "ADD", plugin: str = "b
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let all calls have ended long ago."""
-    now = time.time_ns
-    monkeypatch.setattr(time, "time_ns", lambda: now() + 10_000_000_000)
+    now = time.monotonic_ns
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now() + 10_000_000_000)
 
 
 def numbers(page: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -76,6 +76,23 @@ def test_counts(tmp_path: Path) -> None:
         name: value for name, value in first.items() if "ADD" in dict(name[1]).values()
     }
     assert second[key("pycni_requests_total", verb="DEL", plugin="bridge", code="0")] == 1
+
+
+@pytest.mark.usefixtures("later")
+@pytest.mark.parametrize("days", [1, -1])
+def test_the_clock_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int) -> None:
+    """Calls count once, before and after: the clock of the wall decides nothing."""
+    now = time.time_ns
+    leave(tmp_path)
+    counters.of_calls(str(tmp_path))
+    for ahead in (days * 86_400 * 10**9, 0):
+        monkeypatch.setattr(spans, "time_ns", lambda ahead=ahead: now() + ahead)
+        monkeypatch.setattr(time, "time_ns", lambda ahead=ahead: now() + ahead)
+        leave(tmp_path)
+
+        found = numbers(text(counters.of_calls(str(tmp_path))))
+
+    assert found[key("pycni_requests_total", verb="ADD", plugin="bridge", code="0")] == 3
 
 
 @pytest.mark.usefixtures("later")
