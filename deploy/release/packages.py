@@ -102,6 +102,8 @@ def tarball(bin_dir: Path, folder: Path) -> Path:
     with _stage(bin_dir) as stage:
         for file in (stage / "doc").iterdir():
             shutil.copy(file, stage / "payload/bin")
+        without = shutil.ignore_patterns("*.gz")
+        shutil.copytree(stage / "share", stage / "payload/bin/share", ignore=without)
         data = _tar(stage / "payload/bin")
     target = folder / f"{name}.tar.gz"
     target.write_bytes(gzip.compress(data, mtime=0))
@@ -147,7 +149,10 @@ def sums(files: Sequence[Path]) -> str:
 
 @contextmanager
 def _stage(bin_dir: Path) -> Iterator[Path]:
-    """Give a directory with payload, units and texts, all with fixed modes and one time."""
+    """Give a directory with payload, units, texts and what is for shells and man.
+
+    All have fixed modes and one time.
+    """
     with tempfile.TemporaryDirectory(prefix="pycni-release-") as folder:
         stage = Path(folder)
         shutil.copytree(bin_dir, stage / "payload/bin")
@@ -157,12 +162,13 @@ def _stage(bin_dir: Path) -> Iterator[Path]:
             shutil.copy(ROOT / "deploy" / unit, stage / "units")
         for text in ("LICENSE", "NOTICE"):
             shutil.copy(ROOT / text, stage / "doc")
-        for source in shell_files.PLACES:
+        for source, place in shell_files.PLACES.items():
+            file = stage / "share" / place
+            file.parent.mkdir(parents=True)
             data = (ROOT / "docs" / source).read_bytes()
+            file.write_bytes(data)
             if source == _MANUAL:
-                (stage / "share/pycni.1.gz").write_bytes(gzip.compress(data, mtime=0))
-            else:
-                (stage / "share" / Path(source).name).write_bytes(data)
+                file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(data, mtime=0))
         (stage / "doc/README.md").write_text(_readme(bin_dir))
         for path in stage.rglob("*"):
             is_program = path.is_dir() or path.stat().st_mode & 0o100
@@ -177,10 +183,10 @@ def _share(stage: Path, kind: str) -> str:
     lines = []
     for source, place in shell_files.PLACES.items():
         end = ".gz" if source == _MANUAL else ""
+        file = f"{stage}/share/{place}{end}"
         if kind == "deb":  # Debian's zsh looks there for packages' files
             place = place.replace("zsh/site-functions", "zsh/vendor-completions")
-        name = f"{Path(source).name}{end}"
-        lines.append(f"  - {{ src: {stage}/share/{name}, dst: /usr/share/{place}{end} }}")
+        lines.append(f"  - {{ src: {file}, dst: /usr/share/{place}{end} }}")
         if kind == "rpm":  # it removes the directories that a package names, dpkg all empty ones
             folder = f"/usr/share/{Path(place).parent}"
             lines.append(f"  - {{ dst: {folder}, type: dir, file_info: {{ mode: 0755 }} }}")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from agent import shell_files
 from cni_common.spec.names import VERSION
 from deploy.freeze import glibc_of
 from deploy.release import __main__ as release
@@ -81,7 +82,9 @@ def test_layout_of_the_tarball(files: Mapping[str, Path]) -> None:
         members = archive.getmembers()
     top = {one.name.split("/")[1] for one in members}
 
-    assert top == {*TYPES, "pycni", ".pycni", "README.md", "LICENSE", "NOTICE"}
+    assert top == {*TYPES, "pycni", ".pycni", "README.md", "LICENSE", "NOTICE", "share"}
+    share = {one.name.removeprefix("./share/") for one in members if one.isfile()}
+    assert share >= set(shell_files.PLACES.values())
     assert len(TYPES) == 18
     assert {(one.uid, one.gid, one.uname) for one in members} == {(0, 0, "root")}
     assert {oct(one.mode) for one in members} == {"0o755", "0o644"}
@@ -143,7 +146,9 @@ def test_install_from_the_unpacked_tarball(
         echo theirs >/usr/lib/cni/bridge
         tar -xzf /release/{files[".tar.gz"].name} -C /new
         /new/pycni install /usr/lib/cni
+        cp -r /new/share/. /usr/local/share/
         rm -r /new
+        bash -c '. /usr/local/share/bash-completion/completions/pycni; complete -p pycni' >&2
         CNI_COMMAND=VERSION /usr/lib/cni/bridge
         """,
         binds={files["SHA256SUMS"].parent: "/release"},
