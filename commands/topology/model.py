@@ -69,6 +69,11 @@ class Group:
         """Kind and name."""
         return f"{self.kind} {self.name}".strip()
 
+    @property
+    def has_way(self) -> bool:
+        """Whether a packet of these interfaces can reach the host, or leave the node."""
+        return bool(self.kind) or self.name not in (ALONE, GONE)
+
 
 @dataclass(slots=True)
 class Uplink:

@@ -36,10 +36,14 @@ def drawn(picture: Picture) -> str:
     for group in picture.groups:
         shapes, height = _frame(group, top)
         body += shapes
-        rail.append(top + _PAD + _LINE // 2)
+        if group.has_way:
+            rail.append(top + _PAD + _LINE // 2)
         top += height + _GAP
-    start = f"M{_MARGIN + _PAD} {_bottom_of_host(picture)}"
-    line = [f'<path class="line" d="{start} V{y} H{_MARGIN + _RAIL}"/>' for y in rail]
+    x = _MARGIN + _PAD
+    line = [f'<path class="line" d="M{x} {y} H{_MARGIN + _RAIL}"/>' for y in rail]
+    if rail:
+        start = f"M{x} {_bottom_of_host(picture)}"
+        line.append(f'<path class="line" d="{start} V{rail[-1]}"/>')
     height = top - _GAP + _MARGIN
     return "\n".join(
         [
@@ -88,10 +92,10 @@ def _top(picture: Picture) -> tuple[list[str], int]:
         for column, text in enumerate(texts[row * _COLUMNS : (row + 1) * _COLUMNS]):
             x = _MARGIN + _RAIL + _PAD + column * (_CARD + _GAP)
             size = len(text) * _LINE + 2 * _PAD
-            below = f"M{x + _CARD + _GAP // 2} {y + size // 2} V{host}"
-            shapes.append(
-                f'<path class="line" d="{below} M{x + _CARD} {y + size // 2} h{_GAP // 2}"/>'
-            )
+            way = f"M{x + _CARD // 2} {y + size} V{host}"
+            if row < len(_heights(picture)) - 1:  # beside the boxes that are below it
+                way = f"M{x + _CARD} {y + size // 2} h{_GAP // 2} V{host}"
+            shapes.append(f'<path class="line" d="{way}"/>')
             shapes += _box("uplink", (x, y, _CARD, size), text)
         y += height + 2 * _GAP
     count = picture.containers
@@ -119,7 +123,7 @@ def _frame(group: Group, top: int) -> tuple[list[str], int]:
             shapes += _card(group.cards[number], texts[number], area)
         y += height + _GAP
     height = y - top if texts else y - top - _PAD + _GAP
-    frame = _box("group" if group.kind else "group gone", (x, top, width, height), head)
+    frame = _box("group" if group.has_way else "group gone", (x, top, width, height), head)
     return [*frame, *shapes], height
 
 
@@ -129,9 +133,13 @@ def _text_of(card: Card) -> list[str]:
     ids = [card.containerid[:12]] if card.pod else []
     vlans = [f"VLAN {one}" for one in card.vlans]
     room = _CARD - 2 * _PAD
-    lines = _wrapped([card.title], room, joined=False) + _wrapped([ends, *ids], room)
+    lines = _wrapped([ends, *ids], room)
     lines += _wrapped([*card.addresses, *vlans], room, joined=False)
-    return lines + _uses(card)
+    return [*_title(card), *lines, *_uses(card)]
+
+
+def _title(card: Card) -> list[str]:
+    return _wrapped([card.title], _CARD - 2 * _PAD, joined=False)
 
 
 def _uses(card: Card) -> list[str]:
@@ -143,18 +151,24 @@ def _card(card: Card, text: Sequence[str], area: tuple[int, int, int, int]) -> l
     x, y, *_ = area
     plug = f'<rect class="plug" x="{x - 3}" y="{y + _PAD}" width="6" height="{_LINE}"/>'
     full = _escaped("\n".join([card.containerid, *text[1:]]))
-    box = _box("card" if card.kind else "card gone", area, text, uses=len(_uses(card)))
+    kind = "card" if card.kind else "card gone"
+    box = _box(kind, area, text, heads=len(_title(card)), uses=len(_uses(card)))
     return [f"<g><title>{full}</title>", *box, *([plug] if card.end else []), "</g>"]
 
 
 def _box(
-    kind: str, area: tuple[int, int, int, int], text: Sequence[str], *, uses: int = 0
+    kind: str,
+    area: tuple[int, int, int, int],
+    text: Sequence[str],
+    *,
+    heads: int = 1,
+    uses: int = 0,
 ) -> Iterator[str]:
-    """Yield a rectangle and its lines, the first as a heading, the last `uses` in colour."""
+    """Yield a rectangle and its lines, the first `heads` in bold, the last `uses` in colour."""
     x, y, width, height = area
     yield f'<rect class="{kind}" x="{x}" y="{y}" width="{width}" height="{height}" rx="4"/>'
     for number, line in enumerate(text):
-        style = "head" if not number else "use" if number >= len(text) - uses else "small"
+        style = "head" if number < heads else "use" if number >= len(text) - uses else "small"
         base = y + _PAD + number * _LINE + _SIZE
         yield f'<text class="{style}" x="{x + _PAD}" y="{base}">{_escaped(line)}</text>'
 

@@ -163,7 +163,15 @@ def test_svg(populated: Populated, tmp_path: Path) -> None:
     for word in ("shop/web-0", "bridge br0", "veth uplink", "routed by the host"):
         assert any(word in text for text in texts), word
     assert pycni(populated.machine, "topology", "--svg", "-").stdout == path.read_text()
+    assert joins(root) == 3
+    assert "group gone" not in {one.get("class") for one in root.iter(f"{SVG}rect")}
     is_tidy(root)
+
+
+def joins(root: ElementTree.Element) -> int:
+    """Return the number of lines that end at a frame: what is in it has a way to the host."""
+    lines = [one.get("d") or "" for one in root.iter(f"{SVG}path")]
+    return sum(" H" in one for one in lines)
 
 
 def is_tidy(root: ElementTree.Element) -> None:
@@ -263,3 +271,7 @@ def test_a_dead_container(machine: Machine) -> None:
     (card,) = groups(asked(machine, "topology"))["gone"]["cards"]
 
     assert (card["containerid"], card["addresses"]) == ("c1", [])
+    drawn = ElementTree.fromstring(pycni(machine, "topology", "--svg", "-").stdout)
+    frames = {one.get("class") for one in drawn.iter(f"{SVG}rect")}
+    assert {"group gone", "card gone"} <= frames
+    assert joins(drawn) == len(groups(asked(machine, "topology"))) - 1
