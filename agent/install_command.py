@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from cni_common.node.host import Loader
 
 _EXAMPLES = """\
-The engine is as ENGINE says: systemd, on-demand or none. Without it the choice before is kept; at
-first it is systemd where that runs, otherwise on-demand.
+The engine is as ENGINE says: systemd, on-demand or none. Without it the choice
+before is kept; at first it is systemd where that runs, otherwise on-demand.
 
-The plugins are replaced by atomic renames, so containers may start meanwhile. A plugin of another
-vendor that has the same name is kept, and `pycni uninstall` brings it back.
+The plugins are replaced by atomic renames, so containers may start meanwhile. A
+plugin of another vendor that has the same name is kept, and `pycni uninstall`
+brings it back.
 
 examples:
   ./pycni install

@@ -48,21 +48,25 @@ def put_back(
     is_meant: Callable[[str], bool] = lambda _containerid: True,
     inside: bool = True,
     tell_lost: Callable[[Missing], object] = lambda _one: None,
-    tell: Callable[[Restored], object] = lambda _one: None,
+    tell: Callable[[Restored], object] | None = None,
 ) -> list[Restored]:
     """Put back what living containers lack, as far as their parts can; return what is back.
 
     `is_meant` chooses containers by their ids. Without `inside` settings of the containers' own
-    namespaces stay as they are. `tell_lost` gets each object that only a new ADD makes, `tell` each
-    that is back, which is told of a failing call, too. An attachment on which another call works is
-    left alone, as are damaged records. Raises an ExceptionGroup after all attachments.
+    namespaces stay as they are. `tell_lost` gets each object that only a new ADD makes. `tell`, by
+    default the log, gets each that is back, of a failing call, too. An attachment on which another
+    call works is left alone, as are damaged records. Raises an ExceptionGroup after all
+    attachments.
     """
     node = Node(host, data_dir)
     restored: list[Restored] = []
 
     def note(one: Restored) -> None:
         restored.append(one)
-        tell(one)
+        if tell is None:
+            host.log(str(one))
+        else:
+            tell(one)
 
     with BestEffort() as steps:
         for (network, attachment), lost in missing.lacking(node, host, data_dir):
@@ -106,9 +110,7 @@ def _put_back_of(
             req = recorded_add(record, os.path.dirname(host.executable))
             req = replace(req, config=fold(req.config, module.SCHEMA))
             for what in lifecycle.restore(req, host, record, inside=inside):
-                one = Restored(record.network, req.containerid, req.ifname, what)
-                host.log(str(one))
-                note(one)
+                note(Restored(record.network, req.containerid, req.ifname, what))
     finally:
         record.close()
 
@@ -128,7 +130,10 @@ def run(options: Namespace, host: Host) -> int:
     with BestEffort() as steps:
         left = before
         if not options.dry_run and any(not one.final for one in before):
-            steps.attempt("repair", lambda: put_back(host, options.data_dir, is_meant=is_meant))
+            back = partial(
+                put_back, host, options.data_dir, is_meant=is_meant, tell=lambda _one: None
+            )
+            steps.attempt("repair", back)  # the report has each object
             left = _lacked(host, options.data_dir, is_meant)
         _report(options, before, left)
     if any(one.final or not options.dry_run for one in left):

@@ -68,11 +68,22 @@ def _networks(node: Node) -> Iterator[tuple[str, str]]:
         leases[one.network] += 1
     names = sorted(containers.keys() | leases.keys())
     everybody = {one for found in containers.values() for one in found}
-    yield "containers", f"{len(everybody)} on {view.number(len(names), 'network')}"
+    dead = everybody - _not_dead(node)
+    more = f", {len(dead)} of them dead" if dead else ""
+    yield "containers", f"{len(everybody)} on {view.number(len(names), 'network')}{more}"
     for name in names[:_NETWORKS_MAX]:
         yield "network", _words(name, len(containers[name]), leases[name])
     if names[_NETWORKS_MAX:]:
         yield "", f"and {len(names) - _NETWORKS_MAX} more: pycni leases"
+
+
+def _not_dead(node: Node) -> set[str]:
+    """Return the containers of which a record says that they live, or may live."""
+    return {
+        attachment.containerid
+        for (_, attachment), records in node.attachments.items()
+        if any(node.alive(one.facts) is not False for one in records)
+    }
 
 
 def _words(name: str, containers: int, leases: int) -> str:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     Run = Callable[[Namespace, Loader], int]
     RunOnNode = Callable[[Namespace, Host], int]
 
+_WIDTH = 80  # columns
 _ALWAYS = {2: "invalid command line", FAILED: "it could not be done, see stderr"}
 
 
@@ -47,15 +48,17 @@ class Verb:
     statuses: Mapping[int, str]  # exit statuses beside those of all verbs: when
     examples: Sequence[str]  # command lines
     add_options: Callable[[ArgumentParser], object] = lambda _parser: None
-    notes: str = ""  # a paragraph of the help, before the exit statuses
+    notes: str = ""  # a paragraph of the help, before the exit statuses; wrapped there
 
     @property
     def epilog(self) -> str:
         """The end of the help: notes, exit statuses, examples."""
+        from textwrap import fill
+
         statuses = sorted({**_ALWAYS, **self.statuses}.items())
         return "\n".join(
             [
-                *([self.notes, ""] if self.notes else ()),
+                *([fill(self.notes, _WIDTH, break_on_hyphens=False), ""] if self.notes else ()),
                 "exit status:",
                 *(f"  {status}  {text}" for status, text in statuses),
                 "",
@@ -134,8 +137,8 @@ def add_node_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--any-netns",
         action="store_true",
-        help="work although this is not the host's network namespace or, for reclaim, first PID"
-        " namespace",
+        help="work although this is not the host's network namespace or, for reclaim and repair,"
+        " first PID namespace",
     )
 
 

@@ -26,6 +26,7 @@ class Outcome:
     """What became of a look at all pods."""
 
     repaired: int = 0  # objects that are back
+
     problems: tuple[str, ...] = ()
     broken: Mapping[str, str] = field(default_factory=dict)  # what a pod still lacks, by container
 
@@ -49,6 +50,10 @@ def put_back(state_dir: str, own: NetNS, log: Callable[[str], object]) -> Outcom
         if one.kind in _OUTSIDE:
             lost[one.containerid].append(f"{one.kind} {one.what}")
 
+    def keep(one: Restored) -> None:
+        back.append(one)
+        log(str(one))
+
     problems: tuple[str, ...] = ()
     failed: dict[str, str] = {}
     try:
@@ -56,7 +61,7 @@ def put_back(state_dir: str, own: NetNS, log: Callable[[str], object]) -> Outcom
             load, path, log, execute=execute, guarded=True, own=own, state_dir=state_dir
         ) as host:
             # What a pod has done to itself stays.
-            put_back(host, inside=False, tell_lost=note, tell=back.append)
+            put_back(host, inside=False, tell_lost=note, tell=keep)
     except ExceptionGroup as group:
         what = "not all that a pod lacks was put back"
         problems = tuple(f"{what}: {words}" for words in words_of(group))

@@ -9,6 +9,7 @@ import pytest
 from commands import summary
 from commands.verbs import VERBS
 from tests.kernel import forked
+from tests.kernel.test_commands import dead
 from tests.machine import Machine
 
 
@@ -23,10 +24,14 @@ def test_summary(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
         stack.enter_context(machine.process_in(container))
         machine.ok("bridge", "ADD", conf, container, containerid="alive")
 
+        dead(machine, conf)
+        one_dead = forked.pycni(machine.host).stdout.splitlines()[0]
+        machine.ok("bridge", "DEL", conf, containerid="dead")
         well = forked.pycni(machine.host)
         machine.command(machine.host, "nft", "flush", "ruleset")
         ill = forked.pycni(machine.host)
 
+    assert one_dead == "containers 2 on 1 network, 1 of them dead"
     assert (well.returncode, well.stderr) == (0, "")
     lines = well.stdout.splitlines()
     assert lines[:4] == [

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from agent import install_command
 from cni_common.serve.cli import COMMANDS, ENGINE_SOCKET, run
 from cni_common.spec.names import VERSION
+from commands.verbs import VERBS, commands
 from plugins import load, load_all
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,6 +45,18 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     for name, command in COMMANDS.items():
         lines = re.findall(rf"^    {name} ", printed, re.MULTILINE)
         assert len(lines) == printed.count(command.summary) == 2
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, *VERBS, *install_command.COMMANDS])
+def test_help_fits(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A terminal of 80 columns shows each line of the help whole, but for examples."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run([name, "--help"], load, load_all, {**commands(), **install_command.COMMANDS}) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [one for one in lines if len(one) > 80 and not one.startswith("  pycni ")] == []
 
 
 def test_version_option(capsys: pytest.CaptureFixture[str]) -> None:
