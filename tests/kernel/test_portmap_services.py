@@ -113,3 +113,77 @@ def test_node_that_has_no_services_any_more(node: Node) -> None:
     node.ok("ADD", node.config(port(80), containerid="c2"), second, containerid="c2")
 
     assert "hostport_services" not in node.machine.command(node.host, "nft", "list", "ruleset")
+
+
+@pytest.mark.rotating(2)
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("first", ["kube-proxy", "port"])
+def test_service_by_the_backend_iptables(node: Node, first: str, protocol: str) -> None:
+    """kube-proxy's own rules for its Services come before the chain of our host ports."""
+    container, pod = node.attach(), node.attach("c2")
+    config = node.config(port(443, 443, protocol), backend="iptables")
+    add_device(node)
+    if first == "port":
+        node.ok("ADD", config, container)
+    add_rules_of_kube_proxy(node, protocol)
+    if first == "kube-proxy":
+        node.ok("ADD", config, container)
+
+    with (
+        serving(node.host, protocol, 443, [SERVICE4, SERVICE6]) as servers,
+        serving(container, protocol, 443) as (v4, v6),
+    ):
+        for server, address in zip(servers, (SERVICE4, SERVICE6), strict=True):
+            assert asks(pod, server, address, 443) == node.address(6 if ":" in address else 4, "c2")
+            assert asks(node.host, server, address, 443) == address
+        assert asks(node.outside, v4, HOST4, 443) == OUTSIDE4
+        assert asks(node.outside, v6, HOST6, 443) == OUTSIDE6
+        assert asks(pod, v4, HOST4, 443) == GATEWAY4
+    node.ok("CHECK", config, container)
+    node.ok("DEL", config, container)
+
+
+def add_rules_of_kube_proxy(node: Node, protocol: str) -> None:
+    """Accept what is for Services, as kube-proxy in mode ipvs: at the beginning of its hooks."""
+    for command, address in (("iptables", SERVICE4), ("ip6tables", SERVICE6)):
+        rule = f"-A KUBE-SERVICES -d {address} -p {protocol} --dport 443 -j ACCEPT"
+        node.machine.do(
+            node.host,
+            f"{command} -t nat -N KUBE-SERVICES",
+            f"{command} -t nat {rule}",
+            *(f"{command} -t nat -I {hook} -j KUBE-SERVICES" for hook in ("PREROUTING", "OUTPUT")),
+        )
+
+
+PROXIES = {
+    "iptables": "iptables -t nat -N KUBE-SERVICES; iptables -t nat -A KUBE-SERVICES -d {at}"
+    " -p tcp --dport 443 -j DNAT --to-destination {to}; for hook in PREROUTING OUTPUT;"
+    " do iptables -t nat -I $hook -j KUBE-SERVICES; done",
+    "nftables": "nft 'table ip kube-proxy {{ chain nat-prerouting {{ type nat hook prerouting"
+    " priority dstnat; ip daddr {at} tcp dport 443 dnat to {to}; }}; chain nat-output {{ type nat"
+    " hook output priority -100; ip daddr {at} tcp dport 443 dnat to {to}; }}; }}'",
+}
+
+
+@pytest.mark.parametrize(
+    ("mode", "backend"),
+    # Not nftables beside our iptables: of two tables the kernel asks the younger one first.
+    [("iptables", "nftables"), ("nftables", "nftables"), ("iptables", "iptables")],
+)
+@pytest.mark.parametrize("first", ["kube-proxy", "port"])
+def test_service_on_an_address_of_the_node(node: Node, first: str, mode: str, backend: str) -> None:
+    """An external address or node port of kube-proxy's other modes has the port, in any order."""
+    container, pod = node.attach(), node.attach("c2")
+    command = PROXIES[mode].format(at=HOST4, to=f"{node.address(4, 'c2')}:80")
+    config = node.config(port(443, 443), backend=backend)
+    if first == "port":
+        node.ok("ADD", config, container)
+    node.machine.command(node.host, "sh", "-ec", command)
+    if first == "kube-proxy":
+        node.ok("ADD", config, container)
+
+    with serving(pod, "tcp", 80) as (server, _), serving(container, "tcp", 443) as (_, v6):
+        assert asks(node.outside, server, HOST4, 443) == OUTSIDE4
+        assert asks(node.host, server, HOST4, 443)
+        assert asks(node.outside, v6, HOST6, 443) == OUTSIDE6
+    node.ok("DEL", config, container)
