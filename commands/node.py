@@ -265,6 +265,10 @@ class Node:
         except CNIError:  # the record is damaged, or another release's
             return []
 
+    def held(self, network: str, attachment: Attachment) -> set[str]:
+        """Return the leased addresses of an attachment."""
+        return self._held[network, attachment]
+
     def lost_leases(self, records: Iterable[Known]) -> list[str]:
         """Return the files of leases that the records of one attachment name, and nobody has."""
         return [

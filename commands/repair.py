@@ -11,7 +11,7 @@ from cni_common.node.lifecycle import recorded_add
 from cni_common.node.owned import recorded_netns
 from cni_common.spec.undo import BestEffort
 from cni_common.spec.wire import fold
-from commands import DATA_DIR, DONE, FOUND, LACKING, grouped, lookup, missing, view
+from commands import DATA_DIR, DONE, FOUND, LACKING, grouped, lookup, missing, rebuild, view
 from commands.node import Node
 from commands.verb import RefusedError
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cni_common.node.host import Host
     from commands.missing import Missing
     from commands.node import Known
+    from commands.rebuild import Attempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,9 @@ def run(options: Namespace, host: Host) -> int:
         from commands import repair_watch
 
         return repair_watch.run(options, host, is_meant)
+    node = Node(host, options.data_dir)
+    found = rebuild.attempts(node, options.results_dir, is_meant, dry_run=options.dry_run)
+    damaged = list(found)
     before = _lacked(host, options.data_dir, is_meant)
     with BestEffort() as steps:
         left = before
@@ -135,10 +139,10 @@ def run(options: Namespace, host: Host) -> int:
             )
             steps.attempt("repair", back)  # the report has each object
             left = _lacked(host, options.data_dir, is_meant)
-        _report(options, before, left)
-    if any(one.final or not options.dry_run for one in left):
+        _report(options, before, left, damaged)
+    if any(one.final or not options.dry_run for one in left) or any(one.reason for one in damaged):
         return LACKING
-    return FOUND if left else DONE
+    return FOUND if left or (damaged and options.dry_run) else DONE
 
 
 def _chosen(options: Namespace, host: Host) -> Callable[[str], bool]:
@@ -167,7 +171,12 @@ def _lacked(host: Host, data_dir: str, is_meant: Callable[[str], bool]) -> list[
     return list(dict.fromkeys(one for lost in meant for one in lost))
 
 
-def _report(options: Namespace, before: Sequence[Missing], left: Sequence[Missing]) -> None:
+def _report(
+    options: Namespace,
+    before: Sequence[Missing],
+    left: Sequence[Missing],
+    damaged: Sequence[Attempt],
+) -> None:
     final = [one for one in left if one.final]
     rest = [one for one in left if not one.final]
     back = [] if options.dry_run else [one for one in before if one not in left]
@@ -178,16 +187,35 @@ def _report(options: Namespace, before: Sequence[Missing], left: Sequence[Missin
                 "restored": [one.json() for one in back],
                 "missing": [one.json() for one in rest],
                 "onlyByAdd": [one.json() for one in final],
+                "rebuilt": [one.json() for one in damaged if not one.reason],
+                "damaged": [one.json() for one in damaged if one.reason],
             }
         )
         return
+    _write_damaged(damaged, dry_run=options.dry_run)
     if not before:
-        view.write_line("nothing is missing")
+        if not damaged:
+            view.write_line("nothing is missing")
         return
     would = "would be put back" if options.dry_run else "could not be put back, see stderr"
     _write_list("put back", back, "bold green")
     _write_list(would, rest, "bold yellow" if options.dry_run else "bold red")
     _write_list("lost until the container is started anew", final, "bold red")
+
+
+def _write_damaged(damaged: Sequence[Attempt], *, dry_run: bool) -> None:
+    for one in damaged:
+        container = f"container {one.known.attachment.containerid}"
+        done = "would be written anew" if dry_run else "written anew"
+        what = (
+            f"record of {container}: {done}" if not one.reason else f"damaged record of {container}"
+        )
+        view.write_text(what, style="bold red" if one.reason else "bold green")
+        view.write_text(one.known.path, indent="  ")
+        view.write_text(f"it was damaged: {one.known.damage}", indent="  ")
+        if one.reason:
+            view.write_text(f"it stays, for its DEL: {one.reason}", indent="  ")
+        view.write_line()
 
 
 def _write_list(title: str, found: Sequence[Missing], style: str) -> None:

@@ -49,6 +49,7 @@ class Veth(Part):
     """A veth pair between the container and the host."""
 
     facts = VethFacts
+    derived = True
 
     def __init__(self, is_in_network: Callable[[Request, Host, Link], bool]) -> None:
         """`is_in_network` decides on a pair without a record, by its end on the host."""
@@ -166,6 +167,7 @@ class Masquerade(Part):
     """Masquerading of a container's addresses, by nftables or iptables."""
 
     facts = MasqueradeFacts
+    derived = True
 
     def teardown(self, _req: Request, host: Host, record: Record, facts: MasqueradeFacts) -> None:
         """Remove the elements, or the chain."""
@@ -359,6 +361,7 @@ class Configuration(Part):
     """MAC, MTU, addresses and routes; they go with the interface."""
 
     facts = ConfigurationFacts
+    derived = True
     inside = True
 
     def restore(
@@ -442,6 +445,7 @@ class Ipam(Part):
     """Addresses of the IPAM plugin, with the configuration of their ADD."""
 
     facts = IpamFacts
+    derived = True
     lasting = True
 
     def teardown(self, req: Request, host: Host, record: Record, facts: IpamFacts) -> None:

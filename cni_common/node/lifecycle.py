@@ -103,6 +103,7 @@ class Part:
     facts: type[Any]  # a dataclass, as record.load has it
     shared = False  # True: its objects are other attachments' too, and stay; JSON has its facts
     lasting = False  # True: its objects are files, which outlive the node's boot and its records
+    derived = False  # True: its facts follow from configuration, arguments and result of the ADD
     inside = False  # True: all of it is in the container, which may have changed it on purpose
 
     @property

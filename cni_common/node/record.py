@@ -149,6 +149,13 @@ class Record:
         self._is_whole, self._is_empty = True, False
         self._facts |= facts
 
+    def renew(self, facts: Json) -> None:
+        """Have the record say `facts`, with a format, and nothing else. Raises OSError."""
+        os.ftruncate(self._fd, 0)
+        append(self._fd, wire.encode_line(facts))
+        self._facts, self.damage, self._has_format = dict(facts), "", True
+        self._is_whole, self._is_empty = True, False
+
     def age(self) -> float:
         """Return the seconds since the last note, negative when the clock was set back."""
         return time.time() - os.fstat(self._fd).st_mtime

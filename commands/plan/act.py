@@ -40,6 +40,10 @@ class Call:
     capabilities: Json  # values by capability
 
     def stdin(self, plugin: Json, previous: Json | None) -> bytes:
+        """Return the configuration of one plugin, with directories of the stage."""
+        return json.dumps(_covered(self.config(plugin, previous))).encode()
+
+    def config(self, plugin: Json, previous: Json | None) -> Json:
         """Return the configuration of one plugin, as libcni makes it."""
         own = {key: self.network[key] for key in ("name", "cniVersion") if key in self.network}
         config: dict[str, Any] = {**plugin, **own}
@@ -50,7 +54,7 @@ class Call:
             config["runtimeConfig"] = {**config.get("runtimeConfig", {}), **by_runtime}
         if previous is not None:
             config["prevResult"] = previous
-        return json.dumps(_covered(config)).encode()
+        return config
 
     def environ(self, command: str) -> dict[str, str]:
         """Return the environment of one call."""
@@ -99,6 +103,15 @@ class Play:
             answer["left"] = [one.json() for one in _changes(before, self._look())]
             answer["leftTables"] = sorted(look.nft_tables().keys() - tables.keys())
         return {**answer, "messages": self._messages}
+
+    def records(self) -> Json:
+        """Return the result of ADD, and what each plugin has noted of it. Raises CNIError."""
+        result: Json | None = None
+        for plugin in self._call.plugins:
+            result = self._run(str(plugin.get("type", "")), Command.ADD, plugin, result)
+        with _host(self._load, self._messages.append) as host:
+            found = {record.plugin: record.facts for record, _ in host.records.listing()}
+        return {"result": result, "records": found}
 
     def _add(self, now: Look) -> tuple[list[Json], Json | None, str]:
         steps: list[Json] = []

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from cni_common.node.host import Host
 
 
+RESULTS_DIR = "/var/lib/cni/results"  # of libcni, by which runtimes call
+
+
 def _run(options: Namespace, host: Host) -> int:
     from commands import repair
 
@@ -45,6 +48,13 @@ def _add_options(parser: ArgumentParser) -> None:
         help="stay, and repair when the kernel tells of a change; leaves the containers' own"
         " settings alone",
     )
+    parser.add_argument(
+        "--results-dir",
+        default=RESULTS_DIR,
+        metavar="DIR",
+        help="where libcni has kept results, by which a damaged record is written anew (default:"
+        " %(default)s)",
+    )
     add_node_options(parser)
 
 
@@ -63,5 +73,6 @@ VERB = Verb(
     ),
     _add_options,
     "Puts back what CHECK and `pycni audit` find missing, by the plugins' own code: after a flush\n"
-    "of the firewall, a deleted route or address, a port that left its bridge.",
+    "of the firewall, a deleted route or address, a port that left its bridge. Writes a damaged"
+    " record of a living container anew, where all of it can be proven.",
 )

@@ -52,7 +52,7 @@ function _shtab_pycni_using
 end
 
 set -g _shtab_pycni_commands audit doctor engine explain inspect install leases lint metrics plan reclaim repair support topology trace uninstall version
-set -g _shtab_pycni_opts_with_value --add-seconds --args --by --capabilities --conf-dir --container --count --data-dir --format --idle-seconds --interface --last --network --other-seconds --otlp --output --path --requests --slow --state-dir --svg --textfile --watch --workers -o
+set -g _shtab_pycni_opts_with_value --add-seconds --args --by --capabilities --conf-dir --container --count --data-dir --format --idle-seconds --interface --last --network --other-seconds --otlp --output --path --requests --results-dir --slow --state-dir --svg --textfile --watch --workers -o
 
 complete -c pycni -e
 complete -c pycni -f
@@ -147,6 +147,7 @@ complete -c pycni -n '_shtab_pycni_using repair' -l all -d 'every living contain
 complete -c pycni -n '_shtab_pycni_using repair' -l by -xka "id pod address netns hostport interface pid" -d 'what CONTAINER is, where it could be several'
 complete -c pycni -n '_shtab_pycni_using repair' -l dry-run -d 'change nothing, say what would be'
 complete -c pycni -n '_shtab_pycni_using repair' -l watch -d 'stay, and repair when the kernel tells of a change; leaves the containers'"'"' own settings alone'
+complete -c pycni -n '_shtab_pycni_using repair' -l results-dir -xka "(__fish_complete_directories)" -d 'where libcni has kept results, by which a damaged record is written anew (default: /var/lib/cni/results)'
 complete -c pycni -n '_shtab_pycni_using repair' -l json -d 'print JSON, for programs'
 complete -c pycni -n '_shtab_pycni_using repair' -l data-dir -xka "(__fish_complete_directories)" -d 'host-local'"'"'s dataDir, beside those that records name (default: /var/lib/cni/networks)'
 complete -c pycni -n '_shtab_pycni_using repair' -l state-dir -xka "(__fish_complete_directories)" -d 'where the attachment records are (default: /run/pycni)'

@@ -50,6 +50,7 @@ class Port(Part):
     """The port; it goes with the pair, and the bridge is shared."""
 
     facts = PortFacts
+    derived = True
 
     def restore(self, req: Request, host: Host, record: Record, _facts: PortFacts) -> None:
         """Make the bridge if it is gone, and the host's end its port, with flags and VLANs."""
@@ -92,6 +93,7 @@ class MacFilter(Part):
     """The filter of macspoofchk."""
 
     facts = MacFilterFacts
+    derived = True
 
     def teardown(self, _req: Request, host: Host, _record: Record, facts: MacFilterFacts) -> None:
         """Remove the elements of the port."""
@@ -170,6 +172,7 @@ class Gateway(Part):
     """The gateway: noted so that other networks do not take it away."""
 
     facts = GatewayFacts
+    derived = True
     shared = True
 
     def restore(self, req: Request, host: Host, record: Record, _facts: GatewayFacts) -> None:

@@ -31,6 +31,7 @@ class Lease(Part):
     """The leases of an attachment."""
 
     facts = LeaseFacts
+    derived = True
 
     def teardown(self, req: Request, host: Host, record: Record, facts: LeaseFacts) -> None:
         """Free the addresses."""

@@ -32,6 +32,7 @@ class HostPorts(Part):
     """The elements of nftables, or the chain of iptables."""
 
     facts = HostPortsFacts
+    derived = True
 
     def teardown(self, req: Request, host: Host, record: Record, facts: HostPortsFacts) -> None:
         """Remove the mappings; ports that another network of the container waits for move there."""
@@ -167,6 +168,7 @@ class RouteLocalnet(Part):
     """The sysctl and the guard that let such connections leave."""
 
     facts = RouteLocalnetFacts
+    derived = True
 
     def teardown(
         self, _req: Request, host: Host, _record: Record, facts: RouteLocalnetFacts
@@ -204,6 +206,7 @@ class Connections(Part):
     """Connections of UDP."""
 
     facts = ConnectionsFacts
+    derived = True
 
     def teardown(self, _req: Request, host: Host, _record: Record, facts: ConnectionsFacts) -> None:
         """Have the kernel forget them."""
