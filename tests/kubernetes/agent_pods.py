@@ -37,7 +37,10 @@ class AgentPods(Agents):
 
     def text(self) -> str:
         """Return the manifest with the settings for this way of connecting pods."""
-        text = MANIFEST.read_text()
+        return self.set_up(MANIFEST.read_text())
+
+    def set_up(self, text: str) -> str:
+        """Return a manifest with the settings for this way of connecting pods."""
         for name, value in (("MODE", self.way.mode), ("INTERFACE", self.way.interface)):
             text, count = re.subn(rf"(?m)^(  PYCNI_{name}:) \S+$", rf"\1 {value}", text)
             assert count == 1, f"the manifest has PYCNI_{name} {count} times"

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import pytest
 
 from tests.kubernetes.agents import LIST, Agents
-from tests.kubernetes.api import EVENTS, NODES, PODS
+from tests.kubernetes.api import EVENTS, NODES, PODS, Api
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.node import CONFLISTS, Node
 from tests.kubernetes.pods import Pod, Pods, pod, reaches
+from tests.kubernetes.traffic import traffic
 from tests.machine import Json
 from tests.waits import wait_until
 
@@ -179,3 +180,48 @@ def test_overlap_with_a_node_that_comes_first(network: Cluster, pods: Pods) -> N
     finally:
         network.api.delete(f"{NODES}/earlier")
     await_paths((running, other))
+
+
+def register_anew(network: Cluster, node: Node, ranges: list[str] | None = None) -> None:
+    """Delete a node's object and have its kubelet register again, with these ranges if given."""
+    node.daemons["kubelet"].stop()
+    network.api.delete(f"{NODES}/{node.name}")
+    if ranges:
+        spec = {"podCIDRs": ranges, "podCIDR": ranges[0]}
+        network.api.create(NODES, {"metadata": {"name": node.name}, "spec": spec})
+    node.daemons["kubelet"].start()
+    node.daemons["kube-proxy"].restart()  # one that has just begun does not end with its Node
+
+
+def await_refusal(api: Api, *names: str) -> None:
+    """Wait until the Events of pods say that they are refused because ranges overlap."""
+
+    def said(found: Mapping[str, Json], name: str) -> bool:
+        texts = [item.get("message", "") for one, item in found.items() if one.startswith(name)]
+        return any("overlaps" in text for text in texts)
+
+    api.wait(EVENTS, lambda found: all(said(found, f"{one}.") for one in names), "all are refused")
+
+
+@pytest.mark.timeout(600)
+def test_a_node_gets_the_range_of_another(network: Cluster, agents: Agents, pods: Pods) -> None:
+    """Both refuse new pods; no packet is lost of the pods that run on the first one."""
+    first, node = network.first, network.third
+    one, neighbour, other = pods.start(
+        pod("one", first.name), pod("neighbour", first.name), pod("other", "node2")
+    )
+    taken = network.ranges()[first.name]
+    with traffic((other, one), (one, other), (neighbour, one)):
+        register_anew(network, node, taken)
+        try:
+            for each in (first, node):
+                text = each.path(f"{CONFLISTS}/{LIST}")
+                wait_until(lambda t=text: '"closed"' in t.read_text(), "a list is not closed")  # type: ignore[misc]
+            pods.create(pod("refused-first", first.name), pod("refused-second", node.name))
+            await_refusal(network.api, "refused-first", "refused-second")
+        finally:
+            register_anew(network, node)
+        network.wait_ready(seconds=120)
+        agents.wait_ready()
+        refused, new = [*pods.ready(["refused-first"]), *pods.start(pod("new", node.name))]
+        await_paths((new, one), (refused, other))
