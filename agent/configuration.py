@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent import files, nodes
+from agent.network.settings import BRIDGE_DEVICE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +27,6 @@ FAMILIES: Mapping[str, frozenset[int]] = {
     "ipv6": frozenset({6}),
     "dual": frozenset({4, 6}),
 }
-BRIDGE_NAME = "pycni0"
 # Files that a runtime takes for configurations; it uses the first by name (libcni, ConfFiles).
 _EXTENSIONS = (".conf", ".conflist", ".json")
 _DEFAULT_ROUTES = {4: "0.0.0.0/0", 6: "::/0"}
@@ -157,7 +157,10 @@ def _plugins(choice: Choice, ipam: dict[str, Any], mtu: int) -> list[dict[str, A
     # ipMasq stays false: the agent masquerades what leaves the cluster, for all pods at once.
     interface: dict[str, Any] = {"type": choice.kind, "mtu": mtu, "ipam": ipam}
     if choice.kind == BRIDGE:
-        interface |= {"bridge": BRIDGE_NAME, "isDefaultGateway": True, "hairpinMode": True}
+        interface |= {"bridge": BRIDGE_DEVICE, "isDefaultGateway": True, "hairpinMode": True}
+        # The bridge is of this network alone, and keeps the gateway of a range that the node had
+        # before. The plugin leaves an address alone that a living container needs.
+        interface["forceAddress"] = True
     plugins = [interface]
     if choice.portmap:
         plugins.append({"type": "portmap", "capabilities": {"portMappings": True}})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.network import (
+    bridge,
     masquerade,
     masquerade_config,
     overlay,
@@ -157,6 +158,7 @@ class Fabric:
         local = {interface.ip for _, interface in addresses}
         peers, problems = plan.peers(cluster, local)
         kernel.problems += problems
+        bridge.remove_old_gateways(kernel, own, self._log)
         work = _Connection(kernel, self._own_netns(), self._settings, own, mtu=mtu)
         work.make_device()
         present = kernel.routes()

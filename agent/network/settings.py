@@ -17,6 +17,7 @@ PROTOCOL = 112
 # The IFLA_GROUP of our devices: a device is made in it, so a kill leaves none without the mark.
 GROUP = 112
 VXLAN_DEVICE, WIREGUARD_DEVICE = "pycni-vxlan", "pycni-wg"
+BRIDGE_DEVICE = "pycni0"  # of pods; the plugin makes it
 # Bytes that an overlay adds to a packet of a pod, by the IP version between the nodes: vxlan has
 # Ethernet 14, VXLAN 8, UDP 8 (RFC 7348), WireGuard has header 16, tag 16, UDP 8; IP has 20 or 40.
 OVERHEAD = {

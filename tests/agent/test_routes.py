@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -16,6 +18,7 @@ from cni_common.kernel.route import RTM_NEWROUTE
 from cni_common.node.veth import FORWARDING
 from tests.agent.nodes import Lan, Node, addresses, member, ranges
 from tests.machine import ROOT
+from tests.resident import start_in
 from tests.waits import longer_if_busy, wait_until
 
 Nodes = tuple[Node, Node]
@@ -25,6 +28,17 @@ Nodes = tuple[Node, Node]
 def nodes(lan: Lan) -> Nodes:
     """Two nodes in one network."""
     return lan.node("a", 1, mode=DIRECT), lan.node("b", 2, mode=DIRECT)
+
+
+@contextmanager
+def visible(netns: str) -> Iterator[None]:
+    """Have a process in a namespace, as a pod has."""
+    process = start_in(netns, "sleep", "600")
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_pods_of_two_nodes_reach_each_other(lan: Lan, nodes: Nodes) -> None:
@@ -138,6 +152,42 @@ def test_a_foreign_route_is_not_replaced_beside_ours(nodes: Nodes) -> None:
     assert a.routes()["10.244.2.0/24"] == "192.168.1.7 eth0"
     (foreign,) = a.ip("route", "show", "10.244.2.0/24", "proto", "static")
     assert (foreign["gateway"], foreign["metric"]) == ("192.168.1.254", 5)
+
+
+@pytest.mark.xdist_group("liveness")
+def test_the_bridge_forgets_a_range_of_before(lan: Lan, nodes: Nodes) -> None:
+    """Its gateway leads to the pods of another node by now; a pod that lives there keeps it."""
+    a, _ = nodes
+    now_another = member("c", 3, ranges=ranges(9))
+    pod = lan.machine.container()
+    a.do(
+        "ip link add pycni0 type bridge",
+        "ip addr add 10.244.1.1/24 dev pycni0",
+        "ip addr add 10.244.9.1/24 dev pycni0",
+        "ip addr add fd00:10:244:9::1/64 dev pycni0 nodad",
+        "ip addr add 10.7.7.7/24 dev pycni0",
+        "ip link set pycni0 up",
+    )
+    lan.machine.do(pod, "ip link set lo up", "ip addr add 10.244.9.5/32 dev lo")
+
+    def addresses_of_bridge() -> set[str]:
+        (link,) = a.ip("addr", "show", "dev", "pycni0")
+        return {one["local"] for one in link["addr_info"] if one["scope"] == "global"}
+
+    with visible(pod):
+        a.apply(now_another)
+        assert addresses_of_bridge() == {"10.244.1.1", "10.244.9.1", "10.7.7.7"}
+    lan.machine.forget(pod)
+
+    applied = a.apply(now_another)
+
+    assert addresses_of_bridge() == {"10.244.1.1", "10.7.7.7"}
+    assert applied.problems == ()
+    assert a.routes() == {
+        "10.244.9.0/24": "192.168.1.3 eth0",
+        "fd00:10:244:9::/64": "fd00:1::3 eth0",
+    }
+    assert a.apply(now_another).problems == ()
 
 
 def test_no_route_leads_through_this_node(nodes: Nodes) -> None:

@@ -97,7 +97,8 @@ def has_route(node: Node, destination: str) -> bool:
 def test_other_ranges(network: Cluster, agents: Agents, pods: Pods) -> None:
     """A Node that registers again with other ranges: new pods are in these, and are reached."""
     node = network.third
-    (other,) = pods.start(pod("other", "node1"))
+    (other, _) = pods.start(pod("other", "node1"), pod("before", node.name))
+    pods.delete("before")
     old = network.ranges()[node.name]
     node.daemons["kubelet"].stop()
     network.api.delete(f"{NODES}/{node.name}")
@@ -207,9 +208,11 @@ def await_refusal(api: Api, *names: str) -> None:
 def test_a_node_gets_the_range_of_another(network: Cluster, agents: Agents, pods: Pods) -> None:
     """Both refuse new pods; no packet is lost of the pods that run on the first one."""
     first, node = network.first, network.third
-    one, neighbour, other = pods.start(
-        pod("one", first.name), pod("neighbour", first.name), pod("other", "node2")
+    one, neighbour, other, _ = pods.start(
+        *(pod("one", first.name), pod("neighbour", first.name)),
+        *(pod("other", "node2"), pod("before", node.name)),
     )
+    pods.delete("before")
     taken = network.ranges()[first.name]
     with traffic((other, one), (one, other), (neighbour, one)):
         register_anew(network, node, taken)

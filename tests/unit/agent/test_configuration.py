@@ -57,7 +57,8 @@ def test_choices() -> None:
     interface, firewall = _list(choice, _snapshot(*RANGES))["plugins"]
 
     assert (interface["type"], interface["bridge"]) == ("bridge", "pycni0")
-    assert (interface["isDefaultGateway"], interface["hairpinMode"]) == (True, True)
+    assert [interface[key] for key in ("isDefaultGateway", "hairpinMode")] == [True, True]
+    assert interface["forceAddress"] is True  # of a range that the node had before
     assert firewall == {"type": "firewall"}
 
 
