@@ -58,16 +58,15 @@ class PodEvents:
 
 def pods(network: str, state_dir: str) -> dict[str, Pod]:
     """Return the pods with an attachment to the network, by container. Raises CNIError, OSError."""
-    records = Records(state_dir)
+    records, found = Records(state_dir), dict[str, Pod]()
     try:
-        found = {
-            record.attachment.containerid: _pod_of(record)
-            for record, _ in records.listing()
-            if record.network == network
-        }
+        for record, _ in records.listing():
+            # An IPAM plugin's record of the same container does not have the arguments.
+            if record.network == network and (pod := _pod_of(record)):
+                found[record.attachment.containerid] = pod
     finally:
         records.close()
-    return {container: pod for container, pod in sorted(found.items()) if pod}
+    return dict(sorted(found.items()))
 
 
 def _pod_of(record: Record) -> Pod | None:

@@ -44,14 +44,16 @@ class Told:
         return found
 
 
-def record(folder: Path, container: str, args: str, network: str = NETWORK) -> None:
+def record(
+    folder: Path, container: str, args: str, network: str = NETWORK, plugin: str = "bridge"
+) -> None:
     """Write the record of an attachment."""
     records = Records(str(folder))
-    made = records.hold("ptp", network, Attachment(container, "eth0"))
+    made = records.hold(plugin, network, Attachment(container, "eth0"))
     assert made
     made.put(
         Part(),
-        plugin="ptp",
+        plugin=plugin,
         network=network,
         containerid=container,
         ifname="eth0",
@@ -68,7 +70,9 @@ def folder(tmp_path: Path) -> Path:
     made.mkdir(mode=0o700)
     args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={0};K8S_POD_UID=uid-{0}"
     record(made, "c1", args.format("web"))
-    record(made, "c2", args.format("db"))
+    record(made, "c2", args.format("db"), plugin="ptp")
+    for container in ("c1", "c2"):  # by name before the one, behind the other
+        record(made, container, "", plugin="host-local")
     record(made, "c3", "")
     record(made, "c4", args.format("other"), "elsewhere")
     return made
