@@ -327,6 +327,7 @@ main() {
             go_install "$tools/reference" "${reference[@]}"
             fetch_unpacked "$tools/firewalld" firewalld python3-firewall python3-nftables
             fetch_unpacked "$tools/dhcp" isc-dhcp-server isc-dhcp-relay
+            unpack "$tools/kea" kea-dhcp4-server
             fetch_netavark
             ;;
         --runtimes) unpack_runtimes ;;

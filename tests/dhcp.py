@@ -21,6 +21,7 @@ from tests.waits import GENEROUS, wait_until
 DNSMASQ = "/usr/sbin/dnsmasq"
 DHCPD = TOOLS / "dhcp/usr/sbin/dhcpd"
 DHCRELAY = TOOLS / "dhcp/usr/sbin/dhcrelay"
+KEA = TOOLS / "kea/usr"
 
 
 class Process:
@@ -207,4 +208,32 @@ def dhcpd(netns: str, tmp: Path, *statements: str, seconds: int = 4, version: in
         *("-cf", str(configuration), "-lf", str(leases), "uplink"),
     )
     process.await_line("Server starting service")
+    return process
+
+
+def kea(
+    netns: str, tmp: Path, first: str, last: str, *, seconds: int = 4, **options: str
+) -> Process:
+    """Return kea-dhcp4 on `uplink`, which gives `first` to `last`, and serves."""
+    configuration = tmp / "kea.json"
+    subnet = {"subnet": "192.0.2.0/24", "pools": [{"pool": f"{first} - {last}"}]}
+    data = [{"name": name.replace("_", "-"), "data": data} for name, data in options.items()]
+    log = {"name": "kea-dhcp4", "severity": "INFO", "output_options": [{"output": "stderr"}]}
+    content = {
+        "interfaces-config": {"interfaces": ["uplink"]},
+        "lease-database": {"type": "memfile", "name": f"{tmp}/kea.leases", "lfc-interval": 0},
+        "authoritative": True,
+        "valid-lifetime": seconds,
+        "renew-timer": seconds // 2,
+        "expired-leases-processing": {"hold-reclaimed-time": 0},
+        "option-data": data,
+        "subnet4": [subnet],
+        "loggers": [log],
+    }
+    configuration.write_text(json.dumps({"Dhcp4": content}))
+    (libraries,) = KEA.glob("lib/*-linux-gnu*")
+    places = ("KEA_LOCKFILE_DIR", "KEA_PIDFILE_DIR")
+    environ = [f"LD_LIBRARY_PATH={libraries}", *(f"{one}={tmp}" for one in places)]
+    process = Process(netns, "env", *environ, f"{KEA}/sbin/kea-dhcp4", "-c", str(configuration))
+    process.await_line("DHCP4_STARTED")
     return process
