@@ -109,7 +109,7 @@ class Play:
         result: Json | None = None
         for plugin in self._call.plugins:
             result = self._run(str(plugin.get("type", "")), Command.ADD, plugin, result)
-        with _host(self._load, self._messages.append) as host:
+        with this_node(self._load, self._messages.append) as host:
             found = {record.plugin: record.facts for record, _ in host.records.listing()}
         return {"result": result, "records": found}
 
@@ -151,7 +151,7 @@ class Play:
     def _run(self, type: str, command: str, plugin: Json, previous: Json | None) -> Json | None:
         stdin = self._call.stdin(plugin, previous)
         req = Request.parse(self._call.environ(command), stdin)
-        with _host(self._load, self._messages.append) as host:
+        with this_node(self._load, self._messages.append) as host:
             if self._load(type) is not None:
                 with Undo() as undo:
                     result = execute(type, req, host, undo)
@@ -178,13 +178,14 @@ def refusals(call: Call, load: Loader) -> Iterator[tuple[str, str]]:
         stdin = json.dumps({**plugin, "name": call.network.get("name"), "cniVersion": "1.1.0"})
         environ = {"CNI_COMMAND": Command.STATUS, "CNI_PATH": ":".join(call.path)}
         try:
-            with _host(load, log) as host, Undo() as undo:
+            with this_node(load) as host, Undo() as undo:
                 execute(type, Request.parse(environ, stdin.encode()), host, undo)
         except (CNIError, OSError) as problem:
             yield type, words_of(problem)
 
 
-def _host(load: Loader, complain: Callable[[str], object]) -> Host:
+def this_node(load: Loader, complain: Callable[[str], object] = log) -> Host:
+    """Return the host of these namespaces, which are the node's or the stage's."""
     executable = os.path.realpath(sys.argv[0])
     return Host(load, executable, complain, execute=execute, state_dir=STATE_DIR)
 

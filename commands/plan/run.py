@@ -13,8 +13,8 @@ from commands import DONE, FOUND, throwaway, view
 from commands.lint import files
 from commands.lint.rules import ERROR
 from commands.lint.values import facts_of
-from commands.plan import look, stage
-from commands.plan.act import Call, Play, refusals
+from commands.plan import held, look, stage
+from commands.plan.act import Call, Play, refusals, this_node
 from commands.verb import RefusedError
 
 if TYPE_CHECKING:
@@ -48,9 +48,8 @@ def run(options: Namespace, load: Loader) -> int:
         uplinks = stage.uplinks(own, _wanted(file, load))
         answer = throwaway.run(lambda: Play(call, load, uplinks).run())
         if options.against_node:
-            found = refusals(call, load)
-            refused = [{"kind": "plugin", "what": type, "state": why} for type, why in found]
-            answer["node"] = [*_against(own, answer), *refused]
+            answer["node"] = [*_against(own, answer), *_refused(call, load)]
+            _name_holders(answer["node"], load)
     finally:
         own.close()
     answer = {"file": file.path, "network": file.name, **answer}
@@ -90,6 +89,24 @@ def _capabilities(text: str) -> Json:
 def _wanted(file: File, load: Loader) -> list[str]:
     facts = (fact for one in file.entries for fact in facts_of(one, load))
     return [fact.name for fact in facts if isinstance(fact, HostLink) and not fact.made]
+
+
+def _refused(call: Call, load: Loader) -> Iterator[dict[str, str]]:
+    """Yield what plugins refuse on this node, and the ports of the host that are taken."""
+    for type, why in refusals(call, load):
+        yield {"kind": "plugin", "what": type, "state": why}
+    with this_node(load) as host:
+        for port, why in held.ports(host, call.capabilities):
+            yield {"kind": "port", "what": port, "state": why}
+
+
+def _name_holders(found: Sequence[dict[str, str]], load: Loader) -> None:
+    """Say of each lease that exists who has it."""
+    files = [one for one in found if one["kind"] == "file" and one["state"] == "exists"]
+    with this_node(load) as host:
+        leases = held.leases(host, (one["what"] for one in files))
+    for one in files:
+        one["state"] = leases.get(one["what"], one["state"])
 
 
 def _against(own: NetNS, answer: Json) -> Iterator[dict[str, str]]:

@@ -5,14 +5,23 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cni_common.node.host import Host
+from cni_common.serve.protocol import execute
 from commands import DONE, FAILED, FOUND
+from commands.plan import held, run
+from commands.verb import log
+from plugins import load
 from tests.kernel import forked
+from tests.kernel.ports import Node, port
 from tests.machine import CNI_BIN, Json, Machine, files_below
 from tests.scope import ALL, one_in
+
+if TYPE_CHECKING:
+    from cni_common.node.host import Loader
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = {path.name: path for path in sorted((ROOT / "conf").glob("*.conf*"))}
@@ -151,6 +160,45 @@ def test_against_node(machine: Machine, tmp_path: Path) -> None:
     refused = plan(machine, str(CONF["20-ipv4.conflist"]), "--against-node")
 
     assert [one["what"] for one in refused["node"] if one["kind"] == "plugin"] == ["bridge"]
+
+
+@pytest.mark.xdist_group("10.9.0.0/24")  # as in test_portmap.py
+def test_against_containers(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leases and host ports of living containers are named with these."""
+    node = Node(machine)
+    path = tmp_path / "10-a.conflist"
+    top = {"cniVersion": "1.0.0", "name": machine.name}
+    # The plan gives leases out in a directory that it covers; here the node's is elsewhere.
+    monkeypatch.setattr(held, "DATA_DIR", machine.data_dir)
+
+    def here(load: Loader) -> Host:
+        program = str(CNI_BIN / "pycni")
+        return Host(load, program, log, execute=execute, state_dir=machine.state_dir)
+
+    monkeypatch.setattr(run, "this_node", here)
+    netns = node.attach()
+    with machine.process_in(netns):
+        node.ok("ADD", node.config(port(8080)), netns)
+        portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
+        path.write_text(json.dumps({**top, "plugins": [{**node.network(), **top}, portmap]}))
+        words = (str(path), "--against-node", "--capabilities")
+        same, other = (
+            plan(machine, *words, json.dumps({"portMappings": [port(number)]}))["node"]
+            for number in (8080, 8081)
+        )
+        lease = f"{machine.data_dir}/{machine.name}/{node.address(4)}"
+        with here(load) as host:
+            leased = held.leases(host, [lease, f"{machine.data_dir}/{machine.name}/10.9.0.9"])
+
+    (taken,) = (one for one in same if one["kind"] == "port")
+    assert taken["what"] == "8080/tcp"
+    assert "would be refused" in taken["state"]
+    assert "container c1 has that port" in taken["state"]
+    assert [one for one in other if one["kind"] == "port"] == []
+    assert [*leased] == [lease]
+    assert "is leased to container c1" in leased[lease]
 
 
 def test_uplink(machine: Machine) -> None:
