@@ -229,7 +229,7 @@ def test_strict_rp_filter(doctor: Doctor) -> None:
     with pytest.raises(AssertionError):
         machine.command(netns, *ping)
     machine.command(machine.host, "ip", "route", "del", f"{address}/32", "dev", "other")
-    machine.command(netns, *ping)
+    wait_until(lambda: machine.try_command(netns, *ping).returncode == 0, "it stays away")
 
 
 def test_changed_mac(doctor: Doctor) -> None:
