@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from commands.missing import Missing
     from commands.node import Tenancy
 
+_ANEW = "'pycni repair' may write it anew"
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -133,10 +135,13 @@ class Audit:
         """Yield a record that says nothing, or not all: what belongs to it is unknown and stays."""
         damage = known.record.damage
         if damage:
-            reason = f"damaged, {damage}; nothing is done about it, its DEL removes it"
+            rest = "nothing is done about it, its DEL removes it"
+            if self.node.may_live(known):
+                rest = f"{_ANEW}, its DEL removes it"
+            reason = f"damaged, {damage}; {rest}"
             yield self._of(known, "record", known.path, reason, NEVER, None)
         elif not known.is_young() and self.node.may_live(known):
-            reason = "it says nothing although its container may live; its DEL removes it"
+            reason = f"it says nothing although its container may live; {_ANEW}, its DEL removes it"
             yield self._of(known, "record", known.path, reason, NEVER, None)
         elif not known.is_young():
             act = partial(leftovers.remove_empty_record, self._host, known.path)

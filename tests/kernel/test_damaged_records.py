@@ -71,6 +71,7 @@ def test_of_the_living(machine: Machine, conf: Json, alive: Alive, plugin: str, 
     assert (found["kind"], found["what"], found["reclaim"]) == ("record", str(path), "no")
     assert (found["network"], found["containerid"]) == (machine.name, "alive")
     assert "killed" not in found["reason"]
+    assert "'pycni repair' may write it anew" in found["reason"]
     assert removed == []
     assert (kept(machine), machine.addresses(alive.netns, "eth0")) == before
     machine.ok("bridge", "DEL", conf, alive.netns, containerid="alive")
