@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from cni_common.spec.steps import CALL, NETLINK, NFT, now
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Container, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from typing import Any
 
 # linux/netlink.h
@@ -108,8 +108,11 @@ def each_attribute(data: bytes, offset: int = 0) -> list[tuple[int, bytes]]:
     return found
 
 
-def chosen_attributes(data: bytes, offset: int, kinds: Container[int]) -> dict[int, bytes]:
-    """Return those attributes in `data` from `offset` on whose types are in `kinds`."""
+def chosen_attributes(data: bytes, offset: int, kinds: Collection[int]) -> dict[int, bytes]:
+    """Return those attributes in `data` from `offset` on whose types are in `kinds`.
+
+    Ends when it has found each type: of a bridge's forty attributes the eleventh matters.
+    """
     found = {}
     unpack = _NLATTR.unpack_from
     end = len(data) - 4
@@ -117,6 +120,8 @@ def chosen_attributes(data: bytes, offset: int, kinds: Container[int]) -> dict[i
         length, kind = unpack(data, offset)
         if kind & 0x3FFF in kinds:  # _NLA_TYPE_MASK
             found[kind & 0x3FFF] = data[offset + 4 : offset + length]
+            if len(found) == len(kinds):
+                break
         offset += (length + 3 & ~3) or 4
     return found
 
