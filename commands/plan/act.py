@@ -49,7 +49,6 @@ class Call:
         config: dict[str, Any] = {**plugin, **own}
         wanted = plugin.get("capabilities", {})
         by_runtime = {key: value for key, value in self.capabilities.items() if wanted.get(key)}
-        config.pop("capabilities", None)
         if by_runtime:
             config["runtimeConfig"] = {**config.get("runtimeConfig", {}), **by_runtime}
         if previous is not None:

@@ -114,7 +114,6 @@ def facts(path: Path) -> Json:
         found |= json.loads(line)
     if "stdin" in found:
         found["stdin"] = json.loads(found["stdin"])
-        found["stdin"].pop("capabilities", None)  # which libcni does not pass on
     return found
 
 
