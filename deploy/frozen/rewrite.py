@@ -1,6 +1,7 @@
 """The changes of the frozen build to modules, so that importing them costs next to nothing.
 
-All of it concerns what happens at import; what the code does afterwards is the same.
+What the code does afterwards is the same, but that a frozen dataclass does not guard its fields:
+type checkers and the tests of the plain modules do, and each guarded assignment is a call.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ _REAL_SOCKETS = {
     *("recv_fds", "send_fds", "sendfile", "socketpair"),
 }
 # Stand-ins that never load the real one.
-_WHOLE = {"dataclasses"}
-# Methods that need not be written anew for each dataclass: code that is loaded takes time.
-_SHARED = ("refuse_assignment", "refuse_deletion", "show_fields")
+_WHOLE = {"dataclasses", "_collections_abc"}
+# A method that need not be written anew for each dataclass: code that is loaded takes time.
+_SHARED = ("show_fields",)
 _STANDINS = Path(__file__).parent / "standins"
 _REST = """
 def __getattr__(name):
@@ -61,7 +62,7 @@ def rewrite(module: str, source: bytes) -> ast.Module:
 def standins() -> dict[str, bytes]:
     """Return the source of each stand-in, by the name that it has in the bundle."""
     sources = {}
-    for module in sorted({"dataclasses"}.union(*SPARED.values())):
+    for module in sorted(_WHOLE.union(*SPARED.values())):
         source = (_STANDINS / f"{module}.py").read_text()
         rest = "" if module in _WHOLE else _REST.format(module=module)
         sources[_standin(module)] = (source + rest).encode()
@@ -263,7 +264,7 @@ def _methods(fields: Sequence[_Field], options: dict[str, bool]) -> Iterator[str
     yield f"__match_args__ = {tuple(field.name for field in fields if field.has_parameter)}"
     if options["slots"]:
         yield f"__slots__ = {names}"
-    yield from _init(fields, frozen=options["frozen"])
+    yield from _init(fields)
     mine, other = (f"({''.join(f'{of}.{name}, ' for name in names)})" for of in ("self", "other"))
     ordering = {"__lt__": "<", "__le__": "<=", "__gt__": ">", "__ge__": ">="}
     for method, operator in {"__eq__": "==", **(ordering if options["order"] else {})}.items():
@@ -276,22 +277,17 @@ def _methods(fields: Sequence[_Field], options: dict[str, bool]) -> Iterator[str
     if options["frozen"]:
         yield "def __hash__(self):"
         yield f" return hash({mine})"
-        yield "__setattr__ = refuse_assignment"
-        yield "__delattr__ = refuse_deletion"
     else:
         yield "__hash__ = None"
 
 
-def _init(fields: Sequence[_Field], *, frozen: bool) -> Iterator[str]:
+def _init(fields: Sequence[_Field]) -> Iterator[str]:
     parameters = [
         field.name + ("" if field.default is None else f"={field.default}")
         for field in fields
         if field.has_parameter
     ]
     yield f"def __init__({', '.join(['self', *parameters])}):"
-    yield " put = object.__setattr__" if frozen else " pass"
+    yield " pass"
     for field in fields:
-        if frozen:
-            yield f" put(self, {field.name!r}, {field.value})"
-        else:
-            yield f" self.{field.name} = {field.value}"
+        yield f" self.{field.name} = {field.value}"

@@ -31,6 +31,7 @@ INPUTS = (
     HERE / "compile",
     HERE / "program.c",
     HERE / "Setup.local",
+    HERE / "slots.patch",
     ROOT / "deploy/frozen/setns.c",
 )
 

@@ -44,16 +44,18 @@ static void fail(const char *what, const char *path)
     exit(EXIT_FAILURE);
 }
 
-/* Write the path of the directory `lib` beside this program into `lib`. */
-static void find_lib(char lib[PATH_MAX])
+/* Write the paths of this program and of the directory `lib` beside it. */
+static void find_places(char program[PATH_MAX], char lib[PATH_MAX])
 {
     static const char name[] = "lib";
-    ssize_t length = readlink("/proc/self/exe", lib, PATH_MAX - sizeof name);
+    ssize_t length = readlink("/proc/self/exe", program, PATH_MAX - sizeof name);
 
     if (length < 0)
         fail("cannot read", "/proc/self/exe");
-    while (length > 0 && lib[length - 1] != '/')
+    program[length] = '\0';
+    while (length > 0 && program[length - 1] != '/')
         length--;
+    memcpy(lib, program, (size_t)length);
     memcpy(lib + length, name, sizeof name);
 }
 
@@ -85,6 +87,7 @@ static void start_python(const char *program, const char *lib, int argc, char **
     config.use_frozen_modules = 1;
     config.pathconfig_warnings = 0;
     config.parse_argv = 0;
+    config._init_main = 0;
     config.module_search_paths_set = 1;
     wchar_t **places[] = {
         &config.prefix, &config.base_prefix, &config.exec_prefix, &config.base_exec_prefix,
@@ -104,9 +107,13 @@ static void start_python(const char *program, const char *lib, int argc, char **
         status = PyConfig_SetBytesArgv(&config, argc, argv);
     if (!PyStatus_Exception(status))
         status = Py_InitializeFromConfig(&config);
+    PyConfig_Clear(&config);
+    if (!PyStatus_Exception(status)) {
+        PyGC_Disable(); /* what is imported is no garbage; start.py decides about the rest */
+        status = _Py_InitializeMain();
+    }
     if (PyStatus_Exception(status))
         Py_ExitStatusException(status);
-    PyConfig_Clear(&config);
 }
 
 /* Return the code in the file `lib`/start, NULL with an exception set. */
@@ -133,11 +140,7 @@ int main(int argc, char **argv)
     char lib[PATH_MAX];
     char program[PATH_MAX];
 
-    find_lib(lib);
-    ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
-    if (length < 0)
-        fail("cannot read", "/proc/self/exe");
-    program[length] = '\0';
+    find_places(program, lib);
     if (PyImport_AppendInittab("_setns", PyInit__setns) < 0)
         fail("has no memory for", "_setns");
     start_python(program, lib, argc, argv);

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import marshal
 import resource
+import shutil
 import statistics
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,6 +74,20 @@ def _seconds_of_call(bin_dir: Path, netns: Path) -> float:
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_classes_inherit_as_in_another_python(own: place.Interpreter, tmp_path: Path) -> None:
+    """slots.patch makes classes sooner, and no class another one."""
+    script = Path(__file__).with_name("inheritance.py")
+    lib = tmp_path / "lib"
+    lib.mkdir()
+    for path in own.stdlib.iterdir():
+        (lib / path.name).symlink_to(path)
+    code = compile(script.read_text(), "inheritance.py", "exec", optimize=2)
+    (lib / "start").write_bytes(marshal.dumps(code))
+    program = shutil.copy(own.program, tmp_path)
+
+    assert _output(program) == _output(sys.executable, "-IS", "-OO", script)
 
 
 def test_every_module_of_the_bundle_can_be_imported(bins: tuple[Path, Path]) -> None:
