@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from deploy import freeze
-from tests import durations, other_build, scope, surroundings
-from tests.golden import Golden
-from tests.machine import DIST, Machine, machine_at
+# Whose assertions say what they compare; before the first of several conftest.py imports one.
+pytest.register_assert_rewrite("tests.e2e.node", "tests.faults.rig", "tests.golden")
+
+from deploy import freeze  # noqa: E402 - what is imported is rewritten
+from tests import durations, other_build, scope, surroundings  # noqa: E402
+from tests.golden import Golden  # noqa: E402
+from tests.machine import DIST, Machine, machine_at  # noqa: E402
 
 
 def pytest_report_header() -> str:

@@ -439,6 +439,16 @@ class Machine:
             **{netns: self._namespace(netns) for netns in (self.host, *containers)},
         }
 
+    def await_carriers(self, *containers: str) -> None:
+        """Wait until the kernel knows of each interface that is up that it has a carrier."""
+
+        def are_known() -> bool:
+            links = [one for netns in (self.host, *containers) for one in self.ip(netns, "link")]
+            states = {one["operstate"] for one in links if "UP" in one["flags"]}
+            return states <= {"UP", "UNKNOWN"}
+
+        wait_until(are_known, "a link has no carrier")
+
     def _namespace(self, netns: str) -> Json:
         kinds = ("links", "addresses", "routes", "rules")
         lines = None

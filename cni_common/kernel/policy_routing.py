@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from cni_common.spec.names import Address
 
 RTM_DELROUTE, RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 25, 32, 33, 34
+UNSUPPORTED = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP)  # of a kernel without an IP version, or rules
 # Tables that are not to be chosen: unspecified, for ids above 255, default, main, local.
 RESERVED_TABLES = frozenset({0, 252, 253, 254, 255})
 RT_TABLE_LOCAL = 255
@@ -84,25 +85,25 @@ class Rule:
     of_vrfs: bool  # it leads to the table of the VRF that a packet belongs to
 
 
-def rules(netlink: Netlink, version: int) -> list[Rule]:
+def rules(netlink: Netlink, version: int) -> list[Rule] | None:
     """Return the rules of an IP version, in the order in which they are asked.
 
-    There are none in a kernel that lacks the IP version, or rules.
+    None in a kernel that lacks the IP version, or rules. Raises NetlinkError.
     """
     body = _RULE.pack(FAMILY[version], *[0] * 8)
     message = Message("list rules", RTM_GETRULE, NLM_F_DUMP, body, _decode_rule)
     try:
         found = netlink.channel.dump(message)
     except NetlinkError as error:
-        if error.errno not in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
+        if error.errno not in UNSUPPORTED:
             raise
-        return []
+        return None
     return [rule for rule in found if rule and rule.version == version]
 
 
 def all_rules(netlink: Netlink) -> list[Rule]:
-    """Return the rules of both IP versions."""
-    return [rule for version in FAMILY for rule in rules(netlink, version)]
+    """Return the rules of both IP versions. Raises NetlinkError."""
+    return [rule for version in FAMILY for rule in rules(netlink, version) or ()]
 
 
 def new_rule(source: Address, table: int) -> Message:
@@ -111,9 +112,11 @@ def new_rule(source: Address, table: int) -> Message:
     return Message(what, RTM_NEWRULE, NLM_F_CREATE | NLM_F_ACK, _encode_rule(source, table))
 
 
-def no_rule(source: Address, table: int, priority: int) -> Message:
-    """Return the request that removes the rule of `new_rule` with that priority."""
-    body = _encode_rule(source, table) + u32(_FRA_PRIORITY, priority)
+def no_rule(source: Address, table: int, priority: int | None = None) -> Message:
+    """Return the request that removes the rule of `new_rule` with that priority, None: with any."""
+    body = _encode_rule(source, table)
+    if priority is not None:
+        body += u32(_FRA_PRIORITY, priority)
     return Message(f"delete rule from {source} to table {table}", RTM_DELRULE, NLM_F_ACK, body)
 
 

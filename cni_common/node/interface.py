@@ -86,12 +86,13 @@ class Veth(Part):
         try:
             link = container.netlink.link(req.ifname)
             ours = veth.host_end(host.netns, container, link) if link else None
+            is_ours = ours is not None and self._is_in_network(req, host, ours)
         except OSError:
             found.exists = req.ifname in container.interfaces()
             raise
         if link is None or ours is None:
             return
-        if not self._is_in_network(req, host, ours):
+        if not is_ours:
             host.log(f"DEL leaves '{req.ifname}' alone: '{ours.name}' is not of this network")
             return
         record = record_of(host, found.plugin, ours)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel.policy_routing import (
     RESERVED_TABLES,
+    UNSUPPORTED,
     WholeRoute,
     all_rules,
     no_rule,
+    rules,
     whole_routes,
 )
 from cni_common.node.lifecycle import Lifecycle, Part, in_container, refuse_elsewhere
@@ -127,9 +129,9 @@ LIFECYCLE = Lifecycle("sbr", ROUTING)
 
 def found(netlink: Netlink, facts: RoutingFacts) -> Iterator[tuple[str, str, bool]]:
     """Yield kind and text of each rule and route of an attachment, and whether it is there."""
-    rules = {(one.source, one.table) for one in all_rules(netlink)}
+    present = {(one.source, one.table) for one in all_rules(netlink)}
     for source, table in facts.each_rule():
-        yield "rule", f"from {source} to table {table}", (source, table) in rules
+        yield "rule", f"from {source} to table {table}", (source, table) in present
     keys = {one.key for one in whole_routes(netlink, facts.index)}
     for text in (*facts.routes, *facts.hinted):
         route = WholeRoute.of_text(text)
@@ -137,11 +139,11 @@ def found(netlink: Netlink, facts: RoutingFacts) -> Iterator[tuple[str, str, boo
 
 
 def _take_back(netlink: Netlink, facts: RoutingFacts) -> None:
-    rules = set(facts.each_rule())
-    tables = {table for _, table in rules} if facts.moved or facts.routes else set()
+    made = set(facts.each_rule())
+    tables = {table for _, table in made} if facts.moved or facts.routes else set()
     with BestEffort() as steps:
         steps.attempt("routes of the main table", partial(_restore_main, netlink, facts))
-        steps.attempt("rules", partial(_remove_made, netlink, rules))
+        steps.attempt("rules", partial(_remove_made, netlink, made))
         steps.attempt("tables", partial(_empty, netlink, facts.index, tables))
 
 
@@ -162,8 +164,13 @@ def _restore_main(netlink: Netlink, facts: RoutingFacts) -> None:
 
 def _remove_made(netlink: Netlink, made: Collection[tuple[Address, int]]) -> None:
     """Remove the rules of these sources and tables."""
-    present = rules_from(netlink, {source for source, _ in made})
-    _remove_rules(netlink, [one for one in present if (one.source, one.table) in made])
+    for version in {source.version for source, _ in made}:
+        listed = rules(netlink, version)
+        if listed is None:  # a kernel that lists none may have some all the same
+            messages = [no_rule(*one) for one in made if one[0].version == version]
+            netlink.channel.exchange(messages, absent=(*GONE, *UNSUPPORTED))
+        else:
+            _remove_rules(netlink, [one for one in listed if (one.source, one.table) in made])
 
 
 def rules_from(netlink: Netlink, sources: Collection[Address]) -> list[Rule]:
@@ -171,8 +178,8 @@ def rules_from(netlink: Netlink, sources: Collection[Address]) -> list[Rule]:
     return [one for one in all_rules(netlink) if one.source in sources]
 
 
-def _remove_rules(netlink: Netlink, rules: Sequence[Rule]) -> None:
-    messages = [no_rule(rule.source, rule.table, rule.priority) for rule in rules if rule.source]
+def _remove_rules(netlink: Netlink, present: Sequence[Rule]) -> None:
+    messages = [no_rule(rule.source, rule.table, rule.priority) for rule in present if rule.source]
     netlink.channel.exchange(messages, absent=GONE)
 
 

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("tests.e2e.node", "tests.faults.rig")
-
-from tests.e2e.node import Node  # noqa: E402 - what is imported is rewritten
-from tests.faults.inject import Injector  # noqa: E402
-from tests.faults.rig import Rig  # noqa: E402
-from tests.machine import DIST  # noqa: E402
-from tests.scope import ALL  # noqa: E402
+from tests.e2e.node import Node
+from tests.faults.inject import Injector
+from tests.faults.rig import Rig
+from tests.machine import DIST
+from tests.scope import ALL
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -192,7 +192,11 @@ class _FaultyRecords(Records):
         return super().begin(*args)
 
     def find(self, *args: Any, **kwargs: Any) -> Record | None:
-        self._fault.visit("find record")
+        try:
+            self._fault.visit("find record")
+        except OSError as error:  # as open(2) fails: what it fails for decides
+            error.filename = self.path_of(*args)
+            raise
         return super().find(*args, **kwargs)
 
     def _opened(self, path: str, fd: int, facts: Mapping[str, Any], damage: str = "") -> Record:

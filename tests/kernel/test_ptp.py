@@ -283,6 +283,7 @@ def test_delete_leaves_others_alone(machine: Machine) -> None:
     config = network(machine)
     container = machine.container()
     machine.ok("bridge", "ADD", machine.network(), container)
+    machine.await_carriers(container)
     before = machine.snapshot(container)
 
     machine.ok("ptp", "DEL", {**config, "name": f"{machine.name}-2"}, container)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ import pytest
 from commands.missing import Missing
 from commands.repair import put_back
 from tests.machine import Machine
-from tests.waits import wait_until
 
 Json = dict[str, Any]
 
@@ -61,16 +59,9 @@ def bridged(machine: Machine, netns: str, *, backend: str = "nftables") -> None:
         result = machine.ok(one["type"], "ADD", config, netns)
 
 
-def is_settled(machine: Machine, netns: str) -> bool:
-    """Tell whether the kernel knows of each interface that is up that it has a carrier."""
-    up = [one for one in machine.ip(netns, "link") if "UP" in one["flags"]]
-    return all(one["operstate"] in ("UP", "UNKNOWN") for one in up)
-
-
 def everything(machine: Machine, netns: str) -> Json:
     """Return all that can be lost, without counters and indices."""
-    namespaces = (machine.host, netns)
-    wait_until(lambda: all(map(partial(is_settled, machine), namespaces)), "a link has no carrier")
+    machine.await_carriers(netns)
     veth = veth_of(machine)
     queues = machine.command(machine.host, "tc", "qdisc", "show")
     found: Json = {
