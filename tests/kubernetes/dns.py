@@ -37,6 +37,13 @@ def deploy(cluster: Cluster) -> None:
     cluster.api.wait(DEPLOYMENT, _is_available, "CoreDNS is available")
 
 
+def remove(cluster: Cluster) -> None:
+    """Take its pods away, as a drain of all nodes does; nothing happens where there are none."""
+    words = ("delete", "deployment", "coredns", "--ignore-not-found")
+    cluster.plane.kubectl("--namespace", "kube-system", *words)
+    cluster.wait_torn_down()
+
+
 def _changed(item: Json) -> Json:
     if item["kind"] == "ConfigMap":
         item["data"]["Corefile"] = _COREFILE

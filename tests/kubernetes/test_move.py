@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kubernetes import by_hand
+from tests.kubernetes import by_hand, dns
 from tests.kubernetes.agents import Agents
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.node import BIN
@@ -19,6 +19,7 @@ def test_there_and_back(network: Cluster, agents: Agents, pods: Pods) -> None:
     assert (REFERENCE_BIN / "ptp").exists(), "run deploy/prerequisites.sh --reference"
     if agents.way.interface == "bridge":
         pytest.skip("pods on a bridge look for all of their range there: drain such a node first")
+    dns.remove(network)  # it may be on any node, with any address
     agents.stop()
     agents.uninstall()
     try:
@@ -65,7 +66,7 @@ def move_back(network: Cluster, agents: Agents, pods: Pods, ours: Pod) -> None:
     nodes = list(network.nodes.values())
     pods.delete("new")  # as a drain of the first node does
     network.wait_torn_down()
-    agents.uninstall(network.first)  # forced, as DNS is a pod that runs on
+    agents.uninstall(network.first, is_forced=False)
     by_hand.connect(network.api, nodes)
     by_hand.configure(network.api, [network.first], "0.3.1")
     (back,) = pods.start(pod("back", "node1"))
