@@ -15,6 +15,7 @@ import socket
 import sys
 import types
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -177,19 +178,25 @@ def _standin(module: str) -> Any:
     return standin
 
 
-def _names_used(module: str) -> set[str]:
-    """Return what the suite's files that get the stand-in of `module` use of it."""
+@cache
+def _uses() -> frozenset[tuple[str, str]]:
+    """Return what the suite's files import of a stand-in, and each attribute of a name."""
     used = set()
     for package in OURS:
         for path in (ROOT / package).rglob("*.py"):
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
             for node in ast.walk(rewrite(name, path.read_bytes())):
                 match node:
-                    case ast.ImportFrom(module=str(source)) if source == f"standin_{module}":
-                        used |= {alias.name for alias in node.names}
-                    case ast.Attribute(value=ast.Name(id=owner)) if owner == module:
-                        used.add(node.attr)
-    return used
+                    case ast.ImportFrom(module=str(source)) if source.startswith("standin_"):
+                        used |= {(source.removeprefix("standin_"), one.name) for one in node.names}
+                    case ast.Attribute(value=ast.Name(id=owner)):
+                        used.add((owner, node.attr))
+    return frozenset(used)
+
+
+def _names_used(module: str) -> set[str]:
+    """Return what the suite's files that get the stand-in of `module` use of it."""
+    return {name for owner, name in _uses() if owner == module}
 
 
 @pytest.mark.parametrize("module", ["signal", "socket"])
