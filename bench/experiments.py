@@ -278,15 +278,19 @@ def at_once(bench: Bench, number: int) -> None:
         command: bench.row(f"{key}.{command.lower()}", f"bridge {command}, {title}", "per second")
         for command in ("ADD", "DEL")
     }
+    cpu = bench.row(f"{key}.cpu", f"bridge ADD and DEL, {title}", "ms CPU")
     with _residents(bench, key, Variant()), _floor(bench, Variant()) as floor:
         for turn in bench.turns(title, 1.0 if number == 1 else 0.3):
             for column in turn:
                 network = Network(key, column.name, column.bin_dir)
                 group = [bench.attachment(network, container) for container in range(number)]
+                batches = []
                 for command, row in rows.items():
                     (batch,) = run_chain(column, group, command)
                     walls = [outcome.wall_ms for outcome in batch.outcomes]
                     row.add(column.name, number * 1000 / batch.wall_ms, walls)
+                    batches.append(batch)
+                cpu.add(column.name, _cpu_ms(batches))
             prefix = Network("floor", FLOOR, Path()).prefix4
             added = floor.ms("adds", str(number), "many", "/run/netns/c", prefix)
             rows["ADD"].add(FLOOR, number * 1000 / added)
@@ -459,12 +463,16 @@ def _measured(columns: Sequence[Column], variant: Variant) -> list[Column]:
 
 def _add_costs(bench: Bench, row: Row, column: Column, batches: Sequence[Batch]) -> None:
     """Add CPU and memory of the calls of one chain."""
-    cpu = sum(batch.engine_ms + sum(one.cpu_ms for one in batch.outcomes) for batch in batches)
     peak = max(one.peak_mb for batch in batches for one in batch.outcomes)
     if column.name == ENGINE:
         peak = max(peak, column.engine_peak_mb())
-    bench.row(f"{row.key}.cpu", row.title, "ms CPU").add(column.name, cpu)
+    bench.row(f"{row.key}.cpu", row.title, "ms CPU").add(column.name, _cpu_ms(batches))
     bench.row(f"{row.key}.memory", row.title, "MB peak").add(column.name, peak)
+
+
+def _cpu_ms(batches: Sequence[Batch]) -> float:
+    """Return the time of processors, the engine's included."""
+    return sum(batch.engine_ms + sum(one.cpu_ms for one in batch.outcomes) for batch in batches)
 
 
 @contextmanager

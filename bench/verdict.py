@@ -61,6 +61,7 @@ def bars(types: Sequence[str] = TYPES) -> tuple[Bar, ...]:
         *_both("masq.del", 0.9, 0.3),
         *_both("at-once-32.add", 0.8, 2.7, at_least=True),
         *_both("at-once-32.del", 0.6, 2.75, at_least=True),
+        Bar("at-once-32.cpu", ENGINE, 250, to=""),
         *_both("throughput.copy", 0.95, 0.95, at_least=True),
         *_both("throughput.sendfile", 0.95, 0.95, at_least=True),
         Bar("plain.add", ENGINE, 2.0, to=FLOOR),
