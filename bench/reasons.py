@@ -114,7 +114,7 @@ _REASONS: Mapping[Part, Reason] = {
     ("host-device.add", ONE_SHOT): _MOVES,
     ("at-once-32.add", ONE_SHOT): Reason(_ONE_SHOT.why, (("interpreter", ONE_SHOT),)),
     ("at-once-32.del", ONE_SHOT): Reason(_ONE_SHOT.why, (("interpreter", ONE_SHOT),)),
-    ("at-once-32.cpu", ENGINE): Reason(_ENGINE.why),
+    ("at-once-32.cpu", ENGINE): Reason("most of it is the work of the plugin in Python"),
     ("at-once-32.add", ENGINE): Reason(_AT_ONCE.why, (("at-once-32.add", FLOOR),)),
     ("at-once-32.del", ENGINE): Reason(_AT_ONCE.why, (("at-once-32.del", FLOOR),)),
 }

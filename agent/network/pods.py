@@ -26,7 +26,6 @@ class Outcome:
     """What became of a look at all pods."""
 
     repaired: int = 0  # objects that are back
-
     problems: tuple[str, ...] = ()
     broken: Mapping[str, str] = field(default_factory=dict)  # what a pod still lacks, by container
 

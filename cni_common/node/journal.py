@@ -111,6 +111,24 @@ def append(fd: int, line: bytes, *, is_whole: bool = False) -> None:
         raise OSError(28, "no space left for the attachment record")
 
 
+def replace(fd: int, line: bytes) -> None:
+    """Have a file opened with O_APPEND contain `line` alone.
+
+    A full disk or a kill leaves what could be read of it before, or all of `line`. Raises OSError.
+    """
+    size = os.fstat(fd).st_size
+    try:
+        append(fd, line)  # now there is room for it, also at the beginning
+    except OSError:
+        os.ftruncate(fd, size)
+        raise
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_APPEND)
+    os.pwrite(fd, line, 0)
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+    os.ftruncate(fd, len(line))
+
+
 def read(fd: int) -> tuple[dict[str, Any], str]:
     """Return the facts in a file, and what in it cannot be read, "" for nothing."""
     try:

@@ -31,6 +31,7 @@ from cni_common.node.journal import (
     open_file,
     read,
     refuse_shared,
+    replace,
 )
 from cni_common.spec import wire
 from cni_common.spec.errors import CNIError, Code
@@ -137,10 +138,12 @@ class Record:
         # A line with a format begins the record anew, so it has everything.
         is_sound = self._has_format and not self.damage
         known = {} if is_sound else {"format": FORMAT, **self._facts}
+        noted = {**known, **header, **dump(facts)}
         if self.damage:
-            os.ftruncate(self._fd, 0)
-        self.note(**{**known, **header, **dump(facts)})
-        self._has_format, self.damage = True, ""
+            self.renew(noted)
+        else:
+            self.note(**noted)
+            self._has_format = True
 
     def note(self, **facts: object) -> None:
         """Add `facts` by one write at the end of the file. Raises OSError."""
@@ -150,9 +153,11 @@ class Record:
         self._facts |= facts
 
     def renew(self, facts: Json) -> None:
-        """Have the record say `facts`, with a format, and nothing else. Raises OSError."""
-        os.ftruncate(self._fd, 0)
-        append(self._fd, wire.encode_line(facts))
+        """Have the record say `facts`, with a format, and nothing else.
+
+        A full disk or a kill leaves what can be read of it now, or all of `facts`. Raises OSError.
+        """
+        replace(self._fd, wire.encode_line(facts))
         self._facts, self.damage, self._has_format = dict(facts), "", True
         self._is_whole, self._is_empty = True, False
 

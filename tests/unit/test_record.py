@@ -633,3 +633,40 @@ class TestProbe:
             records.probe()
 
         assert os.listdir(records.directory) == []
+
+
+class TestRenew:
+    """Record.renew()."""
+
+    DAMAGED = b'{"format":1,"plugin":"bridge","network":"net","containerid":"c1"}\nhalf a li'
+
+    def damaged(self, records: Records) -> tuple[Record, Path]:
+        """Return a record of which a part can be read, and its file."""
+        records.begin("bridge", "net", OWNER, {}).close()
+        path = only_file(records)
+        path.write_bytes(self.DAMAGED)
+        record = records.find("bridge", "net", OWNER)
+        assert record
+        assert record.damage
+        return record, path
+
+    @pytest.mark.parametrize("text", ["", "x" * 500], ids=["shorter", "longer"])
+    def test_says_nothing_else(self, records: Records, text: str) -> None:
+        """Neither the damage nor what was there before is left, and later notes come behind."""
+        record, path = self.damaged(records)
+
+        record.renew({"format": 1, "text": text})
+        record.note(more=1)
+
+        lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+        assert lines == [{"format": 1, "text": text}, {"more": 1}]
+        assert record.damage == ""
+
+    def test_full_disk(self, records: Records) -> None:
+        """What could be read is still there."""
+        record, path = self.damaged(records)
+
+        with file_size_limit(len(self.DAMAGED) + 10), pytest.raises(OSError, match=r"space|large"):
+            record.renew({"format": 1, "text": "x" * 500})
+
+        assert path.read_bytes() == self.DAMAGED
