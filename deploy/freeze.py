@@ -120,11 +120,14 @@ def _digest(own: Interpreter | None) -> str:
 
 
 def add_files(digest: hashlib._Hash, names: Sequence[str]) -> None:
-    """Add the sources below files and directories of the tree to a digest, with their names."""
+    """Add the sources below files and directories of the tree to a digest, with their names.
+
+    Nothing of `__pycache__` is a source: while Python writes a file there, it has another name.
+    """
     for name in names:
         path = ROOT / name
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file() and file.suffix != ".pyc":
+            if file.parent.name != "__pycache__" and file.is_file():
                 digest.update(f"{file.relative_to(ROOT)}\0".encode())
                 digest.update(file.read_bytes())
 

@@ -39,15 +39,20 @@ _EPOCH = "1767225600"  # in archives of modules: the same sources give the same 
 def main(arguments: Sequence[str]) -> int:
     """Bring dist/agent up to date."""
     target = Path(arguments[0]).absolute() if arguments else ROOT / "dist/agent"
-    BUILD.mkdir(parents=True, exist_ok=True)
     try:
-        with (BUILD / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the build directory is shared
-            _make(target)
+        make(target)
     except (BuildError, OSError) as error:
         _say(f"error: {error}")
         return 1
     return 0
+
+
+def make(target: Path) -> None:
+    """Bring a directory with the agent's program up to date. Raises BuildError, OSError."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the build directory is shared
+        _make(target)
 
 
 def _make(target: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 pytest.register_assert_rewrite("tests.e2e.node", "tests.faults.rig", "tests.golden")
 
 from deploy import freeze  # noqa: E402 - what is imported is rewritten
+from deploy.interpreter.place import find  # noqa: E402
 from tests import durations, other_build, scope, surroundings  # noqa: E402
 from tests.golden import Golden  # noqa: E402
 from tests.machine import DIST, Machine, machine_at  # noqa: E402
@@ -141,7 +142,7 @@ def golden(request: pytest.FixtureRequest) -> Iterator[Golden]:
 @pytest.fixture(scope="session")
 def launchers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The launchers of dist/bin alone: without an engine they can do nothing."""
-    assert freeze.main([]) == 0
+    freeze.make(DIST, find())
     directory = tmp_path_factory.mktemp("launchers")
     for path in DIST.iterdir():
         if path.is_file():

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from deploy import freeze
+from deploy.interpreter.place import find
 from tests.machine import DIST
 
 
 @pytest.fixture(scope="session")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `make dist` makes, in a place of this test process's own."""
-    assert freeze.main([]) == 0
+    freeze.make(DIST, find())
     place = tmp_path_factory.mktemp("dist") / "bin"
     shutil.copytree(DIST / ".pycni", place / ".pycni")
     launchers = next((place / ".pycni").iterdir()) / "launcher"
