@@ -89,13 +89,16 @@ test-faults-all: ## the same at each system call, where test-faults takes a samp
 test-launcher: dist ## launcher, also under sanitizers; what dist and install make
 	$(sandboxed) -n 2 tests/launcher
 
-test-vm: dist ## what this kernel may lack, under another: in user mode, in the long target in virtual machines
+test-vm: dist ## what this kernel may lack, under another: in user mode, in the long target in virtual machines, too
 	@deploy/prerequisites.sh --reference
 	@if ((EUID)) && [[ "$${CI:-}" != true ]]; then \
 	    echo "=== SKIPPED, as it needs root: $@ ===" >&2; \
 	else \
-	    if [[ "$${PYCNI_TEST_ALL:-0}" == 0 ]]; then $(python) -m tests.vm.user_mode; \
-	    else for kernel in 6.1-cloud 6.12-cloud; do tests/vm/boot.py --kernel $$kernel; done; fi; \
+	    $(python) -m tests.vm.user_mode; \
+	    if [[ "$${PYCNI_TEST_ALL:-0}" != 0 ]]; then \
+	        $(python) -m tests.vm.user_mode --kernel 6.1; \
+	        for kernel in 6.1-cloud 6.12-cloud; do tests/vm/boot.py --kernel $$kernel; done; \
+	    fi; \
 	    $(pytest) -n 2 tests/vm; \
 	fi
 

@@ -225,6 +225,7 @@ def test_an_engine_that_keeps_dying(engine: SystemdNode) -> None:
 
 
 @pytest.mark.full_kernel
+@pytest.mark.emulated_machine  # systemd
 def test_a_delegate_that_takes_all_memory(engine: SystemdNode) -> None:
     """The kernel kills it, and that ADD fails, with nothing left; the engine goes on."""
     engine.command("systemctl", "set-property", "--runtime", SERVICE, "MemoryMax=300M")

@@ -1,7 +1,7 @@
 """Run the tests marked full_kernel under kernels that have all that they need.
 
-In `make test` under a kernel in user mode, which lacks some of it; in the long target in virtual
-machines with two kernels, on both edges, and with the tests marked everywhere.
+In `make test` under a kernel in user mode; in the long target under two of them, on both edges, and
+what they lack, with the tests marked everywhere, in virtual machines with two kernels.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -19,31 +20,68 @@ import pytest
 from tests.scope import ALL
 
 ROOT = Path(__file__).resolve().parents[2]
-MARKS = "full_kernel or everywhere" if ALL else "full_kernel and not emulated_machine"
-# What takes a minute or more there, as systemd does to start: only in the long target.
+# What takes a minute or more there: only in the long target.
 SLOW = {
-    ROOT / "tests/e2e/test_unit.py",
     ROOT / "tests/faults/test_chains.py",
     ROOT / "tests/kernel/test_persistent_failures.py",
 }
-EMULATED = ("-m", "tests.vm.boot", "--kernel")
-USER_MODE = ("-m", "tests.vm.user_mode")
-KERNELS = [(*EMULATED, "6.1-cloud"), (*EMULATED, "6.12-cloud")] if ALL else [USER_MODE]
 LIMIT = 3000  # seconds for all tests of one machine
 PROVISIONING = 300  # seconds
 
-# Before any test, make sure that the kernel has what the tests are there for, and loads it when
-# it is asked for.
-TABLES = (
-    """
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel, and which tests run under it."""
+
+    program: str  # the module that starts it
+    series: str
+    marks: str
+    # Before any test, make sure that the kernel has what the tests are there for, and loads it
+    # when it is asked for.
+    tables: str
+
+    def __str__(self) -> str:
+        """Return the name of the test under this kernel."""
+        return f"{self.program.removeprefix('tests.vm.')}-{self.series}"
+
+    @property
+    def command(self) -> list[str]:
+        """The command that runs another in the machine, without its options."""
+        return [sys.executable, "-m", self.program, "--kernel", self.series]
+
+    @property
+    def files(self) -> list[str]:
+        """The files that have such tests: to read all others takes minutes there."""
+        names = set(re.findall(r"\w+", self.marks)) - {"and", "or", "not"}
+        mark = re.compile(rf"\bmark\.({'|'.join(names)})\b")
+        return [
+            str(path.relative_to(ROOT))
+            for path in sorted((ROOT / "tests").rglob("test_*.py"))
+            if mark.search(path.read_text()) and (ALL or path not in SLOW)
+        ]
+
+
+def user_mode(series: str) -> Kernel:
+    """Return a kernel that computes as fast as this one, and lacks some of it."""
+    tables = "add table bridge first"
+    return Kernel("tests.vm.user_mode", series, "full_kernel and not emulated_machine", tables)
+
+
+def emulated(series: str) -> Kernel:
+    """Return a kernel that lacks nothing, in a machine that is twenty times slower."""
+    tables = """
 table inet first {
     chain source { type nat hook postrouting priority srcnat; masquerade; }
     chain local { type filter hook input priority filter; fib daddr type local accept; }
 }
 """
-    if ALL
-    else "add table bridge first"
-)
+    return Kernel("tests.vm.boot", f"{series}-cloud", "emulated_machine or everywhere", tables)
+
+
+SERIES = ("6.1", "6.12")
+EACH = [make(series) for make in (user_mode, emulated) for series in SERIES]
+KERNELS = EACH if ALL else [user_mode("6.12")]
+
 GUEST = """
 set -ex
 echo +memory >/sys/fs/cgroup/cgroup.subtree_control
@@ -62,45 +100,35 @@ exec "$@"
 """
 
 
-def marked_files() -> list[str]:
-    """Return the files that have such tests: to read all others takes minutes there."""
-    found = sorted((ROOT / "tests").rglob("test_*.py"))
-    mark = re.compile(r"\bmark\.(full_kernel|everywhere)\b" if ALL else r"\bmark\.full_kernel\b")
-    return [
-        str(path.relative_to(ROOT))
-        for path in found
-        if mark.search(path.read_text()) and (ALL or path not in SLOW)
-    ]
-
-
-def pytest_command(*options: str) -> list[str]:
+def pytest_command(kernel: Kernel, *options: str) -> list[str]:
     """Return the command that runs the marked tests; it loads no plugin that nobody needs."""
     command = ["env", "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1", sys.executable, "-m", "pytest"]
     command += ["-p", "pytest_timeout", "-p", "tests.vm.patience", "-p", "no:cacheprovider"]
-    command += ["-o", "addopts=", "--import-mode=importlib", "-m", MARKS]
+    command += ["-o", "addopts=", "--import-mode=importlib", "-m", kernel.marks]
     if not ALL:
         command += ["-k", "not [engine"]  # what an engine adds does not depend on the kernel
-    return [*command, *options, *marked_files()]
+    return [*command, *options, *kernel.files]
 
 
-def inner_command(report: Path) -> list[str]:
+def inner_command(kernel: Kernel, report: Path) -> list[str]:
     """Return the command to run in the machine."""
     # Not beside the temporary folders of this process, which would be cleared away.
     options = ["-v", "--durations=10", f"--junitxml={report}", "--basetemp=/dev/shm/pytest"]
-    return ["env", f"tables={TABLES}", "sh", "-c", GUEST, "sh", *pytest_command(*options)]
+    words = pytest_command(kernel, *options)
+    return ["env", f"tables={kernel.tables}", "sh", "-c", GUEST, "sh", *words]
 
 
-def compile_tests() -> None:
+def compile_tests(kernel: Kernel) -> None:
     """Have pytest compile the tests here, where it takes a second; the machine sees the result."""
-    words = pytest_command("--collect-only", "-q")
+    words = pytest_command(kernel, "--collect-only", "-q")
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def run_inside(kernel: Sequence[str], folder: Path) -> str:
+def run_inside(kernel: Kernel, folder: Path) -> str:
     """Run the marked tests under a kernel; the folder gets the report. Return the output."""
-    command = [sys.executable, *kernel, "--timeout", str(LIMIT)]
-    command += ["--writable", str(folder), "--", *inner_command(folder / "report.xml")]
+    command = [*kernel.command, "--timeout", str(LIMIT), "--writable", str(folder)]
+    command += ["--", *inner_command(kernel, folder / "report.xml")]
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -131,16 +159,16 @@ def read_report(report: Path) -> tuple[list[str], list[str]]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 @pytest.mark.timeout(LIMIT + PROVISIONING + 20)
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda words: words[-1])
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
 def test_full_kernel(
-    kernel: Sequence[str], tmp_path: Path, record_property: Callable[[str, object], None]
+    kernel: Kernel, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """All marked tests run and pass under the kernel."""
-    compile_tests()
+    compile_tests(kernel)
     output = run_inside(kernel, tmp_path)
     report = tmp_path / "report.xml"
     if not report.exists():
-        pytest.fail(f"no report of tests in {kernel[-1]}:\n{output[-5000:]}", pytrace=False)
+        pytest.fail(f"no report of tests in {kernel}:\n{output[-5000:]}", pytrace=False)
     passed, others = read_report(report)
     record_property("passed_inside", passed)
     if others:

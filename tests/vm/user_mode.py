@@ -1,7 +1,7 @@
 """Run a command as root under Linux in user mode: a process, with this machine's files.
 
-Its kernel is Debian's package user-mode-linux. What runs under that kernel computes natively; only
-system calls and page faults take longer, as one process traces another (ptrace).
+Its kernel is the package user-mode-linux of a suite of Debian. What runs under that kernel computes
+natively; only system calls and page faults take longer, as one process traces another (ptrace).
 """
 
 # ruff: noqa: TID251  # a program of its own, which may read and end its process
@@ -20,10 +20,10 @@ from pathlib import Path
 
 from tests.vm import boot
 
-SUITE = "trixie"  # has 6.12; Debian 12's own is 6.1
+SUITES = {"6.12": "trixie", "6.1": "bookworm"}
 PACKAGES = ("user-mode-linux", "libc6")
 MEMORY = "2G"
-# The program was linked against a newer C library than Debian 12's. So its loader is named by a
+# 6.12 was linked against a newer C library than Debian 12's. So its loader is named by a
 # path relative to the current directory, of the same length as the one in the program's header.
 LOADER = b"/lib64/ld-linux-x86-64.so.2\0"
 OUR_LOADER = b"./ld.so\0"
@@ -85,9 +85,9 @@ def unpack(packages: Path, folder: Path) -> None:
     if program.count(LOADER) != 1 or not modules:
         raise boot.BootError("the package user-mode-linux has another layout than expected")
     (folder / "lib" / "modules").mkdir(parents=True)
-    libraries = contents / "usr/lib/x86_64-linux-gnu"
-    (libraries / "ld-linux-x86-64.so.2").rename(folder / "ld.so")
-    (libraries / "libc.so.6").rename(folder / "libc.so.6")
+    loader = next(contents.rglob("x86_64-linux-gnu/ld-linux-x86-64.so.2"))
+    (loader.parent / "libc.so.6").rename(folder / "libc.so.6")
+    loader.rename(folder / "ld.so")
     modules[0].rename(folder / "lib" / "modules" / modules[0].name)
     boot.run("depmod", "-b", folder, modules[0].name)
     kernel = folder / "linux"
@@ -95,21 +95,21 @@ def unpack(packages: Path, folder: Path) -> None:
     kernel.chmod(0o755)
 
 
-def provision(cache: Path) -> Kernel:
-    """Return the kernel, from the cache or else from the mirror.
+def provision(cache: Path, series: str) -> Kernel:
+    """Return the kernel of a series in SUITES, from the cache or else from the mirror.
 
     Raises boot.BootError.
     """
     if os.geteuid() != 0:
         raise boot.BootError("has to be run by root")
-    kernel = Kernel(cache / "user-mode")
+    kernel, suite = Kernel(cache / f"user-mode-{series}"), SUITES[series]
     with boot.locked(cache):
         if not kernel.folder.exists():
             boot.update_lists(cache / "apt")
-            boot.say(f"fetching {PACKAGES[0]} of {SUITE}")
+            boot.say(f"fetching {PACKAGES[0]} of {suite}")
             with tempfile.TemporaryDirectory(prefix="new-", dir=cache) as name:
                 packages, folder = Path(name), Path(name, "kernel")
-                wanted = [f"{package}/{SUITE}" for package in PACKAGES]
+                wanted = [f"{package}/{suite}" for package in PACKAGES]
                 boot.download(cache / "apt", packages, *wanted)
                 unpack(packages, folder)
                 folder.rename(kernel.folder)
@@ -170,12 +170,14 @@ def run_machine(kernel: Kernel, folder: Path, limit: float) -> bool:
     return True
 
 
-def start(command: Sequence[str], *, limit: float, writable: Sequence[Path], cache: Path) -> int:
-    """Run a command under the kernel; return its exit status. Without a command only provision.
+def start(
+    series: str, command: Sequence[str], *, limit: float, writable: Sequence[Path], cache: Path
+) -> int:
+    """Run a command under a kernel; return its exit status. Without a command only provision.
 
     Raises boot.BootError.
     """
-    kernel = provision(cache.resolve())
+    kernel = provision(cache.resolve(), series)
     if not command:
         return 0
     with tempfile.TemporaryDirectory(prefix="boot-") as name:
@@ -192,9 +194,11 @@ def start(command: Sequence[str], *, limit: float, writable: Sequence[Path], cac
 
 def main() -> int:
     """Return the exit status."""
-    args = boot.arguments(__doc__).parse_args()
+    parser = boot.arguments(__doc__)
+    parser.add_argument("--kernel", default="6.12", choices=SUITES, help="default: %(default)s")
+    args = parser.parse_args()
     options = {"limit": args.timeout, "writable": args.writable, "cache": args.cache}
-    return boot.guarded(lambda: start(args.command, **options))
+    return boot.guarded(lambda: start(args.kernel, args.command, **options))
 
 
 if __name__ == "__main__":
