@@ -323,7 +323,17 @@ def secret(world: World) -> None:
 
 
 SCENES = {"shop": shop, "small": small, "go": by_go, "guarded": guarded, "files": files}
+
+
+def published(world: World) -> None:
+    """A pod with a host port on the node's network."""
+    world.network()
+    error = world.add("web", 8080)
+    assert not error, error
+
+
 EVENTS = {
+    "a pod with a host port": published,
     "a minute passes": pass_time,
     "the node restarts": reboot,
     "a password in the configuration": secret,

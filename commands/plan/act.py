@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from cni_common.node.host import Loader
     from cni_common.spec.wire import Json
+    from commands.plan.guests import Guests
     from commands.plan.look import Look
 
 _ABSENT = "absent"
@@ -85,11 +86,17 @@ class Change:
 class Play:
     """The whole course, in the namespaces of the stage."""
 
-    def __init__(self, call: Call, load: Loader, uplinks: Sequence[stage.Uplink]) -> None:
+    def __init__(
+        self,
+        call: Call,
+        load: Loader,
+        uplinks: Sequence[stage.Uplink],
+        guests: Guests | None = None,
+    ) -> None:
         self._call = call
         self._load = load
         self._messages: list[str] = []
-        self._host = stage.build(uplinks)
+        self._host = stage.build(uplinks, guests)
         self._container = NetNS(stage.CONTAINER)
 
     def run(self) -> Json:
@@ -207,6 +214,4 @@ def _covered(value: Any, key: str = "") -> Any:
     """Return a configuration whose directories of state are within those of the stage."""
     if isinstance(value, dict):
         return {name: _covered(inner, name) for name, inner in value.items()}
-    if key == "dataDir" and isinstance(value, str) and not value.startswith(stage.COVERED):
-        return f"{stage.DATA_DIR}{value}"
-    return value
+    return stage.place(value) if key == "dataDir" and isinstance(value, str) else value

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from cni_common.kernel.netns import OWN, NetNS
 from cni_common.spec.profile import HostLink
+from cni_common.spec.request import Attachment
 from commands import DONE, FOUND, throwaway, view
 from commands.lint import files
 from commands.lint.rules import ERROR
 from commands.lint.values import facts_of
-from commands.plan import held, look, stage
+from commands.plan import guests, look, stage
 from commands.plan.act import Call, Play, refusals, this_node
 from commands.verb import RefusedError
 
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
     from commands.lint.files import File
 
 _BIN_DIR = "/opt/cni/bin"
+_REFUSING = ("plugin", "container")  # kinds of what this node has that refuse an ADD
 _KINDS = ("link", "address", "route", "queue", "sysctl", "file")
 
 
 def run(options: Namespace, load: Loader) -> int:
-    """Print what an ADD and its DEL do; FOUND if one of them is refused, else DONE."""
+    """Print what an ADD and its DEL do; FOUND if one of them is or would be refused, else DONE."""
     if os.geteuid():
         raise RefusedError("needs root: it makes namespaces and interfaces")
     file = _read(options.file)
@@ -46,10 +48,10 @@ def run(options: Namespace, load: Loader) -> int:
     own = NetNS(OWN)
     try:
         uplinks = stage.uplinks(own, _wanted(file, load))
-        answer = throwaway.run(lambda: Play(call, load, uplinks).run())
+        found = _guests(call, load) if options.against_node else None
+        answer = throwaway.run(lambda: Play(call, load, uplinks, found).run())
         if options.against_node:
             answer["node"] = [*_against(own, answer), *_refused(call, load)]
-            _name_holders(answer["node"], load)
     finally:
         own.close()
     answer = {"file": file.path, "network": file.name, **answer}
@@ -57,7 +59,7 @@ def run(options: Namespace, load: Loader) -> int:
         view.write_json(answer)
     else:
         _print(answer, options)
-    return FOUND if answer["error"] or answer.get("delError") else DONE
+    return FOUND if _is_refused(answer) else DONE
 
 
 def _read(path: str) -> File:
@@ -91,22 +93,26 @@ def _wanted(file: File, load: Loader) -> list[str]:
     return [fact.name for fact in facts if isinstance(fact, HostLink) and not fact.made]
 
 
+def _guests(call: Call, load: Loader) -> guests.Guests:
+    with this_node(load) as host:
+        return guests.of(host, call.network)
+
+
 def _refused(call: Call, load: Loader) -> Iterator[dict[str, str]]:
-    """Yield what plugins refuse on this node, and the ports of the host that are taken."""
+    """Yield what would be refused on this node, though not on the stage."""
     for type, why in refusals(call, load):
         yield {"kind": "plugin", "what": type, "state": why}
     with this_node(load) as host:
-        for port, why in held.ports(host, call.capabilities):
-            yield {"kind": "port", "what": port, "state": why}
+        owner = Attachment(call.containerid, call.ifname)
+        if guests.is_attached(host, call.network, owner):
+            state = f"would be refused: it lives, and has {call.ifname} on this network"
+            yield {"kind": "container", "what": call.containerid, "state": state}
 
 
-def _name_holders(found: Sequence[dict[str, str]], load: Loader) -> None:
-    """Say of each lease that exists who has it."""
-    files = [one for one in found if one["kind"] == "file" and one["state"] == "exists"]
-    with this_node(load) as host:
-        leases = held.leases(host, (one["what"] for one in files))
-    for one in files:
-        one["state"] = leases.get(one["what"], one["state"])
+def _is_refused(answer: Json) -> bool:
+    """Tell whether a call fails, on the stage or by what is on this node."""
+    by_node = any(one["kind"] in _REFUSING for one in answer.get("node", ()))
+    return bool(by_node or answer["error"] or answer.get("delError"))
 
 
 def _against(own: NetNS, answer: Json) -> Iterator[dict[str, str]]:
@@ -159,7 +165,13 @@ def _print(answer: Json, options: Namespace) -> None:
     view.write_line()
     if answer["error"]:
         view.write_text(f"refused: {answer['error']}", style="bold red", more_indent="   ")
-        return
+    else:
+        _print_result(answer)
+    _print_node(answer.get("node"))
+
+
+def _print_result(answer: Json) -> None:
+    """Print what ADD answers, and what DEL leaves."""
     view.write_text("result", style="bold cyan")
     for line in json.dumps(answer["result"], indent=2).splitlines():
         view.write_line(f"   {line}")
@@ -173,7 +185,6 @@ def _print(answer: Json, options: Namespace) -> None:
     _print_changes(left)
     for name in answer["leftTables"]:
         view.write_text(f"{'host':10} {'nft':8} {name}", indent="   ")
-    _print_node(answer.get("node"))
 
 
 def _print_node(found: Any) -> None:
@@ -183,7 +194,8 @@ def _print_node(found: Any) -> None:
     view.write_text("on this node", style="bold cyan")
     for one in found:
         text = f"{one['kind']:8} {one['what']}: {one['state']}"
-        view.write_text(text, indent="   ", more_indent=" " * 12)
+        style = "bold red" if one["kind"] in _REFUSING else ""
+        view.write_text(text, style=style, indent="   ", more_indent=" " * 12)
 
 
 def _print_changes(changes: Sequence[dict[str, str]]) -> None:

@@ -15,18 +15,19 @@ from cni_common.node.host import STATE_DIR
 from cni_common.node.journal import make_directory
 from cni_common.spec.result import Route
 from commands import throwaway
+from commands.kernel.links import BRIDGE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cni_common.kernel.link import Link
     from cni_common.spec.names import Address, Cidr
+    from commands.plan.guests import Guests
 
 CONTAINER = "/run/netns/container"
 DATA_DIR = "/run/plan"  # where leases go whose configured directory cannot be covered
 COVERED = ("/run/", "/var/lib/cni/")
 _PEER = "plan-peer"
-_BRIDGE = "".join(("bri", "dge"))
 
 
 class Uplink:
@@ -35,7 +36,7 @@ class Uplink:
     def __init__(self, link: Link, addresses: Sequence[Cidr], gateways: Sequence[Address]) -> None:
         """`gateways` are those of default routes over it."""
         self.name, self.mac, self.mtu = link.name, link.mac, link.mtu
-        self.is_bridge = link.kind == _BRIDGE
+        self.is_bridge = link.kind == BRIDGE
         self.addresses = addresses
         self.gateways = gateways
 
@@ -59,15 +60,25 @@ def uplinks(netns: NetNS, wanted: Sequence[str]) -> list[Uplink]:
     ]
 
 
-def build(found: Sequence[Uplink]) -> NetNS:
+def place(path: str) -> str:
+    """Return where the stage has a file or directory of the plugins' state."""
+    return path if path.startswith(COVERED) else f"{DATA_DIR}{path}"
+
+
+def build(found: Sequence[Uplink], guests: Guests | None = None) -> NetNS:
     """Make the stage in this process's own namespaces; return the pretend host. Raises OSError."""
     throwaway.mount_sysfs()
-    for path in COVERED:
-        if os.path.isdir(path):
-            throwaway.mount_tmpfs(path)
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    before = {path: os.open(path, flags) for path in COVERED if os.path.isdir(path)}
+    for path in before:
+        throwaway.mount_tmpfs(path)
     for path in ("/run/netns", "/run/lock", STATE_DIR):
         make_directory(path, 0o755)
     _make_container()
+    if guests:
+        guests.move_in(before)
+    for fd in before.values():
+        os.close(fd)
     host = NetNS(OWN)
     _set_up(host, "lo")
     for number, one in enumerate(found):

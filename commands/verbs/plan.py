@@ -46,7 +46,7 @@ def _add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--against-node",
         action="store_true",
-        help="also say what of it this node has already",
+        help="begin with the records and leases of this node, and say what of it is there already",
     )
     add_json_option(parser)
 
@@ -54,7 +54,10 @@ def _add_options(parser: ArgumentParser) -> None:
 VERB = Verb(
     "show what an ADD and its DEL would do, without doing it to this node",
     _run,
-    {DONE: "done: this kernel can do what the file asks", FOUND: "ADD or DEL is refused"},
+    {
+        DONE: "done: this kernel can do what the file asks",
+        FOUND: "ADD or DEL is refused, or would be on this node",
+    },
     (
         "pycni plan /etc/cni/net.d/10-web.conflist",
         "pycni plan --args 'IgnoreUnknown=1;IP=10.1.0.9' --against-node 10-web.conflist",

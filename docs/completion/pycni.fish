@@ -131,7 +131,7 @@ complete -c pycni -n '_shtab_pycni_using plan' -l capabilities -x -d 'values of 
 complete -c pycni -n '_shtab_pycni_using plan' -l container -x -d '(default: plan)'
 complete -c pycni -n '_shtab_pycni_using plan' -l interface -x -d 'in the container (default: eth0)'
 complete -c pycni -n '_shtab_pycni_using plan' -l path -xka "(__fish_complete_directories)" -d 'a directory of plugins, before that of this program and /opt/cni/bin'
-complete -c pycni -n '_shtab_pycni_using plan' -l against-node -d 'also say what of it this node has already'
+complete -c pycni -n '_shtab_pycni_using plan' -l against-node -d 'begin with the records and leases of this node, and say what of it is there already'
 complete -c pycni -n '_shtab_pycni_using plan' -l json -d 'print JSON, for programs'
 complete -c pycni -n '_shtab_pycni_using plan; and test $_shtab_pycni_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a configuration'
 complete -c pycni -n '_shtab_pycni_using; and test $_shtab_pycni_npos -eq 0' -a reclaim -d 'remove what belongs to no living container'

@@ -12,13 +12,13 @@ import pytest
 from cni_common.node.host import Host
 from cni_common.serve.protocol import execute
 from commands import DONE, FAILED, FOUND
-from commands.plan import held, run
+from commands.plan import run
 from commands.verb import log
-from plugins import load
 from tests.kernel import forked
 from tests.kernel.ports import Node, port
 from tests.machine import CNI_BIN, Json, Machine, files_below
 from tests.scope import ALL, one_in
+from tests.waits import wait_until
 
 if TYPE_CHECKING:
     from cni_common.node.host import Loader
@@ -125,6 +125,19 @@ def test_refused(machine: Machine, tmp_path: Path) -> None:
     assert found["result"] is None
 
 
+def test_refused_against_node(machine: Machine) -> None:
+    """What the node has of it stands below a refusal, too."""
+    machine.do(machine.host, "ip link add cni20 type veth peer name other0")
+    words = ["plan", "--path", str(CNI_BIN), "--against-node", str(CONF["20-ipv4.conflist"])]
+
+    done = forked.pycni(machine.host, *words)
+
+    assert (done.returncode, done.stderr) == (FOUND, "")
+    _, _, text = done.stdout.partition("\non this node\n")
+    assert "   link     cni20: " in text
+    assert "\n   plugin   bridge: " in text
+
+
 def test_arguments(machine: Machine) -> None:
     """CNI_ARGS, capabilities, names of container and interface."""
     found = plan(
@@ -157,48 +170,96 @@ def test_against_node(machine: Machine, tmp_path: Path) -> None:
     assert states["net/ipv4/ip_forward"] == "is 0, would be 1"
 
     machine.do(machine.host, "ip link del cni20", "ip link add cni20 type veth peer name other0")
-    refused = plan(machine, str(CONF["20-ipv4.conflist"]), "--against-node")
+    refused = plan(machine, str(CONF["20-ipv4.conflist"]), "--against-node", status=FOUND)
 
     assert [one["what"] for one in refused["node"] if one["kind"] == "plugin"] == ["bridge"]
 
 
-@pytest.mark.xdist_group("10.9.0.0/24")  # as in test_portmap.py
-def test_against_containers(
-    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Leases and host ports of living containers are named with these."""
-    node = Node(machine)
-    path = tmp_path / "10-a.conflist"
-    top = {"cniVersion": "1.0.0", "name": machine.name}
-    # The plan gives leases out in a directory that it covers; here the node's is elsewhere.
-    monkeypatch.setattr(held, "DATA_DIR", machine.data_dir)
+class Inhabited:
+    """A node with a container c1, which has an address and a host port, and their network."""
+
+    def __init__(self, machine: Machine, directory: Path) -> None:
+        self.node = Node(machine)
+        self.netns = self.node.attach()
+        self.node.ok("ADD", self.node.config(port(8080)), self.netns)
+        self.path = directory / "10-a.conflist"
+        top = {"cniVersion": "1.0.0", "name": machine.name}
+        portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
+        plugins = [{**self.node.network(), **top}, portmap]
+        self.path.write_text(json.dumps({**top, "plugins": plugins}))
+
+    def plan(self, *words: str, status: int) -> Json:
+        """Return the plan against the node."""
+        return plan(self.node.machine, str(self.path), "--against-node", *words, status=status)
+
+
+@pytest.fixture
+def inhabited(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Inhabited:
+    """A node whose container has nothing but its namespace: no process is in that."""
 
     def here(load: Loader) -> Host:
         program = str(CNI_BIN / "pycni")
         return Host(load, program, log, execute=execute, state_dir=machine.state_dir)
 
     monkeypatch.setattr(run, "this_node", here)
-    netns = node.attach()
-    with machine.process_in(netns):
-        node.ok("ADD", node.config(port(8080)), netns)
-        portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
-        path.write_text(json.dumps({**top, "plugins": [{**node.network(), **top}, portmap]}))
-        words = (str(path), "--against-node", "--capabilities")
-        same, other = (
-            plan(machine, *words, json.dumps({"portMappings": [port(number)]}))["node"]
-            for number in (8080, 8081)
-        )
-        lease = f"{machine.data_dir}/{machine.name}/{node.address(4)}"
-        with here(load) as host:
-            leased = held.leases(host, [lease, f"{machine.data_dir}/{machine.name}/10.9.0.9"])
+    return Inhabited(machine, tmp_path)
 
-    (taken,) = (one for one in same if one["kind"] == "port")
-    assert taken["what"] == "8080/tcp"
-    assert "would be refused" in taken["state"]
-    assert "container c1 has that port" in taken["state"]
-    assert [one for one in other if one["kind"] == "port"] == []
-    assert [*leased] == [lease]
-    assert "is leased to container c1" in leased[lease]
+
+@pytest.mark.xdist_group("10.9.0.0/24")  # as in test_portmap.py
+class TestAgainstContainers:
+    """What living containers have is refused by the plugins themselves, and the status says so."""
+
+    @pytest.mark.parametrize(
+        ("mapping", "status"),
+        [
+            (port(8080), FOUND),
+            (port(8081), DONE),
+            (port(8080, protocol="udp"), DONE),
+        ],
+    )
+    def test_host_port(self, inhabited: Inhabited, mapping: Json, status: int) -> None:
+        """Protocol and number decide."""
+        wanted = json.dumps({"portMappings": [mapping]})
+
+        found = inhabited.plan("--capabilities", wanted, status=status)
+
+        assert ("host port 8080/tcp is mapped for" in found["error"]) == (status == FOUND)
+        assert ("which is alive" in found["error"]) == (status == FOUND)
+
+    def test_address(self, inhabited: Inhabited) -> None:
+        """An address that is asked for is refused; else the ADD gets the next one."""
+        taken = inhabited.node.address(4)
+        words = ("--args", f"IgnoreUnknown=1;IP={taken}")
+
+        refused = inhabited.plan(*words, status=FOUND)
+        free = inhabited.plan(status=DONE)
+        alone = plan(inhabited.node.machine, str(inhabited.path), *words)
+
+        assert f"requested IP address {taken} is not available" in refused["error"]
+        assert "c1/eth0" in refused["error"]
+        assert taken not in free["result"]["ips"][0]["address"]
+        assert alone["result"]["ips"][0]["address"] == f"{taken}/24"
+
+    def test_a_dead_container(self, inhabited: Inhabited) -> None:
+        """Its ports can be had."""
+        machine = inhabited.node.machine
+        machine.forget(inhabited.netns)
+        wait_until(lambda: not machine.ports(), "the kernel keeps the pair")
+        wanted = json.dumps({"portMappings": [port(8080)]})
+
+        found = inhabited.plan("--capabilities", wanted, status=DONE)
+
+        assert found["error"] == ""
+
+    def test_the_container_itself(self, inhabited: Inhabited) -> None:
+        """A second ADD of a living attachment."""
+        found = inhabited.plan("--container", "c1", status=FOUND)
+        other = inhabited.plan("--container", "c1", "--interface", "net1", status=DONE)
+
+        (line,) = (one for one in found["node"] if one["kind"] == "container")
+        assert line["what"] == "c1"
+        assert "would be refused" in line["state"]
+        assert [one for one in other["node"] if one["kind"] == "container"] == []
 
 
 def test_uplink(machine: Machine) -> None:
