@@ -32,11 +32,16 @@ def of_findings(findings: Sequence[Finding]) -> str:
 
 
 def of_missing(lacking: Sequence[Missing]) -> str:
-    """Return in words what living containers lack."""
-    verb, them = ("is", "it") if len(lacking) == 1 else ("are", "them")
+    """Return in words what living containers lack, and what to do about it."""
     advice = "" if all(one.final for one in lacking) else "; run 'pycni repair --all'"
+    return f"{lacked(lacking)}{advice}"
+
+
+def lacked(lacking: Sequence[Missing]) -> str:
+    """Return how many objects living containers lack."""
+    verb, them = ("is", "it") if len(lacking) == 1 else ("are", "them")
     what = _number(len(lacking), "object")
-    return f"{what} {verb} missing, though living containers need {them}{advice}"
+    return f"{what} {verb} missing, though living containers need {them}"
 
 
 def counted(findings: Sequence[Finding]) -> str:

@@ -40,7 +40,7 @@ BLOCK = re.compile(
 MASKS = (
     (re.compile(r"\b[0-9a-f]{2}(?::[0-9a-f]{2}){5}\b"), "MAC"),
     (re.compile(r"\bveth[0-9a-f]{8}\b"), "VETH"),
-    (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"), "TIME"),
+    (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z"), "TIME"),
     (re.compile(r"\d{8}T\d{6}Z"), "TIME"),
     (re.compile(r"fe80::[0-9a-f:]+"), "LINKLOCAL"),
     (re.compile(r"[\d.]+ k?B in \d+ packets"), "BYTES"),
@@ -66,6 +66,9 @@ MASKS = (
     (re.compile(r"module\s+'\w+'\s+is\s[^;]*"), "MODULE"),
     (re.compile(r"\d+\s+MiB\s+free(,\s+\d+\s+inodes)?"), "ROOM"),
     (re.compile(r"^\d+ ok", re.M), "N ok"),
+    # How long the steps of a call have taken, and which of them are so near that they are one.
+    (re.compile(r"^ +(ADD|DEL) +(\S+) at TIME, [\d.]+ ms", re.M), r"\1 \2"),
+    (re.compile(r"(^ +[a-z]+ +[#.]{40} +[\d.]+ ms\n)+", re.M), "STEPS"),
     (re.compile(r"\s+"), " "),
 )
 
@@ -250,6 +253,22 @@ def small(world: World) -> None:
     pass_time(world)
 
 
+def mixed(world: World) -> None:
+    """Pods web, db and one of the Go plugins; db is gone, and no DEL came."""
+    shop(world)
+    error = world.add("old", directory=str(REFERENCE_BIN))
+    assert not error, error
+    world.end("db")
+    pass_time(world)
+
+
+def meddle(world: World) -> None:
+    """Take away firewall, forwarding and the gateway's address."""
+    world.sh(
+        "nft flush ruleset; sysctl -qw net.ipv4.ip_forward=0; ip addr del 10.22.0.1/16 dev cni0"
+    )
+
+
 def reboot(world: World) -> None:
     """Restart the node: what is in memory is gone, files stay."""
     world.stop()
@@ -322,7 +341,14 @@ def secret(world: World) -> None:
     path.write_text(json.dumps(config, indent=2))
 
 
-SCENES = {"shop": shop, "small": small, "go": by_go, "guarded": guarded, "files": files}
+SCENES = {
+    "shop": shop,
+    "mixed": mixed,
+    "small": small,
+    "go": by_go,
+    "guarded": guarded,
+    "files": files,
+}
 
 
 def published(world: World) -> None:
@@ -336,6 +362,7 @@ EVENTS = {
     "a pod with a host port": published,
     "a minute passes": pass_time,
     "the node restarts": reboot,
+    "others meddle": meddle,
     "a password in the configuration": secret,
     "the program listens on loopback alone": listen_on_loopback,
     "pods of both": beside_go,

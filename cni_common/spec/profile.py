@@ -1,4 +1,4 @@
-"""What a plugin says of its configurations to `pycni lint` and `pycni doctor`.
+"""What a plugin says of its configurations to `pycni lint`, `plan` and `doctor`.
 
 Each plugin has a module `profile` with a constant PROFILE. No plugin loads its own: it is for the
 operators' commands alone, and pure.
@@ -89,6 +89,9 @@ class Profile:
     admits: bool = False  # whether it admits packets of its addresses that others drop
     is_network: bool = True  # whether containers reach others by it
     may_follow: bool = False  # an interface plugin's: whether it can come behind another
+    # Of an IPAM plugin whose addresses come from beyond the node: returns for its object `ipam`
+    # that of another plugin, which gives examples where nobody can be asked. For `pycni plan`.
+    stand_in: Callable[[Json], Json] | None = None
 
 
 def without_effect(config: Json, *pairs: tuple[str, str, bool]) -> Iterator[Advice]:

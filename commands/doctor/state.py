@@ -84,8 +84,10 @@ def leftovers(patient: Patient) -> Iterator[Line]:
     else:
         yield Line(OK, "leftovers", "none")
     if lacking:
-        text = grouped.of_missing(lacking)
-        yield Line(ERROR, "missing objects", text, "pycni audit shows them")
+        anew = "only a start of their containers anew makes them"
+        what = anew if all(one.final for one in lacking) else "pycni repair --all"
+        remedy = f"{what}; pycni audit shows them"
+        yield Line(ERROR, "missing objects", grouped.lacked(lacking), remedy)
     else:
         yield Line(OK, "missing objects", "none")
 

@@ -16,6 +16,7 @@ from cni_common.spec.request import Command, Request
 from cni_common.spec.undo import Undo
 from commands.plan import look, stage
 from commands.verb import log, words_of
+from plugins import profile_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -41,8 +42,12 @@ class Call:
     capabilities: Json  # values by capability
 
     def stdin(self, plugin: Json, previous: Json | None) -> bytes:
-        """Return the configuration of one plugin, with directories of the stage."""
-        return json.dumps(_covered(self.config(plugin, previous))).encode()
+        """Return the configuration of one plugin, with directories and addresses of the stage."""
+        config = {**self.config(plugin, previous)}
+        example = _stand_in(plugin)
+        if example:
+            config["ipam"] = example
+        return json.dumps(_covered(config)).encode()
 
     def config(self, plugin: Json, previous: Json | None) -> Json:
         """Return the configuration of one plugin, as libcni makes it."""
@@ -101,6 +106,7 @@ class Play:
 
     def run(self) -> Json:
         """Return the steps of ADD, its result or error, and what DEL leaves; as JSON has it."""
+        self._messages += _examples(self._call.plugins)
         before, tables = self._look(), look.nft_tables()
         steps, result, error = self._add(before)
         answer: dict[str, Any] = {"steps": steps, "result": result, "error": error}
@@ -194,6 +200,26 @@ def this_node(load: Loader, complain: Callable[[str], object] = log) -> Host:
     """Return the host of these namespaces, which are the node's or the stage's."""
     executable = os.path.realpath(sys.argv[0])
     return Host(load, executable, complain, execute=execute, state_dir=STATE_DIR)
+
+
+def _stand_in(plugin: Json) -> Json | None:
+    """Return what gives addresses on the stage, None if that is as the configuration says."""
+    ipam = plugin.get("ipam")
+    profile = profile_of(str(ipam.get("type", ""))) if isinstance(ipam, dict) else None
+    return profile.stand_in(ipam) if ipam and profile and profile.stand_in else None
+
+
+def _examples(plugins: Sequence[Json]) -> Iterator[str]:
+    """Yield in words what is not as the configuration says."""
+    for plugin in plugins:
+        example = _stand_in(plugin)
+        if example:
+            given = " and ".join(one["address"] for one in example["addresses"])
+            type = plugin["ipam"]["type"]
+            yield (
+                f"{type} gets its addresses from beyond this node, where a plan asks nobody:"
+                f" {given}, and the default routes, are examples"
+            )
 
 
 def _changes(before: Look, after: Look) -> Iterator[Change]:

@@ -1,17 +1,25 @@
-"""What lint and doctor know of a configuration of dhcp."""
+"""What lint, plan and doctor know of a configuration of dhcp."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from cni_common.spec.profile import IPAM, Need, Profile
-from plugins.dhcp.conf import DEFAULT_SOCKET, Conf
+from plugins.dhcp.conf import BOTH, DEFAULT_SOCKET, IPV4, IPV6, Conf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cni_common.spec.profile import Fact
     from cni_common.spec.request import Request
+    from cni_common.spec.wire import Json
+
+# Of the networks for documentation: RFC 5737, RFC 3849.
+_EXAMPLES = {
+    IPV4: {"address": "198.51.100.2/24", "gateway": "198.51.100.1"},
+    IPV6: {"address": "2001:db8::2/64", "gateway": "2001:db8::1"},
+}
+_DEFAULT_ROUTES = {IPV4: {"dst": "0.0.0.0/0"}, IPV6: {"dst": "::/0"}}
 
 
 def _facts(req: Request) -> Iterator[Fact]:
@@ -20,4 +28,15 @@ def _facts(req: Request) -> Iterator[Fact]:
     yield Need("socket", path, ("ipam", "daemonSocketPath"))
 
 
-PROFILE = Profile(IPAM, Conf.of, _facts)
+def _stand_in(ipam: Json) -> Json:
+    """Return what gives addresses of the same families without a server."""
+    family = ipam.get("family") or IPV4
+    families = (IPV4, IPV6) if family == BOTH else (family,)
+    return {
+        "type": "static",
+        "addresses": [_EXAMPLES[one] for one in families],
+        "routes": [_DEFAULT_ROUTES[one] for one in families],
+    }
+
+
+PROFILE = Profile(IPAM, Conf.of, _facts, stand_in=_stand_in)

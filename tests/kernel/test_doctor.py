@@ -184,6 +184,20 @@ def test_leftovers(doctor: Doctor) -> None:
         "error",
     )
     assert lost[0] == LACKING
+    assert lost[1]["missing objects"]["remedy"].startswith("pycni repair --all")
+
+
+def test_only_by_a_start(doctor: Doctor) -> None:
+    """What repair cannot put back has another remedy."""
+    machine = doctor.machine
+    netns = machine.container()
+    with machine.process_in(netns):
+        machine.ok("bridge", "ADD", doctor.conf, netns, containerid="alive")
+        machine.command(netns, "ip", "link", "set", "eth0", "mtu", "1400")
+        line = doctor.ask()[1]["missing objects"]
+
+    assert line["level"] == "error"
+    assert line["remedy"].startswith("only a start of their containers anew makes them")
 
 
 def test_lock(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:

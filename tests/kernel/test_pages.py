@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from commands.verbs import VERBS
 from tests.machine import ROOT
 
 pytestmark = [
@@ -29,6 +31,28 @@ def test_transcripts(page: str) -> None:
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_each_verb() -> None:
+    """Each verb is in a transcript."""
+    texts = [path.read_text() for path in (ROOT / "docs").rglob("*.md")]
+
+    shown = {verb for text in texts for verb in re.findall(r"^# (?:.* )?pycni (\w+)", text, re.M)}
+    assert set(VERBS) - shown == set()
+
+
+def test_no_other_output() -> None:
+    """What a page for operators shows of a command is a transcript."""
+    pages = [*Path(ROOT, "docs/operators").glob("*.md"), Path(ROOT, "docs/operators.md")]
+    pages += [Path(ROOT, f"docs/{verb}.md") for verb in VERBS]
+
+    odd = [
+        page.name
+        for page in pages
+        if page.exists() and "" in re.findall(r"^```(\w*)$", page.read_text(), re.M)[::2]
+    ]
+
+    assert odd == []
 
 
 def test_questions() -> None:

@@ -283,6 +283,34 @@ def test_uplink(machine: Machine) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "addresses"),
+    [
+        ("46-dhcp.conflist", ["198.51.100.2/24"]),
+        ("47-dhcp-dual-stack.conflist", ["198.51.100.2/24", "2001:db8::2/64"]),
+    ],
+)
+def test_addresses_of_a_server(machine: Machine, name: str, addresses: list[str]) -> None:
+    """Examples stand for them; the node's daemon, which is not there, is what STATUS tells."""
+    machine.do(
+        machine.host,
+        "ip link add up0 type veth peer name up1",
+        "ip link set up0 up",
+        "ip link set up1 up",
+    )
+
+    found = plan(machine, str(CONF[name]))
+    here = plan(machine, str(CONF[name]), "--against-node", status=FOUND)
+
+    assert [one["address"] for one in found["result"]["ips"]] == addresses
+    assert changes(found["steps"][0], "link", "container")[0].startswith("eth0: macvlan")
+    (message,) = found["messages"]
+    assert message.startswith("dhcp gets its addresses from beyond this node")
+    assert all(address in message for address in addresses)
+    (status,) = (one for one in here["node"] if one["kind"] == "plugin")
+    assert "no DHCP daemon answers" in status["state"]
+
+
 def test_other_vendor(machine: Machine, tmp_path: Path) -> None:
     """A plugin of another vendor is executed on the stage, too."""
     (tmp_path / "theirs").write_text(
