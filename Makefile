@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 python := .venv/bin/python
 pytest := $(python) -m pytest
-sandboxed := tests/in-sandbox --or-skip $(pytest) -m "not full_kernel"
+sandboxed := tests/in-sandbox --or-skip $(pytest)
 shell_scripts := .ci/run deploy/*.sh deploy/interpreter/compile deploy/release/scripts/* tests/in-sandbox \
     tests/kubernetes/upstream/build.sh tests/parts tests/pythons
 pure := cni_common/spec/schema.py,cni_common/spec/undo.py,cni_common/spec/result.py,cni_common/spec/wire.py,plugins/host_local/ranges.py

@@ -2,6 +2,8 @@
  *
  *   floor BRIDGE|none   reads lines from stdin, and answers each with its nanoseconds:
  *   add HOST_END NETNS ADDRESS/PREFIX GATEWAY [ADDRESS/PREFIX GATEWAY]
+ *   attach ...                           as add, and then computes, as a plugin goes on
+ *   route HOST_END GATEWAY/32 ADDRESS    what ptp adds to the host's end
  *   del HOST_END
  *   sysctl NAME                          writes 1 to a file of /proc/sys
  *   adds COUNT HOST_END NETNS PREFIX     COUNT at a time, each in its own process, which waits for
@@ -11,7 +13,8 @@
  * the host's up and in the bridge, if any), opens a socket in the container, has the kernel announce
  * addresses (arp_notify, ndisc_notify), asks for the index of eth0,
  * and by one more sendmsg gives it its addresses, sets it up and adds a default route for each
- * gateway. A DEL is the deletion of the pair. Both end with the kernel's acknowledgement; one of
+ * gateway. On a bridge the kernel delivers what the container announces to each port, also after its
+ * acknowledgement, on the processor of that process: `attach` has that in its time. A DEL is the deletion of the pair. Both end with the kernel's acknowledgement; one of
  * many DELs ends with the event that the host's end is deleted, since its memory is freed later. Many
  * DELs are grouped: each moves its pair into a group, then asks for the deletion of the group. That
  * deletion includes all pairs that were moved there while it waited for the RTNL lock.
@@ -41,6 +44,7 @@
 #define COUNT_MAX 250
 #define IFNAME "eth0"
 #define GROUP 0x70796e63
+#define COMPUTATIONS 500000 /* about a millisecond: what a plugin does after it has set a link up */
 
 struct batch {
     _Alignas(struct nlmsghdr) char data[4096];
@@ -209,19 +213,24 @@ static void add_address(struct batch *batch, int index, char *cidr)
     attribute(batch, IFA_ADDRESS, bytes, length);
 }
 
-static void add_default_route(struct batch *batch, int index, const char *gateway)
+/* Add a route by an address's attribute: RTA_GATEWAY of a default route, RTA_DST of one to a host. */
+static void add_route(struct batch *batch, int index, int type, const char *address)
 {
     unsigned char bytes[16];
     struct rtmsg body = {
         .rtm_table = RT_TABLE_MAIN,
         .rtm_protocol = RTPROT_BOOT,
-        .rtm_scope = RT_SCOPE_UNIVERSE,
+        .rtm_scope = type == RTA_DST ? RT_SCOPE_LINK : RT_SCOPE_UNIVERSE,
         .rtm_type = RTN_UNICAST,
     };
+    size_t length;
 
-    body.rtm_family = (unsigned char)parse_address(gateway, bytes);
+    body.rtm_family = (unsigned char)parse_address(address, bytes);
+    length = body.rtm_family == AF_INET ? 4 : 16;
+    if (type == RTA_DST)
+        body.rtm_dst_len = (unsigned char)(length * 8);
     message(batch, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK, &body, sizeof body);
-    attribute(batch, RTA_GATEWAY, bytes, body.rtm_family == AF_INET ? 4 : 16);
+    attribute(batch, type, bytes, length);
     attribute(batch, RTA_OIF, &index, sizeof index);
 }
 
@@ -240,7 +249,7 @@ static void configure(int sock, char **words, unsigned count)
     body.ifi_flags = body.ifi_change = IFF_UP;
     message(&batch, RTM_NEWLINK, NLM_F_ACK, &body, sizeof body);
     for (unsigned i = 0; i + 1 < count; i += 2)
-        add_default_route(&batch, body.ifi_index, words[i + 1]);
+        add_route(&batch, body.ifi_index, RTA_GATEWAY, words[i + 1]);
     exchange(sock, &batch, "addresses, up, routes");
 }
 
@@ -280,6 +289,25 @@ static void add(int host, int home, int bridge, char **words, unsigned count)
     configure(sock, words + 3, count - 3);
     close(sock);
     close(netns);
+}
+
+static void compute(void)
+{
+    volatile uint64_t state = 1;
+
+    for (unsigned i = 0; i < COMPUTATIONS; i++)
+        state = state * 6364136223846793005U + 1;
+}
+
+/* Add an address to the host's end, and a route to the container's address. */
+static void route_host(int host, const char *name, char *gateway, const char *address)
+{
+    struct batch batch = {.length = 0};
+    int index = (int)if_nametoindex(name);
+
+    add_address(&batch, index, gateway);
+    add_route(&batch, index, RTA_DST, address);
+    exchange(host, &batch, "address and route of the host");
 }
 
 static void delete(int host, const char *name)
@@ -432,6 +460,11 @@ int main(int argc, char **argv)
         start = now();
         if (count >= 5 && strcmp(words[0], "add") == 0)
             add(host, home, bridge, words, count);
+        else if (count >= 5 && strcmp(words[0], "attach") == 0) {
+            add(host, home, bridge, words, count);
+            compute();
+        } else if (count == 4 && strcmp(words[0], "route") == 0)
+            route_host(host, words[1], words[2], words[3]);
         else if (count == 2 && strcmp(words[0], "del") == 0)
             delete(host, words[1]);
         else if (count == 2 && strcmp(words[0], "sysctl") == 0)

@@ -53,6 +53,7 @@ KERNEL_PARTS: dict[str, dict[str, int]] = {
     "firewall": {"firewall": 1},
 }
 KERNEL_PARTS["chain"] = {"bridge": 1, "element": 2, "sysctl": 6, "firewall": 1}
+_SUBNETS = {"bridge": 100, "ptp": 110}  # the second bytes of their first networks' addresses
 _MAP = "masquerade4"  # of masquerading: cni_common.node.masquerade
 _CONTROL = ("loopback", "ADD")
 ROWS = (*dict.fromkeys(plugin for chain in CHAINS.values() for plugin in chain), "chain")
@@ -120,7 +121,7 @@ class _Node:
 
 
 def _keys(plugin: str, spot: _Spot) -> networks.Json:
-    subnet = f"10.{(100 if plugin == 'bridge' else 110) + spot.network}.0.0/16"
+    subnet = f"10.{_SUBNETS[spot.chain] + spot.network}.0.0/16"
     ipam = {"type": "host-local", "ranges": [[{"subnet": subnet}]]}
     ports = [{"hostPort": 10_000 + spot.number, "containerPort": 80, "protocol": "tcp"}]
     keys: dict[str, networks.Json] = {
@@ -148,11 +149,19 @@ def growth(bench: Bench) -> None:
         for chain in CHAINS:
             node.add(_Spot(chain, 0, 0))
         few = _medians(bench, node, rounds)
-        for number in range(1, MANY):
-            node.add(_Spot("bridge", number // _PER_BRIDGE, number))
-            node.add(_Spot("ptp", 0, number))
+        neighbours = [
+            spot
+            for number in range(1, MANY)
+            for spot in (_Spot("bridge", number // _PER_BRIDGE, number), _Spot("ptp", 0, number))
+        ]
+        for spot in neighbours:
+            node.add(spot)
         many = _medians(bench, node, rounds)
+        for spot in neighbours:
+            node.delete(spot)
+        again = _medians(bench, node, rounds)
     # Minutes later the machine has another speed, with what else it does: that of `_CONTROL` tells.
+    few = {key: statistics.mean((ms, again[key])) for key, ms in few.items()}
     speed = many[_CONTROL] / few[_CONTROL]
     many = {key: ms / speed for key, ms in many.items()}
     for (what, command), ms in many.items():
@@ -228,20 +237,23 @@ class _Kernel:
 
     def measure(self, turn: int, samples: dict[tuple[str, str], list[float]]) -> None:
         """Make each part and remove it; add the milliseconds to the samples."""
-        address = ip_address(f"10.100.200.{turn % 250}")
+        addresses = {what: f"10.{_SUBNETS[what]}.200.{turn % 250}" for what in self._pairs}
 
         def note(what: str, command: str, ms: float) -> None:
             samples.setdefault((f"kernel {what}", command), []).append(ms)
 
         for what, floor in self._pairs.items():
             time.sleep(_PAUSE_SECONDS)
-            words = ("floor0", "/run/netns/c0", f"{address}/16", "10.100.0.1")
-            note(what, "ADD", floor.ms("add", *words))
+            gateway = f"10.{_SUBNETS[what]}.0.1"
+            spent = floor.ms("attach", "floor0", "/run/netns/c0", f"{addresses[what]}/16", gateway)
+            if what == "ptp":
+                spent += floor.ms("route", "floor0", f"{gateway}/32", addresses[what])
+            note(what, "ADD", spent)
             for command in ("ADD", "DEL"):  # a DEL gives settings back
                 note("sysctl", command, floor.ms("sysctl", "net/ipv4/conf/floor0/arp_notify"))
             note(what, "DEL", floor.ms("dels", "1", "floor"))  # until the event, as ours
         time.sleep(_PAUSE_SECONDS)
-        for command, message in self._element(address).items():
+        for command, message in self._element(ip_address(addresses["bridge"])).items():
             note("element", command, _ms(partial(nft_table.apply, self._netns, [message])))
         time.sleep(_PAUSE_SECONDS)
         lines = cni_forward.lines_of([ip_address(f"10.99.0.{turn % 250}")])
