@@ -1,4 +1,4 @@
-"""Other programs of the node that touch interfaces and firewalls."""
+"""Other programs of the node that touch interfaces or packets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from cni_common.kernel import nft_table
 from cni_common.kernel.netlink import NetlinkError
 from cni_common.spec.profile import HostLink
 from commands.doctor.lines import ERROR, OK, WARNING, Line
-from plugins import profile_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,54 +28,6 @@ _MANAGER_RULES = "/usr/lib/udev/rules.d/85-nm-unmanaged.rules"
 _MANAGER_FILE = "/etc/NetworkManager/conf.d/pycni.conf"
 _MANAGER_CONF = ("/etc/NetworkManager/conf.d/*.conf", "/usr/lib/NetworkManager/conf.d/*.conf")
 _OLD_PROXY = "KUBE-SERVICES"
-
-
-def firewalls(patient: Patient) -> Iterator[Line]:
-    """Say which flavours of firewalls are in use, and which one drops forwarded packets."""
-    netns = patient.host.netns
-    legacy = {version: netns.legacy_tables(version) for version in (4, 6)}
-    for version, tables in legacy.items():
-        if tables:
-            text = f"the older flavour of iptables is in use: {', '.join(tables)}"
-            yield Line(OK, f"iptables, IPv{version}", text)
-    try:
-        chains = nft_table.base_chains(netns)
-    except NetlinkError as error:
-        if error.errno not in nft_table.NO_NFTABLES:
-            raise
-        yield Line(WARNING, "nftables", "this kernel has none", "a kernel with CONFIG_NF_TABLES")
-        return
-    tables = sorted({one.table for one in chains})
-    yield Line(OK, "nftables", f"tables with chains: {', '.join(tables) or 'none'}")
-    dropping = [one for one in chains if one.hook == nft_table.FORWARD and one.drops]
-    of_ip = [one for one in dropping if one.table.partition(" ")[0] in ("ip", "ip6", "inet")]
-    if not of_ip:
-        yield Line(OK, "forwarded packets", "no policy of a chain drops them")
-        return
-    names = ", ".join(f"table {one.table}, chain {one.name}" for one in of_ip)
-    text = f"are dropped by the policy of {names}"
-    unprotected = [name for name in _unfiltered(patient) if name]
-    if unprotected:
-        yield Line(
-            WARNING,
-            "forwarded packets",
-            f"{text}, and nothing admits those of {', '.join(unprotected)}",
-            'add {"type": "firewall"} to the list of plugins, or admit the subnets by hand',
-        )
-    else:
-        yield Line(
-            OK, "forwarded packets", f"{text}; the networks here have a plugin that admits theirs"
-        )
-
-
-def _unfiltered(patient: Patient) -> Iterator[str]:
-    """Yield the networks whose packets pass the host, and that have no plugin that admits them."""
-    for file in patient.files:
-        profiles = [profile_of(one.type) for one in file.entries]
-        passes = any(one and one.is_network and one.passes_host for one in profiles)
-        admits = any(one and one.admits for one in profiles)
-        if passes and not admits and not any(one is None for one in profiles):
-            yield file.name
 
 
 def proxies(patient: Patient) -> Iterator[Line]:

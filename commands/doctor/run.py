@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cni_common.spec.errors import CNIError
 from commands import DONE, FOUND, LACKING, view
-from commands.doctor import engine, kernel, neighbours, networks, paths, state
+from commands.doctor import engine, firewalls, kernel, neighbours, networks, paths, state
 from commands.doctor.lines import ERROR, LEVELS, OK, WARNING, Line, Patient
 from commands.verb import RefusedError, words_of
 
@@ -28,7 +28,7 @@ CHECKS: Mapping[str, Sequence[Check]] = {
         networks.pools,
     ),
     "kernel": (networks.needs, paths.strictness, kernel.sysctls),
-    "others": (neighbours.firewalls, neighbours.proxies, neighbours.managers, paths.macs),
+    "others": (firewalls.check, neighbours.proxies, neighbours.managers, paths.macs),
     "state": (state.leftovers, state.room, state.locks, engine.check, state.clock),
 }
 _STATUSES = {OK: DONE, WARNING: FOUND, ERROR: LACKING}

@@ -127,22 +127,80 @@ def test_refused(doctor: Doctor) -> None:
     assert "VLAN ID 5000" in lines[f"network '{doctor.machine.name}'"]["text"]
 
 
-def test_forwarded_packets_are_dropped(doctor: Doctor) -> None:
+DROPS = "{ type filter hook forward priority 0; policy drop; }"
+ACCEPTS = "{ type filter hook forward priority 0; policy accept; }"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"nft add table ip filter; nft add chain ip filter FORWARD '{DROPS}'",
+        "iptables-nft -A FORWARD -s 192.0.2.0/24 -j ACCEPT; iptables-nft -A FORWARD -j REJECT",
+        "iptables-legacy -P FORWARD DROP",
+        "iptables-legacy -A FORWARD -j REJECT",
+    ],
+)
+def test_forwarded_packets_are_dropped(doctor: Doctor, line: str) -> None:
     """The chain that drops is named, and a plugin in the list that admits is enough."""
     machine = doctor.machine
     assert doctor.ask()[1]["forwarded packets"]["level"] == "ok"
-    machine.command(machine.host, "nft", "add", "table", "inet", "site")
-    chain = "{ type filter hook forward priority 0; policy drop; }"
-    machine.command(machine.host, "nft", f"add chain inet site passing {chain}")
+    machine.command(machine.host, "sh", "-c", line)
 
-    _, lines = doctor.ask()
+    dropped = doctor.ask()[1]["forwarded packets"]
     doctor.write({"type": "firewall"})
-    _, admitted = doctor.ask()
+    admitted = doctor.ask()[1]["forwarded packets"]
 
-    assert lines["forwarded packets"]["level"] == "warning"
-    assert "table inet site, chain passing" in lines["forwarded packets"]["text"]
-    assert machine.name in lines["forwarded packets"]["text"]
-    assert admitted["forwarded packets"]["level"] == "ok"
+    assert dropped["level"] == "warning"
+    assert "chain FORWARD" in dropped["text"]
+    assert machine.name in dropped["text"]
+    assert 'add {"type":"firewall"} to the list' in dropped["remedy"]
+    assert (admitted["level"], "chain FORWARD" in admitted["text"]) == ("ok", True)
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "ip saddr {subnet} accept",
+        "ip daddr {{ 192.0.2.0/24, {subnet} }} accept",
+        'iifname "{bridge}" accept',
+        "jump pods",
+    ],
+)
+def test_forwarded_packets_of_others(doctor: Doctor, accept: str) -> None:
+    """In a chain of another program no plugin admits anything, but a rule for the subnet does."""
+    machine = doctor.machine
+    doctor.write({"type": "firewall"})
+    (subnet,) = (one["subnet"] for one in doctor.ranges[0])
+    table = "table inet site { chain pods { ip saddr %s accept\n }\n chain passing %s\n }"
+    machine.command(machine.host, "nft", table % (subnet, DROPS.replace(" }", "\n }")))
+
+    dropped = doctor.ask()[1]["forwarded packets"]
+    rule = accept.format(subnet=subnet, bridge=doctor.conf["bridge"])
+    machine.command(machine.host, "nft", f"add rule inet site passing {rule}")
+    accepted = doctor.ask()[1]["forwarded packets"]
+
+    assert dropped["level"] == "warning"
+    assert "policy of table inet site, chain passing" in dropped["text"]
+    assert "nft list chain inet site passing" in dropped["remedy"]
+    assert (accepted["level"], "inet site" in accepted["text"]) == ("ok", True)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"nft add table ip6 filter; nft add chain ip6 filter FORWARD '{DROPS}'",
+        f"nft add table inet site; nft add chain inet site c '{ACCEPTS}';"
+        " nft add rule inet site c ct state invalid drop",
+        f"nft add table inet site; nft add chain inet site c '{ACCEPTS}';"
+        " nft add rule inet site c drop; nft add rule inet site c counter accept",
+        "iptables-legacy -A FORWARD -s 192.0.2.0/24 -j DROP",
+    ],
+)
+def test_forwarded_packets_pass(doctor: Doctor, line: str) -> None:
+    """Of another family, by a rule for some packets alone."""
+    doctor.machine.command(doctor.machine.host, "sh", "-c", line)
+
+    assert doctor.ask()[1]["forwarded packets"]["level"] == "ok"
 
 
 def test_full(doctor: Doctor) -> None:
