@@ -42,6 +42,7 @@ class Pool:
     first: Address
     last: Address
     path: Path
+    gateway: Address | None = None  # that containers are told
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class HostLink:
     path: Path
     kind: str = ""  # of the link as `ip -d link` has it, "" for any
     made: bool = False  # by the plugin, if it is not there
+    gateway: Path = ()  # the key by which it gets the gateways of Pools, () if it does not
 
 
 @dataclass(frozen=True, slots=True)

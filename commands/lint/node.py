@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from cni_common.kernel.link import Link
     from cni_common.node.host import Loader
-    from cni_common.spec.names import Subnet
+    from cni_common.spec.names import Cidr, Subnet
     from commands.lint.files import Entry, File
 
 _BRIDGED = "/proc/sys/net/bridge/bridge-nf-call-iptables"
@@ -67,6 +67,11 @@ class ThisNode:
                 if one.kind == RTN_UNICAST and link and dst.prefixlen and not dst.is_link_local:
                     found.append((dst, link.name))
         return [(net, name) for net, name in found if self.links[name].kind != PAIR]
+
+    def addresses(self, name: str) -> list[Cidr]:
+        """Return the addresses of an interface, without those that the kernel makes."""
+        found = self._netns.netlink.addresses(self.links[name].index)
+        return [cidr for cidr, _ in found if not cidr.is_link_local]
 
     @cached_property
     def uplink(self) -> Link | None:
@@ -114,6 +119,7 @@ def check(files: Sequence[File], load: Loader, path: Sequence[str]) -> None:
                 _check_plugins(entry, node)
                 _check_links(entry, load, node)
                 _check_pools(entry, load, node, made)
+                _check_gateways(entry, load, node)
         _check_choice(files, node)
     finally:
         node.close()
@@ -197,6 +203,34 @@ def _check_pools(entry: Entry, load: Loader, node: ThisNode, made: set[str]) -> 
                 text = f"'{name}' of this node has {subnet}: packets for one go to the other"
                 entry.report("L602", fact.path, text)
                 break
+
+
+def _check_gateways(entry: Entry, load: Loader, node: ThisNode) -> None:
+    """Report addresses of a bridge that are in the way of a gateway."""
+    pools = [fact for fact in facts_of(entry, load) if isinstance(fact, Pool) and fact.gateway]
+    for link in _links_of(entry, load):
+        if not link.gateway or link.name not in node.links:
+            continue
+        present = node.addresses(link.name)
+        gateways = {pool.gateway for pool in pools}
+        missing = [pool for pool in pools if pool.gateway not in {one.ip for one in present}]
+        others = [one for one in present if one.ip not in gateways]
+        pairs = ((pool, one) for pool in missing for one in others if _excludes(one, pool.subnet))
+        for pool, other in pairs:
+            text = (
+                f"'{link.name}' has {other} on this node, and ADD refuses to add the gateway"
+                f" {pool.gateway}: if that is another host, such as the router of this LAN,"
+                f' leave "{link.gateway[-1]}" out'
+            )
+            entry.report("L610", link.gateway, text)
+            break
+
+
+def _excludes(address: Cidr, subnet: Subnet) -> bool:
+    """Tell whether a bridge with an address can have no gateway of a subnet beside."""
+    if address.version != subnet.version:
+        return False
+    return address.version == 4 or _overlaps(address.network, subnet)
 
 
 def _check_choice(files: Sequence[File], node: ThisNode) -> None:

@@ -57,6 +57,7 @@ RULES: Mapping[str, Rule] = {
     "L509": Rule(WARNING, "a route of a family without an address"),
     "L510": Rule(ERROR, "a next hop outside of all subnets"),
     "L511": Rule(ERROR, "a name server that is no address"),
+    "L512": Rule(WARNING, "a route with host bits"),
     "L601": Rule(ERROR, "a plugin is not on this node"),
     "L602": Rule(ERROR, "a subnet that this node has elsewhere"),
     "L603": Rule(ERROR, "a name that something else has"),
@@ -66,6 +67,7 @@ RULES: Mapping[str, Rule] = {
     "L607": Rule(WARNING, "the runtime takes another file"),
     "L608": Rule(ERROR, "the plugin on this node does not know the version"),
     "L609": Rule(WARNING, "the runtime reads no file of this name"),
+    "L610": Rule(ERROR, "the bridge has another address"),
 }
 
 

@@ -73,6 +73,7 @@ def check(file: File, load: Loader) -> list[tuple[Entry, list[Fact]]]:
                 one.report(fact.code, fact.path, fact.text)
         pools = [fact for fact in facts if isinstance(fact, Pool)]
         _check_pools(one, pools)
+        _check_destinations(one)
         _check_routes(one, pools)
         _check_dns(one)
     return found
@@ -172,6 +173,16 @@ def _check_routes(entry: Entry, pools: Sequence[Pool]) -> None:
         ):
             text = f"{hop} is in none of the subnets, so that the kernel refuses the route"
             entry.report("L510", ("ipam", "routes", index, "gw"), text)
+
+
+def _check_destinations(entry: Entry) -> None:
+    ipam = entry.given.get("ipam")
+    routes = ipam.get("routes") if isinstance(ipam, dict) else None
+    for index, one in enumerate(routes if isinstance(routes, list) else ()):
+        dst = _net(one)
+        if dst is not None and _address(one["dst"].partition("/")[0]) != dst.network_address:
+            text = f'"{one["dst"]}" is an address, and the route is to {dst}: write that'
+            entry.report("L512", ("ipam", "routes", index, "dst"), text)
 
 
 def _check_dns(entry: Entry) -> None:

@@ -28,7 +28,10 @@ def _facts(req: Request) -> Iterator[Fact]:
     config, ipam = req.config, ipam_type(req.config)
     name = config.get("bridge", "cni0")
     gateway = bool(config.get("isGateway") or config.get("isDefaultGateway"))
-    yield HostLink(name, ("bridge",), "bridge", made=True)
+    key = "isGateway" if config.get("isGateway") else "isDefaultGateway"
+    # With a VLAN another interface gets them; with forceAddress they replace others.
+    exclusive = gateway and not (config.get("vlan") or config.get("forceAddress"))
+    yield HostLink(name, ("bridge",), "bridge", made=True, gateway=(key,) if exclusive else ())
     if mtu := config.get("mtu"):
         yield Setting(f"bridge '{name}'", "mtu", mtu, ("mtu",))
     if config.get("ipMasq") and ipam and not gateway:

@@ -35,7 +35,7 @@ def _facts(req: Request) -> Iterator[Fact]:
         one = _parsed(entry)
         if one is None:
             continue  # refused by `parse`
-        yield Pool(one.subnet, one.first, one.last, (*path, "subnet"))
+        yield Pool(one.subnet, one.first, one.last, (*path, "subnet"), one.gateway)
         if not any(one.gateway in net for net in _onlink(ipam)):
             yield from _of_gateway(one, path)
 

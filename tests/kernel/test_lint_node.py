@@ -85,6 +85,25 @@ def test_subnet(machine: Machine, tmp_path: Path) -> None:
     assert (by_address, by_route) == (["L602"], ["L602"])
 
 
+def test_gateway(machine: Machine, tmp_path: Path) -> None:
+    """The LAN's bridge, and its router as the gateway: ADD would refuse, unless told otherwise."""
+    ipam = {"type": "host-local", "subnet": "10.77.0.0/24", "gateway": "10.77.0.254"}
+    machine.do(
+        machine.host,
+        "ip link add br77 type bridge",
+        "ip link set br77 up",
+        "ip address add 10.77.0.9/24 dev br77",
+    )
+
+    refused = lint(machine, network(tmp_path, ipam=ipam))
+    joined = lint(machine, network(tmp_path, ipam=ipam, isGateway=False))
+    forced = lint(machine, network(tmp_path, ipam=ipam, forceAddress=True))
+    machine.do(machine.host, "ip address add 10.77.0.254/24 dev br77")
+    present = lint(machine, network(tmp_path, ipam=ipam))
+
+    assert (refused, joined, forced, present) == (["L610"], [], [], [])
+
+
 def test_names(machine: Machine, tmp_path: Path) -> None:
     """The bridge's name is that of another interface; the master does not exist."""
     path = network(tmp_path)
@@ -161,4 +180,4 @@ def test_page() -> None:
     """All of these codes are tried here."""
     text = Path(__file__).read_text()
 
-    assert [code for code in (f"L60{n}" for n in range(1, 10)) if text.count(code) < 1] == []
+    assert [code for code in (f"L6{n:02}" for n in range(1, 11)) if text.count(code) < 1] == []

@@ -96,6 +96,11 @@ BRIDGE6: Json = {**BRIDGE, "ipam": {**IPAM, "ranges": [[{"subnet": "fd00:9::/64"
 TUNING: Json = {"type": "tuning", "sysctl": {"net.core.somaxconn": "500"}}
 PORTS: Json = {"portMappings": True, "portMapping": True}
 CLOSED: Json = {**IPAM, "closed": "moved to 10.10.0.0/16"}
+STATIC_ROUTE: Json = {
+    "type": "static",
+    "addresses": [{"address": "fd00::2/64"}],
+    "routes": [{"dst": "2001:db8::1/64"}],
+}
 NOT_FREE: Json = {**IPAM, "ranges": [[{"subnet": "127.9.0.0/24"}]]}
 HOST_BITS: Json = {"type": "host-local", "subnet": "10.9.0.7/24"}
 NAME_SERVERS: Json = {"nameservers": ["9.9.9.9", "dns.example.org"]}
@@ -169,6 +174,8 @@ WRONG: list[tuple[str, str, list[Json]]] = [
     ("L508", '"127.9.0.0/24"', [{**BRIDGE, "ipam": NOT_FREE}]),
     ("L509", '"::/0"', [routed({"dst": "0.0.0.0/0"}, {"dst": "::/0"})]),
     ("L510", '"10.8.0.254"', [routed({"dst": "192.168.0.0/16", "gw": "10.8.0.254"})]),
+    ("L512", '"10.9.8.7/16"', [routed({"dst": "10.9.8.7/16"})]),
+    ("L512", '"2001:db8::1/64"', [{**BRIDGE, "ipam": STATIC_ROUTE}]),
     ("L511", '"dns.example.org"', [{**BRIDGE, "dns": NAME_SERVERS}]),
 ]  # fmt: skip
 
