@@ -55,7 +55,7 @@ def call(path: str, name: str, given: Json, *, seconds: float, netns: int = -1) 
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(STATUS_SECONDS)
             sock.connect(path)
-            _refuse_foreign(sock, path)
+            _refuse_stranger(sock, path)
             _send(sock, rpc.encode(request), netns)
             answer = _receive(sock, path, until)
     except TimeoutError:
@@ -100,15 +100,16 @@ def releases_of(path: str) -> str:
     return path + _RELEASES
 
 
-def _refuse_foreign(sock: socket.socket, path: str) -> None:
-    """Raise CNIError unless a process of root listens: another one could give any address."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, rpc.PEER_BYTES)
-    user = rpc.user_of(credentials)
-    if user != 0:
-        raise CNIError(
-            Code.INTERNAL,
-            f"a process of user {user} listens at '{path}': only a daemon of root is believed",
-        )
+def _refuse_stranger(sock: socket.socket, path: str) -> None:
+    """Raise AwayError unless a process of this node's root listens: it could give any address.
+
+    So DEL goes on as without a daemon: a stranger keeps no container from being removed.
+    """
+    from plugins.dhcp import peer
+
+    who = peer.stranger(sock)
+    if who:
+        raise AwayError(path, f"{who} listens there; only a daemon of this node's root is believed")
 
 
 def _send(sock: socket.socket, data: bytes, netns: int) -> None:

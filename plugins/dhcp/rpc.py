@@ -23,7 +23,6 @@ ALLOCATE, RELEASE, CHECK, COLLECT, STATUS = "allocate", "release", "check", "col
 ALLOCATE_FAMILY = "allocate family"
 HEAD_BYTES = 4
 MESSAGE_BYTES_MAX = 1 << 20  # a GC names all attachments of a node
-PEER_BYTES = 12  # struct ucred of unix(7): process, user, group
 
 
 def encode(message: Json) -> bytes:
@@ -45,10 +44,3 @@ def length_in(head: bytes) -> int:
     if length > MESSAGE_BYTES_MAX:
         raise ValueError("it speaks another protocol")
     return length
-
-
-def user_of(credentials: bytes) -> int:
-    """Return the user in a struct ucred, as SO_PEERCRED gives it."""
-    from sys import byteorder
-
-    return int.from_bytes(credentials[4:8], byteorder)

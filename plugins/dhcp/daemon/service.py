@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from cni_common.kernel.netns import NetNS, pid_namespace
 from cni_common.spec import wire
 from cni_common.spec.errors import CNIError, Code
-from plugins.dhcp import rpc
+from plugins.dhcp import peer, rpc
 from plugins.dhcp.daemon import family, link, store, upkeep
 from plugins.dhcp.daemon.allocation import Allocation
 from plugins.dhcp.daemon.store import Entry, Key
@@ -42,6 +42,7 @@ class Service:
         self._seconds = seconds
         self._upkeeps: dict[Key, Upkeep] = {}
         self._connections = 0
+        self._refused = ""  # who was refused last
 
     def resume(self) -> None:
         """Go on with the leases of an earlier process; release those of an earlier boot."""
@@ -95,12 +96,22 @@ class Service:
             loop.call_after(_PAUSE_SECONDS, lambda: loop.watch(listener, again))
             return
         sock.settimeout(0)
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, rpc.PEER_BYTES)
-        if rpc.user_of(credentials) != 0 or self._connections >= _CONNECTIONS_MAX:
+        if self._connections >= _CONNECTIONS_MAX or self._is_stranger(sock):
             sock.close()
             return
         self._connections += 1
         Connection(self, sock)
+
+    def _is_stranger(self, sock: socket.socket) -> bool:
+        """Tell whether no process of this node's root calls; one of a container may be root, too.
+
+        The same words are logged once in a row: a stranger can call as often as it likes.
+        """
+        who = peer.stranger(sock)
+        if who and who != self._refused:
+            self.node.log(f"refuses a call: {who} calls; only this node's root may")
+        self._refused = who or self._refused
+        return bool(who)
 
     def closed(self) -> None:
         """Count a connection no more."""
