@@ -36,6 +36,7 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _SYSCTL_BYTES_MAX = 4096
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12  # linux/netlink.h
+_NO_ENTRY = "cannot enter the network namespace"  # as deploy/frozen/setns.c says it
 
 
 class NetNS:
@@ -57,14 +58,20 @@ class NetNS:
         No signal interrupts it. Raises the function's exception.
         """
         # A thread is in its process's own namespace already.
-        return _run_inside(-1 if self.path == OWN else self.fd, function)
+        try:
+            return _run_inside(-1 if self.path == OWN else self.fd, function)
+        except OSError as error:
+            raise self._told(error) from None
 
     def open_file(self, path: str, flags: int) -> int:
         """Open `path` inside the namespace, to which a file of /proc/sys/net stays bound.
 
         So does /dev/net/tun. Raises OSError.
         """
-        return os.open(path, flags) if self.path == OWN else _open_file(self.fd, path, flags)
+        try:
+            return os.open(path, flags) if self.path == OWN else _open_file(self.fd, path, flags)
+        except OSError as error:
+            raise self._told(error) from None
 
     def open_socket(self, family: int, kind: int, protocol: int) -> socket.socket:
         """Return a socket inside, which stays there; the caller closes it."""
@@ -72,8 +79,20 @@ class NetNS:
 
         if self.path == OWN:
             return socket.socket(family, kind, protocol)
-        fd = _open_socket(self.fd, family, kind, protocol)
+        try:
+            fd = _open_socket(self.fd, family, kind, protocol)
+        except OSError as error:
+            raise self._told(error) from None
         return socket.socket(family, kind, protocol, fileno=fd)
+
+    def _told(self, error: OSError) -> OSError:
+        """Return `error`, with the namespace's name if that could not be entered."""
+        if not (error.strerror or "").startswith(_NO_ENTRY):
+            return error
+        why = os.strerror(error.errno or 0)
+        if error.errno == errno.EPERM:
+            why += "; it belongs to a user namespace in which the plugin has no rights"
+        return OSError(error.errno, f"cannot enter network namespace '{self.path}': {why}")
 
     @cached_property
     def netlink(self) -> Netlink:
@@ -333,13 +352,16 @@ def _run_inside(fd: int, function: Callable[[], T]) -> T:
 
 def _setns(fd: int) -> None:
     if hasattr(os, "setns"):  # Python 3.12
-        os.setns(fd, CLONE_NEWNET)
+        try:
+            os.setns(fd, CLONE_NEWNET)
+        except OSError as error:
+            raise OSError(error.errno, f"{_NO_ENTRY}: {error.strerror}") from None
         return
     import ctypes
 
     if _libc().setns(fd, CLONE_NEWNET):
         code = ctypes.get_errno()
-        raise OSError(code, f"cannot enter the network namespace: {os.strerror(code)}")
+        raise OSError(code, f"{_NO_ENTRY}: {os.strerror(code)}")
 
 
 @cache

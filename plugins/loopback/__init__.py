@@ -54,14 +54,21 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
 
 
 def delete(req: Request, host: Host) -> None:
-    """Set lo down, if its namespace still exists. Raises NetlinkError."""
+    """Set lo down, if its namespace still exists and can be entered.
+
+    What is in the way is only logged: lo goes with its namespace, and keeps nothing of the node.
+    """
     if not req.netns:
         return
     try:
         container = host.open_netns(req.netns)
     except CNIError:
         return  # the namespace is gone, and lo with it
-    container.netlink.set_down(_lo(container).index)
+    try:
+        container.netlink.set_down(_lo(container).index)
+    except (CNIError, OSError) as error:
+        reason = error.msg if isinstance(error, CNIError) else error.strerror
+        host.log(f"loopback: network {req.network}: DEL leaves lo as it is: {reason}")
 
 
 def check(req: Request, host: Host) -> Iterator[CNIError]:

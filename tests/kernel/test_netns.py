@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -108,12 +109,15 @@ def test_what_cannot_be_entered(machine: Machine, tmp_path: Path) -> None:
     with open(tmp_path / "file", "rb") as file:
         os.dup2(file.fileno(), handle.fd)
 
+    says = f"cannot enter network namespace '{re.escape(handle.path)}': Inv"
     for _ in range(3):
-        with pytest.raises(OSError, match="cannot enter the network namespace: Inv") as failure:
+        with pytest.raises(OSError, match=says) as failure:
             handle.open_socket(socket.AF_UNIX, socket.SOCK_DGRAM, 0)
         assert failure.value.errno == errno.EINVAL
-        with pytest.raises(OSError, match="cannot enter the network namespace: Inv"):
+        with pytest.raises(OSError, match=says):
             handle.sysctl(SYSCTL)
+        with pytest.raises(OSError, match=says):
+            handle.run(int)
 
     assert _state() == before
     handle.close()

@@ -51,11 +51,16 @@ def ptp(machine: Machine, **keys: Any) -> Call:
     return Call("ptp", points.network(machine, **keys), machine.container())
 
 
-def on_uplink(machine: Machine, plugin: str) -> Call:
+def on_uplink(machine: Machine, plugin: str, **keys: Any) -> Call:
     """Return an ADD of a plugin whose interface is on the uplink, so that its DEL needs none."""
     machine.outside()
-    keys: Json = {"type": plugin, "bridge": None, "isGateway": None, "master": "uplink"}
-    return Call(plugin, machine.network(**keys), machine.container())
+    return in_container(machine, plugin, master="uplink", **keys)
+
+
+def in_container(machine: Machine, plugin: str, **keys: Any) -> Call:
+    """Return an ADD of a plugin whose interface is in the container alone."""
+    usual: Json = {"type": plugin, "bridge": None, "isGateway": None}
+    return Call(plugin, machine.network(**usual, **keys), machine.container())
 
 
 def portmap(machine: Machine, **keys: Any) -> Call:
@@ -78,10 +83,10 @@ def bandwidth(machine: Machine) -> Call:
     return Call("bandwidth", limits.config(machine, **limits.BOTH), netns)
 
 
-def sbr(machine: Machine) -> Call:
-    """Return an ADD of sbr."""
+def behind(machine: Machine, plugin: str, **keys: Any) -> Call:
+    """Return an ADD of a plugin for an interface that another one has made."""
     netns = limits.container(machine)
-    return Call("sbr", limits.config(machine, type="sbr"), netns)
+    return Call(plugin, limits.config(machine, type=plugin, **keys), netns)
 
 
 def tuning(machine: Machine) -> Call:
@@ -120,13 +125,16 @@ CASES: Mapping[str, Callable[[Machine], Call]] = {
         machine, backend="iptables", ingressPolicy="isolated"
     ),
     "bandwidth": bandwidth,
-    "sbr": sbr,
+    "sbr": lambda machine: behind(machine, "sbr"),
+    "vrf": lambda machine: behind(machine, "vrf", vrfname="blue"),
     "tuning": tuning,
     "host-device": host_device,
-    "tap": lambda machine: Call(
-        "tap", machine.network(type="tap", bridge=None, ipam=STATIC, mtu=1400), machine.container()
-    ),
+    "tap": lambda machine: in_container(machine, "tap", ipam=STATIC, mtu=1400),
+    "vlan": lambda machine: on_uplink(machine, "vlan", vlanId=5),
+    "dummy": lambda machine: in_container(machine, "dummy", ipam=STATIC),
+    "loopback": lambda machine: in_container(machine, "loopback", ipam=None),
 }
+FULL_KERNEL = ("ipvlan", "vlan", "dummy", "vrf")  # kinds of interfaces that not each kernel has
 
 
 def objects(machine: Machine, netns: str) -> Json:
@@ -176,9 +184,9 @@ def cases() -> Iterator[Any]:
         # A kernel without nftables has no iptables-nft, which would really be called here.
         codes = [code for code in ERRORS if code != errno.EOPNOTSUPP or "iptables" not in name]
         for code in codes if ALL else [codes[at] for at in one_of_each([name] * len(codes))]:
-            if name == "ipvlan" and not ALL:
-                continue  # an emulated machine takes most of a minute for it
-            marks = [pytest.mark.full_kernel] if name == "ipvlan" else []
+            if name in FULL_KERNEL and not ALL:
+                continue  # an emulated machine takes most of a minute for each
+            marks = [pytest.mark.full_kernel] if name in FULL_KERNEL else []
             yield pytest.param(name, code, id=f"{name}-{errno.errorcode[code]}", marks=marks)
 
 

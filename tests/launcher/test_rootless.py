@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from plugins import TYPES
+
 pytestmark = pytest.mark.timeout(300)  # the first test may have to wait for the build
 
 _SCRIPT = """
@@ -67,3 +69,66 @@ def test_firewall(place: Path, backend: str) -> None:
     added, checked, deleted = done.stdout.split()
     assert int(added) == int(checked) > 0
     assert deleted == "0"
+
+
+_FOREIGN = """
+for directory in /run /var/lib; do mount -t tmpfs none $directory; done
+mkdir /run/netns
+ip netns add c1
+exec unshare --user --map-root-user --mount --net "$@"
+"""
+INTERFACES = sorted({*TYPES} - {"dhcp", "host-local", "static"})
+
+
+def test_a_container_that_cannot_be_entered(place: Path) -> None:
+    """Its namespace is of another user namespace: ADD says which one, and DEL succeeds after it."""
+    script = """
+import json, os, subprocess, sys
+place, config = sys.argv[1], json.loads(sys.argv[2])
+subprocess.run(["mount", "-t", "tmpfs", "none", "/var/lib"], check=True)
+for plugin in sys.argv[3:]:
+    for call in ("ADD", "DEL"):
+        previous = {} if call == "DEL" else {"prevResult": config["prevResult"]}
+        text = json.dumps({**config, "prevResult": None, "type": plugin, **previous})
+        names = {"COMMAND": call, "CONTAINERID": "c1", "IFNAME": "eth0", "PATH": place}
+        names["NETNS"] = "/run/netns/c1"
+        env = os.environ | {f"CNI_{key}": value for key, value in names.items()}
+        done = subprocess.run([f"{place}/{plugin}"], input=text, env=env, text=True,
+                              stdout=subprocess.PIPE)
+        print(json.dumps([plugin, call, done.returncode, done.stdout]))
+"""
+    config = {
+        "cniVersion": "1.0.0",
+        "name": "n",
+        "bridge": "br7",
+        "master": "lo",
+        "vlanId": 5,
+        "vrfname": "blue",
+        "device": "lo",
+        "ingressRate": 10_000_000,
+        "ingressBurst": 1_000_000,
+        "sysctl": {"net.ipv4.conf.all.arp_filter": "1"},
+        "ipam": {"type": "host-local", "subnet": "10.4.0.0/24"},
+        "prevResult": {
+            "cniVersion": "1.0.0",
+            "interfaces": [{"name": "x0"}, {"name": "eth0", "sandbox": "/run/netns/c1"}],
+            "ips": [{"interface": 1, "address": "10.4.0.2/24"}],
+        },
+    }
+    done = subprocess.run(
+        [
+            *("unshare", "--mount", "bash", "-ec", _FOREIGN, "bash"),
+            *("/usr/bin/python3", "-c", script, str(place), json.dumps(config), *INTERFACES),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    calls = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [status for _, call, status, _ in calls if call == "DEL"] == [0] * len(INTERFACES)
+    told = {plugin: text for plugin, call, _, text in calls if call == "ADD"}
+    for plugin in ("bridge", "loopback", "ptp", "tuning"):
+        assert "cannot enter network namespace '/run/netns/c1'" in json.loads(told[plugin])["msg"]
