@@ -70,21 +70,25 @@ def attempts(
         try:
             facts = _proven(node, known, results)
             if not dry_run:
-                _write(node.host, known, facts)
+                _write(node, known, facts)
         except (CNIError, OSError, RefusedError, ExceptionGroup) as error:
             yield Attempt(known, words_of(error))
         else:
             yield Attempt(known, "")
 
 
-def _write(host: Host, known: Known, facts: Json) -> None:
-    record = host.records.open(known.path)
+def _write(node: Node, known: Known, facts: Json) -> None:
+    record = node.host.records.open(known.path)
     if record is None:
         raise RefusedError("another call is at work on it")
     try:
         if not record.damage and not record.is_unbegun():
             raise RefusedError("another call has written it meanwhile")
         record.renew(facts)
+        for part in node.lifecycles[known.plugin].parts:
+            noted = record.get(part.facts)
+            if noted is not None:
+                part.rejoin(node.host, record, noted)
     finally:
         record.close()
 

@@ -137,6 +137,12 @@ class Part:
         `req` is its ADD, as it was recorded. Raises CNIError, OSError.
         """
 
+    def rejoin(self, host: Host, record: Record, facts: Any) -> None:
+        """Note what other calls have noted in `record` since its ADD: it was written anew by that.
+
+        Raises CNIError, OSError.
+        """
+
     def present(self, host: Host, record: Record, facts: Any) -> Iterable[Owned]:
         """Yield each object in `facts`, and whether it is there. Raises CNIError, OSError."""
         return ()

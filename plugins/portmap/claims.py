@@ -130,6 +130,15 @@ class Claims:
             if idle and _is_empty(self._directory):
                 _remove(self._directory)
 
+    def owners(self, record: Record) -> set[str]:
+        """Return the paths of the records that have ports of `record`, its own among them."""
+        with Lock(self._records):
+            if not os.path.isdir(self._directory):
+                return set()
+            with _Slots(self._directory) as table:
+                slots = {slot for span in _spans(record) for slot in table.read(span)}
+        return {_path_of(self._records, slot) for slot in slots - {bytes(_SLOT_BYTES)}}
+
     def _is_alone(self, record: Record) -> bool:
         names = [one for one in os.listdir(self._records.directory) if PLUGIN in one]
         return names == [os.path.basename(record.path)]

@@ -14,7 +14,7 @@ from cni_common.spec.errors import CNIError, Code
 from plugins.portmap import iptables as own_chains
 from plugins.portmap import layout, nftables, route_localnet
 from plugins.portmap.claims import spans_of
-from plugins.portmap.conf import IPTABLES
+from plugins.portmap.conf import IPTABLES, PLUGIN
 from plugins.portmap.route_localnet import DNAT
 from plugins.portmap.shared_ports import is_of_container, owner_of
 
@@ -52,11 +52,21 @@ def present(host: Host, record: Record, facts: HostPortsFacts) -> Iterator[Owned
         next_one = (
             element is not None
             and not mine
-            and is_of_container(host, element.comment, record.attachment.containerid)
+            and _is_same_container(host, element.comment, record.attachment.containerid)
         )
         what = f"element for {layout.words_of(key)} of map {key[0]}"
         yield Owned("host-port", what, mine or next_one, shared=next_one)
     yield from lost_rules("host-port", layout.LAYOUT, host.netns, layout.PORTS, *facts.chains)
+
+
+def _is_same_container(host: Host, text: str, containerid: str) -> bool:
+    """Tell whether the owner `text` of an element is of a container, by its words or its record.
+
+    The record of another network may be damaged; long words are a digest.
+    """
+    words = text.split(" ")
+    is_named = len(words) == 4 and words[0] == PLUGIN
+    return words[2] == containerid if is_named else is_of_container(host, text, containerid)
 
 
 def usage(host: Host, record: Record, facts: HostPortsFacts) -> Iterator[Usage]:

@@ -124,6 +124,11 @@ class HostPorts(Part):
         holder_of = partial(shared_ports.holder_of, req, host)
         nftables.add(host.netns, Conf.of(req), owner(req), holder_of, ranges=ranges)
 
+    def rejoin(self, host: Host, record: Record, facts: HostPortsFacts) -> None:
+        """Note which of the container's networks waits for ports of another."""
+        if facts.backend != IPTABLES:  # there the rule that is first serves
+            shared_ports.rejoin(host, record)
+
     def present(self, host: Host, record: Record, facts: HostPortsFacts) -> Iterator[Owned]:
         """Yield the chain, or each element."""
         from plugins.portmap import inspection

@@ -22,7 +22,7 @@ from plugins.portmap.claims import Claims, HostPortsFacts
 from plugins.portmap.conf import PLUGIN, Conf
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cni_common.kernel.nft_layout import Key
     from cni_common.node.host import Host
@@ -132,6 +132,40 @@ def pass_on(req: Request, host: Host, own_record: Record, facts: HostPortsFacts)
             record.close()
 
 
+def rejoin(host: Host, record: Record) -> None:
+    """Note again who waits for ports of `record`, and that it waits: it was written anew.
+
+    The slots of the ports tell who has them. A record that cannot be read now does its part when it
+    is written anew itself. Raises CNIError, OSError.
+    """
+    claims = Claims(host.records)
+    others = [
+        one
+        for one in host.records.of_plugin(PLUGIN)
+        if one.attachment.containerid == record.attachment.containerid and one.path != record.path
+    ]
+    behind = [one for one in others if record.path in claims.owners(one)]
+    if behind:
+        waiting = sorted(map(_names_of, behind), key=_place)
+        record.put(replace(_facts_of(record), waiting=waiting))
+    holders = claims.owners(record)
+    for one in others:
+        if one.path in holders and not one.damage:
+            _note_waiting(host, one, _names_of(record), place=_place)
+
+
+def _names_of(record: Record) -> list[str]:
+    return [record.network, record.attachment.ifname]
+
+
+def _place(names: Sequence[str]) -> tuple[int, str]:
+    """Return where a network and an interface stand among others, if no ADD tells that.
+
+    Runtimes number the interfaces as they attach them: eth2 is before eth10.
+    """
+    return len(names[1]), names[1]
+
+
 def _release(host: Host, record: Record, successors: Sequence[Record]) -> None:
     try:
         Claims(host.records).release(record, successors, lambda: nftables.is_idle(host.netns))
@@ -165,15 +199,27 @@ def _waiting(req: Request, host: Host, network: str, ifname: str) -> Record | No
 def _wait_behind(req: Request, host: Host, holder: str) -> bool:
     """Have the ports of `holder` when it goes; False when it is gone by now."""
     known = _record_of(host, holder)
-    if known is None:
-        return False
-    attachment = Attachment(req.containerid, known.attachment.ifname)
-    record = host.records.find(PLUGIN, known.network, attachment)
+    return known is not None and _note_waiting(host, known, [req.network, req.ifname])
+
+
+def _note_waiting(
+    host: Host,
+    known: Record,
+    names: Sequence[str],
+    *,
+    place: Callable[[Sequence[str]], tuple[int, str]] | None = None,
+) -> bool:
+    """Note a network and an interface in the record `known`; False when that is gone by now.
+
+    They come last, or with `place` where that says.
+    """
+    record = host.records.find(PLUGIN, known.network, known.attachment)
     if record is None:
         return False
-    own, facts = [req.network, req.ifname], _facts_of(record)
-    if own not in facts.waiting:
-        record.put(replace(facts, waiting=[*facts.waiting, own]))
+    facts = _facts_of(record)
+    if names not in facts.waiting:
+        waiting = [*facts.waiting, names]
+        record.put(replace(facts, waiting=sorted(waiting, key=place) if place else waiting))
     record.close()
     return True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from cni_common.node.record import Records
+from cni_common.spec.request import Attachment
 from commands import DONE, FOUND, LACKING
 from tests.kernel.ports import Node, port
 from tests.kernel.test_commands import asked, kept, pycni
@@ -31,13 +34,26 @@ OF_RUNTIME = ("name", "cniVersion", "runtimeConfig", "prevResult")
 class Attached:
     """A living container with host ports, and what libcni would have kept of its ADD."""
 
-    def __init__(self, machine: Machine, stack: ExitStack, results: Path, **keys: Any) -> None:
-        self.machine, self.results, self.netns = machine, results, machine.container()
-        stack.enter_context(machine.process_in(self.netns))
-        ipam = Node(machine).network()["ipam"]
+    def __init__(
+        self,
+        machine: Machine,
+        stack: ExitStack,
+        results: Path,
+        *,
+        netns: str = "",
+        ifname: str = "eth0",
+        **keys: Any,
+    ) -> None:
+        """`netns`: of the container if it is attached to another network already."""
+        self.machine, self.results, self.ifname = machine, results, ifname
+        self.netns = netns or machine.container()
+        if not netns:
+            stack.enter_context(machine.process_in(self.netns))
         first: Json = {"type": "bridge", "bridge": "br0", "isGateway": True, "ipMasq": True}
-        first = {"name": machine.name, "cniVersion": "1.1.0", "ipam": ipam, **first, **keys}
-        result = machine.ok(first["type"], "ADD", first, self.netns, args=ARGS)
+        first = {"name": machine.name, "cniVersion": "1.1.0", **first, **keys}
+        first["ipam"] = first.get("ipam") or Node(machine).network()["ipam"]
+        how: Json = {"args": ARGS, "ifname": ifname}
+        result = machine.ok(first["type"], "ADD", first, self.netns, **how)
         second: Json = {
             **{key: first[key] for key in ("name", "cniVersion")},
             "type": "portmap",
@@ -45,7 +61,7 @@ class Attached:
             "runtimeConfig": {"portMappings": PORTS},
             "prevResult": result,
         }
-        machine.ok("portmap", "ADD", second, self.netns, args=ARGS)
+        machine.ok("portmap", "ADD", second, self.netns, **how)
         self.chain = [first, second]
         self.keep(result)
 
@@ -61,8 +77,8 @@ class Attached:
             "kind": "cniCacheV1",
             "containerId": "c1",
             "config": base64.b64encode(text).decode(),
-            "ifName": "eth0",
-            "networkName": self.machine.name,
+            "ifName": self.ifname,
+            "networkName": self.chain[0]["name"],
             "netns": self.netns,
             "cniArgs": [one.split("=") for one in ARGS.split(";")],
             "capabilityArgs": {"portMappings": PORTS},
@@ -76,12 +92,12 @@ class Attached:
     @property
     def file(self) -> Path:
         """The file of libcni."""
-        return self.results / f"{self.machine.name}-c1-eth0"
+        return self.results / f"{self.chain[0]['name']}-c1-{self.ifname}"
 
     def record(self, plugin: str) -> Path:
         """Return the file of a record."""
-        (path,) = Path(self.machine.state_dir, "attachments").glob(f"{plugin}-*")
-        return path
+        owner = self.chain[0]["name"], Attachment("c1", self.ifname)
+        return Path(Records(self.machine.state_dir).path_of(plugin, *owner))
 
     def repair(self, *words: str, status: int = DONE) -> Json:
         """Return what repair says."""
@@ -91,7 +107,7 @@ class Attached:
     def delete(self) -> None:
         """Detach it."""
         for one in reversed(self.chain):
-            self.machine.ok(one["type"], "DEL", one, self.netns)
+            self.machine.ok(one["type"], "DEL", one, self.netns, ifname=self.ifname)
 
 
 @pytest.fixture
@@ -231,3 +247,37 @@ def test_what_was_there_before(machine: Machine, results: Path) -> None:
 
     assert "damaged record of container c1" in shown
     assert "it stays, for its DEL: its part" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("lost", [[0], [1], [0, 1], [2, 1], [0, 1, 2]])
+def test_networks_that_wait_for_a_port(machine: Machine, results: Path, lost: list[int]) -> None:
+    """A container's other networks wait for its ports as before, and get them one by one."""
+    with ExitStack() as stack:
+        attached: list[Attached] = []
+        for number in range(3):
+            ipam = {"type": "host-local", "dataDir": machine.data_dir}
+            keys: Json = {
+                "name": f"{machine.name}-{number}",
+                "bridge": f"br{number}",
+                "ipam": {**ipam, "subnet": f"10.{10 + number}.0.0/24"},
+                "netns": attached[0].netns if attached else "",
+            }
+            attached.append(Attached(machine, stack, results, ifname=f"eth{number}", **keys))
+        before = [facts(one.record("portmap")) for one in attached]
+        for number in lost:
+            attached[number].record("portmap").write_bytes(b"\xff")
+
+        told = attached[0].repair()
+
+        assert len(told["rebuilt"]) == len(lost)
+        assert told["damaged"] == told["missing"] == []
+        waiting = [facts(one.record("portmap"))["host-ports"]["waiting"] for one in attached]
+        assert waiting == [one["host-ports"]["waiting"] for one in before]
+        assert [len(one) for one in waiting] == [2, 0, 0]
+        for number in range(3):
+            ports = machine.command(
+                machine.host, "nft", "list", "map", "inet", "pycni", "hostports4"
+            )
+            owners = set(re.findall(r'comment "([^"]*)"', ports))
+            assert owners == {f"portmap {machine.name}-{number} c1 eth{number}"}
+            attached[number].delete()
