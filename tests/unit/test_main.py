@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from cni_common.spec.request import PROTOCOL_SCHEMA, Request
 from cni_common.spec.result import Interface, Result
 from cni_common.spec.undo import Undo
 
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = b'{"cniVersion": "1.1.0", "name": "net"}'
 VARIABLES = {
     "CNI_COMMAND": "ADD",
@@ -163,6 +165,15 @@ class TestAbout:
             "CNI protocol versions supported: 0.1.0, 0.2.0, 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0",
         ]
         assert process.plugin.requests == []
+
+    def test_its_version_is_that_of_the_reference(self, process: Process) -> None:
+        """Programs read off it what the plugin can do: our plugins are compared with it."""
+        script = (ROOT / "deploy" / "prerequisites.sh").read_text()
+        (version,) = re.findall(r"reference\[@\]/%/@v([\d.]+)}", script)
+
+        process.run(name="/opt/cni/bin/firewall", CNI_COMMAND="")
+
+        assert process.stderr.decode().startswith(f"CNI firewall plugin v{version}+pycni.")
 
 
 class TestServing:
