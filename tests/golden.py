@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,18 @@ class Golden:
         answer = self._answers.get(key)
         assert answer is not None, f"{self._path.name} has no {key!r}: make golden"
         if ALL and not _RENEW:
-            assert json.loads(json.dumps(run())) == answer, f"{self._path.name}: make golden"
+            now = json.loads(json.dumps(run()))
+            changes = "\n".join(unified_diff(_lines(answer), _lines(now), "file", "now", n=0))
+            assert now == answer, f"{self._path.name}, {key}: make golden\n{changes}"
         return json.loads(json.dumps(answer))
 
     def save(self) -> None:
         """Write the file, if that is what the tests run for."""
         if _RENEW:
             DIRECTORY.mkdir(exist_ok=True)
-            text = json.dumps(self._answers, indent=1, sort_keys=True)
+            text = "\n".join(_lines(self._answers))
             self._path.write_text(f"{text}\n")
+
+
+def _lines(answer: object) -> list[str]:
+    return json.dumps(answer, indent=1, sort_keys=True).splitlines()

@@ -62,7 +62,6 @@ SOMEWHERE = {
     "Start of ptp": (
         r"ADD: c1 sysctl net/ipv6/conf/eth0/accept_dad: 1 -> 0"
         r"|ADD: c1 sysctl net/ipv4/conf/eth0/arp_notify: 0 -> 1"
-        r"|ADD: c1 link eth0 operstate: DOWN -> UP"
     ),
     "Qdiscs after DEL": r"DEL: host link host0 qdisc: (tbf -> noqueue|ingress -> .*)",
     "Length of the ifb's queue": r"ADD: host link bwp[0-9a-f]{12} txqlen: None -> 1000",

@@ -191,14 +191,18 @@ def _link_rows(link: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key in _LINK:
         yield f"{name} {key}", str(link.get(key))
     yield f"{name} flags", " ".join(sorted(set(link["flags"]) - {"NO-CARRIER", "LOWER_UP"}))
-    if (
-        info.get("info_kind") != "bridge"
-    ):  # which notices some time later that it lost its last port
-        yield f"{name} operstate", link["operstate"]
+    if info.get("info_kind") != "bridge":  # which notices later that it lost its last port
+        yield f"{name} operstate", _settled_state(link)
     for key in ("info_kind", "info_data", "info_slave_data"):
         for path, value in _flat(info.get(key, {}), f" {key}"):
             if not _VOLATILE.search(path.rpartition(".")[2]):
                 yield f"{name}{path}", value
+
+
+def _settled_state(link: Mapping[str, Any]) -> str:
+    """Return the state that a link with a carrier has, or gets when the kernel comes to it."""
+    state = str(link["operstate"])
+    return "UP" if state == "DOWN" and "LOWER_UP" in link["flags"] else state
 
 
 def _address_rows(link: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
