@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 WIDTH = 80  # of text that goes into a file
 _WIDTH_MIN = 40  # a narrower terminal breaks lines by itself
 _LABEL_MAX = 24  # columns
+_HANGING = " " * 4  # before a text that does not fit beside its label
 MISSING = "missing: "  # how a text begins that stands out on a page
 
 
@@ -98,12 +99,13 @@ def write_page(lines: Sequence[tuple[str, str]], *, again: bool = False) -> None
 
     On a terminal, a page that comes `again` and again takes the place of the one before.
     """
-    column = min(max((len(label) for label, text in lines if text), default=0), _LABEL_MAX)
+    lengths = (len(printable(label)) for label, text in lines if text)
+    column = max((length for length in lengths if length <= _LABEL_MAX), default=0)
     bold, plain = ("\x1b[1m", "\x1b[0m") if is_terminal() else ("", "")
     page = []
     for number, (label, text) in enumerate(lines):
         if text:
-            folded = _folded(printable(label).ljust(column) if label else "", printable(text))
+            folded = _folded(printable(label), column, printable(text))
             page += _in_red(folded) if text.startswith(MISSING) else folded
         else:
             page += ([""] if number else []) + [f"{bold}{printable(label)}{plain}"]
@@ -117,12 +119,27 @@ def _in_red(lines: list[str]) -> list[str]:
     return [f"\x1b[31m{line}\x1b[0m" for line in lines] if is_terminal() else lines
 
 
-def _folded(label: str, text: str) -> list[str]:
-    """Return a line of a page, broken between words if it is long; no word is broken."""
-    lead = f"  {label}  " if label else "  "
-    room = width() - len(lead)
+def _folded(label: str, column: int, text: str) -> list[str]:
+    """Return a line of a page, broken between words if it is long; no word is broken.
+
+    A label that is longer than the column of labels has a line of its own, and so has one whose
+    text has a word that fits the page, but not beside the column.
+    """
+    lead = f"  {label.ljust(column)}  " if label else "  "
+    room = width() - len(_HANGING)
+    longest = max(map(len, text.split()), default=0)
+    if label and width() - len(lead) < longest <= room:
+        return [lead.rstrip(), *_wrapped(text, _HANGING)]
+    if len(label) > column:
+        return [lead.rstrip(), *_wrapped(text, " " * (column + 4))]
+    lines = _wrapped(text, " " * len(lead))
+    return [lead + lines[0][len(lead) :], *lines[1:]]
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    room = width() - len(indent)
     lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
-    return [f"{lead if not n else ' ' * len(lead)}{line}" for n, line in enumerate(lines)]
+    return [f"{indent}{line}" for line in lines or [""]]
 
 
 def printable(text: str) -> str:

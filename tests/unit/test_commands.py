@@ -102,6 +102,34 @@ def test_text(capfd: pytest.CaptureFixture[str]) -> None:
     assert (lines[0][:6], lines[-1]) == ("- word", "  end\\x1b[31m")
 
 
+def test_page(capfd: pytest.CaptureFixture[str]) -> None:
+    """A page fits into 80 columns, whatever one may want to copy; what does not fit stays whole."""
+    address, pod = "2001:db8:1234:5678:9abc:def0:1234:2", f"shop/{'w' * 63}"
+    path = f"/run/{'x' * 90}"
+
+    view.write_page(
+        [
+            ("container c1", ""),
+            ("pod", pod),
+            ("10.22.0.2", f"eth0 on network {'a ' * 40}"),
+            (address, "eth0, alive, since 2026-11-30T01:13:13Z"),
+            ("host-local", "short"),
+            ("record", path),
+        ]
+    )
+
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[:4] == ["container c1", "  pod", f"    {pod}", f"  10.22.0.2   {lines[3][14:]}"]
+    assert lines[4].startswith(" " * 14 + "a")
+    assert lines[5:8] == [
+        f"  {address}",
+        f"{' ' * 14}eth0, alive, since 2026-11-30T01:13:13Z",
+        "  host-local  short",
+    ]
+    assert lines[8] == f"  record      {path}"
+    assert all(len(line) <= 80 for line in lines[:-1])
+
+
 class TestFirstSeen:
     """Two sightings, a grace time apart, with nothing in between."""
 
