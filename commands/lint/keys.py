@@ -159,11 +159,21 @@ def _check_values(entry: Entry, whole: Json) -> None:
 
 
 def _check_capabilities(entry: Entry, whole: Json) -> None:
-    given = entry.given.get("capabilities")
+    given = entry.given.get("capabilities", {})
     shape = whole["properties"].get("runtimeConfig", {"properties": {}})
     if not isinstance(given, dict) or "properties" not in shape:
         return
     known = shape["properties"]
+    written = entry.given.get("runtimeConfig")
+    for key in written if isinstance(written, dict) else ():
+        if key in known and given.get(key) is not True:
+            entry.report(
+                "L307",
+                ("runtimeConfig", key),
+                f'each container gets this value, and none of its own: add "capabilities":'
+                f' {{"{key}": true}}, and the runtime gives one',
+                key=True,
+            )
     for key, wanted in given.items():
         if wanted is True and key not in known:
             near = _near(key, known)

@@ -40,6 +40,7 @@ RULES: Mapping[str, Rule] = {
     "L304": Rule(ERROR, "the plugin refuses it"),
     "L305": Rule(WARNING, "a capability that the plugin does not use"),
     "L306": Rule(ERROR, "a misspelt type"),
+    "L307": Rule(WARNING, "a value of the runtime without its capability"),
     "L401": Rule(ERROR, "a chained plugin has nothing before it"),
     "L402": Rule(ERROR, "a chained plugin needs addresses"),
     "L403": Rule(ERROR, "two plugins make the same interface"),

@@ -136,6 +136,7 @@ WRONG: list[tuple[str, str, list[Json]]] = [
     ("L304", '"a-bridge-of-my-own"', [{**BRIDGE, "bridge": "a-bridge-of-my-own"}]),
     ("L304", "true", [{**BRIDGE, "hairpinMode": True, "promiscMode": True}]),
     ("L304", '"7"', [BRIDGE, {"type": "tuning", "sysctl": {"kernel.pid_max": "7"}}]),
+    ("L307", '"mac"', [{**BRIDGE, "runtimeConfig": {"mac": "02:00:00:00:00:07"}}]),
     ("L305", '"portMapping"', [BRIDGE, {**PORTMAP, "capabilities": PORTS}]),
     ("L306", '"bridg"', [{**BRIDGE, "type": "bridg"}]),
     ("L306", '"host_local"', [{**BRIDGE, "ipam": {**IPAM, "type": "host_local"}}]),
