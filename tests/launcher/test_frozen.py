@@ -501,6 +501,7 @@ def test_the_views_are_in_it(dist: Path, machine: Machine, tmp_path: Path) -> No
         ["lint", "--format", "sarif", str(ROOT / "conf")],
         ["lint", "--node", "--path", str(CNI_BIN), str(ROOT / "conf/20-ipv4.conflist")],
         ["plan", str(ROOT / "conf/55-portmap.conflist")],
+        ["plan", "--against-node", str(ROOT / "conf/55-portmap.conflist")],
         ["doctor", "--any-netns", "--path", str(CNI_BIN), str(ROOT / "conf")],
     ],
     ids=lambda words: " ".join(words[:2]),
