@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     Log = Callable[[str], object]
 
-TALLY = "pycni-served"  # name of the file in memory: a number for each worker's place
+# A number for each worker's place: a file without a name, as /proc shows it, or in memory.
+NAMELESS, TALLY = r"/#\d+ \(deleted\)$", "pycni-served"
 _COUNT = struct.Struct("<Q")
 _BACKLOG = 128  # waiting launchers; the next one starts the frozen program
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2), 64 bits: type, whence, start, …
@@ -73,10 +74,18 @@ def serve(
 
 
 class _Tally:
-    """The requests served, in a file in memory, where `pycni engine --status` looks for them."""
+    """The requests served, in a file without a name, where `pycni engine --status` looks for them.
 
-    def __init__(self) -> None:
-        self._fd = os.memfd_create(TALLY)
+    It is beside the records, so that a worker has no file in memory but those of its request.
+    """
+
+    def __init__(self, directory: str, places: int) -> None:
+        try:
+            make_private_directory(directory)
+            self._fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            os.posix_fallocate(self._fd, 0, places * _COUNT.size)  # a full disk later is no matter
+        except OSError:
+            self._fd = os.memfd_create(TALLY)
 
     def teller(self, place: int) -> Callable[[int], object]:
         """Return what adds the requests that the next worker at `place` has served."""
@@ -102,7 +111,7 @@ class _Supervisor:
         self._worker = worker  # copied into each of `count` processes by fork
         self._count = settings.workers
         self._log = log
-        self._tally = _Tally()
+        self._tally = _Tally(settings.state_dir, settings.workers)
         self._stay = Stay(settings.idle_seconds, self._tally.total) if settings.on_demand else None
         self._workers: dict[int, int] = {}  # process ids, and the place of each in the tally
         self._starts: list[float] = []  # when the last workers were started

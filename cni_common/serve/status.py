@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import struct
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 
-from cni_common.serve.engine import TALLY, lock_owner, total
+from cni_common.serve.engine import NAMELESS, TALLY, lock_owner, total
 from cni_common.serve.worker import PROTOCOL
 
 _GREETING = struct.Struct("<6sH16s")  # launcher/launcher.c: what an engine says first
@@ -129,7 +130,7 @@ def _requests(pid: int) -> int:
     directory = f"/proc/{pid}/fd"
     with suppress(OSError):
         for name in os.listdir(directory):
-            if os.readlink(f"{directory}/{name}").startswith(f"/memfd:{TALLY}"):
+            if re.search(f"{NAMELESS}|^/memfd:{TALLY}", os.readlink(f"{directory}/{name}")):
                 with open(f"{directory}/{name}", "rb") as file:
                     return total(file.read())
     return 0

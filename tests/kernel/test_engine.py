@@ -386,6 +386,26 @@ def test_an_overdue_del_can_be_repeated(machine: Machine) -> None:
     assert_nothing_left(machine)
 
 
+def test_an_idle_worker_has_no_file_of_a_request(machine: Machine) -> None:
+    """What was interrupted, and what came to its end, has left no descriptor and no lock."""
+    engine = machine.start_engine(workers=2, add_seconds=1)
+    container, config = machine.container(), machine.network()
+    with store_locked(machine) as release:
+        status, _ = finish(start(machine, "ADD", config, container))
+        release()
+    assert status == 1
+    assert run(machine, "ADD", config, container) == run(machine, "DEL", config, container) == 0
+
+    def left() -> list[str]:
+        words = ("memfd:", "/run/netns", "attachments", "indexes", machine.data_dir)
+        files = [one for pid in engine.workers() for one in Path(f"/proc/{pid}/fd").iterdir()]
+        links = [os.readlink(one) for one in files if one.is_symlink()]
+        return [one for one in links if any(word in one for word in words)]
+
+    wait_until(lambda: len(engine.workers()) == 2, "no other worker starts")
+    wait_until(lambda: not left(), "something of a request is left")
+
+
 def test_a_configuration_that_does_not_come(machine: Machine) -> None:
     """A runtime that never ends its configuration gets an error by the deadline."""
     machine.start_engine(add_seconds=1)
