@@ -55,6 +55,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     if conf.backend == IPTABLES:
         from plugins.portmap import iptables
 
+        shared_ports.take(req, host, attaching.record)
         iptables.add(host, conf, req.network, req.attachment)
     else:
         services.keep_out(host.netns)

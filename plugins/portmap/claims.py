@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cni_common.node.journal import OddFileError, make_private_directory, open_file, refuse_shared
 from cni_common.node.record import Lock
-from plugins.portmap.conf import NFTABLES, PLUGIN, PROTOCOLS
+from plugins.portmap.conf import PLUGIN, PROTOCOLS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -216,7 +216,7 @@ class _Slots:
 
 def _spans(record: Record) -> list[Span]:
     facts = record.get(HostPortsFacts)
-    return spans_of(facts) if facts and facts.backend == NFTABLES else []
+    return spans_of(facts) if facts else []
 
 
 def _slot_of(record: Record) -> bytes:

@@ -40,6 +40,7 @@ class HostPorts(Part):
             from plugins.portmap import iptables
 
             iptables.remove(host, iptables.chain_of(record.network, record.attachment))
+            shared_ports.release(host, record, by_nftables=False)
             route_localnet.remove_with_base(host)
         else:
             shared_ports.pass_on(req, host, record, facts)
@@ -288,7 +289,7 @@ def egress_of_localhost(host: Host, conf: Conf) -> route_localnet.Egress:
 def refuse_taken_ports(req: Request, host: Host, conf: Conf) -> None:
     """Raise CNIError when another attachment that is not GONE has one of the ports.
 
-    Only for iptables: the elements of nftables name the owner of a port.
+    Only for iptables: under other conditions nftables may give a port to several.
     """
     from cni_common.node.liveness import Liveness, State, describe
 

@@ -44,7 +44,7 @@ def claim(req: Request, host: Host, conf: Conf, attaching: Attaching) -> None:
     """
     ranges = True
     for _ in range(nft_table.TRIES):
-        holders = _take(req, host, attaching.record)
+        holders = take(req, host, attaching.record)
         try:
             elsewhere = partial(holder_of, req, host)
             holders |= nftables.add(host.netns, conf, owner(req), elsewhere, ranges=ranges)
@@ -60,7 +60,7 @@ def claim(req: Request, host: Host, conf: Conf, attaching: Attaching) -> None:
     )
 
 
-def _take(req: Request, host: Host, record: Record) -> set[str]:
+def take(req: Request, host: Host, record: Record) -> set[str]:
     """Enter `record` as the owner of its ports; return the same container's other owners of some.
 
     What owners have left that are gone is removed where ranges overlap: elsewhere the elements are
@@ -126,7 +126,7 @@ def pass_on(req: Request, host: Host, own_record: Record, facts: HostPortsFacts)
                 own = _facts_of(record)
                 record.put(replace(own, waiting=[*own.waiting, *later]))
         nftables.remove(host, facts, owner(req), successors)
-        _release(host, own_record, records)
+        release(host, own_record, records)
     finally:
         for record in records:
             record.close()
@@ -166,9 +166,16 @@ def _place(names: Sequence[str]) -> tuple[int, str]:
     return len(names[1]), names[1]
 
 
-def _release(host: Host, record: Record, successors: Sequence[Record]) -> None:
+def release(
+    host: Host, record: Record, successors: Sequence[Record] = (), *, by_nftables: bool = True
+) -> None:
+    """Note that `record` has no port any more, and which other records have them now."""
+
+    def is_idle() -> bool:  # without a look at nftables, which may not be there
+        return not by_nftables or nftables.is_idle(host.netns)
+
     try:
-        Claims(host.records).release(record, successors, lambda: nftables.is_idle(host.netns))
+        Claims(host.records).release(record, successors, is_idle)
     except OSError as error:
         if error.errno not in (errno.EMFILE, errno.ENFILE):
             raise  # the next DEL finds the record, and tries again

@@ -357,17 +357,17 @@ def test_owners_of_ports_go_when_two_dels_cross(
     two = node.config(port(81), containerid="c2")
     node.ok("ADD", node.config(port(80)), first)
     node.ok("ADD", two, second, containerid="c2")
-    release = shared_ports._release
+    release = shared_ports.release
 
     def crossed(*given: Any) -> None:
-        monkeypatch.setattr(shared_ports, "_release", release)
+        monkeypatch.setattr(shared_ports, "release", release)
         if not is_late:
             release(*given)
         node.ok("DEL", two, second, containerid="c2")
         if is_late:
             release(*given)
 
-    monkeypatch.setattr(shared_ports, "_release", crossed)
+    monkeypatch.setattr(shared_ports, "release", crossed)
     node.ok("DEL", node.config(), first)
 
     assert not Path(node.machine.state_dir, "hostports").exists()
@@ -602,3 +602,21 @@ def test_conditions_that_nft_refuses(node: Node) -> None:
     assert error["code"] == 7
     assert "nonsense" in error["msg"]
     assert (node.machine.nft(), node.records()) == ([], [])
+
+
+@pytest.mark.parametrize("backends", [("iptables", "nftables"), ("nftables", "iptables")])
+def test_a_flush_frees_no_port_for_the_other_backend(node: Node, backends: tuple[str, str]) -> None:
+    """The records tell the owner of a port, also where its rules are gone and were others'."""
+    first, second = node.attach(), node.attach("c2")
+    held = node.config(port(8080), backend=backends[0])
+    wanted = node.config(port(8080), containerid="c2", backend=backends[1])
+    node.ok("ADD", held, first)
+    node.machine.do(node.host, "nft flush ruleset")
+
+    error = node.machine.refused("portmap", "ADD", wanted, second, containerid="c2")
+    node.ok("DEL", held, first)
+
+    assert f"is mapped for 'portmap {node.machine.name} c1 eth0'" in error["msg"]
+    node.ok("ADD", wanted, second, containerid="c2")
+    node.ok("DEL", wanted, second, containerid="c2")
+    assert not Path(node.machine.state_dir, "hostports").exists()
