@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 _FULL = 0.9  # of a range: nine of ten addresses
 _VERSION_SECONDS = 2
-_OTHER_RUNTIMES = "L203"  # is about those of other nodes
+# About runtimes of other nodes; and what has lines of its own here: plugins, files, kube-proxy.
+_NOT_HERE = ("L203", "L601", "L606", "L607", "L609")
 _NAMES = 6  # of networks in one line
 
 
@@ -58,16 +59,16 @@ def _choice(runtime: Runtime, text: str) -> Line:
 
 
 def configurations(patient: Patient) -> Iterator[Line]:
-    """Say what lint finds."""
+    """Say what lint finds, also by comparing with this node."""
     for directory in patient.directories:
         try:
-            read, findings = lint.check([directory], patient.host.load)
+            read, findings = lint.check([directory], patient.host.load, patient.bin_dirs)
         except Exception as error:  # noqa: BLE001 - RefusedError: nothing there, or unreadable
             yield Line(WARNING, directory, str(error))
             continue
-        findings = [one for one in findings if one.code != _OTHER_RUNTIMES]
+        findings = [one for one in findings if one.code not in _NOT_HERE]
         count = view.number(len(read), "file")
-        remedy = f"pycni lint {directory}"
+        remedy = f"pycni lint --node {directory}"
         errors = [one for one in findings if one.severity == ERROR]
         if errors:
             text = f"{view.number(len(errors), 'error')} in {count}, the first: {errors[0].text}"

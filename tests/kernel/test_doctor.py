@@ -116,6 +116,20 @@ def test_text(doctor: Doctor) -> None:
     assert " error" in done.stdout.splitlines()[-1]
 
 
+def test_subnet_of_others(doctor: Doctor) -> None:
+    """What lint finds by looking at this node, as a route to the subnet over another interface."""
+    machine = doctor.machine
+    (subnet,) = (one["subnet"] for one in doctor.ranges[0])
+    machine.do(machine.host, "ip link add lan0 type bridge", "ip link set lan0 up")
+    machine.do(machine.host, f"ip route add {subnet} dev lan0")
+
+    line = doctor.ask()[1][str(doctor.directory)]
+
+    assert line["level"] == "error"
+    assert f"'lan0' of this node has {subnet}" in line["text"]
+    assert line["remedy"] == f"pycni lint --node {doctor.directory}"
+
+
 def test_refused(doctor: Doctor) -> None:
     """What lint finds, and what STATUS says."""
     doctor.write(vlan=5000)
