@@ -35,9 +35,12 @@ class Guests:
         `covered` has a descriptor of each directory that the stage covers, as it was before.
         """
         for path, target in self.files.items():
+            source = _below(path, covered)
+            if not os.path.isfile(source):
+                continue
             make_directory(os.path.dirname(target), 0o700)
             try:
-                shutil.copy2(_below(path, covered), target)  # with its time: it tells the boot
+                shutil.copy2(source, target)  # with its time: it tells the boot
             except FileNotFoundError:
                 continue
         for path in self.namespaces:
