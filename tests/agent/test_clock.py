@@ -14,7 +14,11 @@ from tests.agent.host import LIST, OTHER, RANGES, AgentHost, member
 from tests.kernel.test_host_local_clock import clock_set_by
 from tests.waits import wait_until
 
-pytestmark = [pytest.mark.full_kernel, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.full_kernel,
+    pytest.mark.later_user_mode,  # the clock is set
+    pytest.mark.timeout(600),
+]
 DAY = 86_400
 LOOK_SECONDS = 5.0
 ROUNDS_MAX = 8  # in that time, by pauses of 1 s that double, and what the test itself causes

@@ -21,12 +21,18 @@ pytestmark = pytest.mark.both_edges
 CONF = ROOT / "conf"
 # These need more of a kernel than this one may have: tests/vm executes them, where each takes long.
 EMULATED = [pytest.mark.full_kernel, pytest.mark.rotating(2)]
+
+
+def marks(example: Path) -> list[pytest.MarkDecorator]:
+    """Return the marks of the test of an example."""
+    if not re.search(r"\bvlan|ipvlan|dummy|vrf", example.name):
+        return []
+    has_nftables = '"ipMasq": true' in example.read_text()
+    return EMULATED + [pytest.mark.later_user_mode] * has_nftables
+
+
 EXAMPLES = [
-    pytest.param(
-        path,
-        id=path.name,
-        marks=EMULATED if re.search(r"\bvlan|ipvlan|dummy|vrf", path.name) else [],
-    )
+    pytest.param(path, id=path.name, marks=marks(path))
     for path in sorted(CONF.iterdir())
     if path.suffix in (".conf", ".conflist")
 ]

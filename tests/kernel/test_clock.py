@@ -16,7 +16,11 @@ from tests.kernel.test_dhcp import SUBNET, attached, macvlan
 from tests.kernel.test_host_local_clock import clock_set_by
 from tests.machine import Machine, addresses_of
 
-pytestmark = [pytest.mark.full_kernel, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.full_kernel,
+    pytest.mark.later_user_mode,  # the clock is set
+    pytest.mark.timeout(300),
+]
 DAY = 86_400
 LEASE_SECONDS = 6  # it is renewed after a half
 # The server has the same clock: without this it gives what its old lease lacks, which may be a day.

@@ -13,7 +13,11 @@ from tests.kernel.containers import Container
 from tests.kernel.test_host_local_reclaim import OLD, make_old
 from tests.unit.host_local.node import Node
 
-pytestmark = [pytest.mark.full_kernel, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.full_kernel,
+    pytest.mark.later_user_mode,  # the clock is set
+    pytest.mark.timeout(300),
+]
 YEAR = 365 * 86_400
 NET29 = "198.18.70.0/29"  # five addresses
 VALID = "cni.dev/valid-attachments"
