@@ -391,6 +391,20 @@ class Netlink:
             raise
         return route
 
+    def neighbour_over(self, address: Address) -> int:
+        """Return the index of the interface on whose link an address is; 0: on none, or local."""
+        what = f"look up the link of {address}"
+        body = encode_route_lookup(address, None, 0)
+        message = Message(what, RTM_GETROUTE, NLM_F_ACK, body, decode_route)
+        try:
+            (found,) = self.channel.exchange([message])[0]
+        except NetlinkError as error:
+            if error.errno in _NO_ROUTE:
+                return 0
+            raise
+        is_near = found and found.kind == RTN_UNICAST and found.route.gw is None
+        return found.interface if is_near else 0
+
     def configure(
         self,
         index: int,

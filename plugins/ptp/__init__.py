@@ -45,6 +45,8 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
         Interface(req.ifname, end.mac, ours.mtu, req.netns),
     ]
     veth.enable_forwarding(host.netns, {ip.address.version for ip in result.ips}, host.log)
+    for line in routes.clashes(host.netns, result.ips):
+        host.log(f"network {req.network}: {line}")
     routes.configure_host(host.netns, ours, result.ips, lambda other: _remove_if_gone(host, other))
     interface.note_configuration(attaching, req.ifname, ours.mtu, result)
     subnet_routes = routes.subnet_routes(ours.peer, result.ips)

@@ -58,6 +58,24 @@ def gateways(ips: Sequence[IPConfig]) -> list[Address]:
     return list(found)
 
 
+def clashes(host: NetNS, ips: Sequence[IPConfig]) -> Iterator[str]:
+    """Yield a line for each address that is on a link of the host, so in the subnet of another.
+
+    To be asked for before the host has its own route to the address.
+    """
+    for ip in ips:
+        index = host.netlink.neighbour_over(ip.address.ip)
+        other = host.netlink.link_at(index) if index else None
+        # A pair of ours may still have its route: the kernel is about to remove it.
+        if other is None or (other.kind == "veth" and other.name.startswith("veth")):
+            continue
+        yield (
+            f"'{other.name}' has the subnet of {ip.address} already: hosts on its link and the"
+            f" container do not reach each other, and this host has {ip.gateway} itself from now"
+            " on; give this network another subnet"
+        )
+
+
 def configure_host(
     host: NetNS, ours: Link, ips: Sequence[IPConfig], remove_if_gone: Callable[[Link], str]
 ) -> None:

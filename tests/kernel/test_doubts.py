@@ -42,6 +42,20 @@ def test_a_subnet_that_the_host_has_elsewhere(machine: Machine, first: str, way:
     assert told(machine, f"network {machine.name}", f"packets for {first} {way}", "another subnet")
 
 
+def test_a_subnet_of_a_point_to_point_link_that_the_host_has_elsewhere(machine: Machine) -> None:
+    """ptp takes a gateway that may be another machine's; a subnet of its own is not mentioned."""
+    machine.outside()
+    subnets = ({"subnet": "192.0.2.0/24", "gateway": "192.0.2.2", "rangeStart": "192.0.2.10"}, V6)
+    config = machine.network(type="ptp", bridge=None, isGateway=None, ipam=ipam(machine, *subnets))
+
+    for containerid in ("c1", "c2"):
+        machine.ok("ptp", "ADD", config, machine.container(), containerid=containerid)
+
+    assert len(machine.log) == 2
+    assert told(machine, f"network {machine.name}", "'uplink' has the subnet of 192.0.2.10/24")
+    assert told(machine, "192.0.2.11/24", "this host has 192.0.2.2 itself", "another subnet")
+
+
 def test_an_address_without_its_subnet(machine: Machine) -> None:
     """The host has no way to a single address; no route of the container's own stays there."""
     single = {"address": "10.9.0.5/32", "gateway": "10.9.0.1"}
