@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from plugins.portmap.conf import Conf, Port
 
 _FAMILIES = {4: nft_table.IPV4, 6: nft_table.IPV6}
-_CHAINS = (DNAT, "DOCKER", "PREROUTING")  # of table nat
+_CHAINS = (DNAT, "DOCKER", "PREROUTING", "prerouting")  # of table nat, the last one by people
 _REFERENCE_TABLE, _REFERENCE_CHAIN = "cni_hostport", "hostports"  # of its backend nftables
 _REFERENCE_PREFIX = "CNI-DN-"  # of its chains of iptables
 _TARGET_NAME, _MATCH_NAME, _MATCH_INFO = 1, 1, 3  # NFTA_TARGET_*, NFTA_MATCH_*
+_NAT_FAMILY = 2  # NFTA_NAT_FAMILY
 _MULTIPORT_MAX = 15  # linux/netfilter/xt_multiport.h
 _LEGACY_RULE = r" -p (\w+) .*--dports ([\d,]+) .*-j (CNI-DN-\w+)"
 
@@ -108,18 +109,32 @@ def _find(host: Host, conf: Conf) -> Iterator[Redirect]:
         wanted = _Wanted(port for port, cidr in conf.targets() if cidr.version == version)
         if not wanted.protocols:
             continue
-        nat = nft_table.Table(family, "nat")
-        for chain in nat.chains_there(host.netns, _CHAINS):
-            for rule in nat.rules(host.netns, chain):
-                port = wanted.among(_protocols(rule), _ports(rule))
-                if not port:
-                    continue
-                if rule.target.startswith(_REFERENCE_PREFIX):
-                    yield Redirect(port, f"chain {rule.target} of {nat}", chain=rule.target)
-                elif _redirects(rule):
-                    yield Redirect(port, f"a rule of chain {chain} of {nat}")
+        for nat in (nft_table.Table(family, "nat"), nft_table.Table(nft_table.INET, "nat")):
+            yield from _in_table(host, nat, family, wanted)
         yield from _of_legacy(host, version, wanted)
         yield from _of_reference(host, version, wanted)
+
+
+def _in_table(host: Host, nat: nft_table.Table, family: int, wanted: _Wanted) -> Iterator[Redirect]:
+    """Yield the rules of a table nat for packets of a family: iptables-nft's or another one."""
+    for chain in nat.chains_there(host.netns, _CHAINS):
+        for rule in nat.rules(host.netns, chain):
+            port = wanted.among(_protocols(rule), _ports(rule))
+            if not port or (nat.family == nft_table.INET and not _is_of_family(rule, family)):
+                continue
+            if rule.target.startswith(_REFERENCE_PREFIX):
+                yield Redirect(port, f"chain {rule.target} of {nat}", chain=rule.target)
+            elif _redirects(rule):
+                yield Redirect(port, f"a rule of chain {chain} of {nat}")
+
+
+def _is_of_family(rule: Rule, family: int) -> bool:
+    """Tell whether a rule for both families is for packets of this one, too."""
+    for name, data in nft_messages.each_expression(rule.expressions):
+        told = int.from_bytes(attributes(data).get(_NAT_FAMILY, b""), "big") if name == "nat" else 0
+        if told in _FAMILIES.values():
+            return told == family
+    return not any(bytes([one]) in rule.compared for one in _FAMILIES.values() if one != family)
 
 
 def _of_reference(host: Host, version: int, wanted: _Wanted) -> Iterator[Redirect]:
