@@ -14,6 +14,7 @@ from commands import DONE, counters, held, missing, pools, view
 from commands.audit import Audit
 from commands.exposition import GAUGE, Family, text
 from commands.first_seen import FirstSeen
+from plugins import TYPES, profile_of
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -49,6 +50,9 @@ def families(host: Host, data_dir: str) -> Iterator[Family]:
     inflight = Family("pycni_inflight", "Attachments that a call is at work on.", GAUGE)
     inflight.add(held.attachments(host.state_dir))
     yield inflight
+    queue = Family("pycni_delete_queue_length", "DELs that a daemon has still to complete.", GAUGE)
+    queue.add(_queued())
+    yield queue
     audit = Audit(host, data_dir, FirstSeen(host.state_dir))
     yield from _of_node(audit.node)
     leftovers = Family(
@@ -96,6 +100,15 @@ def _life(node: Node, owner: tuple[str, Attachment]) -> str:
     if True in states:
         return "alive"
     return "unknown" if None in states else "gone"
+
+
+def _queued() -> int:
+    profiles = filter(None, map(profile_of, TYPES))
+    found = 0
+    for directory in (one for profile in profiles for one in profile.queues):
+        with suppress(FileNotFoundError):
+            found += len(os.listdir(directory))
+    return found
 
 
 def _replace(path: str, data: bytes) -> None:

@@ -94,6 +94,8 @@ class Profile:
     # Of an IPAM plugin whose addresses come from beyond the node: returns for its object `ipam`
     # that of another plugin, which gives examples where nobody can be asked. For `pycni plan`.
     stand_in: Callable[[Json], Json] | None = None
+    # Directories with a file for each DEL that a daemon, away at that time, has still to complete.
+    queues: Sequence[str] = ()
 
 
 def without_effect(config: Json, *pairs: tuple[str, str, bool]) -> Iterator[Advice]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cni_common.spec.profile import IPAM, Need, Profile
+from plugins.dhcp.client import releases_of
 from plugins.dhcp.conf import BOTH, DEFAULT_SOCKET, IPV4, IPV6, Conf
 
 if TYPE_CHECKING:
@@ -39,4 +40,4 @@ def _stand_in(ipam: Json) -> Json:
     }
 
 
-PROFILE = Profile(IPAM, Conf.of, _facts, stand_in=_stand_in)
+PROFILE = Profile(IPAM, Conf.of, _facts, stand_in=_stand_in, queues=(releases_of(DEFAULT_SOCKET),))

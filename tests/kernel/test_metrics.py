@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from commands import DONE, FAILED
+from plugins.dhcp.conf import DEFAULT_SOCKET
 from tests.kernel.test_commands import age, asked, config, dead, pycni
 from tests.waits import wait_until
 
@@ -147,6 +148,21 @@ def test_inflight(machine: Machine) -> None:
             fcntl.flock(stack.enter_context(path.open()), fcntl.LOCK_EX)
         assert page(machine)["pycni_inflight"] == {"": 1}
     assert len(paths) == 2
+
+
+def test_delete_queue(machine: Machine) -> None:
+    """What a DEL leaves to the daemon of dhcp, which is away, is counted until it is done."""
+    queue = Path(f"{DEFAULT_SOCKET}.releases")
+    queue.parent.mkdir(exist_ok=True)
+    before = page(machine)["pycni_delete_queue_length"][""]
+    conf = {"cniVersion": "1.1.0", "name": machine.name, "type": "macvlan"}
+
+    machine.ok("dhcp", "DEL", {**conf, "ipam": {"type": "dhcp"}}, "")
+
+    assert page(machine)["pycni_delete_queue_length"] == {"": before + 1}
+    for path in queue.iterdir():
+        path.unlink()
+    assert page(machine)["pycni_delete_queue_length"] == {"": 0}
 
 
 def test_textfile(machine: Machine, tmp_path: Path) -> None:
