@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from cni_common.node.record import Record
     from cni_common.spec.request import Request
     from cni_common.spec.result import Result
-    from cni_common.spec.undo import Undo
     from cni_common.spec.wire import Json
 
 
@@ -43,6 +42,7 @@ class Device(Part):
     """An interface of one kind, under the attachment's name."""
 
     facts = DeviceFacts
+    has_addresses = True
 
     def __init__(self, kind: str, *, module: str = "", own_mac: bool = True) -> None:
         """`module` is the kernel's, by default of the kind's name.
@@ -194,13 +194,13 @@ class Device(Part):
 
 
 def allocate(
-    req: Request, host: Host, undo: Undo, ours: Link, *, ipam: str, dns: Json | None
+    req: Request, host: Host, attaching: Attaching, ours: Link, *, ipam: str, dns: Json | None
 ) -> Result:
     """Return the interface `ours` with what the IPAM plugin gives, and `dns` instead of its own.
 
     Raises CNIError, as `interface.allocate` does.
     """
-    result = interface.allocate(req, host, ipam, undo, mtu=ours.mtu)
+    result = interface.allocate(req, host, ipam, attaching, mtu=ours.mtu)
     result.interfaces = [Interface(ours.name, ours.mac, ours.mtu, req.netns)]
     for ip in result.ips:
         ip.interface = 0

@@ -206,16 +206,16 @@ class Host:
         req: Request,
         command: str,
         *,
-        undo: Undo | None = None,
+        undo: Callable[[str, Callable[[], object]], object] | None = None,
         stdin: bytes | None = None,
     ) -> Result | None:
         """Run `command` of another plugin with the environment of `req`, and its stdin or `stdin`.
 
         In this process when CNI_PATH leads to our own executable, else by exec: another
-        implementation that comes first in CNI_PATH is used. The DEL that takes an ADD back is
-        pushed on `undo`: as soon as another implementation runs, since SPEC.md section 4 asks for a
-        DEL also when its ADD fails; ours takes its own failures back, so it is pushed when ours has
-        succeeded, and a refusal costs no living container its address.
+        implementation that comes first in CNI_PATH is used. `undo` gets the DEL that takes an ADD
+        back, with its name: as soon as another implementation runs, since SPEC.md section 4 asks
+        for a DEL also when its ADD fails. Ours takes its own failures back: `undo` gets the DEL
+        when it has succeeded, and a refusal costs no living container its address.
         Raises the delegate's CNIError, or 999 when it does not give one; 50 when there is no such
         plugin.
         """
@@ -224,7 +224,7 @@ class Host:
 
         def push_deletion() -> None:
             if undo is not None:
-                undo.push(f"the ADD of '{type}'", lambda: self.delegate(type, req, Command.DEL))
+                undo(f"the ADD of '{type}'", lambda: self.delegate(type, req, Command.DEL))
 
         if own_type:
             return self._run_here(own_type, req.delegated(command, stdin), push_deletion)

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from cni_common.node.record import Record
     from cni_common.spec.names import Address, Cidr
     from cni_common.spec.request import Request
-    from cni_common.spec.undo import Undo
     from cni_common.spec.wire import Json
 
 _OVER_INTERFACE = "dhcp"  # the IPAM plugin that needs the interface, ours or the reference's
@@ -50,6 +49,7 @@ class Veth(Part):
 
     facts = VethFacts
     derived = True
+    has_addresses = True
 
     def __init__(self, is_in_network: Callable[[Request, Host, Link], bool]) -> None:
         """`is_in_network` decides on a pair without a record, by its end on the host."""
@@ -448,6 +448,7 @@ class Ipam(Part):
     facts = IpamFacts
     derived = True
     lasting = True
+    gives_addresses = True
 
     def teardown(self, req: Request, host: Host, record: Record, facts: IpamFacts) -> None:
         """Release the addresses by the plugin's DEL."""
@@ -487,12 +488,13 @@ def check_ipam(req: Request, host: Host, type: str) -> Iterator[CNIError]:
         yield error
 
 
-def allocate(req: Request, host: Host, type: str, undo: Undo, *, mtu: int) -> Result:
+def allocate(req: Request, host: Host, type: str, attaching: Attaching, *, mtu: int) -> Result:
     """Return what the IPAM plugin gives, and have it taken back should the ADD fail.
 
     That is one address at least. Raises CNIError, also when `mtu` (0: the kernel's) is too small
     for the addresses.
     """
+    undo = partial(attaching.give_back, first=type == _OVER_INTERFACE)
     given = host.delegate(type, req, Command.ADD, undo=undo)
     if given is None:
         raise CNIError(Code.INTERNAL, f"IPAM plugin '{type}' returned no result")

@@ -19,7 +19,7 @@ from cni_common.spec.request import Attachment, Command, Request
 from cni_common.spec.undo import BestEffort
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any, Protocol
 
     from cni_common.kernel.netns import NetNS
@@ -105,6 +105,8 @@ class Part:
     lasting = False  # True: its objects are files, which outlive the node's boot and its records
     derived = False  # True: its facts follow from configuration, arguments and result of the ADD
     inside = False  # True: all of it is in the container, which may have changed it on purpose
+    has_addresses = False  # True: the container's addresses are on it until it is torn down
+    gives_addresses = False  # True: afterwards they are others'; so what has them goes first
 
     @property
     def name(self) -> str:
@@ -247,8 +249,10 @@ class Lifecycle:
         found.exists = bool(record and record.damage)
         try:
             with BestEffort() as steps:
-                for part in sorted(self.parts, key=lambda one: not one.goes_first(req, None)):
-                    steps.attempt(part.name, partial(_look_for, part, req, host, found))
+                parts = sorted(self.parts, key=lambda one: not one.goes_first(req, None))
+                _attempt(
+                    {one: partial(_look_for, one, req, host, found) for one in parts}, steps, host
+                )
                 if record and record.damage:  # what can be read of it counts, too
                     host.log(f"the attachment record '{record.path}' is damaged: {record.damage}")
                     steps.attempt("record", partial(self.teardown, req, host, record))
@@ -330,8 +334,8 @@ class Lifecycle:
     def _teardown(self, req: Request, host: Host, record: Record) -> None:
         noted = sorted(self.noted(record), key=lambda one: not one[0].goes_first(req, one[1]))
         with BestEffort() as steps:
-            for part, facts in noted:
-                steps.attempt(part.name, partial(part.teardown, req, host, record, facts))
+            step = {part: partial(part.teardown, req, host, record, facts) for part, facts in noted}
+            _attempt(step, steps, host)
         record.remove()
 
 
@@ -344,6 +348,7 @@ class Attaching:
         self._req = req
         self._host = host
         self._undo = undo
+        self._free: Callable[[], object] = lambda: None  # tears down what has the addresses
 
     def note(self, facts: object) -> None:
         """Note a part that is about to be made, or changed. Raises OSError."""
@@ -357,7 +362,22 @@ class Attaching:
             if facts is not None:
                 part.teardown(self._req, self._host, self.record, facts)
 
+        if part.has_addresses:
+            self._free = step
         self._undo.push(part.name, step)
+
+    def give_back(self, what: str, step: Callable[[], object], *, first: bool) -> None:
+        """Return addresses by `step` if the ADD fails, once no part has them any more.
+
+        What cannot be torn down keeps them, and a later DEL returns them. With `first` they are
+        returned before.
+        """
+
+        def returning() -> None:
+            self._free()
+            step()
+
+        self._undo.push(what, step if first else returning)
 
 
 def in_container(req: Request, host: Host, record: Record, act: Callable[[NetNS], object]) -> None:
@@ -447,6 +467,16 @@ def _restore(part: Part, req: Request, host: Host, *, record: Record, facts: Any
         part.restore(req, host, record, facts)
     after = lost() if before else ()
     return [what for what in before if what not in after]
+
+
+def _attempt(teardowns: Mapping[Part, Callable[[], object]], steps: BestEffort, host: Host) -> None:
+    """Tear down parts in this order; addresses stay taken while something may have them."""
+    holder = ""
+    for part, teardown in teardowns.items():
+        if holder and part.gives_addresses:
+            host.log(f"the container's addresses stay taken: its {holder} could not be removed")
+        elif not steps.attempt(part.name, teardown) and part.has_addresses:
+            holder = part.name
 
 
 def _look_for(part: Part, req: Request, host: Host, found: Unrecorded) -> None:

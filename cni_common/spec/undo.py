@@ -76,13 +76,15 @@ class BestEffort:
     def __init__(self) -> None:
         self._failures: list[Exception] = []
 
-    def attempt(self, what: str, step: Callable[[], object]) -> None:
-        """Run `step`, and keep its failure, with `what` as a note, for the end."""
+    def attempt(self, what: str, step: Callable[[], object]) -> bool:
+        """Run `step`, and keep its failure, with `what` as a note, for the end; tell of success."""
         try:
             step()
         except Exception as failure:  # noqa: BLE001 - reported together by __exit__
             failure.add_note(what)
             self._failures.append(failure)
+            return False
+        return True
 
     def __enter__(self) -> Self:
         return self

@@ -54,7 +54,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     ours = _plug_in(host, conf, end, bridge=bridge, attaching=attaching)
     result = _interfaces(req, bridge, ours, end)
     if conf.ipam:
-        _allocate(req, host, conf, result, undo=undo)
+        _allocate(req, host, conf, result, attaching=attaching)
         _ensure_gateways(req, host, conf, result, bridge=(bridge, seen), attaching=attaching)
         interface.note_configuration(attaching, req.ifname, ours.mtu, result)
         on_lan = has_advertised_routes(req.config)  # where others may have the same address
@@ -170,9 +170,11 @@ def _interfaces(req: Request, bridge: Link, ours: Link, end: VethEnd) -> Result:
     return result
 
 
-def _allocate(req: Request, host: Host, conf: Conf, result: Result, *, undo: Undo) -> None:
+def _allocate(
+    req: Request, host: Host, conf: Conf, result: Result, *, attaching: Attaching
+) -> None:
     """Complete `result` by what IPAM gives."""
-    given = interface.allocate(req, host, conf.ipam, undo, mtu=conf.mtu)
+    given = interface.allocate(req, host, conf.ipam, attaching, mtu=conf.mtu)
     result.ips, result.routes, result.dns = given.ips, given.routes, given.dns
     for ip in result.ips:
         ip.interface = len(result.interfaces) - 1

@@ -37,7 +37,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     ours = _DEVICE.create(
         attaching, container, end.mac, lambda: container.netlink.add_device(end, _DEVICE.kind)
     )
-    result = device.allocate(req, host, undo, ours, ipam=conf.ipam, dns=conf.dns)
+    result = device.allocate(req, host, attaching, ours, ipam=conf.ipam, dns=conf.dns)
     device.configure(attaching, container, ours, result, has_neighbours=False)
     return result
 

@@ -53,7 +53,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
         ours = Interface(device.name, device.mac, device.mtu, req.netns, pci_id=by_pci)
     result = Result()
     if conf.ipam:
-        result = interface.allocate(req, host, conf.ipam, undo, mtu=ours.mtu)
+        result = interface.allocate(req, host, conf.ipam, attaching, mtu=ours.mtu)
         result.dns = result.dns if conf.dns is None else conf.dns
     result.interfaces = [ours]
     for ip in result.ips:

@@ -39,6 +39,7 @@ class Moved(Part):
     """The device, which no other container has meanwhile."""
 
     facts = MovedFacts
+    has_addresses = True
 
     def take(
         self,

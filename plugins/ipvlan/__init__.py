@@ -48,7 +48,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     _refuse_other_mode(attaching, host, conf, parent)
     ours = _create(attaching, container, below, conf, parent=parent)
     if conf.ipam:
-        given = device.allocate(req, host, undo, ours, ipam=conf.ipam, dns=conf.dns)
+        given = device.allocate(req, host, attaching, ours, ipam=conf.ipam, dns=conf.dns)
     else:
         given = _as_result(inherited, Interface(ours.name, ours.mac, ours.mtu, req.netns), conf)
     device.configure(attaching, container, ours, given, has_neighbours=conf.mode == L2)

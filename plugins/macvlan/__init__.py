@@ -47,7 +47,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     if not conf.ipam:
         container.netlink.set_up(ours.index)
         return Result([Interface(ours.name, ours.mac, ours.mtu, req.netns)])
-    result = device.allocate(req, host, undo, ours, ipam=conf.ipam, dns=conf.dns)
+    result = device.allocate(req, host, attaching, ours, ipam=conf.ipam, dns=conf.dns)
     device.configure(attaching, container, ours, result, has_neighbours=True)
     return result
 

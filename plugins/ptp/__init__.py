@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from cni_common.kernel.link import Link
     from cni_common.node.host import Host
-    from cni_common.node.lifecycle import Lifecycle
+    from cni_common.node.lifecycle import Attaching, Lifecycle
     from cni_common.spec.errors import CNIError
     from cni_common.spec.request import Request
     from cni_common.spec.undo import Undo
@@ -39,7 +39,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     attaching = LIFECYCLE.begin(req, host, undo, interface.IpamFacts(conf.ipam))
     end = VethEnd(req.ifname, veth.random_mac(), netns=container.fd)
     ours = VETH.create(attaching, host, end, mtu=conf.mtu)
-    result = _allocate(req, host, conf, undo)
+    result = _allocate(req, host, conf, attaching)
     result.interfaces = [
         Interface(ours.name, ours.mac, ours.mtu),
         Interface(req.ifname, end.mac, ours.mtu, req.netns),
@@ -108,9 +108,9 @@ def lifecycle() -> Lifecycle:
     return LIFECYCLE
 
 
-def _allocate(req: Request, host: Host, conf: Conf, undo: Undo) -> Result:
+def _allocate(req: Request, host: Host, conf: Conf, attaching: Attaching) -> Result:
     """Return what IPAM gives, each address with its gateway and for the container's interface."""
-    given = interface.allocate(req, host, conf.ipam, undo, mtu=conf.mtu)
+    given = interface.allocate(req, host, conf.ipam, attaching, mtu=conf.mtu)
     routes.gateways(given.ips)
     for ip in given.ips:
         ip.interface = 1

@@ -46,7 +46,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
         attaching = LIFECYCLE.begin(req, host, undo, *facts)
         ours = _create(attaching, container, fd, conf, bridge=bridge)
         if conf.ipam:
-            result = device.allocate(req, host, undo, ours, ipam=conf.ipam, dns=conf.dns)
+            result = device.allocate(req, host, attaching, ours, ipam=conf.ipam, dns=conf.dns)
             # The program on the other end has not opened it yet: no duplicate could be found.
             device.configure(attaching, container, ours, result, has_neighbours=False)
         else:

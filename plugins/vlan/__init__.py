@@ -52,7 +52,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     use = master.MasterFacts(parent.name, parent.index, conf.in_container, _use(conf))
     attaching = LIFECYCLE.begin(req, host, undo, use, interface.IpamFacts(conf.ipam))
     ours = _create(attaching, host, conf, container=container, below=below, parent=parent)
-    result = device.allocate(req, host, undo, ours, ipam=conf.ipam, dns=conf.dns)
+    result = device.allocate(req, host, attaching, ours, ipam=conf.ipam, dns=conf.dns)
     device.configure(attaching, container, ours, result, has_neighbours=True)
     return result
 

@@ -27,8 +27,8 @@ def marks(example: Path) -> list[pytest.MarkDecorator]:
     """Return the marks of the test of an example."""
     if not re.search(r"\bvlan|ipvlan|dummy|vrf", example.name):
         return []
-    has_nftables = '"ipMasq": true' in example.read_text()
-    return EMULATED + [pytest.mark.later_user_mode] * has_nftables
+    uses_nftables = '"ipMasq": true' in example.read_text()
+    return EMULATED + [pytest.mark.emulated_machine] * uses_nftables
 
 
 EXAMPLES = [

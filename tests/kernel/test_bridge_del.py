@@ -252,7 +252,7 @@ def test_all_failures_are_reported(machine: Machine) -> None:
 
     for step in ("veth: ", "masquerade: ", "mac-filter: "):
         assert step in error["msg"]
-    assert machine.leases() == []
+    assert len(machine.leases()) == 1  # the container still has the address
     machine.ok("bridge", "DEL", config, container)
     assert left(machine) == NOTHING
 
