@@ -55,7 +55,7 @@ def rewrite(module: str, source: bytes) -> ast.Module:
     if module == "ipaddress":
         _Constants().visit(tree)
     _Imports(_spared(module, tree)).visit(tree)
-    _Annotations().visit(tree)
+    _Annotations(module).visit(tree)
     return ast.fix_missing_locations(tree)
 
 
@@ -160,6 +160,17 @@ class _Later:
 
 class _Annotations(ast.NodeTransformer):
     """Leave out annotations: to evaluate or store them costs time, and nothing reads them."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
+        if any("NamedTuple" in ast.unparse(base) for base in node.bases):
+            raise UnsupportedError(
+                f"{self._module}: {node.name} has its fields by annotations: use a dataclass"
+            )
+        self.generic_visit(node)
+        return node
 
     def visit_arg(self, node: ast.arg) -> ast.arg:
         node.annotation = None

@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 import struct
-from typing import NamedTuple
+from dataclasses import dataclass
 
 _CREDENTIALS = struct.Struct("=iII")  # struct ucred of unix(7): process, user, group
 _SO_PEERPIDFD = 77  # asm-generic/socket.h, since Linux 6.5
@@ -19,7 +19,8 @@ _INIT = 1  # each process of its PID namespace has come from it
 _PROCESS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-class Peer(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Peer:
     """A process as the kernel has noted it when it connected, or began to listen."""
 
     pid: int  # in our PID namespace, 0: in none that is visible from here

@@ -122,11 +122,12 @@ def test_a_dataclass_is_the_same_when_written_out(
         b"@dataclass\nclass A(B):\n    a: int",
         b"@dataclass\nclass A:\n    a: ClassVar[int]",
         b"@dataclass\nclass A:\n    a: int = field(repr=False)",
+        b"class A(NamedTuple):\n    a: int",
     ],
-    ids=["asdict", "module", "option", "base", "classvar", "field"],
+    ids=["asdict", "module", "option", "base", "classvar", "field", "namedtuple"],
 )
 def test_the_build_refuses_what_it_would_change(source: bytes) -> None:
-    """A dataclass that the build cannot write out fails it, before anybody runs the result."""
+    """A class that the build cannot write out fails it, before anybody runs the result."""
     with pytest.raises(UnsupportedError, match=r"plugins\.sample"):
         rewrite("plugins.sample", source)
 
