@@ -2,7 +2,7 @@
  *
  *   floor BRIDGE|none   reads lines from stdin, and answers each with its nanoseconds:
  *   add HOST_END NETNS ADDRESS/PREFIX GATEWAY [ADDRESS/PREFIX GATEWAY]
- *   attach ...                           as add, and then computes, as a plugin goes on
+ *   attach ...                           as add, then computes, and waits until the host's end is up
  *   route HOST_END GATEWAY/32 ADDRESS    what ptp adds to the host's end
  *   del HOST_END
  *   sysctl NAME                          writes 1 to a file of /proc/sys
@@ -14,7 +14,8 @@
  * addresses (arp_notify, ndisc_notify), asks for the index of eth0,
  * and by one more sendmsg gives it its addresses, sets it up and adds a default route for each
  * gateway. On a bridge the kernel delivers what the container announces to each port, also after its
- * acknowledgement, on the processor of that process: `attach` has that in its time. A DEL is the deletion of the pair. Both end with the kernel's acknowledgement; one of
+ * acknowledgement, on the processor of that process; and it tells later that a link has a carrier.
+ * `attach` has both in its time, as a plugin has. A DEL is the deletion of the pair. Both end with the kernel's acknowledgement; one of
  * many DELs ends with the event that the host's end is deleted, since its memory is freed later. Many
  * DELs are grouped: each moves its pair into a group, then asks for the deletion of the group. That
  * deletion includes all pairs that were moved there while it waited for the RTNL lock.
@@ -44,7 +45,9 @@
 #define COUNT_MAX 250
 #define IFNAME "eth0"
 #define GROUP 0x70796e63
-#define COMPUTATIONS 500000 /* about a millisecond: what a plugin does after it has set a link up */
+#define TRIES_MAX 1000000
+#define OPER_UP 6 /* IF_OPER_UP of linux/if.h, which cannot be included beside net/if.h */
+#define COMPUTATIONS 1150000 /* a millisecond and a half: what bridge does after its link is set up */
 
 struct batch {
     _Alignas(struct nlmsghdr) char data[4096];
@@ -299,6 +302,34 @@ static void compute(void)
         state = state * 6364136223846793005U + 1;
 }
 
+/* Ask for a link until the kernel has noticed its carrier: each answer waits for the RTNL lock. */
+static void await_carrier(int host, const char *name)
+{
+    _Alignas(struct nlmsghdr) char answer[32768];
+    struct ifinfomsg body = {.ifi_family = AF_UNSPEC, .ifi_index = (int)if_nametoindex(name)};
+
+    for (unsigned tries = 0; tries < TRIES_MAX; tries++) {
+        struct batch batch = {.length = 0};
+        struct nlmsghdr *header = (struct nlmsghdr *)answer;
+        uint32_t mask = RTEXT_FILTER_SKIP_STATS;
+        ssize_t got;
+
+        message(&batch, RTM_GETLINK, 0, &body, sizeof body);
+        attribute(&batch, IFLA_EXT_MASK, &mask, sizeof mask);
+        if (send(host, batch.data, batch.length, 0) < 0)
+            die("link");
+        got = recv(host, answer, sizeof answer, 0);
+        if (got < 0 || !NLMSG_OK(header, (size_t)got) || header->nlmsg_type != RTM_NEWLINK)
+            die("link");
+        struct rtattr *one = IFLA_RTA(NLMSG_DATA(header));
+        for (size_t left = IFLA_PAYLOAD(header); RTA_OK(one, left); one = RTA_NEXT(one, left))
+            if (one->rta_type == IFLA_OPERSTATE && *(uint8_t *)RTA_DATA(one) == OPER_UP)
+                return;
+    }
+    errno = ETIMEDOUT;
+    die(name);
+}
+
 /* Add an address to the host's end, and a route to the container's address. */
 static void route_host(int host, const char *name, char *gateway, const char *address)
 {
@@ -463,6 +494,7 @@ int main(int argc, char **argv)
         else if (count >= 5 && strcmp(words[0], "attach") == 0) {
             add(host, home, bridge, words, count);
             compute();
+            await_carrier(host, words[1]);
         } else if (count == 4 && strcmp(words[0], "route") == 0)
             route_host(host, words[1], words[2], words[3]);
         else if (count == 2 && strcmp(words[0], "del") == 0)

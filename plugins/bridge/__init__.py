@@ -59,10 +59,10 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
         interface.note_configuration(attaching, req.ifname, ours.mtu, result)
         on_lan = has_advertised_routes(req.config)  # where others may have the same address
         dad = conf.dad or on_lan
-        veth.configure(container, req.ifname, ours.peer, result, dad=dad, advertised=on_lan)
-        if conf.masquerade:
+        if conf.masquerade:  # before the link is up: no packet leaves without
             addresses = [ip.address for ip in result.ips]
             interface.add_masquerade(attaching, req, host, addresses, backend=conf.masquerade)
+        veth.configure(container, req.ifname, ours.peer, result, dad=dad, advertised=on_lan)
     elif not conf.container_down:
         container.netlink.configure(ours.peer, (), (), dad=conf.dad)
     bridge = _await_working(host, conf, ours, bridge)

@@ -49,11 +49,11 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
         host.log(f"network {req.network}: {line}")
     routes.configure_host(host.netns, ours, result.ips, lambda other: _remove_if_gone(host, other))
     interface.note_configuration(attaching, req.ifname, ours.mtu, result)
-    subnet_routes = routes.subnet_routes(ours.peer, result.ips)
-    veth.configure(container, req.ifname, ours.peer, result, subnet_routes=subnet_routes)
-    if conf.masquerade:
+    if conf.masquerade:  # before the link is up: no packet leaves without
         addresses = [ip.address for ip in result.ips]
         interface.add_masquerade(attaching, req, host, addresses, backend=conf.masquerade)
+    subnet_routes = routes.subnet_routes(ours.peer, result.ips)
+    veth.configure(container, req.ifname, ours.peer, result, subnet_routes=subnet_routes)
     veth.await_operational(host.netns, ours.index, _UP_SECONDS)
     return result
 

@@ -43,7 +43,10 @@ def changes(machine: Machine, config: Json, containerid: str) -> list[str]:
 
 
 def test_veth_is_born_complete(machine: Machine) -> None:
-    """One message makes both ends, one send sets up the container's: no move, no rename."""
+    """One message makes both ends, one send sets up the container's: no move, no rename.
+
+    No packet leaves before it is masqueraded.
+    """
     config = machine.network(ipMasq=True, ipam=ipam(machine, V4, routes=[{"dst": "0.0.0.0/0"}]))
     machine.ok("bridge", "ADD", config, machine.container())
 
@@ -51,10 +54,10 @@ def test_veth_is_born_complete(machine: Machine) -> None:
 
     assert [what.partition(" 'veth")[0] for what in done] == [
         "create veth pair",
+        "add element to 'masquerade4' in table 'pycni'",
         "add address 10.9.0.3/24",
         "set interface 2 up",
         "add route 0.0.0.0/0 via 10.9.0.1",
-        "add element to 'masquerade4' in table 'pycni'",
     ]
 
 
