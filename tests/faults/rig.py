@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class Rig:
         self._is_armed = False
         self._netns: dict[str, str] = {}
         self._deaths = 0
+        self._said: deque[str] = deque(maxlen=4)  # by the last calls, which may name what they keep
         if has_engine:
             node.start_engine(wrap=injector.command)
 
@@ -80,7 +82,9 @@ class Rig:
         if name:
             netns = self._netns.get(name, f"/run/netns/{name}")
             env |= {"CNI_CONTAINERID": name, "CNI_IFNAME": "eth0", "CNI_NETNS": netns}
-        return self.node.run(*words, stdin=json.dumps({**self.config, **keys}), env=env)
+        done = self.node.run(*words, stdin=json.dumps({**self.config, **keys}), env=env)
+        self._said.append(f"{command} {name} of {plugin}: {done.stderr}")
+        return done
 
     def ok(self, command: str, name: str = "", *, plugin: str = "bridge", **keys: Any) -> Json:
         """Run a command that must succeed; return its result, {} where there is none."""
@@ -172,7 +176,7 @@ class Rig:
             and time.monotonic() < deadline
         ):
             time.sleep(0.01)  # the kernel may still be at it
-        assert found == {}
+        assert found == {}, "\n".join(self._said)
         for name, netns in self._netns.items():
             assert self.node.links(netns) == ["lo"], name
 

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 CONF = {path.name: path for path in sorted((ROOT / "conf").glob("*.conf*"))}
 PORT = json.dumps({"portMappings": [{"hostPort": 8080, "containerPort": 80}]})
-pytestmark = pytest.mark.without_engine("the commands know nothing of it")
+pytestmark = [
+    pytest.mark.without_engine("the commands know nothing of it"),
+    # Of one process: some have records in /run/pycni, and no other must see these change. The
+    # group is that of test_portmap.py, with the same addresses.
+    pytest.mark.xdist_group("10.9.0.0/24"),
+]
 
 
 def plan(machine: Machine, *words: str, status: int = DONE) -> Json:
@@ -205,7 +210,6 @@ def inhabited(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return Inhabited(machine, tmp_path)
 
 
-@pytest.mark.xdist_group("10.9.0.0/24")  # as in test_portmap.py
 class TestAgainstContainers:
     """What living containers have is refused by the plugins themselves, and the status says so."""
 
