@@ -11,14 +11,16 @@
  *
  * An ADD opens the namespace, makes the veth pair by one message (both ends in their namespaces,
  * the host's up and in the bridge, if any), opens a socket in the container, has the kernel announce
- * addresses (arp_notify, ndisc_notify), asks for the index of eth0,
- * and by one more sendmsg gives it its addresses, sets it up and adds a default route for each
- * gateway. On a bridge the kernel delivers what the container announces to each port, also after its
- * acknowledgement, on the processor of that process; and it tells later that a link has a carrier.
- * `attach` has both in its time, as a plugin has. A DEL is the deletion of the pair. Both end with the kernel's acknowledgement; one of
- * many DELs ends with the event that the host's end is deleted, since its memory is freed later. Many
- * DELs are grouped: each moves its pair into a group, then asks for the deletion of the group. That
- * deletion includes all pairs that were moved there while it waited for the RTNL lock.
+ * addresses (arp_notify, ndisc_notify), asks for the index of eth0, and by one more sendmsg gives it
+ * its addresses, sets it up and adds a default route for each gateway. A DEL is the deletion of the
+ * pair. Both end with the kernel's acknowledgement; one of many DELs ends with the event that the
+ * host's end is deleted, since its memory is freed later. Many DELs are grouped: each moves its pair
+ * into a group, then asks for the deletion of the group. That deletion includes all pairs that were
+ * moved there while it waited for the RTNL lock.
+ *
+ * On a bridge the kernel delivers what the container announces to each port, also after its
+ * acknowledgement, on the processor of that process; and it notes later that a link has a carrier.
+ * `attach` has both in its time, as a plugin has.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
