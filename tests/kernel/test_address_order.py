@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.inprocess import Fault, faulty
 from tests.kernel.test_persistent_failures import CASES
-from tests.machine import Machine
+from tests.machine import Json, Machine
 
 pytestmark = pytest.mark.without_engine(reason="fails in this process")
 
@@ -52,4 +52,21 @@ def test_rollback_keeps_the_addresses_of_an_interface_that_stays(
     shown = [info["local"] for link in machine.ip(call.netns, "addr") for info in link["addr_info"]]
     assert address in shown
     machine.ok(call.plugin, "DEL", call.config, call.netns)
+    assert machine.leases() == []
+
+
+def test_del_keeps_the_addresses_of_a_device_that_stays(machine: Machine) -> None:
+    """A device of the host that cannot be moved home may have its addresses: they are not free."""
+    machine.do(machine.host, "ip link add nic0 type veth peer name nic9", "ip link set nic0 up")
+    usual: Json = {"type": "host-device", "bridge": None, "isGateway": None}
+    config, netns = machine.network(**usual, device="nic0"), machine.container()
+    machine.ok("host-device", "ADD", config, netns)
+    taken = machine.leases()
+
+    with faulty(machine, lasting("set interface", "move", "rename")) as host:
+        machine.refused("host-device", "DEL", config, netns, host=host)
+
+    assert len(taken) == 1
+    assert machine.leases() == taken
+    machine.ok("host-device", "DEL", config, netns)
     assert machine.leases() == []
