@@ -44,10 +44,10 @@ test-all: ## the same with every case, both edges, Go plugins beside ours, two k
 	    test-runtimes test-vm storm test-faults test-kubernetes
 
 test-kernel: venv ## each plugin on network namespaces of its own
-	$(sandboxed) -n 4 --dist loadgroup tests/kernel # which wait for the kernel half of the time
+	$(sandboxed) -n 6 --dist loadgroup tests/kernel # which wait for the kernel most of the time
 
 test-e2e: dist ## the executables, driven by cnitool, beside the Go plugins
-	$(sandboxed) -n 2 tests/e2e
+	$(sandboxed) -n 3 tests/e2e
 
 test-agent: dist agent ## the agent on nodes of namespaces: lists, plugins, engine, routes, masquerading
 	$(sandboxed) -n 2 --dist loadgroup tests/agent
@@ -81,7 +81,7 @@ test-dataplane: dist ## sockets of all kinds across the networks that the execut
 	$(sandboxed) -n 2 -rs tests/dataplane
 
 test-faults: dist ## killed, on a full disk, after a power loss; a short storm: tests/faults/README.md
-	$(sandboxed) -n 2 tests/faults
+	$(sandboxed) -n 3 tests/faults
 
 test-faults-all: ## the same at each system call, where test-faults takes a sample; an hour
 	@PYCNI_TEST_ALL=1 $(MAKE) --no-print-directory test-faults

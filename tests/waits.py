@@ -9,11 +9,11 @@ from collections.abc import Callable
 GENEROUS = 120.0  # seconds: only a failure makes a test wait so long
 
 
-def wait_until(condition: Callable[[], object], what: str) -> None:
+def wait_until(condition: Callable[[], object], what: str | Callable[[], str]) -> None:
     """Wait until something is so. Raises AssertionError, which says `what` is wrong otherwise."""
     deadline = time.monotonic() + GENEROUS
     while not condition():
-        assert time.monotonic() < deadline, what
+        assert time.monotonic() < deadline, what if isinstance(what, str) else what()
         time.sleep(0.005)
 
 

@@ -37,12 +37,21 @@ class Doctor:
             ipMasq=True,
             ipam={"type": "host-local", "dataDir": machine.data_dir, "ranges": self.ranges},
         )
+        self.plugins = directory.parent / "bin"  # each is asked for its versions: two, for speed
+        self.plugins.mkdir()
+        self._link("bridge", "host-local")
+
+    def _link(self, *types: str) -> None:
+        for type in types:
+            if (CNI_BIN / type).exists() and not (self.plugins / type).exists():
+                (self.plugins / type).symlink_to(CNI_BIN / type)
 
     def write(self, *chained: Json, **keys: object) -> None:
         """Write the network, with plugins behind the bridge."""
         top = {"cniVersion": "1.0.0", "name": self.machine.name}
         bridge = {**{key: self.conf[key] for key in self.conf.keys() - top.keys()}, **keys}
         content = {**top, "plugins": [bridge, *chained]}
+        self._link(*{str(one["type"]) for one in chained})
         (self.directory / "10-net.conflist").write_text(json.dumps(content))
 
     def words(self, *more: str) -> list[str]:
@@ -53,7 +62,7 @@ class Doctor:
             "--any-netns",
             *places,
             "--path",
-            str(CNI_BIN),
+            str(self.plugins),
             str(self.directory),
             *more,
         ]

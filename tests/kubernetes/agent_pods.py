@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -85,6 +86,15 @@ class AgentPods(Agents):
             if item["metadata"]["name"].startswith(f"{NAME}-")
             and item["spec"].get("nodeName") == node.name
         )
+
+    def _state(self, node: Node) -> str:
+        items = [
+            item["status"]
+            for item in self.cluster.api.list(PODS)
+            if item["metadata"]["name"].startswith(f"{NAME}-")
+            and item["spec"].get("nodeName") == node.name
+        ]
+        return json.dumps([one.get("containerStatuses", one) for one in items])
 
     def kill(self, node: Node) -> None:
         """Kill the process: the kubelet starts the container again."""

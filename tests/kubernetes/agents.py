@@ -88,7 +88,16 @@ class Agents:
             waiting[:] = [node for node in waiting if answers(node, "/readyz")[0] != 200]
             return not waiting
 
-        wait_until(all_ready, f"the agents of {[node.name for node in waiting]} are not ready")
+        wait_until(all_ready, lambda: "not ready: " + "; ".join(map(self._why, waiting)))
+
+    def _why(self, node: Node) -> str:
+        """Return what an agent that is not ready says, and how often programs have ended there."""
+        status, text = answers(node, "/readyz")
+        ended = {name: daemon.ended for name, daemon in node.daemons.items()}
+        return f"{node.name}: {status} {text.strip()}, ended: {ended}, agent: {self._state(node)}"
+
+    def _state(self, node: Node) -> str:
+        return node.daemons[AGENT].tail(3)
 
 
 def assert_no_groups(node: Node) -> None:

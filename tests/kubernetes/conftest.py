@@ -21,10 +21,19 @@ TEST_SECONDS = 300  # a cluster under load on a busy machine; a test ends much e
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Allow each test here more time: the first of a combination makes its cluster."""
+    """Allow each test here more time: the first of a combination makes its cluster.
+
+    Tests without agents come last. They take the API server away, and for minutes thereafter
+    kubelets and controllers wait before they ask it again: agents would start late.
+    """
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.timeout(TEST_SECONDS))
+    items.sort(key=lambda item: HERE in item.path.parents and not _needs_agents(item))
+
+
+def _needs_agents(item: pytest.Item) -> bool:
+    return "agents" in getattr(item, "fixturenames", ())
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -39,9 +48,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
     cluster = getattr(item, "funcargs", {}).get("cluster")
-    if report.when == "call" and report.failed and cluster is not None:
-        folder = cluster.logs / item.name.replace("/", "-")
-        cluster.write_state(folder)
+    if report.when != "teardown" and report.failed and cluster is not None:
+        # A set-up that fails is one for many tests.
+        name = item.name if report.when == "call" else "set-up"
+        folder = cluster.logs / name.replace("/", "-")
+        if not folder.exists():
+            cluster.write_state(folder)
         report.sections.append(("logs", f"of all parts: {cluster.logs}; state: {folder}"))
 
 

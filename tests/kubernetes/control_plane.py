@@ -123,7 +123,8 @@ class ControlPlane:
     def _start(self, program: str, *words: str) -> None:
         environ = {"PATH": SYSTEM_PATH, "HOME": str(self.folder)}
         command = [str(self._programs / program), *words]
-        self.daemons[program] = Daemon(command, self.logs / f"{program}.log", environ)
+        log = self.logs / f"{program}.log"
+        self.daemons[program] = Daemon(command, log, environ, is_kept=True)
 
     def _etcd(self) -> list[str]:
         return [

@@ -5,24 +5,43 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.waits import wait_until
 
 STOP_SECONDS = 30.0  # a program that takes longer to end is killed
+RESTART_SECONDS = 1.0  # as a service manager waits
 
 
 class Daemon:
-    """A program of the cluster. `log` gets all that its runs print."""
+    """A program of the cluster. `log` gets all that its runs print.
 
-    def __init__(self, words: Sequence[str], log: Path, environ: Mapping[str, str]) -> None:
+    One that is kept is started again after it has ended by itself, as systemd does with a kubelet,
+    and a kubelet with kube-proxy and the control plane; `ended` counts that.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        log: Path,
+        environ: Mapping[str, str],
+        *,
+        is_kept: bool = False,
+    ) -> None:
         """Start it by a command line, which may be nsenter's for the namespaces of a node."""
         self._words, self._environ, self.log = list(words), dict(environ), log
+        self._is_kept, self.ended = is_kept, 0
+        self._lock, self._is_let_go = threading.Lock(), threading.Event()
         self.start()
 
     def start(self) -> None:
         """Start it, as it was started before."""
+        self._is_let_go.clear()
+        self._spawn()
+
+    def _spawn(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
@@ -32,6 +51,25 @@ class Daemon:
                 stderr=output,
                 env=self._environ,
             )
+        if self._is_kept:
+            threading.Thread(target=self._keep, args=(self._process,), daemon=True).start()
+
+    def _keep(self, process: subprocess.Popen[bytes]) -> None:
+        """Start it again when a process has ended that nobody here has ended."""
+        status = process.wait()
+        if self._is_let_go.wait(RESTART_SECONDS):
+            return
+        with self._lock:
+            if not self._is_let_go.is_set() and self._process is process:
+                self.ended += 1
+                with self.log.open("a") as output:
+                    output.write(f"--- ended with {status} by itself; started again ---\n")
+                self._spawn()
+
+    def _let_go(self) -> None:
+        """Have it not started again by itself."""
+        with self._lock:
+            self._is_let_go.set()
 
     @property
     def pid(self) -> int:
@@ -62,11 +100,13 @@ class Daemon:
 
     def kill(self) -> None:
         """End it at once, as a crash does; what it has started goes on."""
+        self._let_go()
         self.signal(signal.SIGKILL)
         self._process.wait(STOP_SECONDS)
 
     def stop(self) -> None:
         """End it as a service manager does."""
+        self._let_go()
         self.signal(signal.SIGTERM)
         try:
             self._process.wait(STOP_SECONDS)

@@ -166,11 +166,10 @@ class Node:
             *("--hostname-override", self.name, "--node-ip", ",".join(self.addresses)),
         ]
 
-    def await_other_proxy(self) -> None:
-        """Wait until kube-proxy has ended, as it does when its Node is deleted; start it again."""
+    def await_other_proxy(self, before: int) -> None:
+        """Wait until kube-proxy has ended, as it does when its Node is deleted, and runs again."""
         proxy = self.daemons["kube-proxy"]
-        wait_until(lambda: not proxy.is_running(), "kube-proxy goes on without its Node")
-        proxy.start()
+        wait_until(lambda: proxy.ended > before, "kube-proxy goes on without its Node")
 
     def start_containerd(self) -> None:
         """Start containerd and wait until it answers."""
@@ -181,8 +180,8 @@ class Node:
     def _daemon(self, program: str, *words: str) -> None:
         if program in self.daemons and self.daemons[program].is_running():
             return
-        command = self.entered(program, *words)
-        self.daemons[program] = Daemon(command, self.logs / f"{program}.log", self.environ)
+        command, log = self.entered(program, *words), self.logs / f"{program}.log"
+        self.daemons[program] = Daemon(command, log, self.environ, is_kept=True)
 
     def _write(self, name: str, text: str, **values: str) -> None:
         """Write a file of settings, with values in place of words in capitals."""

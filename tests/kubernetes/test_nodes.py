@@ -99,14 +99,14 @@ def test_other_ranges(network: Cluster, agents: Agents, pods: Pods) -> None:
     node = network.third
     (other, _) = pods.start(pod("other", "node1"), pod("before", node.name))
     pods.delete("before")
-    old = network.ranges()[node.name]
+    old, ended = network.ranges()[node.name], node.daemons["kube-proxy"].ended
     node.daemons["kubelet"].stop()
     network.api.delete(f"{NODES}/{node.name}")
     holder = {"metadata": {"name": "holder"}, "spec": {"podCIDRs": old, "podCIDR": old[0]}}
     network.api.create(NODES, holder)  # so the controller manager gives others
     try:
         node.daemons["kubelet"].start()
-        node.await_other_proxy()
+        node.await_other_proxy(ended)
         network.api.wait(
             NODES,
             lambda found: (
