@@ -10,9 +10,10 @@
  *   dels COUNT HOST_END                  the start: HOST_END0, NETNS0, PREFIX.1.0/16 and so on
  *
  * An ADD opens the namespace, makes the veth pair by one message (both ends in their namespaces,
- * the host's up and in the bridge, if any), opens a socket in the container, has the kernel announce
- * addresses (arp_notify, ndisc_notify), asks for the index of eth0, and by one more sendmsg gives it
- * its addresses, sets it up and adds a default route for each gateway. A DEL is the deletion of the
+ * the host's up and in the bridge, if any), opens a socket in the container, has both ends use the
+ * kernel's link-local addresses at once and heed no routers (accept_dad, accept_ra), has the kernel
+ * announce addresses (arp_notify, ndisc_notify), asks for the index of eth0, and by one more sendmsg
+ * gives it its addresses, sets it up and adds a default route for each gateway. A DEL is the deletion of the
  * pair. Both end with the kernel's acknowledgement; one of many DELs ends with the event that the
  * host's end is deleted, since its memory is freed later. Many DELs are grouped: each moves its pair
  * into a group, then asks for the deletion of the group. That deletion includes all pairs that were
@@ -258,22 +259,28 @@ static void configure(int sock, char **words, unsigned count)
     exchange(sock, &batch, "addresses, up, routes");
 }
 
-/* Have the kernel tell all neighbours of an address once the interface comes up, as CNI plugins do. */
-static void announce(const char *sysctl)
+static void set(const char *name, const char *value)
 {
-    int fd = open(sysctl, O_WRONLY | O_CLOEXEC);
+    char path[256];
+    int fd;
 
-    if (fd < 0 || write(fd, "1", 1) != 1)
-        die(sysctl);
+    snprintf(path, sizeof path, "/proc/sys/%.200s", name);
+    fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0 || write(fd, value, 1) != 1)
+        die(path);
     close(fd);
 }
 
-static void set(const char *name)
+/* As CNI plugins do. The kernel then joins groups as soon as the link is up, not a second later, and
+ * a bridge passes that on to each port. */
+static void stay_silent(const char *name)
 {
-    char path[256];
+    char path[64];
 
-    snprintf(path, sizeof path, "/proc/sys/%.200s", name);
-    announce(path);
+    snprintf(path, sizeof path, "net/ipv6/conf/%s/accept_dad", name);
+    set(path, "0");
+    snprintf(path, sizeof path, "net/ipv6/conf/%s/accept_ra", name);
+    set(path, "0");
 }
 
 static void add(int host, int home, int bridge, char **words, unsigned count)
@@ -284,11 +291,13 @@ static void add(int host, int home, int bridge, char **words, unsigned count)
     if (netns < 0)
         die(words[2]);
     make_pair(host, words[1], netns, bridge);
+    stay_silent(words[1]);
     if (setns(netns, CLONE_NEWNET) < 0)
         die("setns");
     sock = netlink_socket();
-    announce("/proc/sys/net/ipv4/conf/" IFNAME "/arp_notify");
-    announce("/proc/sys/net/ipv6/conf/" IFNAME "/ndisc_notify");
+    stay_silent(IFNAME);
+    set("net/ipv4/conf/" IFNAME "/arp_notify", "1");
+    set("net/ipv6/conf/" IFNAME "/ndisc_notify", "1");
     if (setns(home, CLONE_NEWNET) < 0)
         die("setns");
     configure(sock, words + 3, count - 3);
@@ -502,7 +511,7 @@ int main(int argc, char **argv)
         else if (count == 2 && strcmp(words[0], "del") == 0)
             delete(host, words[1]);
         else if (count == 2 && strcmp(words[0], "sysctl") == 0)
-            set(words[1]);
+            set(words[1], "1");
         else if ((count == 5 && strcmp(words[0], "adds") == 0)
                  || (count == 3 && strcmp(words[0], "dels") == 0))
             start = many(words, bridge);

@@ -43,16 +43,16 @@ CHAINS = {
 }
 SUM = ("bridge", "portmap", "firewall")
 # What the kernel does for a plugin in proportion to its neighbours, by the names in `_Kernel`, and
-# how often. Of the files in /proc/sys those of the host's end, the bridge and forwarding; the
-# container's are in the part of the pair.
+# how often. Of the files in /proc/sys those of the bridge and forwarding; those of both ends are in
+# the part of the pair.
 KERNEL_PARTS: dict[str, dict[str, int]] = {
-    "bridge": {"bridge": 1, "element": 1, "sysctl": 4},
-    "ptp": {"ptp": 1, "element": 1, "sysctl": 3},
+    "bridge": {"bridge": 1, "element": 1, "sysctl": 2},
+    "ptp": {"ptp": 1, "element": 1, "sysctl": 1},
     "tuning": {"sysctl": 2},
     "portmap": {"element": 1, "sysctl": 2},
     "firewall": {"firewall": 1},
 }
-KERNEL_PARTS["chain"] = {"bridge": 1, "element": 2, "sysctl": 6, "firewall": 1}
+KERNEL_PARTS["chain"] = {"bridge": 1, "element": 2, "sysctl": 4, "firewall": 1}
 _SUBNETS = {"bridge": 100, "ptp": 110}  # the second bytes of their first networks' addresses
 _MAP = "masquerade4"  # of masquerading: cni_common.node.masquerade
 _CONTROL = ("loopback", "ADD")
