@@ -8,6 +8,8 @@ SHELL := /bin/bash
 python := .venv/bin/python
 pytest := $(python) -m pytest
 sandboxed := tests/in-sandbox --or-skip $(pytest)
+# Processes at a time, each in a sandbox of its own: a look at all namespaces finds none of another's tests.
+isolated = $(sandboxed) --dist $(or $(2),load) --tx '$(1)*popen//python=tests/in-sandbox $(python)'
 shell_scripts := .ci/run deploy/*.sh deploy/interpreter/compile deploy/release/scripts/* tests/in-sandbox \
     tests/kubernetes/upstream/build.sh tests/parts tests/pythons
 pure := cni_common/spec/schema.py,cni_common/spec/undo.py,cni_common/spec/result.py,cni_common/spec/wire.py,plugins/host_local/ranges.py
@@ -44,13 +46,13 @@ test-all: ## the same with every case, both edges, Go plugins beside ours, two k
 	    test-runtimes test-vm storm test-faults test-kubernetes
 
 test-kernel: venv ## each plugin on network namespaces of its own
-	$(sandboxed) -n 6 --dist loadgroup tests/kernel # which wait for the kernel most of the time
+	$(call isolated,6) tests/kernel # which wait for the kernel most of the time
 
 test-e2e: dist ## the executables, driven by cnitool, beside the Go plugins
 	$(sandboxed) -n 3 tests/e2e
 
 test-agent: dist agent ## the agent on nodes of namespaces: lists, plugins, engine, routes, masquerading
-	$(sandboxed) -n 2 --dist loadgroup tests/agent
+	$(call isolated,3,loadgroup) tests/agent
 
 test-runtimes: dist ## driven by podman, by containerd as ctr and the kubelet do, and for containers of others
 	@deploy/prerequisites.sh --runtimes

@@ -12,9 +12,6 @@ from tests.kernel.test_commands import age
 from tests.machine import CNI_BIN, Machine
 from tests.resident import visiting
 
-# A look for dead containers opens every namespace for a moment: two at once would see each other's.
-pytestmark = pytest.mark.xdist_group("liveness")
-
 
 def attach(machine: Machine, *containers: str) -> list[str]:
     """Attach containers by ptp; return their namespaces."""

@@ -17,9 +17,6 @@ from tests.resident import visiting
 from tests.sockets import asks, serving
 from tests.waits import wait_until
 
-# A look for dead containers opens every namespace for a moment: two at once would see each other's.
-pytestmark = pytest.mark.xdist_group("liveness")
-
 OWN = Member(
     "a",
     "uid-a",

@@ -154,7 +154,6 @@ def test_a_foreign_route_is_not_replaced_beside_ours(nodes: Nodes) -> None:
     assert (foreign["gateway"], foreign["metric"]) == ("192.168.1.254", 5)
 
 
-@pytest.mark.xdist_group("liveness")
 def test_the_bridge_forgets_a_range_of_before(lan: Lan, nodes: Nodes) -> None:
     """Its gateway leads to the pods of another node by now; a pod that lives there keeps it."""
     a, _ = nodes

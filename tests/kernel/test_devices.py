@@ -26,8 +26,7 @@ from tests.kernel.test_rollback import TOLERATED_IN_ADD, calm, is_act
 from tests.machine import REFERENCE_BIN, Json, Machine, addresses_of, error_of, files_below
 from tests.waits import GENEROUS
 
-# GC and DEL ask whether namespaces are gone: see LIVENESS_FILES.
-pytestmark = [pytest.mark.full_kernel, pytest.mark.xdist_group("liveness")]
+pytestmark = pytest.mark.full_kernel
 alone = pytest.mark.without_engine(reason="fails in this process")
 every_kind = pytest.mark.parametrize("plugin", ["dummy", "ipvlan", "vlan"])
 one_a_day = pytest.mark.rotating(3)  # what the three have in common, and takes seconds there

@@ -45,8 +45,6 @@ from tests.resident import start_in, visiting
 from tests.scope import ALL
 from tests.waits import GENEROUS, wait_until
 
-# These ask whether namespaces are gone: see LIVENESS_FILES.
-liveness = pytest.mark.xdist_group("liveness")
 RANGE = "192.0.2.50,192.0.2.59,255.255.255.0,1h"
 ROUTER = "--dhcp-option=3,192.0.2.2"
 SUBNET = "subnet 192.0.2.0 netmask 255.255.255.0 { range 192.0.2.50 192.0.2.59; }"
@@ -526,7 +524,6 @@ def test_delete_while_the_daemon_is_away(
     wait_until(lambda: not os.listdir(releases_of(daemon.socket)), "the note stays")
 
 
-@liveness
 def test_container_gone_without_a_word(
     machine: Machine, outside: str, daemon: Daemon, tmp_path: Path
 ) -> None:
@@ -541,7 +538,6 @@ def test_container_gone_without_a_word(
     assert list(files_below(machine.state_dir)) == []
 
 
-@liveness
 def test_no_namespace_is_held(machine: Machine, server: Process, daemon: Daemon) -> None:
     """Unlike the reference: once there is a lease the daemon has nothing open in a container."""
     before = descriptors(daemon)
@@ -731,7 +727,6 @@ def test_status(machine: Machine, daemon: Daemon) -> None:
         assert f"no DHCP daemon answers at '{daemon.socket}' ({reason}" in error["msg"]
 
 
-@liveness
 def test_gc(machine: Machine, server: Process, daemon: Daemon, tmp_path: Path) -> None:
     """GC releases the lease of what is dead and not listed, without a record, too."""
     config = macvlan(machine, daemon)
@@ -755,7 +750,6 @@ def test_gc(machine: Machine, server: Process, daemon: Daemon, tmp_path: Path) -
     wait_until(lambda: sorted(leases_of(tmp_path)) == left, "dnsmasq keeps leases")
 
 
-@liveness
 def test_operators(machine: Machine, server: Process, daemon: Daemon) -> None:
     """explain shows the lease; audit and reclaim deal with a dead container's, daemon or not."""
     config = macvlan(machine, daemon)

@@ -30,8 +30,6 @@ from tests.machine import Json, Machine, files_below
 from tests.resident import visiting
 from tests.waits import wait_until
 
-# These ask whether namespaces are gone: see LIVENESS_FILES.
-liveness = pytest.mark.xdist_group("liveness")
 RANGE = "2001:db8::50,2001:db8::59,64,1h"
 RANGE4 = "192.0.2.50,192.0.2.59,255.255.255.0,1h"
 SUBNET = "subnet6 2001:db8::/64 { range6 2001:db8::50 2001:db8::59; }"
@@ -494,7 +492,6 @@ def test_daemon_killed_and_restarted(
     assert kept(daemon) == []
 
 
-@liveness
 def test_container_gone_without_a_word(
     machine: Machine, outside: str, daemon: Daemon, tmp_path: Path
 ) -> None:

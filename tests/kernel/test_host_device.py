@@ -35,9 +35,6 @@ from tests.kernel.test_rollback import calm
 from tests.machine import REFERENCE_BIN, Json, Machine, addresses_of, files_below
 from tests.resident import start_in
 
-# GC and DEL ask whether namespaces are gone: see LIVENESS_FILES.
-pytestmark = pytest.mark.xdist_group("liveness")
-
 KEY = "cni.dev/valid-attachments"
 MAC = "02:00:00:00:00:77"
 

@@ -33,7 +33,6 @@ from tests.machine import Json, Machine, error_of
 from tests.waits import GENEROUS
 
 pytestmark = [
-    pytest.mark.xdist_group("liveness"),
     pytest.mark.without_engine(reason="fails in this process"),
     pytest.mark.timeout(300),
 ]

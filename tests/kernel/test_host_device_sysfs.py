@@ -22,7 +22,6 @@ from tests.waits import GENEROUS
 
 pytestmark = [
     pytest.mark.without_engine(reason="an engine has another /sys"),
-    pytest.mark.xdist_group("liveness"),
 ]
 
 NIC, VIRTIO, BARE, UNBOUND = (f"0000:00:0{number}.0" for number in (5, 6, 7, 8))

@@ -21,9 +21,6 @@ from tests.sockets import open_socket, serving
 from tests.waits import wait_until
 
 pytestmark = [
-    pytest.mark.xdist_group(
-        "10.9.0.0/24"
-    ),  # a process has an address that portmap of others looks for
     pytest.mark.without_engine("the commands know nothing of it"),
     pytest.mark.timeout(120),
 ]

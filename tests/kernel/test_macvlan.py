@@ -32,8 +32,6 @@ from tests.machine import REFERENCE_BIN, Json, Machine, addresses_of, error_of, 
 from tests.resident import start_in
 from tests.waits import GENEROUS, longer_if_busy, wait_until
 
-# GC and DEL ask whether namespaces are gone: see LIVENESS_FILES.
-pytestmark = pytest.mark.xdist_group("liveness")
 alone = pytest.mark.without_engine(reason="fails in this process")
 
 KEY = "cni.dev/valid-attachments"

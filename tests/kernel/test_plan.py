@@ -30,7 +30,6 @@ pytestmark = [
     pytest.mark.without_engine("the commands know nothing of it"),
     # Of one process: some have records in /run/pycni, and no other must see these change. The
     # group is that of test_portmap.py, with the same addresses.
-    pytest.mark.xdist_group("10.9.0.0/24"),
 ]
 
 

@@ -20,9 +20,6 @@ from tests.kernel.ports import HOST4, OUTSIDE4, Node, port
 from tests.machine import Json, Machine, error_of
 from tests.sockets import asks, serving
 
-# A process in a container has an address that the portmap of another test may look for.
-pytestmark = pytest.mark.xdist_group("10.9.0.0/24")
-
 BACKENDS = ["nftables", "iptables"]
 
 

@@ -8,9 +8,6 @@ from tests.kernel.ports import HOST4, HOST6, OUTSIDE4, OUTSIDE6, Node, port
 from tests.machine import Json, Machine
 from tests.sockets import asks, serving
 
-# A process in a container has an address that the portmap of another test may look for.
-pytestmark = pytest.mark.xdist_group("10.9.0.0/24")
-
 REFERENCES = ["iptables", "nftables"]
 
 

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from tests.machine import Machine
 
 pytestmark = [
-    pytest.mark.xdist_group(
-        "10.9.0.0/24"
-    ),  # a process has an address that portmap of others looks for
     pytest.mark.without_engine("the commands know nothing of it"),
 ]
 

@@ -375,7 +375,6 @@ def _forget_records(machine: Machine) -> None:
             Path(path).unlink()
 
 
-@pytest.mark.xdist_group("liveness")  # looks for a namespace that is gone
 def test_delete(machine: Machine) -> None:
     """DEL leaves nothing, whatever is gone, and succeeds twice, with an invalid configuration."""
     for case in ("there", "gone", "unknown", "no-interface", "no-record"):
@@ -510,7 +509,6 @@ def test_many(machine: Machine, container: str) -> None:
 
 
 @pytest.mark.without_engine("the commands know nothing of it")
-@pytest.mark.xdist_group("liveness")
 def test_commands(machine: Machine, container: str) -> None:
     """`explain` shows rules and routes; those of the bridge are found where they went."""
     net = Net(machine, container)
@@ -660,7 +658,6 @@ def _forget_of(machine: Machine, ifname: str) -> None:
             Path(path).unlink()
 
 
-@pytest.mark.xdist_group("liveness")
 def test_gc(machine: Machine) -> None:
     """GC forgets the dead, and leaves the living as they are."""
     nets = [Net(machine, machine.container(), number) for number in (1, 2)]

@@ -26,8 +26,6 @@ from tests.kernel.test_rollback import TOLERATED_IN_ADD, TOLERATED_IN_DEL, calm,
 from tests.machine import REFERENCE_BIN, Json, Machine, error_of, files_below
 from tests.waits import GENEROUS, wait_until
 
-# GC and DEL ask whether namespaces are gone: see LIVENESS_FILES.
-pytestmark = pytest.mark.xdist_group("liveness")
 alone = pytest.mark.without_engine(reason="fails in this process")
 
 MAC = "02:00:00:00:00:47"

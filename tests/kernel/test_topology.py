@@ -17,9 +17,6 @@ from tests.kernel.test_commands import asked, pycni
 from tests.machine import Json, Machine
 
 pytestmark = [
-    pytest.mark.xdist_group(
-        "10.9.0.0/24"
-    ),  # a process has an address that portmap of others looks for
     pytest.mark.without_engine("the commands know nothing of it"),
     pytest.mark.timeout(120),
 ]
