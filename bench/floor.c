@@ -13,8 +13,8 @@
  * the host's up and in the bridge, if any), opens a socket in the container, has both ends use the
  * kernel's link-local addresses at once and heed no routers (accept_dad, accept_ra), has the kernel
  * announce addresses (arp_notify, ndisc_notify), asks for the index of eth0, and by one more sendmsg
- * gives it its addresses, sets it up and adds a default route for each gateway. A DEL is the deletion of the
- * pair. Both end with the kernel's acknowledgement; one of many DELs ends with the event that the
+ * gives it its addresses, sets it up and adds a default route for each gateway. A DEL is the
+ * deletion of the pair. Both end with the kernel's acknowledgement; one of many DELs ends with the event that the
  * host's end is deleted, since its memory is freed later. Many DELs are grouped: each moves its pair
  * into a group, then asks for the deletion of the group. That deletion includes all pairs that were
  * moved there while it waited for the RTNL lock.

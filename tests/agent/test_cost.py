@@ -21,7 +21,7 @@ import pytest
 from tests import api_server
 from tests.agent.host import BINS, LIST, AgentHost
 from tests.machine import ROOT
-from tests.waits import longer_if_busy, wait_until
+from tests.waits import wait_until
 
 READY_SECONDS = 2.0
 MEMORY_BYTES = 60e6
@@ -138,13 +138,13 @@ def noted(name: str, value: float) -> None:
 
 
 def test_start_to_ready(frozen: Path, tmp_path: Path) -> None:
-    """Plugins, engine, network and list of a new node within 2 s, on a busy machine within more.
+    """Plugins, engine, network and list of a new node within 2 s.
 
-    The best of up to five starts counts: others use the machine, too.
+    The best of up to twenty starts counts: others use the machine, too.
     """
     found = [math.inf]
     with measured(frozen, tmp_path, 3) as made:
-        for _ in range(5):
+        for _ in range(20):
             if min(found) <= READY_SECONDS:
                 break
             found.append(made.start())
@@ -154,7 +154,7 @@ def test_start_to_ready(frozen: Path, tmp_path: Path) -> None:
             assert not made.host.path(BINS).joinpath("ptp").exists()
     noted("start to ready, s", min(found))
 
-    assert min(found) <= longer_if_busy(READY_SECONDS), found
+    assert min(found) <= READY_SECONDS, found
 
 
 def test_memory(large: Measured) -> None:
