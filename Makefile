@@ -45,8 +45,8 @@ test: ## all tests, also with failures among the first: check and the eight belo
 
 test-all: ## the same with every case, both edges, Go plugins beside ours, two kernels; and the storm
 	@deploy/prerequisites.sh --reference
-	@PYCNI_TEST_ALL=1 tests/parts check test-kernel test-e2e test-agent test-dataplane test-launcher test-packages \
-	    test-runtimes test-vm storm test-faults test-kubernetes
+	@PYCNI_TEST_ALL=1 tests/parts check test-packages test-kernel,test-vm test-e2e,test-agent \
+	    test-runtimes,test-dataplane,test-launcher storm test-faults test-kubernetes
 
 test-kernel: venv ## each plugin on network namespaces of its own
 	$(call isolated,6) tests/kernel # which wait for the kernel most of the time

@@ -6,6 +6,7 @@ import atexit
 import ctypes
 import fcntl
 import os
+import re
 import select
 import shutil
 import signal
@@ -103,6 +104,11 @@ class Engine:
     def tell(self, number: signal.Signals) -> None:
         """Send it a signal."""
         os.kill(self.pid, number)
+
+    def turned_away(self) -> int:
+        """Return the number of requests that it says it has turned away at its end."""
+        said = re.findall(r"requests turned away: (\d+)", self.log_path.read_text())
+        return sum(int(count) for count in said)
 
     def wait(self) -> int:
         """Return its exit code once it has ended."""

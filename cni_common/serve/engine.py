@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from cni_common.node.journal import make_private_directory
 from cni_common.serve.on_demand import Stay
-from cni_common.serve.worker import Worker
+from cni_common.serve.worker import BACKLOG, Worker
 from cni_common.spec import schema
 from cni_common.spec.errors import CNIError
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 # A number for each worker's place: a file without a name, as /proc shows it, or in memory.
 NAMELESS, TALLY = r"/#\d+ \(deleted\)$", "pycni-served"
 _COUNT = struct.Struct("<Q")
-_BACKLOG = 128  # waiting launchers; the next one starts the frozen program
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2), 64 bits: type, whence, start, …
 _GIVEN_SOCKET = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
 _BURST, _BURST_SECONDS = 10, 10.0  # workers replaced at once, within so many seconds
@@ -160,12 +159,16 @@ class _Supervisor:
         numbers = self._await_signals()
         if self._is_ending:
             if not numbers:  # a worker is still busy, and no process accepts on the socket
-                self._worker.turn_away()
+                self._turn_away()
             return False
         if reason := self._stay.why_not() if self._stay else "":
             self._log(f"engine: {reason}")
             return True
         return any(number in numbers for number in _ENDINGS)
+
+    def _turn_away(self) -> None:
+        if count := self._worker.turn_away():
+            self._log(f"engine: ends, but a worker is busy: requests turned away: {count}")
 
     def _await_signals(self) -> bytes:
         """Return the signals that have come, b"" when it is time to look at something else."""
@@ -265,7 +268,7 @@ class _Place:
             fcntl.lockf(self._lock, fcntl.LOCK_EX)
             self.listener.bind(self._new)
         os.chmod(self._new, 0o600)
-        self.listener.listen(_BACKLOG)
+        self.listener.listen(BACKLOG)
         self._identity = os.stat(self._new).st_ino
 
     def take(self) -> None:

@@ -41,6 +41,7 @@ _CONTROL_BYTES = socket.CMSG_SPACE(_DESCRIPTORS_MAX * _DESCRIPTOR.size) + socket
     _PEER.size
 )
 _CONVERSATION_SECONDS = 2.0  # the launcher is our own program and does not pause
+BACKLOG = 128  # launchers that wait at the socket; the next one starts the frozen program
 _COLLECT_EVERY = 100  # requests
 _RENEW_SECONDS = 5.0  # without a request, after which a worker of an engine on demand is replaced
 # Few, since processes that take turns lose the processor's caches; more than processors, since
@@ -129,11 +130,17 @@ class Worker:
                 elif is_ending:
                     return
 
-    def turn_away(self) -> None:
-        """Close the connections of waiting launchers: these start the frozen program."""
+    def turn_away(self) -> int:
+        """Close the connections of waiting launchers: these start the frozen program.
+
+        Return how many, at most BACKLOG.
+        """
+        count = 0
         with suppress(OSError):  # no descriptor or memory left: the launcher waits on
-            while connection := self._accept():
+            while count < BACKLOG and (connection := self._accept()):
                 connection.close()
+                count += 1
+        return count
 
     def _accept(self) -> socket.socket | None:
         try:
