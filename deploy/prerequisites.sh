@@ -127,6 +127,7 @@ missing_for_tests() {
     /usr/bin/python3 -c 'import dbus, gi.repository.GLib' 2>/dev/null || echo python3-dbus python3-gi
     command -v iperf3 >/dev/null || echo iperf3
     command -v dnsmasq >/dev/null || echo dnsmasq-base # the program alone: no service comes with it
+    command -v secilc >/dev/null || echo secilc # compiles the SELinux policy of tests/vm
 }
 
 install_packages() {

@@ -37,7 +37,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     if conf.ipam:
         host.is_ours(conf.ipam, req.path)  # raises when there is no such plugin, before any act
     if conf.context:
-        selinux.refuse_off(conf.context)
+        selinux.require(conf.context)
     container = host.open_netns(req.netns)
     veth.refuse_existing(container, req.ifname)
     bridge = _bridge(container, conf)
@@ -95,7 +95,7 @@ def status(req: Request, host: Host) -> None:
     """Raise CNIError when an ADD could not work: 7 configuration, 50 driver, state, IPAM."""
     conf = Conf.of(replace(req, environ={}))  # CNI_ARGS belong to an attachment
     if conf.context:
-        selinux.refuse_off(conf.context)
+        selinux.require(conf.context)
     with tun.Opened(host.netns):
         host.records.probe()
     if conf.ipam:

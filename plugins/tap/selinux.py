@@ -6,6 +6,7 @@ it starts, hardly ever its own.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -15,19 +16,34 @@ if TYPE_CHECKING:
     from cni_common.kernel.netns import NetNS
     from plugins.tap.conf import Conf
 
-_ON = "/sys/fs/selinux/enforce"  # there is such a file where SELinux is on
+_CONTEXT = "/sys/fs/selinux/context"  # refuses what the policy lacks; there if SELinux is on
 _NEXT_PROGRAM = "/proc/thread-self/attr/exec"
 _SECONDS = 20
 
 
-def refuse_off(context: str) -> None:
-    """Raise CNIError 50 if SELinux is off, as the reference does."""
-    if not os.path.exists(_ON):
+def require(context: str) -> None:
+    """Raise CNIError 50 if SELinux is off, as the reference does, 7 if the policy lacks it."""
+    try:
+        fd = os.open(_CONTEXT, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
         raise CNIError(
             Code.PLUGIN_NOT_AVAILABLE,
             f"\"selinuxContext\" is '{context}', and SELinux is off on this node: switch it on, or"
             " remove the key",
-        )
+        ) from None
+    except OSError:
+        return  # the policy keeps us from asking; `ip` will be refused, if it has to be
+    try:
+        os.write(fd, context.encode())
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise CNIError(
+                Code.INVALID_CONFIG,
+                f"\"selinuxContext\" is '{context}', which the SELinux policy of this node does not"
+                " have: correct it, or load the policy's module that has it",
+            ) from None
+    finally:
+        os.close(fd)
 
 
 def create(netns: NetNS, name: str, mac: str, conf: Conf) -> None:

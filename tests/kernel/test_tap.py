@@ -33,7 +33,7 @@ IPV4, IPV6 = "10.47.0.0/24", "fd00:47::/64"
 NOTHING: Json = {"leases": [], "records": [], "taps": []}
 UID, GID = 4747, 4748
 # What qemu does with the name of a tap: it opens the tap's other end, sends a frame, or fails.
-_OPEN = """
+OPEN = """
 import fcntl, os, struct, sys
 name, flags, sender = sys.argv[1].encode(), int(sys.argv[2]), bytes.fromhex(sys.argv[3])
 queues = []
@@ -76,7 +76,7 @@ def opened_by(
 ) -> subprocess.CompletedProcess[str]:
     """Have a program of a user, without any capability, open the tap and send a frame."""
     words = ("setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups", "--inh-caps=-all")
-    program = (*words, sys.executable, "-I", "-S", "-c", _OPEN, "eth0", str(flags), "020000000099")
+    program = (*words, sys.executable, "-I", "-S", "-c", OPEN, "eth0", str(flags), "020000000099")
     return machine.try_command(container, *program)
 
 

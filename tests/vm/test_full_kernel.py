@@ -39,15 +39,18 @@ class Kernel:
     # Before any test, make sure that the kernel has what the tests are there for, and loads it
     # when it is asked for.
     tables: str
+    is_selinux: bool = False
 
     def __str__(self) -> str:
         """Return the name of the test under this kernel."""
-        return f"{self.program.removeprefix('tests.vm.')}-{self.series}"
+        name = f"{self.program.removeprefix('tests.vm.')}-{self.series}"
+        return f"{name}-selinux" if self.is_selinux else name
 
     @property
     def command(self) -> list[str]:
         """The command that runs another in the machine, without its options."""
-        return [sys.executable, "-m", self.program, "--kernel", self.series]
+        words = [sys.executable, "-m", self.program, "--kernel", self.series]
+        return [*words, "--append", "security=selinux"] if self.is_selinux else words
 
     @property
     def files(self) -> list[str]:
@@ -61,12 +64,20 @@ class Kernel:
         ]
 
 
+_FEW_TABLES = "add table bridge first"
+
+
 def user_mode(series: str) -> Kernel:
     """Return a kernel that computes as fast as this one, and lacks some of it."""
-    marks = "full_kernel and not emulated_machine"
+    marks = "full_kernel and not emulated_machine and not selinux"
     if series == "6.1":
         marks += " and not later_user_mode"
-    return Kernel("tests.vm.user_mode", series, marks, "add table bridge first")
+    return Kernel("tests.vm.user_mode", series, marks, _FEW_TABLES)
+
+
+def selinux(series: str) -> Kernel:
+    """Return a kernel in user mode that enforces the policy selinux.cil."""
+    return Kernel("tests.vm.user_mode", series, "selinux", _FEW_TABLES, is_selinux=True)
 
 
 def emulated(series: str) -> Kernel:
@@ -81,8 +92,9 @@ table inet first {
 
 
 SERIES = ("6.1", "6.12")
-EACH = [make(series) for make in (user_mode, emulated) for series in SERIES]
-KERNELS = EACH if ALL else [user_mode("6.12")]
+EACH = [make(series) for make in (user_mode, selinux, emulated) for series in SERIES]
+KERNELS = EACH if ALL else [user_mode("6.12"), selinux("6.12")]
+POLICY = ROOT / "tests/vm/selinux.cil"
 
 GUEST = """
 set -ex
@@ -98,6 +110,11 @@ ip netns exec first nft -f - <<END
 $tables
 END
 ip netns del first
+if [ -n "$policy" ]; then
+    mount -t selinuxfs selinux /sys/fs/selinux
+    cat "$policy" >/sys/fs/selinux/load
+    echo 1 >/sys/fs/selinux/enforce
+fi
 exec "$@"
 """
 
@@ -117,7 +134,15 @@ def inner_command(kernel: Kernel, report: Path) -> list[str]:
     # Not beside the temporary folders of this process, which would be cleared away.
     options = ["-v", "--durations=10", f"--junitxml={report}", "--basetemp=/dev/shm/pytest"]
     words = pytest_command(kernel, *options)
-    return ["env", f"tables={kernel.tables}", "sh", "-c", GUEST, "sh", *words]
+    policy = report.parent / "policy" if kernel.is_selinux else ""
+    variables = [f"tables={kernel.tables}", f"policy={policy}"]
+    return ["env", *variables, "sh", "-c", GUEST, "sh", *words]
+
+
+def compile_policy(folder: Path) -> None:
+    """Write `folder`/policy, as the kernel reads it."""
+    words = ["secilc", "-c", "33", "-f", "/dev/null", "-o", str(folder / "policy"), str(POLICY)]
+    subprocess.run(words, timeout=60, check=True)
 
 
 def compile_tests(kernel: Kernel) -> None:
@@ -167,6 +192,8 @@ def test_full_kernel(
 ) -> None:
     """All marked tests run and pass under the kernel."""
     compile_tests(kernel)
+    if kernel.is_selinux:
+        compile_policy(tmp_path)
     output = run_inside(kernel, tmp_path)
     report = tmp_path / "report.xml"
     if not report.exists():

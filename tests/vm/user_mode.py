@@ -116,7 +116,9 @@ def provision(cache: Path, series: str) -> Kernel:
     return kernel
 
 
-def kernel_command(kernel: Kernel, folder: Path, ports: Sequence[int]) -> list[str]:
+def kernel_command(
+    kernel: Kernel, folder: Path, ports: Sequence[int], parameters: Sequence[str]
+) -> list[str]:
     """Return the command that starts the machine, without any network."""
     command = [
         "./linux",
@@ -129,7 +131,7 @@ def kernel_command(kernel: Kernel, folder: Path, ports: Sequence[int]) -> list[s
     command += ["rootfstype=hostfs", "rootflags=/", "ro", f"init={folder}/init"]
     command += ["con=null", "con0=null,fd:1", "ssl=null"]
     command += [f"ssl{number}=null,fd:{port}" for number, port in enumerate(ports)]
-    return [*command, f"boot_dir={folder}", f"boot_modules={kernel.modules}"]
+    return [*command, f"boot_dir={folder}", f"boot_modules={kernel.modules}", *parameters]
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -139,13 +141,13 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def run_machine(kernel: Kernel, folder: Path, limit: float) -> bool:
+def run_machine(kernel: Kernel, folder: Path, limit: float, parameters: Sequence[str]) -> bool:
     """Run the machine until it powers off; return whether it did so within the time limit."""
     out, out_port = os.pipe()
     err, err_port = os.pipe()
     ports = (out_port, err_port)
     command = boot.dying_with_us("env", f"LD_LIBRARY_PATH={kernel.folder}")
-    command += kernel_command(kernel, folder, ports)
+    command += kernel_command(kernel, folder, ports, parameters)
     with open(folder / "console", "wb") as console:
         process = subprocess.Popen(
             command,
@@ -171,7 +173,13 @@ def run_machine(kernel: Kernel, folder: Path, limit: float) -> bool:
 
 
 def start(
-    series: str, command: Sequence[str], *, limit: float, writable: Sequence[Path], cache: Path
+    series: str,
+    command: Sequence[str],
+    *,
+    limit: float,
+    writable: Sequence[Path],
+    cache: Path,
+    parameters: Sequence[str],
 ) -> int:
     """Run a command under a kernel; return its exit status. Without a command only provision.
 
@@ -186,7 +194,7 @@ def start(
         init = folder / "init"
         init.write_text(INIT)
         init.chmod(0o755)
-        if run_machine(kernel, folder, limit):
+        if run_machine(kernel, folder, limit, parameters):
             return boot.exit_status(folder)
     boot.say(f"time limit of {limit:g} s reached")
     return boot.TIME_LIMIT_REACHED
@@ -196,8 +204,16 @@ def main() -> int:
     """Return the exit status."""
     parser = boot.arguments(__doc__)
     parser.add_argument("--kernel", default="6.12", choices=SUITES, help="default: %(default)s")
+    parser.add_argument(
+        "--append", action="append", default=[], metavar="PARAMETER", help="for the kernel"
+    )
     args = parser.parse_args()
-    options = {"limit": args.timeout, "writable": args.writable, "cache": args.cache}
+    options = {
+        "limit": args.timeout,
+        "writable": args.writable,
+        "cache": args.cache,
+        "parameters": args.append,
+    }
     return boot.guarded(lambda: start(args.kernel, args.command, **options))
 
 
