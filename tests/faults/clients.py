@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 # Where a call goes, with weights: the plugin's directory, and CNI_PATH.
 FROZEN, SCRIPT, GO = (DIST, str(DIST)), (CNI_BIN, str(CNI_BIN)), (DIST, f"{REFERENCE_BIN}:{DIST}")
 ROUTES, ROUTE_WEIGHTS = (FROZEN, SCRIPT, GO), (6, 1, 3)
-# Of the networks: for containers, for GC.
-WEIGHTS, COLLECT_WEIGHTS = (4, 3, 2, 2, 1, 1), (6, 1, 3, 2, 1, 1)
-MASTER = "below0"  # of macvlan
+MASTER, FULL_MASTER = "below0", "below1"  # of macvlan; of vlan and ipvlan
+VLANS = range(1, 4095)  # 12 bits without 0 and 4095: IEEE 802.1Q, 9.6
 SLOTS = 2  # containers of a client
 KILLED, COLLECTS, ENDS_WORKER, UNKNOWN, LATE = 0.15, 0.03, 0.02, 0.03, 0.05
 DIES, CHECKS = 0.1, 0.15
@@ -35,8 +34,11 @@ class Network:
 
     name: str
     plugins: tuple[Mapping[str, Any], ...]
+    weight: int  # how many containers it gets, beside the others
+    collect_weight: int  # the same of GC
     may_be_full: bool = False  # its range has fewer addresses than its clients wish for
     lends: bool = False  # each container gets an interface of the node
+    has_vlans: bool = False  # each container has one of its own
 
     def config(self, number: int) -> Json:
         """Return what plugin `number` of the chain gets."""
@@ -52,6 +54,7 @@ class Container:
     network: Network
     pod: str = ""
     port: int = 0  # of the node, which leads to it
+    vlan: int = 0  # its VLAN id, on networks that have such
     addresses: list[str] = field(default_factory=list)
     result: Json | None = None  # of an ADD that has succeeded
 
@@ -59,7 +62,8 @@ class Container:
         """Return what the runtime adds to each plugin's configuration."""
         port = {"hostPort": self.port, "containerPort": 80, "protocol": "tcp"}
         ports = {"runtimeConfig": {"portMappings": [port]}} if self.port else {}
-        return {**ports, **({"device": self.device} if self.device else {})}
+        vlan = {"vlanId": self.vlan} if self.network.has_vlans else {}
+        return {**ports, **vlan, **({"device": self.device} if self.device else {})}
 
     @property
     def device(self) -> str:
@@ -99,19 +103,36 @@ def networks(clients: int) -> tuple[Network, ...]:
     """
     tight = "10.10.0.0/28" if clients <= 32 else "10.10.0.0/27"  # 13 or 29 addresses
     return (
-        Network("storm", (_interface("bridge", "10.9.0.0/22", "fd00:9::/64", bridge="br0"),)),
+        Network("storm", (_interface("bridge", "10.9.0.0/22", "fd00:9::/64", bridge="br0"),), 4, 6),
         Network(
             "tight",
             (
                 _interface("bridge", tight, bridge="br1", cooldown=_COOLDOWN_SECONDS),
                 {"type": "portmap", "capabilities": {"portMappings": True}},
             ),
+            3,
+            1,
             may_be_full=True,
         ),
-        Network("wire", (_interface("ptp", "10.11.0.0/22", "fd00:11::/64"),)),
-        Network("lan", (_interface("macvlan", "10.12.0.0/22", master=MASTER), {"type": "sbr"})),
-        Network("queue", (_interface("tap", "10.13.0.0/22"),)),
-        Network("lent", (_interface("host-device", "10.14.0.0/22"),), lends=True),
+        Network("wire", (_interface("ptp", "10.11.0.0/22", "fd00:11::/64"),), 2, 3),
+        Network(
+            "lan", (_interface("macvlan", "10.12.0.0/22", master=MASTER), {"type": "sbr"}), 2, 2
+        ),
+        Network("queue", (_interface("tap", "10.13.0.0/22"),), 1, 1),
+        Network("lent", (_interface("host-device", "10.14.0.0/22"),), 1, 1, lends=True),
+    )
+
+
+def networks_of_a_full_kernel(_clients: int) -> tuple[Network, ...]:
+    """Return those whose drivers this machine's kernel may lack."""
+    bridge = _interface("bridge", "10.9.0.0/22", "fd00:9::/64", bridge="br0", ipMasq=False)
+    vlan = _interface("vlan", "10.15.0.0/22", master=FULL_MASTER, ipMasq=False)
+    ipvlan = _interface("ipvlan", "10.16.0.0/22", "fd00:16::/64", master=FULL_MASTER, ipMasq=False)
+    return (
+        Network("tagged", (vlan,), 2, 2, has_vlans=True),
+        Network("shared", (ipvlan,), 2, 2),
+        Network("idle", (_interface("dummy", "10.17.0.0/22", ipMasq=False),), 1, 1),
+        Network("apart", (bridge, {"type": "vrf", "vrfname": "blue"}), 2, 2),
     )
 
 
@@ -149,10 +170,11 @@ class Client:
         chance = self._random
         killed = chance.random() < KILLED
         kill_at = chance.random() * 1.2
-        kinds = range(len(self._storm.networks))
+        networks = self._storm.networks
+        kinds = range(len(networks))
         (route,) = chance.choices(ROUTES, ROUTE_WEIGHTS)
-        (network,) = chance.choices(kinds, WEIGHTS)
-        (collected,) = chance.choices(kinds, COLLECT_WEIGHTS)
+        (network,) = chance.choices(kinds, [one.weight for one in networks])
+        (collected,) = chance.choices(kinds, [one.collect_weight for one in networks])
         slot, kill_step = chance.randrange(SLOTS), chance.randrange(2)
         kind = chance.random()
         return Draw(slot, route, network, collected, kind, kill_at if killed else None, kill_step)
@@ -189,7 +211,9 @@ class Client:
         network = network or self._storm.networks[draw.network]
         has_ports = any(plugin["type"] == "portmap" for plugin in network.plugins)
         port = _FIRST_PORT + self._number * SLOTS + draw.slot if has_ports else 0
-        return Container(f"s{self._number}-{self._made}", draw.route, network, pod, port)
+        # That of a container that died is free only when the kernel has freed its interface.
+        vlan = VLANS[(self._number + self._made * self._storm.clients) % len(VLANS)]
+        return Container(f"s{self._number}-{self._made}", draw.route, network, pod, port, vlan)
 
     def _attach(self, draw: Draw) -> None:
         pod = f"p{self._number}-{draw.slot}-{self._pods[draw.slot]}"

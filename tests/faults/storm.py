@@ -26,13 +26,24 @@ from typing import Any
 from cni_common.spec.errors import Code
 from plugins.host_local.lease import GRACE_SECONDS
 from tests.e2e.node import addresses_in
-from tests.faults.clients import FROZEN, GO, MASTER, Client, Container, Draw, Network, networks
+from tests.faults.clients import (
+    FROZEN,
+    FULL_MASTER,
+    GO,
+    MASTER,
+    Client,
+    Container,
+    Draw,
+    Network,
+    networks,
+    networks_of_a_full_kernel,
+)
 from tests.faults.rig import DATA_DIR, STATE_DIR, Here, attachments
 from tests.machine import Json
 
 SEED = "PYCNI_STORM_SEED"
 ROUND = 5  # operations of a client between two audits
-_STAYS = ("br0", "br1", MASTER)
+_STAYS = ("br0", "br1", MASTER, FULL_MASTER)
 _RECORDS = f"{STATE_DIR}/attachments"
 _ADDRESS = re.compile(r"[0-9.]+|[0-9a-f:]+")
 _FULL = re.compile(r"no IP addresses available in range set: ")
@@ -44,9 +55,10 @@ _QUIET_SECONDS = 30.0
 class Storm:
     """One storm on the node that this process is in."""
 
-    def __init__(self, node: Here, seed: str, *, clients: int) -> None:
-        self.node = node
-        self.networks = networks(clients)
+    def __init__(
+        self, node: Here, seed: str, networks: tuple[Network, ...], *, clients: int
+    ) -> None:
+        self.node, self.networks, self.clients = node, networks, clients
         self.done: Counter[str] = Counter()
         self.dead: set[str] = set()  # containers that had no DEL
         self._clients = [Client(self, number, seed) for number in range(clients)]
@@ -271,17 +283,21 @@ def _predate(record: Path, seconds: float) -> None:
             file.write(f'\n{{"gone_since": {since - seconds}}}\n'.encode())
 
 
-def run(seed: str, *, operations: int, clients: int, has_engine: bool) -> None:
+def run(
+    seed: str, *, operations: int, clients: int, has_engine: bool, is_kernel_full: bool
+) -> None:
     """Let a storm rage on this node, and say how far it is."""
     node = Here()
     begun = time.monotonic()
-    if not node.link("", MASTER):
-        node.command("ip", "link", "add", MASTER, "type", "bridge")
-        node.command("ip", "link", "set", MASTER, "up")
+    master, kind = (FULL_MASTER, "dummy") if is_kernel_full else (MASTER, "bridge")
+    if not node.link("", master):
+        node.command("ip", "link", "add", master, "type", kind)
+        node.command("ip", "link", "set", master, "up")
     if has_engine:
         node.start_engine()
     try:
-        storm = Storm(node, seed, clients=clients)
+        make = networks_of_a_full_kernel if is_kernel_full else networks
+        storm = Storm(node, seed, make(clients), clients=clients)
         done = 0
         say = partial(print, flush=True)
         say(f"storm {'with' if has_engine else 'without'} the engine, {clients} clients")
@@ -302,6 +318,9 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.storm", description=__doc__)
     parser.add_argument("--operations", type=int, default=10_000)
     parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument(
+        "--full-kernel", action="store_true", help="vlan, ipvlan, dummy and vrf, not the others"
+    )
     options = parser.parse_args(arguments)
     if b"in-sandbox" not in Path("/proc/1/cmdline").read_bytes():
         parser.error("it would use this machine's own network: run it by tests/in-sandbox")
@@ -314,9 +333,11 @@ def main(arguments: Sequence[str]) -> int:
                 operations=options.operations // 2,
                 clients=options.clients,
                 has_engine=has_engine,
+                is_kernel_full=options.full_kernel,
             )
     except BaseException:
         words = f"--operations {options.operations} --clients {options.clients}"
+        words += " --full-kernel" * options.full_kernel
         program = "tests/in-sandbox .venv/bin/python -m tests.faults.storm"
         print(f"replay: {SEED}={seed} {program} {words}", file=sys.stderr)
         raise

@@ -11,20 +11,31 @@ import pytest
 
 from tests.faults.storm import SEED
 from tests.machine import ROOT
+from tests.scope import ALL
 
-OPERATIONS, CLIENTS = 320, 32
+pytestmark = pytest.mark.usefixtures("launchers")
 
 
-@pytest.mark.usefixtures("launchers")
 def test_storm() -> None:
     """Clients of both host-locals, with and without an engine, and killed: see the module."""
+    storm("--operations", "320", "--clients", "32", seconds=200)
+
+
+@pytest.mark.full_kernel
+def test_storm_of_a_full_kernel() -> None:
+    """The same on vlan, ipvlan, dummy and vrf; a short one in `make test`."""
+    operations, clients = ("320", "16") if ALL else ("48", "8")
+    storm("--operations", operations, "--clients", clients, "--full-kernel", seconds=800)
+
+
+def storm(*options: str, seconds: float) -> None:
+    """Have a storm, which must end well within some seconds."""
     program: list[str | Path] = [
         ROOT / "tests/in-sandbox",
         sys.executable,
         "-m",
         "tests.faults.storm",
     ]
-    options = ["--operations", str(OPERATIONS), "--clients", str(CLIENTS)]
     seed = {name: value for name, value in os.environ.items() if name in (SEED, "PATH")}
 
     done = subprocess.run(
@@ -33,7 +44,7 @@ def test_storm() -> None:
         env=seed,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=seconds,
         check=False,
     )
 
