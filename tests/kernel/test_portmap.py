@@ -158,6 +158,21 @@ def test_sctp(node: Node) -> None:
     assert struct.unpack_from("!HH", arrived, 20) == (5000, 9)
 
 
+@pytest.mark.full_kernel
+@pytest.mark.emulated_machine
+def test_sctp_associations(node: Node) -> None:
+    """Sockets of SCTP reach the port from outside, from a neighbour and from the container."""
+    container, neighbour = node.attach(), node.attach("c2")
+    node.ok("ADD", node.config(port(9000, 9, "sctp")), container)
+
+    with serving(container, "sctp", 9) as (v4, v6):
+        assert asks(node.outside, v4, HOST4, 9000) == OUTSIDE4
+        assert asks(node.outside, v6, HOST6, 9000) == OUTSIDE6
+        assert asks(neighbour, v4, HOST4, 9000) == GATEWAY4
+        assert asks(container, v4, HOST4, 9000) == GATEWAY4
+        assert asks(node.outside, v4, HOST4, 9001) == ""
+
+
 def forged(node: Node, container: str, source: str, destination: str) -> bytes:
     """Return a frame from a container to the bridge with a UDP packet as nobody may send it."""
     macs = [
