@@ -525,7 +525,9 @@ def _steady(entry: Any) -> Any:
     if isinstance(entry, dict):
         # What the element of a set has counted.
         counted = {"counter"} if "val" in entry else set()
-        unsteady = _VOLATILE | counted
+        # A new interface that is down has no state until the kernel looks, up to a second later.
+        state = {"operstate"} if "UP" not in entry.get("flags", ["UP"]) else set()
+        unsteady = _VOLATILE | counted | state
         return {key: _steady(value) for key, value in entry.items() if key not in unsteady}
     if isinstance(entry, list):
         return [_steady(item) for item in entry]

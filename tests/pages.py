@@ -283,6 +283,8 @@ def reboot(world: World) -> None:
 def listen_on_loopback(world: World) -> None:
     """Replace the program in pod web by one that only the pod itself reaches."""
     world.stop()
+    # So that the node still knows of a refused connection on a machine that takes its time.
+    world.sh("sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_close=600")
     world.serve("web", "127.0.0.1")
 
 
