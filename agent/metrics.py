@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from itertools import islice
+from collections import Counter as Counts
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import Metric
 
+from agent import leases
 from cni_common.spec.names import VERSION
 from commands import counters, pools
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Seconds: an idle reconcile takes some milliseconds, an installation a second or two.
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)
-_LEASES_MAX = 1 << 16  # counted of one range; a /16 full of pods
 
 
 class Metrics:
@@ -179,7 +179,7 @@ class _Addresses:
 
     def collect(self) -> Iterator[Metric]:
         """Yield the family of metrics."""
-        leased = self._leased()
+        leased = Counts(one.version for one in leases.leased(self._leases))
         # Never given out: the network's own, the gateway's, and broadcast in IPv4.
         yield _metric(
             pools.addresses(
@@ -187,17 +187,3 @@ class _Addresses:
                 for one in self.ranges
             )
         )
-
-    def _leased(self) -> dict[int, int]:
-        """Return how many leases there are of each family: files named as their addresses."""
-        counts = {4: 0, 6: 0}
-        try:
-            names = [path.name for path in islice(self._leases.iterdir(), _LEASES_MAX)]
-        except OSError:
-            return counts
-        for name in names:
-            if name[0].isdigit() and name.count(".") == 3:
-                counts[4] += 1
-            elif ":" in name:
-                counts[6] += 1
-        return counts

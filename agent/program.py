@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from agent.wake import Wake
 
 ON_HOST = "on-host"  # the first argument of the frozen program that stands for agent/on_host.py
-_LEASES = "/var/lib/cni/networks"  # host-local's default
 _STAY_SECONDS = 3600.0
 
 
@@ -100,7 +99,7 @@ def _stay(settings: Settings) -> int:
 
     wake = Wake()
     _stop_by_signal(wake)
-    metrics = Metrics(Path(_LEASES) / settings.choice.network)
+    metrics = Metrics(settings.network.leases)
     health = None
     if settings.listen:
         health = Health(settings.listen, alive=lambda: "", ready=tuple, metrics=metrics)
@@ -125,7 +124,7 @@ def _parts(settings: Settings, wake: Wake, log: Log) -> tuple[Loop, Health | Non
     from cni_common.node.host import STATE_DIR
 
     choice, connect = settings.choice, settings.access.connect
-    metrics = Metrics(Path(_LEASES) / choice.network, STATE_DIR)
+    metrics = Metrics(settings.network.leases, STATE_DIR)
     watch = NodeWatch(connect, settings.node, wake, log=log, metrics=metrics)
     watch.start()  # first: the list comes while the plugins are installed
     reports = Reports(connect, settings.node, log=log, metrics=metrics)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent import configuration
+from agent import configuration, leases
 from agent.api import SERVICE_ACCOUNT, Access
 from agent.configuration import Choice
 from agent.install import BIN_DIR
@@ -324,6 +324,7 @@ def settings_of(options: Namespace, environ: Mapping[str, str], beside: Path) ->
         masquerade=options.masquerade,
         masquerade_config=options.masquerade_config,
         unmasqueraded=options.unmasqueraded,
+        leases=Path(leases.DIRECTORY) / options.network,
     )
     access = Access(
         server=options.api_server,

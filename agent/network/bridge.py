@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.leases import leased
 from agent.network.settings import BRIDGE_DEVICE
 from cni_common.node.survey import addresses_in, reachable_namespaces
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from agent.cluster import Member
     from agent.network.kernel import Interface, Kernel
@@ -19,10 +21,13 @@ if TYPE_CHECKING:
 KIND = "bridge"
 
 
-def remove_old_gateways(kernel: Kernel, own: Member, log: Callable[[str], object]) -> None:
+def remove_old_gateways(
+    kernel: Kernel, own: Member, leases: Path, log: Callable[[str], object]
+) -> None:
     """Remove gateways of ranges that the node has no more, unless pods have addresses of these.
 
-    Other addresses are somebody else's. Raises NetlinkError, OSError.
+    A pod has what its namespace shows, and what has a lease: not each namespace can be read. Other
+    addresses are somebody else's. Raises NetlinkError, OSError.
     """
     device = kernel.device(BRIDGE_DEVICE)
     if device is None or device.kind != KIND:
@@ -30,7 +35,7 @@ def remove_old_gateways(kernel: Kernel, own: Member, log: Callable[[str], object
     old = [one for _, one in kernel.addresses(device.index) if _is_old_gateway(one, own)]
     if not old:
         return
-    in_use = addresses_in(reachable_namespaces().values(), log)
+    in_use = {*addresses_in(reachable_namespaces().values(), log), *leased(leases)}
     for gateway in old:
         if any(one in gateway.network for one in in_use if one != gateway.ip):
             continue  # a later look removes it

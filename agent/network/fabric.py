@@ -158,7 +158,7 @@ class Fabric:
         local = {interface.ip for _, interface in addresses}
         peers, problems = plan.peers(cluster, local)
         kernel.problems += problems
-        bridge.remove_old_gateways(kernel, own, self._log)
+        bridge.remove_old_gateways(kernel, own, self._settings.leases, self._log)
         work = _Connection(kernel, self._own_netns(), self._settings, own, mtu=mtu)
         work.make_device()
         present = kernel.routes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -45,3 +46,4 @@ class Settings:
     pods_state_dir: str = "/run/pycni"  # has the attachment records; "": pods are not repaired
     host_root: str = "/proc/1/root"  # of the host, as the agent sees it
     unmasqueraded: tuple[Network, ...] = ()  # beside the ranges of all nodes' pods
+    leases: Path = Path("/dev/null")  # host-local's directory of the pods' network

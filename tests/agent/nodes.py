@@ -183,7 +183,11 @@ class Lan:
 
     def node(self, name: str, number: int, *, network: int = 1, **settings: Any) -> Node:
         """Return a new node, the last octet of whose addresses is `number`."""
-        places = {"state_dir": str(self._tmp / name), "pods_state_dir": str(self._tmp / "pods")}
+        places = {
+            "state_dir": str(self._tmp / name),
+            "pods_state_dir": str(self._tmp / "pods"),
+            "leases": self._tmp / f"leases-{name}",
+        }
         made = Node(self, name, number, network, Settings(**{**places, **settings}))
         self._nodes.append(made)
         return made

@@ -155,7 +155,7 @@ def test_a_foreign_route_is_not_replaced_beside_ours(nodes: Nodes) -> None:
 
 
 def test_the_bridge_forgets_a_range_of_before(lan: Lan, nodes: Nodes) -> None:
-    """Its gateway leads to the pods of another node by now; a pod that lives there keeps it."""
+    """The gateway leads to the pods of another node; a pod with an address keeps it, or a lease."""
     a, _ = nodes
     now_another = member("c", 3, ranges=ranges(9))
     pod = lan.machine.container()
@@ -177,6 +177,13 @@ def test_the_bridge_forgets_a_range_of_before(lan: Lan, nodes: Nodes) -> None:
         a.apply(now_another)
         assert addresses_of_bridge() == {"10.244.1.1", "10.244.9.1", "10.7.7.7"}
     lan.machine.forget(pod)
+    lease = a.settings.leases / "10.244.9.7"
+    lease.parent.mkdir()
+    lease.touch()
+    (lease.parent / "lock").touch()
+    a.apply(now_another)
+    assert addresses_of_bridge() == {"10.244.1.1", "10.244.9.1", "10.7.7.7"}
+    lease.unlink()
 
     applied = a.apply(now_another)
 
