@@ -20,10 +20,10 @@ pure := cni_common/spec/schema.py,cni_common/spec/undo.py,cni_common/spec/result
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
 
-venv: ## bring in what all others need: packages, .venv, cnitool, links to the plugins
+venv: ## install all that the other targets need: packages, .venv, cnitool, links to the plugins
 	@deploy/prerequisites.sh
 
-fmt: venv ## format and mend what can be mended without thought
+fmt: venv ## format, and mend findings that need no thought
 	$(python) -m ruff format
 	$(python) -m ruff check --fix
 
@@ -35,7 +35,7 @@ check: venv ## format, lint, types, unit tests: no root, a minute
 	[[ ! -x .venv/bin/shellcheck ]] || .venv/bin/shellcheck $(shell_scripts)
 	$(pytest) -n 2 tests/unit
 
-coverage: venv ## what the unit tests run; the parts without input or output must have it all
+coverage: venv ## coverage of the unit tests; parts without input or output must reach 100 %
 	$(pytest) tests/unit --cov --cov-report=term
 	$(python) -m coverage report --include=$(pure) --fail-under=100
 
@@ -94,7 +94,7 @@ test-faults-all: ## the same at each system call, where test-faults takes a samp
 test-launcher: dist ## launcher, also under sanitizers; what dist and install make
 	$(sandboxed) -n 2 tests/launcher
 
-test-vm: dist ## what this kernel may lack, under another: in user mode, in the long target in virtual machines, too
+test-vm: dist ## features that this kernel may lack, under others: in user mode; in test-all in virtual machines, too
 	@deploy/prerequisites.sh --reference
 	@if ((EUID)) && [[ "$${CI:-}" != true ]]; then \
 	    echo "=== SKIPPED, as it needs root: $@ ===" >&2; \
@@ -111,11 +111,11 @@ test-vm: dist ## what this kernel may lack, under another: in user mode, in the 
 test-pythons: venv ## unit tests and bundle by each accepted version of Python; some minutes
 	@tests/pythons
 
-golden: dist ## write tests/golden/ anew: what the Go plugins answer to fixed inputs
+golden: dist ## write tests/golden/ anew: answers of the Go plugins to fixed inputs
 	@deploy/prerequisites.sh --reference
 	PYCNI_TEST_ALL=1 PYCNI_TEST_GOLDEN=renew $(sandboxed) -n 0 -m golden tests/kernel tests/e2e
 
-slowest: ## print the 40 slowest tests of the last runs: seconds, those of a processor, and which
+slowest: ## print the 40 slowest tests of the last runs: seconds, processor seconds, name
 	@sort -rn build/durations/*.txt | head -n 40
 
 storm: dist ## 64 clients, STORM_OPERATIONS=10000 at random, killed at random; some minutes
@@ -153,7 +153,7 @@ test-packages: ## the files of a release: unpacked, installed, upgraded, removed
 install: dist ## put dist/bin into DESTDIR CNI_BIN_DIR (/opt/cni/bin); ENGINE=systemd, on-demand or none
 	@DESTDIR='$(DESTDIR)' CNI_BIN_DIR='$(CNI_BIN_DIR)' SHARE_DIR='$(SHARE_DIR)' ENGINE='$(ENGINE)' python3 -m agent.install install
 
-uninstall: ## take away what install has put there
+uninstall: ## remove the files that install has put there
 	@DESTDIR='$(DESTDIR)' CNI_BIN_DIR='$(CNI_BIN_DIR)' SHARE_DIR='$(SHARE_DIR)' python3 -m agent.install uninstall
 
 .PHONY: image manifests
