@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent import configuration, files, install
+from agent.leases import leased
 from cni_common.node.host import STATE_DIR
 from cni_common.node.record import Records
 from cni_common.spec.errors import CNIError
@@ -46,6 +47,7 @@ def uninstall(
         if settings.dist:
             problems += _remove_plugins(settings.bin_dir, log)
         _remove_state(settings.state_dir)
+        _remove_leases(settings.network.leases, log)
     except OSError as error:
         problems.append(f"{error.strerror or error}: '{error.filename}'")
     for problem in problems:
@@ -113,6 +115,14 @@ def _remove_plugins(bin_dir: Path, log: Log) -> list[str]:
     except install.InstallError as error:
         log.info(str(error))
     return []
+
+
+def _remove_leases(directory: Path, log: Log) -> None:
+    """Remove host-local's directory of the network, unless an address has a lease."""
+    if next(leased(directory), None):
+        log.warning("addresses have leases, which stay", path=str(directory))
+        return
+    _remove_state(directory)
 
 
 def _remove_state(state_dir: Path) -> None:

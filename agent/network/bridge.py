@@ -1,10 +1,12 @@
-"""What a range that the node had before has left on the bridge of its pods: the gateway.
+"""The bridge of the node's pods, which the plugin makes: what must not stay of it.
 
-With that address comes a route to the whole range, which may be another node's by now.
+A range that the node had before leaves its gateway there. With that address comes a route to the
+whole range, which may be another node's by now.
 """
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 from agent.leases import leased
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from agent.network.kernel import Interface, Kernel
 
 KIND = "bridge"
+_SHOWN_MAX = 5  # ports
 
 
 def remove_old_gateways(
@@ -49,6 +52,23 @@ def remove_old_gateways(
         )
         if removed:
             log(f"removed {gateway}, the gateway of a range before, from '{BRIDGE_DEVICE}'")
+
+
+def remove(kernel: Kernel, log: Callable[[str], object]) -> None:
+    """Delete the bridge of the pods, which the plugin never removes, unless it has ports.
+
+    With it goes the route to the node's range. Raises NetlinkError, OSError.
+    """
+    device = kernel.device(BRIDGE_DEVICE)
+    if device is None or device.kind != KIND:
+        return
+    ports = [one for one in kernel.ip.get_links() if one.get_attr("IFLA_MASTER") == device.index]
+    if ports:
+        names = ", ".join(sorted(str(one.get_attr("IFLA_IFNAME")) for one in ports[:_SHOWN_MAX]))
+        log(f"'{BRIDGE_DEVICE}' stays, as it has ports ({len(ports)}): {names}")
+        return
+    what = f"delete '{BRIDGE_DEVICE}'"
+    kernel.do(what, kernel.ip.link, "del", absent=(errno.ENODEV,), index=device.index)
 
 
 def _is_old_gateway(address: Interface, own: Member) -> bool:

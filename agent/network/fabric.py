@@ -142,6 +142,7 @@ class Fabric:
         routes.remove(kernel)
         overlay.remove(kernel, VXLAN_DEVICE, vxlan.KIND)
         overlay.remove(kernel, WIREGUARD_DEVICE, wireguard.KIND)
+        bridge.remove(kernel, self._log)
 
     # --- parts of an application ---
 

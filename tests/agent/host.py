@@ -76,6 +76,7 @@ class AgentHost:
         """Have the next agent find this cluster."""
         found = {"format": 1, "runtime": runtime, "own": own, "others": list(others)}
         path = self.path(f"{STATE}/cluster.json")
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         path.write_text(json.dumps(found))
 
     def words(self, *options: str) -> list[str]:
@@ -180,6 +181,10 @@ class AgentHost:
         """Return the IPAM part of its first plugin."""
         found: Json = self.list()["plugins"][0]["ipam"]
         return found
+
+    def ipam_directory(self) -> Path:
+        """Return host-local's directory of the network."""
+        return self.path("/var/lib/cni/networks/pycni")
 
     def call(
         self, verb: str, container: str, found: Json | None = None

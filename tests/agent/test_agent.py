@@ -304,6 +304,34 @@ class TestUninstall:
         assert "proto 112" not in ready.node.command("ip", "route")
         assert "pycni" not in ready.node.command("ip", "-br", "link")
 
+    def test_removes_its_bridge(self, host: AgentHost) -> None:
+        """Without pods the bridge goes, and with it the route to the range; with ports it stays."""
+        host.remember(OWN, OTHER)
+        host.start("--interface", "bridge")
+        host.wait_ready()
+        host.node.container("c1")
+        assert host.call("ADD", "c1").returncode == 0
+        assert host.ipam_directory().exists()
+        assert host.stop() == 0
+
+        forced = host.uninstall("--force")
+        assert forced.returncode == 0, forced.stderr
+        assert "'pycni0' stays, as it has ports (1): veth" in forced.stderr
+        assert "addresses have leases, which stay" in forced.stderr
+        assert host.node.link("", "pycni0")
+        host.remember(OWN, OTHER)
+        host.start("--interface", "bridge")
+        host.wait_ready()
+        assert host.call("DEL", "c1").returncode == 0
+        assert host.stop() == 0
+
+        done = host.uninstall()
+
+        assert done.returncode == 0, done.stderr
+        assert not host.node.link("", "pycni0")
+        assert not host.ipam_directory().exists()
+        assert "10.244.1.0/24" not in host.node.command("ip", "route")
+
     def test_twice(self, ready: AgentHost) -> None:
         """There is nothing left to do for a second one."""
         ready.stop()
