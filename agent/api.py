@@ -39,13 +39,13 @@ _SOCKET_OPTIONS = (
 )
 _BURST, _REQUESTS_PER_SECOND = 100, 2.0  # a list of 5,000 nodes is 50 requests
 
-# What a request may fail by: of the server, of the way to it, of its certificate or ours.
+# Errors of a request: of the server, of the way to it, of its certificate or ours.
 ERRORS = (httpx2.HTTPError, httpx2.StreamError, ConfigError, OSError, ssl.SSLError)
 
 
 @dataclass(frozen=True)
 class Access:
-    """Where the API server is, and how the agent proves who it is.
+    """Address of the API server, and the agent's credentials.
 
     `server` is a URL, or host:port; "" takes that of the kubeconfig, or of the pod's environment,
     which are `host` and `port`. `kubeconfig` is a file, "" for the service account of the pod.

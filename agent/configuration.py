@@ -44,7 +44,7 @@ class ConfigurationError(Exception):
 
 @dataclass(frozen=True)
 class Choice:
-    """What an operator chooses for the list.
+    """The operator's choices for the list.
 
     `families` is a key of FAMILIES, `cni_version` one of VERSIONS, `kind` one of KINDS. `template`
     is a list of the operator's own, None for ours.

@@ -136,8 +136,9 @@ class Engine:
         poller.register(life, select.POLLIN)
         poller.poll()
         os.close(life)
-        # Workers of a killed engine answer until each has noticed. With an answer and nobody who
-        # holds the lock the engine would pass for systemd's, and no other one would be started.
+        # Workers of a killed engine answer until each has noticed. With an answer and no process
+        # that holds the lock the engine would pass for systemd's, and no other one would be
+        # started.
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline and lock_owner(self._lock) < 0 and self.build():
             time.sleep(_POLL_SECONDS)

@@ -42,7 +42,7 @@ class Health:
         self._alive, self._ready, self._metrics = alive, ready, metrics
         self._server = _Server(address, self._handler())
         self.address = self._server.server_address[:2]
-        # It wakes by itself only to see whether it is to end, which is with the process.
+        # The server wakes by itself only to see whether it is to end, which is with the process.
         serve = threading.Thread(
             target=self._server.serve_forever, args=(_IDLE_SECONDS,), name="health", daemon=True
         )

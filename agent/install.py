@@ -327,7 +327,7 @@ def _remove(path: Path) -> None:
 
 
 def _make_directory(path: Path) -> None:
-    """Make a directory and what is missing above it, 0755 whatever the umask."""
+    """Make a directory and missing ones above it, 0755 under any umask."""
     if path.is_dir():
         return
     _make_directory(path.parent)
@@ -337,7 +337,7 @@ def _make_directory(path: Path) -> None:
 
 
 def _set_modes(bundle: Path) -> None:
-    """Let the owner write and all read, whatever the umask; what could be executed still can."""
+    """Let the owner write and all read, under any umask; executable files stay so."""
     for path in (bundle, *bundle.rglob("*")):
         mode = path.lstat().st_mode
         if not stat.S_ISLNK(mode):

@@ -1,4 +1,4 @@
-"""What pods have left on the node that neither the runtime knows nor a namespace keeps.
+"""Leftovers of pods on the node: the runtime does not know them, and no namespace keeps them.
 
 A runtime that lost a DEL never sends it again. The guards of `pycni reclaim` decide what goes: the
 pod's namespace was gone at two looks, a minute apart. The runtime's list is one more: a pod that

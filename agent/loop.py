@@ -49,7 +49,7 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Parts:
-    """What the loop works with; None for what an operator has switched off."""
+    """The parts that the loop works with; None for those that an operator has switched off."""
 
     watch: NodeWatch
     remembered: Remembered
@@ -69,7 +69,7 @@ class Parts:
 
 @dataclass
 class _Seen:
-    """What the last rounds have found."""
+    """Findings of the last rounds."""
 
     build: str = ""  # that is installed
     signature: tuple[object, ...] = ()

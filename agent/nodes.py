@@ -1,4 +1,4 @@
-"""What the agent keeps of a Node object: all else of it is dropped at once."""
+"""The fields of a Node object that the agent keeps: all others are dropped at once."""
 
 from __future__ import annotations
 

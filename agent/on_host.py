@@ -7,14 +7,15 @@ hostPID. LOG is a file of the host, to which the program's output is added. The 
 this call ends at once, with status 0 when the program was forked.
 
 The program leaves the control groups of the container: the runtime kills all that is in them when
-the container ends. It holds none of the container's files open either, or the container would seem
-to run on.
+the container ends. The program holds none of the container's files open either, or the container
+would seem to run on.
 
     python3 -m agent.on_host --remove-groups PROCESS
 
 removes these control groups, once nothing runs in them.
 
-It runs in a process of its own: a process with threads cannot enter a mount namespace (setns(2)).
+This command runs in a process of its own: a process with threads cannot enter a mount namespace
+(setns(2)).
 """
 
 from __future__ import annotations

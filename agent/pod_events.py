@@ -1,7 +1,8 @@
 """Events on pods of this node: what `kubectl describe pod` shows beside the kubelet's Events.
 
-The kubelet tells why a pod does not start, with the plugin's words. What a running pod loses nobody
-else tells. The pods are those of the plugins' records: the API server is not asked for any.
+The kubelet tells why a pod does not start, with the plugin's words. No other program reports the
+losses of a running pod. The pods are those of the plugins' records: the API server is not asked for
+any.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the agent tells the API server: Events, a condition of its Node, its public key.
+"""Reports of the agent to the API server: Events, a condition of its Node, its public key.
 
 A thread of its own sends them, so that no reconcile waits for a server that is away.
 """

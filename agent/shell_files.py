@@ -67,7 +67,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _make_directory(path: Path) -> None:
-    """Make a directory, and those above it, readable by all whatever the umask is."""
+    """Make a directory, and those above it, readable by all under any umask."""
     missing = [one for one in (path, *path.parents) if not one.exists()]
     for one in reversed(missing):
         one.mkdir()

@@ -63,7 +63,7 @@ class NodeWatch:
 
     @property
     def failure(self) -> str:
-        """Why the API server does not answer, "" while it does."""
+        """The reason why the API server does not answer, "" while it does."""
         return self._failure
 
     def _run(self) -> None:

@@ -48,7 +48,7 @@ class Attached:
 
 @dataclass(slots=True)
 class Inside:
-    """What the kernel has in the container's namespace."""
+    """The kernel's objects in the container's namespace."""
 
     links: list[Link] = field(default_factory=list)
     addresses: list[Address] = field(default_factory=list)

@@ -23,7 +23,7 @@ _NAMED_MAX = 5  # ids that a message quotes
 def find(node: Node, word: str, by: str = "") -> dict[str, str]:
     """Return ids of containers, and for each by which of WAYS it was found; `by`: by that only.
 
-    A whole id is that container's, whatever else it could mean.
+    A complete id is that container's, also where the word could mean another.
     """
     if by in ("", ID) and word in _ids(node):
         return {word: ID}

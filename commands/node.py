@@ -72,12 +72,12 @@ class Known:
 
     @property
     def changed_at(self) -> str:
-        """When it was last written to, RFC 3339 in UTC."""
+        """The time of the last write, RFC 3339 in UTC."""
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.changed))
 
     @property
     def damage(self) -> str:
-        """What cannot be read of it, "" for nothing."""
+        """The part that cannot be read, in words; "" for none."""
         return self.record.damage or ("it is empty" if self.record.is_unbegun() else "")
 
     def is_young(self) -> bool:

@@ -2,7 +2,7 @@
 
 libcni keeps configuration, arguments and result of each ADD. The plugin's own ADD, run once more
 for these in namespaces that end with it (commands/plan), notes what it noted then, but for names
-and MACs, which both results have. What comes of that is believed if the node has every object of
+and MACs, which both results have. The resulting record is believed if the node has every object of
 it.
 """
 

@@ -1,4 +1,4 @@
-"""What leaves the node in a bug report: nothing that is secret, or that nobody here can judge.
+"""Redacts a bug report: nothing leaves the node that is secret, or that this module cannot judge.
 
 Of a configuration stay the keys that its plugin's SCHEMA has. All other values are redacted, and
 wherever else one of them stands, too.
@@ -30,7 +30,7 @@ _ARGS = (
     *("IgnoreUnknown", "K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID"),
     *("K8S_POD_INFRA_CONTAINER_ID", "IP", "MAC"),
 )
-# What stands before it in a name is not looked at, which would take the longer the more it is.
+# Text before it in a name is not looked at: that would take time in proportion to its length.
 _KEY = (
     r"(?:authorization|token|secret|passw(?:or)?d|passphrase|(?:api|access|private|pre-?shared)"
     r"[-_ ]?key|credential|cookie|\bpass\b|\bpsk\b)[\w-]{0,40}"

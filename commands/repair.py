@@ -1,4 +1,4 @@
-"""What others have taken away from living containers, put back by the plugins' own code."""
+"""Puts back what living containers have lost to others, by the plugins' own code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `pycni` alone says: this node in a few lines."""
+"""The output of `pycni` alone: this node in a few lines."""
 
 from __future__ import annotations
 

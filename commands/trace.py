@@ -1,4 +1,4 @@
-"""`pycni trace`: what the last calls of plugins did, and how long each step took."""
+"""`pycni trace`: the last calls of plugins, and the time of each step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the answers look: in colour on a terminal, plain text elsewhere, or JSON."""
+"""Prints the answers: in colour on a terminal, as plain text elsewhere, or as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which plugins are ours: a plugin is a module here, and a line in TYPES."""
+"""The registry of plugins: a plugin is a module here, and a line in TYPES."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bridge of the node's pods, which the plugin makes: what must not stay of it.
+"""The bridge of the node's pods, which the plugin makes: removes what must not stay of it.
 
 A range that the node had before leaves its gateway there. With that address comes a route to the
 whole range, which may be another node's by now.

@@ -76,9 +76,9 @@ class Fabric:
     def apply(self, cluster: Cluster) -> Applied:
         """Read the kernel anew and bring it to what `cluster` asks for; changes nothing else.
 
-        What is right already is left alone. A request that the kernel refuses is a problem, and
-        the others go on. While the node has no range for pods, nothing is changed: ranges that a
-        Node object has lost may come back. Raises OSError where there is no netlink.
+        Objects that are right already are left alone. A request that the kernel refuses is a
+        problem, and the others go on. While the node has no range for pods, nothing is changed:
+        ranges that a Node object has lost may come back. Raises OSError where there is no netlink.
         """
         with Kernel(self._own_netns()) as kernel:
             mtu, key = kernel.attempt(lambda: self._connect(kernel, cluster), (0, ""))

@@ -1,4 +1,4 @@
-"""What the devices of both overlays have in common: made, recognised, addressed, removed."""
+"""The common work on the devices of both overlays: made, recognised, addressed, removed."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from cni_common.kernel.netns import OWN, NetNS
 class OwnNetNS(NetNS):
     """The namespace of the calling thread.
 
-    /proc/sys is read-only in a container that is not privileged. That of the host is not, and by
-    whichever of both it is opened, a sysctl of the network is that of the thread's namespace.
+    /proc/sys is read-only in a container that is not privileged. The host's is not, and a sysctl of
+    the network, opened in either, is that of the thread's namespace.
     """
 
     def __init__(self, root: str) -> None:

@@ -1,4 +1,4 @@
-"""Which ranges of which nodes can be routed: pure, by the cluster alone."""
+"""Decides which ranges of which nodes can be routed: pure, by the cluster alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What others take away from pods on this node, put back by the plugins' own code and records."""
+"""Puts back what pods of this node have lost, by the plugins' own code and records."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OUTSIDE = ("veth", "lease")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a look at all pods."""
+    """The outcome of a look at all pods."""
 
     repaired: int = 0  # objects that are back
     problems: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ def put_back(state_dir: str, own: NetNS, log: Callable[[str], object]) -> Outcom
         with Host(
             load, path, log, execute=execute, guarded=True, own=own, state_dir=state_dir
         ) as host:
-            # What a pod has done to itself stays.
+            # Changes that a pod has made to itself stay.
             put_back(host, inside=False, tell_lost=note, tell=keep)
     except ExceptionGroup as group:
         what = "not all that a pod lacks was put back"

@@ -1,4 +1,4 @@
-"""What an operator chooses for the network between nodes, and the constants of its objects."""
+"""The operator's choices for the network between nodes, and the constants of its objects."""
 
 from __future__ import annotations
 

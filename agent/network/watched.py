@@ -47,7 +47,7 @@ LOST = "kernel events were lost"
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What was applied last, as far as events can contradict it."""
+    """The state that was applied last, as far as events can contradict it."""
 
     routes: Mapping[Network, Route] = field(default_factory=dict)
     devices: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # name: index, MTU

@@ -144,7 +144,7 @@ def routes(
 ) -> dict[Network, Route]:
     """Return the routes to the pods of `peers`: by the device, or `unreachable` without a tunnel.
 
-    They are those of the node's own IP versions.
+    Only the node's own IP versions have routes.
     """
     sources = {network.version: overlay.inner(network) for network in own.ranges}
     behind = {text for tunnel in found.values() for text in tunnel.ranges}

@@ -163,12 +163,12 @@ class Channel:
     ) -> list[list[Any]]:
         """Send `messages`, each with NLM_F_ACK or NLM_F_DUMP, and return the answers to each.
 
-        They are sent in pieces whose answers the socket has room for. Of a piece without a dump the
-        last message alone asks for an acknowledgement: the kernel works in their order, and tells
-        of each failure anyway. It continues after a failure; the first NetlinkError is raised after
-        all answers. A message that fails by one of the errnos in `absent` has no answers, which is
-        no failure. ENOBUFS means that answers were lost: it is unknown what the kernel has done,
-        and later pieces are not sent.
+        The messages are sent in pieces whose answers the socket has room for. Of a piece without a
+        dump the last message alone asks for an acknowledgement: the kernel works in their order,
+        and tells of each failure anyway. The exchange continues after a failure; the first
+        NetlinkError is raised after all answers. A message that fails by one of the errnos in
+        `absent` has no answers, which is no failure. ENOBUFS means that answers were lost: it is
+        unknown what the kernel has done, and later pieces are not sent.
         """
         answers: list[list[Any]] = []
         failure: NetlinkError | None = None
@@ -278,9 +278,10 @@ class Channel:
     def sample(self, message: Message, found: set[Any], *, until: float, at_most: int) -> str:
         """Add the answers to a dump to `found`; return the reason if some may be missing, or "".
 
-        The dump is repeated as `dump` does; what was seen meanwhile counts. It ends at the time
-        `until` of the monotonic clock, and when `found` has `at_most` members. To be used where
-        others rule in the namespace; afterwards the channel can only be closed. Raises OSError.
+        The dump is repeated as `dump` does; what was seen meanwhile counts. Sampling ends at the
+        time `until` of the monotonic clock, and when `found` has `at_most` members. To be used
+        where others rule in the namespace; afterwards the channel can only be closed. Raises
+        OSError.
         """
         for _ in range(_DUMP_TRIES):
             self._sequence += 1
@@ -377,7 +378,7 @@ class _Asked:
         self._absent = absent
 
     def take(self, data: bytes) -> None:
-        """Take a datagram of answers. Those to earlier messages are left alone."""
+        """Take a datagram of answers. Answers to earlier messages are left alone."""
         for number, kind, flags, part in _parts(data):
             message = self.messages.get(number)
             if message is None:

@@ -183,8 +183,8 @@ class NetNS:
     def legacy_tables(self, version: int) -> list[str]:
         """Return the iptables-legacy tables in use here, for an IP version.
 
-        A list that cannot be read counts as empty. It belongs to the root that made the namespace,
-        which the plugin's user namespace may not have (`unshare -Urn`, rootlesskit).
+        A list that cannot be read counts as empty. Such a file belongs to the root that made the
+        namespace, which the plugin's user namespace may not have (`unshare -Urn`, rootlesskit).
         """
         path = f"/proc/thread-self/net/{'ip' if version == 4 else 'ip6'}_tables_names"
         try:

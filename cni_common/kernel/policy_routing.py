@@ -243,7 +243,7 @@ def free_table(used: Collection[int], first: int) -> int:
 def tables_beside_main(netlink: Netlink, link: Link) -> set[int]:
     """Return the tables that have an interface's routes instead of the main table.
 
-    Those are the tables to which rules send the packets of its addresses, and that of its VRF.
+    Rules send the packets of its addresses to these tables, or one is that of its VRF.
     """
     addresses = {cidr.ip for cidr, _ in netlink.addresses(link.index)}
     found = {rule.table for rule in all_rules(netlink) if rule.source in addresses}

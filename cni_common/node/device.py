@@ -62,8 +62,8 @@ class Device(Part):
     ) -> Link:
         """Have `make` create the interface, which has this MAC then, and return it.
 
-        It is noted before it exists, and taken back if the ADD fails. Raises what `make` raises,
-        and CNIError 50 if the kernel lacks the kind.
+        The interface is noted before it exists, and taken back if the ADD fails. Raises what `make`
+        raises, and CNIError 50 if the kernel lacks the kind.
         """
         name = attaching.record.attachment.ifname
         attaching.note(DeviceFacts(self.kind, mac))
@@ -126,7 +126,7 @@ class Device(Part):
             return
         other = self._record_of(host, found.plugin, container, link)
         if other and other.attachment.containerid:
-            # It is on another network, or the path was that of a namespace which died.
+            # The interface is on another network, or the path was that of a namespace which died.
             what = f"it is of container {other.attachment.containerid} on '{other.network}'"
             host.log(f"DEL leaves '{req.ifname}' alone: {what}")
             return

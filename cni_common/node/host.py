@@ -35,7 +35,7 @@ if TYPE_CHECKING:
             """Attach; push on `undo` what takes each step back."""
 
         def delete(self, req: Request, host: Host) -> None:
-            """Detach, with whatever is still known; succeed when nothing is left to do."""
+            """Detach, with all that is still known; succeed when nothing is left to do."""
 
         def check(self, req: Request, host: Host) -> Iterable[CNIError]:
             """Yield an error for each difference from the result of ADD."""

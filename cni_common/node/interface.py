@@ -1,4 +1,4 @@
-"""The parts that interface plugins share: a veth pair, masquerading, what IPAM has given."""
+"""The parts that interface plugins share: a veth pair, masquerading, the addresses of IPAM."""
 
 from __future__ import annotations
 
@@ -489,10 +489,9 @@ def check_ipam(req: Request, host: Host, type: str) -> Iterator[CNIError]:
 
 
 def allocate(req: Request, host: Host, type: str, attaching: Attaching, *, mtu: int) -> Result:
-    """Return what the IPAM plugin gives, and have it taken back should the ADD fail.
+    """Return the IPAM plugin's result, of one address at least, taken back if the ADD fails.
 
-    That is one address at least. Raises CNIError, also when `mtu` (0: the kernel's) is too small
-    for the addresses.
+    Raises CNIError, also when `mtu` (0: the kernel's) is too small for the addresses.
     """
     undo = partial(attaching.give_back, first=type == _OVER_INTERFACE)
     given = host.delegate(type, req, Command.ADD, undo=undo)

@@ -1,6 +1,6 @@
 """Directories and files of ours, and the file of an attachment record.
 
-That is lines of JSON, the last maybe cut short.
+A record is lines of JSON, the last maybe cut short.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _SPARE = 16  # descriptors: more than a DEL has open at the same time
 _BYTES_MAX = 1 << 26  # a record with 10,000 host ports has a tenth of that
-# What any record has, and what most have: text, all of it.
+# Keys of any record, and those that most records have: all values are texts.
 _IDENTITY = ("plugin", "network", "containerid", "ifname")
 _TEXTS = (*_IDENTITY, "netns", "netns_id", "stdin", "cni_args", "cni_path")
 _KINDS = {
@@ -34,9 +34,9 @@ _KINDS = {
 
 
 def make_directory(path: str, mode: int) -> None:
-    """Make the directory `path` and what is missing above it, each of `mode` whatever the umask.
+    """Make the directory `path` and missing ones above it, each with `mode` under any umask.
 
-    What is there stays as it is. Raises OSError.
+    A directory that exists stays as it is. Raises OSError.
     """
     missing = [path]
     while True:

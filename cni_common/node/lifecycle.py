@@ -369,8 +369,8 @@ class Attaching:
     def give_back(self, what: str, step: Callable[[], object], *, first: bool) -> None:
         """Return addresses by `step` if the ADD fails, once no part has them any more.
 
-        What cannot be torn down keeps them, and a later DEL returns them. With `first` they are
-        returned before.
+        A part that cannot be torn down keeps them, and a later DEL returns them. With `first` they
+        are returned before.
         """
 
         def returning() -> None:
@@ -424,8 +424,8 @@ def attached_already(req: Request, record: Record) -> CNIError:
 def recorded_delete(record: Record, path: str) -> Request:
     """Return the DEL that the runtime never sent for an attachment whose record is at hand.
 
-    It has the recorded configuration, or the least where there is none, and the recorded CNI_PATH,
-    or else `path`. Raises CNIError.
+    That DEL has the recorded configuration, or the least where there is none, and the recorded
+    CNI_PATH, or else `path`. Raises CNIError.
     """
     return _recorded(record, path, Command.DEL, "")
 

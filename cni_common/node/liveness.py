@@ -58,7 +58,7 @@ class Liveness:
 
         A container is ALIVE if the recorded namespace is at its path, if a thread of any process is
         in it, or if the host's end of a recorded veth pair, by name and MAC, leads to a namespace.
-        It is GONE if none of these was found, although it would have been visible.
+        The container is GONE if none of these was found, although it would have been visible.
         """
         path, wanted = str(facts.get("netns", "")), str(facts.get("netns_id") or "")
         own_end = self._state_by(host_ends(facts))
@@ -183,7 +183,7 @@ def host_ends(facts: Json) -> Iterator[tuple[str, str]]:
 def _is_something_else(path: str) -> bool:
     """Tell whether `path` may hold something other than a namespace.
 
-    That is the case if the runtime's mount on it is not visible here.
+    So it may if the runtime's mount on it is not visible here.
     """
     try:
         os.stat(path)

@@ -217,7 +217,7 @@ def gc_of_reference(
 def probe(netns: NetNS, backend: str) -> None:
     """Raise CNIError 50 if `backend` cannot be used here. Raises OSError.
 
-    ADD calls it before it makes anything. What cannot be looked at cannot be removed either.
+    ADD calls this function before it makes anything: a table that cannot be read cannot be cleared.
     """
     if backend == "iptables":
         from cni_common.kernel import iptables

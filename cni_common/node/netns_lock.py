@@ -22,8 +22,8 @@ _FLOCK = struct.Struct("@hhqqi0q")  # struct flock: type, whence, start, length,
 class NetnsLock:
     """Keeps other calls out of what they lock likewise in one namespace, for a `with`.
 
-    It is the byte at the namespace's inode number of one file that all namespaces share. A file of
-    the namespace itself could be locked by any process of the container, too, and for ever.
+    The lock is the byte at the namespace's inode number of one file that all namespaces share. A
+    file of the namespace itself could be locked by any process of the container, too, and for ever.
     """
 
     def __init__(self, state_dir: str, netns: NetNS) -> None:

@@ -33,7 +33,7 @@ class Owned:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a part does with the container's traffic, and how often it was done."""
+    """The effect of a part on the container's traffic, and how often it occurred."""
 
     kind: str  # as of Owned
     what: str
@@ -52,7 +52,7 @@ class Stray:
     addresses: frozenset[Address]  # of the container; empty: nothing tells whether it lives
     reason: str
     remove: Callable[[], object]  # no questions asked
-    idle: bool = False  # nothing can be using it, whatever lives
+    idle: bool = False  # nothing can be using it, even if containers live
     # Of another implementation, which has no records: a lease speaks for it, and nothing is done
     # about networks that are unknown here. `remove_from` gets the network, `names_by` all networks.
     remove_from: Callable[[str], object] | None = None

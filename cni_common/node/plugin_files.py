@@ -20,7 +20,7 @@ _KNOWN_MAX = 64  # files
 _RACY_NS = 2 * 10**9  # more than two ticks of any file system: a later change has another time
 _LINKS_MAX = 40  # on one path, as the kernel has it
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-# What launchers have said, by path and build, with the state of the file then: an engine serves
+# Answers of launchers, by path and build, with the state of the file then: an engine serves
 # thousands of calls by the same few files.
 _known: dict[tuple[str, str], tuple[tuple[int, ...], str]] = {}
 

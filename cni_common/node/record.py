@@ -1,12 +1,12 @@
-"""Attachment records: what each plugin is about to make for each attachment.
+"""Attachment records: the objects that each plugin is about to make for each attachment.
 
 One small file per (plugin, network, container, interface) under /run, which a reboot empties
-as it empties the kernel. It is written before the kernel is changed and removed last, so DEL,
+as it empties the kernel. The file is written before the kernel is changed and removed last, so DEL,
 GC and an operator can find everything an attachment owns with no namespace, no prevResult and a
-changed configuration. A file is a journal: each line is a JSON object, later lines add to
-earlier ones, a line with a format begins the record anew, and a line that a kill cut short is
-ignored. Anything else that cannot be read is damage: what such a record has said is unknown, so
-nothing goes by it but the DEL of its attachment. docs/records.md lists what a record holds.
+changed configuration. A file is a journal: each line is a JSON object, later lines add to earlier
+ones, a line with a format begins the record anew, and a line that a kill cut short is ignored.
+Anything else that cannot be read is damage: what such a record has said is unknown, so nothing goes
+by it but the DEL of its attachment. docs/records.md lists what a record holds.
 """
 
 from __future__ import annotations
@@ -359,10 +359,9 @@ class Records:
     def find(
         self, plugin: str, network: str, attachment: Attachment, *, wait: bool = True
     ) -> Record | None:
-        """Return the record of an attachment, or None.
+        """Return the record of an attachment, locked, or None.
 
-        It is locked: an ADD that is still at work is waited for, or, without `wait`, refused by
-        CNIError 11.
+        An ADD that is still at work is waited for, or, without `wait`, refused by CNIError 11.
         """
         found = self._open(self.path_of(plugin, network, attachment), wait=wait)
         if found is None:
@@ -374,9 +373,9 @@ class Records:
     def identify(
         self, record: Record, plugin: str, network: str, attachments: Collection[Attachment]
     ) -> list[Record]:
-        """Name in `record`, if it names nobody, the attachment whose file it is.
+        """Name in `record`, if it names none, the attachment whose file it is.
 
-        That is looked for among `attachments` and in all records of the network. Return the other
+        The attachment is one of `attachments`, or of all records of the network. Return the other
         records of the attachment; none for a record that has a name.
         """
         if record.attachment.containerid:

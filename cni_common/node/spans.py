@@ -1,4 +1,4 @@
-"""What each call leaves behind for `pycni trace`: a line in a file of bounded size.
+"""The trace of each call for `pycni trace`: a line in a file of bounded size.
 
 There are two files, of which the older one is replaced when the newer one is full. Writers need no
 lock: a line is one write to a file in append mode, and the one writer whose line crosses the limit

@@ -69,8 +69,8 @@ def addresses_in_use(host: Host) -> frozenset[Address]:
 def addresses_in(paths: Iterable[str], log: Callable[[str], object]) -> frozenset[Address]:
     """Return every address in those namespaces at `paths` that count, see `_counts`.
 
-    What a namespace that changes all the time, or has very many addresses, shows within the limits
-    counts; `log` gets its path. Raises OSError.
+    Of a namespace that changes all the time, or has very many addresses, those read within the
+    limits count; `log` gets its path. Raises OSError.
     """
     found: set[Address] = set()
     for path in paths:

@@ -258,8 +258,8 @@ def await_link(host: NetNS, index: int, seconds: float) -> Link:
 def wait_until(condition: Callable[[], bool], subscribe: Events, seconds: float) -> bool:
     """Tell whether `condition` became true within `seconds`; it is checked after each event.
 
-    `subscribe` returns the channel of events. It is called only if waiting is necessary: each
-    subscriber gets the events of all interfaces, while the kernel holds the RTNL lock.
+    `subscribe` returns the channel of events. `subscribe` is called only if waiting is necessary:
+    each subscriber gets the events of all interfaces, while the kernel holds the RTNL lock.
     """
     if condition():
         return True
@@ -386,7 +386,7 @@ def refuse_unreachable(
 
 
 def _membership(subnets: Iterable[Subnet]) -> Callable[[Address], bool]:
-    """Return a function that tells whether an address is in one of the subnets, whatever number."""
+    """Return a function that tells whether an address is in one of any number of subnets."""
     prefixes: dict[tuple[int, int], set[int]] = {}  # by IP version and number of host bits
     for subnet in subnets:
         bits = subnet.max_prefixlen - subnet.prefixlen

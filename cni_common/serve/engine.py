@@ -75,7 +75,7 @@ def serve(
 class _Tally:
     """The requests served, in a file without a name, where `pycni engine --status` looks for them.
 
-    It is beside the records, so that a worker has no file in memory but those of its request.
+    The file is beside the records, so that a worker has no file in memory but those of its request.
     """
 
     def __init__(self, directory: str, places: int) -> None:

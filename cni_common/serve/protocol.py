@@ -66,7 +66,7 @@ def respond(
 
 
 class _Outcome:
-    """How a call went, for its trace."""
+    """The outcome of a call, for its trace."""
 
     def __init__(self) -> None:
         self.code = int(Code.TRY_AGAIN_LATER)  # unless it comes to an end

@@ -1,4 +1,4 @@
-"""What is known of the engine that serves: by its greeting, and by its files below /proc."""
+"""The state of the engine that serves: by its greeting, and by its files below /proc."""
 
 from __future__ import annotations
 

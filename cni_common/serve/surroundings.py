@@ -1,4 +1,4 @@
-"""What a process sees of the node: its network and mount namespaces and its root directory."""
+"""The surroundings of a process: its network and mount namespaces and its root directory."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ def are_of_a_node() -> bool:
     """Tell whether this process sees what process 1 of its PID namespace sees.
 
     So do the programs of the machine itself, and those of a container that is itself a node, as
-    kind's are. What stays behind there ends with process 1, and keeps nothing alive beyond it. In a
-    namespace that a test or a program has made beside process 1, and in a chroot, this is False. So
-    it is where this process may do less: what stays behind would serve others that may do more.
+    kind's are. An engine left behind there ends with process 1, and keeps nothing alive beyond it.
+    In a namespace that a test or a program has made beside process 1, and in a chroot, this is
+    False. So it is where this process may do less: what stays behind would serve others that may do
+    more.
     """
     if os.readlink("/proc/self") != str(os.getpid()):  # /proc is that of another PID namespace
         return False

@@ -341,7 +341,7 @@ def peer_of(sock: socket.socket) -> tuple[int, int]:
 def _request(connection: socket.socket, challenge: bytes, pid: int) -> tuple[str, Sequence[int]]:
     """Return the plugin's type and the descriptors, which process `pid` of root has sent.
 
-    They come with our challenge. Raises OSError, ValueError.
+    The descriptors come with our challenge. Raises OSError, ValueError.
     """
     size = _CHALLENGE_BYTES + _LENGTH.size + _TYPE_BYTES_MAX + 1
     data, control, flags, _ = connection.recvmsg(size, _CONTROL_BYTES, socket.MSG_CMSG_CLOEXEC)

@@ -1,4 +1,4 @@
-"""What a plugin says of its configurations to `pycni lint`, `plan` and `doctor`.
+"""The facts about a plugin's configurations for `pycni lint`, `plan` and `doctor`.
 
 Each plugin has a module `profile` with a constant PROFILE. No plugin loads its own: it is for the
 operators' commands alone, and pure.
@@ -81,7 +81,7 @@ Fact = Advice | Pool | Setting | HostLink | Need
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What the operators' commands know of a plugin: the constant PROFILE of its module."""
+    """A plugin's facts for the operators' commands: the constant PROFILE of its module."""
 
     kind: str  # INTERFACE, IPAM or CHAINED
     parse: Callable[[Request], object]  # raises CNIError for what the plugin refuses

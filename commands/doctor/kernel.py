@@ -1,4 +1,4 @@
-"""What configurations need of the kernel and of the node, and sysctls."""
+"""Checks the kernel and the node for the needs of configurations, and sysctls."""
 
 from __future__ import annotations
 

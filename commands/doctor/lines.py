@@ -70,7 +70,7 @@ class Patient:
 
     @cached_property
     def facts(self) -> list[tuple[Entry, Fact]]:
-        """What the plugins say of their configurations."""
+        """The plugins' own facts about their configurations."""
         entries = [entry for file in self.files for entry in file.entries]
         return [(one, fact) for one in entries for fact in facts_of(one, self.host.load)]
 

@@ -1,4 +1,4 @@
-"""What other programs have done to the host's ends of containers, by comparing with the records."""
+"""Finds what other programs changed at the host's ends of containers, by the records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the plugins keep on this node: room on the disk, locks, leftovers, clock."""
+"""Checks the plugins' state on this node: room on the disk, locks, leftovers, clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the kernel has at this moment, read by pyroute2, as dataclasses.
+"""The kernel's objects at this moment, read by pyroute2, as dataclasses.
 
 pyroute2's sockets and high-level interfaces spare decoders of our own where a quarter of a second
 for the import does not matter; a plugin never loads them. Such a socket belongs to the thread and

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from cni_common.kernel.netns import NetNS
 
 _FILES = ("snmp", "netstat", "snmp6")
-# What is no error by itself does not belong here: a counter that is not zero is shown.
+# A counter that is no error by itself does not belong here: one that is not zero is shown.
 _OF_IP = ("InHdrErrors", "InAddrErrors", "InDiscards", "OutDiscards", "OutNoRoutes", "ReasmFails")
 _OF_UDP = ("NoPorts", "InErrors", "RcvbufErrors", "SndbufErrors", "InCsumErrors", "MemErrors")
 _ERRORS = {

@@ -80,7 +80,7 @@ def _of_nftables(netns: NetNS) -> Iterator[Dropping]:
 
 
 def _drops_all(rule: Rule) -> bool:
-    """Tell whether a rule drops or rejects whatever comes to it."""
+    """Tell whether a rule drops or rejects every packet that comes to it."""
     verdict = False
     for name, data in each_expression(rule.expressions):
         attrs = attributes(data)

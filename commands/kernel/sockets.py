@@ -41,7 +41,7 @@ class Socket:
         return self.state == "listen" or (self.protocol == "udp" and self.state == "close")
 
 
-# What is shown of struct tcp_info: microseconds, packets, bytes.
+# The fields of struct tcp_info that are shown: microseconds, packets, bytes.
 _TCP = {
     "rtt_us": "tcpi_rtt",
     "rttvar_us": "tcpi_rttvar",

@@ -1,4 +1,4 @@
-"""Configuration files: which there are, what is in them, and what is wrong with them as files."""
+"""Configuration files: finds and reads them, and reports their faults as files."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def _check_list(file: File, load: Loader) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What is known of an object: its schema, and that of the plugin's whole configuration."""
+    """An object's schema, and that of the plugin's whole configuration."""
 
     shape: Json
     whole: Json

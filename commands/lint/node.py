@@ -33,7 +33,7 @@ _VERSION_SECONDS = 2
 
 
 class ThisNode:
-    """What of the node matters, read once."""
+    """The state of the node that matters for lint, read once."""
 
     def __init__(self, path: Sequence[str]) -> None:
         """`path`: directories of plugins, before those of the runtimes."""
@@ -87,7 +87,7 @@ class ThisNode:
 
     @cached_property
     def has_proxy(self) -> bool:
-        """Whether kube-proxy writes iptables here; False for a caller who may not see them."""
+        """Whether kube-proxy writes iptables here; False for a caller that may not see it."""
         try:
             return nft_table.Table(nft_table.IPV4, "nat").has_chain(self._netns, _PROXY)
         except (NetlinkError, OSError):

@@ -31,7 +31,7 @@ _ABSENT = "absent"
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a runtime would be asked for."""
+    """The request that a runtime would get."""
 
     network: Json  # the file's content
     plugins: Sequence[Json]

@@ -1,4 +1,4 @@
-"""What containers of this node have already, brought onto the stage of a plan."""
+"""Objects of this node's containers, brought onto the stage of a plan."""
 
 from __future__ import annotations
 

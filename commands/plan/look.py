@@ -1,4 +1,4 @@
-"""What there is in a namespace at one moment, in words: two looks show what a plugin has done."""
+"""The objects in a namespace at one moment, in words: two looks show what a plugin has done."""
 
 from __future__ import annotations
 

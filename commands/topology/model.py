@@ -55,7 +55,7 @@ class Card:
 
 @dataclass(slots=True)
 class Group:
-    """What joins interfaces of containers."""
+    """An object that joins interfaces of containers."""
 
     name: str
     kind: str  # bridge, ... of the kernel; "" for those that are no interface

@@ -1,7 +1,7 @@
 """The picture as SVG: the host with its uplinks, below it a frame for each group of interfaces.
 
-What is in a frame is joined by it. A frame has its cards in rows, so that a node with very many
-containers has a picture that is long, and not wide.
+A frame surrounds the interfaces that its group joins. A frame has its cards in rows, so that a node
+with very many containers has a picture that is long, and not wide.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The command line of each verb: a module here, and a line in VERBS.
 
-A module of this package declares a constant VERB. It imports what does the work inside functions,
-as `pycni --help` loads all of these modules.
+A module of this package declares a constant VERB. The modules that do the work are imported inside
+functions, as `pycni --help` loads all verbs.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Bucket:
 
     rate: int  # bytes a second
     burst: int  # bytes
-    limit: int  # bytes of the queue: what may wait, whatever the burst is
+    limit: int  # bytes that may wait in the queue, for any burst
     frame: int  # bytes of the largest packet
 
     @classmethod

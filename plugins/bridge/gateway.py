@@ -144,7 +144,7 @@ def _add_subnet_routes(host: NetNS, link: Link, result: Result) -> None:
 def lost_routes(host: NetNS, link: Link, result: Result) -> list[Subnet]:
     """Return the subnets of `result` to which no route leads over the gateway's `link`.
 
-    That of a single address has none.
+    The subnet of a single address needs none.
     """
     subnets = {
         ip.address.network

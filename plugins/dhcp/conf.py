@@ -136,7 +136,7 @@ class Conf:
 
 
 def socket_of(req: Request) -> str:
-    """Return the daemon's socket, whatever else the configuration says: for DEL and GC."""
+    """Return the daemon's socket, also of a configuration with other faults: for DEL and GC."""
     path = str(req.config.get("ipam", {}).get("daemonSocketPath") or DEFAULT_SOCKET)
     is_usable = is_absolute(path) and len(path.encode()) <= _SOCKET_BYTES_MAX
     return path if is_usable else DEFAULT_SOCKET

@@ -1,7 +1,7 @@
 """The process at the other end of the daemon's socket: one of the node, or of a container.
 
 A container's root is root as well, and reaches the socket where somebody has mounted its directory
-into the container. It has a network namespace and a mount namespace of its own.
+into the container. Such a root has a network namespace and a mount namespace of its own.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def peer_of(sock: socket.socket) -> Peer:
 def stranger(sock: socket.socket) -> str:
     """Describe the peer if it is not to be believed; "" for a process of root of this node.
 
-    That has our network namespace, or our mount namespace: a daemon in a container of its own has
-    the former alone.
+    Such a process has our network namespace or our mount namespace: a daemon in a container of its
+    own has the former alone.
     """
     peer = peer_of(sock)
     if peer.user != 0:

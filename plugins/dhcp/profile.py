@@ -1,4 +1,4 @@
-"""What lint, plan and doctor know of a configuration of dhcp."""
+"""PROFILE of dhcp, by which lint, plan and doctor judge a configuration."""
 
 from __future__ import annotations
 

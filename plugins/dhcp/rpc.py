@@ -1,4 +1,4 @@
-"""What plugin and daemon say to each other: one request and one answer for each connection.
+"""The protocol of plugin and daemon: one request and one answer for each connection.
 
 A message is a JSON object behind its length, four bytes in network byte order. A request has
 `version`, `call` and what the call needs; ALLOCATE brings the container's namespace, an open

@@ -1,4 +1,4 @@
-"""What lint and doctor know of a dummy's configuration."""
+"""PROFILE of dummy, by which lint and doctor judge a configuration."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def _facts(req: Request) -> Iterator[Fact]:
     yield Need("link", "dummy")
 
 
-# It leads nowhere.
+# The interface leads nowhere.
 PROFILE = Profile(INTERFACE, Conf.of, _facts, passes_host=False)

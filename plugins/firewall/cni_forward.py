@@ -85,10 +85,10 @@ def append(table: Filter, addresses: Collection[Address]) -> list[int]:
 
 
 def unheld(table: NftFilter, admins: Collection[str]) -> tuple[int, dict[str, int], list[str]]:
-    """Return what else is known of the chain after it was listed.
+    """Return the other facts about the chain after it was listed.
 
-    That is the handle of the jump to it, the handles of its jumps to `admins`, and the addresses of
-    rules that no record holds; 0 stands for no jump.
+    These are the handle of the jump to it, the handles of its jumps to `admins`, and the addresses
+    of rules that no record holds; 0 stands for no jump.
     """
     table.rules(ALLOWED)
     jumps = {one: table.handle(ALLOWED, override(one)) for one in admins}

@@ -1,4 +1,4 @@
-"""What the record of a firewall attachment says."""
+"""The facts in the record of a firewall attachment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What CNI-FORWARD is known to hold, so that an ADD need not list it and a DEL need not search it.
+"""The known content of CNI-FORWARD, so that an ADD need not list it and a DEL need not search it.
 
 A rule has a handle, and a record has the handles of its rules. A small file for each IP version
 notes how much the chain is in use, all of it known, and the handles of the jumps to it and from it.

@@ -162,7 +162,7 @@ def begin(req: Request, host: Host, conf: Conf, result: Result, *, undo: Undo) -
     backend = choose_backend(req, host, conf)
     addresses = addresses_of(result)
     for version in _versions(addresses):
-        # What cannot be looked at cannot be removed either, so nothing may be noted before.
+        # A table that cannot be read cannot be cleared either, so nothing may be noted before.
         for table in filter_tables.present(host.netns, version):
             table.look(cni_forward.ALLOWED)
     rules = FirewallFacts(

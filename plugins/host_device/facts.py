@@ -1,4 +1,4 @@
-"""What a record has about a device that is lent to a container."""
+"""The facts in a record about a device that is lent to a container."""
 
 from __future__ import annotations
 

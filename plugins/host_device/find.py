@@ -1,4 +1,4 @@
-"""Which of the host's interfaces the configuration means."""
+"""Finds the host's interface that the configuration means."""
 
 from __future__ import annotations
 

@@ -41,7 +41,8 @@ _NO_STATS = u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
 NOT_RENAMED = (errno.EEXIST, errno.EBUSY)
 _SPARE_NAMES = 100
 # Kinds that the kernel moves to its first namespace where their own one ends: those without a
-# kind, which are hardware, and CAN (netns_refund of struct rtnl_link_ops). It destroys all others.
+# kind, which are hardware, and CAN (netns_refund of struct rtnl_link_ops). The kernel destroys all
+# others.
 _OUTLIVES = ("", "can")
 
 
@@ -81,8 +82,8 @@ def all_of(netns: NetNS) -> list[Device]:
 def move(netns: NetNS, link: Link, target: NetNS, name: str, *, alias: str) -> None:
     """Move an interface into `target`, under its name there and with an alias, by one message.
 
-    It is down there. Raises NetlinkError: EEXIST if the name is taken, ENODEV if it is gone. The
-    kernel may have moved it without renaming it.
+    The interface is down there. Raises NetlinkError: EEXIST if the name is taken, ENODEV if it is
+    gone. The kernel may have moved it without renaming it.
     """
     body = encode_link(
         u32(IFLA_NET_NS_FD, target.fd),
@@ -96,8 +97,8 @@ def move(netns: NetNS, link: Link, target: NetNS, name: str, *, alias: str) -> N
 def bring_home(netns: NetNS, link: Link, home: NetNS, name: str, *, alias: str) -> str:
     """Move an interface to the host under `name`, or under another one if that is taken.
 
-    Return its name there. It gets the name before it is moved, so no program of the host sees
-    another one. Raises NetlinkError.
+    Return its name there. The device gets that name before it is moved, so no program of the host
+    sees another one. Raises NetlinkError.
     """
     if link.up:
         netns.netlink.set_down(link.index)

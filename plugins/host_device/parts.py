@@ -52,8 +52,8 @@ class Moved(Part):
     ) -> Device:
         """Move the device that `find` returns into the container, where it is down; return it.
 
-        It is noted before, and brought home if the ADD fails. Of two ADDs at once the second one
-        finds the device gone. Raises CNIError, NetlinkError.
+        The device is noted before, and brought home if the ADD fails. Of two ADDs at once the
+        second one finds the device gone. Raises CNIError, NetlinkError.
         """
         ifname = attaching.record.attachment.ifname
         with Lock(host.records):

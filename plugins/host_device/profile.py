@@ -1,4 +1,4 @@
-"""What lint and doctor know of a configuration of host-device."""
+"""PROFILE of host-device, by which lint and doctor judge a configuration."""
 
 from __future__ import annotations
 

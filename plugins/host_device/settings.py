@@ -1,8 +1,8 @@
-"""What a device has on the host, and loses as soon as it leaves: read before, given back after.
+"""A device's settings on the host, which it loses as it leaves: read before, given back after.
 
 Addresses and routes are kept as the kernel's own messages, so that nothing of them is lost: label,
-peer, metric, protocol, several next hops. Those with a lifetime are of a DHCP client or a router,
-which give them anew; those that the kernel makes come by themselves.
+peer, metric, protocol, several next hops. Addresses and routes with a lifetime are left out: a DHCP
+client or a router gives them anew. The kernel makes its own again.
 """
 
 from __future__ import annotations
@@ -114,8 +114,9 @@ def give_back(
 ) -> None:
     """Give a device that has come home everything that it had. Raises NetlinkError.
 
-    What the host has no place for any more, such as a route whose gateway is gone, is logged. So is
-    any failure if one has failed a call before: the reason may persist, and the container must go.
+    A setting that the host has no place for any more, such as a route whose gateway is gone, is
+    logged. So is any failure if one has failed a call before: the reason may persist, and the
+    container must go.
     """
     for what, step in _steps(netns, device, facts):
         try:

@@ -42,7 +42,7 @@ class Lease:
 
     @property
     def since(self) -> str:
-        """When the lease was made, RFC 3339 in UTC."""
+        """The time at which the lease was made, RFC 3339 in UTC."""
         import time
 
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.since_ns // 10**9))

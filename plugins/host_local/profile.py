@@ -1,4 +1,4 @@
-"""What lint and doctor know of a configuration of host-local."""
+"""PROFILE of host-local, by which lint and doctor judge a configuration."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 The directory has one file per address, named after it, with the content "containerid CR LF ifname";
 `lock`, on which every writer holds an exclusive flock; and `last_reserved_ip.<i>`, the address
 behind which the search in range set i continues. The Go plugin may work in the same directory at
-any time. It reads every file in it, so no file of ours may mislead it.
+any time. That plugin reads every file in the directory, so no file of ours may mislead it.
 
 These files are the truth. An index outside of the directory leads to them: a call verifies each
 answer of the index by reading that lease, and rebuilds the index after other programs changed the
@@ -361,7 +361,8 @@ class Store:
         try:
             fd = self.disk(os.open, _NEW, flags, _MODE, dir_fd=self._dir)
         except FileExistsError:
-            # Left by a killed call. It may be a second name of a live lease: never truncate it.
+            # Left by a killed call. The file may be a second name of a live lease: never truncate
+            # it.
             self._remove(_NEW)
             fd = self.disk(os.open, _NEW, flags, _MODE, dir_fd=self._dir)
         try:

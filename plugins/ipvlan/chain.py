@@ -1,4 +1,4 @@
-"""ipvlan behind another plugin: what it takes from prevResult, and what it leaves as it is."""
+"""ipvlan behind another plugin: the parts of prevResult that it takes, and those that it leaves."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def master_in(previous: Result | None) -> str:
 def given_to_us(previous: Result | None, master: str) -> Result:
     """Return the addresses of prevResult that are for the new interface, its routes and DNS.
 
-    They are all but those of other interfaces in the container. Raises CNIError 7.
+    Addresses of other interfaces in the container are left out. Raises CNIError 7.
     """
     if previous is None:
         return Result()

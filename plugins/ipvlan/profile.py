@@ -1,4 +1,4 @@
-"""What lint and doctor know of a configuration of ipvlan."""
+"""PROFILE of ipvlan, by which lint and doctor judge a configuration."""
 
 from __future__ import annotations
 

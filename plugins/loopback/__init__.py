@@ -56,7 +56,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
 def delete(req: Request, host: Host) -> None:
     """Set lo down, if its namespace still exists and can be entered.
 
-    What is in the way is only logged: lo goes with its namespace, and keeps nothing of the node.
+    An obstacle is only logged: lo goes with its namespace, and keeps nothing of the node.
     """
     if not req.netns:
         return

@@ -2,7 +2,7 @@
 
 Somebody may flush the ruleset; and a range and a port inside of it are elements of two maps, where
 the kernel does not see that they meet. So each port has a slot, found by its number: a look costs
-the same whatever else is attached.
+the same with any number of other attachments.
 """
 
 from __future__ import annotations

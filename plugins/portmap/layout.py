@@ -59,7 +59,7 @@ class Family:
         names, keys = (self.ports, self.at), (nft_table.PROTOCOL_PORT_KEY, self.at_key)
         if suffix != RANGES:
             one, other = (
-                # Those of conditions are made by nft, and do not count.
+                # Chains of conditions are made by nft, and do not count.
                 Set(n + suffix, key, self.data, counted=not suffix)
                 for n, key in zip(names, keys, strict=True)
             )

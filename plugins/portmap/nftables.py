@@ -297,7 +297,7 @@ class Claim:
     def messages(self) -> list[Message]:
         """Return what adds the elements and deletes what owners left in their place that are gone.
 
-        Those of the same container stay, and its owners are `holders` then. Raises CNIError, and
+        Elements of the same container stay, and its owners are `holders` then. Raises CNIError, and
         NoRangesError if such an element is another range.
         """
         deletions: dict[Key, Message] = {}

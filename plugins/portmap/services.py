@@ -3,10 +3,10 @@
 kube-proxy in mode ipvs puts each Service's address on kube-ipvs0, and NodeLocal DNSCache its own on
 nodelocaldns: so packets to them are for a local address, and a host port of that number would get
 them. For a local address nftables does not know the device. So while such a device is there, two
-chains come before the look-up of host ports. They let pass what is for an address of the input
-interface, or for one that another device had at the last ADD. Any other packet for a local address
-gets the translation to where it goes anyway, and no chain after that redirects it. A new Service is
-kept out from its first packet on.
+chains come before the look-up of host ports. These chains let packets pass that are for an address
+of the input interface, or for one that another device had at the last ADD. Any other packet for a
+local address gets the translation to where it goes anyway, and no chain after that redirects it. A
+new Service is kept out from its first packet on.
 """
 
 from __future__ import annotations

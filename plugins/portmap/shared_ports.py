@@ -1,8 +1,8 @@
 """Ports that one container wants on several networks: one has them, the next inherits them.
 
-A runtime passes a container's ports to each of its networks (`podman network connect`). They lead
-to the network that was first, as with the reference. Its record notes which others wait; its DEL
-hands the ports over to these, by the transaction that removes its own elements.
+A runtime passes a container's ports to each of its networks (`podman network connect`). The ports
+lead to the network that was first, as with the reference. Its record notes which others wait; its
+DEL hands the ports over to these, by the transaction that removes its own elements.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def claim(req: Request, host: Host, conf: Conf, attaching: Attaching) -> None:
 def take(req: Request, host: Host, record: Record) -> set[str]:
     """Enter `record` as the owner of its ports; return the same container's other owners of some.
 
-    What owners have left that are gone is removed where ranges overlap: elsewhere the elements are
+    Elements that gone owners have left are removed where ranges overlap; elsewhere they are
     replaced. Raises CNIError naming another container that has one.
     """
     same: set[str] = set()
@@ -133,9 +133,9 @@ def pass_on(req: Request, host: Host, own_record: Record, facts: HostPortsFacts)
 
 
 def rejoin(host: Host, record: Record) -> None:
-    """Note again who waits for ports of `record`, and that it waits: it was written anew.
+    """Note the networks that wait for ports of `record`, which was written anew, and that it waits.
 
-    The slots of the ports tell who has them. A record that cannot be read now does its part when it
+    The slots of the ports name their owners. A record that cannot be read now does its part when it
     is written anew itself. Raises CNIError, OSError.
     """
     claims = Claims(host.records)
@@ -218,7 +218,7 @@ def _note_waiting(
 ) -> bool:
     """Note a network and an interface in the record `known`; False when that is gone by now.
 
-    They come last, or with `place` where that says.
+    The new entries come last, or at `place` if it is given.
     """
     record = host.records.find(PLUGIN, known.network, known.attachment)
     if record is None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Configuration(interface.Configuration):
     """Gateways and routes on the host's end, too: they go with the pair.
 
-    What is in the container stays lost: its routes there are not those of a subnet.
+    Settings in the container stay lost: its routes there are not those of a subnet.
     """
 
     inside = False

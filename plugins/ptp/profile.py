@@ -1,4 +1,4 @@
-"""What lint and doctor know of a ptp's configuration."""
+"""PROFILE of ptp, by which lint and doctor judge a configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""sbr: what has an address of the interface as its source is routed by a table of its own."""
+"""sbr: packets from an address of the interface are routed by a table of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an ADD is to change: rules by source address, and the tables that they lead to."""
+"""The changes of an ADD: rules by source address, and the tables that they lead to."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _DEFAULT = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be made, and what is to go."""
+    """The rules and routes that an ADD makes, and the routes that it takes away."""
 
     rules: Sequence[tuple[Address, int]]  # source and table
     routes: Sequence[WholeRoute] = ()  # in these tables
@@ -80,8 +80,8 @@ def _by_address(
 ) -> dict[Cidr, list[WholeRoute]]:
     """Return for each address the routes for it.
 
-    Those are for an address in whose subnet the source or the gateway is, or which lead to that
-    subnet; a route that is for none is for all.
+    A route is for an address if its source or gateway is in the address's subnet, or if it leads to
+    that subnet; a route that is for none is for all.
     """
     by_subnet: dict[Subnet, list[Cidr]] = {}
     for ip in ips:

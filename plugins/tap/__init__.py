@@ -124,7 +124,7 @@ def _bridge(container: NetNS, conf: Conf) -> Link | None:
 def _create(
     attaching: Attaching, container: NetNS, fd: int, conf: Conf, *, bridge: Link | None
 ) -> Link:
-    """Make the tap and return it, down. That of the descriptor `fd` ends with this process.
+    """Make the tap and return it, down. A tap of the descriptor `fd` ends with this process.
 
     In an SELinux context `fd` is -1, and the tap lasts.
     """

@@ -1,6 +1,6 @@
 """A tap with an SELinux context: the kernel gives it that of the process that makes it.
 
-That process is `ip`, as in the reference: a process can choose the context of the next program that
+The process is `ip`, as in the reference: a process can choose the context of the next program that
 it starts, hardly ever its own.
 """
 

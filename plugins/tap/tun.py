@@ -37,7 +37,7 @@ _IFLA_TUN_OWNER, _IFLA_TUN_GROUP, _IFLA_TUN_MULTI_QUEUE = 1, 2, 7  # linux/if_li
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a tap was made with; None: no owner, no group."""
+    """The settings that a tap was made with; None: no owner, no group."""
 
     owner: int | None
     group: int | None

@@ -1,4 +1,4 @@
-"""What lint and doctor know of a configuration of tuning."""
+"""PROFILE of tuning, by which lint and doctor judge a configuration."""
 
 from __future__ import annotations
 

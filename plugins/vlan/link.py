@@ -21,7 +21,7 @@ def create(below: NetNS, parent: Link, end: VethEnd, vlan: int) -> None:
     """Create `end` on the master `parent`, which is in `below`.
 
     Raises CNIError, NetlinkError; EEXIST also if the master has an interface for this VLAN, in
-    whatever namespace.
+    any namespace.
     """
     try:
         master.add_device(

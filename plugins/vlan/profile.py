@@ -1,4 +1,4 @@
-"""What lint and doctor know of a configuration of vlan."""
+"""PROFILE of vlan, by which lint and doctor judge a configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lint and doctor know of a configuration of vrf."""
+"""PROFILE of vrf, by which lint and doctor judge a configuration."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from plugins.dhcp.daemon.store import Entry
 
     class Family(Protocol):
-        """What plugins.dhcp.daemon.v4 and v6 have; each is described there."""
+        """The functions of plugins.dhcp.daemon.v4 and v6, described there."""
 
         VERIFIES_AT_START: bool  # a daemon that was restarted asks about its leases
 

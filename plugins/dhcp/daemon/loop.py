@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Readable(Protocol):
-        """Whatever has a descriptor."""
+        """An object with a descriptor."""
 
         def fileno(self) -> int:
             """Return it."""

@@ -1,6 +1,6 @@
-"""The client's side of DHCP as a machine of states: what DHCPv4 and DHCPv6 have in common.
+"""The client's side of DHCP as a state machine: the part that DHCPv4 and DHCPv6 share.
 
-It neither sends nor waits: it is told of messages and of the time, and returns what is to be done.
+The machine neither sends nor waits: it is told of messages and of the time, and returns actions.
 Times are seconds of one clock that goes on while the computer sleeps. The states have the names of
 RFC 2131, figure 5; those of RFC 8415 differ in their messages alone.
 """
@@ -30,7 +30,7 @@ _PAUSE_AFTER_REFUSAL = 1.0  # seconds: a server that refuses all that it offers 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How long answers are waited for, in seconds."""
+    """Times to wait for answers, in seconds."""
 
     first: float = 4.0  # for the first try of a message
     most: float = 62.0  # for later tries, each of which waits twice as long

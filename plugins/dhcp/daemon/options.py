@@ -1,4 +1,4 @@
-"""What the options of both DHCPs have in common: domain names, and text for people."""
+"""The common part of both DHCPs' options: domain names, and text for people."""
 
 from __future__ import annotations
 

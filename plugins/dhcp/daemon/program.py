@@ -35,7 +35,7 @@ _BACKLOG = 1024
 _ANSWER_SECONDS = 2.0
 _FIRST_WAIT_MAX = 4.0  # seconds (RFC 2131 section 4.1)
 _UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-# What functions import when they need it: by then an upgrade may have taken the files away.
+# Modules that functions import later: by then an upgrade may have taken the files away.
 _LATER = ("ctypes", "hashlib", "traceback", "cni_common.kernel.rtnetlink")
 _PART = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|ms|s|m|h)")
 

@@ -282,7 +282,7 @@ class Connection:
             self.answer(outcome)
 
     def _reply(self, message: Json) -> None:
-        # It fits into the socket's buffer: no plugin can keep the daemon waiting.
+        # The answer fits into the socket's buffer: no plugin can keep the daemon waiting.
         with suppress(OSError):
             self._sock.send(rpc.encode(message), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
         self._close()

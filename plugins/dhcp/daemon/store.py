@@ -27,7 +27,7 @@ _ENDING, _NEW, _DAMAGED = ".json", ".new", ".damaged"
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What tells a lease from all others of the node."""
+    """The key of a lease: no other lease of the node has the same."""
 
     network: str
     containerid: str
@@ -45,7 +45,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the daemon must know of an attachment to keep its lease."""
+    """The facts about an attachment that the daemon needs to keep its lease."""
 
     key: Key
     netns: str  # path

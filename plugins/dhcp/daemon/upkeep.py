@@ -46,7 +46,7 @@ class GoneError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What all leases of the daemon share."""
+    """Objects and settings that all leases of the daemon share."""
 
     loop: Loop
     store: Store
@@ -84,7 +84,7 @@ class Upkeep:
 
     @property
     def told(self) -> dict[str, Any]:
-        """What people and plugins are told of it."""
+        """The lease in words, for people and plugins; without one, the reason."""
         lease = self._machine.lease
         if not lease or not self.holds:
             return {"reason": self.reason or "it is being asked for"}

@@ -1,4 +1,4 @@
-"""What a lease says, as the result of an IPAM plugin has it (SPEC.md section 5)."""
+"""The content of a DHCPv4 lease as the result of an IPAM plugin (SPEC.md section 5)."""
 
 from __future__ import annotations
 

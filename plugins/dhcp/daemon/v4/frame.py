@@ -33,7 +33,7 @@ FILTER_LENGTH = len(_FILTER)
 
 @dataclass(frozen=True, slots=True)
 class Datagram:
-    """What a UDP packet to CLIENT_PORT has."""
+    """A UDP packet to CLIENT_PORT."""
 
     source: IPv4Address
     payload: bytes

@@ -34,7 +34,7 @@ _PAUSE_SHARE = 1 / 20  # of the lease
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What a client says of itself in each message."""
+    """The client's identity and wishes, which each of its messages has."""
 
     mac: str
     client_id: bytes

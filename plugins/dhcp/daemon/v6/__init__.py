@@ -61,7 +61,8 @@ def prepare(netns: NetNS, ours: Link) -> None:
     """Have an interface that is about to be up get a link-local address, and heed routers.
 
     DHCPv6 gives an address alone; its routes are those that routers advertise, also to a container
-    that forwards packets (accept_ra 2). They add no address of their own. Raises CNIError.
+    that forwards packets (accept_ra 2). The advertisements add no address of their own. Raises
+    CNIError.
     """
     conf = f"net/ipv6/conf/{ours.name}"
     wanted = {f"{conf}/accept_ra": "2", f"{conf}/autoconf": "0"}

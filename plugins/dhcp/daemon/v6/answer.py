@@ -1,4 +1,4 @@
-"""What a DHCPv6 lease says, as the result of an IPAM plugin has it (SPEC.md section 5)."""
+"""The content of a DHCPv6 lease as the result of an IPAM plugin (SPEC.md section 5)."""
 
 from __future__ import annotations
 

@@ -33,13 +33,13 @@ _PREFERENCE_MAX = 255  # of a server that is taken at once (section 18.2.1)
 _OFFERS_MAX = 16  # that are compared
 _KEPT = (packet.DNS_SERVERS, packet.DOMAINS, packet.NTP_SERVERS)  # options of a lease
 _REQUESTED = (*_KEPT, packet.SOLICIT_MOST)
-# What a server says of an address that it does not give, or that it does not know.
+# Status codes of a server that does not give an address, or does not know it.
 _REFUSALS = (packet.NO_ADDRESS, packet.NOT_ON_LINK)
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What a client says of itself in each message."""
+    """The client's identity, which each of its messages has."""
 
     identifier: bytes  # DUID
     number: int  # IAID

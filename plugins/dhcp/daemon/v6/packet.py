@@ -90,7 +90,7 @@ class Message:
 
     @property
     def status(self) -> Status:
-        """What the server says of the message as a whole."""
+        """The status that the server gives for the message as a whole."""
         return _status(self.options.get(STATUS, b""))
 
     @property
