@@ -1,8 +1,8 @@
 """Leftovers of pods on the node: the runtime does not know them, and no namespace keeps them.
 
 A runtime that lost a DEL never sends it again. The guards of `pycni reclaim` decide what goes: the
-pod's namespace was gone at two looks, a minute apart. The runtime's list is one more: a pod that
-it knows is left to it.
+pod's namespace was gone at two looks, a minute apart. The runtime's list is one more guard: pods
+that the runtime knows are left to it.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ class Metrics:
             registry.register(_Calls(state_dir))
 
     def text(self) -> bytes:
-        """Return all of them as /metrics shows them."""
+        """Return all metrics as /metrics shows them."""
         return generate_latest(self._registry)
 
     def reconciled(self, causes: Iterable[str], seconds: float) -> None:

@@ -33,7 +33,7 @@ class Pod:
 
 
 class PodEvents:
-    """Tells each thing once, and again if it was over meanwhile."""
+    """Sends each Event once, and again if its reason was gone meanwhile."""
 
     def __init__(self, reports: Reports, network: str, *, state_dir: str = STATE_DIR) -> None:
         """`network` is the name of the list of plugins."""
@@ -41,7 +41,8 @@ class PodEvents:
         self._told: set[tuple[str, str]] = set()  # containers, and the words about them
 
     def tell(self, reason: str, everywhere: str, broken: Mapping[str, str]) -> None:
-        """Tell all pods `everywhere` for `reason`, and some what is `broken`, by container.
+        """Send `everywhere` with `reason` to all pods, and to some the words in `broken`, by
+        container.
 
         Raises CNIError, OSError where the records cannot be read.
         """

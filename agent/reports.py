@@ -66,7 +66,7 @@ class _Report:
 
 
 class Reports:
-    """Sends what it is told, in the order of telling, as soon as the API server can be reached."""
+    """Sends reports, in the order of their calls, as soon as the API server can be reached."""
 
     def __init__(
         self, connect: Callable[[], Client], node: str, *, log: Log, metrics: Metrics

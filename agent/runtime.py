@@ -1,4 +1,4 @@
-"""One question to the container runtime: which pods it knows (CRI, ListPodSandbox).
+"""Asks the container runtime which pods it knows (CRI, ListPodSandbox).
 
 gRPC is HTTP/2 with messages behind five bytes. For one call without arguments h2 does, which takes
 a thirtieth of grpcio's memory and image.

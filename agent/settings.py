@@ -39,7 +39,7 @@ _FILE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,199}\.conflist")
 
 @dataclass(frozen=True)
 class Settings:
-    """All of them."""
+    """All settings of the agent."""
 
     node: str
     access: Access

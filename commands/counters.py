@@ -1,8 +1,8 @@
 """Counts of calls since the boot, from the traces that calls leave.
 
 The traces forget, and counters must not: each look adds the calls that ended since the last one to
-a file beside the traces. So what is looked at once in two thousand calls misses none. Whoever asks,
-`pycni metrics` or the agent, advances the same counts.
+a file beside the traces. So one look in two thousand calls misses none. `pycni metrics` and the
+agent advance the same counts.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class Known:
         return self.record.damage or ("it is empty" if self.record.is_unbegun() else "")
 
     def is_young(self) -> bool:
-        """Tell whether it is within the grace time; one from the future is."""
+        """Tell whether the record is within the grace time; one from the future is."""
         return time.time() - self.changed < GRACE_SECONDS
 
 

@@ -1,7 +1,7 @@
 """Redacts a bug report: nothing leaves the node that is secret, or that this module cannot judge.
 
-Of a configuration stay the keys that its plugin's SCHEMA has. All other values are redacted, and
-wherever else one of them stands, too.
+Of a configuration only the keys of its plugin's SCHEMA stay. All other values are redacted, also
+where one of them occurs elsewhere.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         """A thing that ends."""
 
         def close(self) -> None:
-            """End it, and wait until it has ended."""
+            """End, and wait for the end."""
 
 
 _PROBLEMS_MAX = 50  # sentences of one application

@@ -1,9 +1,9 @@
-"""Masquerading of what pods of this node send out of the cluster: a table of the agent's own.
+"""Masquerades packets of this node's pods that leave the cluster, by a table of the agent's own.
 
 `table inet pycni-agent` has one chain at postrouting. A packet's source and destination are looked
-up together in a set of ranges, one for each IP version: what is found stays as it is. All else from
-a pod of this node is masqueraded. So the number of ranges costs a packet nothing (pipapo), and
-packets of other sources are never touched. One transaction makes or changes it all.
+up together in a set of ranges, one for each IP version: a packet that is found stays as it is. Any
+other packet from a pod of this node is masqueraded. So the number of ranges costs a packet nothing
+(pipapo), and packets of other sources are never touched. One transaction makes or changes it all.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The file that says what is not masqueraded, in the format of ip-masq-agent.
+"""The file of ranges that are not masqueraded, in the format of ip-masq-agent.
 
 Its keys are nonMasqueradeCIDRs, masqLinkLocal, masqLinkLocalIPv6 and resyncInterval, in JSON or
 YAML. Unlike there, a file without nonMasqueradeCIDRs adds no private ranges of its own.

@@ -43,7 +43,8 @@ def remove(kernel: Kernel) -> None:
 
 
 def _is_taken(kernel: Kernel, route: Route, foreign: Iterable[Found], *, ours: bool) -> bool:
-    """Tell whether a route of others stands in the way, which is a problem unless it does as well.
+    """Tell whether a route of others stands in the way, which is a problem unless it serves as
+    well.
 
     One that leads the same way, such as kindnet's, serves as long as it is there. One with another
     metric does not keep ours from staying.

@@ -1,4 +1,4 @@
-"""The devices to the other nodes: which they are, and which MTU they leave to pods."""
+"""Finds the devices to the other nodes, and the MTU that they leave to pods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernel events about objects of ours: whether one says that others have changed something.
+"""Judges kernel events: whether one says that others have changed objects of ours.
 
 Judged by content: an event that brings the kernel to what was applied last is our own, or harmless.
 Of nftables, where content is not at hand, the sender's port tells. So an application that changes

@@ -60,7 +60,7 @@ class Message:
 
     @property
     def is_look(self) -> bool:
-        """Tell whether it changes nothing (RTM_GET… of rtnetlink, …_MSG_GET… of nfnetlink)."""
+        """Tell whether this only reads (RTM_GET… of rtnetlink, …_MSG_GET… of nfnetlink)."""
         return self.type & 3 == 2 if self.type < _NFNETLINK_MIN else self.type % 256 % 3 == 1
 
     def encode(self, sequence: int, *, without: int = 0) -> bytes:

@@ -206,7 +206,7 @@ class NetNS:
         return os.path.samestat(os.fstat(self.fd), os.fstat(other.fd))
 
     def is_foreign(self) -> bool:
-        """Tell whether it belongs to another user namespace than this process. Raises OSError."""
+        """Tell whether another user namespace than this process's owns it. Raises OSError."""
         try:
             owner = fcntl.ioctl(self.fd, NS_GET_USERNS)
         except OSError as error:

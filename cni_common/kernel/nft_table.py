@@ -408,7 +408,7 @@ def interface_name(key: bytes) -> str:
 def apply(netns: NetNS, messages: Sequence[Message]) -> list[Any]:
     """Send `messages` as one transaction, all or nothing; return the answers of those with echo.
 
-    Raises NetlinkError. After ENOBUFS it is unknown which of both it was.
+    Raises NetlinkError. After ENOBUFS it is unknown whether the kernel has carried them out.
     """
     return netns.netfilter.transact(
         _frame("begin", _BATCH_BEGIN), _packed(messages), _frame("end", _BATCH_END)

@@ -377,7 +377,7 @@ class Configuration(Part):
                 veth.put_back(container, link, _noted(facts))
 
     def present(self, _host: Host, record: Record, facts: ConfigurationFacts) -> Iterator[Owned]:
-        """Yield each, if the container's namespace can be entered."""
+        """Yield each setting, if the container's namespace can be entered."""
         from cni_common.node.owned import Owned, recorded_netns
 
         ifname, pair = record.attachment.ifname, record.get(VethFacts)

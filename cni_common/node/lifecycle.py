@@ -75,7 +75,7 @@ class Unrecorded:
 
     @property
     def is_known(self) -> bool:
-        """Tell whether it was there: ADD has succeeded, or a part has come across it."""
+        """Tell whether the attachment existed: ADD has succeeded, or a part has met it."""
         return self.exists or bool(self.addresses)
 
     def other_in(self, host: Host, container: NetNS) -> Record | None:
@@ -124,7 +124,7 @@ class Part:
         """DEL without a record: remove objects of the reference, or ours after a lost record."""
 
     def goes_first(self, req: Request, facts: Any) -> bool:
-        """Tell whether DEL tears it down before all others; `facts` are None without a record."""
+        """Tell whether DEL tears this part down first; `facts` are None without a record."""
         return False
 
     def refuse_living(self, req: Request, host: Host, record: Record, facts: Any) -> None:
@@ -184,7 +184,7 @@ class Lifecycle:
     def __init__(
         self, plugin: str, *parts: Part, locked: bool = False, leases: Leases | None = None
     ) -> None:
-        """`locked`: what one attachment has depends on the records of all others.
+        """`locked`: the objects of one attachment depend on the records of all others.
 
         Then parts and record go under the lock over all records. `leases` are those of an IPAM
         plugin, for the operators' commands.
@@ -239,7 +239,8 @@ class Lifecycle:
     def delete(self, req: Request, host: Host) -> None:
         """Detach: by the record of what ADD made, else by what can be found.
 
-        Also without one a record is held, so that no ADD can make meanwhile what would be found.
+        Without a record an empty one is held, so that no ADD makes objects meanwhile that would be
+        found.
         """
         record = host.records.hold(self.plugin, req.network, req.attachment)
         if record and record.is_begun() and not record.damage:

@@ -112,7 +112,7 @@ def check(below: NetNS, container: NetNS, name: str, ours: Link) -> Iterator[CNI
     if link:
         places = [(link.index, nsid)]
         if link.kind == ours.kind and link.peer_nsid is None:
-            places.append((link.peer, nsid))  # the kernel puts one on another on that one's master
+            places.append((link.peer, nsid))  # the kernel uses the master of a like link
     if (ours.peer, ours.peer_nsid) not in places:
         yield drifted(f"'{ours.name}' is not on master '{name}'")
 

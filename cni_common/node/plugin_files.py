@@ -95,7 +95,7 @@ def type_of(path: str, build: str) -> str:
 
 
 def _state_of(status: os.stat_result) -> tuple[int, ...]:
-    """Return what no change of a file's content leaves as it is."""
+    """Return the state of a file, which any change of its content changes."""
     place = status.st_dev, status.st_ino
     return (*place, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 

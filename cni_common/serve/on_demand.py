@@ -67,7 +67,7 @@ def _bundle() -> str:
 
 
 def leave(choice: str, bin_dir: str, state_dir: str = STATE_DIR) -> None:
-    """Start an engine of `bin_dir` that outlives this process, if `choice` is that and none does.
+    """Start an engine of `bin_dir` that outlives this process, if `choice` is so and none runs.
 
     For the end of a process: it changes the working directory. A failure costs nothing but the
     engine.

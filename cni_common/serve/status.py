@@ -33,7 +33,7 @@ class Status:
     groups: str  # its control groups, which end it when they are killed
 
     def rows(self) -> dict[str, str]:
-        """Return what people are told, by its name."""
+        """Return the values in words, for people, by their names."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self.since))
         return {
             "build": self.build or "does not answer",
@@ -55,7 +55,7 @@ class Status:
 
 
 def look(path: str) -> Status | None:
-    """Return what is known of the engine at the socket `path`, None where none serves.
+    """Return the state of the engine at the socket `path`, None where none serves.
 
     Takes two seconds at most. Only root learns of memory and requests.
     """

@@ -43,8 +43,8 @@ def are_of_a_node() -> bool:
     So do the programs of the machine itself, and those of a container that is itself a node, as
     kind's are. An engine left behind there ends with process 1, and keeps nothing alive beyond it.
     In a namespace that a test or a program has made beside process 1, and in a chroot, this is
-    False. So it is where this process may do less: what stays behind would serve others that may do
-    more.
+    False. The answer is False, too, where this process has fewer rights: an engine left behind
+    would serve others that have more.
     """
     if os.readlink("/proc/self") != str(os.getpid()):  # /proc is that of another PID namespace
         return False

@@ -24,7 +24,7 @@ ADDRESSES, HOST_PATH = "addresses", "host path"  # what a chained plugin can nee
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """Something about a configuration that its plugin accepts, and that does not do what it says.
+    """A part of a configuration that its plugin accepts, and that does not do what it says.
 
     `code` is one of RULES in commands/lint/rules.py.
     """

@@ -1,4 +1,4 @@
-"""Firewalls of the node, and which of them drops what containers send through the host."""
+"""Firewalls of the node: finds those that drop packets of containers through the host."""
 
 from __future__ import annotations
 

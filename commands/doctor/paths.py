@@ -26,7 +26,7 @@ _NO_POLICY = (
 
 
 def strictness(patient: Patient) -> Iterator[Line]:
-    """Report where strict rp_filter drops what containers send: their addresses' route is another.
+    """Report where strict rp_filter drops packets of containers: the route to them is another.
 
     The kernel takes the greater value of `all` and of the interface.
     """

@@ -18,7 +18,7 @@ PAGE = "docs/lint.md"
 class Rule:
     """One kind of finding."""
 
-    severity: str  # ERROR: it does not work, or not as it says; WARNING: it may be meant
+    severity: str  # ERROR: a key does not work, or not as it says; WARNING: it may be meant
     title: str
 
 

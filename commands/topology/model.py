@@ -85,7 +85,7 @@ class Uplink:
 
 @dataclass(slots=True)
 class Picture:
-    """All of it."""
+    """The whole picture."""
 
     node: str
     uplinks: list[Uplink] = field(default_factory=list)

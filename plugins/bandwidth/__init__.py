@@ -1,4 +1,4 @@
-"""bandwidth: how much may enter and leave a container in a second."""
+"""bandwidth: limits the rates of traffic into and out of a container."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["SCHEMA", "add", "check", "delete", "gc", "lifecycle", "status"]
 
 
 def add(req: Request, host: Host, undo: Undo) -> Result:
-    """Limit what may enter and leave; return prevResult, with the ifb when there is one."""
+    """Limit the container's traffic; return prevResult, with the ifb when there is one."""
     conf = Conf.of(req)
     result = req.require_prev_result()
     if conf:
@@ -31,7 +31,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
 
 
 def delete(req: Request, host: Host) -> None:
-    """Take the limits back: from the record of what ADD made, else what can be found."""
+    """Remove the limits: those in the record of ADD, else those that can be found."""
     lifecycle().delete(req, host)
 
 

@@ -41,17 +41,17 @@ class LimitsFacts:
     egress: bool = False  # whether what leaves it is redirected to the ifb
 
     def is_on(self, link: Link) -> bool:
-        """Tell whether they are limits of the veth `link`."""
+        """Tell whether the limits are those of the veth `link`."""
         return (self.host_end_index, self.host_end_mac) == (link.index, link.mac)
 
 
 class Limits(Part):
-    """The qdisc for what enters the container, and the redirection of what leaves it."""
+    """The qdisc for traffic into the container, and the redirection of traffic out of it."""
 
     facts = LimitsFacts
 
     def teardown(self, _req: Request, host: Host, record: Record, facts: LimitsFacts) -> None:
-        """Remove both from the interface, if it is still the same."""
+        """Remove qdisc and redirection from the interface, if it is still the same."""
         if not facts.ingress and not facts.egress:
             return
         link = host.netns.netlink.link_at(facts.host_end_index)
@@ -134,11 +134,11 @@ class Ifb(Part):
     facts = IfbFacts
 
     def teardown(self, _req: Request, host: Host, _record: Record, facts: IfbFacts) -> None:
-        """Delete it."""
+        """Delete the ifb."""
         host.delete_link(host.netns, facts.device, facts.mac)
 
     def devices(self, facts: IfbFacts) -> Iterator[str]:
-        """Yield it."""
+        """Yield the ifb."""
         yield facts.device
 
     def strays(self, host: Host) -> Iterator[Stray]:

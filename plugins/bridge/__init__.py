@@ -189,7 +189,7 @@ def _ensure_gateways(
     bridge: tuple[Link, list[Cidr]],
     attaching: Attaching,
 ) -> None:
-    """Make the host the gateway of what `result` has, if it is to be.
+    """Make the host the gateway of the addresses in `result`, if it is configured to be.
 
     `bridge`: as `port.ensure_bridge` returns it.
     """
@@ -206,6 +206,6 @@ def _ensure_gateways(
 
 
 def _say(req: Request, host: Host, doubts: Iterable[str]) -> None:
-    """Log what will keep packets from flowing although the ADD succeeds."""
+    """Log conditions that keep packets from flowing although the ADD succeeds."""
     for line in doubts:
         host.log(f"network {req.network}: {line}")

@@ -191,7 +191,7 @@ def altered(host: NetNS, conf: Conf, port: Link) -> Iterator[str]:
 
 
 def _altered_flags(conf: Conf, port: Link) -> Iterator[tuple[str, bool]]:
-    """Yield name and due value of each flag that is another."""
+    """Yield name and due value of each flag that differs."""
     for flag, is_set, wanted in (
         ("hairpin", port.hairpin, conf.hairpin),
         ("isolated", port.isolated, conf.isolated),

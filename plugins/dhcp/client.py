@@ -40,7 +40,7 @@ class AwayError(CNIError):
 
 
 def key_of(req: Request) -> Json:
-    """Return what tells an attachment from all others of the node."""
+    """Return the key of an attachment, which no other of the node has."""
     return {"network": req.network, "containerid": req.containerid, "ifname": req.ifname}
 
 

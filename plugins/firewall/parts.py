@@ -105,7 +105,7 @@ class Firewall(Part):
         return facts.addresses if facts else ()
 
     def addresses(self, facts: FirewallFacts) -> Sequence[str]:
-        """Return them."""
+        """Return the addresses."""
         return facts.addresses
 
 

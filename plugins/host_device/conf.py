@@ -84,11 +84,11 @@ class Conf:
 
     @property
     def names_device(self) -> bool:
-        """Whether it says which device it is."""
+        """Whether the configuration names a device."""
         return any((self.device, self.mac, self.kernel_path, self.pci, self.device_id))
 
     def refuse_nothing(self) -> None:
-        """Raise CNIError 7 if it does not say which device it is."""
+        """Raise CNIError 7 if the configuration names no device."""
         if not self.names_device:
             raise CNIError(
                 Code.INVALID_CONFIG,

@@ -1,4 +1,4 @@
-"""Whether the next ADD would find an address: the question of STATUS, without the lock."""
+"""Tells for STATUS whether the next ADD would find an address, without the lock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a lease is stale: by its owner's liveness, its age, the boot and the runtime's list."""
+"""Judges whether a lease is stale: by its owner's liveness, its age, boot and runtime's list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The owner of each port of the node, on disk: a living container has it also without a rule.
+"""The owner of each port of the node, on disk: a living container keeps it also without a rule.
 
 Somebody may flush the ruleset; and a range and a port inside of it are elements of two maps, where
 the kernel does not see that they meet. So each port has a slot, found by its number: a look costs

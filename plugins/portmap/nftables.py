@@ -150,7 +150,7 @@ def remove_elements(
 
 
 def remove_unused(host: Host, chains: Sequence[str], suffixes: Sequence[str] = ()) -> None:
-    """Remove those of `chains`, and of what `suffixes` tell, that nothing needs; then the base."""
+    """Remove unused ones of `chains`, and of the maps of `suffixes`; then the base."""
     was_idle = layout.LAYOUT.remove_idle_chains(host.netns, chains)
     for suffix in suffixes:
         _remove_unused_maps(host.netns, suffix)
@@ -228,7 +228,7 @@ def suffixes(netns: NetNS) -> list[str]:
 
 
 def is_there(netns: NetNS, facts: HostPortsFacts, owner: str) -> bool:
-    """Tell whether anything of what a record tells about is still of `owner`."""
+    """Tell whether any element in a record is still of `owner`."""
     present = TABLE.present(netns, keys_of(facts))
     return any(found is not None and found.comment == owner for found in present)
 

@@ -215,7 +215,7 @@ class Connections(Part):
     derived = True
 
     def teardown(self, _req: Request, host: Host, _record: Record, facts: ConnectionsFacts) -> None:
-        """Have the kernel forget them."""
+        """Have the kernel forget these connections."""
         try:
             conntrack.forget_redirected(host.netns, _targets(facts))
         except OSError as error:  # the mappings are gone, and the connections end by themselves

@@ -109,10 +109,11 @@ def is_of_container(host: Host, text: str, containerid: str) -> bool:
 
 
 def pass_on(req: Request, host: Host, own_record: Record, facts: HostPortsFacts) -> None:
-    """Remove the elements that `facts` tell of; what another network waits for goes over to it.
+    """Remove the elements in `facts`; hand those over that another network waits for.
 
-    A network that the container leaves gets nothing. One that is being added looks for itself once
-    this record is gone: it waits for that with its own record locked, which is only tried here.
+    An attachment being deleted inherits nothing. One being added waits for this record while it
+    holds its own, so that one is only try-locked here; it claims the ports once this record is
+    gone.
     """
     found = (_waiting(req, host, *names) for names in facts.waiting)
     records = [record for record in found if record]

@@ -44,7 +44,7 @@ class Configuration(interface.Configuration):
     def present(
         self, host: Host, record: Record, facts: interface.ConfigurationFacts
     ) -> Iterator[Owned]:
-        """Yield them beside those of the container."""
+        """Yield gateways and routes beside those of the container."""
         from cni_common.node.owned import Owned
         from plugins.ptp import routes
 

@@ -1,4 +1,4 @@
-"""tap: an interface whose frames a program of user space has, such as qemu."""
+"""tap: an interface whose frames go to a program in user space, such as qemu."""
 
 from __future__ import annotations
 

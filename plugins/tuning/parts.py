@@ -86,7 +86,7 @@ class Sysctls(Part):
     inside = True
 
     def teardown(self, req: Request, host: Host, record: Record, facts: SysctlsFacts) -> None:
-        """Restore those that have not been changed since ADD."""
+        """Restore the sysctls that have not been changed since ADD."""
         container = _container(req, host, record)
         if container:
             sysctl.restore(container, facts.before, facts.after)
@@ -129,7 +129,7 @@ class Backup(Part):
     lasting = True
 
     def teardown(self, _req: Request, _host: Host, _record: Record, facts: BackupFacts) -> None:
-        """Remove it."""
+        """Remove the file."""
         device.forget(facts.path)
 
     def teardown_unrecorded(self, req: Request, host: Host, _found: Unrecorded) -> None:

@@ -65,7 +65,7 @@ class Allocation:
 
 
 def joined(found: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return one answer from those of each IP version: what all of them say, IPv4 first."""
+    """Return one answer made of those of each IP version: the values of all, IPv4 first."""
     ordered = [found[version] for version in sorted(found)]
     results = [one["result"] for one in ordered]
     dns: dict[str, Any] = {}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         """An object with a descriptor."""
 
         def fileno(self) -> int:
-            """Return it."""
+            """Return the descriptor."""
 
 
 # Seconds: a computer that wakes up has slept through a wait, which does not count that time.
@@ -29,13 +29,13 @@ def now() -> float:
 
 
 class Timer:
-    """A function that is called once at a time, unless that is cancelled."""
+    """A function that is called once, at a given time, unless cancelled."""
 
     def __init__(self, function: Callable[[], object]) -> None:
         self.function: Callable[[], object] | None = function
 
     def cancel(self) -> None:
-        """Have it not called."""
+        """Cancel the call."""
         self.function = None
 
 
@@ -55,7 +55,7 @@ class Loop:
         self._selector.register(sock, selectors.EVENT_READ, function)
 
     def unwatch(self, sock: Readable) -> None:
-        """Do so no more; call it before `sock` is closed."""
+        """Call no function for `sock` any more; needed before `sock` is closed."""
         self._selector.unregister(sock)
 
     def call_at(self, when: float, function: Callable[[], object]) -> Timer:

@@ -74,7 +74,7 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class GaveUp:
-    """There is no address, and no more is done about it."""
+    """There is no address, and the client has given up."""
 
     reason: str
 

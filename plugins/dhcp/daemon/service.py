@@ -42,7 +42,7 @@ class Service:
         self._seconds = seconds
         self._upkeeps: dict[Key, Upkeep] = {}
         self._connections = 0
-        self._refused = ""  # who was refused last
+        self._refused = ""  # the caller that was refused last
 
     def resume(self) -> None:
         """Go on with the leases of an earlier process; release those of an earlier boot."""
@@ -274,7 +274,7 @@ class Connection:
         self._reply({"version": rpc.VERSION, "error": told})
 
     def finish(self, outcome: Json | CNIError) -> None:
-        """Do one or the other."""
+        """Send the answer or the error in `outcome`, and close."""
         self.on_close = None
         if isinstance(outcome, CNIError):
             self.refuse(outcome)

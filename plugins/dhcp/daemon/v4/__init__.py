@@ -60,7 +60,7 @@ def talk_over(netns: NetNS, ours: Link) -> Talk:
 
 
 def prepare(netns: NetNS, ours: Link) -> None:
-    """Have an interface that is about to be up fit for the protocol: each is."""
+    """Do nothing: each interface is fit for DHCPv4."""
 
 
 def release_from_host(_host: NetNS, _entry: Entry, action: Send) -> None:

@@ -183,7 +183,7 @@ class Machine(machine.Machine):
     # --- times ---
 
     def _next_wait(self) -> float:
-        """Return it with a spread of a second or less (RFC 2131 section 4.1)."""
+        """Return the wait with a spread of a second or less (RFC 2131 section 4.1)."""
         self._wait = min(2 * self._wait, self._pace.most) if self._wait else self._pace.first
         return self._wait + (2 * self._random() - 1) * min(1.0, self._wait / 4)
 

@@ -311,7 +311,7 @@ class Machine(machine.Machine):
         return self._longer(min(self._pace.first, _FIRST), self._pace.most)
 
     def _solicit_wait(self) -> float:
-        """Return it; the first one is longer than a second (section 18.2.1)."""
+        """Return the wait of a Solicit; the first is longer than a second (section 18.2.1)."""
         first = min(self._pace.first, _FIRST)
         wait = self._longer(first, self._solicit_most)
         self._wait = 2 * first - wait if wait < first else wait
