@@ -129,7 +129,7 @@ class _Gathering(ssl.SSLSocket):
                 if not more:
                     break
                 found += more
-        except OSError:  # mostly: it would have to wait; what is wrong is so at the next call, too
+        except OSError:  # mostly: it would have to wait; an error comes again at the next call
             self._rests_until = time.monotonic() + self.pause_seconds
         finally:
             self.settimeout(seconds)

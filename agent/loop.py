@@ -260,7 +260,7 @@ class Loop:
         return tuple(configuration.problems(self._parts.choice, snapshot.cluster.own.ranges))
 
     def _try(self, part: str, step: Callable[[], tuple[str, ...]]) -> None:
-        """Run one step; what it cannot do is a problem of its part and stops no other."""
+        """Run one step; a failure is a problem of its part and stops no other."""
         try:
             problems = step()
         except (configuration.ConfigurationError, install.InstallError) as error:

@@ -166,7 +166,7 @@ class Reports:
             close(client)
 
     def _change(self, step: Callable[[], None]) -> None:
-        """Change the Node; what the server does not accept is logged, and left."""
+        """Change the Node; a change that the server does not accept is logged, and left."""
         try:
             step()
         except ApiError as error:

@@ -132,7 +132,7 @@ class Audit:
                     yield self._of(known, one.kind, one.what, reason, when, act)
 
     def _unreadable(self, known: Known) -> Iterator[Finding]:
-        """Yield a record that says nothing, or not all: what belongs to it is unknown and stays."""
+        """Yield a record that says nothing, or not all: its objects are unknown and stay."""
         damage = known.record.damage
         if damage:
             rest = "nothing is done about it, its DEL removes it"

@@ -67,7 +67,7 @@ def _remove(
     gone = [o for o in before if (o.kind, o.what, o.containerid) not in remaining]
     leases = sum(one.kind == grouped.LEASE for one in gone)
     if leases:
-        with suppress(OSError):  # what is counted is worth no failure
+        with suppress(OSError):  # a count is worth no failure
             counters.note_released(host.state_dir, counters.RECLAIMED, leases)
     return gone, left
 

@@ -147,7 +147,7 @@ class Redactor:
             self._secrets |= {text, json.dumps(text)[1:-1], repr(text)[1:-1]}
 
     def record(self, data: bytes) -> str:
-        """Return an attachment record, whose lines are JSON; what is none is left out."""
+        """Return an attachment record, whose lines are JSON; other lines are left out."""
         lines = []
         for number, line in enumerate(data.splitlines(), 1):
             try:

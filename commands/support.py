@@ -65,7 +65,7 @@ def run(options: Namespace, host: Host) -> int:
 def collect(options: Namespace, host: Host) -> tuple[list[tuple[str, str]], int]:
     """Return names and texts of all files, and the number of values redacted in them."""
     redactor = Redactor(lambda type: _schema_of(host, type))
-    # The configurations come first: what is redacted there is redacted everywhere.
+    # The configurations come first: values redacted there are redacted everywhere.
     directories = [options.conf_dir] if options.conf_dir else _conf_dirs()
     found: list[tuple[str, str]] = []
     for path in directories:

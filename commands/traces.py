@@ -100,7 +100,7 @@ def _calls_in(path: str) -> Iterator[Call]:
             values += (0,) * (len(values) == len(FIELDS) - 1)  # of the release without `released`
             yield _call(dict(zip(FIELDS, values, strict=True)))
         except (ArithmeticError, LookupError, TypeError, ValueError):
-            continue  # what a full disk or a bad one has made of it
+            continue  # a line that a full or bad disk has damaged
         except (MemoryError, RecursionError, SyntaxError):
             continue
 

@@ -275,7 +275,7 @@ class _Connection:
             overlay.remove(self._kernel, WIREGUARD_DEVICE, wireguard.KIND)
 
     def plan(self, peers: Sequence[Peer], present: Sequence[Found]) -> dict[Network, Route]:
-        """Return the routes to the pods of `peers`; what cannot be reached is a problem."""
+        """Return the routes to the pods of `peers`; an unreachable node is a problem."""
         mode, version, problems = self._settings.mode, self._version, self._kernel.problems
         if mode == WIREGUARD:
             port = self._settings.wireguard_port

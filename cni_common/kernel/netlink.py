@@ -278,10 +278,9 @@ class Channel:
     def sample(self, message: Message, found: set[Any], *, until: float, at_most: int) -> str:
         """Add the answers to a dump to `found`; return the reason if some may be missing, or "".
 
-        The dump is repeated as `dump` does; what was seen meanwhile counts. Sampling ends at the
-        time `until` of the monotonic clock, and when `found` has `at_most` members. To be used
-        where others rule in the namespace; afterwards the channel can only be closed. Raises
-        OSError.
+        The dump is repeated as `dump` does; answers seen meanwhile count. Sampling ends at the time
+        `until` of the monotonic clock, and when `found` has `at_most` members. To be used where
+        others rule in the namespace; afterwards the channel can only be closed. Raises OSError.
         """
         for _ in range(_DUMP_TRIES):
             self._sequence += 1

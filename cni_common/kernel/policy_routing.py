@@ -120,7 +120,7 @@ def no_rule(source: Address, table: int, priority: int | None = None) -> Message
     return Message(f"delete rule from {source} to table {table}", RTM_DELRULE, NLM_F_ACK, body)
 
 
-@dataclass(frozen=True)  # without slots: what is decoded once stays
+@dataclass(frozen=True)  # without slots: decoded attributes are kept
 class WholeRoute:
     """A route with everything that the kernel tells of it, the next hop's state left out."""
 

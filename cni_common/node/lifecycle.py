@@ -254,7 +254,7 @@ class Lifecycle:
                 _attempt(
                     {one: partial(_look_for, one, req, host, found) for one in parts}, steps, host
                 )
-                if record and record.damage:  # what can be read of it counts, too
+                if record and record.damage:  # its readable part counts, too
                     host.log(f"the attachment record '{record.path}' is damaged: {record.damage}")
                     steps.attempt("record", partial(self.teardown, req, host, record))
         finally:

@@ -45,7 +45,7 @@ def _jumps(host: Host) -> Iterator[Stray]:
             "iptables",
             f"chain {jump.chain} for {jump.source}",
             (jump.network, jump.containerid),
-            owner=f"{jump.network} {jump.containerid}",  # what has a record goes with it
+            owner=f"{jump.network} {jump.containerid}",  # an object with a record goes with it
             addresses=frozenset([jump.source]),
             reason=_OF_REFERENCE,
             remove=_nothing,
@@ -88,7 +88,8 @@ def _remove_of_reference(host: Host, source: Address, network: str) -> None:
 def _names_in(comment: str, networks: Collection[str]) -> tuple[str, ...]:
     """Return network, container and interface of a rule's comment, as far as they are proven.
 
-    It is "<digest>-<digest>, net: NETWORK, if: INTERFACE, id: CONTAINER", and may be cut short.
+    The comment is "<digest>-<digest>, net: NETWORK, if: INTERFACE, id: CONTAINER", and may be cut
+    short.
     """
     instance, *parts = comment.split(", ")
     given = dict(part.partition(": ")[::2] for part in parts)

@@ -5,8 +5,8 @@ as it empties the kernel. The file is written before the kernel is changed and r
 GC and an operator can find everything an attachment owns with no namespace, no prevResult and a
 changed configuration. A file is a journal: each line is a JSON object, later lines add to earlier
 ones, a line with a format begins the record anew, and a line that a kill cut short is ignored.
-Anything else that cannot be read is damage: what such a record has said is unknown, so nothing goes
-by it but the DEL of its attachment. docs/records.md lists what a record holds.
+Anything else that cannot be read is damage: the content of such a record is unknown, so nothing
+goes by it but the DEL of its attachment. docs/records.md lists what a record holds.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Record:
     @property
     def plugin(self) -> str:
         """The plugin that wrote it, by the file's name where the record does not say."""
-        # That is "PLUGIN-DIGEST-DIGEST", see Records.path_of.
+        # The name is "PLUGIN-DIGEST-DIGEST", see Records.path_of.
         in_name = os.path.basename(self.path)[: -2 * (_DIGEST_SIZE + 1)]
         return str(self._facts.get("plugin") or in_name)
 

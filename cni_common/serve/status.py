@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from cni_common.serve.engine import NAMELESS, TALLY, lock_owner, total
 from cni_common.serve.worker import PROTOCOL
 
-_GREETING = struct.Struct("<6sH16s")  # launcher/launcher.c: what an engine says first
+_GREETING = struct.Struct("<6sH16s")  # launcher/launcher.c: an engine's first message
 _GREETING_MAX = 256  # bytes: the build follows
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _SCM_CREDENTIALS = 2  # linux/socket.h
@@ -29,7 +29,7 @@ class Status:
     since: float  # seconds since the epoch
     workers: int
     requests: int
-    memory_kib: int  # PSS of all its processes: what they share counts once
+    memory_kib: int  # PSS of all its processes: shared pages count once
     groups: str  # its control groups, which end it when they are killed
 
     def rows(self) -> dict[str, str]:

@@ -72,7 +72,7 @@ def _read(path: str) -> File:
 
 
 def _path(given: Sequence[str] | None) -> list[str]:
-    """Return CNI_PATH: what is given, then where this program is, then the usual directory."""
+    """Return CNI_PATH: given directories, then that of this program, then the usual one."""
     own = os.path.dirname(os.path.realpath(sys.argv[0]))
     beside = os.path.dirname(os.path.abspath(sys.argv[0]))
     return list(dict.fromkeys([*(given or ()), beside, own, _BIN_DIR]))

@@ -76,7 +76,7 @@ class Firewall(Part):
                 _ask_firewalld(req, host, facts)
 
     def restore(self, req: Request, host: Host, record: Record, facts: FirewallFacts) -> None:
-        """Admit the addresses again; what is left of their rules is replaced."""
+        """Admit the addresses again; remaining rules are replaced."""
         with Lock(host.records):
             if facts.backend == FIREWALLD and facts.in_zone:
                 _return_to_zone(req, facts)
@@ -157,7 +157,7 @@ def choose_backend(req: Request, host: Host, conf: Conf) -> str:
 
 
 def begin(req: Request, host: Host, conf: Conf, result: Result, *, undo: Undo) -> Attaching:
-    """Write the record of what is about to be made; what an earlier ADD made goes first."""
+    """Write the record of rules that are about to be made; those of an earlier ADD go first."""
     bridge, port = _where(host, conf, result)
     backend = choose_backend(req, host, conf)
     addresses = addresses_of(result)

@@ -248,7 +248,7 @@ def _directory(req: Request) -> str:
 
 
 def _refuse_closed(req: Request, code: int) -> None:
-    """Raise CNIError `code` if the network gives out no addresses; what was given out stays."""
+    """Raise CNIError `code` if the network gives out no addresses; existing leases stay."""
     reason = req.config.get("ipam", {}).get("closed", "")
     if reason:
         raise CNIError(code, f"{PLUGIN}: network {req.network} is closed: {reason}")

@@ -83,7 +83,7 @@ class Routing(Part):
     def teardown_unrecorded(self, req: Request, host: Host, found: Unrecorded) -> None:
         """Remove the rules from the interface's addresses, and what is in their tables.
 
-        The routes of the main table go with the interface; what they were is not known.
+        The routes of the main table go with the interface; they are not known.
         """
         container = host.find_netns(req.netns)
         if container is None:

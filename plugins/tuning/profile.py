@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _facts(_req: Request) -> Iterator[Fact]:
-    """Yield nothing: what the kernel has of the sysctls differs with each namespace."""
+    """Yield nothing: the kernel's sysctls differ with each namespace."""
     return iter(())
 
 

@@ -47,9 +47,9 @@ class Talk(ABC):
 
     @abstractmethod
     def receive(self) -> Iterator[tuple[bytes, str]]:
-        """Yield what has come from servers, with MAC or address of what has brought it.
+        """Yield messages that have come from servers, each with the MAC or address of its sender.
 
-        A neighbour may send more than can be read: what is left is there the next time.
+        A neighbour may send more than can be read: the rest is there the next time.
         """
 
     def is_ready(self) -> bool:

@@ -1,4 +1,4 @@
-"""DHCP messages in IP packets: what a packet socket sends and gets before there is an address."""
+"""DHCP messages in IP packets, for a packet socket: there is no address yet."""
 
 from __future__ import annotations
 
