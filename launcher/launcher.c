@@ -61,6 +61,7 @@
 #define HELLO_MS 2000 /* for each message of the engine before the request */
 #define CHALLENGE 16 /* bytes */
 #define YOUNG_NS 20000000 /* two ticks of the clock by which processes begin */
+#define YOUNG_TRIES 4     /* more, each after a pause twice as long: 0.3 s in all */
 #define MAX_DESCRIPTORS 5
 
 /* CNI error codes: SPEC.md section 5 */
@@ -393,15 +394,17 @@ static int try_to_connect(char *challenge, bool *has_no_engine, bool *is_young)
     return -1;
 }
 
-/* The same, with a second try where the engine, or its worker, has begun at this very moment. */
+/* The same, with more tries where the engine, or its worker, has begun after the launcher: an engine
+ * that starts forks its workers one after the other, while launchers wait at systemd's socket. */
 static int connect_to_engine(char *challenge, bool *has_no_engine)
 {
-    static const struct timespec pause = {.tv_nsec = YOUNG_NS};
+    struct timespec pause = {.tv_nsec = YOUNG_NS};
     bool is_young;
     int sock = try_to_connect(challenge, has_no_engine, &is_young);
 
-    if (sock < 0 && is_young) {
+    for (int tries = 0; sock < 0 && is_young && tries < YOUNG_TRIES; tries++) {
         nanosleep(&pause, NULL);
+        pause.tv_nsec *= 2;
         sock = try_to_connect(challenge, has_no_engine, &is_young);
     }
     return sock;

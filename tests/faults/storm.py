@@ -25,6 +25,7 @@ from typing import Any
 
 from cni_common.spec.errors import Code
 from plugins.host_local.lease import GRACE_SECONDS
+from tests import aging
 from tests.e2e.node import addresses_in
 from tests.faults.clients import (
     FROZEN,
@@ -199,13 +200,9 @@ class Storm:
 
     def _age(self, seconds: float) -> None:
         """Make leases and records older, and what records say of their namespaces' end."""
-        moment = time.time() - seconds
         for path in (*self._lease_files(), *Path(_RECORDS).glob("*")):
             try:
-                os.utime(path, (moment, moment))
-                if path.parent == Path(_RECORDS):
-                    _predate(path, seconds)
-                    os.utime(path, (moment, moment))
+                aging.age(path, seconds)
             except FileNotFoundError:
                 continue  # of a Go plugin that goes on by itself
 
@@ -267,20 +264,6 @@ class Storm:
                 detail = self._lost(), self.node.traces(*_STAYS), self._busy()
                 raise AssertionError(f"there are {what}: {detail}")
             time.sleep(0.1)
-
-
-def _predate(record: Path, seconds: float) -> None:
-    """Have a record say that its namespace was found gone that much earlier, if it says so."""
-    since = None
-    for line in record.read_text().splitlines():
-        try:
-            since = json.loads(line).get("gone_since", since)
-        except ValueError:
-            continue  # torn by a kill
-    if since:
-        fd = os.open(record, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-        with os.fdopen(fd, "wb", buffering=0) as file:
-            file.write(f'\n{{"gone_since": {since - seconds}}}\n'.encode())
 
 
 def run(

@@ -7,7 +7,6 @@ import os
 import pty
 import re
 import subprocess
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from uuid import uuid4
@@ -18,6 +17,7 @@ from commands import DONE, FAILED, FOUND
 from commands.verb import OnTheNode
 from commands.verbs import VERBS, verb
 from plugins.host_local.lease import GRACE_SECONDS
+from tests import aging
 from tests.kernel import forked
 from tests.machine import CNI_BIN, REFERENCE_BIN, Json, Machine, files_below
 from tests.mounts import bind, detach
@@ -71,18 +71,7 @@ def kinds(findings: list[Json]) -> list[str]:
 def age(machine: Machine, seconds: float = OLD) -> None:
     """Have that much time pass for records, leases and all that was noted."""
     for path in (*map(Path, files_below(machine.state_dir)), *Path(machine.data_dir).rglob("*")):
-        if path.name == "reclaim.json":
-            first = json.loads(path.read_text())
-            path.write_text(json.dumps({key: value - seconds for key, value in first.items()}))
-            continue
-        if path.parent.name == "attachments":
-            facts: Json = {}
-            for line in path.read_text().splitlines():
-                facts |= json.loads(line)
-            if facts.get("gone_since"):
-                line = json.dumps({"gone_since": facts["gone_since"] - seconds})
-                path.write_text(f"{path.read_text()}{line}\n")
-        os.utime(path, (time.time() - seconds,) * 2)
+        aging.age(path, seconds)
 
 
 def records(machine: Machine) -> list[Path]:

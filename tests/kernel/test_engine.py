@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from cni_common.serve import engine as engine_module
 from tests.engines import BUNDLE_STATUS, Engine, launcher_dir, socket_path
 from tests.machine import Json, Machine, error_of
 from tests.waits import GENEROUS, wait_until
@@ -713,6 +714,33 @@ def test_a_socket_of_systemd(machine: Machine) -> None:
     turned_away = sum(engine.turned_away() for engine in engines)
     assert load.refusals == []
     assert len(early) <= turned_away <= len(load.fallbacks), load.fallbacks
+
+
+def test_workers_that_begin_one_after_the_other(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Launchers that were there first ask again until workers have begun before they did."""
+    real = engine_module._Supervisor._start
+
+    def start_late(self: engine_module._Supervisor) -> None:
+        real(self)
+        time.sleep(0.03)  # as on a machine where a fork takes its time
+
+    monkeypatch.setattr(engine_module._Supervisor, "_start", start_late)
+    containers = [machine.container() for _ in range(6)]
+
+    with socket_of_systemd() as listener:
+        waiting = [
+            start(machine, "ADD", machine.network(), one, containerid=f"c{number}")
+            for number, one in enumerate(containers)
+        ]
+        sockets = Path(f"/proc/{waiting[-1].pid}/net/unix")  # of its network namespace
+        wait_until(
+            lambda: sockets.read_text().count(str(socket_path())) == len(waiting),
+            "not all launchers wait",
+        )
+        machine.start_engine(listener=listener, workers=8)
+        assert [finish(one)[0] for one in waiting] == [0] * len(waiting)
 
 
 def test_a_socket_of_systemd_while_an_add_takes_its_time(machine: Machine) -> None:

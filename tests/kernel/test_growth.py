@@ -49,7 +49,7 @@ SENDS = {
     ("bridge", "DEL"): 1,
     ("bridge, masquerading", "ADD"): 9,
     ("bridge, masquerading", "DEL"): 5,
-    ("ptp", "ADD"): 7,
+    ("ptp", "ADD"): 8,
     ("ptp", "DEL"): 5,
 }
 
@@ -160,29 +160,21 @@ def test_many_attachments_cost_what_one_costs(
 
 @pytest.mark.parametrize(("case", "command"), SENDS)
 def test_sends(machine: Machine, case: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call on a network that another container is on asks the kernel no more often than this.
-
-    It may wait for an event, and look again after others: so the least of several calls counts.
-    """
+    """A call on a network that another container is on asks the kernel no more often than this."""
     chain = Chain(machine, case)
     chain.call("ADD", *chain.attach(0))
-
-    counts = [sends(chain, number, command, monkeypatch) for number in range(1, 6)]
-
-    assert min(counts) == SENDS[case, command]
-
-
-def sends(chain: Chain, number: int, command: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Return how often a command of an attachment asks the kernel."""
-    config, names = chain.attach(number)
-    sent: dict[str, int] = {"ADD": 0, "DEL": 0}
+    config, names = chain.attach(1)
+    sent = []
 
     def send(self: Channel, data: bytes) -> None:
-        sent[one] += 1
+        sent.append(data)
         SEND(self, data)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Channel, "_send", send)
-        for one in sent:
-            config["prevResult"] = chain.call(one, config, names)
-    return sent[command]
+    for one in ("ADD", "DEL"):
+        sent.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(Channel, "_send", send)
+            result = chain.call(one, config, names)
+        if one == command:
+            assert len(sent) == SENDS[case, command]
+        config["prevResult"] = result

@@ -479,7 +479,7 @@ def test_a_process_that_begins_after_the_launcher_gets_no_request(launcher: Laun
 
     assert done.returncode == SERVED_BY_BUNDLE
     assert done.stdout == CONFIG
-    assert received == [b"", b""]  # a second try, as the clock of processes is coarse
+    assert received == [b""] * 5  # with four more tries, as a worker may have just begun
 
 
 def test_an_engine_that_has_just_begun_serves(launcher: Launcher) -> None:
