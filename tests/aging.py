@@ -24,8 +24,8 @@ def age(path: Path, seconds: float) -> None:
 
 def _predate(record: Path, seconds: float) -> None:
     """Have a record say that its namespace was found gone that much earlier, if it says so."""
-    since = None
-    for line in record.read_text().splitlines():
+    since, text = None, record.read_text()
+    for line in text.splitlines():
         try:
             since = json.loads(line).get("gone_since", since)
         except ValueError:
@@ -33,4 +33,5 @@ def _predate(record: Path, seconds: float) -> None:
     if since:
         fd = os.open(record, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         with os.fdopen(fd, "wb", buffering=0) as file:
-            file.write(f'\n{{"gone_since": {since - seconds}}}\n'.encode())
+            torn = "\n" if not text.endswith("\n") else ""
+            file.write(f'{torn}{{"gone_since": {since - seconds}}}\n'.encode())
