@@ -45,6 +45,8 @@ test: ## all tests, also with failures among the first: check and the eight belo
 
 test-all: ## the same with every case, both edges, Go plugins beside ours, two kernels; and the storm
 	@deploy/prerequisites.sh --reference
+	@deploy/prerequisites.sh --kubernetes
+	@deploy/prerequisites.sh --upstream
 	@PYCNI_TEST_ALL=1 tests/parts check test-packages test-kernel,test-vm test-e2e,test-agent \
 	    test-runtimes,test-dataplane,test-launcher storm test-faults test-kubernetes
 
@@ -69,9 +71,10 @@ test-kind: dist agent ## a cluster of kind's by one manifest, in a world with a 
 	@deploy/prerequisites.sh --kind
 	$(sandboxed) -n 0 tests/kind
 
-test-kubernetes: agent image ## a cluster of three nodes with real kubelets; its programs are built once: 15 minutes
+test-kubernetes: agent image ## a cluster of three nodes with real kubelets; its programs are built once: 25 minutes
 	@deploy/prerequisites.sh --reference
 	@deploy/prerequisites.sh --kubernetes
+	@deploy/prerequisites.sh --upstream
 	$(sandboxed) -n 0 -rs tests/kubernetes
 
 .PHONY: test-upstream

@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     from cni_common.node.host import Host
 
 AUTO = "auto"
-# Sockets of containerd and CRI-O; as the host has them, so that no mount is needed.
-SOCKETS = ("/run/containerd/containerd.sock", "/run/crio/crio.sock")
+# Of containerd, CRI-O, k3s with RKE2, and k0s; as the host has them, so that no mount is needed.
+SOCKETS = (
+    "/run/containerd/containerd.sock",
+    "/run/crio/crio.sock",
+    "/run/k3s/containerd/containerd.sock",
+    "/run/k0s/containerd.sock",
+)
 
 
 class Leftovers:

@@ -61,6 +61,19 @@ def test_a_node_becomes_ready(ready: AgentHost) -> None:
     assert order.index("starting") < order.index("wrote")
 
 
+def test_the_list_follows_the_uplink(ready: AgentHost) -> None:
+    """A smaller MTU of the uplink is in the list for the next pod, less what a tunnel adds."""
+    before = ready.list()["plugins"][0]["mtu"]
+
+    ready.node.command("ip", "link", "set", "uplink", "mtu", "1440")
+
+    wait_until(lambda: ready.list()["plugins"][0]["mtu"] == before - 60, "the list does not follow")
+    ready.node.container("c1")
+    done = ready.call("ADD", "c1")
+    assert done.returncode == 0, done.stdout
+    assert json.loads(done.stdout)["interfaces"][1]["mtu"] == before - 60
+
+
 def test_nothing_without_a_range(host: AgentHost) -> None:
     """A node without a podCIDR gets no list, and /readyz says what it waits for."""
     host.remember(member("a", 1), OTHER)

@@ -70,6 +70,9 @@ def test_the_table(lan: Lan) -> None:
     assert destinations(a, 6) == {
         *("fd00:10:244:1::/64", "fd00:10:244:2::/64", "fe80::/10", "ff00::/8"),
     }
+    changes = a.changes()
+    a.apply(member("b", 2))
+    assert changes() == []
 
 
 def test_nodes_come_and_go_and_ranges_are_joined(lan: Lan) -> None:

@@ -10,8 +10,14 @@ from tests.kubernetes.node import Node
 from tests.waits import wait_until
 
 _COUNTED = re.compile(r'"packets": \d+, "bytes": \d+')
-# The engine's, the agent's, what reclaim remembers between two looks, and the ring of traces.
-_OF_NETWORK = ("engine", "/pycni-agent/", "/reclaim.json", "/run/pycni/trace")
+# The engine's, the agent's, what reclaim remembers between two looks, traces, and counts of calls.
+_OF_NETWORK = (
+    "engine",
+    "/pycni-agent/",
+    "/reclaim.json",
+    "/run/pycni/trace",
+    "/run/pycni/metrics.json",
+)
 _OF_PROXY = re.compile(r"kube-|nodelocaldns")
 # Plugins and agents, ours and the reference's, have "cni" in the names of their tables.
 _TABLES = re.compile("cni", re.IGNORECASE)

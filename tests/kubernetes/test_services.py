@@ -121,12 +121,16 @@ def test_itself(network: Cluster, group: dict[str, Pod], version: int, protocol:
     assert reaches_soon(itself.netns, itself.netns, address, protocol, 80)
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("version", FAMILIES)
-def test_affinity(network: Cluster, group: dict[str, Pod], version: int) -> None:
-    """With affinity, all connections of a pod lead to one and the same pod."""
+@pytest.mark.parametrize("client", ["b", "d"])
+def test_affinity(
+    network: Cluster, group: dict[str, Pod], client: str, version: int, protocol: str
+) -> None:
+    """With affinity, all connections of a pod of each node lead to one and the same pod."""
     address = address_of(network, "sticky", version)
-    asking = group["b"].netns
-    with served([group["a"].netns, group["c"].netns], "tcp", version) as servers:
+    asking = group[client].netns
+    with served([group["a"].netns, group["c"].netns], protocol, version) as servers:
         wait_until(lambda: chooses(asking, servers, address, 80), "the Service answers")
         found = [chooses(asking, servers, address, 80) for _ in range(TURNS)]
 
@@ -137,13 +141,15 @@ def test_affinity(network: Cluster, group: dict[str, Pod], version: int) -> None
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("version", FAMILIES)
 @pytest.mark.parametrize("node", ["node1", "node3"])
+@pytest.mark.parametrize("client", ["world", "b", "d"])
 def test_node_port(
-    network: Cluster, group: dict[str, Pod], node: str, version: int, protocol: str
+    network: Cluster, group: dict[str, Pod], client: str, node: str, *, version: int, protocol: str
 ) -> None:
-    """A host outside reaches a Service by a node with one of its pods, and by one without."""
+    """A host outside and pods reach a Service by a node with one of its pods, and by another."""
     address = network.nodes[node].addresses[version == 6]
+    asking = OWN_NETNS if client == "world" else group[client].netns
     with served([group["a"].netns, group["c"].netns], protocol, version) as servers:
-        choices_of_both(OWN_NETNS, servers, address, NODE_PORT)
+        choices_of_both(asking, servers, address, NODE_PORT)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
