@@ -59,6 +59,7 @@
 #define CHOICE_VARIABLE "_PYCNI_ENGINE" /* by which cni_common/serve/on_demand.py gets it */
 #define PROTOCOL 3
 #define HELLO_MS 2000 /* for each message of the engine before the request */
+#define STATUS_HELLO_MS 500 /* the same of STATUS, which is to be answered within a second */
 #define CHALLENGE 16 /* bytes */
 #define YOUNG_NS 20000000 /* two ticks of the clock by which processes begin */
 #define YOUNG_TRIES 4     /* more, each after a pause twice as long: 0.3 s in all */
@@ -352,6 +353,14 @@ static bool proves_itself(const struct ucred *engine, long long connected, bool 
     return is_ours && !*is_young;
 }
 
+/* How long to wait for the engine's greeting, in milliseconds. */
+static int hello_ms(void)
+{
+    const char *command = getenv("CNI_COMMAND");
+
+    return command && strcmp(command, "STATUS") == 0 ? STATUS_HELLO_MS : HELLO_MS;
+}
+
 static bool is_our_engine(int sock, char *challenge, long long connected, bool *is_young)
 {
     static const char start[] = "pycni\0" /* a uint16 */ "\3"; /* and the NUL at its end */
@@ -361,7 +370,7 @@ static bool is_our_engine(int sock, char *challenge, long long connected, bool *
     struct ucred engine;
 
     _Static_assert(PROTOCOL == 3, "it stands in `start`");
-    if (receive(sock, hello, sizeof hello, HELLO_MS, &engine) != LENGTH
+    if (receive(sock, hello, sizeof hello, hello_ms(), &engine) != LENGTH
         || memcmp(hello, start, sizeof start) != 0
         || memcmp(hello + sizeof start + CHALLENGE, build, sizeof build - 1) != 0
         || engine.pid <= 0 || engine.uid != 0)

@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -423,10 +424,15 @@ def test_a_full_engine_is_passed_over(launcher: Launcher) -> None:
 
 
 @pytest.mark.parametrize("built", [""], indirect=True, ids=["plain"])  # once: it takes 2 s
-def test_an_engine_that_says_nothing_is_passed_over(launcher: Launcher) -> None:
+@pytest.mark.parametrize(("command", "least", "most"), [("ADD", 1.9, 60.0), ("STATUS", 0.4, 1.0)])
+def test_an_engine_that_says_nothing_is_passed_over(
+    launcher: Launcher, command: str, least: float, most: float
+) -> None:
     """The launcher does not wait for a worker for ever, and hangs up when it gives up."""
+    begun = time.monotonic()
     with launcher.listening(backlog=8) as listener:
-        done = launcher.run()
+        done = launcher.run(env={"CNI_COMMAND": command})
+        assert least < time.monotonic() - begun < most
 
         with listener.accept()[0] as connection:
             assert connection.recv(1) == b""
