@@ -90,7 +90,12 @@ class _Tally:
         """Return what adds the requests that the next worker at `place` has served."""
         offset = place * _COUNT.size
         before = total(os.pread(self._fd, _COUNT.size, offset))
-        return lambda served: os.pwrite(self._fd, _COUNT.pack(before + served), offset)
+
+        def tell(served: int) -> None:
+            with suppress(OSError):  # no reason for a worker to end, and another to begin
+                os.pwrite(self._fd, _COUNT.pack(before + served), offset)
+
+        return tell
 
     def total(self) -> int:
         """Return the requests of all workers."""

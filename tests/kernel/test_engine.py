@@ -552,6 +552,26 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def test_a_tally_that_cannot_be_written_ends_no_worker(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of workers that end, ten in ten seconds are replaced: then launchers would wait."""
+    real = engine_module._Tally.__init__
+
+    def read_only(self: engine_module._Tally, directory: str, places: int) -> None:
+        real(self, directory, places)
+        self._fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
+
+    monkeypatch.setattr(engine_module._Tally, "__init__", read_only)
+    engine = machine.start_engine(workers=2)
+    before = engine.workers()
+
+    for _ in range(4):
+        assert add_and_delete(machine) == (0, 0)
+
+    assert engine.workers() == before
+
+
 def test_workers_are_recycled(machine: Machine) -> None:
     """After so many requests a new process takes a worker's place, and no request is lost."""
     engine = machine.start_engine(workers=1, requests=4)
