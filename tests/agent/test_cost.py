@@ -65,7 +65,7 @@ class Measured:
     def start(self) -> float:
         """Start the agent; return the seconds until the node can start pods."""
         began = time.monotonic()
-        self.host.start("--service-account", str(self.folder), "--mode", "direct")
+        self.host.start("--service-account", str(self.folder))
         wait_until(lambda: self.host.get("/readyz")[0] == 200, "the agent is not ready")
         return time.monotonic() - began
 
