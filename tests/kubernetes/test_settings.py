@@ -13,9 +13,9 @@ from tests.kubernetes.agents import Agents, answers
 from tests.kubernetes.api import NODES
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.node import Node
-from tests.kubernetes.pods import Pods, pod
+from tests.kubernetes.pods import Pods, pod, reaches
 from tests.kubernetes.test_nodes import await_paths
-from tests.kubernetes.world import ADDRESS4
+from tests.kubernetes.world import ADDRESS4, OWN_NETNS, run
 from tests.sockets import open_socket
 from tests.waits import wait_until
 
@@ -45,6 +45,49 @@ data:
       ]
     }
 """
+
+
+MASQUERADE = f"""\
+apiVersion: v1
+kind: ConfigMap
+metadata: {{ name: ip-masq-agent, namespace: kube-system }}
+data:
+  config: |
+    nonMasqueradeCIDRs: ["{ADDRESS4}/32"]
+    resyncInterval: 1s
+"""
+
+
+@pytest.fixture
+def known_outside(network: Cluster) -> Iterator[None]:
+    """Have the host outside answer pods of the first node, whose addresses it sees."""
+    (range4,) = [one for one in network.ranges()[network.first.name] if ":" not in one]
+    run("ip", "route", "add", range4, "via", network.first.addresses[0])
+    yield
+    run("ip", "route", "delete", range4)
+
+
+@pytest.mark.usefixtures("known_outside")
+def test_what_is_not_masqueraded(network: Cluster, agents: Agents, pods: Pods) -> None:
+    """The ConfigMap ip-masq-agent, as that program has it, has a host outside see the pod."""
+    node = network.first
+    (one,) = pods.start(pod("seen", node.name))
+    assert reaches(one.netns, OWN_NETNS, ADDRESS4) == node.addresses[0]
+
+    network.plane.kubectl("apply", "-f", "-", stdin=MASQUERADE)
+    try:
+        agents.restart(node)  # a kubelet looks at ConfigMaps of pods once a minute
+        wait_until(
+            lambda: reaches(one.netns, OWN_NETNS, ADDRESS4) == one.address(4),
+            "the pod is masqueraded",
+        )
+    finally:
+        network.plane.kubectl("delete", "-f", "-", stdin=MASQUERADE)
+    agents.restart(node)
+    wait_until(
+        lambda: reaches(one.netns, OWN_NETNS, ADDRESS4) == node.addresses[0],
+        "the pod is not masqueraded",
+    )
 
 
 @pytest.fixture
