@@ -17,10 +17,13 @@ _FILES_MAX = 1 << 16  # looked at; a /16 full of pods
 
 
 def leased(directory: Path) -> Iterator[Address]:
-    """Yield the addresses that have a lease; none where the directory cannot be read."""
+    """Yield the addresses that have a lease; none if there is no such directory.
+
+    Raises OSError where the directory cannot be read: then nothing is known.
+    """
     try:
         names = [path.name for path in islice(directory.iterdir(), _FILES_MAX)]
-    except OSError:
+    except FileNotFoundError:
         return
     for name in names:
         try:

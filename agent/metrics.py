@@ -178,8 +178,11 @@ class _Addresses:
         self.ranges: tuple[Network, ...] = ()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the family of metrics."""
-        leased = Counts(one.version for one in leases.leased(self._leases))
+        """Yield the family of metrics, none where the leases cannot be read."""
+        try:
+            leased = Counts(one.version for one in leases.leased(self._leases))
+        except OSError:
+            return
         # Never given out: the network's own, the gateway's, and broadcast in IPv4.
         yield _metric(
             pools.addresses(

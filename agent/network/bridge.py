@@ -38,7 +38,12 @@ def remove_old_gateways(
     old = [one for _, one in kernel.addresses(device.index) if _is_old_gateway(one, own)]
     if not old:
         return
-    in_use = {*addresses_in(reachable_namespaces().values(), log), *leased(leases)}
+    try:
+        in_use = {*leased(leases)}
+    except OSError as error:
+        log(f"a gateway of a range before stays: cannot read '{leases}': {error.strerror}")
+        return
+    in_use |= addresses_in(reachable_namespaces().values(), log)
     for gateway in old:
         if any(one in gateway.network for one in in_use if one != gateway.ip):
             continue  # a later look removes it

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agent.leases import DIRECTORY
+
 if TYPE_CHECKING:
     from agent.cluster import Network
 
@@ -46,4 +48,4 @@ class Settings:
     pods_state_dir: str = "/run/pycni"  # has the attachment records; "": pods are not repaired
     host_root: str = "/proc/1/root"  # of the host, as the agent sees it
     unmasqueraded: tuple[Network, ...] = ()  # beside the ranges of all nodes' pods
-    leases: Path = Path("/dev/null")  # host-local's directory of the pods' network
+    leases: Path = Path(DIRECTORY, "pycni")  # host-local's directory of the pods' network

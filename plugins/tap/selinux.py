@@ -35,7 +35,7 @@ def require(context: str) -> None:
         return  # the policy keeps us from asking; `ip` will be refused, if it has to be
     try:
         os.write(fd, context.encode())
-    except OSError as error:
+    except OSError as error:  # any other than EINVAL, as above, tells nothing of the context
         if error.errno == errno.EINVAL:
             raise CNIError(
                 Code.INVALID_CONFIG,

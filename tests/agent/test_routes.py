@@ -177,6 +177,11 @@ def test_the_bridge_forgets_a_range_of_before(lan: Lan, nodes: Nodes) -> None:
         a.apply(now_another)
         assert addresses_of_bridge() == {"10.244.1.1", "10.244.9.1", "10.7.7.7"}
     lan.machine.forget(pod)
+    a.settings.leases.touch()  # no directory: what has a lease is not known
+    a.apply(now_another)
+    assert addresses_of_bridge() == {"10.244.1.1", "10.244.9.1", "10.7.7.7"}
+    assert any("a gateway of a range before stays" in line for line in a.log)
+    a.settings.leases.unlink()
     lease = a.settings.leases / "10.244.9.7"
     lease.parent.mkdir()
     lease.touch()

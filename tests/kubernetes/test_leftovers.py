@@ -70,8 +70,8 @@ def test_what_the_runtime_does_not_know_goes(network: Cluster, agents: Agents, p
 
     wait_until(lambda: not _records(node), "the record of the lost pod stays")
     assert_as_before(node, before)
-    known = runtime.sandboxes(str(node.path(SOCKETS[0])))
     agents.wait_ready(node)
+    known = runtime.sandboxes(str(node.path(SOCKETS[0])))
     assert known
     assert LOST not in known
     status, text = answers(node, "/metrics")
