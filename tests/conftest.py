@@ -17,6 +17,7 @@ from deploy.interpreter.place import find  # noqa: E402
 from tests import durations, other_build, scope, surroundings  # noqa: E402
 from tests.golden import Golden  # noqa: E402
 from tests.machine import DIST, Machine, machine_at  # noqa: E402
+from tests.snapshot import changes  # noqa: E402
 
 
 def pytest_report_header() -> str:
@@ -27,6 +28,14 @@ def pytest_report_header() -> str:
 def pytest_sessionstart() -> None:
     """Have each run start in the same surroundings."""
     surroundings.make_usual()
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """Say what has changed between two snapshots, where pytest would cut both short."""
+    if op != "==" or not (isinstance(left, dict) and isinstance(right, dict)):
+        return None
+    found = changes(right, left)
+    return [f"{len(found)} changes:", *found] if "nft" in left and "nft" in right else None
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
@@ -23,6 +23,7 @@ from cni_common.node.host import Host
 from cni_common.serve.protocol import Reply, execute, respond
 from cni_common.serve.worker import Settings
 from plugins import load
+from tests import snapshot
 from tests.engines import BUILD, BUNDLE_STATUS, Engine, launcher_dir
 from tests.resident import Resident, start_in
 from tests.waits import longer_if_busy, wait_until
@@ -38,30 +39,9 @@ Json = dict[str, Any]
 TRACES = (spans.FILE, spans.OLDER)
 
 _NETNS_FD_MIN = 200
-# What a resident `ip` is asked: it remembers the names of interfaces, so none may be in a question.
-_LISTINGS = ("link", "addr", "route show table all", "rule")  # `table all` has both families
 _IP, _NFT = ("ip", "-j", "-d"), ("nft", "-j")
-# What changes by itself, or says only in which order things were made.
 _END_SECONDS = 60
-_VOLATILE = {
-    "handle",
-    "index",
-    "stats64",
-    "tentative",
-    "stats",
-    "valid_life_time",
-    "preferred_life_time",
-    "flags",
-    "gc_timer",
-    "hello_timer",
-    "tcn_timer",
-    "topology_change_timer",
-    "forward_delay_timer",
-    "hold_timer",
-    "message_age_timer",
-    "fdb_n_learned",
-    "metainfo",
-}
+_SETTLED_SECONDS = 5.0
 
 
 class TestHost(Host):
@@ -378,7 +358,8 @@ class Machine:
     def ip(self, netns: str, *words: str) -> list[Json]:
         """Return what `ip -j` says inside a namespace."""
         question, text = " ".join(words), None
-        if netns == self.host and question in _LISTINGS:
+        # A resident `ip` remembers the names of interfaces: none may be in a question.
+        if netns == self.host and question in snapshot.LISTINGS:
             text = self._ip.ask(question)
         text = text or self.command(netns, *_IP, *words)
         return [entry for entry in json.loads(text or "[]") if entry]
@@ -405,7 +386,7 @@ class Machine:
         question = "list ruleset"
         text = self._nft.ask(question) or self.command(self.host, *_NFT, *question.split())
         listing = json.loads(text)["nftables"]
-        return [_steady(entry) for entry in listing if "metainfo" not in entry]
+        return [snapshot.steady(entry) for entry in listing if "metainfo" not in entry]
 
     def masqueraded(self) -> dict[str, str]:
         """Return the address and comment of each element of our masquerade maps."""
@@ -439,25 +420,22 @@ class Machine:
             **{netns: self._namespace(netns) for netns in (self.host, *containers)},
         }
 
-    def await_carriers(self, *containers: str) -> None:
-        """Wait until the kernel knows of each interface that is up that it has a carrier."""
-
-        def are_known() -> bool:
-            links = [one for netns in (self.host, *containers) for one in self.ip(netns, "link")]
-            states = {one["operstate"] for one in links if "UP" in one["flags"]}
-            return states <= {"UP", "UNKNOWN"}
-
-        wait_until(are_known, "a link has no carrier")
-
     def _namespace(self, netns: str) -> Json:
-        kinds = ("links", "addresses", "routes", "rules")
-        lines = None
+        """Return what a namespace has, once the kernel has done what it does by itself."""
+        deadline = time.monotonic() + _SETTLED_SECONDS
+        lines = self._listings(netns)
+        while any(snapshot.pending(lines)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+            lines = self._listings(netns)
+        return snapshot.of_listings(lines)
+
+    def _listings(self, netns: str) -> list[str]:
         if netns == self.host:
-            lines = [self._ip.ask(question) for question in _LISTINGS]
-        if lines is None or None in lines:
-            batch = "\n".join([*_LISTINGS, ""])
-            lines = [*self.command(netns, *_IP, "-batch", "-", stdin=batch).splitlines()]
-        return {kind: _listed(line or "") for kind, line in zip(kinds, lines, strict=True)}
+            answers = [self._ip.ask(question) for question in snapshot.LISTINGS]
+            if None not in answers:
+                return [answer or "" for answer in answers]
+        batch = "\n".join([*snapshot.LISTINGS, ""])
+        return self.command(netns, *_IP, "-batch", "-", stdin=batch).splitlines()
 
 
 @contextmanager
@@ -519,25 +497,6 @@ def vlans_of(listing: str, port: str) -> list[tuple[int, frozenset[str]]]:
 def unique(words: Sequence[str]) -> bool:
     """Tell whether no word occurs twice."""
     return len(set(words)) == len(words)
-
-
-def _steady(entry: Any) -> Any:
-    if isinstance(entry, dict):
-        # What the element of a set has counted.
-        counted = {"counter"} if "val" in entry else set()
-        # A new interface that is down has no state until the kernel looks, up to a second later.
-        state = {"operstate"} if "UP" not in entry.get("flags", ["UP"]) else set()
-        unsteady = _VOLATILE | counted | state
-        return {key: _steady(value) for key, value in entry.items() if key not in unsteady}
-    if isinstance(entry, list):
-        return [_steady(item) for item in entry]
-    return entry
-
-
-@lru_cache(64)
-def _listed(line: str) -> list[str]:
-    """Return the entries of a listing, comparable; of one that came before, those of then."""
-    return sorted(json.dumps(_steady(entry), sort_keys=True) for entry in json.loads(line) if entry)
 
 
 def _new_netns() -> int:

@@ -16,7 +16,6 @@ from tests.kernel.test_rollback import (
     TOLERATED_IN_ADD,
     TOLERATED_IN_DEL,
     calm,
-    changes,
     code_of,
     is_act,
     state,
@@ -24,6 +23,7 @@ from tests.kernel.test_rollback import (
 )
 from tests.machine import Json, Machine, error_of
 from tests.scope import ALL
+from tests.snapshot import changes
 from tests.waits import GENEROUS
 
 pytestmark = [

@@ -10,6 +10,7 @@ import pytest
 from commands.missing import Missing
 from commands.repair import put_back
 from tests.machine import Machine
+from tests.snapshot import changes
 
 Json = dict[str, Any]
 
@@ -61,7 +62,6 @@ def bridged(machine: Machine, netns: str, *, backend: str = "nftables") -> None:
 
 def everything(machine: Machine, netns: str) -> Json:
     """Return all that can be lost, without counters and indices."""
-    machine.await_carriers(netns)
     veth = veth_of(machine)
     queues = machine.command(machine.host, "tc", "qdisc", "show")
     found: Json = {
@@ -77,17 +77,6 @@ def everything(machine: Machine, netns: str) -> Json:
         lines = found[machine.host][kind]
         found[machine.host][kind] = [re.sub(r'"ifindex": \d+', "", one) for one in lines]
     return found
-
-
-def differences(one: Any, other: Any, where: str = "") -> list[str]:
-    """Return what is in one of two listings only."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        pairs = [(key, one.get(key), other.get(key)) for key in {**one, **other}]
-        return [x for key, a, b in pairs for x in differences(a, b, f"{where} {key}")]
-    if isinstance(one, list) and isinstance(other, list):
-        lost = [f"{where}: lost {item}" for item in one if item not in other]
-        return lost + [f"{where}: new {item}" for item in other if item not in one]
-    return [] if one == other else [f"{where}: {one} is {other}"]
 
 
 LINES = (
@@ -174,7 +163,7 @@ def lose_and_put_back(machine: Machine, netns: str, where: str, line: str) -> No
         second = put_back(host, machine.data_dir)
 
     after = everything(machine, netns)
-    assert differences(before, after) == []
+    assert changes(before, after) == []
     assert first != []
     assert second == []
 

@@ -25,6 +25,7 @@ from tests.faults.inprocess import INJECTED, KILLED, Fault, Terminated, faulty
 from tests.kernel.sweeps import faults, rehearsal
 from tests.machine import Json, Machine, addresses_of, error_of
 from tests.scope import ALL
+from tests.snapshot import changes
 from tests.waits import longer_if_busy, wait_until
 
 alone = pytest.mark.without_engine(reason="fails in this process")
@@ -158,23 +159,6 @@ def steady_state(machine: Machine, *containers: str) -> Json:
 
     wait_until(is_steady, "the state goes on changing by itself")
     return seen[-1]
-
-
-def changes(before: Json, after: Json) -> list[str]:
-    """Return what differs between two states."""
-    found = []
-    for where in before.keys() | after.keys():
-        old, new = before.get(where, {}), after.get(where, {})
-        for kind in set(old) | set(new) if isinstance(old, dict) else ("",):
-            one, two = (old.get(kind), new.get(kind)) if kind else (old, new)
-            if one != two:
-                entries = set(_entries(one)) ^ set(_entries(two))
-                found.append(f"{where} {kind}: {entries}")
-    return found
-
-
-def _entries(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def assert_attached(machine: Machine, config: Json, container: str, result: Json) -> None:
