@@ -32,15 +32,25 @@ def ensure(netns: NetNS, suffix: str, conditions: Mapping[int, Sequence[str]]) -
         return
     binary = iptables.find("nft", why="conditions for nftables need it; install it")
     # "create" refuses an existing chain, so no second jump is added.
-    text = "".join(f"{line}\n" for line in _lines(chain, suffix, conditions))
-    done = iptables.run(netns, [binary, "-f", "-"], text)
-    if done.returncode and not TABLE.has_chain(netns, chain):
-        if not TABLE.has_chain(netns, layout.CONDITIONS):
-            raise NetlinkError(errno.ENOENT, f"add the chain '{chain}': its base was removed")
-        raise CNIError(
-            Code.INVALID_CONFIG,
-            f"nft refuses the conditions {dict(conditions)}: {done.stderr.strip()}",
-        )
+    lines = [*_lines(chain, suffix, conditions)]
+    done = iptables.run(netns, [binary, "-f", "-"], "".join(f"{line}\n" for line in lines))
+    if not done.returncode or TABLE.has_chain(netns, chain):
+        return
+    errors = [*_errors(done.stderr)]
+    # Only the lines between have words of the user: a base that others remove is no fault of these.
+    if not TABLE.has_chain(netns, layout.CONDITIONS) or {1, len(lines)} & {at for at, _ in errors}:
+        raise NetlinkError(errno.ENOENT, f"add the chain '{chain}': its base was removed")
+    why = errors[0][1] if errors else done.stderr.strip()
+    raise CNIError(Code.INVALID_CONFIG, f"nft refuses the conditions {dict(conditions)}: {why}")
+
+
+def _errors(text: str) -> Iterator[tuple[int, str]]:
+    """Return the line and the words of each error in what nft(8) says: "FILE:LINE:COLUMNS: …"."""
+    for said in text.splitlines():
+        place, found, words = said.partition(": Error: ")
+        line = place.split(":")[1:2]
+        if found and line and line[0].isdecimal():
+            yield int(line[0]), words
 
 
 def _lines(chain: str, suffix: str, conditions: Mapping[int, Sequence[str]]) -> Iterator[str]:

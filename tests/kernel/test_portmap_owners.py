@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cni_common.kernel import nft_table
+from cni_common.kernel import iptables, nft_table
 from cni_common.kernel.netns import NetNS
 from cni_common.kernel.nft_layout import TABLE
 from plugins.portmap import layout, shared_ports
@@ -599,6 +600,30 @@ def test_conditions_that_nft_refuses(node: Node) -> None:
     assert error["code"] == 7
     assert "nonsense" in error["msg"]
     assert (node.machine.nft(), node.records()) == ([], [])
+
+
+@pytest.mark.without_engine(reason="stops in this process")
+def test_conditions_whose_base_goes_and_comes_again(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ADD whose base one call removes, and another makes, while `nft` runs is not refused."""
+    run, tries = iptables.run, []
+
+    def crossed(netns: NetNS, words: Sequence[str], text: str) -> object:
+        tries.append(words)
+        if len(tries) > 2:
+            return run(netns, words, text)
+        node.machine.command(node.host, "nft", "delete", "table", "inet", "pycni")
+        done = run(netns, words, text)
+        nft_table.apply(netns, layout.LAYOUT.base(netns))
+        return done
+
+    container = node.attach()
+    monkeypatch.setattr(iptables, "run", crossed)
+    node.ok("ADD", node.config(port(8080), conditionsV4=["ip", "saddr", OUTSIDE4]), container)
+
+    assert len(tries) == 3
+    assert "hostports4-" in node.machine.command(node.host, "nft", "list", "ruleset")
 
 
 @pytest.mark.parametrize("backends", [("iptables", "nftables"), ("nftables", "iptables")])
