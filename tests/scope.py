@@ -1,8 +1,9 @@
 """How much runs: in `make test` a sample that changes by the day, in `make test-all` everything.
 
 PYCNI_TEST_ALL=1: everything, namely every test on both edges, each step of each sweep of failures,
-and the Go plugins beside ours instead of their golden answers. PYCNI_TEST_SEED repeats the sample
-of another day.
+and the Go plugins beside ours instead of their golden answers. PYCNI_TEST_UPSTREAM=1: all groups of
+Kubernetes' own tests, hours that `make test-upstream` has for itself. PYCNI_TEST_SEED repeats the
+sample of another day.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from datetime import UTC, date, datetime
 from zlib import crc32
 
 _ENVIRON = os.environ  # noqa: TID251 - where the developer and the Makefile choose
-ALL = _ENVIRON.get("PYCNI_TEST_ALL", "") not in ("", "0")
+ALL, UPSTREAM = (
+    _ENVIRON.get(name, "") not in ("", "0") for name in ("PYCNI_TEST_ALL", "PYCNI_TEST_UPSTREAM")
+)
 MANY, PART = 4, 2  # of a test with MANY cases one in PART runs each day
 WHOLE = frozenset({"unit", "kubernetes", "kind"})  # but not of these suites
 # Set for the processes that run the tests: none of them shall have another day.

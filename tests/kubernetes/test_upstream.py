@@ -49,7 +49,7 @@ def judged(routed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Cluster
 
 
 @pytest.mark.timeout(SECONDS + 180)  # ginkgo ends by itself, and reports
-@pytest.mark.parametrize("group", suite.GROUPS if scope.ALL else suite.SHORT)
+@pytest.mark.parametrize("group", suite.GROUPS if scope.UPSTREAM else suite.SHORT)
 def test_upstream(judged: Cluster, group: str) -> None:
     """All tests of the group pass, but those that say themselves why they do not run."""
     config = judged.plane.conf("super-admin")
