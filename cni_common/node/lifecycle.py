@@ -540,7 +540,7 @@ def _reason_to_keep(
         return ""  # its ADD was killed before it had made anything
     state, reason = liveness.assess(record.facts)
     if state is State.ALIVE:
-        return f"its namespace lives ('{record.facts.get('netns')}')"
+        return f"its namespace lives: {reason}"
     if state is State.UNKNOWN:
         return f"its liveness is unknown: {reason}; DEL removes it"
     return ""

@@ -54,7 +54,7 @@ class Liveness:
         return self.assess(facts)[0]
 
     def assess(self, facts: Json) -> tuple[State, str]:
-        """Return the state, and for UNKNOWN the reason. Raises OSError.
+        """Return the state, and the sign of life for ALIVE, the reason for UNKNOWN. Raises OSError.
 
         A container is ALIVE if the recorded namespace is at its path, if a thread of any process is
         in it, or if the host's end of a recorded veth pair, by name and MAC, leads to a namespace.
@@ -63,15 +63,15 @@ class Liveness:
         path, wanted = str(facts.get("netns", "")), str(facts.get("netns_id") or "")
         own_end = self._state_by(host_ends(facts))
         if own_end is State.ALIVE:
-            return State.ALIVE, ""
+            return State.ALIVE, "the host's end of its veth pair leads there"
         if not wanted:
             return own_end, "its record names no network namespace"
         here = identity(path)
         # The namespace may outlive its path: that of a process, or of another mount namespace.
         if here == wanted or wanted in self.namespaces:
-            return State.ALIVE, ""
+            return State.ALIVE, f"it is at {path if here == wanted else self.namespaces[wanted]}"
         if self._state_by(self._ends_by_namespace.get(wanted, ())) is State.ALIVE:
-            return State.ALIVE, ""
+            return State.ALIVE, "a veth pair of another of its records leads there"
         if own_end is State.GONE:
             return State.GONE, ""
         if is_hidden(facts):
@@ -90,7 +90,7 @@ class Liveness:
         if record is not None:
             return self.assess(record.facts)
         if address in self.addresses_beside(ours):
-            return State.ALIVE, ""
+            return State.ALIVE, f"a namespace has {address}"
         return State.GONE, ""
 
     def record_of_owner(self, text: str) -> Record | None:

@@ -136,7 +136,9 @@ def test_gc_spares_a_living_namespace(
         machine.ok("bridge", "GC", {**config, KEY: []})
 
     assert left(machine) == before
-    assert any("its namespace lives" in line for line in machine.log)
+    assert any(
+        "its namespace lives: the host's end of its veth pair" in line for line in machine.log
+    )
 
 
 def test_gc_takes_another_namespace_at_the_path_for_none(
