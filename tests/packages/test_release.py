@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,8 +18,8 @@ from deploy.release import __main__ as release
 from deploy.release import packages
 from plugins import TYPES
 from tests import scope
-from tests.machine import ROOT
 from tests.packages.conftest import Debian
+from tests.rebuild import assert_the_same_again
 
 GLIBC = {"bullseye": (2, 31), "bookworm": (2, 36), "trixie": (2, 41)}
 CONFIG = {
@@ -203,16 +201,4 @@ _OF_STD = ("addr2line", "gimli", "hashbrown", "miniz_oxide", "rustc-demangle")
 @pytest.mark.skipif(not scope.ALL, reason="it takes a minute: in make test-all")
 def test_a_second_bundle_is_the_same(made: release.Made, tmp_path: Path) -> None:
     """Frozen once more, the bundle has the same bytes in each file."""
-    # By a process of its own, as `make dist`: what pytest has loaded shows in the bytes of code.
-    command = (sys.executable, "-m", "deploy.freeze", str(tmp_path / "again"))
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
-
-    assert _contents(tmp_path / "again") == _contents(made.bin)
-
-
-def _contents(directory: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(directory)): path.read_bytes()
-        for path in directory.rglob("*")
-        if path.is_file()
-    }
+    assert_the_same_again("deploy.freeze", made.bin, tmp_path / "again")
