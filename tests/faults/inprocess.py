@@ -22,6 +22,7 @@ from cni_common.kernel.netns import NETLINK_NETFILTER, NetNS
 from cni_common.node import journal, record
 from cni_common.node.record import Record, Records
 from cni_common.spec.errors import CNIError, Code
+from cni_common.spec.names import Address
 from plugins.host_local import allocate, store
 from plugins.portmap import claims
 from plugins.tap import tun
@@ -249,11 +250,13 @@ def _faulty_slots(fault: Fault) -> type[claims._Slots]:
 def _faulty_store(fault: Fault) -> type[store.Store]:
     class FaultyStore(store.Store):
         _opened: dict[int, str]  # what each descriptor leads to
+        _for = ""  # the file that an operation is for in the end
 
         def disk(self, call: Any, *args: Any, **kwargs: Any) -> Any:
             self._opened = getattr(self, "_opened", {})
             names = [arg for arg in args if isinstance(arg, str)]
             name = names[-1] if names else self._opened.get(args[0], "directory")
+            name = self._for or name
             if fault.is_due(f"disk {call.__name__} {name}"):
                 if call is os.close and not fault.kill:
                     os.close(*args)
@@ -262,5 +265,12 @@ def _faulty_store(fault: Fault) -> type[store.Store]:
             if call is os.open:
                 self._opened[outcome] = name
             return outcome
+
+        def set_last_reserved(self, index: int, address: Address) -> None:
+            self._for = f"last_reserved_ip.{index}"  # also while it is written under another name
+            try:
+                super().set_last_reserved(index, address)
+            finally:
+                self._for = ""
 
     return FaultyStore

@@ -13,9 +13,24 @@ _LIMIT = 500  # operations: more than any call has
 
 
 def kind_of(what: str) -> str:
-    """Return what an operation has in common with others: `disk open`, `write record`, `sysctl`."""
-    words = what.split()[:2]
-    return words[0] if words[0] == "sysctl" else " ".join(words)
+    """Return what an operation has in common with others: `write record`, `sysctl`.
+
+    Of those on host-local's disk it is also what the file is for, as some do without one of them:
+    `disk close last_reserved_ip`, `disk open lease`.
+    """
+    first, *words = what.split()
+    if first == "disk":
+        call, name = words
+        return f"disk {call} {file_of(name)}"
+    return first if first == "sysctl" else " ".join([first, *words[:1]])
+
+
+def file_of(name: str) -> str:
+    """Return what a file of host-local is for."""
+    if "/indexes" in name:
+        return "index"
+    is_lease = ":" in name or name[0].isdigit()
+    return "lease" if is_lease else name.partition(".")[0] or name
 
 
 def faults(rehearse: Callable[[Fault], object], **keys: Any) -> Iterator[Fault]:

@@ -40,9 +40,7 @@ TOLERATED_IN_DEL = (
     r"|disk (utime|pread|pwrite) .*|disk \w+ .*/indexes(/.*)?"
 )
 # Only the order of later addresses depends on last_reserved_ip.
-TOLERATED_IN_ADD = (
-    rf"{TOLERATED_IN_DEL}|disk (open|read|fstat|write|close|replace) last_reserved_ip\.[01]"
-)
+TOLERATED_IN_ADD = rf"{TOLERATED_IN_DEL}|disk \w+ last_reserved_ip\.[01]"
 # Texts that may make a runtime forget an error of DEL, and with it what is left.
 FORGETTABLE = ("NOT found", "No such file or directory")
 
