@@ -1,9 +1,15 @@
-"""The engine on the host: started where none is, replaced where one of another build serves."""
+"""The engine on the host: started where none is, replaced where one of another build serves.
+
+Where systemd has the socket, the engine is systemd's: the agent starts none. One of another build,
+if it runs a program of the agent's directory, is told to end. The next request, or the agent's
+question, then has systemd start the build that is installed.
+"""
 
 from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -13,10 +19,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agent import engine_choice
 from cni_common.node.host import STATE_DIR
 from cni_common.serve.cli import ENGINE_SOCKET
-from cni_common.serve.engine import lock_owner
-from cni_common.serve.status import greeting
+from cni_common.serve.engine import lock_owner, owner_of
+from cni_common.serve.status import greeting, supervisor_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,6 +35,7 @@ _START_SECONDS = 20.0  # importing all plugins takes a second, on a busy node so
 _LOG = f"{STATE_DIR}/engine.log"  # on the host
 _LOG_BYTES_MAX = 1 << 20
 _POLL_SECONDS = 0.05
+_RESTART = "systemctl restart pycni-engine.service"
 _FROM_SOURCES = (
     "import sys; sys.path.insert(0, sys.argv.pop(1));"
     "from agent.on_host import main; sys.exit(main(sys.argv[1:]))"
@@ -48,6 +56,7 @@ class Engine:
     ) -> None:
         """The engine gets the mount namespace of `process`; `path` is the socket in ours."""
         self._command = (str(bin_dir / "pycni"), "engine")
+        self._store = bin_dir / ".pycni"
         self._log = log
         self._wake = wake
         self._process = process
@@ -61,10 +70,10 @@ class Engine:
         return greeting(self._path)[0]
 
     def ensure(self, build: str) -> tuple[str, ...]:
-        """Start an engine of `build` unless one serves; return what is wrong, in sentences.
+        """Have an engine of `build` serve; return what is wrong, in sentences.
 
-        The new engine takes the socket's path over before the old one is told to end, so no call
-        fails. An engine that systemd runs is left alone: systemd holds the socket, not the engine.
+        One that the agent starts takes the socket's path over before the old one is told to end, so
+        no call fails. Where systemd has the socket, systemd starts it.
         """
         self._expected = ""
         if os.getpid() == self._process:
@@ -73,11 +82,10 @@ class Engine:
                 " pod hostPID, or switch the engine off by --engine false",
             )
         self._trim_log()
-        serving, owner = self.build(), lock_owner(self._lock)
-        if not serving and owner < 0 and self._is_served():
-            return (f"the engine at '{self._path}' is systemd's and does not answer: restart it",)
-        if serving and owner < 0:
-            return self._of_systemd(serving, build)
+        serving, worker = greeting(self._path)
+        owner = owner_of(self._path)
+        if owner < 0 and (serving or self._is_served()):
+            return self._of_systemd(build, serving, worker)
         if serving != build:
             reason = f"of build {serving}" if serving else "none"
             self._log.info("starting the engine", build=build, before=reason)
@@ -86,27 +94,69 @@ class Engine:
         return ()
 
     def await_start(self) -> tuple[str, ...]:
-        """Wait until the engine that `ensure` has started serves; return what is wrong."""
+        """Wait until the engine serves that `ensure` has started; return what is wrong."""
         if not self._expected:
             return ()
         deadline = time.monotonic() + _START_SECONDS
-        while self.build() != self._expected:
+        while True:
+            serving, worker = greeting(self._path)
+            if serving == self._expected:
+                break
             if time.monotonic() > deadline:
-                return (
-                    f"the engine does not serve after {_START_SECONDS:.0f} s: '{_LOG}' on the host"
-                    " says why",
-                )
+                return (self._why_not(serving),)
             time.sleep(_POLL_SECONDS)
-        self._watch(lock_owner(self._lock))
+        owner = owner_of(self._path)
+        self._watch(owner if owner >= 0 else supervisor_of(worker))
         return ()
 
-    def _of_systemd(self, serving: str, build: str) -> tuple[str, ...]:
-        if serving == build:
-            return ()
+    def _why_not(self, serving: str) -> str:
+        if owner_of(self._path) < 0 and self._is_served():
+            what = f"is of build {serving}" if serving else "does not answer"
+            return f"the engine at '{self._path}' is systemd's and {what}: run '{_RESTART}'"
         return (
-            f"systemd runs an engine of build {serving}, and {build} is installed: run"
-            " 'systemctl restart pycni-engine.service'",
+            f"the engine does not serve after {_START_SECONDS:.0f} s: '{_LOG}' on the host says why"
         )
+
+    def _of_systemd(self, build: str, serving: str, worker: int) -> tuple[str, ...]:
+        """Have systemd's engine be of `build`; return what is wrong.
+
+        Without a `worker` systemd is starting an engine, or that hangs: time will tell.
+        """
+        supervisor = supervisor_of(worker)
+        if serving == build:
+            self._watch(supervisor)
+            return ()
+        if worker and not self._end(supervisor):
+            return (
+                f"systemd runs an engine of build {serving or 'unknown'}, which is not in"
+                f" '{self._store}', and {build} is installed: see its unit, and run '{_RESTART}'",
+            )
+        if worker:
+            self._log.info("told systemd's engine to end", build=build, before=serving)
+        self._expected = build
+        return ()
+
+    def follow(self, build: str) -> None:
+        """Have the next engine of systemd be of `build`, if one of another build serves."""
+        serving, worker = greeting(self._path)
+        if serving != build and owner_of(self._path) < 0:
+            self._end(supervisor_of(worker))
+
+    def _end(self, pid: int) -> bool:
+        """Tell an engine to end that runs a program of the directory; return whether it is one."""
+        if pid <= 0:
+            return False
+        with suppress(OSError):
+            life = os.pidfd_open(pid)
+            try:
+                program = os.stat(f"/proc/{pid}/exe")
+                ours = engine_choice.programs(self._store.iterdir())
+                if (program.st_dev, program.st_ino) in ours:
+                    signal.pidfd_send_signal(life, signal.SIGTERM)
+                    return True
+            finally:
+                os.close(life)
+        return False
 
     def _start(self, build: str) -> tuple[str, ...]:
         """Start an engine, which imports all plugins before it serves; return why that fails."""
@@ -140,14 +190,16 @@ class Engine:
         # that holds the lock the engine would pass for systemd's, and no other one would be
         # started.
         deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline and lock_owner(self._lock) < 0 and self.build():
+        while time.monotonic() < deadline and self._is_without_owner():
             time.sleep(_POLL_SECONDS)
         self._wake("engine")
 
+    def _is_without_owner(self) -> bool:
+        serving, worker = greeting(self._path)
+        return bool(serving and owner_of(self._path) < 0 and not supervisor_of(worker))
+
     def stop(self) -> bool:
         """Tell the engine to end unless systemd runs it; return whether there was one."""
-        import signal
-
         owner = lock_owner(self._lock)
         if owner < 0:
             return False

@@ -16,8 +16,9 @@ CNI_BIN_DIR gets the launcher of each plugin, and CNI_BIN_DIR/.pycni one directo
 launcher starts the program of its own build only. That directory is complete before the launcher is
 renamed into place, and stays for a while after the launcher was replaced.
 
-The node agent installs by the same functions. The module uses the standard library alone, so that
-`make install` needs no virtual environment.
+The node agent installs by the same functions; agent/owners.py tells what follows where a node has
+both. The module uses the standard library alone, so that `make install` needs no virtual
+environment.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent import engine_choice
+from agent import engine_choice, owners
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,6 +49,12 @@ _STORE = ".pycni"  # as launcher/launcher.c and deploy/freeze.py have it
 _KEEP_SECONDS = 600  # no plugin runs longer: runtimes have shorter time limits
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _NEW = ".pycni-new"  # suffix of temporary files
+# Why `uninstall` of the one keeps the build of the other owner; {} is its note.
+_REASONS = {
+    owners.NODE: "'make install' or a package has put it there",
+    owners.AGENT: "it is of the agent of a cluster, whose own uninstallation removes it; where that"
+    " has not been done and cannot be any more, remove '{}' and try again",
+}
 _LOCK_TRIES = 100  # an uninstallation may take the store away while this call waits for its lock
 
 
@@ -55,7 +62,9 @@ class InstallError(Exception):
     """The installation cannot be done, and nothing was changed; the message names the remedy."""
 
 
-def install(dist: Path, target: Path, say: Say, engine: str = "") -> str:
+def install(
+    dist: Path, target: Path, say: Say, engine: str = "", *, owner: str = owners.NODE
+) -> str:
     """Bring the directory `target` up to date with `dist`, and return the name of the build.
 
     `engine` is the choice of the engine; "" leaves it as it is. An engine on demand of another
@@ -72,31 +81,36 @@ def install(dist: Path, target: Path, say: Say, engine: str = "") -> str:
     with place.locked():
         _remove_leftovers(target)
         place.put_bundle(dist / _STORE / build)
-        for name in names:
-            place.save_foreign(name, say)
-            place.put_launcher(target / name, name)
-        place.settle_others(set(names))
+        place.note(owner)
         if engine:
             engine_choice.write(target / _STORE, engine)
-        is_on_demand = engine_choice.read(target / _STORE).startswith(engine_choice.ON_DEMAND)
-        stale = [path for path in place.builds() if path.name != build or not is_on_demand]
-        engine_choice.end_engines(engine_choice.programs(stale), say)
-        place.remove_old_builds()
+        place.put_launchers(say)
     say(f"build {build} is in '{target}': {' '.join(names)}")
     return build
 
 
-def uninstall(target: Path, say: Say) -> None:
+def uninstall(target: Path, say: Say, *, owner: str = owners.NODE) -> None:
     """Remove from `target` what `install` has put there, and bring back what it replaced.
 
-    Raises InstallError where nothing of ours is there, OSError.
+    Where the other owner has installed as well, its build gets the launchers, and stays. Raises
+    InstallError where nothing of ours is there, OSError.
     """
     store = target / _STORE
     if not store.is_dir():
         raise InstallError(f"there is nothing of ours in '{target}'")
     place = _Place(target, "")
     with place.locked():
-        (store / engine_choice.LINK).unlink(missing_ok=True)  # first: no call leaves one any more
+        if owner == owners.AGENT:
+            place.adopt()
+        else:  # first: no call leaves an engine any more
+            (store / engine_choice.LINK).unlink(missing_ok=True)
+        owners.forget(store, owner)
+        if others := owners.builds(store):
+            ((other, build),) = others.items()
+            _Place(target, build).put_launchers(say)
+            say(f"'{target}' keeps build {build}: {_REASONS[other].format(store / other)}")
+            return
+        owners.forget_all(store)
         for name in _names(target):
             if place.type_of(target / name):
                 place.take_away(name)
@@ -110,6 +124,14 @@ def uninstall(target: Path, say: Say) -> None:
         with suppress(OSError):  # something of another's is in it
             store.rmdir()
     say(f"removed from '{target}'")
+
+
+def installed(target: Path) -> str:
+    """Return the build whose launcher of `pycni` is in a directory, "" where there is none."""
+    for launcher in sorted((target / _STORE).glob("*/launcher/pycni")):
+        if _is_equal(launcher, target / "pycni"):
+            return launcher.parent.parent.name
+    return ""
 
 
 def build_of(dist: Path) -> str:
@@ -236,6 +258,34 @@ class _Place:
             new.chmod(0o755)
         new.replace(place)
 
+    def note(self, owner: str) -> None:
+        """Note whose build is installed, before launchers of the other one are replaced."""
+        if owner == owners.AGENT:
+            self.adopt()
+        owners.note(self._store, owner, self._build)
+
+    def adopt(self) -> None:
+        """Note the node's own build where an older version has installed it, without a note.
+
+        Only an installation of the node's own chooses an engine.
+        """
+        if engine_choice.read(self._store) and owners.NODE not in owners.builds(self._store):
+            build = installed(self._target)
+            if build:
+                owners.note(self._store, owners.NODE, build)
+
+    def put_launchers(self, say: Say) -> None:
+        """Put all launchers of the build into place, and end what other builds have running."""
+        names = sorted(os.listdir(self._store / self._build / "launcher"))
+        for name in names:
+            self.save_foreign(name, say)
+            self.put_launcher(self._target / name, name)
+        self.settle_others(set(names))
+        is_on_demand = engine_choice.read(self._store).startswith(engine_choice.ON_DEMAND)
+        stale = [path for path in self.builds() if path.name != self._build or not is_on_demand]
+        engine_choice.end_engines(engine_choice.programs(stale), say)
+        self.remove_old_builds()
+
     def save_foreign(self, name: str, say: Say) -> None:
         """Keep another vendor's plugin of the same name; `uninstall` restores it."""
         file = self._target / name
@@ -272,13 +322,15 @@ class _Place:
             (self._target / name).unlink(missing_ok=True)
 
     def remove_old_builds(self) -> None:
-        """Remove superseded builds, except the last one and those that may still be running."""
+        """Remove superseded builds but the last, owners', and those that may still be running."""
         (self._store / self._build / "superseded").unlink(missing_ok=True)
         since = {
             directory: _superseded(directory / "superseded")
             for directory in self.builds()
             if directory.name != self._build
         }
+        for build in owners.builds(self._store).values():
+            since.pop(self._store / build, None)
         if since:
             del since[max(since, key=lambda directory: since[directory])]
         now = time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from agent import configuration, install, nodes
+from agent import configuration, install, nodes, owners
 from agent.reports import Condition
 from agent.watch import BackOff
 
@@ -156,7 +156,7 @@ class Loop:
         """Bring the bundle and its launchers into place, where they are not already."""
         parts, seen = self._parts, self._seen
         if parts.dist is None:
-            seen.build = installed_build(parts.bin_dir)
+            seen.build = install.installed(parts.bin_dir)
             lacks = f"'{parts.bin_dir}' has no plugins of ours, and --install is off: install them"
             return () if seen.build else (lacks,)
         if seen.signature and seen.signature == install.signature(parts.bin_dir, seen.build):
@@ -171,7 +171,7 @@ class Loop:
             # Only what was the same before and after was looked at in between: somebody may
             # replace a plugin meanwhile.
             before = install.signature(parts.bin_dir, seen.build)
-            install.install(parts.dist, parts.bin_dir, told.add)
+            install.install(parts.dist, parts.bin_dir, told.add, owner=owners.AGENT)
             if install.signature(parts.bin_dir, seen.build) == before:
                 seen.signature = before
                 break
@@ -307,17 +307,6 @@ class Loop:
         if parts.engine and not parts.engine.build():
             found.append("engine: it does not answer")
         return tuple(found)
-
-
-def installed_build(bin_dir: Path) -> str:
-    """Return the build whose launcher of `pycni` is in a directory, "" where there is none."""
-    try:
-        for launcher in sorted((bin_dir / ".pycni").glob("*/launcher/pycni")):
-            if launcher.samefile(bin_dir / "pycni"):
-                return launcher.parent.parent.name
-    except OSError:
-        return ""
-    return ""
 
 
 def _taken(taker: str) -> str:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent import configuration, files, install
+from agent import configuration, files, install, owners
 from agent.leases import leased
 from cni_common.node.host import STATE_DIR
 from cni_common.node.record import Records
@@ -46,6 +46,8 @@ def uninstall(
                 log.warning(problem)
         if settings.dist:
             problems += _remove_plugins(settings.bin_dir, log)
+            if engine and (build := install.installed(settings.bin_dir)):
+                engine.follow(build)  # systemd's, which has served the agent's build
         _remove_state(settings.state_dir)
         _remove_leases(settings.network.leases, log)
     except OSError as error:
@@ -111,7 +113,7 @@ def pods(network: str, state_dir: str = STATE_DIR) -> list[str]:
 
 def _remove_plugins(bin_dir: Path, log: Log) -> list[str]:
     try:
-        install.uninstall(bin_dir, lambda text: log.info(text))
+        install.uninstall(bin_dir, lambda text: log.info(text), owner=owners.AGENT)
     except install.InstallError as error:
         log.info(str(error))
     return []

@@ -36,7 +36,8 @@ BUILD = ROOT / "build/freeze"
 SOURCE, COMPILED = BUILD / "source", BUILD / "compiled"
 # The plugins' bundle can install itself; all else of the agent is a program of its own.
 OF_AGENT = tuple(
-    f"agent/{name}.py" for name in ("__init__", "engine_choice", "install", "install_command")
+    f"agent/{name}.py"
+    for name in ("__init__", "engine_choice", "install", "install_command", "owners")
 )
 UNITS = (
     "deploy/pycni-engine.service",

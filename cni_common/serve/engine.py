@@ -16,6 +16,7 @@ import socket
 import struct
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_common.node.journal import make_private_directory
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 NAMELESS, TALLY = r"/#\d+ \(deleted\)$", "pycni-served"
 _COUNT = struct.Struct("<Q")
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2), 64 bits: type, whence, start, …
+_INODE_BYTES_MAX = 20  # in the text of engine.lock: 64 bits
 _GIVEN_SOCKET = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
 _BURST, _BURST_SECONDS = 10, 10.0  # workers replaced at once, within so many seconds
 # The pause beyond that, and after a failed fork; at the end, until launchers are turned away.
@@ -55,9 +57,9 @@ def serve(
 ) -> None:
     """Serve requests until SIGTERM, SIGINT or SIGHUP, on systemd's socket or on one at `path`.
 
-    Another engine at that path is told to end; no request is lost in between. An engine on demand
-    ends instead, and also once it is of no use any more. Raises OSError if the socket cannot be
-    made, FileExistsError if another program serves it.
+    Another engine at that path, also one whose path systemd has taken, is told to end; no request
+    is lost in between. An engine on demand ends instead, and also once it is of no use any more.
+    Raises OSError if the socket cannot be made, FileExistsError if another program serves it.
     """
     load_all()
     _import_the_rest(with_judge=not settings.on_demand)
@@ -65,7 +67,7 @@ def serve(
     if given:
         # Requests that wait at the end are for the next engine.
         worker = Worker(settings, load, given, leave_backlog=True)
-        _Supervisor(worker, settings, log).run()
+        _Supervisor(worker, settings, log).run(partial(_end_displaced, given.getsockname()))
         return
     place = _Place(path, yields=settings.on_demand)
     worker = Worker(settings, load, place.listener)
@@ -249,7 +251,8 @@ class _Place:
     """The path of the socket, held by the engine that was started last.
 
     Beside the socket lies `engine.lock`, on which that engine holds a record lock (fcntl(2)). Such
-    a lock belongs to one process and not to its children, and F_GETLK returns the owner.
+    a lock belongs to one process and not to its children, and F_GETLK returns the owner. The text
+    is the socket's inode: systemd takes the path without a question, and leaves the lock.
     """
 
     def __init__(self, path: str, *, yields: bool) -> None:
@@ -260,14 +263,14 @@ class _Place:
         self._path = path
         self._yields = yields
         self._directory = os.path.dirname(path)
-        self._lock_path = f"{self._directory}/engine.lock"
+        self._lock_path = _lock_path(path)
         make_private_directory(self._directory)
         self._new, self._new_lock = f"{path}.{os.getpid()}", f"{self._lock_path}.{os.getpid()}"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         self.listener = socket.socket(
             socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         )
-        with self._locked():  # a file without a lock belongs to no running engine
+        with _locked(self._directory):  # a file without a lock belongs to no running engine
             self._remove_leftovers()
             self._lock = os.open(self._new_lock, flags, 0o600)
             fcntl.lockf(self._lock, fcntl.LOCK_EX)
@@ -275,6 +278,7 @@ class _Place:
         os.chmod(self._new, 0o600)
         self.listener.listen(BACKLOG)
         self._identity = os.stat(self._new).st_ino
+        os.write(self._lock, b"%d" % self._identity)
 
     def take(self) -> None:
         """Take the path, and tell the engine that held it to end.
@@ -282,12 +286,13 @@ class _Place:
         Raises FileExistsError if a program that is no such engine serves at the path, or any engine
         if this one yields.
         """
-        with self._locked():
+        with _locked(self._directory):
             old = self._holder()
-            if self._yields and (old >= 0 or self._is_served()):
+            is_there = old >= 0 and not _is_displaced(self._path)
+            if self._yields and (is_there or self._is_served()):
                 self._discard()
                 raise FileExistsError(errno.EEXIST, "another engine serves there", self._path)
-            if old < 0 and self._is_served():
+            if not is_there and self._is_served():
                 self._discard()
                 raise FileExistsError(
                     errno.EEXIST,
@@ -302,7 +307,7 @@ class _Place:
 
     def leave(self) -> None:
         """Remove the path, unless another engine has taken it."""
-        with self._locked(), suppress(FileNotFoundError):
+        with _locked(self._directory), suppress(FileNotFoundError):
             if os.stat(self._path).st_ino == self._identity:
                 os.unlink(self._path)
                 os.unlink(self._lock_path)
@@ -317,7 +322,7 @@ class _Place:
                 os.unlink(f"{self._directory}/{name}")
 
     def _holder(self) -> int:
-        """Return a pidfd of the engine that holds the path, -1 for none."""
+        """Return a pidfd of the engine that has the lock, -1 for none."""
         pid = lock_owner(self._lock_path)
         with suppress(ProcessLookupError):
             return -1 if pid < 0 else os.pidfd_open(pid)
@@ -338,14 +343,50 @@ class _Place:
         os.unlink(self._new)
         os.unlink(self._new_lock)
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
+
+@contextmanager
+def _locked(directory: str) -> Iterator[None]:
+    """Let one engine in at a time that changes socket and lock. Raises OSError."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def owner_of(path: str) -> int:
+    """Return the id of the process whose engine has made the socket `path`, -1 for none.
+
+    systemd's socket has none, also where an engine that was there before it still runs. Raises
+    OSError.
+    """
+    with suppress(FileNotFoundError), _locked(os.path.dirname(path)):
+        return -1 if _is_displaced(path) else lock_owner(_lock_path(path))
+    return -1
+
+
+def _end_displaced(path: str) -> None:
+    """Tell the engine to end whose socket at `path` systemd has replaced by its own."""
+    with suppress(OSError), _locked(os.path.dirname(path)):
+        owner = lock_owner(_lock_path(path))
+        if owner > 0 and _is_displaced(path):
+            os.kill(owner, signal.SIGTERM)  # the lock is of a process that has not ended
+
+
+def _is_displaced(path: str) -> bool:
+    """Tell whether another socket is at `path` than that of the engine that took the lock last.
+
+    An engine of an older build says nothing of its socket, and counts as not displaced.
+    """
+    with suppress(OSError), open(_lock_path(path), "rb") as file:
+        told = file.read(_INODE_BYTES_MAX)
+        return told not in (b"", b"%d" % os.stat(path).st_ino)
+    return False
+
+
+def _lock_path(path: str) -> str:
+    return f"{os.path.dirname(path)}/engine.lock"
 
 
 def lock_owner(path: str) -> int:

@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
-from cni_common.serve.engine import NAMELESS, TALLY, lock_owner, total
+from cni_common.serve.engine import NAMELESS, TALLY, owner_of, total
 from cni_common.serve.worker import PROTOCOL
 
 _GREETING = struct.Struct("<6sH16s")  # launcher/launcher.c: an engine's first message
@@ -62,7 +62,7 @@ def look(path: str) -> Status | None:
     build, worker = greeting(path)
     pid = _parent(worker) if worker else 0
     with suppress(OSError):
-        pid = pid or max(lock_owner(f"{os.path.dirname(path)}/engine.lock"), 0)
+        pid = pid or max(owner_of(path), 0)
     if not build and not pid:
         return None
     workers = _children(pid)
@@ -80,7 +80,7 @@ def look(path: str) -> Status | None:
 def greeting(path: str) -> tuple[str, int]:
     """Return the build that the engine at the socket `path` says, and the worker's process id.
 
-    ("", 0) where none answers.
+    ("", 0) where none answers, "" and the id where the engine speaks another protocol.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.settimeout(_HELLO_SECONDS)
@@ -93,10 +93,23 @@ def greeting(path: str) -> tuple[str, int]:
     if len(data) < _GREETING.size:
         return "", 0
     magic, protocol, _ = _GREETING.unpack_from(data)
-    if (magic, protocol) != (b"pycni\0", PROTOCOL):
+    if magic != b"pycni\0":
         return "", 0
     pids = [_PEER.unpack(text)[0] for _, kind, text in control if kind == _SCM_CREDENTIALS]
-    return data[_GREETING.size :].decode("ascii", "replace"), pids[0] if pids else 0
+    build = data[_GREETING.size :].decode("ascii", "replace") if protocol == PROTOCOL else ""
+    return build, pids[0] if pids else 0
+
+
+def supervisor_of(worker: int) -> int:
+    """Return the process whose worker this is, 0 for none: one that was killed has left it alone.
+
+    Only root learns that of root's processes.
+    """
+    parent = _parent(worker) if worker else 0
+    with suppress(OSError):
+        if parent and os.path.samefile(f"/proc/{parent}/exe", f"/proc/{worker}/exe"):
+            return parent
+    return 0
 
 
 def _stat(pid: int) -> list[str]:

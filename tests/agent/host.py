@@ -44,15 +44,18 @@ OTHER = member("b", 2, "10.244.2.0/24", "fd00:10:244:2::/64")
 class AgentHost:
     """A node whose agent knows the cluster from its state on the disk: the API server is away."""
 
-    def __init__(self, program: Path | None = None) -> None:
-        """`program` is the frozen agent; None: the agent from the sources."""
-        self.node = Node(DIST)
+    def __init__(self, program: Path | None = None, node: Node | None = None) -> None:
+        """`program` is the frozen agent; None: the agent from the sources.
+
+        `node` is a node with plugins, None: one of its own, without any.
+        """
+        self.node = node or Node(DIST)
         self.dist = DIST
         self.program = program
         self.name, self.api_server = "a", "192.0.2.250:6443"  # where nobody answers
         self._agent: subprocess.Popen[bytes] | None = None
         script = f"""
-            mkdir -p /opt && mount -t tmpfs -o mode=755 tmpfs /opt
+            {"" if node else "mkdir -p /opt && mount -t tmpfs -o mode=755 tmpfs /opt"}
             mkdir -p -m 700 {STATE}
             ip link add uplink type veth peer name beyond
             echo 0 >/proc/sys/net/ipv6/conf/uplink/accept_dad

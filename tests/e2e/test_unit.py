@@ -65,11 +65,12 @@ def served(done: Done) -> None:
 
 def served_by_the_engine(node: SystemdNode, netns: str) -> None:
     """Attach and detach a container while launchers have nothing that they could start."""
-    (program,) = node.path(f"{BIN}/.pycni").glob("*/pycni")
-    away = program.rename(program.with_name("away"))
+    programs = [*node.path(f"{BIN}/.pycni").glob("*/pycni")]
+    away = [program.rename(program.with_name("away")) for program in programs]
     for command in ("ADD", "DEL"):
         served(node.execute("bridge", command, CONFIG, netns))
-    away.rename(program)
+    for one, program in zip(away, programs, strict=True):
+        one.rename(program)
 
 
 def put_delegate(node: SystemdNode, text: str) -> None:

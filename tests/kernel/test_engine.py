@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 
 from cni_common.serve import engine as engine_module
+from cni_common.serve.engine import owner_of
+from cni_common.serve.status import greeting, supervisor_of
 from tests.engines import BUNDLE_STATUS, Engine, launcher_dir, socket_path
 from tests.machine import Json, Machine, error_of
 from tests.waits import GENEROUS, wait_until
@@ -710,6 +712,45 @@ def socket_of_systemd() -> Iterator[socket.socket]:
         yield listener
     assert socket_path().exists()
     socket_path().unlink()
+
+
+def test_systemd_takes_the_path_of_an_engine(machine: Machine) -> None:
+    """systemd binds its socket where one is: the engine that it starts ends the one before.
+
+    Meanwhile no other engine takes systemd's socket away, though the old one still has the lock.
+    """
+    old = machine.start_engine()
+    with socket_of_systemd() as listener:
+        taken = socket_path().stat().st_ino
+        assert owner_of(str(socket_path())) == -1
+        with pytest.raises(AssertionError, match="the engine ended"):
+            machine.start_engine()
+        assert old.is_running()
+        assert socket_path().stat().st_ino == taken
+
+        new = machine.start_engine(listener=listener)
+
+        assert old.wait() == 0
+        assert add_and_delete(machine) == (0, 0)
+        assert socket_path().stat().st_ino == taken
+        assert new.is_running()
+        assert supervisor_of(greeting(str(socket_path()))[1]) == new.pid
+
+
+def test_an_engine_that_has_its_path_stays(machine: Machine) -> None:
+    """An engine on a socket of systemd's that is elsewhere by now ends no other one."""
+    with socket_of_systemd() as listener:
+        socket_path().unlink()
+        other = machine.start_engine()
+        assert owner_of(str(socket_path())) == other.pid
+
+        late = machine.start_engine(listener=listener)
+
+        assert late.is_running()
+        assert other.is_running()
+        late.end()
+        machine.engine = other
+        assert add_and_delete(machine) == (0, 0)
 
 
 _PATIENCE = 2.0  # HELLO_MS of launcher/launcher.c, in seconds

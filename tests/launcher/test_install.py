@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from agent import install, owners
 from cni_common.spec.names import VERSION
 from plugins import TYPES
 from tests.machine import ROOT, error_of
@@ -375,6 +376,88 @@ def test_builds_long_out_of_use_are_removed(dist: Path, other_dist: Path, place:
     _install(dist, place)
 
     assert _builds(installed) == {_build(dist), _build(other_dist), "recent", "unmarked"}
+
+
+class TestOwners:
+    """A node's own plugins, by `make install` or a package, and those of a cluster's agent."""
+
+    def test_the_agent_goes(self, dist: Path, other_dist: Path, place: Path) -> None:
+        """The node's build has the launchers again, however many builds the agent has had."""
+        installed = _install(dist, place, "systemd")
+        install.install(other_dist, installed, print, owner=owners.AGENT)
+        by_agent = _answering(installed / "bridge")
+        _forget_superseded(installed)
+        install.install(other_dist, installed, print, owner=owners.AGENT)
+
+        install.uninstall(installed, print, owner=owners.AGENT)
+
+        assert by_agent == OTHER_VERSION
+        assert {_answering(installed / name) for name in TYPES} == {VERSION}
+        assert _told(installed) == f"{VERSION} {_build(dist)}"
+        assert os.readlink(installed / ".pycni/engine") == "systemd"
+        _uninstall(dist, place)
+        assert not installed.exists() or list(installed.iterdir()) == []
+
+    def test_the_package_goes(self, dist: Path, other_dist: Path, place: Path) -> None:
+        """The agent's plugins stay, and nothing of theirs is away for a moment."""
+        installed = _install(other_dist, place, "systemd")
+        install.install(dist, installed, print, owner=owners.AGENT)
+        before = {name: (installed / name).stat().st_ino for name in NAMES}
+
+        done = _script("uninstall", dist, place)
+
+        assert done.returncode == 0, done.stderr
+        assert f"keeps build {_build(dist)}: it is of the agent of a cluster" in done.stdout
+        assert {name: (installed / name).stat().st_ino for name in NAMES} == before
+        assert not (installed / ".pycni/engine").is_symlink()
+        install.uninstall(installed, print, owner=owners.AGENT)
+        assert list(installed.iterdir()) == []
+
+    def test_one_build_of_both(self, dist: Path, place: Path) -> None:
+        """The same build belongs to both, and goes with the last."""
+        installed = _install(dist, place)
+        install.install(dist, installed, print, owner=owners.AGENT)
+
+        install.uninstall(installed, print, owner=owners.AGENT)
+        assert _answering(installed / "bridge") == VERSION
+        _uninstall(dist, place)
+
+        assert not installed.exists() or list(installed.iterdir()) == []
+
+    def test_an_installation_before_there_were_notes(
+        self, dist: Path, other_dist: Path, place: Path
+    ) -> None:
+        """Only the node's own installation chooses an engine: what is there is taken for it."""
+        installed = _install(dist, place)
+        (installed / ".pycni/node").unlink()
+
+        install.install(other_dist, installed, print, owner=owners.AGENT)
+        install.uninstall(installed, print, owner=owners.AGENT)
+
+        assert _answering(installed / "bridge") == VERSION
+
+    def test_the_agent_has_gone_without_a_word(self, dist: Path, place: Path) -> None:
+        """Its note can be removed by hand, as the message says; then all of it goes."""
+        installed = _install(dist, place)
+        install.install(dist, installed, print, owner=owners.AGENT)
+        told = _script("uninstall", dist, place).stdout
+        note = installed / ".pycni/agent"
+        assert f"remove '{note}' and try again" in told
+
+        note.unlink()
+        _uninstall(dist, place)
+
+        assert not installed.exists() or list(installed.iterdir()) == []
+
+
+def _forget_superseded(installed: Path) -> None:
+    """Have it be long ago that builds were superseded, as after days of upgrades."""
+    for mark in installed.glob(".pycni/*/superseded"):
+        mark.write_text("another-boot 1.0")
+    newer = installed / ".pycni/newer"
+    (newer / "launcher").mkdir(parents=True)
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    (newer / "superseded").write_text(f"{boot} 1e9")
 
 
 def test_two_installations_at_once_agree(dist: Path, other_dist: Path, place: Path) -> None:
