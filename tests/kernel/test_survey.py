@@ -13,6 +13,7 @@ import pytest
 from cni_common.kernel.netns import identity
 from cni_common.node import survey
 from tests.mounts import bind, detach
+from tests.waits import longer_if_busy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +78,7 @@ def test_addresses_of_a_local_user_prove_nothing() -> None:
         namespaces = survey.reachable_namespaces()
 
         assert (found, log) == (set(), [])
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < longer_if_busy(1)
         # A container that a record names by its identity lives, whatever user namespace owns it.
         assert identity(path) in namespaces
 
@@ -109,7 +110,7 @@ def test_a_container_whose_addresses_change_all_the_time(machine: Machine) -> No
         found, log = seen(path, other)
 
         assert {ADDRESS, ip_address("10.9.0.3")} <= found
-        assert time.monotonic() - started < survey._SECONDS + 1
+        assert time.monotonic() - started < longer_if_busy(survey._SECONDS + 1)
         assert all(path in line for line in log)  # a dump may pass between two changes
 
 

@@ -22,6 +22,7 @@ import pytest
 
 from cni_common.spec.names import CURRENT_VERSION, SUPPORTED_VERSIONS
 from tests.machine import ROOT
+from tests.waits import longer_if_busy
 
 BUILD = "1.2.3"
 PROTOCOL = 3
@@ -432,7 +433,7 @@ def test_an_engine_that_says_nothing_is_passed_over(
     begun = time.monotonic()
     with launcher.listening(backlog=8) as listener:
         done = launcher.run(env={"CNI_COMMAND": command})
-        assert least < time.monotonic() - begun < most
+        assert least < time.monotonic() - begun < longer_if_busy(most)
 
         with listener.accept()[0] as connection:
             assert connection.recv(1) == b""
