@@ -151,10 +151,10 @@ def _write_modules(stdlib: Path) -> None:
 
 
 def copy_pyroute2(directory: Path) -> None:
-    """Put pyroute2 into `directory` in its own smaller form, without data bases and servers."""
+    """Put pyroute2 into `directory`, of which only that is loaded, and frozen, that is used."""
     package = directory / "pyroute2"
     shutil.copytree(Path(sysconfig.get_path("purelib"), "pyroute2"), package)
-    (package / "minimal.py").replace(package / "__init__.py")
+    shutil.copy(FROZEN / "of_pyroute2.py", package / "__init__.py")
     socket = package / "netlink/rtnl/iprsocket.py"
     text = socket.read_text()
     for old, new in _WITHOUT_MOCK.items():

@@ -29,7 +29,12 @@ SOURCE = BUILD / "source"
 INPUTS = (
     *("LICENSE", "NOTICE", "pyproject.toml", "requirements.lock"),
     *("agent", "cni_common", "commands", "plugins", "deploy/frozen/setns.c"),
-    *("deploy/frozen/agent.spec", "deploy/freeze_agent.py", "deploy/freeze.py"),
+    *(
+        "deploy/frozen/of_pyroute2.py",
+        "deploy/frozen/agent.spec",
+        "deploy/freeze_agent.py",
+        "deploy/freeze.py",
+    ),
 )
 _MARK = "build"  # the file with the digest
 _LICENCE = re.compile(r"(?i)(licen[cs]e|copying|notice)")
