@@ -104,6 +104,8 @@ test-vm: dist ## features that this kernel may lack, under others: in user mode;
 	else \
 	    $(python) -m tests.vm.user_mode; \
 	    if [[ "$${PYCNI_TEST_ALL:-0}" != 0 ]]; then \
+	        deploy/prerequisites.sh --kubernetes; \
+	        $(python) -m deploy.freeze_agent; \
 	        $(python) -m tests.vm.user_mode --kernel 6.1; \
 	        for kernel in 6.1-cloud 6.12-cloud; do tests/vm/boot.py --kernel $$kernel; done; \
 	    fi; \

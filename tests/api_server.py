@@ -241,13 +241,13 @@ def serving(nodes: Sequence[Json]) -> Iterator[ApiServer]:
         made.close()
 
 
-def certified(folder: Path) -> ssl.SSLContext:
-    """Write a certificate of 127.0.0.1 as the service account's ca.crt, and a token."""
+def certified(folder: Path, address: str = "127.0.0.1") -> ssl.SSLContext:
+    """Write a certificate of an address as the service account's ca.crt, and a token."""
     key, certificate = folder / "key.pem", folder / "ca.crt"
     words = (
         "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=api"
     )
-    more = ("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate)
+    more = ("-addext", f"subjectAltName=IP:{address}", "-keyout", key, "-out", certificate)
     subprocess.run(["openssl", *words.split(), *more], check=True, capture_output=True)
     (folder / "token").write_text("token")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -69,12 +69,16 @@ def asks(
     port: int,
     *,
     source: tuple[str, int] | None = None,
+    seconds: float = 0.0,
 ) -> str:
     """Send a question from a namespace; return whom the server saw, "" when no answer came.
 
-    The answer must come from where the question went to.
+    The answer must come from where the question went to, within `seconds` if those are given.
     """
     with open_socket(netns, server.protocol, address) as client:
+        if seconds:
+            server.sock.settimeout(seconds)
+            client.settimeout(seconds)
         try:
             if source:
                 client.bind(source)

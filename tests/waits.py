@@ -9,12 +9,20 @@ from collections.abc import Callable
 GENEROUS = 120.0  # seconds: only a failure makes a test wait so long
 
 
-def wait_until(condition: Callable[[], object], what: str | Callable[[], str]) -> None:
-    """Wait until something is so. Raises AssertionError, which says `what` is wrong otherwise."""
-    deadline = time.monotonic() + GENEROUS
+def wait_until(
+    condition: Callable[[], object],
+    what: str | Callable[[], str],
+    seconds: float = GENEROUS,
+    pause: float = 0.005,
+) -> None:
+    """Wait until something is so, with a pause of so many seconds between two looks.
+
+    Raises AssertionError, which says `what` is wrong otherwise.
+    """
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, what if isinstance(what, str) else what()
-        time.sleep(0.005)
+        time.sleep(pause)
 
 
 def longer_if_busy(seconds: float) -> float:

@@ -23,7 +23,7 @@ LIST = "/etc/cni/net.d/10-pycni.conflist"
 STATE = "/var/lib/cni/pycni-agent"
 BINS = "/opt/cni/bin"
 PORT = 9632
-OWN4, OWN6 = "192.0.2.11", "2001:db8::11"
+OWN4 = "192.0.2.11"
 RANGES = ("10.244.1.0/24", "fd00:10:244:1::/64")
 
 
@@ -44,23 +44,28 @@ OTHER = member("b", 2, "10.244.2.0/24", "fd00:10:244:2::/64")
 class AgentHost:
     """A node whose agent knows the cluster from its state on the disk: the API server is away."""
 
-    def __init__(self, program: Path | None = None, node: Node | None = None) -> None:
+    def __init__(
+        self, program: Path | None = None, node: Node | None = None, *, number: int = 1
+    ) -> None:
         """`program` is the frozen agent; None: the agent from the sources.
 
-        `node` is a node with plugins, None: one of its own, without any.
+        `node` is a node with plugins, None: one of its own, without any. `number` is the last digit
+        of its addresses, and gives it its name: 1 is node a.
         """
         self.node = node or Node(DIST)
         self.dist = DIST
-        self.program = program
-        self.name, self.api_server = "a", "192.0.2.250:6443"  # where nobody answers
+        self.program, self.number = program, number
+        self.name = chr(ord("a") + number - 1)
+        self.addresses = (f"192.0.2.1{number}", f"2001:db8::1{number}")
+        self.api_server = "192.0.2.250:6443"  # where nobody answers
         self._agent: subprocess.Popen[bytes] | None = None
         script = f"""
             {"" if node else "mkdir -p /opt && mount -t tmpfs -o mode=755 tmpfs /opt"}
             mkdir -p -m 700 {STATE}
             ip link add uplink type veth peer name beyond
             echo 0 >/proc/sys/net/ipv6/conf/uplink/accept_dad
-            ip address add {OWN4}/24 dev uplink
-            ip address add {OWN6}/64 dev uplink nodad
+            ip address add {self.addresses[0]}/24 dev uplink
+            ip address add {self.addresses[1]}/64 dev uplink nodad
             ip link set uplink up
             ip link set beyond up
             """
@@ -160,9 +165,12 @@ class AgentHost:
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
 
-    def wait_ready(self) -> None:
-        """Wait until /readyz says yes."""
-        wait_until(lambda: self.get("/readyz")[0] == 200, "the agent is not ready")
+    def wait_ready(self, seconds: float = GENEROUS, pause: float = 0.005) -> None:
+        """Wait until /readyz says yes, as `wait_until` does."""
+        wait_until(lambda: self.get("/readyz")[0] == 200, self._why, seconds, pause)
+
+    def _why(self) -> str:
+        return f"the agent of {self.name} is not ready: {self.get('/readyz')[1]}"
 
     def metric(self, name: str) -> float:
         """Return the value of a metric, with its labels; 0 where it is not there."""

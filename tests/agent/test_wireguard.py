@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import socket
-import struct
 from base64 import b64decode
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,37 +11,11 @@ import pytest
 
 from agent.cluster import Member
 from agent.network.settings import WIREGUARD
-from cni_common.kernel.netns import NetNS
 from tests.agent.nodes import Lan, Node
-from tests.machine import Machine
+from tests.agent.wire import Wire, kinds
 from tests.waits import wait_until
 
 DEVICE = "pycni-wg"
-_ETH_P_ALL = 3
-
-
-class Wire:
-    """What passes a port of the router, by protocol and UDP destination port."""
-
-    def __init__(self, machine: Machine, netns: str, name: str) -> None:
-        handle = NetNS(netns)
-        kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
-        self._sock = handle.open_socket(socket.AF_PACKET, kind, socket.htons(_ETH_P_ALL))
-        self._sock.bind((name, _ETH_P_ALL))
-        handle.close()
-
-    def seen(self) -> Counter[tuple[int, int]]:
-        """Return how many packets of IPv4 there were until now."""
-        found: Counter[tuple[int, int]] = Counter()
-        while True:
-            try:
-                frame = self._sock.recv(2048)
-            except BlockingIOError:
-                self._sock.close()
-                return found
-            if frame[12:14] == b"\x08\x00":
-                (port,) = struct.unpack_from("!H", frame, 36)
-                found[frame[23], port if frame[23] == socket.IPPROTO_UDP else 0] += 1
 
 
 @pytest.mark.full_kernel
@@ -69,11 +41,11 @@ def test_pods_by_tunnel(lan: Lan, tmp_path: Path) -> None:
     assert before == {"10.244.2.0/24": "unreachable", "fd00:10:244:2::/64": "unreachable lo"}
     assert [(one.mtu, one.problems) for one in second] == [(1440, ())] * 2
     assert [one.public_key for one in second] == [one.public_key for one in first]
-    wire = Wire(lan.machine, lan.router, "port1-1")
+    wire = Wire(lan.router, "port1-1")
     for address, size in (("10.244.2.10", 1412), ("fd00:10:244:2::10", 1392)):
         assert lan.machine.ping(here, address, "-Mdo", f"-s{size}")
         assert lan.machine.ping(a.netns, address)
-    assert set(wire.seen()) == {(socket.IPPROTO_UDP, 51820)}
+    assert set(kinds(wire.packets())) == {(socket.IPPROTO_UDP, 51820)}
 
     _stays(a, *keyed)
     _is_private(tmp_path / "a" / "wireguard.key", first[0].public_key)

@@ -8,11 +8,13 @@ import json
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
 from tests.machine import Json
+from tests.resident import visiting
 
 REQUEST_SECONDS = 30.0
 WATCH_SECONDS = (
@@ -43,29 +45,39 @@ class Watched(NamedTuple):
 class Api:
     """A client with the rights of a kubeconfig."""
 
-    def __init__(self, config: Json, directory: Path) -> None:
-        """Take the first cluster and user of a kubeconfig; `directory` gets their certificates."""
+    def __init__(self, config: Json, directory: Path, netns: str = "") -> None:
+        """Take the first cluster and user of a kubeconfig; `directory` gets their certificates.
+
+        It asks from the network namespace `netns`, "" for its own.
+        """
         cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
         where = urlsplit(cluster["server"])
         assert where.hostname, cluster["server"]
         self.host, self.port = where.hostname, where.port or 443
+        self._netns, self._token = netns, user.get("token", "")
         files = {}
         for name, source in (
             ("ca", cluster["certificate-authority-data"]),
-            ("certificate", user["client-certificate-data"]),
-            ("key", user["client-key-data"]),
+            ("certificate", user.get("client-certificate-data")),
+            ("key", user.get("client-key-data")),
         ):
-            files[name] = directory / f"{name}.pem"
-            files[name].write_bytes(base64.b64decode(source))
+            if source:
+                files[name] = directory / f"{name}.pem"
+                files[name].write_bytes(base64.b64decode(source))
         self._tls = ssl.create_default_context(cafile=str(files["ca"]))
-        self._tls.load_cert_chain(files["certificate"], files["key"])
+        if "key" in files:
+            self._tls.load_cert_chain(files["certificate"], files["key"])
 
     def _open(self, method: str, path: str, body: bytes | None, kind: str, seconds: float) -> Any:
         connection = http.client.HTTPSConnection(
             self.host, self.port, context=self._tls, timeout=seconds
         )
         headers = {"Content-Type": kind, "Accept": "application/json", "Connection": "close"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
         try:
+            with visiting(self._netns) if self._netns else nullcontext():
+                connection.connect()
             connection.request(method, path, body, headers)
             answer = connection.getresponse()
             if answer.status >= 400:

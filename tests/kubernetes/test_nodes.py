@@ -11,8 +11,8 @@ from tests.kubernetes.api import EVENTS, NODES, PODS, Api
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.node import CONFLISTS, Node
 from tests.kubernetes.pods import Pod, Pods, pod, reaches
-from tests.kubernetes.traffic import traffic
 from tests.machine import Json
+from tests.traffic import traffic
 from tests.waits import wait_until
 
 pytestmark = pytest.mark.rotating(2)  # by each way of connecting pods, on half of the days

@@ -7,13 +7,30 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import cycle
+from typing import Protocol
 
-from tests.kubernetes.pods import Pod
 from tests.sockets import Server, asks, serving
 
 PORT = 8081  # not that of other questions to the same pods
 PAUSE_SECONDS = 0.02
+LATE_SECONDS = 20.0  # what is lost never comes; what a busy or emulated machine delays does
 LEAST = 20  # questions of each kind, or the time was too short to prove anything
+
+
+class Pod(Protocol):
+    """A pod of two families."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def netns(self) -> str:
+        """Its network namespace, as this process finds it."""
+
+    def address(self, version: int) -> str:
+        """Return its address of a family."""
+
 
 Question = tuple[Pod, Pod, Server, int]  # client, server pod, its socket, IP version
 
@@ -33,7 +50,7 @@ def traffic(*pairs: tuple[Pod, Pod]) -> Iterator[None]:
             for client, pod, server, version in cycle(questions):
                 if end.wait(PAUSE_SECONDS):
                     return
-                seen = asks(client.netns, server, pod.address(version), PORT)
+                seen = asks(client.netns, server, pod.address(version), PORT, seconds=LATE_SECONDS)
                 name = f"{client.name} to {pod.name} by IPv{version}"
                 asked[name] += 1
                 lost[name] += seen != client.address(version)
