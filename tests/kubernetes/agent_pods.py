@@ -18,7 +18,7 @@ PROGRAM = ROOT / "dist" / "agent" / "pycni-agent"
 PODS = "/api/v1/namespaces/kube-system/pods"
 DAEMON_SETS = "/apis/apps/v1/namespaces/kube-system/daemonsets"
 NAME = "pycni"
-_PROCESS = r"pycni-agent(?!.*on-host)"
+PROCESS = r"pycni-agent(?!.*on-host)"
 
 
 def missing() -> str:
@@ -98,7 +98,7 @@ class AgentPods(Agents):
 
     def kill(self, node: Node) -> None:
         """Kill the process: the kubelet starts the container again."""
-        node.command("kill", "-KILL", str(process_of(node, _PROCESS)))
+        node.command("kill", "-KILL", str(process_of(node, PROCESS)))
 
     def uninstall(self, *nodes: Node, is_forced: bool = True) -> None:
         """Have the program take away what it has made; it refuses over pods unless forced."""

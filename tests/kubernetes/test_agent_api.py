@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from lightkube.core.exceptions import ConfigError
 
-from agent.api import Access
+from agent.access import Access
 from agent.cluster import Member
 from agent.logs import Log
 from agent.metrics import Metrics
