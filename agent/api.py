@@ -6,8 +6,6 @@ import socket
 import ssl
 import threading
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx2
@@ -18,10 +16,12 @@ from lightkube.core.exceptions import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from lightkube.config.kubeconfig import SingleConfig
 
-SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+    from agent.access import Access
+
 _SECONDS = 10.0  # for a connection, and for an answer that is not a watch
 # A watch may be silent for long. So the kernel asks whether the peer is still there (tcp(7)), and a
 # server that has vanished without a word is noticed after half a minute.
@@ -43,56 +43,43 @@ _BURST, _REQUESTS_PER_SECOND = 100, 2.0  # a list of 5,000 nodes is 50 requests
 ERRORS = (httpx2.HTTPError, httpx2.StreamError, ConfigError, OSError, ssl.SSLError)
 
 
-@dataclass(frozen=True)
-class Access:
-    """Address of the API server, and the agent's credentials.
+def connect(access: Access) -> Client:
+    """Return a client with connections of its own; close it. Raises one of ERRORS."""
+    config, token = _config_of(access)
+    params = ConnectionParams(timeout=httpx2.Timeout(_SECONDS), trust_env=False)
+    verify = params.httpx_params(config)["verify"]
+    verify.sslsocket_class = _Gathering
+    return Client(
+        config,
+        timeout=params.timeout,
+        trust_env=False,
+        transport=_Transport(verify, token),
+    )
 
-    `server` is a URL, or host:port; "" takes that of the kubeconfig, or of the pod's environment,
-    which are `host` and `port`. `kubeconfig` is a file, "" for the service account of the pod.
-    """
 
-    server: str = ""
-    kubeconfig: str = ""
-    service_account: Path = Path(SERVICE_ACCOUNT)
-    host: str = ""
-    port: str = "443"
-
-    def connect(self) -> Client:
-        """Return a client with connections of its own; close it. Raises one of ERRORS."""
-        config, token = self._config()
-        params = ConnectionParams(timeout=httpx2.Timeout(_SECONDS), trust_env=False)
-        verify = params.httpx_params(config)["verify"]
-        verify.sslsocket_class = _Gathering
-        return Client(
-            config,
-            timeout=params.timeout,
-            trust_env=False,
-            transport=_Transport(verify, token),
+def _config_of(access: Access) -> tuple[SingleConfig, Path | None]:
+    """Return the configuration, and the file with the token of each request, None for none."""
+    if access.kubeconfig:
+        config = _chosen(KubeConfig.from_file(access.kubeconfig))
+        if access.server:
+            config.cluster.server = _url(access.server)
+        return config, None
+    server = access.server or (_host_and_port(access.host, access.port) if access.host else "")
+    if not server:
+        raise ConfigError(
+            "there is no API server: this is no pod, so name one by --kubeconfig, or by"
+            " --api-server and --service-account"
         )
+    authority = access.service_account / "ca.crt"
+    if not authority.exists():
+        raise ConfigError(f"there is no '{authority}': mount the service account")
+    cluster = Cluster(server=_url(server), certificate_auth=str(authority))
+    config = _chosen(KubeConfig.from_one(cluster=cluster, user=User()))
+    return config, access.service_account / "token"
 
-    def _config(self) -> tuple[SingleConfig, Path | None]:
-        """Return the configuration, and the file with the token of each request, None for none."""
-        if self.kubeconfig:
-            config = _chosen(KubeConfig.from_file(self.kubeconfig))
-            if self.server:
-                config.cluster.server = self._url(self.server)
-            return config, None
-        server = self.server or (_host_and_port(self.host, self.port) if self.host else "")
-        if not server:
-            raise ConfigError(
-                "there is no API server: this is no pod, so name one by --kubeconfig, or by"
-                " --api-server and --service-account"
-            )
-        authority = self.service_account / "ca.crt"
-        if not authority.exists():
-            raise ConfigError(f"there is no '{authority}': mount the service account")
-        cluster = Cluster(server=self._url(server), certificate_auth=str(authority))
-        config = _chosen(KubeConfig.from_one(cluster=cluster, user=User()))
-        return config, self.service_account / "token"
 
-    @staticmethod
-    def _url(server: str) -> str:
-        return server if "://" in server else f"https://{server}"
+def _url(server: str) -> str:
+    return server if "://" in server else f"https://{server}"
 
 
 def _chosen(config: KubeConfig) -> SingleConfig:

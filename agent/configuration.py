@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent import files, nodes
+from agent import files
 from agent.network.settings import BRIDGE_DEVICE
+from agent.snapshot import overlaps
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from agent.cluster import Member, Network
-    from agent.nodes import Snapshot
+    from agent.snapshot import Snapshot
 
 PTP, BRIDGE = "ptp", "bridge"
 KINDS = (PTP, BRIDGE)
@@ -133,7 +134,7 @@ def why_closed(snapshot: Snapshot) -> str:
     Two nodes with one range would give one address to two pods. Neither can know which of the two
     is right, so both refuse; pods that run stay, and can be deleted.
     """
-    found = nodes.overlaps(snapshot.cluster)
+    found = overlaps(snapshot.cluster)
     if not found:
         return ""
     own, other, theirs = found[0]
@@ -149,7 +150,7 @@ def taker(snapshot: Snapshot) -> str:
     Where ranges overlap, the first node by name has them on each other node (network/plan.py).
     """
     own = snapshot.cluster.own.name
-    first = min((other.name for _, other, _ in nodes.overlaps(snapshot.cluster)), default=own)
+    first = min((other.name for _, other, _ in overlaps(snapshot.cluster)), default=own)
     return first if first < own else ""
 
 

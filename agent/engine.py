@@ -63,6 +63,7 @@ class Engine:
         self._path = path
         self._lock = f"{os.path.dirname(path)}/engine.lock"  # as cni_common/serve/engine.py has it
         self._expected = ""  # the build of an engine that was started, until it serves
+        self._deadline = 0.0  # by which that one serves
         self._watched = 0  # process id of the engine whose end wakes the loop
 
     def build(self) -> str:
@@ -73,8 +74,11 @@ class Engine:
         """Have an engine of `build` serve; return what is wrong, in sentences.
 
         One that the agent starts takes the socket's path over before the old one is told to end, so
-        no call fails. Where systemd has the socket, systemd starts it.
+        no call fails. Where systemd has the socket, systemd starts it. One that was started is
+        given its time.
         """
+        if self._expected == build and time.monotonic() < self._deadline:
+            return ()
         self._expected = ""
         if os.getpid() == self._process:
             return (
@@ -97,14 +101,14 @@ class Engine:
         """Wait until the engine serves that `ensure` has started; return what is wrong."""
         if not self._expected:
             return ()
-        deadline = time.monotonic() + _START_SECONDS
         while True:
             serving, worker = greeting(self._path)
             if serving == self._expected:
                 break
-            if time.monotonic() > deadline:
+            if time.monotonic() > self._deadline:
                 return (self._why_not(serving),)
             time.sleep(_POLL_SECONDS)
+        self._expected = ""
         owner = owner_of(self._path)
         self._watch(owner if owner >= 0 else supervisor_of(worker))
         return ()
@@ -133,7 +137,7 @@ class Engine:
             )
         if worker:
             self._log.info("told systemd's engine to end", build=build, before=serving)
-        self._expected = build
+        self._expected, self._deadline = build, time.monotonic() + _START_SECONDS
         return ()
 
     def follow(self, build: str) -> None:
@@ -169,7 +173,7 @@ class Engine:
             return (f"'{' '.join(words)}' takes more than {_START_SECONDS:.0f} s",)
         if done.returncode:
             return (f"the engine does not start: {done.stderr.strip() or done.returncode}",)
-        self._expected = build
+        self._expected, self._deadline = build, time.monotonic() + _START_SECONDS
         return ()
 
     def _watch(self, owner: int) -> None:

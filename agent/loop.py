@@ -1,5 +1,6 @@
 """The one loop that changes anything on the node: woken by all others, it looks and mends.
 
+Only the head start of plugins and engine comes before it.
 Each step asks the node anew what is there. So it does not matter which wake-up came, in which
 order, or whether one was lost.
 """
@@ -10,8 +11,9 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from agent import configuration, install, nodes, owners
+from agent import configuration, install, owners
 from agent.reports import Condition
+from agent.snapshot import overlaps
 from agent.watch import BackOff
 
 if TYPE_CHECKING:
@@ -23,10 +25,10 @@ if TYPE_CHECKING:
     from agent.logs import Log
     from agent.metrics import Metrics
     from agent.network.fabric import Applied, Fabric
-    from agent.nodes import Snapshot
     from agent.pod_events import PodEvents
     from agent.remembered import Remembered
     from agent.reports import Reports
+    from agent.snapshot import Snapshot
     from agent.wake import Wake
     from agent.watch import NodeWatch
 
@@ -63,6 +65,7 @@ class Parts:
     metrics: Metrics
     log: Log
     before: Callable[[], object] = lambda: None  # called at the beginning of each round
+    head_start: Callable[[], set[str]] = set  # waits for it; returns what it has told
     leftovers: Callable[[], tuple[str, ...]] = tuple  # called at the end; returns problems
     has_condition: bool = False  # NetworkUnavailable of the Node is the agent's
 
@@ -166,7 +169,7 @@ class Loop:
             parts.log.warning("plugins were removed or replaced: installing them again")
         seen.signature = ()
         seen.build = install.build_of(parts.dist)
-        told: set[str] = set()
+        told = self._parts.head_start()
         for _ in range(_INSTALL_TRIES):
             # Only what was the same before and after was looked at in between: somebody may
             # replace a plugin meanwhile.
@@ -211,7 +214,7 @@ class Loop:
         return applied[0] if applied else None
 
     def _overlaps(self, snapshot: Snapshot) -> None:
-        found = nodes.overlaps(snapshot.cluster)
+        found = overlaps(snapshot.cluster)
         self._parts.metrics.overlaps(len(found))
         closed = configuration.why_closed(snapshot)
         taker = configuration.taker(snapshot)

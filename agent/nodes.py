@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from lightkube.core.resource import ApiInfo, GlobalResource, ResourceDef
 
-from agent.cluster import Address, Cluster, Member, Network
+from agent.cluster import Address, Member, Network
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -77,17 +76,6 @@ class Node(msgspec.Struct, GlobalResource):
     )
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """The cluster at one moment, and the runtime of the own node as the kubelet reports it.
-
-    `runtime` is such as "containerd://2.4.2", "" where it is not known.
-    """
-
-    cluster: Cluster
-    runtime: str = ""
-
-
 def source_of(node: Node) -> tuple[str, ...]:
     """Return all texts of a Node that `member_of` reads: a Node that has the same is the same."""
     spec, status = node.spec, node.status
@@ -127,61 +115,6 @@ def runtime_of(node: Node) -> str:
     """Return name and version of the container runtime of a Node, "" where it is not known."""
     info = node.status.nodeInfo if node.status else None
     return info.containerRuntimeVersion if info else ""
-
-
-def cluster_of(own: Member, members: Iterable[Member]) -> Cluster:
-    """Return the cluster around `own`: of `members` the others, by name."""
-    others = sorted((one for one in members if one.name != own.name), key=lambda one: one.name)
-    return Cluster(own, tuple(others))
-
-
-def overlaps(cluster: Cluster) -> tuple[tuple[Network, Member, Network], ...]:
-    """Return each own range that overlaps a range of another node: own range, node, its range."""
-    return tuple(
-        (own, other, theirs)
-        for own in cluster.own.ranges
-        for other in cluster.others
-        for theirs in other.ranges
-        if own.version == theirs.version and own.overlaps(theirs)
-    )
-
-
-# --- the form on the disk ---
-
-
-def to_json(snapshot: Snapshot) -> dict[str, Any]:
-    """Return a snapshot as JSON has it."""
-    return {
-        "runtime": snapshot.runtime,
-        "own": _member_to_json(snapshot.cluster.own),
-        "others": [_member_to_json(one) for one in snapshot.cluster.others],
-    }
-
-
-def from_json(data: dict[str, Any]) -> Snapshot:
-    """Return the snapshot that `to_json` has written. Raises KeyError, TypeError, ValueError."""
-    others = tuple(_member_from_json(one) for one in data["others"])
-    return Snapshot(Cluster(_member_from_json(data["own"]), others), str(data["runtime"]))
-
-
-def _member_to_json(member: Member) -> dict[str, Any]:
-    return {
-        "name": member.name,
-        "uid": member.uid,
-        "addresses": [str(one) for one in member.addresses],
-        "ranges": [str(one) for one in member.ranges],
-        "public_key": member.public_key,
-    }
-
-
-def _member_from_json(data: dict[str, Any]) -> Member:
-    return Member(
-        name=str(data["name"]),
-        uid=str(data["uid"]),
-        addresses=tuple(ipaddress.ip_address(one) for one in data["addresses"]),
-        ranges=tuple(ipaddress.ip_network(one) for one in data["ranges"]),
-        public_key=str(data["public_key"]),
-    )
 
 
 def _one_of_each_family(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from agent.engine import Engine
     from agent.health import Health
@@ -76,8 +76,10 @@ def _serve(settings: Settings, log: Log) -> int:
     make_private_directory(str(settings.state_dir))
     wake = Wake()
     _stop_by_signal(wake)
-    loop, health = _parts(settings, wake, log)
     log.info("started", version=VERSION, node=settings.node, mode=settings.network.mode)
+    engine = _engine(settings, wake, log) if settings.has_engine else None
+    head_start = _head_start(settings, engine)
+    loop, health = _parts(settings, wake, log, engine=engine, head_start=head_start)
     loop.run(wake)
     # Nothing is taken back: pods run on, start and end without the agent.
     log.info("stopped; pods go on as they are")
@@ -110,7 +112,22 @@ def _stay(settings: Settings) -> int:
     return 0
 
 
-def _parts(settings: Settings, wake: Wake, log: Log) -> tuple[Loop, Health | None]:
+def _head_start(settings: Settings, engine: Engine | None) -> Callable[[], set[str]]:
+    """Have plugins and engine come; return a function that waits, as Loop wants it."""
+    from agent.head_start import HeadStart
+
+    return HeadStart(settings.dist, settings.bin_dir, engine).join if settings.dist else set
+
+
+def _parts(
+    settings: Settings,
+    wake: Wake,
+    log: Log,
+    *,
+    engine: Engine | None,
+    head_start: Callable[[], set[str]],
+) -> tuple[Loop, Health | None]:
+    # Most of the imports of a start: modules of the API's client and of the metrics.
     from agent.directories import Directories
     from agent.health import Health
     from agent.leftovers import Leftovers, sockets_of
@@ -143,12 +160,13 @@ def _parts(settings: Settings, wake: Wake, log: Log) -> tuple[Loop, Health | Non
         choice=choice,
         bin_dir=settings.bin_dir,
         dist=settings.dist,
-        engine=_engine(settings, wake, log) if settings.has_engine else None,
+        engine=engine,
         reports=reports,
         pod_events=PodEvents(reports, choice.network),
         metrics=metrics,
         log=log,
         before=directories.ensure,
+        head_start=head_start,
         leftovers=leftovers.look,
         has_condition=settings.has_condition,
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from agent import files, nodes
+from agent import files
+from agent.snapshot import from_json, to_json
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.logs import Log
-    from agent.nodes import Snapshot
+    from agent.snapshot import Snapshot
 
 FORMAT = 1  # of the file; a newer agent may read older ones, never the other way round
 FILE = "cluster.json"
@@ -37,7 +38,7 @@ class Remembered:
             found = json.loads(data)
             if found["format"] != FORMAT:
                 raise ValueError(f"format {found['format']} is not {FORMAT}")
-            snapshot = nodes.from_json(found)
+            snapshot = from_json(found)
             if snapshot.cluster.own.name != node:
                 raise ValueError(f"it is of node '{snapshot.cluster.own.name}'")
         except (OSError, KeyError, TypeError, ValueError) as error:
@@ -49,5 +50,5 @@ class Remembered:
 
     def save(self, snapshot: Snapshot) -> bool:
         """Write the cluster; return False if it is the same as before. Raises OSError."""
-        text = json.dumps({"format": FORMAT, **nodes.to_json(snapshot)}, indent=1)
+        text = json.dumps({"format": FORMAT, **to_json(snapshot)}, indent=1)
         return files.replace(self._path, text.encode() + b"\n", 0o600)

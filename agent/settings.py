@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent import configuration, leases
-from agent.api import SERVICE_ACCOUNT, Access
+from agent.access import SERVICE_ACCOUNT, Access
 from agent.configuration import Choice
 from agent.install import BIN_DIR
 from agent.leftovers import AUTO

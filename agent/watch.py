@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from lightkube.core.exceptions import ApiError
 
 from agent import api, memory, nodes
-from agent.nodes import Node, Snapshot
+from agent.nodes import Node
+from agent.snapshot import Snapshot, cluster_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,7 +161,7 @@ class NodeWatch:
         if own is None:
             self._wake(_CAUSE)
             return
-        cluster = nodes.cluster_of(own, self._members.values())
+        cluster = cluster_of(own, self._members.values())
         snapshot = Snapshot(cluster, self._runtime)
         if snapshot != self._snapshot:
             self._snapshot = snapshot

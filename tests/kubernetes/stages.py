@@ -26,7 +26,7 @@ STAGES = {
     "controller": "the API has the node's pod, which the controller of DaemonSets makes",
     "scheduler": "the pod is bound to its node",
     "kubelet": "volumes are mounted, the container's process is there",
-    "start": "the agent has its modules, and logs that it has started",
+    "start": "the agent has its settings, and logs that it has started",
     "agent": "plugins, engine, network are there, the list is written",
     "notice": "the API has the Node as Ready, as the kubelet has asked containerd",
 }

@@ -13,7 +13,7 @@ import pytest
 from agent import configuration
 from agent.cluster import Cluster, Member
 from agent.configuration import Choice, ConfigurationError
-from agent.nodes import Snapshot
+from agent.snapshot import Snapshot
 
 RANGES = ("10.244.1.0/24", "fd00:10:244:1::/64")
 

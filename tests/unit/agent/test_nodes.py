@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from agent import nodes
 from agent.cluster import Cluster, Member
 from agent.logs import Log
-from agent.nodes import Node, Snapshot
+from agent.nodes import Node
 from agent.remembered import Remembered
+from agent.snapshot import Snapshot, cluster_of, overlaps
 
 
 def _node(**more: Any) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def test_cluster() -> None:
     """The others are sorted by name, and the node itself is not among them."""
     own, *others = (Member(name, name) for name in "bac")
 
-    assert nodes.cluster_of(own, [*others, own]) == Cluster(own, tuple(others))
+    assert cluster_of(own, [*others, own]) == Cluster(own, tuple(others))
 
 
 _NETWORKS = st.integers(16, 28).flatmap(
@@ -109,7 +110,7 @@ def test_overlaps(own: list[Any], theirs: list[Any]) -> None:
     other = Member("b", "b", ranges=tuple(theirs))
     cluster = Cluster(Member("a", "a", ranges=tuple(own)), (other,))
 
-    found = nodes.overlaps(cluster)
+    found = overlaps(cluster)
 
     assert {(one, two) for one, _, two in found} == {
         (one, two) for one in own for two in theirs if max(one[0], two[0]) <= min(one[-1], two[-1])
@@ -121,7 +122,7 @@ class TestRemembered:
 
     def _snapshot(self) -> Snapshot:
         members = [nodes.member_of(_decoded(_node())), Member("b", "u-2"), Member("c", "u-3")]
-        return Snapshot(nodes.cluster_of(members[0], members), "containerd://2.4.2")
+        return Snapshot(cluster_of(members[0], members), "containerd://2.4.2")
 
     def test_round_trip(self, tmp_path: Path) -> None:
         """A new agent finds what the last one has saved; the same is not written twice."""

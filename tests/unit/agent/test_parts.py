@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from agent.settings import Settings, parser, settings_of, with_files
 from agent.wake import Wake
 from agent.watch import BackOff
 from cni_common.kernel.cgroups import _hierarchies
+from tests.machine import ROOT
 
 
 def test_causes_are_gathered() -> None:
@@ -186,3 +189,18 @@ def test_hierarchies() -> None:
         frozenset({"cpu", "cpuacct"}): "/sys/fs/cgroup/cpu,cpuacct",
         frozenset({"name=systemd"}): "/sys/fs/cgroup/systemd",
     }
+
+
+_LARGE = ("httpx2", "lightkube", "msgspec", "prometheus_client", "pyroute2", "yaml")
+
+
+@pytest.mark.starts_process
+def test_the_head_start_is_one() -> None:
+    """What comes before it loads neither the API's client nor the metrics: they take as long."""
+    modules = "agent.program, agent.settings, agent.logs, agent.engine, agent.head_start"
+    script = f"import sys, {modules}; print(*{{*{_LARGE}}} & {{*sys.modules}})"
+    words = [sys.executable, "-c", script]
+
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+
+    assert done.stdout.split() == []

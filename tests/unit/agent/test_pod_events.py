@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.api import Access
+from agent.access import Access
 from agent.logs import Log
 from agent.metrics import Metrics
 from agent.pod_events import BROKEN, Pod, PodEvents, pods

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent import nodes
-from agent.api import Access
+from agent.access import Access
 from agent.cluster import Member
 from agent.logs import Log
 from agent.metrics import Metrics
