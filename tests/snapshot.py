@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import lru_cache
 from ipaddress import ip_interface
 from typing import Any
@@ -58,11 +58,14 @@ def pending(lines: list[str]) -> Iterator[str]:
     """Tell what the kernel is still about to change by itself, by the answers to LISTINGS.
 
     An interface learns of its carrier a moment after it has one, and IPv6 begins with its addresses
-    then: a link-local address has its route when the kernel has looked for its duplicates.
+    then: a link-local address has its route when the kernel has looked for its duplicates. An
+    interface that is deleted goes before its routes do.
     """
-    addresses, routes = json.loads(lines[1] or "[]"), json.loads(lines[2] or "[]")
+    addresses, routes = (list(filter(None, json.loads(line or "[]"))) for line in lines[1:3])
+    names = {link["ifname"] for link in addresses}
+    yield from (f"a route of {one['dev']} is left" for one in routes if is_going(one, names))
     local = {(one.get("dev"), one["dst"]) for one in routes if one.get("type") == "local"}
-    for link in filter(None, addresses):
+    for link in addresses:
         name, flags, state = link["ifname"], link["flags"], link["operstate"]
         has_carrier = "LOWER_UP" in flags
         if "UP" in flags and state not in _NEVER_UP and has_carrier != (state == "UP"):
@@ -71,6 +74,11 @@ def pending(lines: list[str]) -> Iterator[str]:
             ip = str(ip_interface(address["local"]).ip)
             if not address.get("dadfailed") and (name, ip) not in local:
                 yield f"{ip} of {name} has no route yet"
+
+
+def is_going(route: Json, names: Collection[str]) -> bool:
+    """Tell whether the interface of a route is none of those there are, with these names."""
+    return "dev" in route and route["dev"] not in names
 
 
 def changes(before: object, after: object, where: str = "") -> list[str]:
