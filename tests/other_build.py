@@ -1,4 +1,4 @@
-"""A version to come: what `make dist` makes of a copy of the sources that differs a little."""
+"""A version to come: what `make dist` and `make agent` make of sources that differ a little."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from cni_common.spec.names import VERSION
-from deploy.freeze import INPUTS
+from deploy import freeze, freeze_agent
 
 ROOT = Path(__file__).resolve().parents[1]
 TREE = ROOT / "build/other"
@@ -34,11 +34,22 @@ def make() -> Path:
 
     Like dist/bin it is made anew only when a source changed, for whichever process is first.
     """
+    _make("deploy.freeze", freeze.INPUTS)
+    return TREE / "dist/bin"
+
+
+def make_agent() -> Path:
+    """Bring the other version's agent up to date, likewise, and return its directory."""
+    _make("deploy.freeze_agent", freeze_agent.INPUTS)
+    return TREE / "dist/agent"
+
+
+def _make(program: str, inputs: Sequence[str]) -> None:
     TREE.mkdir(parents=True, exist_ok=True)
     with _locked(TREE / "lock"):
-        _copy_sources()
+        _copy_sources(inputs)
         done = subprocess.run(
-            [sys.executable, "-m", "deploy.freeze"],
+            [sys.executable, "-m", program],
             cwd=TREE,
             capture_output=True,
             text=True,
@@ -46,7 +57,6 @@ def make() -> Path:
             check=False,
         )
     assert done.returncode == 0, done.stderr
-    return TREE / "dist/bin"
 
 
 def version_behind(answer: str) -> str:
@@ -70,9 +80,9 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _copy_sources() -> None:
-    """Copy what the bundle is made of, so that it shows when something was not in that list."""
-    for name in INPUTS:
+def _copy_sources(inputs: Sequence[str]) -> None:
+    """Copy what a program is made of, so that it shows when something was not in that list."""
+    for name in inputs:
         source, copy = ROOT / name, TREE / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():

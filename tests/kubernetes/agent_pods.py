@@ -18,7 +18,7 @@ PROGRAM = ROOT / "dist" / "agent" / "pycni-agent"
 PODS = "/api/v1/namespaces/kube-system/pods"
 DAEMON_SETS = "/apis/apps/v1/namespaces/kube-system/daemonsets"
 NAME = "pycni"
-PROCESS = r"pycni-agent(?!.*on-host)"
+PROCESS = r"pycni-agent(?!.*on-host)"  # the agent itself
 
 
 def missing() -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
+import re
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,28 +12,48 @@ import pytest
 from cni_common.spec.names import VERSION
 from deploy.image import build
 from tests import other_build
-from tests.kubernetes.agent_pods import DAEMON_SETS, NAME, AgentPods
-from tests.kubernetes.agents import Agents
+from tests.kubernetes.agent_pods import DAEMON_SETS, NAME, PODS, PROCESS, AgentPods
+from tests.kubernetes.agents import Agents, answers, process_of
+from tests.kubernetes.changes import TABLE, changes, made_by_agent
 from tests.kubernetes.churn import churn
 from tests.kubernetes.cluster import Cluster
+from tests.kubernetes.keeper import kept_engine, socket_kept
 from tests.kubernetes.node import BIN, Node
-from tests.kubernetes.pods import Pods, pod, reaches
+from tests.kubernetes.pods import Pod, Pods, pod, reaches
+from tests.machine import Json
+from tests.traffic import traffic
 from tests.waits import wait_until
 
 FAILURES = ("FailedCreatePodSandBox", "FailedKillPod")
-OTHER_IMAGE = f"localhost/pycni:{other_build.OTHER_VERSION}"
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image of the agent, and what is in it."""
+
+    name: str
+    version: str
+    plugins: str  # build of the plugins
+    agent: str  # digest of the agent's build
+
+
+def image_of(name: str, version: str, dist: Path) -> Image:
+    """Return the image that is made of a directory."""
+    (plugins,) = (path.name for path in (dist / "bin/.pycni").iterdir())
+    return Image(name, version, plugins, (dist / "agent/build").read_text())
 
 
 @pytest.fixture(scope="module")
-def other_image(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Give each node the image of another build; return its name."""
-    folder = other_build.make().parent
-    shutil.copytree(build.DIST / "agent", folder / "agent", dirs_exist_ok=True)
+def other_image(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """Give each node the image of another build, of plugins and agent; return that."""
+    dist = other_build.make().parent
+    assert other_build.make_agent().parent == dist
+    made = image_of(f"localhost/pycni:{other_build.OTHER_VERSION}", other_build.OTHER_VERSION, dist)
     archive: Path = tmp_path_factory.mktemp("other") / "pycni.tar"
-    build.make(archive, name=OTHER_IMAGE, dist=folder)
+    build.make(archive, name=made.name, dist=dist)
     for node in cluster.nodes.values():
         node.load(archive)
-    return OTHER_IMAGE
+    return made
 
 
 def installed(node: Node) -> str:
@@ -39,42 +61,108 @@ def installed(node: Node) -> str:
     return node.command(f"{BIN}/pycni", "version").split()[1]
 
 
-def roll_out(network: Cluster, image: str, version: str) -> None:
-    """Have the DaemonSet run an image, and wait until each node has its build."""
+def agent_of(node: Node) -> tuple[str, str]:
+    """Return the version that the agent of a node tells, and the digest of its build."""
+    found = re.search(r'pycni_build_info\{version="([^"]*)"\} 1', answers(node, "/metrics")[1])
+    program = process_of(node, PROCESS)
+    digest = node.path(f"/proc/{program}/root/opt/pycni/agent/build")
+    return (found[1], digest.read_text()) if found and digest.exists() else ("", "")
+
+
+def roll_out(network: Cluster, image: Image) -> int:
+    """Have the DaemonSet run an image, and wait until each node has its build.
+
+    Returns how many nodes were without an agent at a time, at most.
+    """
+    away = [0]
     network.plane.kubectl(
-        *("--namespace", "kube-system", "set", "image", f"daemonset/{NAME}", f"agent={image}")
+        *("--namespace", "kube-system", "set", "image"),
+        *(f"daemonset/{NAME}", f"agent={image.name}"),
     )
+
+    def is_rolled_out(daemon_set: Json) -> bool:
+        status = daemon_set["status"]
+        wanted = status["desiredNumberScheduled"]
+        away.append(wanted - int(status.get("numberAvailable", 0)))
+        return (
+            status.get("observedGeneration") == daemon_set["metadata"]["generation"]
+            and status.get("updatedNumberScheduled", 0) == wanted
+            and away[-1] == 0
+        )
+
     network.api.wait(
         DAEMON_SETS,
-        lambda found: _is_rolled_out(found[NAME]),
-        f"all agents are of {image}",
+        lambda found: is_rolled_out(found[NAME]),
+        f"all agents are of {image.name}",
     )
     for node in network.nodes.values():
-        wait_until(lambda node=node: installed(node) == version, f"{node.name} has {version}")  # type: ignore[misc]
+        wait_until(
+            lambda node=node: installed(node) == image.version,  # type: ignore[misc]
+            f"{node.name} has no {image.version}",
+        )
+    return max(away)
 
 
-def _is_rolled_out(daemon_set: dict[str, dict[str, int]]) -> bool:
-    status = daemon_set["status"]
-    wanted = status["desiredNumberScheduled"]
-    return (
-        status.get("observedGeneration") == daemon_set["metadata"]["generation"]
-        and status.get("updatedNumberScheduled", 0) == wanted
-        and status.get("numberAvailable", 0) == wanted
+def agent_pods(network: Cluster) -> dict[str, tuple[str, int]]:
+    """Return image and restarts of each pod of the DaemonSet, by its node."""
+    found = [one for one in network.api.list(PODS) if one["metadata"]["name"].startswith(NAME)]
+    return {
+        one["spec"]["nodeName"]: (
+            one["spec"]["containers"][0]["image"],
+            sum(status["restartCount"] for status in one["status"]["containerStatuses"]),
+        )
+        for one in found
+        if "deletionTimestamp" not in one["metadata"]
+    }
+
+
+def upgrade(
+    network: Cluster, pods: Pods, running: list[Pod], image: Image, name: str, folder: Path
+) -> list[str]:
+    """Roll an image out while pods start and end on the first node; return those that stay.
+
+    Packets between running pods arrive. What the agents have made in the kernel stays as it is, and
+    nothing is written where nothing is to change.
+    """
+    quiet = [node for node in network.nodes.values() if node is not network.first]
+    before = {name: made_by_agent(node) for name, node in network.nodes.items()}
+    one, other = running
+    with ExitStack() as stack:
+        written = [stack.enter_context(changes(node, folder)) for node in quiet]
+        with traffic((one, other), (other, one)), churn(pods, network.first, name) as stay:
+            away = roll_out(network, image)
+
+    assert away == 1  # node after node
+    assert agent_pods(network) == dict.fromkeys(network.nodes, (image.name, 0))
+    told = {name: agent_of(node) for name, node in network.nodes.items()}
+    assert told == dict.fromkeys(network.nodes, (image.version, image.agent))
+    assert {name: made_by_agent(node) for name, node in network.nodes.items()} == before
+    assert written == [[] for _ in quiet]
+    wait_until(
+        lambda: kept_engine(network.first) == image.plugins,
+        "the engine that was there stays behind",
     )
+    return stay
 
 
 @pytest.mark.timeout(600)
-def test_upgrade_and_back(network: Cluster, agents: Agents, pods: Pods, other_image: str) -> None:
-    """Pods that start and end meanwhile all do, without one failed call; those that run go on."""
+def test_upgrade_and_back(
+    network: Cluster, agents: Agents, pods: Pods, other_image: Image, tmp_path: Path
+) -> None:
+    """Pods that start and end meanwhile all do, without one failed call; those that run go on.
+
+    On the node with these pods the engine is not the agent's, as with systemd's units: it follows.
+    """
     if not isinstance(agents, AgentPods):
         pytest.skip("agents are processes here, without an image: run make image")
+    own = image_of(build.NAME, VERSION, build.DIST)
+    assert own.agent != other_image.agent
     running, other = pods.start(pod("running", "node1"), pod("other", "node2"))
     failed = network.events(*FAILURES)
     try:
-        with churn(pods, network.first, "newer") as newer:
-            roll_out(network, other_image, other_build.OTHER_VERSION)
-        with churn(pods, network.first, "older") as older:
-            roll_out(network, build.NAME, VERSION)
+        with socket_kept(network.first):
+            newer = upgrade(network, pods, [running, other], other_image, "newer", tmp_path)
+            older = upgrade(network, pods, [running, other], own, "older", tmp_path)
     finally:
         agents.start()
     agents.wait_ready()
@@ -85,3 +173,27 @@ def test_upgrade_and_back(network: Cluster, agents: Agents, pods: Pods, other_im
     for one in (running, *started):
         assert reaches(one.netns, other.netns, other.address(4)) == one.address(4)
     pods.delete(*newer, *older)
+
+
+def test_what_an_agent_mends_is_heard(network: Cluster, agents: Agents, tmp_path: Path) -> None:
+    """What hears nothing in an upgrade hears of rules and a route that come back."""
+    if not isinstance(agents, AgentPods):
+        pytest.skip("agents are processes here, without a name of their own: run make image")
+    node = network.third
+    (range4,) = [one for one in network.ranges()["node2"] if ":" not in one]
+    before = made_by_agent(node)
+
+    with changes(node, tmp_path) as heard:
+        node.command("ip", "route", "delete", range4)
+        node.command("nft", "delete", "table", "inet", TABLE)
+        wait_until(
+            lambda: (
+                node.run("nft", "list", "table", "inet", TABLE).returncode == 0
+                and node.command("ip", "route", "show", range4)
+            ),
+            "they do not come back",
+        )
+
+    assert "pycni-agent" in heard  # a transaction of this program
+    assert any(range4 in one and not one.startswith("Deleted") for one in heard)
+    assert made_by_agent(node) != before
