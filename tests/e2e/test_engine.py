@@ -16,9 +16,12 @@ from tests.e2e.upgrades import CONFIG, Clients, install, version_of_engine
 from tests.machine import DIST, ROOT
 from tests.other_build import OTHER_VERSION
 from tests.scope import ALL
+from tests.waits import wait_until
 
 ACTIVATE = ("systemd-socket-activate", "--seqpacket")
 UNITS = ("pycni-engine.service", "pycni-engine.socket")
+# A launcher waits two seconds for an engine that begins: on a busy machine it imports for longer.
+PATIENCE_SECONDS = 1.9
 
 
 @pytest.fixture
@@ -84,19 +87,23 @@ def test_socket_activation(host: Node, launchers: Path) -> None:
         process = subprocess.Popen(
             host.entered(*ACTIVATE, "--listen", socket, DIST / "pycni", "engine"), stderr=stderr
         )
-    while b"Listening on" not in log.read_bytes():
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.01)
+    try:
+        while b"Listening on" not in log.read_bytes():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.01)
+        begun = time.monotonic()
 
-    done = host.execute("bridge", "ADD", CONFIG, host.container(), bin_dir=str(launchers))
+        done = host.execute("bridge", "ADD", CONFIG, host.container(), bin_dir=str(launchers))
 
-    assert done.returncode == 0, done.stdout + log.read_text()
-    deadline = time.monotonic() + 60
-    while "wait for requests" not in log.read_text():  # said once all workers are there
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.01)
-    process.kill()  # systemd-socket-activate has become the engine's supervisor
-    process.wait()
+        was_late = time.monotonic() - begun > PATIENCE_SECONDS
+        # Said once all workers are there.
+        wait_until(lambda: "wait for requests" in log.read_text(), log.read_text)
+        if done.returncode and was_late:
+            done = host.execute("bridge", "ADD", CONFIG, host.container(), bin_dir=str(launchers))
+        assert done.returncode == 0, done.stdout + log.read_text()
+    finally:
+        process.kill()  # systemd-socket-activate has become the engine's supervisor
+        process.wait()
 
 
 @pytest.mark.timeout(600)
