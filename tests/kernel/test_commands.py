@@ -585,7 +585,7 @@ def test_what_is_no_namespace(machine: Machine, tmp_path: Path) -> None:
         machine.ok("bridge", "ADD", conf, str(at), containerid="hidden")
     finally:
         detach(at)
-    machine.forget(container)
+    machine.end(container)  # while its pair is there, that tells that it is gone
     for _ in range(2):
         age(machine)
         assert pycni(machine, "reclaim").returncode == DONE
