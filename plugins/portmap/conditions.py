@@ -37,10 +37,11 @@ def ensure(netns: NetNS, suffix: str, conditions: Mapping[int, Sequence[str]]) -
     if not done.returncode or TABLE.has_chain(netns, chain):
         return
     errors = [*_errors(done.stderr)]
+    why = errors[0][1] if errors else done.stderr.strip()
     # Only the lines between have words of the user: a base that others remove is no fault of these.
     if not TABLE.has_chain(netns, layout.CONDITIONS) or {1, len(lines)} & {at for at, _ in errors}:
-        raise NetlinkError(errno.ENOENT, f"add the chain '{chain}': its base was removed")
-    why = errors[0][1] if errors else done.stderr.strip()
+        text = f"add the chain '{chain}', whose base others may have removed: {why}"
+        raise NetlinkError(errno.ENOENT, text)
     raise CNIError(Code.INVALID_CONFIG, f"nft refuses the conditions {dict(conditions)}: {why}")
 
 
