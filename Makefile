@@ -41,14 +41,15 @@ coverage: venv ## coverage of the unit tests; parts without input or output must
 
 test: ## all tests, also with failures among the first: check and the eight below; a quarter of an hour or two
 	@deploy/prerequisites.sh --reference
-	@tests/parts check,dist test-kernel,test-vm test-e2e,test-runtimes,test-agent test-faults,test-dataplane,test-launcher
+	@tests/parts check,dist test-kernel,test-vm \
+	    test-e2e,test-runtimes+test-launcher,test-agent+test-faults+test-dataplane
 
 test-all: ## the same with every case, both edges, Go plugins beside ours, two kernels; and the storm
 	@deploy/prerequisites.sh --reference
 	@deploy/prerequisites.sh --kubernetes
 	@deploy/prerequisites.sh --upstream
-	@PYCNI_TEST_ALL=1 tests/parts check test-packages test-kernel,test-vm test-e2e,test-agent \
-	    test-runtimes,test-dataplane,test-launcher storm test-faults test-kubernetes
+	@PYCNI_TEST_ALL=1 tests/parts check test-packages test-kernel+test-faults,test-vm \
+	    test-e2e+test-dataplane,test-runtimes+test-agent+test-launcher storm test-kubernetes
 
 test-kernel: venv ## each plugin on network namespaces of its own
 	$(call isolated,6) tests/kernel # which wait for the kernel most of the time
