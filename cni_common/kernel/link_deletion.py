@@ -9,6 +9,9 @@ interface into the group and asks for the deletion of the group (rtnl_group_dell
 net/core/rtnetlink.c). The request that gets the RTNL lock first deletes all interfaces that joined
 during the deletion before. Most grace periods are thereby waited for once, for any number of
 interfaces.
+
+A thread or a process waits for the acknowledgement. A process that is about to end has no use for a
+thread: the kernel ends it once all its threads have returned.
 """
 
 from __future__ import annotations
@@ -19,17 +22,24 @@ import os
 import select
 import socket
 import struct
+from contextlib import suppress
 from sys import byteorder
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.link import decode_identity
 from cni_common.kernel.netlink import NetlinkError
-from cni_common.kernel.netns import NETLINK_ROUTE
+from cni_common.kernel.netns import FIRST_PID_NAMESPACE, NETLINK_ROUTE
 from cni_common.kernel.rtnetlink import RTM_DELLINK, RTMGRP_LINK, Netlink
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
     from cni_common.kernel.netlink import Channel
     from cni_common.kernel.netns import NetNS
+
+    # A descriptor that reads as ended after the answer, and what returns or raises the answer then.
+    Asking = tuple[int, Callable[[], bool]]
 
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 # linux/filter.h: load a word, half or byte at an offset; skip unless equal; accept so many bytes.
@@ -37,38 +47,48 @@ _LOAD_WORD, _LOAD_HALF, _LOAD_BYTE, _IF_EQUAL, _RETURN = 0x20, 0x28, 0x30, 0x15,
 _SOCK_FILTER = struct.Struct("=HBBI")
 _TYPE_AT, _FAMILY_AT, _INDEX_AT = 4, 16, 20  # struct nlmsghdr, struct ifinfomsg after it
 _ALL = 0xFFFFFFFF
+# Programs that take care of orphans as process 1, by /proc/PID/comm.
+_REAPERS = {b"systemd", b"init", b"bash", b"tini", b"docker-init", b"dumb-init", b"catatonit"}
 
 
-def delete_link(netns: NetNS, index: int, group: int = 0) -> bool:
+def delete_link(netns: NetNS, index: int, group: int = 0, *, is_ending: bool = False) -> bool:
     """Delete an interface and return once it is invisible; return False if there was none.
 
     A thread waits for the kernel's acknowledgement. The thread may outlive this call and `netns` by
-    some ten milliseconds; the process waits for it at its end. `group` is the IFLA_GROUP of the
-    interfaces that this process and others delete at this moment, 0 for none. Raises NetlinkError.
+    some ten milliseconds; the process waits for it at its end. `is_ending`: this process has no
+    other threads and ends soon, so another process waits instead, if somebody takes care of that.
+    `group` is the IFLA_GROUP of the interfaces that this process and others delete at this moment,
+    0 for none. Raises NetlinkError.
     """
     events = netns.channel(NETLINK_ROUTE, RTMGRP_LINK)
     if group:
         hear_only_deletion(events, index)
-    waiting, outcome = _start_asking(netns, index, group)
+    waiting, answer = _start_asking(netns, index, group, by_process=is_ending)
     try:
         if _await_deletion(events, index, waiting):
             return True
+        is_deleted = answer()
     finally:
         os.close(waiting)
         netns.release(events)
         events.close()
-    answer = outcome[0]
-    if isinstance(answer, BaseException):
-        raise answer
-    if answer and group:  # no event: ours may have left the group again
+    if is_deleted and group:  # no event: ours may have left the group again
         netns.netlink.delete_link(index)
-    return answer
+    return is_deleted
 
 
-def _start_asking(netns: NetNS, index: int, group: int) -> tuple[int, list[bool | BaseException]]:
-    """Send the request in a thread; return a descriptor that reads as ended after the answer."""
+def _start_asking(netns: NetNS, index: int, group: int, *, by_process: bool) -> Asking:
     channel = netns.channel(NETLINK_ROUTE)
     netns.release(channel)
+    if by_process and orphans_are_reaped():
+        try:
+            return _ask_by_process(netns, channel, index)
+        except OSError:  # no more processes are possible
+            pass
+    return _ask_by_thread(channel, index, group)
+
+
+def _ask_by_thread(channel: Channel, index: int, group: int) -> Asking:
     outcome: list[bool | BaseException] = []
     waiting, working = os.pipe2(os.O_CLOEXEC)
 
@@ -81,11 +101,71 @@ def _start_asking(netns: NetNS, index: int, group: int) -> tuple[int, list[bool 
             channel.close()
             os.close(working)  # wakes the caller
 
+    def answer() -> bool:
+        if isinstance(outcome[0], BaseException):
+            raise outcome[0]
+        return outcome[0]
+
     try:
         _thread.start_new_thread(work, ())
     except RuntimeError:  # no more threads are possible
         work()
-    return waiting, outcome
+    return waiting, answer
+
+
+def orphans_are_reaped() -> bool:
+    """Tell whether process 1 surely takes care of a process whose parent has ended.
+
+    That of the machine does. In a container it may be a program that never waits for a child which
+    it has not started: each would stay in the table of processes.
+    """
+    try:
+        if os.stat("/proc/self/ns/pid").st_ino == FIRST_PID_NAMESPACE:
+            return True
+        with open("/proc/1/comm", "rb") as file:
+            is_reaper = file.read().strip() in _REAPERS
+        return is_reaper and os.readlink("/proc/self") == str(os.getpid())  # /proc is of this one
+    except OSError:
+        return False
+
+
+def _ask_by_process(netns: NetNS, channel: Channel, index: int) -> Asking:
+    """Have a child ask, which holds no other file of this process. Raises OSError if there is none.
+
+    The child writes a byte when it has deleted the interface. Otherwise this process asks itself,
+    and gets the reason.
+    """
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            is_child = os.fork() == 0  # noqa: TID251 - it only sends a message
+        except OSError:
+            ours.close()
+            raise
+        if is_child:
+            _ask_and_end(channel, index, theirs.fileno())
+    channel.close()
+    netns.leave_to(ours)
+    waiting = os.dup(ours.fileno())
+
+    def answer() -> bool:
+        return bool(os.read(waiting, 1)) or netns.netlink.delete_link(index)
+
+    return waiting, answer
+
+
+def _ask_and_end(channel: Channel, index: int, working: int) -> NoReturn:
+    """Delete the interface in a child, which closes first what a reader or a lock waits for."""
+    try:
+        kept = (channel.sock.fileno(), working)
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            if fd not in kept:
+                with suppress(OSError):  # the directory itself
+                    os.close(fd)
+        if Netlink(channel).delete_link(index):
+            os.write(working, b"1")
+    finally:
+        os._exit(0)
 
 
 def _ask(netlink: Netlink, index: int, group: int) -> bool:

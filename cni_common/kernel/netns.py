@@ -10,6 +10,7 @@ import _thread
 import errno
 import fcntl
 import os
+from contextlib import suppress
 from functools import cache, cached_property
 from sys import byteorder
 from typing import TYPE_CHECKING
@@ -51,6 +52,7 @@ class NetNS:
         self.path = path
         self.fd = _checked(fd, path) if fd >= 0 else _open(path)
         self._channels: list[Channel] = []
+        self._successor: socket.socket | None = None
 
     def run(self, function: Callable[[], T]) -> T:
         """Call `function` inside the namespace, in a throwaway thread, and return its result.
@@ -238,8 +240,33 @@ class NetNS:
                 channel.close()
         self._channels = kept
 
+    def leave_to(self, successor: socket.socket) -> None:
+        """Have a process at the other end of a stream wait for what closing this handle waits for.
+
+        The handle closes the stream. The other process need not read it.
+        """
+        if self._successor:
+            self._successor.close()
+        self._successor = successor
+
+    def _hand_over(self, successor: socket.socket) -> None:
+        """Leave the last close of nfnetlink's socket to the successor: a message there holds it.
+
+        It waits until nftables has freed what was deleted (nft_rcv_nl_event), a grace period.
+        """
+        import socket
+
+        if "netfilter" in self.__dict__:
+            fd = self.netfilter.sock.fileno().to_bytes(4, byteorder)  # cmsg(3): of type int
+            with suppress(OSError):  # the successor has ended
+                successor.sendmsg([b"0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fd)])
+        successor.close()
+
     def close(self) -> None:
         """Close the handle and everything opened through it."""
+        if self._successor:
+            self._hand_over(self._successor)
+            self._successor = None
         for channel in self._channels:
             channel.close()
         if self.fd >= 0:

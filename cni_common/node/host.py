@@ -81,6 +81,7 @@ class Host:
         guarded: bool = False,
         own: NetNS | None = None,
         link_group: int = 0,
+        is_ending: bool = False,
         state_dir: str = STATE_DIR,
     ) -> None:
         """`execute` runs a delegate that is ours, found by `load`.
@@ -93,6 +94,7 @@ class Host:
 
         `own` is the process's own namespace where that stays open for the next request. Interfaces
         of the host are deleted in the IFLA_GROUP `link_group`; 0 deletes each by its own request.
+        `is_ending`: the process ends after this request.
         """
         self.load = load
         self._execute = execute
@@ -105,6 +107,7 @@ class Host:
         self._given = given or {}
         self._own = own
         self._link_group = link_group
+        self._is_ending = is_ending
         self.defer: Callable[[Callable[[], None]], object] | None = None  # takes what may wait
         self._opened: dict[str, NetNS] = {}
         # By a plugin's name and CNI_PATH: its file, and its type if it is ours.
@@ -174,7 +177,8 @@ class Host:
         """
         from cni_common.kernel.link_deletion import delete_link
 
-        return delete_link(netns, index, self._link_group if netns is self.netns else 0)
+        group = self._link_group if netns is self.netns else 0
+        return delete_link(netns, index, group, is_ending=self._is_ending)
 
     def make_netns(self, path: str, fd: int) -> NetNS:
         """Return a new handle; tests make kernel calls fail here."""

@@ -84,7 +84,9 @@ def _serve(
             _ignore_signals()  # a finished ADD must be reported or rolled back, not interrupted
         return has_stdout and _write(reply.stdout)
 
-    with Host(load, os.path.realpath(sys.argv[0]), _log, execute=execute) as host:
+    path = os.path.realpath(sys.argv[0])
+    is_ending = environ["CNI_COMMAND"] == "DEL"  # other commands may delete many interfaces
+    with Host(load, path, _log, execute=execute, is_ending=is_ending) as host:
         return respond(plugin, environ, stdin, host, deliver=deliver).exit_code
 
 

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
-from collections.abc import Collection, Iterator, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from threading import Event
+from pathlib import Path
+from signal import SIGKILL
+from threading import Event, get_native_id
 from typing import Any
 
 import pytest
 
-from cni_common.kernel.link_deletion import delete_link, hear_only_deletion
+from cni_common.kernel.link_deletion import delete_link, hear_only_deletion, orphans_are_reaped
 from cni_common.kernel.netlink import Channel, Message, NetlinkError
 from cni_common.kernel.netns import NETLINK_ROUTE, NetNS
 from cni_common.kernel.rtnetlink import RTM_DELLINK, RTMGRP_LINK
-from tests.machine import Machine
+from tests.machine import ROOT, Machine
 
 pytestmark = pytest.mark.without_engine(reason="calls functions of this process")
 
 PATIENCE = 30  # seconds
 GROUP = 123456  # a group
+ALIVE = os.getpid()
 SO_LOCK_FILTER = 44  # asm-generic/socket.h
 
 
@@ -166,6 +172,141 @@ def test_absence_in_a_group(machine: Machine, netns: SlowNetNS) -> None:
 
     assert delete_link(netns, index, GROUP) is False
     assert machine.link(machine.host, "three") is None
+
+
+@pytest.fixture
+def children() -> Iterator[Callable[[], list[int]]]:
+    """Give a look at the children of this thread that it did not have; end them afterwards."""
+    path = Path(f"/proc/self/task/{get_native_id()}/children")
+
+    def all_of_them() -> list[int]:
+        return [int(word) for word in path.read_text().split()]
+
+    before = all_of_them()
+    yield lambda: [pid for pid in all_of_them() if pid not in before]
+    for pid in all_of_them():
+        if pid not in before:
+            os.kill(pid, SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def test_a_process_that_ends_leaves_the_wait_behind(
+    machine: Machine, netns: SlowNetNS, children: Callable[[], list[int]]
+) -> None:
+    """A child waits for the answer, and has no file that others wait for: no stdout, no lock."""
+    assert delete_link(netns, index_of(machine, "one"), is_ending=True) is True
+
+    assert machine.link(machine.host, "one") is None
+    [child] = children()
+    files = [str(file.readlink()) for file in Path(f"/proc/{child}/fd").iterdir()]
+    assert sorted(name.partition(":")[0] for name in files) == ["socket", "socket"]
+
+
+def test_a_child_waits_for_nftables_too(
+    machine: Machine, netns: SlowNetNS, children: Callable[[], list[int]]
+) -> None:
+    """The last close of a socket of nfnetlink waits: it comes with the end of the child."""
+    port = netns.netfilter.sock.getsockname()[0]
+
+    def is_open() -> bool:
+        rows = machine.command(machine.host, "cat", "/proc/net/netlink").splitlines()[1:]
+        return ["12", str(port)] in [row.split()[1:3] for row in rows]  # NETLINK_NETFILTER
+
+    assert delete_link(netns, index_of(machine, "one"), is_ending=True) is True
+    netns.close()
+
+    assert is_open()
+    [child] = children()
+    os.kill(child, SIGKILL)
+    os.waitpid(child, 0)
+    assert not is_open()
+
+
+def test_the_answer_of_a_child_counts_where_events_are_lost(
+    machine: Machine, netns: SlowNetNS
+) -> None:
+    """Without an event the child's answer is waited for."""
+    netns.deaf = True
+    netns.go_on.set()
+
+    assert delete_link(netns, index_of(machine, "one"), is_ending=True) is True
+    assert machine.link(machine.host, "one") is None
+
+
+def test_absence_and_refusal_told_by_a_child(machine: Machine, netns: SlowNetNS) -> None:
+    """They are what the kernel says without a child."""
+    index = index_of(machine, "one")
+    machine.do(machine.host, "ip link del one")
+    netns.go_on.set()
+
+    assert delete_link(netns, index, is_ending=True) is False
+    with pytest.raises(NetlinkError, match="delete interface 1") as refused:
+        delete_link(netns, index_of(machine, "lo"), is_ending=True)
+
+    assert refused.value.errno == errno.EOPNOTSUPP
+    assert machine.link(machine.host, "lo") is not None
+
+
+class _Mortal(Channel):
+    """Its process is killed before it asks for anything, unless it is this one."""
+
+    def exchange(
+        self, messages: Sequence[Message], *, absent: Collection[int] = ()
+    ) -> list[list[Any]]:
+        if os.getpid() != ALIVE:
+            os.kill(os.getpid(), SIGKILL)
+        return super().exchange(messages, absent=absent)
+
+
+class MortalNetNS(NetNS):
+    """A namespace in which children are killed."""
+
+    def channel(self, protocol: int, groups: int = 0) -> Channel:
+        """Return a new channel."""
+        channel = super().channel(protocol, groups)
+        return channel if groups else _Mortal(channel.sock)
+
+
+def test_a_child_that_is_killed(machine: Machine, children: Callable[[], list[int]]) -> None:
+    """The process asks by itself."""
+    machine.do(machine.host, "ip link add one type veth peer name two")
+    netns = MortalNetNS(machine.host)
+
+    assert delete_link(netns, index_of(machine, "one"), is_ending=True) is True
+
+    assert machine.link(machine.host, "one") is None
+    assert children()  # dead by now
+    netns.close()
+
+
+def test_no_more_processes(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where none can be started a thread waits."""
+    machine.do(machine.host, "ip link add one type veth peer name two")
+    netns = NetNS(machine.host)
+
+    def refuse() -> int:
+        raise BlockingIOError(errno.EAGAIN, "fork")
+
+    monkeypatch.setattr(os, "fork", refuse)
+
+    assert delete_link(netns, index_of(machine, "one"), is_ending=True) is True
+    assert machine.link(machine.host, "one") is None
+    netns.close()
+
+
+def test_orphans_are_left_only_to_a_process_that_reaps() -> None:
+    """Process 1 of a sandbox is bash, which does; of others it is not known."""
+    assert orphans_are_reaped()
+    program = "from cni_common.kernel.link_deletion import *; print(orphans_are_reaped())"
+    done = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    assert done.stdout == "False\n"
 
 
 class _Unmarking(Channel):
