@@ -56,7 +56,7 @@
 #define SOCKET "/run/pycni/engine.sock" /* overridden only by tests, which run in parallel */
 #endif
 #define CHOICE ".pycni/engine" /* a symbolic link whose text is the choice: agent/engine_choice.py */
-#define CHOICE_VARIABLE "_PYCNI_ENGINE" /* by which cni_common/serve/on_demand.py gets it */
+#define CHOICE_VARIABLE "_PYCNI_ENGINE" /* as in cni_common/serve/main.py */
 #define PROTOCOL 3
 #define HELLO_MS 2000 /* for each message of the engine before the request */
 #define STATUS_HELLO_MS 500 /* the same of STATUS, which is to be answered within a second */

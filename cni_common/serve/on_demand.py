@@ -22,7 +22,6 @@ from cni_common.serve.surroundings import Company, are_of_a_node
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-VARIABLE = "_PYCNI_ENGINE"  # as in launcher/launcher.c: the choice, where no engine was found
 OPTION = "--on-demand"  # of `pycni engine`; agent/engine_choice.py looks for it in command lines
 ON_DEMAND, NONE = "on-demand", "none"  # choices; agent/engine_choice.py has all
 IDLE_SECONDS = 600.0

@@ -27,6 +27,17 @@ def test_the_index_has_each_entry() -> None:
     assert rows == entries
 
 
+def test_links_inside_lead_to_the_entry_that_they_name() -> None:
+    """The number in brackets is that of a heading, and the fragment is the heading's."""
+    anchors = {number: _anchor(heading) for heading, number, _ in HEADING.findall(TEXT)}
+    links = re.findall(r"\[([^\]]+)\]\(#([^)]+)\)", TEXT)
+
+    wrong = [(number, anchor) for number, anchor in links if anchors.get(number) != anchor]
+
+    assert len(links) > len(anchors)  # the index has one for each, entries have more
+    assert wrong == []
+
+
 def test_a_superseded_entry_says_so() -> None:
     """Its status names later entries, and stands below its heading, too."""
     for number, _, _, status in ROW.findall(TEXT):
