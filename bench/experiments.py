@@ -427,7 +427,7 @@ def leases(bench: Bench, among: Leases) -> None:
             )
     for turn in bench.turns(among.title, among.share):
         for column in turn:
-            result: networks.Json = {}
+            result: dict[str, object] = {}
             for command, row in rows.items():
                 call = networks.lease_call(
                     column, command, network, subnet=among.subnet, result=result

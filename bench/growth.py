@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bench.experiments import Bench
     from cni_common.kernel.netlink import Message
     from cni_common.spec.names import Address
+    from cni_common.spec.wire import JsonObject
 
 MANY = 1_000
 _PER_BRIDGE = 500  # a bridge has 1,023 ports
@@ -73,7 +74,7 @@ class _Node:
     """The attachments of one column."""
 
     column: Column
-    results: dict[_Spot, networks.Json] = field(default_factory=dict)
+    results: dict[_Spot, JsonObject] = field(default_factory=dict)
 
     def add(self, spot: _Spot, pause: float = 0.0) -> dict[str, float]:
         """Attach, and return the milliseconds of each plugin; `pause`: seconds before each."""
@@ -102,7 +103,7 @@ class _Node:
         attachment = Attachment(network, netns, f"{spot.chain}{spot.number}")
         environ = networks.environment(command, attachment, bin_dir)
         environ["CNI_IFNAME"] = f"{spot.chain[0]}{spot.number}"
-        conf: networks.Json = {"cniVersion": networks.VERSION, "name": network.name, "type": plugin}
+        conf: JsonObject = {"cniVersion": networks.VERSION, "name": network.name, "type": plugin}
         conf |= _keys(plugin, spot)
         if self.results[spot]:
             conf["prevResult"] = self.results[spot]
@@ -120,11 +121,11 @@ class _Node:
         return self.column.run([Call(bin_dir / "loopback", environ, conf)]).outcomes[0].wall_ms
 
 
-def _keys(plugin: str, spot: _Spot) -> networks.Json:
+def _keys(plugin: str, spot: _Spot) -> JsonObject:
     subnet = f"10.{_SUBNETS[spot.chain] + spot.network}.0.0/16"
     ipam = {"type": "host-local", "ranges": [[{"subnet": subnet}]]}
     ports = [{"hostPort": 10_000 + spot.number, "containerPort": 80, "protocol": "tcp"}]
-    keys: dict[str, networks.Json] = {
+    keys: dict[str, JsonObject] = {
         "bridge": {
             "bridge": f"growth{spot.network}",
             "isGateway": True,

@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.columns import Call, Column
 from bench.samples import COLUMNS, NETAVARK, REFERENCE
 
-Json = dict[str, Any]
+if TYPE_CHECKING:
+    from cni_common.spec.wire import JsonObject
 
 VERSION = "1.0.0"
 IFNAME = "eth0"
@@ -71,12 +72,12 @@ class Network:
         """The first half of each IPv6 address."""
         return f"fd00:{20 + self._number}"
 
-    def plugins(self) -> list[Json]:
+    def plugins(self) -> list[JsonObject]:
         """Return the list's plugins, in the order of ADD."""
         routes = [{"dst": "0.0.0.0/0"}, *([{"dst": "::/0"}] if self.variant.dual else [])]
         many = range(self.variant.routes)
         routes += [{"dst": f"20.{number // 256}.{number % 256}.0/24"} for number in many]
-        bridge: Json = {
+        bridge: JsonObject = {
             "type": "bridge",
             "bridge": self.bridge,
             "isGateway": True,
@@ -102,7 +103,7 @@ class Network:
             chain.append({"type": "portmap", "capabilities": {"portMappings": True}})
         return chain
 
-    def list(self) -> Json:
+    def list(self) -> JsonObject:
         """Return the content of the network's configuration file."""
         return {"cniVersion": VERSION, "name": self.name, "plugins": self.plugins()}
 
@@ -119,7 +120,7 @@ class Attachment:
     netns: str
     containerid: str
     first_port: int = 20000
-    result: Json = field(default_factory=dict)
+    result: JsonObject = field(default_factory=dict)
 
     def add_calls(self) -> list[PluginCall]:
         """Return the ADDs of the chain."""
@@ -129,7 +130,7 @@ class Attachment:
         """Return the DELs of the chain."""
         return [PluginCall(self, conf, "DEL") for conf in reversed(self.network.plugins())]
 
-    def mappings(self) -> list[Json]:
+    def mappings(self) -> list[JsonObject]:
         """Return the host ports, as runtimeConfig has them."""
         variant = self.network.variant
         many = range(self.first_port, self.first_port + (variant.ports or 0))
@@ -154,7 +155,7 @@ class PluginCall:
     def call(self) -> Call:
         """Return the call, with the result so far as prevResult."""
         network = self.attachment.network
-        stdin: Json = {"cniVersion": VERSION, "name": network.name, **self.conf}
+        stdin: JsonObject = {"cniVersion": VERSION, "name": network.name, **self.conf}
         if "capabilities" in stdin:
             del stdin["capabilities"]
             stdin["runtimeConfig"] = {"portMappings": self.attachment.mappings()}
@@ -191,7 +192,9 @@ def cnitool_call(cnitool: Path, command: str, attachment: Attachment, directory:
     return Call(cnitool, environ, "", (command, attachment.network.name, attachment.netns))
 
 
-def lease_call(column: Column, command: str, network: str, *, subnet: str, result: Json) -> Call:
+def lease_call(
+    column: Column, command: str, network: str, *, subnet: str, result: JsonObject
+) -> Call:
     """Return a call of host-local alone; `result` is that of ADD, {} before."""
     conf = {
         "cniVersion": VERSION,

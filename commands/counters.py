@@ -21,11 +21,10 @@ from plugins import TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from typing import Any
 
+    from cni_common.spec.wire import JsonObject
     from commands.traces import Call
 
-    Json = dict[str, Any]
 
 FILE = "metrics.json"
 # Seconds: from a warm ADD by the engine to the limit of a runtime.
@@ -56,11 +55,11 @@ def note_released(state_dir: str, reason: str, count: int) -> None:
         _add_released(counts, reason, count)
 
 
-def _add_released(counts: Json, reason: str, count: int) -> None:
+def _add_released(counts: JsonObject, reason: str, count: int) -> None:
     counts["released"][reason] = counts["released"].get(reason, 0) + count
 
 
-def _count(counts: Json, call: Call) -> None:
+def _count(counts: JsonObject, call: Call) -> None:
     verb = call.verb if call.verb in _VERBS else _OTHER
     plugin = call.plugin if call.plugin in TYPES else _OTHER
     key = f"{verb} {plugin} {call.code}"
@@ -78,7 +77,7 @@ def _count(counts: Json, call: Call) -> None:
         total[1] += step.length / 1e6
 
 
-def _families(counts: Json) -> Iterator[Family]:
+def _families(counts: JsonObject) -> Iterator[Family]:
     requests = Family("pycni_requests", "Calls of plugins, by their CNI error code.", COUNTER)
     for key, count in sorted(counts["requests"].items()):
         verb, plugin, code = key.split(" ")
@@ -116,7 +115,7 @@ def _add_histogram(family: Family, total: float, counted: Sequence[int], **label
 
 
 @contextmanager
-def _kept(state_dir: str) -> Iterator[Json]:
+def _kept(state_dir: str) -> Iterator[JsonObject]:
     """Give the counts of the last look, alone, and keep what has become of them.
 
     A file that is damaged, or of another release, is as good as none: counters may begin anew.
@@ -134,8 +133,8 @@ def _kept(state_dir: str) -> Iterator[Json]:
         os.close(fd)
 
 
-def _read(data: bytes) -> Json:
-    none: Json = {
+def _read(data: bytes) -> JsonObject:
+    none: JsonObject = {
         "ended": 0,  # of the last call that was counted
         "buckets": list(BUCKETS),
         "requests": {},

@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     from cni_common.node.host import Host
     from cni_common.node.owned import Owned
     from cni_common.spec.request import Attachment
+    from cni_common.spec.wire import JsonObject
     from commands.kernel.dumps import Dump
     from commands.node import Tenancy
-
-    Json = dict[str, object]
 
 
 def run(options: Namespace, host: Host) -> int:
@@ -83,7 +82,7 @@ def _state_of(record: Known) -> str:
     return f"damaged: {record.damage};" if record.damage else f"changed {record.changed_at}"
 
 
-def _kernel_json(attachment: _Attachment, options: Namespace) -> Json:
+def _kernel_json(attachment: _Attachment, options: Namespace) -> JsonObject:
     if not options.kernel:
         return {}
     found = attachment.kernel()
@@ -114,7 +113,8 @@ class _Attachment:
         self._lost = node.lost_leases(records)  # their addresses may be given to others
         self._objects: list[Owned] = node.owned(records)
         self._noted = [pair for one in records for pair in node.noted(one)]
-        self._shared: Json = {  # what other attachments use, too; without facts where there is none
+        # What other attachments use, too; without facts where there is none.
+        self._shared: JsonObject = {
             part.name: self._facts.get(part.name, dump(part.facts())[part.name])
             for part in node.parts
             if part.shared
@@ -164,7 +164,7 @@ class _Attachment:
         finally:
             netns.close()
 
-    def json(self) -> Json:
+    def json(self) -> JsonObject:
         """Return what programs get."""
         facts = self._facts
         return {

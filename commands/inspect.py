@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from cni_common.node.host import Host
     from cni_common.node.owned import Usage
     from cni_common.spec.request import Attachment
+    from cni_common.spec.wire import JsonObject
     from commands.kernel.links import Address, Link, Neighbour, Queue, Route
     from commands.kernel.sockets import Socket
     from commands.kernel.tracked import Tracked
     from commands.node import Known
 
-    Json = dict[str, object]
 
 _OWN = "/proc/self/ns/net"
 
@@ -40,7 +40,7 @@ class Attached:
     network: str
     ifname: str
     plugins: list[str]  # that have a record, by name
-    dns: Json
+    dns: JsonObject
     devices: list[str]  # interfaces of the host that are its alone
     usage: list[Usage]
     missing: list[str]
@@ -75,9 +75,9 @@ class Page:
     tracked: Tracked | None = None
     unread: list[str] = field(default_factory=list)  # what could not be read, and why
 
-    def json(self) -> Json:
+    def json(self) -> JsonObject:
         """Return what programs get."""
-        found: Json = view.plain(self)
+        found: JsonObject = view.plain(self)
         del found["at"]
         return found
 
@@ -167,9 +167,9 @@ def _attached(
     )
 
 
-def _dns(records: Iterable[Known]) -> Json:
+def _dns(records: Iterable[Known]) -> JsonObject:
     """Return the DNS settings of the result, which a later plugin was given, or of the file."""
-    found: Json = {}
+    found: JsonObject = {}
     for one in records:
         try:
             config = wire.decode(str(one.facts.get("stdin") or "{}").encode())

@@ -18,9 +18,9 @@ from commands.verb import RefusedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from cni_common.spec.wire import JsonObject
     from commands.traces import Call, Step
 
-    Json = dict[str, object]
 
 _SERVER, _INTERNAL = 2, 1  # SpanKind
 _ERROR = 2  # StatusCode
@@ -44,7 +44,7 @@ def export(calls: Sequence[Call], target: str) -> None:
             file.write(f"{json.dumps(data)}\n")
 
 
-def spans(calls: Sequence[Call]) -> Json:
+def spans(calls: Sequence[Call]) -> JsonObject:
     """Return the export request. Each call and each step of it is a span.
 
     A call is in the trace of its caller, or else in one that all calls of its container share. The
@@ -56,17 +56,17 @@ def spans(calls: Sequence[Call]) -> Json:
         "service.version": VERSION,
         "host.name": os.uname().nodename,
     }
-    scope: Json = {"scope": {"name": "pycni", "version": VERSION}, "spans": found}
-    one: Json = {"resource": {"attributes": _attributes(resource)}, "scopeSpans": [scope]}
+    scope: JsonObject = {"scope": {"name": "pycni", "version": VERSION}, "spans": found}
+    one: JsonObject = {"resource": {"attributes": _attributes(resource)}, "scopeSpans": [scope]}
     return {"resourceSpans": [one]}
 
 
-def _spans(call: Call) -> list[Json]:
+def _spans(call: Call) -> list[JsonObject]:
     parent = call.parent
     trace = parent[0] if parent else _digest("container", call.containerid)[:32]
     text = f"{call.at} {call.plugin} {call.verb} {call.containerid} {call.ifname}"
     own = _digest("call", text)[:16]
-    whole: Json = {
+    whole: JsonObject = {
         "traceId": trace,
         "spanId": own,
         **({"parentSpanId": parent[1]} if parent else {}),
@@ -85,7 +85,7 @@ def _spans(call: Call) -> list[Json]:
     ]
 
 
-def _step(call: Call, step: Step, *, trace: str, parent: str, number: int) -> Json:
+def _step(call: Call, step: Step, *, trace: str, parent: str, number: int) -> JsonObject:
     return {
         "traceId": trace,
         "spanId": _digest("step", f"{parent} {number}")[:16],
@@ -96,7 +96,7 @@ def _step(call: Call, step: Step, *, trace: str, parent: str, number: int) -> Js
     }
 
 
-def _times(begin: int, length: int) -> Json:
+def _times(begin: int, length: int) -> JsonObject:
     """Return begin and end in nanoseconds; `length` is in microseconds."""
     return {"startTimeUnixNano": str(begin), "endTimeUnixNano": str(begin + 1000 * length)}
 
@@ -113,7 +113,7 @@ def _facts(call: Call) -> dict[str, str | int]:
     }
 
 
-def _attributes(values: Mapping[str, str | int]) -> list[Json]:
+def _attributes(values: Mapping[str, str | int]) -> list[JsonObject]:
     return [
         {"key": key, "value": {"intValue": str(v)} if isinstance(v, int) else {"stringValue": v}}
         for key, v in values.items()

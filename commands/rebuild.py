@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cni_common.node.host import Host
+    from cni_common.spec.wire import JsonObject
     from commands.node import Known, Node
 
-    Json = dict[str, Any]
 
 _BYTES_MAX = 1 << 24
 _KIND = "cniCacheV1"
@@ -77,7 +77,7 @@ def attempts(
             yield Attempt(known, "")
 
 
-def _write(node: Node, known: Known, facts: Json) -> None:
+def _write(node: Node, known: Known, facts: JsonObject) -> None:
     record = node.host.records.open(known.path)
     if record is None:
         raise RefusedError("another call is at work on it")
@@ -93,7 +93,7 @@ def _write(node: Node, known: Known, facts: Json) -> None:
         record.close()
 
 
-def _proven(node: Node, known: Known, results: str) -> Json:
+def _proven(node: Node, known: Known, results: str) -> JsonObject:
     """Return what a record has to say. Raises RefusedError with what is in the way."""
     for part in node.lifecycles[known.plugin].parts:
         if not part.derived:
@@ -128,7 +128,7 @@ def _proven(node: Node, known: Known, results: str) -> Json:
     return facts
 
 
-def _judge(node: Node, known: Known, facts: Json) -> None:
+def _judge(node: Node, known: Known, facts: JsonObject) -> None:
     """Raise RefusedError unless the node has each object that the facts tell of."""
     lifecycle, candidate = node.lifecycles[known.plugin], Record(known.path, -1, facts)
     lost = [
@@ -143,7 +143,7 @@ def _judge(node: Node, known: Known, facts: Json) -> None:
         raise RefusedError(f"the node does not have all of it: {lost[0]} is missing")
 
 
-def _cached(known: Known, results: str) -> Json:
+def _cached(known: Known, results: str) -> JsonObject:
     """Return what libcni has kept of the ADD. Raises RefusedError, OSError."""
     owner = known.attachment
     path = f"{results}/{known.network}-{owner.containerid}-{owner.ifname}"
@@ -154,7 +154,7 @@ def _cached(known: Known, results: str) -> Json:
             raise RefusedError(f"'{path}' is not a file that root alone can write")
         data = file.read(_BYTES_MAX)
     try:
-        found: Json = dict(wire.decode(data))
+        found: JsonObject = dict(wire.decode(data))
         found["config"] = wire.decode(base64.b64decode(found["config"], validate=True))
         told = tuple(found[key] for key in ("kind", "networkName", "containerId", "ifName"))
         result = found["result"]
@@ -167,7 +167,7 @@ def _cached(known: Known, results: str) -> Json:
     return found
 
 
-def _netns(node: Node, known: Known, cached: Json) -> str:
+def _netns(node: Node, known: Known, cached: JsonObject) -> str:
     """Return the path of the container's namespace, by its other records or as libcni had it."""
     owned = node.attachments.get((known.network, known.attachment), ())
     told = [(str(o.facts.get("netns", "")), str(o.facts.get("netns_id") or "")) for o in owned]
@@ -186,7 +186,7 @@ def _cni_path(node: Node, known: Known) -> str:
     return next(told, os.path.dirname(node.host.executable))
 
 
-def _chain(known: Known, cached: Json) -> tuple[list[Json], int]:
+def _chain(known: Known, cached: JsonObject) -> tuple[list[JsonObject], int]:
     """Return the plugins of the network, and the place of the one whose record it is.
 
     An IPAM plugin's is that of the plugin that calls it.
@@ -203,7 +203,7 @@ def _chain(known: Known, cached: Json) -> tuple[list[Json], int]:
     raise RefusedError(f"its configuration has no plugin '{known.plugin}'")
 
 
-def _call(host: Host, known: Known, cached: Json, plugins: Sequence[Json]) -> act.Call:
+def _call(host: Host, known: Known, cached: JsonObject, plugins: Sequence[JsonObject]) -> act.Call:
     pairs = cached.get("cniArgs") or ()
     capabilities = cached.get("capabilityArgs")
     return act.Call(
@@ -217,7 +217,9 @@ def _call(host: Host, known: Known, cached: Json, plugins: Sequence[Json]) -> ac
     )
 
 
-def _played(node: Node, known: Known, cached: Json, plugins: Sequence[Json]) -> Json:
+def _played(
+    node: Node, known: Known, cached: JsonObject, plugins: Sequence[JsonObject]
+) -> JsonObject:
     """Return result and records of the ADD, done again. Raises RefusedError."""
     host = node.host
     real = _addresses(cached["result"])
@@ -230,22 +232,24 @@ def _played(node: Node, known: Known, cached: Json, plugins: Sequence[Json]) -> 
             args = one.setdefault("args", {}).setdefault("cni", {})
             args["ips"] = [text.partition("/")[0] for text in real]
     uplinks = stage.uplinks(host.netns, ())
-    play: Callable[[], Json] = partial(_play, _call(host, known, cached, pinned), host, uplinks)
-    played: Json = throwaway.run(play)
+    play: Callable[[], JsonObject] = partial(
+        _play, _call(host, known, cached, pinned), host, uplinks
+    )
+    played: JsonObject = throwaway.run(play)
     if _addresses(played["result"]) != real:
         raise RefusedError("an ADD with that configuration gives other addresses")
     return played
 
 
-def _play(call: act.Call, host: Host, uplinks: Sequence[stage.Uplink]) -> Json:
+def _play(call: act.Call, host: Host, uplinks: Sequence[stage.Uplink]) -> JsonObject:
     return dict(act.Play(call, host.load, uplinks).records())
 
 
-def _addresses(result: Json) -> list[str]:
+def _addresses(result: JsonObject) -> list[str]:
     return [str(one.get("address", "")) for one in result.get("ips") or ()]
 
 
-def _names(again: Json, real: Json) -> dict[str, str]:
+def _names(again: JsonObject, real: JsonObject) -> dict[str, str]:
     """Return names and MACs of the ADD that was done again, and what they are in truth."""
     ours, theirs = again.get("interfaces") or (), real["interfaces"]
     found: dict[str, str] = {}
@@ -258,7 +262,7 @@ def _names(again: Json, real: Json) -> dict[str, str]:
     return found
 
 
-def _renamed(value: Any, names: Json) -> Any:
+def _renamed(value: Any, names: JsonObject) -> Any:
     """Return facts with the names of the truth, and directories outside of the stage."""
     if isinstance(value, dict):
         return {key: _renamed(inner, names) for key, inner in value.items()}

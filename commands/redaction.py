@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
-    Json = dict[str, Any]
+    from cni_common.spec.wire import JsonObject
+
     SchemaOf = Callable[[str], Mapping[str, Any] | None]  # of a plugin, None for another vendor's
 
 MARK = "(redacted)"
@@ -73,7 +74,7 @@ class Redactor:
             return f"{len(data)} bytes that are no JSON object, left out: {error.msg}\n"
         return json.dumps(self._config(config), indent=2) + "\n"
 
-    def _config(self, config: Json) -> Json:
+    def _config(self, config: JsonObject) -> JsonObject:
         plugins = config.get("plugins")
         if isinstance(plugins, list):
             kept = {key: config[key] for key in _OF_LIST if key in config}
@@ -88,9 +89,9 @@ class Redactor:
             return {**kept, **hidden, "plugins": entries}
         return self._plugin(config)
 
-    def _plugin(self, config: Json) -> Json:
+    def _plugin(self, config: JsonObject) -> JsonObject:
         schema = self._schema_of(str(config.get("type")))
-        found: Json = {}
+        found: JsonObject = {}
         for key, value in config.items():
             if key == "prevResult" and isinstance(value, dict):
                 found[key] = self._kept(value, _OF_RESULT)
@@ -102,7 +103,7 @@ class Redactor:
                 found[key] = self._kept({key: value}, schema or {})[key]
         return found
 
-    def _ipam(self, value: Json) -> Any:
+    def _ipam(self, value: JsonObject) -> Any:
         """Return the part of the IPAM plugin, which has a SCHEMA of its own."""
         schema = self._schema_of(str(value.get("type"))) or {}
         own = schema.get("properties", {}).get("ipam", {})

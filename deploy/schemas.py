@@ -6,13 +6,13 @@ python -m deploy.schemas
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from plugins import TYPES, load
 
-Json = Mapping[str, Any]
+if TYPE_CHECKING:
+    from cni_common.spec.wire import Json
 
 DIRECTORY = Path(__file__).resolve().parents[1] / "conf" / "schema"
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"

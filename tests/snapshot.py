@@ -6,9 +6,11 @@ import json
 from collections.abc import Collection, Iterator
 from functools import lru_cache
 from ipaddress import ip_interface
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-Json = dict[str, Any]
+if TYPE_CHECKING:
+    from tests.machine import Json
+
 # What `ip` is asked for one; `table all` has both families.
 LISTINGS = ("link", "addr", "route show table all", "rule")
 _KINDS = ("links", "addresses", "routes", "rules")

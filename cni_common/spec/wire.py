@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any, NoReturn
 
-    Json = Mapping[str, Any]
+    Json = Mapping[str, Any]  # as it is read
+    JsonObject = dict[str, Any]  # and as it is put together
 
 # Go writes these five as \u escapes, for use inside HTML.
 _ESCAPES = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})

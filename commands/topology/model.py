@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from cni_common.kernel.netns import NetNS
     from cni_common.node.owned import Usage
     from cni_common.spec.request import Attachment
+    from cni_common.spec.wire import JsonObject
     from commands.kernel.links import Address, Link, Route
     from commands.node import Known, Node
 
-    Json = dict[str, object]
     Owner = tuple[str, Attachment]
 
 SHORT = 12  # characters of an id in a picture; explain and inspect take these, too
@@ -97,9 +97,9 @@ class Picture:
         """The number of containers."""
         return len({card.containerid for group in self.groups for card in group.cards})
 
-    def json(self) -> Json:
+    def json(self) -> JsonObject:
         """Return what programs get."""
-        found: Json = view.plain(self)
+        found: JsonObject = view.plain(self)
         return found
 
 

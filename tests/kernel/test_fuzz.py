@@ -24,12 +24,10 @@ from cni_common.kernel.netns import NetNS
 from cni_common.serve.protocol import Reply, respond
 from plugins import TYPES
 from tests import scope
-from tests.machine import CNI_BIN, Machine, error_of
+from tests.machine import CNI_BIN, Json, Machine, error_of
 from tests.scope import ALL
 
 pytestmark = pytest.mark.without_engine(reason="calls functions of this process")
-
-Json = dict[str, Any]
 
 SEED = os.environ.get("PYCNI_FUZZ_SEED", "1")  # noqa: TID251 - the developer's knob
 CASES = int(os.environ.get("PYCNI_FUZZ_CASES", "20000"))  # noqa: TID251 - as above

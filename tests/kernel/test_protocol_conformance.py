@@ -22,9 +22,7 @@ from cni_common.spec.errors import CNIError
 from cni_common.spec.request import Request
 from plugins import TYPES
 from tests.golden import Golden
-from tests.machine import CNI_BIN, REFERENCE_BIN, Machine
-
-Json = dict[str, Any]
+from tests.machine import CNI_BIN, REFERENCE_BIN, Json, Machine
 
 pytestmark = pytest.mark.without_engine(reason="calls functions of this process")
 # Those compared with the Go plugins; test_others_refuse_alike has the others.

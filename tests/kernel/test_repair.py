@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import pytest
 
 from commands.missing import Missing
 from commands.repair import put_back
-from tests.machine import Machine
+from tests.machine import Json, Machine
 from tests.snapshot import changes
-
-Json = dict[str, Any]
 
 
 def chain(machine: Machine, netns: str) -> None:

@@ -15,8 +15,8 @@ from cni_common.spec.request import Request
 from plugins.bandwidth import ifb, tc
 from plugins.bandwidth.conf import Conf, Limit
 from plugins.bandwidth.shaper import Bucket
+from tests.machine import Json
 
-Json = dict[str, Any]
 U32 = 2**32 - 1
 
 

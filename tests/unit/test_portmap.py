@@ -13,8 +13,7 @@ from cni_common.spec.errors import CNIError
 from cni_common.spec.request import Request
 from plugins.portmap import layout
 from plugins.portmap.conf import SCHEMA, Conf
-
-Json = dict[str, Any]
+from tests.machine import Json
 
 PREVIOUS: Json = {
     "interfaces": [{"name": "br0"}, {"name": "eth0", "sandbox": "/run/netns/c1"}],

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable
 from ipaddress import ip_interface
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,8 +20,7 @@ from cni_common.spec.names import SUPPORTED_VERSIONS
 from cni_common.spec.request import PROTOCOL_PROPERTIES, Request
 from cni_common.spec.result import Interface, IPConfig, Result
 from cni_common.spec.undo import Undo
-
-Json = dict[str, Any]
+from tests.machine import Json
 
 COMMANDS = ("ADD", "DEL", "CHECK", "GC", "STATUS")
 SUPPORTED = "0.1.0, 0.2.0, 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0"

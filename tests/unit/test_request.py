@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.request import VARIABLES, Attachment, Command, Request
-
-Json = dict[str, Any]
+from tests.machine import Json
 
 ENVIRON = {
     "CNI_COMMAND": "ADD",

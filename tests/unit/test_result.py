@@ -24,8 +24,7 @@ from cni_common.spec.names import (
 )
 from cni_common.spec.request import check_same_family
 from cni_common.spec.result import Interface, IPConfig, Result, Route
-
-Json = dict[str, Any]
+from tests.machine import Json
 
 OLD = ("0.1.0", "0.2.0")
 MIDDLE = ("0.3.0", "0.3.1", "0.4.0")

@@ -13,11 +13,10 @@ from cni_common.spec import schema
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.result import Result
 from plugins import TYPES, load
+from tests.machine import Json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-Json = dict[str, Any]
 
 SCHEMA: Json = {
     "type": "object",

@@ -15,11 +15,10 @@ from referencing import Registry, Resource
 
 from deploy.schemas import DIRECTORY, schemas, text
 from plugins import TYPES
+from tests.machine import Json
 
 CONF = DIRECTORY.parent
 EXAMPLES = sorted(path for path in CONF.iterdir() if path.suffix in (".conf", ".conflist"))
-
-Json = dict[str, Any]
 
 
 def validator(name: str) -> Draft202012Validator:

@@ -11,8 +11,7 @@ import pytest
 from cni_common.node.host import Host
 from cni_common.serve.protocol import execute, respond
 from plugins import load
-
-Json = dict[str, Any]
+from tests.machine import Json
 
 TWO = [{"address": "10.5.0.5/24", "gateway": "10.5.0.1"}, {"address": "fd05::5/64"}]
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from math import inf
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,8 +21,8 @@ from plugins.dhcp.daemon.machine import Lease
 from plugins.dhcp.daemon.options import MalformedError
 from plugins.dhcp.daemon.store import Entry, Key, Store
 from plugins.dhcp.daemon.v4 import answer, client_id_of, packet
+from tests.machine import Json
 
-Json = dict[str, Any]
 OPTIONS6 = {
     2: b"\0\3server",
     23: IPv6Address("2001:db8::2").packed + IPv6Address("2001:db8::3").packed,

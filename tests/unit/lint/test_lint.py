@@ -17,9 +17,9 @@ from commands.lint.rules import RULES
 from commands.lint.run import check
 from commands.verbs import commands
 from plugins import TYPES, load, load_all, profile_of
+from tests.machine import Json
 from tests.scope import ALL, one_in
 
-Json = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[3]
 IPAM: Json = {"type": "host-local", "ranges": [[{"subnet": "10.9.0.0/24"}]]}
 BRIDGE: Json = {"type": "bridge", "bridge": "br9", "isGateway": True, "ipam": IPAM}
