@@ -19,10 +19,7 @@ from cni_common.node.lifecycle import Lifecycle
 from cni_common.spec.profile import Profile
 from cni_common.spec.request import PROTOCOL_PROPERTIES
 from plugins import TYPES, host_local, load, profile_of
-
-Json = dict[str, Any]
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.machine import ROOT, Json
 
 # The wings of cni_common and their modules. A module imports only from those before it, also inside
 # functions. `if TYPE_CHECKING` does not count. A new module needs an entry in docs/decisions.md.
@@ -150,6 +147,7 @@ def of_common(path: Path) -> list[Import]:
 COMMON = [path for path in sources("cni_common") if path.stem != "__init__"]
 COMMANDS = sources("commands")
 PRODUCTION = [*sources("cni_common", "plugins"), *COMMANDS]
+SIZED = [*PRODUCTION, *sources("agent")]
 ENTRANCES = ("plugins", "plugins.__main__")
 PLUGIN_FILES = [
     path
@@ -327,12 +325,28 @@ class TestImports:
         assert wrong == []
 
 
+class TestTypes:
+    """Types that have one home."""
+
+    def test_json(self) -> None:
+        """`Json` and `JsonObject` are defined beside the code that reads and writes JSON."""
+        defined = {
+            (name_of(path), node.id)
+            for path in [*SIZED, *sources("bench", "deploy")]
+            for node in ast.walk(tree_of(path))
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            if node.id.startswith("Json")
+        }
+
+        assert defined == {("cni_common.spec.wire", name) for name in ("Json", "JsonObject")}
+
+
 class TestSizes:
-    """How long things may be."""
+    """How long files and functions may be. Tests are exempt: a file has all cases of a subject."""
 
     def test_files(self) -> None:
         """A file that outgrows this is split by subject."""
-        lengths = {name_of(path): path.read_text().count("\n") for path in PRODUCTION}
+        lengths = {name_of(path): path.read_text().count("\n") for path in SIZED}
 
         assert {name: n for name, n in lengths.items() if n > FILE_LINES_MAX} == {}
 
@@ -340,9 +354,9 @@ class TestSizes:
         """A function fits on a screen, and most on half of one."""
         lengths = {
             f"{name_of(path)}.{node.name}": (node.end_lineno or 0) - node.lineno + 1
-            for path in PRODUCTION
+            for path in SIZED
             for node in ast.walk(tree_of(path))
-            if isinstance(node, ast.FunctionDef)
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         }
 
         assert {name for name, lines in lengths.items() if lines > FUNCTION_LINES_MAX} == set()
