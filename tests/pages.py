@@ -24,6 +24,7 @@ from socket import gethostname
 from typing import Any
 
 from tests.machine import CNI_BIN, REFERENCE_BIN, ROOT, TOOLS
+from tests.waits import wait_until
 
 Json = dict[str, Any]
 
@@ -123,7 +124,9 @@ class World:
         return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 
     def node(self) -> None:
-        """Give the node an uplink, with a host behind it."""
+        """Give the node an uplink, with a host behind it, and a long memory of connections."""
+        timeout = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close")
+        timeout.write_text("600")  # seconds, in place of 10: commands take long on a busy machine
         self.sh(
             "ip netns add outside && ip link add eth0 type veth peer name eth0 netns outside"
             " && ip addr add 192.0.2.1/24 dev eth0 && ip link set eth0 up"
@@ -195,25 +198,26 @@ class World:
         script = (
             "import socket\n"
             f"s = socket.create_server(({address!r}, 80))\n"
+            "print(flush=True)\n"
             "while True: s.accept()[0].sendall(b'HTTP/1.0 200 OK\\r\\n\\r\\nhello\\n')"
         )
         words = ["ip", "netns", "exec", pod, sys.executable, "-c", script]
-        self._servers.append(subprocess.Popen(words))
-        time.sleep(1)
+        server = subprocess.Popen(words, stdout=subprocess.PIPE)
+        self._servers.append(server)
+        assert server.stdout
+        assert server.stdout.readline(), f"no program listens in {pod}"
 
     def stop(self) -> None:
         """End all programs in pods."""
         while self._servers:
             process = self._servers.pop()
             process.kill()
-            process.wait()
+            process.communicate()
 
     def end(self, pod: str) -> None:
         """End a pod as a crash of the runtime does: its namespace goes, no DEL comes."""
         self.sh(f"ip netns delete {pod}")
-        deadline = time.monotonic() + 20
-        while "10.22" in self.sh("ip neigh; true") and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_until(lambda: "10.22" not in self.sh("ip neigh; true"), "the kernel keeps neighbours")
 
 
 def pass_time(_world: World) -> None:
@@ -283,8 +287,6 @@ def reboot(world: World) -> None:
 def listen_on_loopback(world: World) -> None:
     """Replace the program in pod web by one that only the pod itself reaches."""
     world.stop()
-    # So that the node still knows of a refused connection on a machine that takes its time.
-    world.sh("sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_close=600")
     world.serve("web", "127.0.0.1")
 
 

@@ -60,7 +60,7 @@ DELEGATE_SECONDS = {
     Command.DEL: 40,
     Command.CHECK: 40,
     Command.GC: 40,
-    Command.STATUS: 5,
+    Command.STATUS: 0.8,
     Command.VERSION: 5,
 }
 _BUSY_TRIES, _BUSY_PAUSE = 10, 0.1

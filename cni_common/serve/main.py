@@ -28,7 +28,12 @@ _UNDELIVERED = 3  # exit status of a command whose output could not be written
 
 
 class _Terminated(BaseException):
-    """A terminating signal arrived. A BaseException, so that no `except Exception` catches it."""
+    """A terminating signal arrived, or the time is over.
+
+    A BaseException, so that no `except Exception` catches it.
+    """
+
+    is_late = False
 
 
 def main(
@@ -67,9 +72,7 @@ def main(
             _leave_engine(choice)
         return status
     except _Terminated as error:
-        extent = " as far as possible" if hasattr(error, "__notes__") else ""
-        msg = f"terminated by a signal; its changes are undone{extent}, try again later"
-        _write(_failure(11, msg, error))
+        _write(_given_up(command, error) if error.is_late else _terminated(error))
         return 1
 
 
@@ -77,15 +80,20 @@ def _serve(
     plugin: str, environ: dict[str, str], stdin: bytes, load: Loader, *, has_stdout: bool
 ) -> int:
     from cni_common.node.host import Host
-    from cni_common.serve.protocol import execute, respond
+    from cni_common.serve.protocol import UNDO_SECONDS, execute, respond, seconds_of
+
+    command = environ["CNI_COMMAND"]
 
     def deliver(reply: Reply) -> bool:
-        if environ["CNI_COMMAND"] != _VERSION:
+        if command != _VERSION:
+            _limit_time(0)
             _ignore_signals()  # a finished ADD must be reported or rolled back, not interrupted
         return has_stdout and _write(reply.stdout)
 
+    if command != _VERSION:
+        _limit_time(seconds_of(command), UNDO_SECONDS)
     path = os.path.realpath(sys.argv[0])
-    is_ending = environ["CNI_COMMAND"] == "DEL"  # other commands may delete many interfaces
+    is_ending = command == "DEL"  # other commands may delete many interfaces
     with Host(load, path, _log, execute=execute, is_ending=is_ending) as host:
         return respond(plugin, environ, stdin, host, deliver=deliver).exit_code
 
@@ -164,6 +172,19 @@ def _write(data: bytes) -> bool:
     return True
 
 
+def _terminated(error: BaseException) -> bytes:
+    extent = " as far as possible" if hasattr(error, "__notes__") else ""
+    return _failure(
+        11, f"terminated by a signal; its changes are undone{extent}, try again later", error
+    )
+
+
+def _given_up(command: str, error: BaseException) -> bytes:
+    from cni_common.serve.protocol import given_up, seconds_of
+
+    return given_up(command, seconds_of(command), error).stdout
+
+
 def _failure(code: int, msg: str, error: BaseException | None = None) -> bytes:
     from cni_common.serve.protocol import failure
 
@@ -177,11 +198,18 @@ def _log(text: str) -> None:
 def _raise_on_signals() -> None:
     import signal
 
-    def terminate(_number: int, _frame: object) -> NoReturn:
+    def terminate(number: int, _frame: object) -> NoReturn:
         _ignore_signals()  # a second signal must not interrupt the undo
-        raise _Terminated
+        signal.signal(signal.SIGALRM, end)
+        terminated = _Terminated()
+        terminated.is_late = number == signal.SIGALRM
+        raise terminated
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    def end(_number: int, _frame: object) -> NoReturn:
+        _write(_failure(11, "given up, and its changes were not undone in time; DEL removes them"))
+        os._exit(1)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
         signal.signal(number, terminate)
 
 
@@ -190,3 +218,10 @@ def _ignore_signals() -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _limit_time(seconds: float, undo_seconds: float = 0.0) -> None:
+    """Have SIGALRM come after some seconds, and again and again after more; 0: not any more."""
+    import signal
+
+    signal.setitimer(signal.ITIMER_REAL, seconds, undo_seconds)

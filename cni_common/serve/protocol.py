@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 
 _TEXT_MAX = 4000  # characters of a message or its details: it may quote what it was given
+# Until a request is given up: less than runtimes wait, so that there is time to take an ADD back.
+# containerd waits for STATUS without a limit of its own, and holds a lock meanwhile.
+ADD_SECONDS, STATUS_SECONDS, OTHER_SECONDS = 90.0, 1.0, 45.0
+UNDO_SECONDS = 30.0  # for taking back what was given up; then the process ends
 # Some runtimes treat a DEL error with one of these phrases as success, and do not retry.
 _DISCARDED_IN_DEL = (("not found", "missing"), ("no such file or directory", "absent (ENOENT)"))
 
@@ -131,6 +135,30 @@ def failure(code: int, msg: str, error: BaseException | None = None) -> Reply:
     if error and _notes(error):
         data["details"] = "; ".join(_notes(error))
     return Reply(wire.encode(data, sort_keys=False), 1)
+
+
+def seconds_of(
+    command: str,
+    add: float = ADD_SECONDS,
+    status: float = STATUS_SECONDS,
+    other: float = OTHER_SECONDS,
+) -> float:
+    """Return the seconds after which a request is given up: those of its command."""
+    return {Command.ADD: add, Command.STATUS: status}.get(command, other)
+
+
+def given_up(command: str, seconds: float, error: BaseException) -> Reply:
+    """Return the reply about a request that has taken so long; `error` has notes of its undo."""
+    if command == Command.STATUS:
+        rest = "a lock, a disk or another plugin keeps it waiting"
+    elif command != Command.ADD:
+        rest = "its remaining work is not done, try again"
+    elif hasattr(error, "__notes__"):
+        rest = "its changes are undone as far as possible, try again"
+    else:
+        rest = "its changes are undone, try again"
+    msg = f"{command} was given up after {seconds:g} s; {rest}"
+    return failure(Code.TRY_AGAIN_LATER, msg, error)
 
 
 def execute(type: str, req: Request, host: Host, undo: Undo) -> Result | None:

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel.netns import OWN, NetNS
 from cni_common.node.host import STATE_DIR, Host
+from cni_common.serve import protocol
 from cni_common.serve.protocol import Reply, execute, failure, respond
 from cni_common.serve.stdio import read_all, say, write_all
 from cni_common.serve.surroundings import PROCESS, opened, surroundings
 from cni_common.spec.errors import Code
-from cni_common.spec.request import Command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -59,12 +59,19 @@ class Settings:
     build: str  # launchers of another build start the frozen program
     workers: int = _WORKERS
     requests: int = 10_000  # served by a worker before another replaces it
-    add_seconds: float = 90.0  # until an ADD is rolled back: less than runtimes wait
-    other_seconds: float = 45.0  # until any other command is abandoned
-    undo_seconds: float = 30.0  # limit of the rollback; then the worker exits
+    add_seconds: float = protocol.ADD_SECONDS  # until an ADD is given up and rolled back
+    status_seconds: float = protocol.STATUS_SECONDS
+    other_seconds: float = protocol.OTHER_SECONDS
+    undo_seconds: float = protocol.UNDO_SECONDS  # limit of the rollback; then the worker exits
     state_dir: str = STATE_DIR
     idle_seconds: float = 0.0  # without a request, until the engine ends; 0: never
     on_demand: bool = False  # a call has left the engine behind: serve.on_demand
+
+    def seconds_of(self, command: str) -> float:
+        """Return the seconds after which a request is given up."""
+        return protocol.seconds_of(
+            command, self.add_seconds, self.status_seconds, self.other_seconds
+        )
 
 
 class _Overdue(BaseException):
@@ -196,8 +203,7 @@ class Worker:
 
     def _serve(self, call: Call) -> None:
         command = call.environ.get("CNI_COMMAND", "")
-        is_add = command == Command.ADD
-        seconds = self._settings.add_seconds if is_add else self._settings.other_seconds
+        seconds = self._settings.seconds_of(command)
         status = 1
         self._is_late = False
         signal.setitimer(signal.ITIMER_REAL, seconds, self._settings.undo_seconds)
@@ -211,11 +217,7 @@ class Worker:
             msg = f"cannot read the configuration from stdin: {error.strerror}"
             call.deliver(failure(Code.IO_FAILURE, msg))
         except _Overdue as error:
-            rest = "its changes are undone" if is_add else "its remaining work is not done"
-            if hasattr(error, "__notes__"):
-                rest = "its changes are undone as far as possible"
-            msg = f"{command} was given up after {seconds:g} s; {rest}, try again"
-            call.deliver(failure(Code.TRY_AGAIN_LATER, msg, error))
+            call.deliver(protocol.given_up(command, seconds, error))
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             # Before the runtime hears of the end: it may unmount the file systems of these files.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from cni_common.node.record import Records
 from cni_common.spec.request import Attachment
 from tests.faults.inprocess import Fault, faulty
 from tests.machine import Json, Machine, files_below
+from tests.waits import longer_if_busy
 
 
 def small(machine: Machine) -> Json:
@@ -170,3 +172,17 @@ def test_status_keeps_nothing_on_disk(machine: Machine) -> None:
 
     assert error["code"] == 50
     assert files_below(machine.state_dir) == {}
+
+
+@pytest.mark.both_edges
+def test_status_ends_within_a_second(machine: Machine, tmp_path: Path) -> None:
+    """An IPAM plugin that does not answer keeps no runtime waiting: some hold a lock meanwhile."""
+    (tmp_path / "stuck").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "stuck").chmod(0o755)
+    config = machine.network(ipam={"type": "stuck"})
+    begun = time.monotonic()
+
+    error = machine.refused("bridge", "STATUS", config, path=str(tmp_path))
+
+    assert time.monotonic() - begun < longer_if_busy(1)
+    assert "did not answer STATUS within 0.8 s" in error["msg"]

@@ -6,7 +6,8 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from cni_common.node import host as host_module
 from cni_common.node.host import DELEGATE_SECONDS, STATE_DIR
 from cni_common.serve.protocol import Reply, respond
 from cni_common.spec.request import Command
-from tests.machine import CNI_BIN, REFERENCE_BIN, Json, Machine, addresses_of, error_of
+from tests.machine import CNI_BIN, REFERENCE_BIN, ROOT, Json, Machine, addresses_of, error_of
 from tests.waits import GENEROUS, longer_if_busy, wait_until
 
 ANSWER = {
@@ -526,10 +527,18 @@ def test_daemon_that_keeps_the_pipes_does_not_hold_us(
 # --- the executable ------------------------------------------------------------------------
 
 
-def start(machine: Machine, config: Json, container: str, path: str, stdout: Any) -> Any:
+def start(
+    machine: Machine,
+    config: Json,
+    container: str,
+    path: str,
+    stdout: Any,
+    *,
+    program: Sequence[str] = (str(CNI_BIN / "bridge"),),
+) -> Any:
     """Start our bridge executable with an ADD."""
     process = subprocess.Popen(
-        ["nsenter", f"--net={machine.host}", str(CNI_BIN / "bridge")],
+        ["nsenter", f"--net={machine.host}", *program],
         env=machine.environ("ADD", container, path=path),
         stdin=subprocess.PIPE,
         stdout=stdout,
@@ -568,6 +577,53 @@ def test_signal_while_the_delegate_hangs(
     assert (error["code"], "terminated" in error["msg"]) == (11, True)
     assert not [pid for pid in fake.processes() if is_alive(pid)]
     assert fake.calls == ["ADD", "DEL"]
+    assert_nothing_left(node, container)
+
+
+def in_time(seconds: float, undo_seconds: float = 30) -> list[str]:
+    """Return our bridge executable with other limits of time: no runtime can choose them."""
+    lines = (
+        "import sys",
+        f"sys.argv[0] = {str(CNI_BIN / 'bridge')!r}",
+        "from cni_common.serve import protocol",
+        f"protocol.UNDO_SECONDS, protocol.seconds_of = {undo_seconds}, lambda _: {seconds}",
+        "from plugins.__main__ import run",
+        "raise SystemExit(run())",
+    )
+    return ["env", f"PYTHONPATH={ROOT}", sys.executable, "-c", "\n".join(lines)]
+
+
+def test_the_time_of_a_process_is_over(node: Machine, fake: Delegate) -> None:
+    """Without an engine, too, an ADD that takes too long is taken back, and the error says so."""
+    container, seconds = node.container(), longer_if_busy(3)
+    fake.write("echo $$ >> $notes/pids; sleep 50")
+    program = in_time(seconds)
+    process = start(
+        node, config_of(node), container, str(fake.directory), subprocess.PIPE, program=program
+    )
+    stdout, stderr = process.communicate(timeout=GENEROUS)
+
+    assert process.returncode == 1, stderr
+    error = error_of(stdout)
+    told = f"ADD was given up after {seconds:g} s; its changes are undone, try again"
+    assert (error["code"], error["msg"]) == (11, told)
+    assert fake.calls == ["ADD", "DEL"]
+    assert_nothing_left(node, container)
+
+
+def test_the_time_of_an_undo_is_over(node: Machine, fake: Delegate) -> None:
+    """Where the undo takes too long as well, the process ends with an error; DEL does the rest."""
+    container = node.container()
+    fake.write("sleep 50", others="sleep 50")
+    config, program = config_of(node), in_time(longer_if_busy(3), undo_seconds=1)
+    process = start(node, config, container, str(fake.directory), subprocess.PIPE, program=program)
+    stdout, stderr = process.communicate(timeout=GENEROUS)
+
+    assert process.returncode == 1, stderr
+    error = error_of(stdout)
+    assert (error["code"], "were not undone in time" in error["msg"]) == (11, True)
+    fake.write("")
+    node.ok("bridge", "DEL", config, container, path=str(fake.directory))
     assert_nothing_left(node, container)
 
 

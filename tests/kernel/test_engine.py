@@ -390,6 +390,20 @@ def test_an_overdue_del_can_be_repeated(machine: Machine) -> None:
     assert_nothing_left(machine)
 
 
+def test_an_overdue_status_says_why(machine: Machine) -> None:
+    """A STATUS that hangs ends by its own deadline: a runtime may hold a lock until it ends."""
+    machine.start_engine(status_seconds=1)
+    read, write = os.pipe()
+    try:
+        status, printed = finish(start(machine, "STATUS", {}, machine.container(), stdin=read))
+    finally:
+        os.close(read)
+        os.close(write)
+
+    told = "STATUS was given up after 1 s; a lock, a disk or another plugin keeps it waiting"
+    assert (status, error_of(printed)["msg"]) == (1, told)
+
+
 def test_an_idle_worker_has_no_file_of_a_request(machine: Machine) -> None:
     """What was interrupted, and what came to its end, has left no descriptor and no lock."""
     engine = machine.start_engine(workers=2, add_seconds=1)
