@@ -64,11 +64,9 @@ def spans(calls: Sequence[Call]) -> JsonObject:
 def _spans(call: Call) -> list[JsonObject]:
     parent = call.parent
     trace = parent[0] if parent else _digest("container", call.containerid)[:32]
-    text = f"{call.at} {call.plugin} {call.verb} {call.containerid} {call.ifname}"
-    own = _digest("call", text)[:16]
     whole: JsonObject = {
         "traceId": trace,
-        "spanId": own,
+        "spanId": call.span,
         **({"parentSpanId": parent[1]} if parent else {}),
         "name": f"{call.verb} {call.plugin}",
         "kind": _SERVER,
@@ -79,7 +77,7 @@ def _spans(call: Call) -> list[JsonObject]:
     return [
         whole,
         *(
-            _step(call, step, trace=trace, parent=own, number=n)
+            _step(call, step, trace=trace, parent=call.span, number=n)
             for n, step in enumerate(call.steps)
         ),
     ]

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 from ast import literal_eval
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_common.node.spans import BYTES_MAX, FIELDS, FILE, OLDER
+from cni_common.node.spans import BYTES_MAX, FIELDS, FILE, OLDER, parent_of, span_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any
 
-_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")  # W3C Trace Context
 _READ_MAX = 4 * BYTES_MAX  # of one file
 _RELEASED_MAX = 1 << 32
 _NANOSECONDS_MAX = 1 << 63  # of a clock: the year 2262
@@ -34,7 +32,8 @@ class Call:
     """One call of a plugin."""
 
     at: int  # nanoseconds since the epoch, of its begin
-    ended: int  # nanoseconds of the monotonic clock of this boot, which nobody can set
+    begun: int  # the same by the monotonic clock of this boot, which nobody can set
+    ended: int  # likewise
     length: int  # microseconds, until its answer was written
     verb: str
     plugin: str
@@ -51,10 +50,13 @@ class Call:
     @property
     def parent(self) -> tuple[str, str] | None:
         """Trace and span of the caller, None unless it has told both in the right form."""
-        found = _TRACEPARENT.fullmatch(self.traceparent)
-        if found is None or not found[1].strip("0") or not found[2].strip("0"):
-            return None
-        return found[1], found[2]
+        found = parent_of(self.traceparent)
+        return found[:2] if found else None
+
+    @property
+    def span(self) -> str:
+        """The id of its span, which a program that it ran has got as its parent."""
+        return span_id(self.begun, self.verb, self.containerid, self.ifname)
 
     def json(self) -> dict[str, object]:
         """Return the call for --json."""
@@ -113,6 +115,7 @@ def _call(data: dict[str, Any]) -> Call:
     names, begins, ends = (data["steps"][n::3] for n in range(3))
     return Call(
         at=clock - (ended - begun),
+        begun=begun,
         ended=ended,
         length=(ended - begun) // 1000,
         verb=str(data["verb"]),

@@ -232,7 +232,7 @@ class Host:
 
         if own_type:
             return self._run_here(own_type, req.delegated(command, stdin), push_deletion)
-        environ = {**req.environ, "CNI_COMMAND": command}
+        environ = {**req.environ, **spans.handed_on(req.environ), "CNI_COMMAND": command}
         if self._guarded:
             self._refuse_other_program(path, environ)
         output = self._run(path, environ, stdin, push_deletion)

@@ -63,6 +63,39 @@ def leave(
     return write
 
 
+def parent_of(traceparent: str) -> tuple[str, str, str] | None:
+    """Return trace, span and flags of W3C's Trace Context of version 00; None of other texts."""
+    version, _, rest = traceparent.partition("-")
+    trace, _, rest = rest.partition("-")
+    span, _, flags = rest.partition("-")
+    digits = version + trace + span + flags
+    if (version, len(trace), len(span), len(flags)) != ("00", 32, 16, 2):
+        return None
+    if digits.strip("0123456789abcdef") or not trace.strip("0") or not span.strip("0"):
+        return None
+    return trace, span, flags
+
+
+def span_id(begun: int, verb: str, containerid: str, ifname: str) -> str:
+    """Return the id of a call's span; `begun` is its begin by the monotonic clock."""
+    from hashlib import sha256
+
+    text = f"{begun} {verb} {containerid} {ifname}"
+    return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def handed_on(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Return what a program gets that the call in `environ` runs: it is a child of this call.
+
+    Without a valid TRACEPARENT that is nothing new.
+    """
+    parent = parent_of(environ.get("TRACEPARENT", ""))
+    if parent is None:
+        return {}
+    names = (environ.get(f"CNI_{one}", "") for one in ("COMMAND", "CONTAINERID", "IFNAME"))
+    return {"TRACEPARENT": f"00-{parent[0]}-{span_id(CALL.begun, *names)}-{parent[2]}"}
+
+
 def _append(directory: str, line: bytes) -> None:
     path = f"{directory}/{FILE}"
     try:

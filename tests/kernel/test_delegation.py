@@ -17,6 +17,7 @@ from cni_common.node import host as host_module
 from cni_common.node.host import DELEGATE_SECONDS, STATE_DIR
 from cni_common.serve.protocol import Reply, respond
 from cni_common.spec.request import Command
+from commands import otlp, traces
 from tests.machine import CNI_BIN, REFERENCE_BIN, ROOT, Json, Machine, addresses_of, error_of
 from tests.waits import GENEROUS, longer_if_busy, wait_until
 
@@ -193,10 +194,9 @@ def test_gc_and_status_reach_the_delegate(machine: Machine, fake: Delegate) -> N
 
 
 def test_environment_and_stdin_arrive_as_they_came(machine: Machine, fake: Delegate) -> None:
-    """All of the environment reaches the delegate, and each byte of stdin; so does CHECK's."""
+    """All of the environment but the call's span reaches it, and each byte of stdin."""
     container = machine.container()
     more = {
-        "TRACEPARENT": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         "TRACESTATE": "rojo=00f067aa0ba902b7",
         "BAGGAGE": "userId=alice,serverNode=DF%2028",
         "EMPTY": "",
@@ -220,6 +220,32 @@ def test_environment_and_stdin_arrive_as_they_came(machine: Machine, fake: Deleg
         assert given.items() <= fake.environ(command).items()
         assert fake.environ(command).keys() - given.keys() <= {"PWD", "_", "OLDPWD", "SHLVL"}
         assert fake.stdin(command) == stdin[command]
+
+
+@pytest.mark.both_edges
+def test_a_delegate_is_a_child_of_the_call(machine: Machine, fake: Delegate) -> None:
+    """It gets the caller's trace, and as its parent the span that `pycni trace` exports."""
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    machine.variables["TRACEPARENT"] = f"00-{trace}-b7ad6b7169203331-01"
+    container, config = machine.container(), config_of(machine)
+    for command in ("ADD", "DEL"):
+        machine.ok("bridge", command, config, container, path=str(fake.directory))
+
+    wait_until(lambda: len(traces.calls(machine.state_dir)) == 2, "a call leaves no trace")
+    for call in traces.calls(machine.state_dir):
+        given = fake.environ(call.verb)["TRACEPARENT"]
+        assert given == f"00-{trace}-{call.span}-01"
+        [whole, *_] = otlp.spans([call])["resourceSpans"][0]["scopeSpans"][0]["spans"]
+        assert (whole["spanId"], whole["parentSpanId"]) == (call.span, "b7ad6b7169203331")
+
+
+@pytest.mark.parametrize("text", ["", "00-x", f"00-{'0' * 32}-{'b' * 16}-01"])
+def test_a_span_of_another_form_is_handed_on(machine: Machine, fake: Delegate, text: str) -> None:
+    """What is no Trace Context is none of ours."""
+    machine.variables["TRACEPARENT"] = text
+    machine.ok("bridge", "ADD", config_of(machine), machine.container(), path=str(fake.directory))
+
+    assert fake.environ("ADD")["TRACEPARENT"] == text
 
 
 @pytest.mark.both_edges
