@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cni_common.spec.request import Command
-from commands import traces
-from commands.exposition import COUNTER, HISTOGRAM, SUMMARY, Family
+from commands import held, traces
+from commands.exposition import COUNTER, GAUGE, HISTOGRAM, SUMMARY, Family
 from plugins import TYPES
 
 if TYPE_CHECKING:
@@ -39,14 +39,19 @@ _OTHER = "other"  # labels have no words of a caller's choice: they would be wit
 
 
 def of_calls(state_dir: str) -> list[Family]:
-    """Return the counts of calls, durations and steps, advanced to now. Raises OSError."""
+    """Return the counts of calls, durations and steps, advanced to now, and of calls at work.
+
+    Raises OSError.
+    """
+    inflight = Family("pycni_inflight", "Attachments that a call is at work on.", GAUGE)
+    inflight.add(held.attachments(state_dir))
     with _kept(state_dir) as counts:
         until = time.monotonic_ns() - _SETTLED_NS
         news = [one for one in traces.calls(state_dir) if counts["ended"] < one.ended <= until]
         for one in news:
             _count(counts, one)
         counts["ended"] = max([counts["ended"], *(one.ended for one in news)])
-        return list(_families(counts))
+        return [*_families(counts), inflight]
 
 
 def note_released(state_dir: str, reason: str, count: int) -> None:

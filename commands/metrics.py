@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cni_common.node.journal import make_private_directory
 from cni_common.serve import status
 from cni_common.spec.names import VERSION
-from commands import DONE, counters, held, missing, pools, view
+from commands import DONE, counters, missing, pools, view
 from commands.audit import Audit
 from commands.exposition import GAUGE, Family, text
 from commands.first_seen import FirstSeen
@@ -47,9 +47,6 @@ def families(host: Host, data_dir: str) -> Iterator[Family]:
     build.add(1, version=VERSION)
     yield build
     yield from _of_engine(status.look(f"{host.state_dir}/engine.sock"))
-    inflight = Family("pycni_inflight", "Attachments that a call is at work on.", GAUGE)
-    inflight.add(held.attachments(host.state_dir))
-    yield inflight
     queue = Family("pycni_delete_queue_length", "DELs that a daemon has still to complete.", GAUGE)
     queue.add(_queued())
     yield queue

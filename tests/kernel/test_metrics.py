@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from agent.metrics import Metrics
 from commands import DONE, FAILED
 from plugins.dhcp.conf import DEFAULT_SOCKET
 from tests.kernel.test_commands import age, asked, config, dead, pycni
@@ -39,6 +40,24 @@ def read(text: str) -> dict[str, dict[str, float]]:
             assert labels not in found.setdefault(one.name, {}), "a sample is there twice"
             found[one.name][labels] = one.value
     return found
+
+
+def test_the_agent_shows_the_same_of_calls(machine: Machine) -> None:
+    """/metrics of the agent has what this command counts of calls, and calls at work."""
+    machine.ok("bridge", "ADD", config(machine), machine.container())
+    families = ("requests_total", "request_duration_seconds_count", "inflight")
+    names = [f"pycni_{one}" for one in families]
+
+    def shown() -> dict[str, dict[str, float]]:
+        metrics = Metrics(Path(machine.data_dir, machine.name), machine.state_dir)
+        return read(metrics.text().decode())
+
+    wait_until(lambda: "pycni_requests_total" in shown(), "no call is counted")
+    found, theirs = page(machine), shown()
+    for name in names:
+        assert theirs[name] == found[name]
+    assert theirs["pycni_inflight"] == {"": 0}
+    assert list(theirs["pycni_requests_total"].values()) == [1]
 
 
 def test_the_node(machine: Machine) -> None:
