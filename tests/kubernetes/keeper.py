@@ -80,12 +80,18 @@ def _inode(node: Node) -> int:
         return 0
 
 
-def kept_engine(node: Node) -> str:
-    """Return the build of the engine that it has started on a node, "" if another one serves."""
+def engine_of(node: Node) -> dict[str, str]:
+    """Return what the engine that serves on a node says of itself, nothing if none serves."""
     done = node.run(f"{BIN}/pycni", "engine", "--status")
     rows = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    return {} if done.returncode else rows
+
+
+def kept_engine(node: Node) -> str:
+    """Return the build of the engine that it has started on a node, "" if another one serves."""
+    rows = engine_of(node)
     pid = rows.get("pid", "")
-    if done.returncode or not pid.isdecimal():
+    if not pid.isdecimal():
         return ""
     parent = node.run("ps", "-o", "ppid=", "-p", pid).stdout.strip() or "1"
     words = node.run("ps", "-o", "args=", "-p", parent).stdout

@@ -17,7 +17,7 @@ from tests.kubernetes.agents import Agents, answers, process_of
 from tests.kubernetes.changes import TABLE, changes, made_by_agent
 from tests.kubernetes.churn import churn
 from tests.kubernetes.cluster import Cluster
-from tests.kubernetes.keeper import kept_engine, socket_kept
+from tests.kubernetes.keeper import engine_of, kept_engine, socket_kept
 from tests.kubernetes.node import BIN, Node
 from tests.kubernetes.pods import Pod, Pods, pod, reaches
 from tests.machine import Json
@@ -103,6 +103,11 @@ def roll_out(network: Cluster, image: Image) -> int:
     return max(away)
 
 
+def own_engine(node: Node) -> str:
+    """Return the build of the engine that serves on a node, "" if there is none."""
+    return engine_of(node).get("build", "")
+
+
 def agent_pods(network: Cluster) -> dict[str, tuple[str, int]]:
     """Return image and restarts of each pod of the DaemonSet, by its node."""
     found = [one for one in network.api.list(PODS) if one["metadata"]["name"].startswith(NAME)]
@@ -119,29 +124,31 @@ def agent_pods(network: Cluster) -> dict[str, tuple[str, int]]:
 def upgrade(
     network: Cluster, pods: Pods, running: list[Pod], image: Image, name: str, folder: Path
 ) -> list[str]:
-    """Roll an image out while pods start and end on the first node; return those that stay.
+    """Roll an image out while pods start and end on two nodes; return those that stay.
 
     Packets between running pods arrive. What the agents have made in the kernel stays as it is, and
-    nothing is written where nothing is to change.
+    nothing is written on the third node, where nothing is to change.
     """
-    quiet = [node for node in network.nodes.values() if node is not network.first]
     before = {name: made_by_agent(node) for name, node in network.nodes.items()}
     one, other = running
     with ExitStack() as stack:
-        written = [stack.enter_context(changes(node, folder)) for node in quiet]
-        with traffic((one, other), (other, one)), churn(pods, network.first, name) as stay:
-            away = roll_out(network, image)
+        written = stack.enter_context(changes(network.third, folder))
+        stack.enter_context(traffic((one, other), (other, one)))
+        stay = stack.enter_context(churn(pods, network.first, name))
+        stay += stack.enter_context(churn(pods, network.second, f"{name}-too"))
+        away = roll_out(network, image)
 
     assert away == 1  # node after node
     assert agent_pods(network) == dict.fromkeys(network.nodes, (image.name, 0))
     told = {name: agent_of(node) for name, node in network.nodes.items()}
     assert told == dict.fromkeys(network.nodes, (image.version, image.agent))
     assert {name: made_by_agent(node) for name, node in network.nodes.items()} == before
-    assert written == [[] for _ in quiet]
-    wait_until(
-        lambda: kept_engine(network.first) == image.plugins,
-        "the engine that was there stays behind",
-    )
+    assert written == []
+    for node, engine in zip(network.nodes.values(), (kept_engine, *[own_engine] * 2), strict=True):
+        wait_until(
+            lambda node=node, engine=engine: engine(node) == image.plugins,  # type: ignore[misc]
+            f"the engine of {node.name} stays behind",
+        )
     return stay
 
 
@@ -151,7 +158,8 @@ def test_upgrade_and_back(
 ) -> None:
     """Pods that start and end meanwhile all do, without one failed call; those that run go on.
 
-    On the node with these pods the engine is not the agent's, as with systemd's units: it follows.
+    On one node with these pods the engine is the agent's; on the other it is not, as with systemd's
+    units. Both follow.
     """
     if not isinstance(agents, AgentPods):
         pytest.skip("agents are processes here, without an image: run make image")
