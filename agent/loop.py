@@ -88,6 +88,7 @@ class Loop:
     def __init__(self, parts: Parts, node: str) -> None:
         """`node` is the name of this node."""
         self._parts = parts
+        self._node = node
         self._seen = _Seen()
         self._remembered = parts.remembered.load(node)
         self._back_off = BackOff(*_RETRY_SECONDS)
@@ -139,17 +140,21 @@ class Loop:
     def _snapshot(self) -> Snapshot | None:
         """Return the cluster: as the API server has it, else as it was when that last answered."""
         snapshot = self._parts.watch.snapshot
-        failure = self._parts.watch.failure
         if snapshot:
             self._try("state", lambda: self._save(snapshot))
-            self._problems("nodes", ())
-            return snapshot
-        if self._remembered:
-            self._problems("nodes", ())
-            return self._remembered
-        if failure:
-            self._problems("nodes", (f"the API server has never been reached: {failure}",))
-        return None
+        found = snapshot or self._remembered
+        self._problems("nodes", () if found else self._why_unknown())
+        return found
+
+    def _why_unknown(self) -> tuple[str, ...]:
+        """Return why no cluster is known, nothing while the first list goes on."""
+        watch = self._parts.watch
+        if watch.lacks_own:
+            asked = "is NODE_NAME the Node's own name (spec.nodeName)?"
+            return (f"there is no Node '{self._node}' (yet): {asked}",)
+        if watch.failure:
+            return (f"the API server has never been reached: {watch.failure}",)
+        return ()
 
     def _save(self, snapshot: Snapshot) -> tuple[str, ...]:
         self._parts.remembered.save(snapshot)

@@ -49,6 +49,7 @@ class NodeWatch:
         self._runtime = ""
         self._version = ""  # of the last object seen; "" to list everything
         self._snapshot: Snapshot | None = None
+        self._lacks_own = False
         self._failure = ""
         self._refused: set[str] = set()  # sentences that were logged
         self._back_off = BackOff(*_BACK_OFF_SECONDS)
@@ -61,6 +62,11 @@ class NodeWatch:
     def snapshot(self) -> Snapshot | None:
         """The cluster as last heard of; None before the first list, or without the own node."""
         return self._snapshot
+
+    @property
+    def lacks_own(self) -> bool:
+        """Tell whether the API server was heard of last without a Node of the own name."""
+        return self._lacks_own
 
     @property
     def failure(self) -> str:
@@ -156,6 +162,7 @@ class NodeWatch:
     def _publish(self) -> None:
         self._metrics.nodes(len(self._members))
         own = self._members.get(self._own)
+        self._lacks_own = own is None
         if own is None and self._snapshot:  # deleted: its pods go on until it is registered again
             own = self._snapshot.cluster.own
         if own is None:

@@ -204,6 +204,26 @@ def test_a_silent_server(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> N
     silence.over.set()
 
 
+def test_without_its_own_node(watched: Watched) -> None:
+    """What lacks is known, each change of the others wakes, and the Node itself ends it."""
+    own, *others = FEW
+    watched.server.nodes = others
+    assert not watched.watch.lacks_own
+    watched.start()
+
+    wait_until(lambda: watched.watch.lacks_own, "nothing is said of the Node")
+    assert watched.wake.wait(60)
+    watched.server.tell("DELETED", others[5])
+    assert watched.wake.wait(60)
+    assert (watched.watch.lacks_own, watched.watch.snapshot) == (True, None)
+
+    watched.server.tell("ADDED", own)
+
+    wait_until(lambda: watched.number() == len(others) - 1, "the Node does not count")
+    assert not watched.watch.lacks_own
+    assert watched.wake.wait(60)
+
+
 def test_reports_survive_failures(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     """An Event comes through once the server takes it; one that it refuses is left out."""
     monkeypatch.setattr("agent.reports._BACK_OFF_SECONDS", (0.01, 0.02))
