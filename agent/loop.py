@@ -128,7 +128,7 @@ class Loop:
             return
         self._overlaps(snapshot)
         if applied and applied.mtu and self._seen.build:
-            self._try("configuration", lambda: self._configure(snapshot, applied.mtu))
+            self._try("configuration", lambda: self._configure(snapshot, applied))
         self._try("conflict", lambda: self._conflicts(snapshot))
         if applied:
             self._parts.reports.announce(snapshot.cluster.own, applied.public_key)
@@ -252,9 +252,14 @@ class Loop:
         self._parts.pod_events.tell(_REASONS["overlap"], everywhere, self._parts.fabric.broken)
         return ()
 
-    def _configure(self, snapshot: Snapshot, mtu: int) -> tuple[str, ...]:
+    def _configure(self, snapshot: Snapshot, applied: Applied) -> tuple[str, ...]:
+        """Write the list. A node that has one keeps it, also if the network has failed since."""
         parts, seen = self._parts, self._seen
         parts.metrics.ranges(snapshot.cluster.own.ranges)
+        if applied.unfit and not seen.text and not parts.choice.path.exists():
+            why = "; ".join(applied.unfit)
+            return (f"the first list of plugins is written once this is mended: {why}",)
+        mtu = applied.mtu
         text = configuration.render(parts.choice, snapshot, mtu)
         if configuration.write(parts.choice, text, parts.bin_dir):
             if text == seen.text:

@@ -54,6 +54,8 @@ class Applied:
     public_key: str  # the node's WireGuard key in base64, "" in other modes
     problems: tuple[str, ...]  # sentences: each says what is wrong, where, and what to do
     repaired: int = 0  # objects of pods that are back
+    # Those of the problems by which a new pod would not reach others: masquerading, forwarding.
+    unfit: tuple[str, ...] = ()
 
 
 class Fabric:
@@ -83,16 +85,17 @@ class Fabric:
         with Kernel(self._own_netns()) as kernel:
             mtu, key = kernel.attempt(lambda: self._connect(kernel, cluster), (0, ""))
             problems = kernel.problems
-        repaired = 0
+        repaired, unfit = 0, tuple[str, ...]()
         if cluster.own.ranges:
-            problems += self._forward(cluster)
-            problems += self._masquerade(cluster)
+            problems += self._prepare_masquerading()
+            unfit = (*self._forward(cluster), *self._masquerade(cluster))
+            problems += unfit
             repaired, words = self._put_back()
             problems += words
         more = len(problems) - _PROBLEMS_MAX
         if more > 0:
             problems[_PROBLEMS_MAX:] = [f"{more} more problems of the network are not listed"]
-        return Applied(mtu, key, tuple(problems), repaired)
+        return Applied(mtu, key, tuple(problems), repaired, unfit)
 
     def listen(self, wake: Callable[[str], None]) -> Closeable:
         """Call `wake` with a reason, from a thread, when others have changed something of ours.
@@ -199,27 +202,34 @@ class Fabric:
             return [f"the node does not forward packets of pods: {error}"]
         return []
 
-    def _masquerade(self, cluster: Cluster) -> list[str]:
-        problems = []
-        if self._settings.masquerade_config:
+    def _prepare_masquerading(self) -> list[str]:
+        """Read which ranges the operator leaves out; switched off, remove an earlier agent's."""
+        path, problems = self._settings.masquerade_config, []
+        if path:
             try:
-                self._config = masquerade_config.load(self._settings.masquerade_config)
+                self._config = masquerade_config.load(path)
             except (OSError, ValueError) as error:
-                path = self._settings.masquerade_config
                 problems.append(f"'{path}' is not used, the last good one is: {error}")
-        try:
-            if not self._settings.masquerade:
+        if not self._settings.masquerade:
+            try:
                 masquerade.remove(self._own_netns())
-                return problems
-            members = (cluster.own, *cluster.others)
-            inside = [one for member in members for one in member.ranges]
-            inside += self._settings.unmasqueraded
-            own = cluster.own.ranges
+            except OSError as error:
+                problems.append(f"cannot remove '{masquerade.TABLE}': {error.strerror}")
+        return problems
+
+    def _masquerade(self, cluster: Cluster) -> list[str]:
+        if not self._settings.masquerade:
+            return []
+        members = (cluster.own, *cluster.others)
+        inside = [one for member in members for one in member.ranges]
+        inside += self._settings.unmasqueraded
+        own = cluster.own.ranges
+        try:
             if masquerade.converge(self._own_netns(), own, inside, self._config):
                 self._log(f"masquerading was set: '{masquerade.TABLE}'")
         except OSError as error:
-            problems.append(f"packets of pods are not masqueraded: {error.strerror}")
-        return problems
+            return [f"packets of pods are not masqueraded: {error.strerror}"]
+        return []
 
     def _put_back(self) -> tuple[int, tuple[str, ...]]:
         """Put back what pods lack; return how much that was, and the problems."""

@@ -59,6 +59,7 @@ def test_a_node_becomes_ready(ready: AgentHost) -> None:
     order = [one["message"].split()[0] for one in ready.log()]
     assert order.index("build") < order.index("wrote")
     assert order.index("starting") < order.index("wrote")
+    assert order.index("masquerading") < order.index("wrote")
     assert [order.count(one) for one in ("build", "starting")] == [1, 1]
 
 

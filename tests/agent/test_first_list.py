@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.agent.host import LIST, RANGES, AgentHost
+from tests.agent.host import LIST, OTHER, RANGES, AgentHost, member
 from tests.api_server import ApiServer
 from tests.api_server import node as node_of
 from tests.machine import Json
@@ -15,6 +17,7 @@ from tests.resident import visiting
 from tests.waits import wait_until
 
 pytestmark = pytest.mark.timeout(300)
+OWN = member("a", 1, *RANGES)
 
 
 @pytest.fixture
@@ -68,3 +71,73 @@ def test_without_its_node(host: AgentHost, server: ApiServer, tmp_path: Path) ->
     host.wait_ready()
     assert host.path(LIST).exists()
     wait_until(lambda: not host.metric('pycni_agent_problems{part="nodes"}'), "it stays wrong")
+
+
+@contextmanager
+def refusing_nft(host: AgentHost) -> Iterator[None]:
+    """Have the kernel refuse each change of the agent's table, which belongs to another program."""
+    words = host.node.entered("nft", "--interactive")
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as owner:
+        assert owner.stdin
+        owner.stdin.write(b"add table inet pycni-agent { flags owner; }\n")
+        owner.stdin.flush()
+        listing = ("nft", "list", "tables")
+        wait_until(lambda: "pycni-agent" in host.node.command(*listing), "there is no such table")
+        yield
+        owner.stdin.close()
+
+
+@contextmanager
+def refusing_sysctls(host: AgentHost) -> Iterator[None]:
+    """Have the node's sysctls be read-only, with forwarding off."""
+    off = "echo 0 >/proc/sys/net/ipv4/ip_forward; echo 0 >/proc/sys/net/ipv6/conf/all/forwarding"
+    host.node.command("sh", "-ec", f"{off}; mount --bind -o ro /proc/sys /proc/sys")
+    yield
+    host.node.command("umount", "/proc/sys")
+
+
+REFUSALS = {
+    "packets of pods are not masqueraded": refusing_nft,
+    "the node does not forward packets of pods": refusing_sysctls,
+}
+
+
+@pytest.mark.parametrize("words", REFUSALS)
+def test_pods_that_would_not_get_out(host: AgentHost, words: str) -> None:
+    """A new node gets no list while the kernel refuses what its pods need, and one after."""
+    host.remember(OWN, OTHER)
+    with REFUSALS[words](host):
+        host.start()
+
+        wait_until(lambda: words in host.get("/readyz")[1], "/readyz does not say it")
+
+        assert host.get("/readyz")[0] == 503
+        assert not host.path(LIST).exists()
+        assert host.metric('pycni_agent_problems{part="configuration"}') == 1
+        first = "the first list of plugins is written once this is mended"
+        assert any(one["message"].startswith(f"{first}: {words}") for one in host.log())
+
+    host.wait_ready()
+    assert "masquerade" in host.node.command("nft", "list", "table", "inet", "pycni-agent")
+    assert host.node.command("cat", "/proc/sys/net/ipv6/conf/all/forwarding") == "1\n"
+
+
+def test_a_node_that_has_worked(host: AgentHost) -> None:
+    """It keeps its list, which follows the cluster, although masquerading fails: that is said."""
+    host.remember(OWN, OTHER)
+    host.start()
+    host.wait_ready()
+    host.stop()
+    mtu = host.list()["plugins"][0]["mtu"]
+    host.node.command("nft", "delete", "table", "inet", "pycni-agent")
+    host.node.command("ip", "link", "set", "uplink", "mtu", "1440")
+
+    with refusing_nft(host):
+        host.start()
+        host.wait_ready()
+
+        problems = 'pycni_agent_problems{part="network"}'
+        wait_until(lambda: host.metric(problems) == 1, "nothing is said of masquerading")
+        assert host.list()["plugins"][0]["mtu"] == mtu - 60
+        host.path(LIST).unlink()
+        wait_until(host.path(LIST).exists, "the list does not come back")
