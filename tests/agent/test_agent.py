@@ -213,6 +213,38 @@ def test_read_only_host(host: AgentHost) -> None:
     assert not host.path(LIST).exists()
 
 
+@pytest.mark.parametrize("firewall", [True, False])
+def test_the_whole_list(host: AgentHost, firewall: bool) -> None:
+    """Each plugin of the list serves a pod, and DEL leaves nothing; firewall lets it through."""
+    node, outside = host.node, host.node.container("outside")
+    node.command("ip", "link", "set", "beyond", "netns", "outside")
+    node.command("ip", "address", "add", "192.0.2.2/24", "dev", "beyond", netns=outside)
+    node.command("ip", "link", "set", "beyond", "up", netns=outside)
+    node.command("iptables", "-P", "FORWARD", "DROP")
+    host.remember(OWN, OTHER)
+    host.start("--firewall", str(firewall).lower())
+    host.wait_ready()
+    types = [one["type"] for one in host.list()["plugins"]]
+    netns, before = node.container("c1"), node.traces()
+    port = {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}
+    rates = {"ingressRate": 10**9, "ingressBurst": 10**8, "egressRate": 10**9, "egressBurst": 10**8}
+    environ = {
+        "CNI_PATH": BINS,
+        "CAP_ARGS": json.dumps({"portMappings": [port], "bandwidth": rates}),
+    }
+
+    node.ok("add", "pycni", netns, **environ)
+    reaches = node.reaches if firewall else node.is_cut_off
+    reached, during = reaches(netns, "192.0.2.2"), node.traces()
+    node.ok("del", "pycni", netns, **environ)
+
+    assert types == ["ptp", "portmap", "bandwidth", *(["firewall"] if firewall else [])]
+    assert reached
+    added = "\n".join({*during["firewall"]} - {*before["firewall"]})
+    assert ("10.244.1.2" in added, "8080" in added) == (True, True)
+    assert node.traces() == before
+
+
 def test_frozen(frozen: Path) -> None:
     """The program of `make agent` does the same without any Python on the node."""
     host = AgentHost(frozen)
