@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from cni_common.spec.names import VERSION
 from plugins import TYPES
 from tests.agent.host import BINS, LIST, OTHER, OWN4, RANGES, STATE, AgentHost, member
-from tests.machine import DIST, TOOLS, error_of
+from tests.machine import DIST, ROOT, TOOLS, error_of
 from tests.waits import wait_until
 
 pytestmark = pytest.mark.timeout(300)
@@ -211,6 +212,28 @@ def test_read_only_host(host: AgentHost) -> None:
 
     assert not host.path(BINS).exists()
     assert not host.path(LIST).exists()
+
+
+def test_read_only_host_with_plugins(host: AgentHost) -> None:
+    """With plugins in the node's image the agent writes the list, and leaves their directory."""
+    found = {"CNI_BIN_DIR": BINS, "DIST": str(DIST), "ENGINE": "none", "SHARE_DIR": "none"}
+    done = host.node.run(
+        *(sys.executable, "-m", "agent.install", "install"), env={**found, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr
+    host.node.command("mount", "--bind", "-o", "ro", BINS, BINS)
+    before = {file: file.lstat().st_ctime_ns for file in host.path(BINS).rglob("*")}
+    host.remember(OWN, OTHER)
+
+    host.start("--install", "false")
+    host.wait_ready()
+    host.node.container("c1")
+    done = host.call("ADD", "c1")
+
+    assert done.returncode == 0, done.stdout
+    assert host.engine()
+    assert host.metric('pycni_agent_problems{part="install"}') == 0
+    assert {file: file.lstat().st_ctime_ns for file in host.path(BINS).rglob("*")} == before
 
 
 @pytest.mark.parametrize("firewall", [True, False])
