@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cni_common.node.absence import Absence
 from cni_common.node.lifecycle import recorded_delete
 from cni_common.node.liveness import GRACE_SECONDS
-from cni_common.node.survey import addresses_in_use
+from cni_common.node.namespaces import addresses_in_use
 from commands.node import PROBE, Node
 
 if TYPE_CHECKING:

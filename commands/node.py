@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from cni_common.node import survey
+from cni_common.node import namespaces
 from cni_common.node.absence import Absence
 from cni_common.node.liveness import GRACE_SECONDS
 from cni_common.spec import wire
@@ -299,7 +299,7 @@ class Node:
     @cached_property
     def in_use(self) -> frozenset[Address]:
         """Every address in every namespace that can be found."""
-        return survey.addresses_in_use(self.host)
+        return namespaces.addresses_in_use(self.host)
 
     def alive(self, facts: Json) -> bool | None:
         """Tell whether the container of a record lives, None when it cannot be told."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from agent.leases import leased
 from agent.network.settings import BRIDGE_DEVICE
-from cni_common.node.survey import addresses_in, reachable_namespaces
+from cni_common.node import namespaces
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +43,7 @@ def remove_old_gateways(
     except OSError as error:
         log(f"a gateway of a range before stays: cannot read '{leases}': {error.strerror}")
         return
-    in_use |= addresses_in(reachable_namespaces().values(), log)
+    in_use |= namespaces.addresses_in(namespaces.reachable().values(), log)
     for gateway in old:
         if any(one in gateway.network for one in in_use if one != gateway.ip):
             continue  # a later look removes it

@@ -196,7 +196,7 @@ class Masquerade(Part):
         valid = req.valid_attachments
         if valid is None:
             return
-        from cni_common.node.survey import addresses_in_use
+        from cni_common.node.namespaces import addresses_in_use
 
         in_use = cache(partial(addresses_in_use, host))
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.netns import FIRST_PID_NAMESPACE, identity, pid_namespace
-from cni_common.node import survey
+from cni_common.node import namespaces
 from cni_common.node.masquerade import owner_of
 
 if TYPE_CHECKING:
@@ -102,17 +102,17 @@ class Liveness:
     @cached_property
     def namespaces(self) -> dict[str, str]:
         """One path to every visible namespace, by its identity."""
-        return survey.reachable_namespaces()
+        return namespaces.reachable()
 
     @cached_property
     def addresses(self) -> frozenset[Address]:
-        """Every address in every namespace that counts for `survey`."""
+        """Every address in every namespace that counts for `node.namespaces`."""
         return self.addresses_beside("")
 
     def addresses_beside(self, ours: str) -> frozenset[Address]:
         """Return every address in those namespaces, except the one `ours`. Slow."""
         others = (path for one, path in self.namespaces.items() if one != ours)
-        return survey.addresses_in(others, self._host.log)
+        return namespaces.addresses_in(others, self._host.log)
 
     @cached_property
     def _ends_by_namespace(self) -> dict[str, list[tuple[str, str]]]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel import nft_layout
 from cni_common.node import masquerade, masquerade_iptables
+from cni_common.node.namespaces import addresses_in_use
 from cni_common.node.owned import Stray
-from cni_common.node.survey import addresses_in_use
 from cni_common.spec.request import Attachment
 
 if TYPE_CHECKING:

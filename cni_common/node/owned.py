@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_common.kernel.netns import NetNS
-from cni_common.node import survey
+from cni_common.node import namespaces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -96,7 +96,7 @@ def recorded_netns(record: Record) -> Iterator[NetNS | None]:
     Raises OSError.
     """
     path, wanted = str(record.facts.get("netns", "")), str(record.facts.get("netns_id") or "")
-    found = survey.find(path, wanted)
+    found = namespaces.find(path, wanted)
     try:
         yield found
     finally:

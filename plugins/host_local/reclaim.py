@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cni_common.node.liveness import State
-from cni_common.node.survey import addresses_in_use
+from cni_common.node.namespaces import addresses_in_use
 from plugins.host_local.expiry import Expiry
 from plugins.host_local.lease import GRACE_SECONDS, PLUGIN, LeaseFacts
 from plugins.host_local.ranges import unused

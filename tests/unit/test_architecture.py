@@ -46,7 +46,7 @@ WINGS = {
         *(
             "masquerade",
             "spans",
-            "survey",
+            "namespaces",
             "owned",
             "liveness",
             "absence",
@@ -72,7 +72,7 @@ LAZY = {
     "node.lifecycle": ("node.liveness", "node.owned"),
     "node.interface": (
         *("kernel.iptables", "node.liveness", "node.masquerade_iptables", "node.masquerade_strays"),
-        *("node.owned", "node.survey"),
+        *("node.owned", "node.namespaces"),
     ),
     "node.host": ("node.plugin_files",),
     "serve.main": tuple(name for name in ORDER if name != "serve.stdio"),
@@ -646,7 +646,7 @@ class TestStart:
         assert {one for one in libraries if not one.startswith("_")} <= _SERVING | _NETLINK
         assert {one.partition(".")[0] for one in below("plugins", names)} == {own, "__main__"}
 
-    def test_judge(self) -> None:
+    def test_jsonschema(self) -> None:
         """jsonschema is loaded only to refuse a configuration."""
         entry = ENTRIES["host-local refuses an ADD"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cni_common.kernel.netns import FIRST_PID_NAMESPACE, NETLINK_ROUTE, pid_namespace
 from cni_common.kernel.rtnetlink import RTMGRP_IPV6_IFADDR
-from cni_common.node import survey, veth
+from cni_common.node import namespaces, veth
 from cni_common.spec.errors import CNIError, Code
 from cni_common.spec.result import Result
 from plugins.dhcp.daemon import family, link
@@ -485,7 +485,7 @@ def give_back_from_host(node: Node, entry: Entry, lease: Lease) -> None:
 
 def open_recorded(entry: Entry, prefix: str) -> NetNS:
     """Return the namespace of an entry, wherever it is. Raises GoneError, OSError."""
-    found = survey.find(prefix + entry.netns, entry.netns_id)
+    found = namespaces.find(prefix + entry.netns, entry.netns_id)
     if found is None:
         raise GoneError(f"the network namespace '{entry.netns}' is gone", is_all=True)
     return found

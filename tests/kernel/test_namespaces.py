@@ -1,4 +1,4 @@
-"""What a survey of the node believes, and that no namespace can stop it."""
+"""A look at all namespaces: which addresses count, and that no namespace can stop it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cni_common.kernel.netns import identity
-from cni_common.node import survey
+from cni_common.node import namespaces
 from tests.mounts import bind, detach
 from tests.waits import longer_if_busy
 
@@ -67,32 +67,32 @@ def neighbour(*start: str, more: int = 0, churn: bool = False) -> Iterator[str]:
 def seen(*paths: str) -> tuple[set[Address], list[str]]:
     """Return the addresses that count, and the log."""
     log: list[str] = []
-    return set(survey.addresses_in(paths, log.append)), log
+    return set(namespaces.addresses_in(paths, log.append)), log
 
 
 def test_addresses_of_a_local_user_prove_nothing() -> None:
-    """A user without rights keeps no lease from being freed, and no survey from its end."""
+    """A user without rights keeps no lease from being freed, and no look from its end."""
     with neighbour(*USER, more=500, churn=True) as path:
         started = time.monotonic()
         found, log = seen(path)
-        namespaces = survey.reachable_namespaces()
+        known = namespaces.reachable()
 
         assert (found, log) == (set(), [])
         assert time.monotonic() - started < longer_if_busy(1)
         # A container that a record names by its identity lives, whatever user namespace owns it.
-        assert identity(path) in namespaces
+        assert identity(path) in known
 
 
 def test_addresses_of_a_pod_with_a_user_namespace_count(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Runtimes mount the namespaces of such pods where root alone can."""
-    monkeypatch.setattr(survey, "_MOUNTED", (str(tmp_path),))
+    monkeypatch.setattr(namespaces, "_MOUNTED", (str(tmp_path),))
     mount = tmp_path / "cni-1"
     with neighbour(*USER) as path:
         bind(path, mount)
         try:
-            known = survey.reachable_namespaces()[identity(path)]
+            known = namespaces.reachable()[identity(path)]
 
             assert known == str(mount)
             assert seen(known) == ({ADDRESS}, [])
@@ -101,7 +101,7 @@ def test_addresses_of_a_pod_with_a_user_namespace_count(
 
 
 def test_a_container_whose_addresses_change_all_the_time(machine: Machine) -> None:
-    """Its visible addresses count, and the others are surveyed, too, within the limit of time."""
+    """Its visible addresses count, and other namespaces are read, too, within the limit of time."""
     other = machine.container()
     machine.do(other, "ip addr add 10.9.0.3/24 dev lo")
     inside = ("nsenter", f"--net={machine.container()}")
@@ -110,7 +110,7 @@ def test_a_container_whose_addresses_change_all_the_time(machine: Machine) -> No
         found, log = seen(path, other)
 
         assert {ADDRESS, ip_address("10.9.0.3")} <= found
-        assert time.monotonic() - started < longer_if_busy(survey._SECONDS + 1)
+        assert time.monotonic() - started < longer_if_busy(namespaces._SECONDS + 1)
         assert all(path in line for line in log)  # a dump may pass between two changes
 
 
@@ -118,9 +118,9 @@ def test_a_container_whose_addresses_change_all_the_time(machine: Machine) -> No
 def test_limits_of_one_namespace(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
-    """A survey leaves a namespace at its limit, and the log says which."""
+    """A look ends at the limits of one namespace, and the log names that namespace."""
     inside = ("nsenter", f"--net={machine.container()}")
-    monkeypatch.setattr(survey, limit, value)
+    monkeypatch.setattr(namespaces, limit, value)
     with neighbour(*inside, more=500) as path:
         found, log = seen(path)
 

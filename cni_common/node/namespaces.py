@@ -1,7 +1,7 @@
-"""A survey of the node: its network namespaces, and the addresses in them.
+"""All network namespaces of the node, and the addresses in them.
 
-Anybody on the node can make a namespace, and do in it as they please. A survey therefore spends
-limited time and memory on each one, fails because of none, and believes only addresses in
+Any user of the node can make a namespace, and do anything in it. A look at all namespaces therefore
+spends limited time and memory on each one, fails because of none, and believes only addresses in
 namespaces that root has made.
 """
 
@@ -27,7 +27,7 @@ _SECONDS = 2.0
 _ADDRESSES_MAX = 1 << 16
 
 
-def reachable_namespaces() -> dict[str, str]:
+def reachable() -> dict[str, str]:
     """Return one path to every visible network namespace, by its identity.
 
     Reads /proc, /run/netns and docker's directory; the path is of one of the latter if possible.
@@ -57,13 +57,13 @@ def find(path: str, wanted: str) -> NetNS | None:
     """
     found = _opened(path, wanted)
     if found is None and wanted:
-        found = _opened(reachable_namespaces().get(wanted, ""), wanted)
+        found = _opened(reachable().get(wanted, ""), wanted)
     return found
 
 
 def addresses_in_use(host: Host) -> frozenset[Address]:
     """Return every address in every namespace that counts. Slow. Raises OSError."""
-    return addresses_in(reachable_namespaces().values(), host.log)
+    return addresses_in(reachable().values(), host.log)
 
 
 def addresses_in(paths: Iterable[str], log: Callable[[str], object]) -> frozenset[Address]:
