@@ -280,7 +280,7 @@ class _Place:
         for name in names:
             self.save_foreign(name, say)
             self.put_launcher(self._target / name, name)
-        self.settle_others(set(names))
+        self.update_others(set(names))
         is_on_demand = engine_choice.read(self._store).startswith(engine_choice.ON_DEMAND)
         stale = [path for path in self.builds() if path.name != self._build or not is_on_demand]
         engine_choice.end_engines(engine_choice.programs(stale), say)
@@ -304,7 +304,7 @@ class _Place:
         new.replace(replaced / name)
         say(f"replacing '{file}', which is not one of ours; 'uninstall' brings it back")
 
-    def settle_others(self, names: set[str]) -> None:
+    def update_others(self, names: set[str]) -> None:
         """Upgrade launchers that have another name; take away those of plugins that are no more."""
         for name in _names(self._target):
             type = "" if name in names else self.type_of(self._target / name)

@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
     from commands.node import Known, Node
 
-    Way = Callable[[Node, str], Iterable[str]]
+    Finder = Callable[[Node, str], Iterable[str]]
 
 _PORT_MAX = 65535
 _NAMED_MAX = 5  # ids that a message quotes
 
 
 def find(node: Node, word: str, by: str = "") -> dict[str, str]:
-    """Return ids of containers, and for each by which of WAYS it was found; `by`: by that only.
+    """Return ids of containers, and for each by which of FINDERS it was found; `by`: by that only.
 
     A complete id is that container's, also where the word could mean another.
     """
     if by in ("", ID) and word in _ids(node):
         return {word: ID}
     found: dict[str, str] = {}
-    for name, way in WAYS.items():
+    for name, finder in FINDERS.items():
         if word and by in ("", name):
-            for containerid in way(node, word):
+            for containerid in finder(node, word):
                 found.setdefault(containerid, name)
     return found
 
@@ -56,7 +56,7 @@ def _several(word: str, found: dict[str, str]) -> str:
     if set(found.values()) == {ID}:
         ids = ", ".join(containerid for containerid, _ in some)
         return f"'{word}' is the beginning of several ids: {ids}{more}"
-    ids = ", ".join(f"{containerid} (by {way})" for containerid, way in some)
+    ids = ", ".join(f"{containerid} (by {name})" for containerid, name in some)
     return f"'{word}' can mean several containers: {ids}{more}; give an id, or --by"
 
 
@@ -127,7 +127,7 @@ def _in_namespace(records: Iterable[Known], path: str) -> Iterator[str]:
 
 
 ID = "id"
-WAYS: dict[str, Way] = {
+FINDERS: dict[str, Finder] = {
     ID: _by_id,
     "pod": _by_pod,
     "address": _by_address,
@@ -149,6 +149,6 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--by",
         default="",
-        choices=tuple(WAYS),
+        choices=tuple(FINDERS),
         help="what CONTAINER is, where it could be several",
     )

@@ -124,11 +124,11 @@ def _proven(node: Node, known: Known, results: str) -> JsonObject:
     parts = [one.name for one in node.lifecycles[known.plugin].parts if one.name in noted]
     facts = {"format": FORMAT, **{key: header[key] for key in header if key in noted}}
     facts |= {name: _renamed(noted[name], names) for name in parts}
-    _judge(node, known, facts)
+    _check(node, known, facts)
     return facts
 
 
-def _judge(node: Node, known: Known, facts: JsonObject) -> None:
+def _check(node: Node, known: Known, facts: JsonObject) -> None:
     """Raise RefusedError unless the node has each object that the facts tell of."""
     lifecycle, candidate = node.lifecycles[known.plugin], Record(known.path, -1, facts)
     lost = [

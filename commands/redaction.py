@@ -1,4 +1,4 @@
-"""Redacts a bug report: nothing leaves the node that is secret, or that this module cannot judge.
+"""Redacts a bug report: nothing leaves the node that is secret, or that this module does not know.
 
 Of a configuration only the keys of its plugin's SCHEMA stay. All other values are redacted, also
 where one of them occurs elsewhere.

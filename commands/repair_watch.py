@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cni_common.kernel.netns import NetNS
     from commands.missing import Missing
 
-    Judge = Callable[[int, bytes], bool]
+    Check = Callable[[int, bytes], bool]
 
 _DATAGRAMS_MAX = 1000  # of one channel before the other one is read
 SETTLE_SECONDS = 0.02  # after an event: a flush sends many
@@ -48,15 +48,15 @@ class Watch:
 
     def __init__(self, netns: NetNS) -> None:
         """Subscribe. Raises OSError."""
-        self._judges: dict[int, tuple[Channel, Judge]] = {}
-        for protocol, groups, judge in (
+        self._checks: dict[int, tuple[Channel, Check]] = {}
+        for protocol, groups, check in (
             (NETLINK_ROUTE, changes.GROUPS, changes.is_change),
             (NETLINK_NETFILTER, changes.NFT_GROUPS, changes.is_loss),
         ):
             channel = netns.channel(protocol, groups)
-            self._judges[channel.sock.fileno()] = channel, judge
+            self._checks[channel.sock.fileno()] = channel, check
         self._poll = select.poll()
-        for fd in self._judges:
+        for fd in self._checks:
             self._poll.register(fd, select.POLLIN)
 
     def run(self, look: Callable[[], object], end: int) -> None:
@@ -75,7 +75,7 @@ class Watch:
                 continue
             if ready and self._sleeps(SETTLE_SECONDS, end):
                 return
-            self._has_news([*self._judges])
+            self._has_news([*self._checks])
             begun = time.monotonic()
             look()
             took = time.monotonic() - begun
@@ -88,12 +88,12 @@ class Watch:
         """Read what has arrived; tell whether an event is a reason to look, or events were lost."""
         found = False
         for fd in ready:
-            channel, judge = self._judges[fd]
+            channel, check = self._checks[fd]
             for _ in range(_DATAGRAMS_MAX):
                 events = channel.next_events()
                 if events is not None and not events:
                     break
-                found = found or events is None or any(_judged(judge, *one) for one in events)
+                found = found or events is None or any(_is_reason(check, *one) for one in events)
         return found
 
     @staticmethod
@@ -102,9 +102,9 @@ class Watch:
         return bool(select.select([end], [], [], seconds)[0])
 
 
-def _judged(judge: Judge, kind: int, part: bytes) -> bool:
+def _is_reason(check: Check, kind: int, part: bytes) -> bool:
     try:
-        return judge(kind, part)
+        return check(kind, part)
     except (ArithmeticError, LookupError, ValueError, struct.error):
         return True  # of a form that no kernel has yet
 

@@ -275,7 +275,7 @@ class _Connection:
         elif settings.mode == WIREGUARD:
             self.device, self.public_key = wireguard.ensure(kernel, settings, self.own, self._mtu)
         if self.device:
-            overlay.settle(self._netns, self.device.name)
+            overlay.set_sysctls(self._netns, self.device.name)
 
     def remove_others(self) -> None:
         """Remove the devices of other modes, once no route needs them."""

@@ -67,7 +67,7 @@ class Route:
     device: int = 0  # its index, 0: none
     source: Address | None = None  # of packets of the node itself
     onlink: bool = False  # `via` is taken to be reachable on the device
-    kind: int = UNICAST
+    type: int = UNICAST
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,13 +240,13 @@ def _neighbour(data: bytes) -> Neighbour:
 
 
 def _found(one: KernelRoute) -> Found:
-    is_unicast = one.kind == UNICAST
+    is_unicast = one.type == UNICAST
     route = Route(
         one.route.dst,
         one.route.gw,
         one.interface if is_unicast else 0,  # IPv6 has `lo` for others
         one.source,
         bool(one.flags & ONLINK),
-        one.kind,
+        one.type,
     )
     return Found(route, one.protocol, one.route.priority or 0, len(one.hops) or 1)

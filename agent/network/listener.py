@@ -91,12 +91,12 @@ class Listener:
                 elif not events:
                     break
                 for kind, part in events or ():
-                    reason = self._judge(channel, kind, part, known)
+                    reason = self._reason_of(channel, kind, part, known)
                     if reason == watched.PODS or (reason and len(reasons) < _REASONS_MAX):
                         reasons[reason] = None
         return [*reasons]
 
-    def _judge(self, channel: Channel, kind: int, part: bytes, known: Watched) -> str:
+    def _reason_of(self, channel: Channel, kind: int, part: bytes, known: Watched) -> str:
         try:
             if channel is self._netfilter:
                 return watched.nft_reason(kind, part, known, masquerade.TABLE)

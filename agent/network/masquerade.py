@@ -80,14 +80,14 @@ def remove(netns: NetNS) -> None:
 def _frame(rules: Sequence[tuple[str, Rule]]) -> list[Message]:
     """Return the requests that make all but the elements; the rules are made anew."""
     hook = ("nat", nft_table.POSTROUTING, nft_layout.SRCNAT)
-    kind, where, priority = hook
+    type, where, priority = hook
     return [
         TABLE.add(),
         *(
             TABLE.add_set(name, _KEYS[v], fields=(FAMILIES[v].key[0],) * 2)
             for v, name in _SETS.items()
         ),
-        TABLE.add_base_chain(_CHAIN, kind=kind, hook=where, priority=priority),
+        TABLE.add_base_chain(_CHAIN, type=type, hook=where, priority=priority),
         TABLE.delete_rule(_CHAIN),
         *(TABLE.add_rule(_CHAIN, *rule, comment=comment) for comment, rule in rules),
     ]

@@ -97,11 +97,11 @@ def address(kernel: Kernel, device: Device, networks: Iterable[Network]) -> None
         )
 
 
-def settle(netns: NetNS, name: str) -> None:
+def set_sysctls(netns: NetNS, name: str) -> None:
     """Set what the device needs beside rtnetlink, as far as /proc/sys can be written.
 
     Reverse path filter loose (2, which wins over a strict one of "all"): in mode auto two nodes may
-    judge differently whether they are on one link. No router is on the other side.
+    decide differently whether they are on one link. No router is on the other side.
     """
     netns.sysctls(
         {

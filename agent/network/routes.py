@@ -96,7 +96,7 @@ def _keys(route: Route) -> dict[str, Any]:
         "family": 2 if route.dst.version == 4 else 10,
         "proto": PROTOCOL,
         "table": MAIN,
-        "type": route.kind,
+        "type": route.type,
     }
     if route.via:
         keys["gateway"] = str(route.via)
@@ -106,7 +106,7 @@ def _keys(route: Route) -> dict[str, Any]:
         keys["prefsrc"] = str(route.source)
     if route.onlink:
         keys["flags"] = ONLINK
-    if route.kind == UNICAST and not route.via:
+    if route.type == UNICAST and not route.via:
         keys["scope"] = 253 if route.dst.version == 4 else 0  # RT_SCOPE_LINK
     return keys
 

@@ -42,7 +42,7 @@ class Neighbourhood:
             spare = address.max_prefixlen - length
             found = level.get(int(address) >> spare << spare)
             if found:
-                is_direct = found.route.kind == UNICAST and not found.route.via
+                is_direct = found.route.type == UNICAST and not found.route.via
                 return found.route.device if is_direct and found.hops == 1 else 0
         return 0
 

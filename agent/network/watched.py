@@ -1,8 +1,8 @@
-"""Judges kernel events: whether one says that others have changed objects of ours.
+"""Checks kernel events: whether one says that others have changed objects of ours.
 
-Judged by content: an event that brings the kernel to what was applied last is our own, or harmless.
-Of nftables, where content is not at hand, the sender's port tells. So an application that changes
-nothing causes no other one.
+The content decides: an event that brings the kernel to what was applied last is our own, or
+harmless. Of nftables, where content is not at hand, the sender's port tells. So an application that
+changes nothing causes no other one.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class Watched:
 
 def reason(kind: int, part: bytes, watched: Watched) -> str:
     """Return what an rtnetlink event says that is not as it was applied, or ""."""
-    judge = _JUDGES.get(kind)
-    return judge(kind, part, watched) if judge else ""
+    check = _CHECKS.get(kind)
+    return check(kind, part, watched) if check else ""
 
 
 def nft_reason(kind: int, part: bytes, watched: Watched, table: Table) -> str:
@@ -108,8 +108,8 @@ def _route(kind: int, part: bytes, watched: Watched) -> str:
     wanted = watched.routes.get(found.route.dst)
     if wanted is None:
         return ""
-    way = (found.kind, found.route.gw)
-    is_right = found.protocol == PROTOCOL and way == (wanted.kind, wanted.via)
+    next_hop = (found.type, found.route.gw)
+    is_right = found.protocol == PROTOCOL and next_hop == (wanted.type, wanted.via)
     if kind == _DELROUTE and (is_right or found.protocol != PROTOCOL):
         return f"the route to {found.route.dst} was deleted"
     if kind == _NEWROUTE and not is_right:
@@ -118,7 +118,7 @@ def _route(kind: int, part: bytes, watched: Watched) -> str:
 
 
 def _neighbour(kind: int, part: bytes, watched: Watched) -> str:
-    """Judge an entry of the overlay's neighbours, or of its FDB."""
+    """Check an entry of the overlay's neighbours, or of its FDB."""
     family, index = _NDMSG.unpack_from(part, HEADER_SIZE)
     if index != watched.overlay or not index:
         return ""
@@ -144,7 +144,7 @@ def _netconf(_kind: int, part: bytes, watched: Watched) -> str:
     return ""
 
 
-_JUDGES = {
+_CHECKS = {
     _NEWLINK: _link,
     _DELLINK: _link,
     _NEWADDR: _address,

@@ -152,7 +152,7 @@ def routes(
         network: (
             Route(network, device=device.index, source=sources[network.version])
             if device and str(network) in behind
-            else Route(network, kind=UNREACHABLE)
+            else Route(network, type=UNREACHABLE)
         )
         for peer in peers
         for network in peer.ranges

@@ -257,8 +257,8 @@ def _chain(table: nft_table.Table, chain: Chain) -> tuple[Message, ...]:
 def _add_chain(table: nft_table.Table, chain: Chain) -> Message:
     if chain.hook is None:
         return table.add_chain(chain.name)
-    kind, hook, priority = chain.hook
-    return table.add_base_chain(chain.name, kind=kind, hook=hook, priority=priority)
+    type, hook, priority = chain.hook
+    return table.add_base_chain(chain.name, type=type, hook=hook, priority=priority)
 
 
 def _rules(table: nft_table.Table, chain: Chain) -> list[Message]:

@@ -58,11 +58,11 @@ class Rule:
     expressions: bytes = b""  # the whole NFTA_RULE_EXPRESSIONS
 
 
-def base_chain(table: str, name: str, *, kind: str, hook: int, priority: int) -> bytes:
-    """Return the attributes of a new chain of type `kind` at a netfilter hook."""
+def base_chain(table: str, name: str, *, type: str, hook: int, priority: int) -> bytes:
+    """Return the attributes of a new chain of type `type` at a netfilter hook."""
     where = be32(_HOOK_HOOKNUM, hook) + be32(_HOOK_PRIORITY, priority & 0xFFFFFFFF)
     names = string(_CHAIN_TABLE, table) + string(_CHAIN_NAME, name)
-    return names + attribute(_CHAIN_HOOK, where) + string(_CHAIN_TYPE, kind)
+    return names + attribute(_CHAIN_HOOK, where) + string(_CHAIN_TYPE, type)
 
 
 def rule(table: str, chain: str, *expressions: bytes, comment: str = "") -> bytes:

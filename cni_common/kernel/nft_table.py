@@ -112,9 +112,9 @@ class Table:
         flags = NLM_F_CREATE | (NLM_F_EXCL if new else 0)
         return self._message(f"add chain '{name}'", _NEWCHAIN, body, flags=flags)
 
-    def add_base_chain(self, name: str, *, kind: str, hook: int, priority: int) -> Message:
-        """Return the request that creates a chain of type `kind` at a netfilter hook."""
-        body = nft_messages.base_chain(self.name, name, kind=kind, hook=hook, priority=priority)
+    def add_base_chain(self, name: str, *, type: str, hook: int, priority: int) -> Message:
+        """Return the request that creates a chain of type `type` at a netfilter hook."""
+        body = nft_messages.base_chain(self.name, name, type=type, hook=hook, priority=priority)
         return self._message(f"add chain '{name}'", _NEWCHAIN, body, flags=NLM_F_CREATE)
 
     def delete_chain(self, name: str) -> Message:
@@ -368,7 +368,7 @@ class BaseChain:
 
     table: str  # with its family, as in nft(8)
     name: str
-    kind: str  # filter, nat, route
+    type: str  # filter, nat, route
     hook: int  # FORWARD, ...
     drops: bool  # by its policy
 

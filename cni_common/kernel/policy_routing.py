@@ -164,8 +164,8 @@ class WholeRoute:
         route = told.route
         metric = route.priority or (_IPV6_METRIC if route.dst.version == 6 else 0)
         table = route.table or RT_TABLE_MAIN
-        way = route.gw, told.interface, tuple(told.hops)
-        return route.dst, table, metric, self.source, *way
+        next_hop = route.gw, told.interface, tuple(told.hops)
+        return route.dst, table, metric, self.source, *next_hop
 
     def in_table(self, table: int) -> WholeRoute:
         """Return the same route in another table."""
@@ -213,7 +213,7 @@ def whole_routes(netlink: Netlink, index: int) -> list[WholeRoute]:
         message = Message("list routes", RTM_GETROUTE, NLM_F_DUMP, query)
         for data in netlink.channel.dump(message):
             told = decode_route(data)
-            if told and told.route.dst.version == version and told.kind == RTN_UNICAST:
+            if told and told.route.dst.version == version and told.type == RTN_UNICAST:
                 found += [WholeRoute(body) for body in _bodies(data[HEADER_SIZE:], index)]
     return [one for one in found if _interfaces(one) == {index}]
 

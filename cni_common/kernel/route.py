@@ -50,7 +50,7 @@ class KernelRoute:
     """A route as the kernel describes it."""
 
     route: Route
-    kind: int  # RTN_*
+    type: int  # RTN_*
     protocol: int  # RTPROT_*
     interface: int  # its index; 0: none, or several next hops
     hops: Sequence[tuple[Address | None, int]] = ()  # gateway and interface of several next hops
@@ -95,7 +95,7 @@ def route_message(
         table=table if table < 256 else RT_TABLE_UNSPEC,
         proto=RTPROT_BOOT,
         scope=RT_SCOPE_UNIVERSE if route.scope is None else route.scope,
-        kind=RTN_UNICAST,
+        type=RTN_UNICAST,
     )
     gateway = f" via {route.gw}" if route.gw is not None else ""
     flags = NLM_F_CREATE | NLM_F_ACK | (NLM_F_EXCL if exclusive else 0)
@@ -146,14 +146,14 @@ def encode_route_lookup(address: Address, source: Address | None = None, vrf: in
 
 
 def decode_lookup(data: bytes) -> tuple[int, int]:
-    """Return kind (RTN_*) and interface index of the route in an RTM_NEWROUTE."""
-    kind: int = _RTMSG.unpack_from(data, HEADER_SIZE)[7]
-    return kind, number_of(attributes(data, HEADER_SIZE + _RTMSG.size).get(_RTA_OIF))
+    """Return type (RTN_*) and interface index of the route in an RTM_NEWROUTE."""
+    type: int = _RTMSG.unpack_from(data, HEADER_SIZE)[7]
+    return type, number_of(attributes(data, HEADER_SIZE + _RTMSG.size).get(_RTA_OIF))
 
 
 def decode_route(data: bytes) -> KernelRoute | None:
     """Return the route that an RTM_NEWROUTE describes, None unless it is IPv4 or IPv6."""
-    family, bits, _, _, table, protocol, scope, kind, flags = _RTMSG.unpack_from(data, HEADER_SIZE)
+    family, bits, _, _, table, protocol, scope, type, flags = _RTMSG.unpack_from(data, HEADER_SIZE)
     if family not in _ADDRESS_SIZE:
         return None
     attrs = attributes(data, HEADER_SIZE + _RTMSG.size)
@@ -170,7 +170,7 @@ def decode_route(data: bytes) -> KernelRoute | None:
             table=_given_number(attrs.get(_RTA_TABLE)) or table,
             scope=scope,
         ),
-        kind=kind,
+        type=type,
         protocol=protocol,
         interface=number_of(attrs.get(_RTA_OIF)),
         hops=tuple(_next_hops(attrs.get(_RTA_MULTIPATH, b""))),
@@ -203,8 +203,8 @@ def _encode_route(
     table: int = 0,
     proto: int = 0,
     scope: int = 0,
-    kind: int = 0,
+    type: int = 0,
 ) -> bytes:
     """Return a struct rtmsg with attributes; `bits`: prefix lengths of destination and source."""
-    header = _RTMSG.pack(FAMILY[version], *bits, 0, table, proto, scope, kind, 0)
+    header = _RTMSG.pack(FAMILY[version], *bits, 0, table, proto, scope, type, 0)
     return header + b"".join(attrs)

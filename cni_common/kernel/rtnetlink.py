@@ -349,7 +349,7 @@ class Netlink:
             replace(found.route, gw=gateway) if found.hops else found.route
             for found in everything
             for gateway, where in found.hops or [(None, found.interface)]
-            if where == index and found.kind == RTN_UNICAST
+            if where == index and found.type == RTN_UNICAST
         ]
 
     def all_routes(self, version: int) -> list[KernelRoute]:
@@ -402,7 +402,7 @@ class Netlink:
             if error.errno in _NO_ROUTE:
                 return 0
             raise
-        is_near = found and found.kind == RTN_UNICAST and found.route.gw is None
+        is_near = found and found.type == RTN_UNICAST and found.route.gw is None
         return found.interface if is_near else 0
 
     def configure(

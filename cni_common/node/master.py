@@ -190,7 +190,7 @@ def _default_interface(netns: NetNS) -> int:
             (route.route.priority or 0, route.interface)
             for route in netns.netlink.all_routes(version)
             if not route.route.dst.prefixlen
-            and route.kind == RTN_UNICAST
+            and route.type == RTN_UNICAST
             and route.interface
             and route.route.table == RT_TABLE_MAIN
         ]

@@ -62,7 +62,7 @@ def serve(
     Raises OSError if the socket cannot be made, FileExistsError if another program serves it.
     """
     load_all()
-    _import_the_rest(with_judge=not settings.on_demand)
+    _import_the_rest(with_jsonschema=not settings.on_demand)
     given = _given_socket()
     if given:
         # Requests that wait at the end are for the next engine.
@@ -413,14 +413,14 @@ def _given_socket() -> socket.socket | None:
     return listener
 
 
-def _import_the_rest(*, with_judge: bool = True) -> None:
+def _import_the_rest(*, with_jsonschema: bool = True) -> None:
     """Import modules that functions import on demand: an upgrade may remove their files.
 
-    `with_judge`: also jsonschema, 4 MB, which only a refusal needs. An engine on demand does not
-    outlive its build, so its worker imports that for a refusal, and is replaced later.
+    `with_jsonschema`: also jsonschema, 4 MB, which only a refusal needs. An engine on demand does
+    not outlive its build, so its worker imports that for a refusal, and is replaced later.
     """
     for module in _LAZY:
         __import__(module)
-    if with_judge:
+    if with_jsonschema:
         with suppress(CNIError):  # a refusal loads all of jsonschema
             schema.validate({}, {"type": "array"})

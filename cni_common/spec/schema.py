@@ -55,10 +55,10 @@ def validate(config: Json, schema: Json) -> None:
     """Raise CNIError 7 that names the first invalid key, unless `config` fits `schema`."""
     if _plainly_valid(config, schema):
         return
-    judge = _Judge(named_max=1)
-    _sifted({"": config}, {"properties": {"": schema}}, "", judge)
-    if judge.refused:
-        raise CNIError(Code.INVALID_CONFIG, f"invalid configuration: {judge.refused[0]}")
+    checker = _Checker(named_max=1)
+    _sifted({"": config}, {"properties": {"": schema}}, "", checker)
+    if checker.refused:
+        raise CNIError(Code.INVALID_CONFIG, f"invalid configuration: {checker.refused[0]}")
 
 
 def salvage(config: Json, schema: Json) -> tuple[dict[str, Any], list[str]]:
@@ -68,10 +68,10 @@ def salvage(config: Json, schema: Json) -> tuple[dict[str, Any], list[str]]:
     """
     if _plainly_valid(config, schema):
         return dict(config), []
-    judge = _Judge(named_max=_NAMED_MAX)
-    whole = _sifted({"": config}, {"properties": {"": schema}}, "", judge)
-    more = [f"{judge.more} more invalid parts"] if judge.more else []
-    return dict(whole.get("", {})), judge.refused + more
+    checker = _Checker(named_max=_NAMED_MAX)
+    whole = _sifted({"": config}, {"properties": {"": schema}}, "", checker)
+    more = [f"{checker.more} more invalid parts"] if checker.more else []
+    return dict(whole.get("", {})), checker.refused + more
 
 
 def faults(config: Json, schema: Json) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -91,7 +91,7 @@ def _part_of(schema: Json, error: ValidationError) -> Json:
     return schema
 
 
-class _Judge:
+class _Checker:
     """Finds the faults of single values, without their members, and describes the first ones."""
 
     def __init__(self, named_max: int) -> None:
@@ -115,16 +115,16 @@ class _Judge:
         return error is not None
 
 
-def _sifted(value: Any, schema: Json, path: str, judge: _Judge) -> Any:
+def _sifted(value: Any, schema: Json, path: str, checker: _Checker) -> Any:
     """Return `value` without its invalid members; `value` itself if there are none."""
     changed: dict[str | int, Any] = {}
     for key, item, inner in _members(value, schema):
         if not isinstance(item, dict | list) and _plainly_valid(item, inner):
             continue
         where = f"{path}[{key}]" if isinstance(key, int) else f"{path}{'.' if path else ''}{key}"
-        if judge.refuses(where, item, inner):
+        if checker.refuses(where, item, inner):
             changed[key] = _REFUSED
-        elif (kept := _sifted(item, inner, where, judge)) is not item:
+        elif (kept := _sifted(item, inner, where, checker)) is not item:
             changed[key] = kept
     if not changed:
         return value

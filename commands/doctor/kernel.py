@@ -34,8 +34,8 @@ _LOADED, _BUILT_IN, _LOADABLE, _TRIED, _ABSENT, _UNKNOWN = (
 
 def need(patient: Patient, fact: Need, types: Sequence[str]) -> Iterator[Line]:
     """Say whether something that plugins need is there; nothing about what STATUS looks at."""
-    judge = _JUDGES.get(fact.kind)
-    line = judge(patient, fact) if judge else None
+    check = _CHECKS.get(fact.kind)
+    line = check(patient, fact) if check else None
     if line:
         by = ", ".join(types)
         yield Line(line.level, line.subject, f"{line.text}; for {by}", line.remedy)
@@ -125,7 +125,7 @@ def _forwarding(patient: Patient, _fact: Need) -> Line:
     return Line(OK, "forwarding", f"{text}: the first ADD sets what its addresses need")
 
 
-_JUDGES: dict[str, Callable[[Patient, Need], Line | None]] = {
+_CHECKS: dict[str, Callable[[Patient, Need], Line | None]] = {
     "link": _link,
     "queue": _queue,
     "program": _program,
@@ -139,7 +139,7 @@ _JUDGES: dict[str, Callable[[Patient, Need], Line | None]] = {
 
 
 def sysctls(patient: Patient) -> Iterator[Line]:
-    """Judge sysctls that change what containers can do."""
+    """Check sysctls that change what containers can do."""
     if patient.sysctl("net/ipv4/conf/all/route_localnet") == "1":
         yield Line(
             WARNING,

@@ -43,7 +43,7 @@ def strictness(patient: Patient) -> Iterator[Line]:
         if link.index not in strict or netlink.route_to(address)[1] == link.index:
             continue
         index = netlink.route_to(address)[1]
-        way = next(
+        leads = next(
             (f"over '{o.name}'" for o in patient.links.values() if o.index == index), "nowhere"
         )
         del strict[link.index]  # one line for each interface
@@ -51,7 +51,7 @@ def strictness(patient: Patient) -> Iterator[Line]:
         yield Line(
             ERROR,
             f"net.ipv4.conf.{link.name}.rp_filter",
-            f"is strict, and the route to {address} behind '{link.name}' leads {way}: the kernel"
+            f"is strict, and the route to {address} behind '{link.name}' leads {leads}: the kernel"
             " drops what the container sends",
             f"ip route get {address}, and remove that route; or sysctl -w"
             f" net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.{link.name}.rp_filter=2",

@@ -93,7 +93,7 @@ def leftovers(patient: Patient) -> Iterator[Line]:
 
 
 def clock(patient: Patient) -> Iterator[Line]:
-    """Judge the clock, by which leases of an earlier boot are known."""
+    """Check the clock, by which leases of an earlier boot are known."""
     now = time.time()
     ahead = [
         (changed, path)

@@ -65,7 +65,7 @@ def dropping(netns: NetNS) -> list[Dropping]:
 def _of_nftables(netns: NetNS) -> Iterator[Dropping]:
     for one in nft_table.base_chains(netns):
         family, _, name = one.table.partition(" ")
-        if one.hook != nft_table.FORWARD or one.kind != "filter" or family not in _FAMILIES:
+        if one.hook != nft_table.FORWARD or one.type != "filter" or family not in _FAMILIES:
             continue
         number, versions = _FAMILIES[family]
         table = nft_table.Table(number, name)

@@ -122,7 +122,7 @@ def _concerns(path: str) -> bool:
 
 
 def _read(file: File, *, is_named: bool) -> None:
-    """Read and judge a file. Raises RefusedError if one that the caller names cannot be read."""
+    """Read and check a file. Raises RefusedError if one that the caller names cannot be read."""
     try:
         data = _content(file.path)
     except OSError as error:

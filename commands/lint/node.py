@@ -64,7 +64,7 @@ class ThisNode:
         for version in (4, 6):
             for one in self._netns.netlink.all_routes(version):
                 link, dst = names.get(one.interface), one.route.dst
-                if one.kind == RTN_UNICAST and link and dst.prefixlen and not dst.is_link_local:
+                if one.type == RTN_UNICAST and link and dst.prefixlen and not dst.is_link_local:
                     found.append((dst, link.name))
         return [(net, name) for net, name in found if self.links[name].kind != PAIR]
 

@@ -1,6 +1,6 @@
 """JSON with the place of each value. Pure.
 
-The standard library's parser judges what is JSON; this one, which runs after it, only notes where
+The standard library's parser decides what is JSON; this one, which runs after it, only notes where
 each value stands.
 """
 

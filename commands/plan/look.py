@@ -105,7 +105,7 @@ def _routes(netns: NetNS, names: dict[int, str], where: str) -> Iterator[Thing]:
     for version in (4, 6):
         for found in netns.netlink.all_routes(version):
             route = found.route
-            if found.kind != RTN_UNICAST or route.table == _LOCAL or route.dst.is_link_local:
+            if found.type != RTN_UNICAST or route.table == _LOCAL or route.dst.is_link_local:
                 continue
             parts = {
                 "via": route.gw,

@@ -37,7 +37,7 @@ def _add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--by",
         default="",
-        choices=tuple(lookup.WAYS),
+        choices=tuple(lookup.FINDERS),
         help="what CONTAINER is, where it could be several",
     )
     how = parser.add_mutually_exclusive_group()

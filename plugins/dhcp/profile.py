@@ -1,4 +1,4 @@
-"""PROFILE of dhcp, by which lint, plan and doctor judge a configuration."""
+"""PROFILE of dhcp, by which lint, plan and doctor check a configuration."""
 
 from __future__ import annotations
 

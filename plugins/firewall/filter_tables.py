@@ -172,7 +172,7 @@ class NftFilter:
         if any(edit.what in (ADD_CHAIN, INSERT) for edit in edits):
             # As iptables makes it; an existing chain is unchanged, also its policy.
             forward = self._table.add_base_chain(
-                FORWARD, kind="filter", hook=nft_table.FORWARD, priority=0
+                FORWARD, type="filter", hook=nft_table.FORWARD, priority=0
             )
             messages = [self._table.add(), forward, *messages]
         answers = nft_table.apply(self._netns, messages)

@@ -95,7 +95,7 @@ class Moved(Part):
                         host.log(f"'{facts.name}' is gone: neither in the container nor at home")
                     return
                 try:
-                    _settle(host, device, facts)
+                    _restore_settings(host, device, facts)
                 except NetlinkError:
                     _put(record, replace(facts, failed=True))
                     raise
@@ -318,7 +318,7 @@ def _bring_home(
     return links.at(host.netns, device.link.index)
 
 
-def _settle(host: Host, device: Device, facts: MovedFacts) -> None:
+def _restore_settings(host: Host, device: Device, facts: MovedFacts) -> None:
     """Give a device at home what it had; its alias last, which says that it was away."""
     settings.give_back(host.netns, device, facts, host.log)
     links.set_alias(host.netns, device.link.index, facts.alias)

@@ -94,7 +94,7 @@ def read_routes(netns: NetNS, index: int) -> list[list[str]]:
         message = Message("list routes", RTM_GETROUTE, NLM_F_DUMP, body)
         for data in netns.netlink.channel.dump(message):
             route = decode_route(data) if data[HEADER_SIZE] == family else None
-            if route is None or route.kind != RTN_UNICAST or not _route_lasts(data):
+            if route is None or route.type != RTN_UNICAST or not _route_lasts(data):
                 continue
             if index in (route.interface, *(where for _, where in route.hops)):
                 via = f" via {route.route.gw}" if route.route.gw else ""

@@ -1,4 +1,4 @@
-"""Judges whether a lease is stale: by its owner's liveness, its age, boot and runtime's list."""
+"""Tells whether a lease is stale: by its owner's liveness, its age, boot and runtime's list."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     parts.take_back(attaching)
     from plugins.portmap import redirects
 
-    redirects.settle(req, host, conf)
+    redirects.take_over(req, host, conf)
     if conf.backend == IPTABLES:
         from plugins.portmap import iptables
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from cni_common.node.record import Record, Records
 
-    Judge = Callable[[Record, str], bool]
+    Check = Callable[[Record, str], bool]
 
 _SLOT_BYTES = 32  # the two digests in the name of a record's file
 _PORTS = 1 << 16
@@ -89,23 +89,23 @@ class Claims:
         self._records = records
         self._directory = f"{os.path.dirname(records.directory)}/hostports"
 
-    def take(self, record: Record, judge: Judge) -> None:
+    def take(self, record: Record, check: Check) -> None:
         """Enter `record` as the owner of its ports.
 
-        `judge` is called for each other record that has some of them, with their description: True
-        leaves them there, False gives them to `record`. Raises the errors of `judge`, OSError.
+        `check` is called for each other record that has some of them, with their description: True
+        leaves them there, False gives them to `record`. Raises the errors of `check`, OSError.
         """
         spans, own = _spans(record), _slot_of(record)
-        judged: dict[bytes, bool] = {own: False, bytes(_SLOT_BYTES): False}
+        checked: dict[bytes, bool] = {own: False, bytes(_SLOT_BYTES): False}
         with Lock(self._records):
             self._make(record)
             with _Slots(self._directory) as table:
                 entries = [(span, table.read(span)) for span in spans]
                 for span, slots in entries:
-                    for slot in set(slots) - judged.keys():
-                        judged[slot] = self._is_kept(slot, span, judge)
+                    for slot in set(slots) - checked.keys():
+                        checked[slot] = self._is_kept(slot, span, check)
                 for span, slots in entries:
-                    table.write(span, [slot if judged[slot] else own for slot in slots])
+                    table.write(span, [slot if checked[slot] else own for slot in slots])
 
     def release(
         self, record: Record, successors: Sequence[Record], is_idle: Callable[[], bool]
@@ -143,14 +143,14 @@ class Claims:
         names = [one for one in os.listdir(self._records.directory) if PLUGIN in one]
         return names == [os.path.basename(record.path)]
 
-    def _is_kept(self, slot: bytes, span: Span, judge: Judge) -> bool:
-        """Tell whether ports stay with the record of `slot`: it has them, and `judge` says so."""
+    def _is_kept(self, slot: bytes, span: Span, check: Check) -> bool:
+        """Tell whether ports stay with the record of `slot`: it has them, and `check` says so."""
         other = self._records.peek(_path_of(self._records, slot))
         if other and other.damage:  # the slot says what the record does not
-            return judge(other, str(span))
+            return check(other, str(span))
         common = [one.common(span) for one in _spans(other)] if other else []
         found = next((one for one in common if one), None)
-        return other is not None and found is not None and judge(other, str(found))
+        return other is not None and found is not None and check(other, str(found))
 
     def _make(self, record: Record) -> None:
         """Make the files from the records unless they are there; `record` is not yet entered."""

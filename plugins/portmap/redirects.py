@@ -50,22 +50,22 @@ class Redirect:
     remove: Callable[[], object] | None = None
 
 
-def settle(req: Request, host: Host, conf: Conf) -> None:
+def take_over(req: Request, host: Host, conf: Conf) -> None:
     """Remove what redirects the ports of `conf` to containers that are gone; log other rules.
 
     Raises CNIError naming a container that may live, OSError.
     """
     for found in _find(host, conf):
         if found.chain:
-            _settle_chain(req, host, found)
+            _take_over_chain(req, host, found)
         elif found.containerid:
-            _settle_one(req, host, found)
+            _take_over_rule(req, host, found)
         else:
             host.log(f"{found.port} does not reach the container: {found.where} redirects it first")
 
 
-def _settle_chain(req: Request, host: Host, found: Redirect) -> None:
-    """Judge a chain of the reference's layout: ours, which has a record, or the reference's."""
+def _take_over_chain(req: Request, host: Host, found: Redirect) -> None:
+    """Handle a chain of the reference's layout: ours, which has a record, or the reference's."""
     from cni_common.node.liveness import Liveness, State, describe
     from plugins.portmap import inspection, iptables
     from plugins.portmap.shared_ports import owner_of
@@ -84,10 +84,10 @@ def _settle_chain(req: Request, host: Host, found: Redirect) -> None:
         if stray.owner == found.chain:
             containerid = stray.names[1] if len(stray.names) > 1 else "?"
             known = replace(found, containerid=containerid, addresses=stray.addresses)
-            _settle_one(req, host, replace(known, remove=stray.remove))
+            _take_over_rule(req, host, replace(known, remove=stray.remove))
 
 
-def _settle_one(req: Request, host: Host, found: Redirect) -> None:
+def _take_over_rule(req: Request, host: Host, found: Redirect) -> None:
     """Remove a rule of the reference if its container is gone. Raises CNIError unless it is."""
     from cni_common.node.liveness import Liveness
 

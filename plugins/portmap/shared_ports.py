@@ -69,7 +69,7 @@ def take(req: Request, host: Host, record: Record) -> set[str]:
     same: set[str] = set()
     gone: list[Record] = []
 
-    def judge(other: Record, ports: str) -> bool:
+    def check(other: Record, ports: str) -> bool:
         if other.attachment.containerid == req.containerid:
             same.add(owner_of(other))
             return True
@@ -81,7 +81,7 @@ def take(req: Request, host: Host, record: Record) -> set[str]:
         gone.append(other)
         return False
 
-    Claims(host.records).take(record, judge)
+    Claims(host.records).take(record, check)
     for other in gone:
         facts = _facts_of(other)
         if facts.ranges or _facts_of(record).ranges:

@@ -1,4 +1,4 @@
-"""PROFILE of tuning, by which lint and doctor judge a configuration."""
+"""PROFILE of tuning, by which lint and doctor check a configuration."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def are_usable(netlink: Netlink, addresses: Collection[Address], table: int) -> 
     there = {
         one.route.dst.network_address
         for one in netlink.all_routes(6)
-        if one.kind == RTN_LOCAL and one.route.table == table
+        if one.type == RTN_LOCAL and one.route.table == table
     }
     return there >= set(addresses)
 

@@ -385,7 +385,7 @@ def test_an_event_that_cannot_be_read_ends_nothing(nodes: Nodes) -> None:
     a.apply(b.member)
 
     with a.listening() as reasons, pytest.MonkeyPatch.context() as patch:
-        patch.setitem(watched._JUDGES, RTM_NEWROUTE, lambda *_: "".index("x"))
+        patch.setitem(watched._CHECKS, RTM_NEWROUTE, lambda *_: "".index("x"))
         a.do("ip route add 10.99.0.0/24 via 192.168.1.9")
         wait_until(lambda: LOST in reasons, "the event is not noticed")
         patch.undo()

@@ -1,4 +1,4 @@
-"""Files and datagrams arrive byte for byte, whichever way they are sent."""
+"""Files and datagrams arrive byte for byte by each method of sending."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def test_file(
     wire: Wire, name: str, content: bytes, program: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """A file arrives complete and unchanged, from client to server and back."""
-    way = transfer.way(name, program)
+    method = transfer.method(name, program)
     sent, there, back = (tmp_path / part for part in ("sent", "there", "back"))
     sent.write_bytes(content)
     with wire.connection() as (client, server), ThreadPoolExecutor(1) as side:
-        receiving = side.submit(way.receive, server, there)
-        way.send(client, sent)
+        receiving = side.submit(method.receive, server, there)
+        method.send(client, sent)
         receiving.result()
-        receiving = side.submit(way.receive, client, back)
-        way.send(server, there)
+        receiving = side.submit(method.receive, client, back)
+        method.send(server, there)
         receiving.result()
 
     assert there.read_bytes() == content, "from client to server"

@@ -25,7 +25,7 @@ _SKIPPED = 77  # of uring.c: the kernel refuses
 Mover = Callable[[socket.socket, Path], None]
 
 
-class Way(NamedTuple):
+class Method(NamedTuple):
     """How one side sends a file, and the other receives one."""
 
     send: Mover
@@ -148,20 +148,20 @@ def _by_uring(program: Path, mode: str) -> Mover:
     return move
 
 
-_WAYS = {
-    "calls": Way(send_by_calls, receive_by_calls),
-    "sendfile": Way(send_by_sendfile, receive_by_calls),
-    "splice": Way(send_by_splice, receive_by_splice),
-    "mmap": Way(send_by_mmap, receive_by_mmap),
-    "zerocopy": Way(send_by_zerocopy, receive_by_calls),
+_METHODS = {
+    "calls": Method(send_by_calls, receive_by_calls),
+    "sendfile": Method(send_by_sendfile, receive_by_calls),
+    "splice": Method(send_by_splice, receive_by_splice),
+    "mmap": Method(send_by_mmap, receive_by_mmap),
+    "zerocopy": Method(send_by_zerocopy, receive_by_calls),
 }
 _MODES = {"io_uring": "send", "io_uring zerocopy": "send-zc"}  # of uring.c
-NAMES = (*_WAYS, *_MODES)
+NAMES = (*_METHODS, *_MODES)
 
 
-def way(name: str, program: Callable[[str], Path]) -> Way:
-    """Return the way called `name`; those of io_uring skip the test where the kernel refuses it."""
-    if name in _WAYS:
-        return _WAYS[name]
+def method(name: str, program: Callable[[str], Path]) -> Method:
+    """Return the method called `name`; io_uring skips the test where the kernel refuses it."""
+    if name in _METHODS:
+        return _METHODS[name]
     uring = program("uring")
-    return Way(_by_uring(uring, _MODES[name]), _by_uring(uring, "receive"))
+    return Method(_by_uring(uring, _MODES[name]), _by_uring(uring, "receive"))

@@ -648,7 +648,7 @@ def with_another_container(machine: Machine, config: Json, container: str) -> No
     machine.forget(third)
 
 
-WAYS = (
+REMOVALS = (
     by_delete,
     by_delete_without_namespace,
     by_delete_after_namespace,
@@ -663,14 +663,14 @@ WAYS = (
 @alone
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("case", "way"),
-    [*((full, way) for way in WAYS), (iptables, by_delete_without_namespace)],
+    ("case", "remove"),
+    [*((full, remove) for remove in REMOVALS), (iptables, by_delete_without_namespace)],
     ids=lambda value: value.__name__.replace("_", "-"),
 )
 def test_killed_add_is_cleaned_up(
     machine: Machine,
     case: Callable[[Machine], Json],
-    way: Callable[[Machine, Json, str], None],
+    remove: Callable[[Machine, Json, str], None],
 ) -> None:
     """Wherever a SIGKILL hits an ADD, its leftovers can be removed completely."""
     config = case(machine)
@@ -680,9 +680,9 @@ def test_killed_add_is_cleaned_up(
     once = rehearsal(machine, "bridge", "ADD", config, container)
     for fault in faults(once, kill=True, only=is_act):
         was_killed = killed(machine, config, container, fault)
-        way(machine, config, container)
+        remove(machine, config, container)
         assert changes(before, state(machine, other)) == [], fault.at
-        if way in (by_delete_after_namespace, by_gc):
+        if remove in (by_delete_after_namespace, by_gc):
             container = machine.container()
             calm(machine, container)
         else:

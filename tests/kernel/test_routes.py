@@ -107,7 +107,7 @@ def _route(said: dict[str, Any], indices: dict[str, int], version: int) -> Kerne
             table=int(said["table"]),
             scope=int(said["scope"]),
         ),
-        kind=int(said["type"]),
+        type=int(said["type"]),
         protocol=int(said["protocol"]),
         interface=indices.get(said.get("dev", ""), 0),
         hops=tuple(hops),
@@ -160,7 +160,7 @@ def test_every_route_is_read_as_ip_shows_it(machine: Machine) -> None:
         replace(one.route, gw=gateway) if one.hops else one.route
         for one in everything
         for gateway, where in one.hops or [(None, one.interface)]
-        if (where, one.kind) == (index[0], 1)
+        if (where, one.type) == (index[0], 1)
     ]
     assert any(one.hops for one in said[4])
     assert any(one.hops for one in said[6])
