@@ -1,4 +1,4 @@
-"""Where the API server is, and as whom the agent asks it."""
+"""The address of the API server, and the account by which the agent asks it."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def write(store: Path, choice: str) -> None:
 
 
 def default(*, is_for_this_machine: bool) -> str:
-    """Return what is chosen where nobody says: systemd where it runs, as sd_booted(3) tells."""
+    """Return the choice where none was made: systemd where it runs, as sd_booted(3) tells."""
     is_booted = is_for_this_machine and Path("/run/systemd/system").is_dir()
     return SYSTEMD if is_booted else ON_DEMAND
 

@@ -24,7 +24,7 @@ class HeadStart:
     """
 
     def __init__(self, dist: Path, bin_dir: Path, engine: Engine | None) -> None:
-        """Install `dist` into `bin_dir`; nobody else may use `engine` before `join`."""
+        """Install `dist` into `bin_dir`; no other caller may use `engine` before `join`."""
         self._dist, self._bin_dir, self._engine = dist, bin_dir, engine
         self._told: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="head start", daemon=True)

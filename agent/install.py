@@ -153,7 +153,7 @@ def build_of(dist: Path) -> str:
 def signature(target: Path, build: str) -> tuple[tuple[str, int, int, int, int], ...]:
     """Return names, inodes, sizes, times and modes of all that `install` has put into `target`.
 
-    Two equal signatures mean that nobody has removed or replaced a file in between.
+    Two equal signatures mean that no program has removed or replaced a file in between.
     """
     bundle = target / _STORE / build
     launchers = bundle / "launcher"
@@ -340,7 +340,7 @@ class _Place:
 
 
 def _superseded(mark: Path) -> tuple[bool, float]:
-    """Return whether a build was superseded in this boot, and when, by the clock that nobody sets.
+    """Return whether a build was superseded in this boot, and when, by a clock that cannot be set.
 
     The mark of a build that has none, or one without a moment, begins now.
     """

@@ -51,7 +51,7 @@ def counted(findings: Sequence[Finding]) -> str:
     words = [_number(leases, LEASE)] if leases else []
     words += [_number(others, "other object" if leases else "object")] if others else []
     containers = {one.containerid for one in findings} - {""}
-    of = f" of {_number(len(containers), 'dead container')}" if containers else " of nobody"
+    of = f" of {_number(len(containers), 'dead container')}" if containers else " of no container"
     if all(one.reclaim == NEVER for one in findings):
         of = f" that {'belongs' if len(findings) == 1 else 'belong'} to no living container"
     return " and ".join(words) + of

@@ -224,7 +224,7 @@ def _trouble(one: Socket) -> tuple[int, int, str]:
 
 
 def _connection(one: Socket) -> str:
-    words = [f"{one.protocol} {one.local} to {one.remote or 'nobody'}", one.state]
+    words = [f"{one.protocol} {one.local} to {one.remote or 'no peer'}", one.state]
     queues = {"unread": one.receive_queue, "unsent or unacknowledged": one.send_queue}
     words += [f"{amount(size)} {what}" for what, size in queues.items() if size]
     if one.tcp.get("rtt_us"):

@@ -1,4 +1,4 @@
-"""`pycni leases`: the addresses that are given out, and to whom."""
+"""`pycni leases`: the addresses that are given out, and the container of each one."""
 
 from __future__ import annotations
 

@@ -270,7 +270,7 @@ class Node:
         return self._held[network, attachment]
 
     def lost_leases(self, records: Iterable[Known]) -> list[str]:
-        """Return the files of leases that the records of one attachment name, and nobody has."""
+        """Return the files of leases that the records of one attachment name, and that are gone."""
         return [
             file
             for one in records

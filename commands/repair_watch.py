@@ -1,6 +1,6 @@
 """`pycni repair --watch`: repairs whenever the kernel tells of a change, and sleeps otherwise.
 
-Of some changes the kernel tells nobody: for these the watch looks by itself, seldom.
+Some changes send no kernel event: for these the watch looks by itself, seldom.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def run(options: Namespace, host: Host, is_meant: Callable[[str], bool]) -> int:
             view.write_json({"restored": [one.json() for one in restored]}, in_line=True)
 
     host.log(
-        f"watching; every {BY_ITSELF_SECONDS:g} s a look by itself, as the kernel tells nobody of"
+        f"watching; every {BY_ITSELF_SECONDS:g} s a look by itself, as no kernel event tells of"
         f" changes by {_SILENT}"
     )
     own = host.make_netns(OWN, -1)  # whose sockets stay open from look to look

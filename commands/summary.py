@@ -67,10 +67,10 @@ def _networks(node: Node) -> Iterator[tuple[str, str]]:
     for one in node.tenancies:
         leases[one.network] += 1
     names = sorted(containers.keys() | leases.keys())
-    everybody = {one for found in containers.values() for one in found}
-    dead = everybody - _not_dead(node)
+    known = {one for found in containers.values() for one in found}
+    dead = known - _not_dead(node)
     more = f", {len(dead)} of them dead" if dead else ""
-    yield "containers", f"{len(everybody)} on {view.number(len(names), 'network')}{more}"
+    yield "containers", f"{len(known)} on {view.number(len(names), 'network')}{more}"
     for name in names[:_NETWORKS_MAX]:
         yield "network", _words(name, len(containers[name]), leases[name])
     if names[_NETWORKS_MAX:]:

@@ -183,6 +183,6 @@ def _write(path: str, found: Sequence[tuple[str, str]]) -> int:
                 for name, text in found:
                     archive.writestr(f"pycni-support/{name}", text)
             return file.tell()
-    except BaseException:  # as on a full disk, or Ctrl-C: half an archive helps nobody
+    except BaseException:  # as on a full disk, or Ctrl-C: half an archive is of no use
         os.unlink(path)
         raise

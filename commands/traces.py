@@ -32,7 +32,7 @@ class Call:
     """One call of a plugin."""
 
     at: int  # nanoseconds since the epoch, of its begin
-    begun: int  # the same by the monotonic clock of this boot, which nobody can set
+    begun: int  # the same by the monotonic clock of this boot, which cannot be set
     ended: int  # likewise
     length: int  # microseconds, until its answer was written
     verb: str

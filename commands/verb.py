@@ -143,7 +143,7 @@ def add_node_options(parser: ArgumentParser) -> None:
 
 
 def log(text: str) -> None:
-    """Write a line to stderr; `reclaim` removes the same if nobody reads the line."""
+    """Write a line to stderr; `reclaim` removes the same if the line cannot be written."""
     from commands.view import printable
 
     say(2, printable(text.encode("utf-8", "backslashreplace").decode()))

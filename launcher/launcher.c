@@ -73,7 +73,7 @@ static const char versions[] =
     "{\"cniVersion\":\"1.1.0\",\"supportedVersions\":"
     "[\"0.1.0\",\"0.2.0\",\"0.3.0\",\"0.3.1\",\"0.4.0\",\"1.0.0\",\"1.1.0\"]}\n";
 
-/* What this executable is, whatever its name: nodes have plugins under other names, by link or copy.
+/* The identity of this executable under any name: nodes have plugins under other names, by link or copy.
  * cni_common/node/plugin_files.py looks for it in the files of CNI_PATH. */
 #define IDENTITY "pycni launcher " BUILD " "
 __attribute__((used)) static const char identity[] = IDENTITY TYPE;
@@ -380,7 +380,7 @@ static bool is_our_engine(int sock, char *challenge, long long connected, bool *
 }
 
 /* Return a socket to an engine of this build that waits for a request, or -1. `has_no_engine` tells
- * whether nobody listens at all, `is_young` whether another try will tell more. */
+ * whether no process listens at all, `is_young` whether another try will tell more. */
 static int try_to_connect(char *challenge, bool *has_no_engine, bool *is_young)
 {
     static const struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = SOCKET};

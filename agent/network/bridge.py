@@ -30,7 +30,7 @@ def remove_old_gateways(
     """Remove gateways of ranges that the node has no more, unless pods have addresses of these.
 
     A pod has what its namespace shows, and what has a lease: not each namespace can be read. Other
-    addresses are somebody else's. Raises NetlinkError, OSError.
+    addresses are not the agent's. Raises NetlinkError, OSError.
     """
     device = kernel.device(BRIDGE_DEVICE)
     if device is None or device.kind != KIND:

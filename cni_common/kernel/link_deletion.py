@@ -56,7 +56,7 @@ def delete_link(netns: NetNS, index: int, group: int = 0, *, is_ending: bool = F
 
     A thread waits for the kernel's acknowledgement. The thread may outlive this call and `netns` by
     some ten milliseconds; the process waits for it at its end. `is_ending`: this process has no
-    other threads and ends soon, so another process waits instead, if somebody takes care of that.
+    other threads and ends soon, so another process waits instead, if process 1 takes care of it.
     `group` is the IFLA_GROUP of the interfaces that this process and others delete at this moment,
     0 for none. Raises NetlinkError.
     """

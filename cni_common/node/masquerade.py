@@ -175,7 +175,7 @@ def owners(netns: NetNS) -> list[tuple[str, Address]]:
 def counted(netns: NetNS, addresses: Sequence[Address]) -> list[tuple[int, int] | None]:
     """Return for each address the connections that were masqueraded, and bytes of first packets.
 
-    None where nobody counts.
+    None where the kernel does not count.
     """
     return TABLE.counted(netns, [_key(address) for address in addresses])
 

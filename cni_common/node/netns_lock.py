@@ -40,7 +40,7 @@ class NetnsLock:
         except OSError as error:
             if isinstance(error, SharedDirectoryError) or error.errno in EXHAUSTED:
                 raise
-            return  # where no record can be made, nobody makes what this keeps others out of
+            return  # without a record no call makes what this keeps others out of
         try:
             inode = os.fstat(self._netns.fd).st_ino
             since = now()

@@ -37,7 +37,7 @@ class Usage:
 
     kind: str  # as of Owned
     what: str
-    packets: int | None = None  # None: nobody counts. Of NAT: the connections
+    packets: int | None = None  # None: not counted. Of NAT: the connections
     bytes: int | None = None
 
 

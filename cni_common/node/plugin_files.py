@@ -103,8 +103,8 @@ def _state_of(status: os.stat_result) -> tuple[int, ...]:
 def open_guarded(path: str) -> int:
     """Return a descriptor by which to execute the file `path`, which root alone can have put there.
 
-    Each directory, each link and the file itself belong to root, and nobody else can write there;
-    in a directory with the sticky bit nobody else can replace what is root's. Each is looked at by
+    Each directory, each link and the file itself belong to root, and no other user can write there;
+    in a directory with the sticky bit none can replace what is root's. Each is looked at by
     a descriptor, from the root directory on, so that none can be exchanged between look and
     execution. Raises PermissionError that names the first one that others can change, OSError.
     """
@@ -150,7 +150,7 @@ def _walk(path: str, opened: list[int]) -> int:
 def _refuse_foreign(fd: int, status: os.stat_result) -> None:
     """Raise PermissionError when others than root can change the file or directory `fd`."""
     mode = status.st_mode
-    # The mode of a link says nothing, and a sticky directory lets nobody touch entries of root.
+    # The mode of a link says nothing, and a sticky directory guards the entries of root.
     is_open = mode & 0o022 and not stat.S_ISLNK(mode) and not mode & stat.S_ISVTX
     if status.st_uid or is_open:
         place = os.readlink(f"/proc/self/fd/{fd}")

@@ -507,7 +507,7 @@ class Lock:
         except OSError as error:
             if isinstance(error, SharedDirectoryError) or error.errno in EXHAUSTED:
                 raise
-            return  # where no record can be made, nobody makes what this keeps others out of
+            return  # without a record no call makes what this keeps others out of
         try:
             _lock(self._fd)
         except BaseException:  # SIGTERM's too

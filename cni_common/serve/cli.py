@@ -202,7 +202,7 @@ def _engine(options: Namespace, load: Loader, load_all: Callable[[], object]) ->
 
 
 def _detached() -> Callable[[str], object]:
-    """Have this process belong to nobody; return what logs for it. Raises OSError."""
+    """Detach this process from its caller; return what logs for it. Raises OSError."""
     from cni_common.serve import on_demand
 
     if on_demand.hold_lock() < 0:

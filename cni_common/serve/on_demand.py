@@ -2,8 +2,8 @@
 
 `make install` writes the choice into a symbolic link beside the bundles, `.pycni/engine`. The
 launcher reads it where it finds no engine, and tells it to the frozen program by a variable. The
-engine ends by itself: after a time without a request, when its build was replaced, and when nobody
-else is in its network namespace.
+engine ends by itself: after a time without a request, when its build was replaced, and when no
+other process is in its network namespace.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def hold_lock(state_dir: str = STATE_DIR) -> int:
 
 
 def detach() -> list[str]:
-    """Become a process that belongs to nobody; return what was not possible."""
+    """Detach this process from its caller; return what was not possible."""
     from cni_common.kernel.cgroups import leave_groups
 
     with suppress(PermissionError):  # it leads a session already

@@ -92,7 +92,7 @@ class Profile:
     is_network: bool = True  # whether containers reach others by it
     may_follow: bool = False  # an interface plugin's: whether it can come behind another
     # Of an IPAM plugin whose addresses come from beyond the node: returns for its object `ipam`
-    # that of another plugin, which gives examples where nobody can be asked. For `pycni plan`.
+    # that of another plugin, which gives examples where no server is asked. For `pycni plan`.
     stand_in: Callable[[Json], Json] | None = None
     # Directories with a file for each DEL that a daemon, away at that time, has still to complete.
     queues: Sequence[str] = ()

@@ -28,7 +28,7 @@ def check(patient: Patient) -> Iterator[Line]:
         return
     found = status.look(ENGINE_SOCKET)
     if found is None:
-        text = "its socket is there, and nobody listens"
+        text = "its socket is there, and no process listens"
         yield Line(WARNING, "engine", text, "systemctl restart pycni-engine")
         return
     if not found.build:

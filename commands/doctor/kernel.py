@@ -181,7 +181,7 @@ def _listing(path: str) -> str:
 
 
 def _try(kind: str) -> str:
-    """Return whether the kernel knows a kind of interface, by making one that disturbs nobody."""
+    """Return whether the kernel knows a kind of interface, by making one for a moment."""
 
     def attempt() -> bool:
         netns = NetNS(OWN)

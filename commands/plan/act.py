@@ -217,7 +217,7 @@ def _examples(plugins: Sequence[Json]) -> Iterator[str]:
             given = " and ".join(one["address"] for one in example["addresses"])
             type = plugin["ipam"]["type"]
             yield (
-                f"{type} gets its addresses from beyond this node, where a plan asks nobody:"
+                f"{type} gets its addresses from beyond this node, where a plan sends nothing:"
                 f" {given}, and the default routes, are examples"
             )
 

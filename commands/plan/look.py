@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 HOST, CONTAINER = "host", "container"
 _SYSCTLS = "/proc/sys/net"
 _LOCAL = 255  # RT_TABLE_LOCAL of linux/rtnetlink.h
-_NO_SETTINGS = ("stable_secret", "nf_conntrack_count")  # sysctls that nobody sets
+_NO_SETTINGS = ("stable_secret", "nf_conntrack_count")  # sysctls that no program sets
 _SYSCTL_BYTES = 4096
 
 

@@ -25,7 +25,7 @@ VERB = Verb(
     {
         DONE: "nothing was found",
         FOUND: "something belongs to no living container",
-        LACKING: "something that a living container needs is missing, whatever else was found",
+        LACKING: "a living container lacks something; there may be other findings, too",
     },
     (
         "pycni audit",

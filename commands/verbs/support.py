@@ -42,7 +42,7 @@ def _add_options(parser: ArgumentParser) -> None:
 VERB = Verb(
     "write one archive for a bug report, without secrets",
     OnTheNode(_run),
-    {DONE: "done, whatever is wrong on this node"},
+    {DONE: "the archive is written; this node may still have problems"},
     ("pycni support", "pycni support -o report.zip"),
     _add_options,
 )

@@ -1,4 +1,4 @@
-"""pyroute2's `__init__` in the bundle and in the agent: a class is loaded when somebody takes it.
+"""pyroute2's `__init__` in the bundle and in the agent: a class is loaded when it is first used.
 
 The package's own loads all that it has, from Wi-Fi to disk quotas: half a megabyte.
 """

@@ -42,7 +42,7 @@ static int enter(int netns)
     return -1;
 }
 
-/* Go back, or end the process: whatever it did next would be done to the container. */
+/* Go back, or end the process: all that it did next would be done to the container. */
 static void leave(int home)
 {
     static const char words[] = "pycni: cannot return from a network namespace\n";

@@ -156,7 +156,7 @@ def _await_working(host: Host, conf: Conf, ours: Link, bridge: Link) -> Link:
         return links[1]
     if not conf.container_down:
         veth.await_operational(host.netns, ours.index, _UP_SECONDS)
-    # Not by force: a bridge with STP takes half a minute for its first port. And one that somebody
+    # Not by force: a bridge with STP takes half a minute for its first port. And one that was
     # made without a MAC takes on that of its lowest port, likewise the MTU.
     seconds = 0 if conf.container_down else _BRIDGE_SECONDS
     return veth.await_link(host.netns, bridge.index, seconds)

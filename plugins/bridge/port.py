@@ -111,7 +111,7 @@ def fit_mtu(host: NetNS, bridge: Link, conf: Conf) -> int:
 
 
 def configure(host: NetNS, port: Link, conf: Conf, *, anew: bool = False) -> None:
-    """Give the port its flags and VLANs; `anew`: somebody may have changed them."""
+    """Give the port its flags and VLANs; `anew`: other programs may have changed them."""
     if conf.hairpin or conf.isolated or anew:
         host.netlink.set_port(port.index, hairpin=conf.hairpin, isolated=conf.isolated)
     if conf.vlans:

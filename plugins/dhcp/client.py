@@ -107,9 +107,10 @@ def _refuse_stranger(sock: socket.socket, path: str) -> None:
     """
     from plugins.dhcp import peer
 
-    who = peer.stranger(sock)
-    if who:
-        raise AwayError(path, f"{who} listens there; only a daemon of this node's root is believed")
+    stranger = peer.stranger(sock)
+    if stranger:
+        why = f"{stranger} listens there; only a daemon of this node's root is believed"
+        raise AwayError(path, why)
 
 
 def _send(sock: socket.socket, data: bytes, netns: int) -> None:

@@ -67,7 +67,7 @@ class Lease(Part):
             host.log(f"GC goes on without the leases: {error.msg}")
 
     def present(self, host: Host, record: Record, facts: LeaseFacts) -> Iterator[Owned]:
-        """Yield the lease, as the daemon knows it; without a daemon nobody keeps it."""
+        """Yield the lease, as the daemon knows it; without a daemon nothing keeps it."""
         given = {
             "network": record.network,
             "containerid": record.attachment.containerid,

@@ -1,7 +1,7 @@
 """The process at the other end of the daemon's socket: one of the node, or of a container.
 
-A container's root is root as well, and reaches the socket where somebody has mounted its directory
-into the container. Such a root has a network namespace and a mount namespace of its own.
+A container's root is root as well, and reaches the socket where its directory is mounted into
+the container. Such a root has a network namespace and a mount namespace of its own.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The owner of each port of the node, on disk: a living container keeps it also without a rule.
 
-Somebody may flush the ruleset; and a range and a port inside of it are elements of two maps, where
-the kernel does not see that they meet. So each port has a slot, found by its number: a look costs
-the same with any number of other attachments.
+Other programs may flush the ruleset; and a range and a port inside of it are elements of two maps,
+where the kernel does not see that they meet. So each port has a slot, found by its number: a look
+costs the same with any number of other attachments.
 """
 
 from __future__ import annotations

@@ -22,9 +22,9 @@ class Allocation:
         self._number = number
         self._finish = finish
         self._waiters: list[tuple[Upkeep, Waiter]] = []
-        self._begun: list[Upkeep] = []  # by this ADD: nobody else knows of their leases
+        self._begun: list[Upkeep] = []  # by this ADD: no other call knows of their leases
         self._found: dict[int, dict[str, Any]] = {}  # by IP version
-        self.is_over = False  # `finish` was told, or nobody is there to be told
+        self.is_over = False  # `finish` was told, or no caller is left to be told
 
     def waiter(self, kept: Upkeep, *, is_new: bool) -> Waiter:
         """Return what an upkeep, begun by this ADD or before, is to tell of its lease."""

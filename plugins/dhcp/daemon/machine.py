@@ -198,7 +198,7 @@ class Machine(ABC):
 
     def _repeat_request(self, now: float) -> list[Action]:
         if self._tries == _TRIES:
-            if self.lease:  # nobody denies that the address is right
+            if self.lease:  # no server denies that the address is right
                 return self._back_to_bound(now)
             self.problem = f"{self.protocol} server {self._chosen} has not answered a REQUEST"
             return self._look_elsewhere(now)

@@ -107,11 +107,11 @@ class Service:
 
         The same words are logged once in a row: a stranger can call as often as it likes.
         """
-        who = peer.stranger(sock)
-        if who and who != self._refused:
-            self.node.log(f"refuses a call: {who} calls; only this node's root may")
-        self._refused = who or self._refused
-        return bool(who)
+        stranger = peer.stranger(sock)
+        if stranger and stranger != self._refused:
+            self.node.log(f"refuses a call: {stranger} calls; only this node's root may")
+        self._refused = stranger or self._refused
+        return bool(stranger)
 
     def closed(self) -> None:
         """Count a connection no more."""

@@ -119,7 +119,7 @@ class Upkeep:
             self._waiters.append(waiter)
 
     def leave(self, waiter: Waiter) -> None:
-        """Do not tell `waiter`; without any, nobody would know of a lease that comes."""
+        """Do not tell `waiter`; without any, no caller would know of a lease that comes."""
         if waiter in self._waiters:
             self._waiters.remove(waiter)
             if not self._waiters:
@@ -226,7 +226,7 @@ class Upkeep:
         try:
             talk.remove_address(self._family.interface_of(lease))
         except MalformedError:
-            pass  # without a subnet mask it was never given to anybody
+            pass  # without a subnet mask no caller got it
         except OSError as error:
             self._node.log(f"{self.entry.key}: cannot remove {lease.address}: {error.strerror}")
 

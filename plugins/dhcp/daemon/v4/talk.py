@@ -70,7 +70,7 @@ class Talk(link.Talk):
     def _send_to(self, source: IPv4Address, server: IPv4Address, payload: bytes) -> None:
         """Send a message to one server, by the routes of the container.
 
-        Its socket stays open for the answer: the kernel would report that nobody wants that.
+        Its socket stays open for the answer: else the kernel would report a closed port.
         """
         if self._unicast is None:
             sock = self.netns.open_socket(socket.AF_INET, socket.SOCK_DGRAM, 0)
