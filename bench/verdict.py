@@ -28,7 +28,7 @@ class Bar:
 
     @property
     def what(self) -> str:
-        """What is compared, in words."""
+        """The compared figure, in words."""
         return f"{self.column} / {self.to}" if self.to else self.column
 
     def holds(self, ratio: float | None) -> bool:

@@ -113,7 +113,7 @@ class _Attachment:
         self._lost = node.lost_leases(records)  # their addresses may be given to others
         self._objects: list[Owned] = node.owned(records)
         self._noted = [pair for one in records for pair in node.noted(one)]
-        # What other attachments use, too; without facts where there is none.
+        # Shared with other attachments; without facts where there is none.
         self._shared: JsonObject = {
             part.name: self._facts.get(part.name, dump(part.facts())[part.name])
             for part in node.parts

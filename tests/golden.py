@@ -1,4 +1,4 @@
-"""What the Go plugins have answered to fixed inputs: tests/golden/<name>.json.
+"""The answers of the Go plugins to fixed inputs: tests/golden/<name>.json.
 
 `make golden` writes the files, by running the plugins. `make test` compares ours with the files;
 with PYCNI_TEST_ALL=1 the plugins run beside ours, and the files must say the same. With

@@ -86,7 +86,7 @@ class Machine:
     def container(self) -> str:
         """Return the path of a fresh network namespace."""
         low = _new_netns()
-        # What is opened once it is forgotten gets another number: it would stand at its path.
+        # The next descriptor gets another number: it would stand at this one's path.
         fd = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, _NETNS_FD_MIN)
         os.close(low)
         self._fds.append(fd)

@@ -75,7 +75,7 @@ def _locked(path: Path) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                assert time.monotonic() < deadline, "somebody makes the other build for too long"
+                assert time.monotonic() < deadline, "the other build takes another process too long"
                 time.sleep(0.1)
         yield
 

@@ -1,4 +1,4 @@
-"""What tests depend on around their process: signals, umask, locale, terminal, limits.
+"""The surroundings of a test process: signals, umask, locale, terminal, limits.
 
 A suite may be started in the background of a script, where SIGINT is ignored, by `nohup`, by a CI
 with limits of its own, or from a terminal with a locale and a width.

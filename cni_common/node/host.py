@@ -373,7 +373,7 @@ def _try_to_start(
                 start_new_session=True,
             )
         except OSError as error:
-            # Somebody is writing the file at this moment, as installers do.
+            # Another program, such as an installer, is writing the file.
             if error.errno != errno.ETXTBSY or attempt == _BUSY_TRIES - 1:
                 raise CNIError(
                     Code.INTERNAL, f"cannot start plugin '{path}': {error.strerror}"

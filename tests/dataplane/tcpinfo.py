@@ -1,4 +1,4 @@
-"""What the kernel says of a TCP connection (struct tcp_info, linux/tcp.h)."""
+"""The kernel's figures of a TCP connection (struct tcp_info, linux/tcp.h)."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def test_bind(wire: Wire) -> None:
 
 
 def test_refused(wire: Wire) -> None:
-    """Where nobody listens, a connection and a datagram are refused."""
+    """Where no program listens, a connection and a datagram are refused."""
     with wire.server_socket() as silent, wire.client_socket() as client:
         silent.bind((wire.address, 0))
         with pytest.raises(ConnectionRefusedError):

@@ -19,7 +19,7 @@ DATAGRAM = 60_000  # some 40 fragments
 
 @pytest.fixture(scope="session")
 def content() -> bytes:
-    """What is sent: no two blocks of it are the same."""
+    """The bytes that are sent: no two blocks of them are the same."""
     return random.Random(0).randbytes(SIZE)
 
 

@@ -101,7 +101,7 @@ class Case:
 
     @property
     def rules(self) -> dict[str, str]:
-        """What may differ, by heading."""
+        """The parts that may differ, by heading."""
         newest = NEWEST_VERSION if self.config.get("cniVersion") == "1.1.0" else {}
         return EVERYWHERE | newest | {heading: SOMEWHERE[heading] for heading in self.differs}
 

@@ -1,4 +1,4 @@
-"""What a call has made on a node, as a flat table that two nodes can be compared by.
+"""The objects that a call has made on a node, as a flat table to compare two nodes by.
 
 A table that is kept, as a golden answer, has only the rows that a plugin has to do with: `brief`
 leaves out what the kernel does by itself, which another kernel does otherwise, and `complete` puts

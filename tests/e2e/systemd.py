@@ -29,7 +29,7 @@ cd /
 umount /sys/fs/cgroup
 exec unshare --cgroup sh -c "$3" sh "$1" "$2"
 """
-# Then this. What no namespace keeps apart cannot be written, as under systemd-nspawn: so systemd
+# Then this. Objects that no namespace keeps apart are read-only, as under systemd-nspawn: systemd
 # leaves /proc/sys, devices, modules, clock and the kernel's log of the machine alone.
 BOOT = """
 set -e

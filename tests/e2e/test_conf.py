@@ -431,7 +431,7 @@ def bandwidth_subnets(example: Example) -> None:
 
 
 def sbr(example: Example) -> None:
-    """What has the container's address as its source finds the world, all else the subnet."""
+    """Packets with the container's address as source reach the world, all others the subnet."""
     node, (first, _) = example.node, example.containers
     ((own,), (other,)) = example.addresses
     assert node.reaches(first, other)

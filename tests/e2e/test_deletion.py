@@ -1,4 +1,4 @@
-"""What a DEL without an engine leaves to a child: nobody waits for it, and it is over soon."""
+"""A DEL without an engine leaves work to a child: no caller waits for it, and it is over soon."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def test_options_that_make_no_sense(host: Node, arguments: list[str]) -> None:
 
 
 def test_not_root(host: Node) -> None:
-    """Somebody else than root is told so."""
+    """A user other than root is refused."""
     host.command("cp", "-a", str(DIST), "/run/bin")  # the checkout may be where others cannot go
     done = host.run("setpriv", "--reuid=65534", "--clear-groups", "/run/bin/pycni", "engine")
 

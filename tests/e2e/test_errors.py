@@ -152,7 +152,7 @@ STDINS = {"a version": '{"cniVersion":"0.4.0"}', "nothing": "", "garbage": "garb
     "stdin", [pytest.param("a version", marks=pytest.mark.both_edges), "nothing", "garbage"]
 )
 def test_version(ours: Node, golden: Golden, plugin: str, stdin: str) -> None:
-    """VERSION is answered byte for byte alike, whatever stands on stdin."""
+    """VERSION is answered byte for byte alike with any stdin."""
     theirs = golden.answer(
         f"VERSION of {plugin} with {stdin} on stdin",
         lambda: said_by_reference(plugin, "VERSION", STDINS[stdin]),

@@ -19,7 +19,7 @@ from tests.machine import REFERENCE_BIN, Json
 
 NET4, NET6 = "10.81.0.0/24", "fd00:81::/64"
 CONTAINER = "/run/netns/c1"
-# What the reference leaves for good: a table, chains and rules that name no container.
+# Objects that the reference leaves for good: a table, chains and rules that name no container.
 REFERENCE_FRAME = ("cni_plugins_masquerade", '"family": "bridge", "name": "nat"', "PREROUTING")
 
 

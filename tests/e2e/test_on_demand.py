@@ -209,7 +209,7 @@ def test_an_engine_that_was_started_stays(host: Node, place: Path) -> None:
 
 
 def test_a_started_engine_takes_its_place(host: Node, place: Path) -> None:
-    """Who starts an engine by hand gets it: the one on demand ends, and no call fails."""
+    """An engine started by hand serves: the one on demand ends, and no call fails."""
     with Clients(host, place) as clients:
         clients.wait_for_more()
         engine(host, place)
@@ -257,7 +257,7 @@ def test_another_choice(host: Node, place: Path, choice: str) -> None:
 
 
 def test_a_bin_directory_that_was_not_installed(host: Node) -> None:
-    """What `make dist` makes leaves nothing behind, wherever it is used from."""
+    """The result of `make dist` leaves no engine behind, wherever it is used from."""
     call(host, DIST)
 
     assert none_comes(host)
@@ -288,7 +288,7 @@ done
 
 @pytest.mark.parametrize("kind", SANDBOXES)
 def test_none_in_a_sandbox(host: Node, place: Path, kind: str) -> None:
-    """Nobody keeps namespaces alive that a program has made, or has less rights than a caller."""
+    """No engine keeps a program's namespaces alive, or has less rights than a caller."""
     host.container("c2")
     host.command("sh", "-ec", OTHER_ROOT)
 

@@ -1,8 +1,8 @@
 """The same calls to the Go reference plugins and to ours, on two equal nodes.
 
 Replies, interfaces, addresses, routes, sysctls, files and firewall are compared after ADD, and
-what is left after DEL. Whatever differs is named by its heading in docs/differences.md. What the Go
-plugins have done stands in tests/golden/reference.json.
+the leftovers after DEL. Each difference is named by its heading in docs/differences.md. The results
+of the Go plugins stand in tests/golden/reference.json.
 """
 
 from __future__ import annotations

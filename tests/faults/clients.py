@@ -85,7 +85,7 @@ class Container:
 
 @dataclass(frozen=True)
 class Draw:
-    """What chance says about one operation, drawn whether or not it matters."""
+    """The random choices of one operation, drawn whether or not they matter."""
 
     slot: int
     route: Route

@@ -34,12 +34,12 @@ _CODES = (errno.ENOMEM, errno.ENOSPC, errno.EPERM, errno.EIO, errno.EBUSY)
 
 
 class Terminated(BaseException):
-    """What the executable makes of SIGTERM."""
+    """The exception that the executable raises for SIGTERM."""
 
 
 @dataclass
 class Fault:
-    """What is to happen at operation number `at`, counted from 1; 0: nothing."""
+    """The event at operation number `at`, counted from 1; 0: none."""
 
     at: int = 0
     lasting: bool = False  # every later operation fails too

@@ -1,4 +1,4 @@
-"""What befalls a node as a whole: power loss, reboot, a full disk, a clock that was set."""
+"""Failures of a node as a whole: power loss, reboot, a full disk, a clock that was set."""
 
 from __future__ import annotations
 

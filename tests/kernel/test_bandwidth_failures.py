@@ -1,4 +1,4 @@
-"""bandwidth: whatever fails, is killed or comes at once, nothing is left and nobody is harmed."""
+"""bandwidth: failures, kills and calls at once leave nothing, and harm no other container."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def arrange(machine: Machine, keys: Json) -> tuple[str, Json]:
 @alone
 @pytest.mark.parametrize("name", CASES)
 def test_any_failure_of_an_add_is_taken_back(machine: Machine, name: str) -> None:
-    """Whichever operation fails, ADD says so, all is as it was, and the next ADD succeeds."""
+    """If any operation fails, ADD says so, all is as it was, and the next ADD succeeds."""
     netns, conf = arrange(machine, CASES[name])
     before = left(machine)
 
@@ -101,7 +101,7 @@ def test_host_that_fails_for_good(machine: Machine, name: str) -> None:
 @pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "unrecorded"])
 @pytest.mark.parametrize("name", CASES)
 def test_failed_del_is_finished_by_the_next(machine: Machine, name: str, recorded: bool) -> None:
-    """Whichever operation of a DEL fails, it says so, and the next one removes all."""
+    """If any operation of a DEL fails, DEL says so, and the next one removes all."""
     netns, conf = arrange(machine, CASES[name])
     before = left(machine)
     failed = 0

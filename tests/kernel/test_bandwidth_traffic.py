@@ -117,7 +117,7 @@ def test_one_direction(machine: Machine) -> None:
 
 
 def test_burst_of_containerd(machine: Machine) -> None:
-    """The limit holds from the first second on, whatever burst nobody has asked for."""
+    """The limit holds from the first second on, also where no burst was asked for."""
     bursts = {"ingressBurst": NO_BURST, "egressBurst": NO_BURST}
     netns = limited(machine, **by_runtime(ingressRate=RATE, egressRate=RATE, **bursts))
 

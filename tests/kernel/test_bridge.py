@@ -58,7 +58,7 @@ def test_result_says_what_the_kernel_has(machine: Machine, mtu: int | None) -> N
 
 
 def test_result_has_the_mac_of_a_bridge_that_follows_its_ports(machine: Machine) -> None:
-    """The MAC of a bridge that somebody else made is given as it is after the port joined."""
+    """The MAC of a bridge that others made is given as it is after the port joined."""
     machine.do(machine.host, "ip link add br0 type bridge")
     container = machine.container()
 
@@ -70,7 +70,7 @@ def test_result_has_the_mac_of_a_bridge_that_follows_its_ports(machine: Machine)
 
 
 def test_gateway_keeps_its_mac_while_ports_come_and_go(machine: Machine) -> None:
-    """A bridge made by somebody else gets a lasting MAC together with its gateway address."""
+    """A bridge made by others gets a lasting MAC together with its gateway address."""
     machine.do(machine.host, "ip link add br0 type bridge")
     first = machine.ok("bridge", "ADD", machine.network(), machine.container())
     low = "ip link add low address 02:00:00:00:00:01 master br0 type veth peer name other"

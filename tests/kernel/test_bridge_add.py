@@ -194,7 +194,7 @@ def test_mtu_that_somebody_has_set(machine: Machine) -> None:
 
 @pytest.mark.parametrize("enabledad", [False, True])
 def test_sysctls(machine: Machine, enabledad: bool) -> None:
-    """Nobody heeds router advertisements (CVE-2020-10749), and DAD is as configured."""
+    """No end heeds router advertisements (CVE-2020-10749), and DAD is as configured."""
     container = machine.container()
 
     machine.ok("bridge", "ADD", machine.network(enabledad=enabledad), container)

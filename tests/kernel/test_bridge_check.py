@@ -64,7 +64,7 @@ def test_nothing_has_changed(machine: Machine, version: str, keys: Json) -> None
     ids=["promiscuous", "floating-mac", "address"],
 )
 def test_what_others_do_to_the_bridge(machine: Machine, line: str) -> None:
-    """A bridge is shared: somebody's promiscuity, ports and addresses are no drift."""
+    """A bridge is shared: promiscuity, ports and addresses of others are no drift."""
     machine.do(machine.host, "ip link add br0 type bridge")
     config, container = attached(machine, machine.network(isGateway=False))
     machine.do(machine.host, line)

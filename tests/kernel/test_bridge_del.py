@@ -1,4 +1,4 @@
-"""bridge DEL: complete with whatever the runtime still knows, and nobody else is harmed."""
+"""bridge DEL: complete with all that the runtime may still know, and harms no other."""
 
 from __future__ import annotations
 

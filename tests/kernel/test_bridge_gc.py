@@ -1,4 +1,4 @@
-"""bridge GC: takes apart what belongs to nobody, and spares whatever may belong to somebody."""
+"""bridge GC: removes objects of no container, and spares all that may be a container's."""
 
 from __future__ import annotations
 

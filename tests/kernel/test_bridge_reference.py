@@ -1,4 +1,4 @@
-"""What the Go plugins made our DEL and GC remove: masquerading, MAC filters, leases, veths."""
+"""Our DEL and GC remove objects of the Go plugins: masquerading, MAC filters, leases, veths."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_go_plugin_leaves_traces(machine: Machine, tmp_path: Path, backend: 
 def test_del_is_complete(
     machine: Machine, tmp_path: Path, backend: str, netns: str, previous: bool, change: Json
 ) -> None:
-    """Our DEL of a container attached by the Go plugin leaves nothing, whatever is still known."""
+    """Our DEL of an attachment of the Go plugin leaves nothing, also if little is still known."""
     config = configured(machine, backend)
     result, container = add(machine, backend, config, tmp_path)
     if netns == "gone":

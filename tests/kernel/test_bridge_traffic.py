@@ -111,7 +111,7 @@ def test_tcp(machine: Machine) -> None:
 
 
 def test_l2_only(machine: Machine) -> None:
-    """Two containers without IPAM reach each other as soon as somebody gives them addresses."""
+    """Two containers without IPAM reach each other as soon as they have addresses."""
     containers = attach(machine, machine.network(ipam=None), 2)
     for number, container in enumerate(containers):
         machine.do(container, f"ip addr add 172.30.0.{number + 1}/24 dev eth0")

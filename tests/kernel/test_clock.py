@@ -1,4 +1,4 @@
-"""`pycni reclaim` and dhcp while somebody sets the clock by a day: it is really set."""
+"""`pycni reclaim` and dhcp while the clock is set by a day: it is really set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `pycni audit` and `explain` say of objects that living containers lack."""
+"""`pycni audit` and `explain` of objects that living containers lack."""
 
 from __future__ import annotations
 

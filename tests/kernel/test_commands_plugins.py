@@ -75,7 +75,7 @@ def with_ports(
 def ruleset(machine: Machine) -> list[str]:
     """Return what there is of host ports, and of all else in nftables, iptables' included.
 
-    What rules have counted is left out.
+    Counters of rules are left out.
     """
     return sorted(re.sub(r"'counter': \{[^}]*\}", "'counter'", str(one)) for one in machine.nft())
 

@@ -19,7 +19,7 @@ from tests.machine import Json, Machine
 
 pytestmark = pytest.mark.without_engine("the commands know nothing of it")
 
-# What became of the bytes of a record, and what is said about it.
+# The damage of a record's bytes, and the message about it.
 DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "first line": (lambda data: b"\xff" + data, "line 1 cannot be read"),
     "second line": (
@@ -132,7 +132,7 @@ def test_of_nobody(machine: Machine, alive: Alive) -> None:
 
 
 def test_of_the_dead(machine: Machine, conf: Json) -> None:
-    """What a record said of a dead container is unknown: it stays until DEL."""
+    """A damaged record of a dead container stays until DEL, as its content is unknown."""
     dead(machine, conf)
     path = damage(machine, "bridge", "second line")
 

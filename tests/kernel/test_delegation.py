@@ -241,7 +241,7 @@ def test_a_delegate_is_a_child_of_the_call(machine: Machine, fake: Delegate) -> 
 
 @pytest.mark.parametrize("text", ["", "00-x", f"00-{'0' * 32}-{'b' * 16}-01"])
 def test_a_span_of_another_form_is_handed_on(machine: Machine, fake: Delegate, text: str) -> None:
-    """What is no Trace Context is none of ours."""
+    """A value that is no Trace Context is ignored."""
     machine.variables["TRACEPARENT"] = text
     machine.ok("bridge", "ADD", config_of(machine), machine.container(), path=str(fake.directory))
 
@@ -281,7 +281,7 @@ ROUTES = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
 def test_reply_in_any_version(
     machine: Machine, fake: Delegate, version: str, own_version: str
 ) -> None:
-    """A delegate may answer in any version, whatever the configuration's is."""
+    """A delegate may answer in another version than the configuration's."""
     container = machine.container()
     fake.print(
         {"cniVersion": version, **(OLD if version < "0.3" else {"ips": IPS, "routes": ROUTES})}
@@ -481,7 +481,7 @@ def test_file_that_cannot_be_run(
 def test_file_that_is_being_written(
     machine: Machine, fake: Delegate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that somebody is installing at this moment is tried again, for a while."""
+    """A file that is being installed at this moment is tried again, for a while."""
     container = machine.container()
     path = str(fake.directory)
     monkeypatch.setattr(host_module, "_BUSY_PAUSE", 0.01)

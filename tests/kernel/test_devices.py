@@ -322,7 +322,7 @@ def killed_adds(machine: Machine, plugin: str) -> None:
 
 
 def failing_deletes(machine: Machine, plugin: str) -> None:
-    """Whichever operation fails, DEL says so or does without; then all goes."""
+    """If any operation fails, DEL says so or does without; then all goes."""
     container, config = arranged(machine), network(machine, plugin)
 
     once = rehearsal(machine, plugin, "DEL", config, container)

@@ -445,7 +445,7 @@ def test_no_subnet_mask(machine: Machine, outside: str, daemon: Daemon, tmp_path
 
 
 def test_failed_add(machine: Machine, outside: str, daemon: Daemon, tmp_path: Path) -> None:
-    """What fails after DHCP, such as a route to nowhere, gives the lease back."""
+    """A failure after DHCP, such as a route to nowhere, gives the lease back."""
     container = machine.container()
     options = (f"--dhcp-range={RANGE}", "--dhcp-option=121,10.0.0.0/8,203.0.113.1")
     with running(dnsmasq(outside, tmp_path, *options)) as server:

@@ -442,7 +442,7 @@ def test_flood(machine: Machine, outside: str) -> None:
 
 
 def test_hostile_neighbours(machine: Machine, outside: str, daemon: Daemon, tmp_path: Path) -> None:
-    """What is no answer is ignored, however much it is; the lease comes all the same."""
+    """Any number of messages that are no answer is ignored; the lease comes all the same."""
     config = macvlan(machine, daemon)
     container = container_of(machine)
     with ThreadPoolExecutor(1) as pool:

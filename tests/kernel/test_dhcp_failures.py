@@ -1,4 +1,4 @@
-"""Whatever fails in an ADD or a DEL of dhcp, no lease, no record and no interface is left."""
+"""A failure in ADD or DEL of dhcp leaves no lease, no record and no interface."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.without_engine(reason="fails in this process"),
     pytest.mark.timeout(300),
 ]
-# What is closed, or only looked at for the next call, does not fail it.
+# A failure to close, or to look ahead for the next call, does not fail the call.
 TOLERATED = r"open namespace|run .*|disk .*"
 
 

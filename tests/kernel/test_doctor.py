@@ -126,7 +126,7 @@ def test_text(doctor: Doctor) -> None:
 
 
 def test_subnet_of_others(doctor: Doctor) -> None:
-    """What lint finds by looking at this node, as a route to the subnet over another interface."""
+    """Findings of lint on this node, such as a route to the subnet over another interface."""
     machine = doctor.machine
     (subnet,) = (one["subnet"] for one in doctor.ranges[0])
     machine.do(machine.host, "ip link add lan0 type bridge", "ip link set lan0 up")
@@ -140,7 +140,7 @@ def test_subnet_of_others(doctor: Doctor) -> None:
 
 
 def test_refused(doctor: Doctor) -> None:
-    """What lint finds, and what STATUS says."""
+    """Findings of lint, and the answer of STATUS."""
     doctor.write(vlan=5000)
 
     status, lines = doctor.ask()
@@ -269,7 +269,7 @@ def test_leftovers(doctor: Doctor) -> None:
 
 
 def test_only_by_a_start(doctor: Doctor) -> None:
-    """What repair cannot put back has another remedy."""
+    """An object that repair cannot put back has another remedy."""
     machine = doctor.machine
     netns = machine.container()
     with machine.process_in(netns):

@@ -69,7 +69,7 @@ def test_an_address_without_its_subnet(machine: Machine) -> None:
 
 
 def test_masquerading_without_the_gateway(machine: Machine) -> None:
-    """What ipMasq is to masquerade never comes to a host that is not the gateway."""
+    """Packets for ipMasq never come to a host that is not the gateway."""
     config = machine.network(isGateway=False, ipMasq=True)
 
     machine.ok("bridge", "ADD", config, machine.container())

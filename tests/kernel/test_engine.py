@@ -201,7 +201,7 @@ def test_working_directory_and_environment(machine: Machine, tmp_path: Path) -> 
 
 
 def test_a_request_without_the_challenge_is_not_served(machine: Machine, tmp_path: Path) -> None:
-    """What was written before the worker looked at its writer is no request."""
+    """Bytes written before the worker looked at their writer are no request."""
     engine = machine.start_engine(workers=1)
     (worker,) = engine.workers()
     ask = (
@@ -405,7 +405,7 @@ def test_an_overdue_status_says_why(machine: Machine) -> None:
 
 
 def test_an_idle_worker_has_no_file_of_a_request(machine: Machine) -> None:
-    """What was interrupted, and what came to its end, has left no descriptor and no lock."""
+    """Neither interrupted nor finished calls leave a descriptor or a lock."""
     engine = machine.start_engine(workers=2, add_seconds=1)
     container, config = machine.container(), machine.network()
     with store_locked(machine) as release:

@@ -12,7 +12,7 @@ from tests.machine import Json, Machine
 
 pytestmark = pytest.mark.timeout(300)  # many calls and connections each
 BACKENDS = ("nftables", "iptables")
-# What drops all that is forwarded, by name.
+# Rulesets that drop all that is forwarded, by name.
 DROPS: Mapping[str, str] = {
     "iptables-nft": "iptables -P FORWARD DROP; ip6tables -P FORWARD DROP",
     "iptables-legacy": "iptables-legacy -P FORWARD DROP; ip6tables-legacy -P FORWARD DROP",
@@ -220,7 +220,7 @@ def test_drop_before_accept(walls: Walls, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_after_a_flush(walls: Walls, backend: str) -> None:
-    """When somebody has flushed the ruleset, CHECK tells, and ADD makes it anew."""
+    """After a flush of the ruleset CHECK tells, and ADD makes it anew."""
     keys: Json = {"backend": backend, "ingressPolicy": "same-bridge"}
     walls.admitted("c1", **keys)
     walls.shell("nft flush ruleset; iptables -P FORWARD DROP")

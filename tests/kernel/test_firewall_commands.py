@@ -1,4 +1,4 @@
-"""What `pycni audit`, `explain` and `reclaim` say of firewall's rules, and make of them."""
+"""`pycni audit`, `explain` and `reclaim` of firewall's rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""firewall: whatever fails, is killed or comes at once, nothing is left and nobody is harmed."""
+"""firewall: failures, kills and calls at once leave nothing, and harm no other container."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def arrange(walls: Walls, keys: Json) -> Json:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("first", [False, True], ids=["second", "first"])
 def test_any_failure_of_an_add_is_taken_back(walls: Walls, name: str, *, first: bool) -> None:
-    """Whichever operation fails, ADD says so, all is as it was, and the next ADD succeeds."""
+    """If any operation fails, ADD says so, all is as it was, and the next ADD succeeds."""
     keys = CASES[name]
     if first:
         walls.attach()
@@ -114,7 +114,7 @@ def test_host_that_fails_for_good(walls: Walls, name: str) -> None:
 @pytest.mark.rotating(2)
 @pytest.mark.parametrize("name", CASES)
 def test_failed_del_is_finished_by_the_next(walls: Walls, name: str) -> None:
-    """Whichever operation of a DEL fails, it says so, and the next one removes all."""
+    """If any operation of a DEL fails, DEL says so, and the next one removes all."""
     config = arrange(walls, CASES[name])
     before = state(walls)
 
@@ -204,7 +204,7 @@ def test_storm(walls: Walls, name: str) -> None:
 
 
 def test_beside_iptables_that_never_rests(walls: Walls) -> None:
-    """Somebody else's changes of the same table neither get lost nor disturb."""
+    """Other programs' changes of the same table neither get lost nor disturb."""
     containers = [f"s{number}" for number in range(4)]
     for cid in containers:
         walls.attach(cid)

@@ -294,13 +294,13 @@ class Case:
 
     @property
     def command(self) -> str:
-        """What is asked for."""
+        """The call, and the configuration that it gets."""
         return self.environ.get("CNI_COMMAND", "")
 
 
 @dataclass(frozen=True)
 class World:
-    """What there is on the machine for cases to name."""
+    """The objects of the machine that cases name."""
 
     data_dir: str
     containers: tuple[str, ...]

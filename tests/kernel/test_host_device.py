@@ -163,7 +163,7 @@ def test_a_name_that_is_taken(machine: Machine) -> None:
 
 
 def test_routes_that_have_no_place(machine: Machine) -> None:
-    """What the host has given to others meanwhile is logged, and does not keep the device."""
+    """A name or address that others have got meanwhile is logged, and does not keep the device."""
     machine.outside()
     machine.do(machine.host, "ip link add other0 type ifb", "ip link set other0 up")
     machine.do(machine.host, "ip route add 10.8.0.0/16 nexthop dev uplink nexthop dev other0")
@@ -274,7 +274,7 @@ REFUSED: tuple[tuple[Json, int, str], ...] = (
 
 
 def test_refused(machine: Machine) -> None:
-    """What cannot be is told, and the device is at home with all that it has."""
+    """A configuration that cannot work is refused; the device is at home with all that it has."""
     still_device(machine)
     machine.do(machine.host, "ip link add br0 type bridge")
     before, container = have(machine), machine.container()
@@ -459,7 +459,7 @@ def test_delete_without_a_path(machine: Machine) -> None:
 
 
 def test_delete_of_the_reference(machine: Machine) -> None:
-    """What the Go plugin has lent comes home, and the other way round; the alias is the same."""
+    """The Go plugin's device comes home, and ours by the Go plugin; the alias is the same."""
     still_device(machine)
     config, container, path = network(machine, IPV4), machine.container(), f"{REFERENCE_BIN}"
     machine.reference("host-device", "ADD", config, container, path=path)

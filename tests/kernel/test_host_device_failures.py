@@ -1,4 +1,4 @@
-"""host-device: whatever fails or is killed, the device comes home with all that it had."""
+"""host-device: after failures and kills the device comes home with all that it had."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def killed(machine: Machine, command: str, config: Json, container: str, fault: 
 
 @pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "unrecorded"])
 def test_failed_delete_is_told_and_can_be_repeated(machine: Machine, recorded: bool) -> None:
-    """Whichever operation fails, DEL says so; then all goes home."""
+    """If any operation fails, DEL says so; then all goes home."""
     (container, before), config, failed = arrange(machine), network(machine, IPV4, IPV6), 0
 
     def unrecord() -> None:
@@ -178,7 +178,7 @@ def test_failed_delete_is_told_and_can_be_repeated(machine: Machine, recorded: b
 
 
 def test_failure_that_persists(machine: Machine) -> None:
-    """What fails each time fails one DEL, and does not keep the container; the rest comes back."""
+    """A lasting failure fails one DEL, and does not keep the container; the rest comes back."""
     (container, before), config = arrange(machine), network(machine, IPV4)
     machine.ok(PLUGIN, "ADD", config, container)
 

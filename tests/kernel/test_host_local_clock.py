@@ -1,4 +1,4 @@
-"""host-local while somebody sets the clock: it is really set, so only in a virtual machine."""
+"""host-local while the clock is set: it is really set, so only in a virtual machine."""
 
 from __future__ import annotations
 

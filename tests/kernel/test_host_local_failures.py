@@ -117,7 +117,7 @@ def _numbers(node: Node, config: dict[str, Any], command: str, *, indexed: bool)
 def test_any_failure_of_the_disk_is_taken_back(
     node: Node, monkeypatch: pytest.MonkeyPatch, indexed: bool
 ) -> None:
-    """Whichever disk operation of an ADD fails, nothing is left but what was there before."""
+    """If any disk operation of an ADD fails, all is as it was before."""
     config = node.config(NET4, NET6)
     failed = 0
     for number in _numbers(node, config, "ADD", indexed=indexed):
@@ -208,7 +208,7 @@ def test_killed_at_any_moment(node: Node, indexed: bool) -> None:
 def test_failed_delete_can_be_repeated(
     node: Node, monkeypatch: pytest.MonkeyPatch, indexed: bool
 ) -> None:
-    """Whichever disk operation of a DEL fails, it is told, and the next DEL frees the rest."""
+    """If any disk operation of a DEL fails, DEL says so, and the next one frees the rest."""
     config = node.config(NET4, NET6)
     failed = 0
     for number in _numbers(node, config, "DEL", indexed=indexed):

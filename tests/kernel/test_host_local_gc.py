@@ -242,7 +242,7 @@ def test_gc_removes_records_without_leases(node: Node) -> None:
 
 
 def test_gc_does_not_disturb_an_add(node: Node) -> None:
-    """GCs that know of nobody, amid ADDs and DELs, take nothing from them."""
+    """GCs with an empty list, amid ADDs and DELs, take nothing from them."""
     config = node.config(NET4, NET6)
 
     def churn(worker: int) -> None:
@@ -263,7 +263,7 @@ def test_gc_does_not_disturb_an_add(node: Node) -> None:
 
 
 def test_status_of_a_full_pool_does_not_wait(node: Node) -> None:
-    """A full pool of 16381 addresses is reported although somebody holds the lock."""
+    """A full pool of 16381 addresses is reported although another process holds the lock."""
     node.store.mkdir(parents=True)
     for number in range(2, 2**14 - 1):
         (node.store / f"10.0.{number >> 8}.{number & 255}").touch()

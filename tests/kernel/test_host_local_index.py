@@ -101,7 +101,7 @@ def test_shared_directory(node: Node) -> None:
 
 
 def test_found_again(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the first call nobody lists the directory, whatever we add, delete or ask."""
+    """After the first call no ADD, DEL or CHECK lists the directory."""
     config = node.config(NET4, NET6)
     assert scans(node, monkeypatch, "ADD", config, "c0") == 1
 

@@ -298,7 +298,7 @@ def _freed(node: Node, address: str) -> None:
 
 @pytest.mark.parametrize("become", [_of_earlier_boot, _of_nobody, _freed])
 def test_status_looks_at_all(node: Node, become: Callable[[Node, str], None]) -> None:
-    """Whichever of many addresses is the one that an ADD could have, STATUS finds it."""
+    """STATUS finds the one of many addresses that an ADD could have, at any place."""
     config = node.config("198.18.64.0/22")
     addresses = [f"198.18.{64 + n // 256}.{n % 256}" for n in range(2, 1023)]
     for address in addresses:

@@ -350,7 +350,7 @@ def test_what_is_missing(container: Container) -> None:
 
 
 def test_a_dead_container(machine: Machine) -> None:
-    """What is left of a container that is gone is shown without its inside."""
+    """The remains of a container that is gone are shown without its inside."""
     node = Node(machine)
     netns = node.attach()
     machine.end(netns)

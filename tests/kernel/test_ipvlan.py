@@ -36,7 +36,7 @@ def behind(machine: Machine, *interfaces: Json, ips: list[Json] | None = None, *
 
 
 def test_refused(machine: Machine) -> None:
-    """What cannot be is told before anything is made."""
+    """A configuration that cannot work is refused before anything is made."""
     machine.outside()
     container = machine.container()
     inside = {"name": "a", "sandbox": container}

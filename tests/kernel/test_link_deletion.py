@@ -31,7 +31,7 @@ SO_LOCK_FILTER = 44  # asm-generic/socket.h
 
 
 class SlowNetNS(NetNS):
-    """A namespace in which the kernel's answers are kept back until somebody says so."""
+    """A namespace in which the kernel's answers are kept back until the test says so."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
@@ -152,7 +152,7 @@ def test_those_of_the_group_go_along(machine: Machine, netns: SlowNetNS) -> None
 
 
 def test_a_group_that_cannot_be_deleted(machine: Machine, netns: SlowNetNS) -> None:
-    """Somebody has put into the group what cannot be deleted: the interface goes alone."""
+    """Others have put an interface that cannot be deleted into the group: ours goes alone."""
     machine.do(machine.host, f"ip link set lo group {GROUP}")
     netns.go_on.set()
 
@@ -310,7 +310,7 @@ def test_orphans_are_left_only_to_a_process_that_reaps() -> None:
 
 
 class _Unmarking(Channel):
-    """Does not put into the group what is to be deleted, as if somebody took it out again."""
+    """Does not put the interface into the group, as if another program took it out again."""
 
     def exchange(
         self, messages: Sequence[Message], *, absent: Collection[int] = ()

@@ -384,7 +384,10 @@ def test_routers_of_the_link(machine: Machine, subnet: Json, accepted: str) -> N
     ],
 )
 def test_refused(machine: Machine, keys: Json, code: int, says: str) -> None:
-    """What cannot be is told. Unlike the reference, no link is left when addresses fail."""
+    """A configuration that cannot work is refused.
+
+    Unlike with the reference, no link is left when addresses fail.
+    """
     machine.outside()
     machine.do(
         machine.host,
@@ -448,7 +451,7 @@ def test_remains_of_a_killed_add(machine: Machine) -> None:
 @pytest.mark.parametrize("version", ["0.4.0", "1.0.0", "1.1.0"])
 @pytest.mark.parametrize("keys", [{}, {"mtu": 1400, "bcqueuelen": 2000}, {"ipam": None}])
 def test_check_passes(machine: Machine, version: str, keys: Json) -> None:
-    """What ADD has just made passes."""
+    """An attachment that ADD has just made passes."""
     machine.outside()
     config = network(machine, cniVersion=version, **keys)
     container, result = attached(machine, config)
@@ -472,7 +475,7 @@ def test_check_passes(machine: Machine, version: str, keys: Json) -> None:
     ],
 )
 def test_check_tells(machine: Machine, where: str, line: str, says: str) -> None:
-    """What is no longer as ADD made it is named."""
+    """Each difference from the result of ADD is named."""
     machine.outside()
     machine.do(machine.host, "ip link add other type veth peer name rehto")
     config = network(machine, mtu=1400, bcqueuelen=2000)
@@ -488,7 +491,7 @@ def test_check_tells(machine: Machine, where: str, line: str, says: str) -> None
 
 
 def test_check_behind_tuning(machine: Machine) -> None:
-    """What tuning has set after macvlan is no difference, for CHECK and for DEL."""
+    """Settings of tuning after macvlan are no difference, for CHECK and for DEL."""
     machine.outside()
     config = network(machine, mtu=1400)
     container, result = attached(machine, config)
@@ -655,7 +658,7 @@ def test_delete_without_the_record(machine: Machine) -> None:
 
 
 def test_delete_of_the_reference(machine: Machine) -> None:
-    """What the Go plugin has attached is removed completely, and the other way round."""
+    """Attachments of the Go plugin are removed completely, and the other way round."""
     machine.outside()
     config = network(machine)
     path = f"{REFERENCE_BIN}"
@@ -834,7 +837,7 @@ def arrange(machine: Machine) -> str:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("keys", [{}, {"ipam": None, "bcqueuelen": 99}], ids=["ipam", "layer2"])
 def test_any_failure_of_an_add_is_taken_back(machine: Machine, keys: Json) -> None:
-    """Whichever operation fails, ADD says so, all is as it was, and the next ADD succeeds."""
+    """If any operation fails, ADD says so, all is as it was, and the next ADD succeeds."""
     container, config = arrange(machine), network(machine, IPV4, IPV6, **keys)
     before, failed = state(machine, container), 0
 
@@ -915,7 +918,7 @@ def killed(machine: Machine, config: Json, container: str, fault: Fault) -> bool
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "unrecorded"])
 def test_failed_delete_is_told_and_can_be_repeated(machine: Machine, recorded: bool) -> None:
-    """Whichever operation fails, DEL says so; then all goes."""
+    """If any operation fails, DEL says so; then all goes."""
     container, config = arrange(machine), network(machine)
     before, failed = state(machine, container), 0
 

@@ -195,7 +195,7 @@ def test_address_of_a_living_container_of_another_network(machine: Machine) -> N
 def test_a_table_that_vanishes_meanwhile_is_made_again(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whenever somebody flushes the ruleset during an ADD, the element is there in the end."""
+    """If the ruleset is flushed at any point of an ADD, the element is there in the end."""
     apply = nft_table.apply
 
     def flush_first(netns: NetNS, messages: Sequence[Message]) -> None:
@@ -211,7 +211,7 @@ def test_a_table_that_vanishes_meanwhile_is_made_again(
 
 
 def test_flushed_element_is_no_failure_of_del(machine: Machine) -> None:
-    """DEL succeeds when somebody has flushed the ruleset."""
+    """DEL succeeds after a flush of the ruleset."""
     config = masquerading(machine, macspoofchk=True)
     machine.ok("bridge", "ADD", config, container := machine.container())
     machine.do(machine.host, "nft flush ruleset")

@@ -170,7 +170,7 @@ def test_inflight(machine: Machine) -> None:
 
 
 def test_delete_queue(machine: Machine) -> None:
-    """What a DEL leaves to the daemon of dhcp, which is away, is counted until it is done."""
+    """A DEL that waits for the daemon of dhcp, which is away, is counted until it is done."""
     queue = Path(f"{DEFAULT_SOCKET}.releases")
     queue.parent.mkdir(exist_ok=True)
     before = page(machine)["pycni_delete_queue_length"][""]

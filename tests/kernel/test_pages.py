@@ -42,7 +42,7 @@ def test_each_verb() -> None:
 
 
 def test_no_other_output() -> None:
-    """What a page for operators shows of a command is a transcript."""
+    """The output of commands on a page for operators is a transcript."""
     pages = [*Path(ROOT, "docs/operators").glob("*.md"), Path(ROOT, "docs/operators.md")]
     pages += [Path(ROOT, f"docs/{verb}.md") for verb in VERBS]
 

@@ -130,7 +130,7 @@ def test_refused(machine: Machine, tmp_path: Path) -> None:
 
 
 def test_refused_against_node(machine: Machine) -> None:
-    """What the node has of it stands below a refusal, too."""
+    """The objects that the node has stand below a refusal, too."""
     machine.do(machine.host, "ip link add cni20 type veth peer name other0")
     words = ["plan", "--path", str(CNI_BIN), "--against-node", str(CONF["20-ipv4.conflist"])]
 
@@ -210,7 +210,7 @@ def inhabited(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 class TestAgainstContainers:
-    """What living containers have is refused by the plugins themselves, and the status says so."""
+    """The plugins refuse what living containers have, and the status says so."""
 
     @pytest.mark.parametrize(
         ("mapping", "status"),
@@ -347,7 +347,7 @@ def test_other_vendor(machine: Machine, tmp_path: Path) -> None:
     ],
 )
 def test_cannot(machine: Machine, words: list[str], text: str) -> None:
-    """What cannot be tried is refused in one line."""
+    """A configuration that cannot be tried is refused in one line."""
     done = forked.pycni(machine.host, "plan", *words)
 
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (FAILED, "", 1)

@@ -46,7 +46,7 @@ def test_layout(node: Node) -> None:
 @pytest.mark.both_edges
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 def test_reach(node: Node, protocol: str) -> None:
-    """Everybody reaches the port; only whom replies would miss is masqueraded."""
+    """All clients reach the port; only those that replies would miss are masqueraded."""
     container = node.attach()
     neighbour = node.attach("c2")
     node.ok("ADD", node.config(port(8080, 80, protocol)), container)
@@ -278,7 +278,7 @@ def test_read_only_sysctls(node: Node) -> None:
 
 
 def test_without_snat(node: Node) -> None:
-    """Nobody is masqueraded, and 127.0.0.1 is left as it was."""
+    """No client is masqueraded, and 127.0.0.1 is left as it was."""
     container = node.attach()
     config = node.config(port(8080), snat=False)
     node.ok("ADD", config, container)

@@ -1,4 +1,4 @@
-"""portmap: whatever fails, is killed or comes at once, nothing is left and nobody is harmed."""
+"""portmap: failures, kills and calls at once leave nothing, and harm no other container."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CASES: Mapping[str, Json] = {
 RANGE = [port(number, number) for number in range(9000, 9032)]
 # With a range too, whose maps only the first of its kind makes.
 WITH_RANGE: Json = {"runtimeConfig": {"portMappings": [*PORTS, *RANGE]}}
-# What ADD and DEL go on without: connections that are not forgotten end by themselves, and an owner
+# ADD and DEL go on without these: connections that are not forgotten end by themselves, an owner
 # of ports counts for nothing once its record is gone.
 TOLERATED = (
     r"list connections.*|forget a connection|list addresses|open namespace|write owners of ports"
@@ -70,7 +70,7 @@ def arrange(node: Node, settings: Json) -> tuple[str, Json]:
 @alone
 @pytest.mark.parametrize("name", [*CASES, "range"])
 def test_any_failure_of_an_add_is_taken_back(node: Node, name: str) -> None:
-    """Whichever operation fails, ADD says so, all is as it was, and the next ADD succeeds."""
+    """If any operation fails, ADD says so, all is as it was, and the next ADD succeeds."""
     container, config = arrange(node, CASES.get(name, WITH_RANGE))
     before = state(node)
     failed = 0
@@ -134,7 +134,7 @@ def test_host_that_fails_for_good(node: Node, name: str) -> None:
 @alone
 @pytest.mark.parametrize("name", ["nftables", "iptables", "range"])
 def test_failed_del_is_finished_by_the_next(node: Node, name: str) -> None:
-    """Whichever operation of a DEL fails, it says so, and the next one removes all."""
+    """If any operation of a DEL fails, DEL says so, and the next one removes all."""
     container, config = arrange(node, CASES.get(name, WITH_RANGE))
     before = state(node)
 
@@ -156,7 +156,7 @@ def test_failed_del_is_finished_by_the_next(node: Node, name: str) -> None:
 
 @alone
 def test_failed_del_still_hands_over(node: Node) -> None:
-    """Whichever operation fails, the next DEL leaves the ports to the container's other network."""
+    """If any operation fails, the next DEL leaves the ports to the container's other network."""
     container = node.attach()
     node.attach(ifname="eth1", netns=container)
     configs = {name: node.config(*PORTS, ifname=name) for name in ("eth0", "eth1")}

@@ -225,7 +225,7 @@ def test_second_add(node: Node, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_add_after_a_flush(node: Node, backend: str) -> None:
-    """A runtime may ADD anew when somebody has flushed the ruleset, as a firewall's reload does."""
+    """A runtime may ADD anew after a flush of the ruleset, as a firewall's reload does it."""
     container = node.attach()
     node.ok("ADD", node.config(port(80), backend=backend), container)
     node.machine.do(node.host, "nft flush ruleset")
@@ -520,7 +520,7 @@ def test_what_the_reference_has_left(node: Node, backend: str) -> None:
 
 
 def test_flushed_ruleset_is_no_failure_of_del(node: Node) -> None:
-    """DEL succeeds when somebody has flushed the ruleset."""
+    """DEL succeeds after a flush of the ruleset."""
     container = node.attach()
     node.ok("ADD", node.config(port(80), port(53, 53, "udp")), container)
     node.machine.do(node.host, "nft flush ruleset")

@@ -180,7 +180,7 @@ def test_saved_ruleset(node: Node) -> None:
     ids=["range first", "port first"],
 )
 def test_precedence(node: Node, theirs: list[Json], ours: list[Json]) -> None:
-    """What is for one address of the node goes before what is for all, be it a range or a port."""
+    """A mapping of one address goes before one of all addresses, be it a range or a port."""
     node.machine.do(node.host, "ip addr add 192.0.2.9/24 dev uplink")
     one, two = node.attach(), node.attach("c2")
     node.ok("ADD", node.config(*theirs), one)
@@ -344,7 +344,7 @@ def test_conditions(node: Node) -> None:
 
 
 def test_gc_of_a_range_without_a_record(node: Node) -> None:
-    """What no record tells of goes, and the maps of ranges with it."""
+    """Elements that no record tells of go, and the maps of ranges with them."""
     container = node.attach()
     config = node.config(*row())
     node.ok("ADD", config, container)

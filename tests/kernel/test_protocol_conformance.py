@@ -141,7 +141,7 @@ def add_versions() -> None:
 
 
 def add_documents() -> None:
-    """What is not a JSON object with a name."""
+    """Input that is no JSON object with a name."""
     documents: dict[str, bytes] = {
         "nothing": b"",
         "white space": b" \n",

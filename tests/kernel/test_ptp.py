@@ -212,7 +212,7 @@ def test_check_passes(machine: Machine, version: str, keys: Json) -> None:
     ],
 )
 def test_check_tells(machine: Machine, where: str, line: str, says: str) -> None:
-    """What is no longer as ADD made it is named."""
+    """Each difference from the result of ADD is named."""
     config = network(machine, ipMasq=True)
     container, result = attached(machine, config)
     netns = machine.host if where == "host" else container

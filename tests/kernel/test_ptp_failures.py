@@ -1,4 +1,4 @@
-"""ptp: whatever fails or is killed, nothing is left behind, and nobody is harmed."""
+"""ptp: failures and kills leave nothing behind, and harm no other container."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def arrange(machine: Machine, config: Json) -> tuple[str, str]:
 
 @pytest.mark.parametrize("keys", CONFIGS.values(), ids=CONFIGS)
 def test_any_failure_of_an_add_is_taken_back(machine: Machine, keys: Json) -> None:
-    """Whichever operation fails, ADD says so, all is as it was, and the next ADD succeeds."""
+    """If any operation fails, ADD says so, all is as it was, and the next ADD succeeds."""
     config = network(machine, **keys)
     other, container = arrange(machine, config)
     before = state(machine, other, container)
@@ -159,7 +159,7 @@ def killed(machine: Machine, config: Json, container: str, fault: Fault) -> bool
 
 @pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "unrecorded"])
 def test_failed_delete_is_told_and_can_be_repeated(machine: Machine, recorded: bool) -> None:
-    """Whichever operation fails, DEL says so; then all goes."""
+    """If any operation fails, DEL says so; then all goes."""
     config = network(machine, IPV4, ipMasq=True)
     other, container = arrange(machine, config)
     before = state(machine, other, container)

@@ -190,7 +190,7 @@ def test_without_a_result(attached: Attached) -> None:
 
 
 def test_of_another_user(attached: Attached) -> None:
-    """What others can write is not believed."""
+    """A file that others can write is not believed."""
     attached.file.chmod(0o666)
 
     assert "not a file that root alone can write" in refusal(attached)

@@ -1,4 +1,4 @@
-"""What others take away from living containers, and how it is put back from the records."""
+"""Objects that others take away from living containers are put back from the records."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_of_iptables(machine: Machine, line: str) -> None:
 
 @pytest.mark.parametrize("line", INSIDE)
 def test_in_the_container(machine: Machine, line: str) -> None:
-    """What tuning has set comes back, addresses and routes, unless containers are left alone."""
+    """Settings of tuning, addresses and routes come back, unless containers are left alone."""
     netns = machine.container()
     bridged(machine, netns)
     before = everything(machine, netns)

@@ -311,7 +311,7 @@ def test_the_watch_tells_programs(machine: Machine) -> None:
 
 
 def test_looks_by_itself(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without an event the watch looks seldom, for what the kernel tells nobody."""
+    """Without an event the watch looks seldom, for changes without a kernel event."""
     monkeypatch.setattr(repair_watch, "BY_ITSELF_SECONDS", 0.5)
     reading, writing = os.pipe()
     looks: list[float] = []

@@ -205,7 +205,7 @@ def is_act(what: str) -> bool:
 def test_any_failure_of_an_add_is_taken_back(
     machine: Machine, case: Callable[[Machine], Json]
 ) -> None:
-    """Whichever operation fails, ADD says so, all is as it was, and the next ADD succeeds."""
+    """If any operation fails, ADD says so, all is as it was, and the next ADD succeeds."""
     config = case(machine)
     counted = operations(case, "IPv4", "dual-stack")
     other, container = arrange(machine, config)
@@ -384,7 +384,7 @@ def test_result_that_cannot_be_converted(machine: Machine) -> None:
 
 @alone
 def test_loopback_failure_sets_lo_down_again(machine: Machine) -> None:
-    """Whichever operation of loopback's ADD fails, lo is as it was."""
+    """If any operation of loopback's ADD fails, lo is as it was."""
     config = {"cniVersion": "1.1.0", "name": machine.name, "type": "loopback"}
     container = machine.container()
     machine.ok("loopback", "ADD", config, container)
@@ -421,7 +421,7 @@ def code_of(number: int) -> int:
 def test_failed_delete_is_told_and_can_be_repeated(
     machine: Machine, case: Callable[[Machine], Json]
 ) -> None:
-    """Whichever operation fails, DEL says so in words that no runtime discards; then all goes."""
+    """If any operation fails, DEL says so in words that no runtime discards; then all goes."""
     config = case(machine)
     counted = operations(case, "full")
     other, container = arrange(machine, config)

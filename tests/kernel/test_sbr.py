@@ -310,7 +310,7 @@ REFUSED: tuple[tuple[Json, int, str], ...] = (
 
 
 def test_refused(machine: Machine, container: str) -> None:
-    """What cannot be is refused, and nothing is changed."""
+    """A configuration that cannot work is refused, and nothing is changed."""
     net = Net(machine, container)
     before = state(machine, container)
     for keys, code, says in REFUSED:
@@ -376,7 +376,7 @@ def _forget_records(machine: Machine) -> None:
 
 
 def test_delete(machine: Machine) -> None:
-    """DEL leaves nothing, whatever is gone, and succeeds twice, with an invalid configuration."""
+    """DEL leaves nothing, also if parts are gone; it succeeds twice, and with invalid keys."""
     for case in ("there", "gone", "unknown", "no-interface", "no-record"):
         container = machine.container()
         net = Net(machine, container)
@@ -427,7 +427,7 @@ def test_changed_by_the_container(machine: Machine, container: str) -> None:
 
 
 def test_the_reference(machine: Machine, container: str) -> None:
-    """What the Go plugin has made is removed; what another container has there is not."""
+    """Objects of the Go plugin are removed; those of another container are not."""
     net = Net(machine, container)
     path = f"{REFERENCE_BIN}"
     machine.reference("sbr", "ADD", net.chained, container, path=path, ifname="net1")
@@ -626,7 +626,7 @@ def _killed(net: Net, fault: Fault) -> bool:
 def test_failed_delete_is_finished_by_the_next(
     machine: Machine, container: str, recorded: bool
 ) -> None:
-    """Whichever operation of a DEL fails, it says so, and the next one removes the rest."""
+    """If any operation of a DEL fails, DEL says so, and the next one removes the rest."""
     net, before = _arranged(machine, container)
     net.config.pop("addSourceHints")
     failed = 0

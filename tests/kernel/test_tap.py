@@ -244,7 +244,10 @@ REFUSED: tuple[tuple[Json, int, str], ...] = (
 
 
 def test_refused(machine: Machine) -> None:
-    """What cannot be is told. Unlike the reference, nothing is left where the bridge is missing."""
+    """A configuration that cannot work is refused.
+
+    Unlike with the reference, nothing is left where the bridge is missing.
+    """
     container = machine.container()
 
     for keys, code, says in REFUSED:
@@ -286,7 +289,7 @@ def test_refused_twice(machine: Machine, netns: str) -> None:
 
 
 def test_check_tells(machine: Machine) -> None:
-    """What is no longer as ADD made it is named."""
+    """Each difference from the result of ADD is named."""
     container = machine.container()
     machine.do(container, "ip link add br9 type bridge", "ip link set br9 up")
     config = network(machine, IPV4, bridge="br9", owner=UID, mtu=1400)
@@ -421,7 +424,7 @@ def arrange(machine: Machine) -> tuple[str, Json]:
 @alone
 @pytest.mark.timeout(300)
 def test_any_failure_of_an_add_is_taken_back(machine: Machine) -> None:
-    """Whichever operation fails, ADD says so, nothing is left, and the next ADD succeeds."""
+    """If any operation fails, ADD says so, nothing is left, and the next ADD succeeds."""
     (container, config), failed = arrange(machine), 0
 
     for fault in faults(rehearsal(machine, "tap", "ADD", config, container), only=is_not_disk):
@@ -486,7 +489,7 @@ def killed(machine: Machine, config: Json, container: str, fault: Fault) -> bool
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "unrecorded"])
 def test_failed_delete_is_told_and_can_be_repeated(machine: Machine, recorded: bool) -> None:
-    """Whichever operation fails, DEL says so; then all goes."""
+    """If any operation fails, DEL says so; then all goes."""
     (container, config), failed = arrange(machine), 0
 
     def unrecord() -> None:

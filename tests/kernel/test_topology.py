@@ -221,7 +221,7 @@ def test_diagrams(populated: Populated) -> None:
 
 
 def test_odd_names(machine: Machine) -> None:
-    """Whatever a pod or an interface is called, each line of a picture is one, and harmless."""
+    """With any name of pods and interfaces each line of a picture is one, and harmless."""
     odd = 'a"b<i>&\\\n\x1b[31m\x9b\u202e\u2028\x85\t|]'
     node = Node(machine)
     netns = machine.container()

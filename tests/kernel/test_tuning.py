@@ -177,7 +177,7 @@ def test_sysctl_that_is_written_only(machine: Machine) -> None:
 
 
 def test_changed_since(machine: Machine) -> None:
-    """DEL spares a sysctl that somebody has changed since."""
+    """DEL spares a sysctl that was changed since."""
     netns, conf = container(machine), full(machine)
     machine.ok("tuning", "ADD", conf, netns)
     machine.do(netns, "sysctl -qw net.core.somaxconn=99")
@@ -496,7 +496,7 @@ def test_storm(machine: Machine) -> None:
 
 @alone
 def test_any_failure_of_an_add_is_taken_back(machine: Machine) -> None:
-    """Whichever operation fails, ADD says so, and all is as it was."""
+    """If any operation fails, ADD says so, and all is as it was."""
     netns, conf = container(machine), full(machine)
     before = state(machine, netns)
     failed = 0
@@ -569,7 +569,7 @@ def killed(machine: Machine, conf: Json, netns: str, fault: Fault) -> bool:
 
 @alone
 def test_failed_delete_is_told_and_can_be_repeated(machine: Machine) -> None:
-    """Whichever operation fails, DEL says so; then all goes."""
+    """If any operation fails, DEL says so; then all goes."""
     netns, conf = container(machine), full(machine)
     before = state(machine, netns)
     failed = 0

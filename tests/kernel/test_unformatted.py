@@ -21,7 +21,7 @@ pytestmark = [
 _HEADER = ("plugin", "network", "containerid", "ifname", "netns", "netns_id", "pid_ns")
 _CALL = ("stdin", "cni_args", "cni_path")
 CHAIN = ("bridge", "tuning", "portmap", "bandwidth", "firewall")
-# What release 0.1 did not note.
+# Facts that release 0.1 did not note.
 NOT_NOTED = (
     *("mac", "mtu", "address", "route", "gateway", "forwarding", "bridge"),
     *("promisc", "allmulti", "txqlen"),

@@ -26,7 +26,7 @@ def network(machine: Machine, **keys: Any) -> Json:
 
 
 def test_refused(machine: Machine) -> None:
-    """What cannot be is told before anything is made."""
+    """A configuration that cannot work is refused before anything is made."""
     machine.outside()
     machine.do(machine.host, "ip link add down0 type veth peer name nwod0")
     container = machine.container()

@@ -93,7 +93,7 @@ REFUSED: tuple[tuple[Json, str], ...] = (
 
 
 def test_refused(machine: Machine, container: str) -> None:
-    """What cannot be is refused with 7, and nothing is changed."""
+    """A configuration that cannot work is refused with 7, and nothing is changed."""
     net = Net(machine, container)
     machine.do(container, "ip link add other type veth peer name rehto")
     before = state(machine, container)
@@ -127,7 +127,7 @@ def test_without_the_module(machine: Machine, container: str) -> None:
 
 
 def test_nothing_known(machine: Machine, container: str) -> None:
-    """DEL of what never was succeeds, whatever is missing."""
+    """DEL of an attachment that never was succeeds, also if its objects are missing."""
     net = Net(machine, container)
     before = state(machine, container)
     for netns in (container, "", "/no/such/netns"):
@@ -394,7 +394,7 @@ def _killed(net: Net, fault: Fault) -> bool:
 
 
 def delete_fails(machine: Machine, container: str) -> None:
-    """Whichever operation of a DEL fails, it says so, and the next one removes the rest."""
+    """If any operation of a DEL fails, DEL says so, and the next one removes the rest."""
     net, failed = Net(machine, container, 1, *DUAL), 0
     before = state(machine, container)
     for fault in faults(_rehearsal(net, "DEL"), only=lambda what: what != OPEN):

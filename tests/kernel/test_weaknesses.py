@@ -127,7 +127,7 @@ def test_late_failure_is_taken_back(machine: Machine, backend: str) -> None:
     """An ADD that fails at its very end leaves neither veth, masquerading, filter nor address."""
     config = machine.network(ipMasq=True, ipMasqBackend=backend, macspoofchk=True)
     container = machine.container()
-    # What iptables itself needs stays in the kernel, once it was used.
+    # The modules of iptables stay in the kernel, once it was used.
     machine.ok("bridge", "ADD", config, container)
     machine.ok("bridge", "DEL", config, container)
     before = machine.nft()

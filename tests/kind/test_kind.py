@@ -188,7 +188,7 @@ def _addresses(item: dict[str, object]) -> set[str]:
 
 
 def test_uninstall(cluster: Cluster) -> None:
-    """What the page tells takes all off the nodes; a node whose pods use the network waits."""
+    """The page's commands take all off the nodes; a node whose pods use the network waits."""
     system = ("--namespace", "kube-system")
     cluster.clear()  # of tests before, whatever was selected
     cluster.kubectl(*system, "delete", "daemonset", "pycni")

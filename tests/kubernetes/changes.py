@@ -1,4 +1,4 @@
-"""What pycni changes in the kernel of a node while a test does something else, as the kernel tells.
+"""The changes that pycni makes in the kernel of a node during a test, by events of the kernel.
 
 Of each transaction of nftables the kernel tells who has made it (NFT_MSG_NEWGEN); `nft monitor` of
 Debian 12 shows wrong elements of sets with ranges, and then hangs. Of routes, devices and

@@ -40,7 +40,7 @@ version = 3
 
 @dataclass(frozen=True)
 class Combination:
-    """What differs between the clusters of the tests."""
+    """The differences between the clusters of the tests."""
 
     name: str
     containerd: Path | None  # folder of its programs; None: those of Debian

@@ -65,7 +65,7 @@ Found = dict[int, dict[str, list[Sample]]]  # by number of pods and name of the 
 
 @dataclass(frozen=True)
 class Column:
-    """What is in the directory of the plugins."""
+    """The content of the directory of the plugins."""
 
     name: str
     plugins: Path
@@ -216,7 +216,7 @@ def sample(cluster: Cluster, number: int) -> Sample:
 
 
 class Told(NamedTuple):
-    """What containerd tells of all calls of CNI: seconds, and the number of deletions."""
+    """Figures of containerd for all calls of CNI: seconds, and the number of deletions."""
 
     added: float
     deleted: float

@@ -126,7 +126,7 @@ def test_firewall_flushed(network: Cluster, agents: Agents, pods: Pods) -> None:
 
 @rotating
 def test_route_deleted(network: Cluster, pods: Pods) -> None:
-    """A route to the pods of another node that somebody deletes comes back."""
+    """A deleted route to the pods of another node comes back."""
     a, b = pods.start(pod("a", "node1"), pod("b", "node2"))
     (range4,) = [one for one in network.ranges()["node2"] if ":" not in one]
     network.first.command("ip", "route", "delete", range4)

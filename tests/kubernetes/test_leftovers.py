@@ -1,4 +1,4 @@
-"""What pods have left that the runtime does not know: the agent asks the real one."""
+"""Leftovers of pods that the runtime does not know: the agent asks the real one."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ REWRITES = 5
 def test_many_at_once(network: Cluster, pods: Pods) -> None:
     """They start together: no sandbox fails, no address twice; all go, and the node is as before.
 
-    Meanwhile somebody changes the list of plugins, and the agent writes it again.
+    Meanwhile the test changes the list of plugins, and the agent writes it again.
     """
     node = network.first
     pods.start(pod("warm", node.name))  # makes what a network makes once

@@ -113,7 +113,7 @@ def alone(network: Cluster, agents: Agents) -> Iterator[Node]:
 
 
 def connects(node: Node, address: str, port: int) -> bool:
-    """Tell whether somebody accepts a connection from a node."""
+    """Tell whether a program accepts a connection from a node."""
     with open_socket(node.netns, "tcp", address) as sock:
         try:
             sock.connect((address, port))

@@ -1,4 +1,4 @@
-"""What the tests of the frozen program and of its installation share."""
+"""Fixtures of the tests of the frozen program and of its installation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.machine import DIST
 
 @pytest.fixture(scope="session")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `make dist` makes, in a place of this test process's own."""
+    """The result of `make dist`, in a place of this test process's own."""
     freeze.make(DIST, find())
     place = tmp_path_factory.mktemp("dist") / "bin"
     shutil.copytree(DIST / ".pycni", place / ".pycni")

@@ -1,4 +1,4 @@
-"""The frozen program: it does what the sources do, whatever surrounds it."""
+"""The frozen program: it does what the sources do, in any surroundings."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ def test_the_plugins_are_links_into_the_store(dist: Path, place: Path) -> None:
 
 
 def test_a_plugin_under_another_name_is_upgraded(dist: Path, other_dist: Path, place: Path) -> None:
-    """What an operator has linked or copied from ours is of the new build too, and goes with it."""
+    """An operator's link or copy of a launcher is of the new build too, and goes with it."""
     installed = _install(dist, place)
     (installed / "cnv-bridge").hardlink_to(installed / "bridge")
     shutil.copy(installed / "tuning", installed / "cnv-tuning")

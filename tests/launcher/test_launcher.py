@@ -115,7 +115,7 @@ def greet(connection: socket.socket) -> None:
 
 @dataclass
 class Request:
-    """What the launcher sent."""
+    """The message of the launcher."""
 
     plugin: str
     environ: bytes
@@ -397,7 +397,7 @@ def test_the_choice_is_not_told_beside_an_engine(launcher: Launcher) -> None:
 
 
 def test_an_engine_that_ended_is_passed_over(launcher: Launcher) -> None:
-    """A socket on which nobody listens is as good as none."""
+    """A socket on which no process listens is as good as none."""
     with launcher.listening(backlog=1):
         pass
 

@@ -120,7 +120,7 @@ def test_without_root_it_says_so_in_one_line(installed: Path) -> None:
 
 
 def test_lint_works_by_it(installed: Path, tmp_path: Path) -> None:
-    """What pip has installed judges configurations, as any user."""
+    """The program that pip installs checks configurations, as any user."""
     shutil.copytree(ROOT / "conf", tmp_path / "conf")
 
     done = _run(installed, str(installed / "bin/pycni"), "lint", str(tmp_path / "conf"))

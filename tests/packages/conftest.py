@@ -1,4 +1,4 @@
-"""What the tests of the release share: its files, and a Debian that each test may change."""
+"""Fixtures of the tests of the release: its files, and a Debian that each test may change."""
 
 from __future__ import annotations
 

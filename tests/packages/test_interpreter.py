@@ -91,7 +91,7 @@ def test_classes_inherit_as_in_another_python(own: place.Interpreter, tmp_path: 
 
 
 def test_every_module_of_the_bundle_can_be_imported(bins: tuple[Path, Path]) -> None:
-    """What the two programs import for all verbs is the same: help loads each of them."""
+    """The two programs import the same for all verbs: help loads each of them."""
     helps = [_output(one / "pycni", "--help") for one in bins]
     versions = [_output(one / "pycni", "version") for one in bins]
 

@@ -175,7 +175,7 @@ def test_upgraded_under_load(
 
 
 def test_removal_after_pycni_uninstall(files: Mapping[str, Path], debian: Make) -> None:
-    """Where somebody has taken the plugins away by hand, the package still can be removed."""
+    """Where the plugins were taken away by hand, the package still can be removed."""
     machine = debian("bookworm")
     package = files[".deb"]
 

@@ -101,7 +101,7 @@ class RuntimeNode(Node):
     # --- the world ---
 
     def get(self, url: str, netns: str = "") -> str:
-        """Return what a web server answers the node or somebody else, "" when nothing does."""
+        """Return what a web server answers the node or another client, "" when none does."""
         words = ("timeout", "30", "busybox", "wget", "-q", "-O", "-", f"http://{url}")
         return self.run(*words, netns=netns).stdout.strip()
 

@@ -1,4 +1,4 @@
-"""What operators see of containers that containerd has made."""
+"""The operators' view of containers that containerd has made."""
 
 from __future__ import annotations
 

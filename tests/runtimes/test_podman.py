@@ -67,7 +67,7 @@ def assert_published(podman: Podman, netns: str, ifname: str = "eth0") -> None:
     assert seen(podman, netns, NODE6, client=OUTSIDE) == OUTSIDE6
     assert seen(podman, netns, NODE4, client="") == NODE4
     assert seen(podman, netns, "127.0.0.1", client="") == gateway4
-    # What a container sends to itself by way of the node comes from there.
+    # Packets of a container to itself by way of the node come from there.
     assert seen(podman, netns, NODE4, client=netns) == gateway4
     assert seen(podman, netns, NODE6, client=netns) == gateway6
     if podman.node.links(netns) == ["lo", ifname]:

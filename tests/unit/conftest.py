@@ -1,4 +1,4 @@
-"""What holds for every unit test: no process is started, no netlink socket is opened."""
+"""Rules of every unit test: no process is started, no netlink socket is opened."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class TestPeers:
 
     @given(st.lists(st.tuples(st.integers(0, 63), st.integers(26, 32)), max_size=12))
     def test_no_two_ranges_overlap(self, drawn: list[tuple[int, int]]) -> None:
-        """Whatever nodes have; and what is refused overlaps with what is taken."""
+        """Any ranges of nodes; each refused range overlaps with one that is taken."""
         networks = [
             ipaddress.ip_network((int(ipaddress.ip_address("10.0.1.192")) + at, bits), strict=False)
             for at, bits in drawn
@@ -91,7 +91,7 @@ class TestPeers:
 
 
 def test_underlay() -> None:
-    """IPv4 wherever a node has that, whatever comes first."""
+    """IPv4 wherever a node has that, in any order."""
     four, six = ipaddress.ip_address("192.0.2.1"), ipaddress.ip_address("2001:db8::1")
 
     assert plan.underlay(Member("a", "", (six, four))) == 4

@@ -739,7 +739,7 @@ def keys_on_page(text: str) -> list[str]:
 
 
 class TestPlugins:
-    """What each plugin must have."""
+    """The functions, pages and keys that each plugin must have."""
 
     def test_listed(self) -> None:
         """Every module in plugins/ is in TYPES, and the other way round."""

@@ -33,7 +33,7 @@ def request(**keys: Any) -> Request:
 
 
 class TestConf:
-    """What a configuration means."""
+    """The meaning of a configuration."""
 
     @pytest.mark.parametrize(
         ("burst", "expected"),
@@ -99,12 +99,12 @@ class TestConf:
 
 
 class TestBucket:
-    """What a limit is in the kernel's terms."""
+    """A limit in the kernel's terms."""
 
     @pytest.mark.parametrize(
         ("rate", "burst", "buffer", "limit"),
         [
-            # Ticks are of 64 ns, as in the Go plugin. What passes in 25 ms may wait, and a packet.
+            # Ticks are of 64 ns, as in the Go plugin. The bytes of 25 ms may wait, and a packet.
             (1_250_000, 200_000, 2_500_000, 31_250 + 65_536),
             (375_000, 97_222, 4_050_906, 9_375 + 65_536),
             (1_250, 125_000, 1_562_500_000, 31 + 65_536),
@@ -144,7 +144,7 @@ class TestBucket:
 
 
 class TestFilters:
-    """What tells packets of a subnet."""
+    """The filters for packets of a subnet."""
 
     @pytest.mark.parametrize(
         ("subnet", "source", "expected"),

@@ -107,7 +107,7 @@ class TestStatistics:
 
 
 class TestVerdict:
-    """What must be reached."""
+    """The bars that must be reached."""
 
     @pytest.mark.parametrize(
         ("ratio", "at_least", "holds"),
@@ -221,7 +221,7 @@ class TestVerdict:
 
 
 class TestPage:
-    """What is written."""
+    """The report."""
 
     def test_table(self) -> None:
         """A row shows medians with p99, a dash where there is nothing, and ratios."""
@@ -293,7 +293,7 @@ class TestPage:
 
 
 class TestProfile:
-    """What is timed."""
+    """The commands that are timed."""
 
     @pytest.mark.parametrize("name", [name for steps in STEPS.values() for name in steps])
     def test_steps(self, name: str) -> None:

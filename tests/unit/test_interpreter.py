@@ -1,4 +1,4 @@
-"""What of PyInstaller's result a bundle with a Python of our own contains."""
+"""The parts of PyInstaller's result in a bundle with a Python of our own."""
 
 from __future__ import annotations
 

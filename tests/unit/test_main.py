@@ -69,7 +69,7 @@ class Plugin:
 
     @property
     def commands(self) -> list[str]:
-        """What was asked, in order."""
+        """The requests, in order."""
         return [str(req.command) for req in self.requests]
 
 

@@ -97,7 +97,7 @@ def test_the_clock_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days:
 
 @pytest.mark.usefixtures("later")
 def test_labels_are_bounded(tmp_path: Path) -> None:
-    """What a caller can choose freely is no label."""
+    """A value that a caller can choose freely is no label."""
     leave(tmp_path, verb="PWN", plugin="evil")
 
     found = numbers(text(counters.of_calls(str(tmp_path))))

@@ -76,7 +76,7 @@ def test_no_engine(tmp_path: Path) -> None:
 
 
 def test_a_group_that_cannot_be_left(tmp_path: Path) -> None:
-    """What stays is told, with what then ends the engine."""
+    """A control group that stays is told, with the service that then ends the engine."""
     number = tmp_path.stat().st_dev
     (tmp_path / "own").write_text("0::/runtime.service\n1:name=systemd:/elsewhere\n")
     (tmp_path / "pycni-engine").write_text("no directory")

@@ -152,7 +152,7 @@ class TestOpenGuarded:
         assert refusal.value.filename == str(link)
 
     def test_a_link_into_a_directory_of_a_user(self, plugin: Path) -> None:
-        """What a link of root leads to is looked at likewise."""
+        """The target of a link of root is looked at likewise."""
         link = plugin.parent.parent / "link"
         link.symlink_to("bin/plugin")
         plugin.parent.chmod(0o777)

@@ -201,7 +201,7 @@ class TestVersionGate:
 
 
 class TestServing:
-    """What the plugin is asked, and what it answers."""
+    """The plugin's request, and its answer."""
 
     @pytest.mark.parametrize("command", ["DEL", "CHECK", "GC", "STATUS"])
     def test_nothing_to_say(self, node: Node, command: str) -> None:
@@ -252,7 +252,7 @@ class TestServing:
 
 
 class TestConfiguration:
-    """What is wrong with the configuration."""
+    """Errors of the configuration."""
 
     @pytest.mark.parametrize("command", ["ADD", "CHECK", "STATUS"])
     def test_refused(self, node: Node, command: str) -> None:

@@ -161,7 +161,7 @@ class TestBegin:
 
 
 class TestFacts:
-    """What a record says."""
+    """The content of a record."""
 
     def test_notes_add_up(self, records: Records) -> None:
         """Later notes add to earlier ones, and to what the next one reads."""
@@ -204,7 +204,7 @@ class TestFacts:
         assert (found.plugin, found.network, found.is_begun()) == ("bridge", "net", False)
 
     def test_nameless(self, records: Records) -> None:
-        """A file that says nothing, found by its path alone, is of nobody."""
+        """A file that says nothing, found by its path alone, has no owner."""
         records.begin("bridge", "net", OWNER, {}).close()
         only_file(records).write_bytes(b"\0garbage\n[1]\n")
 
@@ -332,7 +332,7 @@ NOTE = b'{"veth":{"host_end":"veth1"}}\n'
 
 
 class TestDamage:
-    """What is damaged, and what only cut short by a kill."""
+    """Damage, and a line that a kill cut short."""
 
     @pytest.mark.parametrize(
         ("content", "damage"),
@@ -396,7 +396,7 @@ class TestDamage:
         assert found.damage == f"it has {1 << 40} bytes, and no record has more than {1 << 26}"
 
     def test_written_anew(self, records: Records) -> None:
-        """What is put into a damaged record takes the place of the damage."""
+        """Facts that are put into a damaged record take the place of the damage."""
         records.begin("bridge", "net", OWNER, {}).close()
         only_file(records).write_bytes(FIRST + b"?\n")
         found = records.find("bridge", "net", OWNER)
@@ -448,7 +448,7 @@ ODD: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("kind", ODD)
 class TestOddFiles:
-    """What is no file among the records costs time, and no call fails or waits for it."""
+    """No call fails or waits for an entry among the records that is no file."""
 
     def test_of_others(self, records: Records, kind: str) -> None:
         """It is shown as damaged, and the records beside it are found."""
@@ -663,7 +663,7 @@ class TestRenew:
         assert record.damage == ""
 
     def test_full_disk(self, records: Records) -> None:
-        """What could be read is still there."""
+        """The facts that could be read are still there."""
         record, path = self.damaged(records)
 
         with file_size_limit(len(self.DAMAGED) + 10), pytest.raises(OSError, match=r"space|large"):

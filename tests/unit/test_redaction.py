@@ -1,4 +1,4 @@
-"""What a bug report must not have."""
+"""Secrets that a bug report must not have."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_unknown_keys_go() -> None:
 
 
 def test_a_value_is_redacted_everywhere() -> None:
-    """What stood under an unknown key is found in every other text; short ones are left."""
+    """A value of an unknown key is found in every other text; short ones are left."""
     redactor = Redactor(schema_of)
     redactor.configuration(b'{"type": "bridge", "x": ["s3cr3t-value", {"y": 1234567}], "z": "abc"}')
 
@@ -166,7 +166,7 @@ def test_as_messages_quote_it() -> None:
 
 
 def test_large_texts() -> None:
-    """The time grows with the text, whatever is in it."""
+    """The time grows with the text, for any content."""
     for text in ("a" * (1 << 20), "-" * (1 << 20), 'token="' * (1 << 16), "://" * (1 << 16)):
         begun = time.process_time()
         Redactor(schema_of).text(text)

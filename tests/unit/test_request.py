@@ -44,7 +44,7 @@ def refusal(config: object = CONFIG, **environ: str) -> CNIError:
 
 
 class TestVariables:
-    """What is asked of the environment."""
+    """The variables of the environment."""
 
     @pytest.mark.parametrize("command", NEEDS)
     def test_required(self, command: str) -> None:
@@ -129,7 +129,7 @@ class TestVariables:
 
 
 class TestParsed:
-    """What a request says."""
+    """The content of a request."""
 
     def test_everything(self) -> None:
         """The variables, the configuration, and both verbatim for delegates."""

@@ -796,7 +796,7 @@ def through(result: Result, version: str) -> Result:
 
 
 class TestAnyResult:
-    """What holds for all results."""
+    """Rules for all results."""
 
     @given(_RESULTS)
     def test_current_layout_keeps_all(self, result: Result) -> None:

@@ -1,4 +1,4 @@
-"""What the frozen build makes of modules: the same, only sooner there."""
+"""Modules as the frozen build rewrites them: the same, only sooner there."""
 
 from __future__ import annotations
 
@@ -336,7 +336,7 @@ def test_special_networks_are_made_when_asked_for() -> None:
 
 @given(st.ip_addresses())
 def test_special_networks_are_those_of_the_library(address: Any) -> None:
-    """Whatever an address is asked about itself, the answer is as ever."""
+    """Each question about an address has the answer of the standard library."""
     ours = _IPADDRESS.ip_address(str(address))
 
     for name in dir(type(address)):
@@ -462,7 +462,7 @@ def _environ_like(base: Any) -> Any:
     ],
 )
 def test_the_environment_is_as_ever(observe: Callable[[Any], Any]) -> None:
-    """What os.environ takes from collections.abc is the same in the stand-in."""
+    """The methods that os.environ takes from collections.abc are the same in the stand-in."""
     outcomes = []
     for base in (_standin("_collections_abc").MutableMapping, collections.abc.MutableMapping):
         try:

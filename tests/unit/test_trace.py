@@ -165,7 +165,7 @@ def test_many_writers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("obstacle", ["missing", "file", "full", "link", "directory", "pipe"])
 def test_never_fails(tmp_path: Path, obstacle: str) -> None:
-    """Whatever is in the way of a trace, the call goes on; a link is not followed."""
+    """The call goes on if a trace cannot be written; a link is not followed."""
     directory = tmp_path / "state"
     if obstacle == "file":
         directory.write_text("")
@@ -190,7 +190,7 @@ def test_never_fails(tmp_path: Path, obstacle: str) -> None:
 
 
 def test_broken_lines(tmp_path: Path) -> None:
-    """What a killed writer has left is passed over."""
+    """The half line of a killed writer is passed over."""
     leave(tmp_path)
     with Path(tmp_path, spans.FILE).open("a") as file:
         file.write("(1, 2\n[]\n(1,)\n" + "(" * 100_000 + "\n")
@@ -214,7 +214,7 @@ def test_lines_of_the_release_before(tmp_path: Path) -> None:
 
 
 def test_damaged_lines(tmp_path: Path) -> None:
-    """Whatever stands in the place of a number or text, the verb shows the calls that are whole."""
+    """With any value in the place of a number or text, the verb shows the calls that are whole."""
     leave(tmp_path)
     path = Path(tmp_path, spans.FILE)
     whole = literal_eval(path.read_text())
@@ -243,7 +243,7 @@ def test_damaged_lines(tmp_path: Path) -> None:
     ],
 )
 def test_no_url(url: str) -> None:
-    """What is no URL of a collector is refused in a line."""
+    """An argument that is no URL of a collector is refused in a line."""
     with pytest.raises(RefusedError, match="is no URL of a collector"):
         otlp.export([], url)
 
@@ -269,7 +269,7 @@ def test_refused_numbers(words: tuple[str, str]) -> None:
     ["", "00-", f"00-{'0' * 32}-{'b' * 16}-01", f"00-{'A' * 32}-{'b' * 16}-01", "x" * 5000],
 )
 def test_bad_traceparent(tmp_path: Path, text: str) -> None:
-    """What is no parent is no parent; the calls of a container share a trace then."""
+    """A value that is no parent is ignored; the calls of a container share a trace then."""
     leave(tmp_path, TRACEPARENT=text)
     leave(tmp_path, TRACEPARENT=text, CNI_COMMAND="DEL")
 

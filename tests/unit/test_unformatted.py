@@ -228,7 +228,7 @@ class TestNewer:
 
 
 class TestFacts:
-    """What the dataclasses of parts have in common."""
+    """Rules for the dataclasses of parts."""
 
     @pytest.mark.parametrize("plugin", RECORDING)
     def test_defaults(self, plugin: str) -> None:

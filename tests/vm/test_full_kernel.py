@@ -20,12 +20,12 @@ import pytest
 from tests.scope import ALL, turn
 
 ROOT = Path(__file__).resolve().parents[2]
-# What takes a minute or more there: only in the long target.
+# Tests of a minute or more there: only in the long target.
 SLOW = {
     ROOT / "tests/faults/test_chains.py",
     ROOT / "tests/kernel/test_persistent_failures.py",
 }
-# What takes half a minute there: one of these each day, all in the long target.
+# Tests of half a minute there: one of these each day, all in the long target.
 DAILY = [
     ROOT / "tests/agent/test_clock.py",
     ROOT / "tests/faults/test_storm.py",

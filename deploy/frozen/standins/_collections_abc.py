@@ -1,4 +1,4 @@
-"""What `os` needs of `_collections_abc` for os.environ: two of 25 classes, without their ABCs."""
+"""The part of `_collections_abc` that os.environ needs: two of 25 classes, without their ABCs."""
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

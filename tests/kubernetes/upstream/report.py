@@ -1,4 +1,4 @@
-"""What ginkgo, which runs the tests of Kubernetes and of critest, reports of them."""
+"""The reports of ginkgo, which runs the tests of Kubernetes and of critest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FINE = ("passed", "skipped", "pending")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a test."""
+    """The outcome of a test."""
 
     name: str
     state: str  # passed, skipped, or one of several kinds of failures

@@ -20,7 +20,7 @@ _REGISTRIES = (
     *("sigStorageRegistry", "dockerLibraryRegistry", "privateRegistry", "cloudProviderGcpRegistry"),
 )
 _PODS = r"\[sig-network\] Networking Granular Checks: Pods"
-# What is run, by a name of ours: patterns of the tests' names.
+# The tests that are run, by a name of ours: patterns of the tests' names.
 GROUPS = {
     "pods": _PODS,
     "services-granular": r"\[sig-network\] Networking Granular Checks: Services",
@@ -31,7 +31,7 @@ GROUPS = {
     "lifecycle": r"\[sig-node\] (Pods|PreStop|Container Life|InitContainer|Ephemeral|Probing)",
 }
 SHORT = ("pods",)  # in the short form
-# What is left out, and why. docs/kubernetes.md has the reasons, too.
+# The tests that are left out, and why. docs/kubernetes.md has the reasons, too.
 LEFT_OUT: dict[str, str] = {
     r"SCTPConnectivity": "the kernel may lack SCTP",
     r"OffByDefault": "needs a part of Kubernetes that is switched off by default",

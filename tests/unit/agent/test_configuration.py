@@ -166,7 +166,7 @@ class TestTemplate:
         ],
     )
     def test_refused(self, tmp_path: Path, text: str, message: str) -> None:
-        """What is no list, or has an unknown placeholder, is refused."""
+        """A file that is no list, or has an unknown placeholder, is refused."""
         path = tmp_path / "template.conflist"
         path.write_text(text)
 

@@ -1,4 +1,4 @@
-"""What the agent takes of a Node, and what it remembers of the cluster."""
+"""The facts that the agent takes of a Node, and those that it remembers of the cluster."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class TestRemembered:
         "text", ["", "{}", "[]", '{"format": 2}', '{"format": 1, "own": {}}', "{", "\0"]
     )
     def test_damaged(self, tmp_path: Path, text: str) -> None:
-        """What cannot be read, or is of another format, counts as nothing."""
+        """A file that cannot be read, or is of another format, counts as none."""
         (tmp_path / "cluster.json").write_text(text)
 
         assert Remembered(tmp_path, Log("error")).load("a") is None

@@ -196,7 +196,7 @@ _LARGE = ("httpx2", "lightkube", "msgspec", "prometheus_client", "pyroute2", "ya
 
 @pytest.mark.starts_process
 def test_the_head_start_is_one() -> None:
-    """What comes before it loads neither the API's client nor the metrics: they take as long."""
+    """The code before it loads neither the API's client nor the metrics: they take as long."""
     modules = "agent.program, agent.settings, agent.logs, agent.engine, agent.head_start"
     script = f"import sys, {modules}; print(*{{*{_LARGE}}} & {{*sys.modules}})"
     words = [sys.executable, "-c", script]

@@ -65,7 +65,7 @@ def record(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A state directory with two pods, a container of nobody's and one of another network."""
+    """A state directory with two pods, a container without a pod and one of another network."""
     made = tmp_path / "state"
     made.mkdir(mode=0o700)
     args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={0};K8S_POD_UID=uid-{0}"

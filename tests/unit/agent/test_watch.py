@@ -158,7 +158,7 @@ def test_a_list_that_expires(watched: Watched) -> None:
     ids=["410", "no JSON", "a Node that is none"],
 )
 def test_a_watch_that_fails(watched: Watched, spoil: Callable[[ApiServer], None]) -> None:
-    """What cannot be understood, or is too old, has everything listed again."""
+    """An answer that cannot be understood, or is too old, has everything listed again."""
     watched.start()
     watched.await_all()
     spoil(watched.server)
@@ -300,7 +300,7 @@ def _changed(number: int, **spec: object) -> Json:
     ],
 )
 def test_odd_ranges(spec: dict[str, object], ranges: list[str] | int) -> None:
-    """What can be no node's range is left out and told, and few are taken."""
+    """A range that can be no node's is left out and told, and few are taken."""
     told: list[str] = []
     found = nodes.member_of(_decoded(_changed(3, **spec)), told.append)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Model(RuleBasedStateMachine):
     """A client among servers that answer, refuse, lie and fall silent, while time goes on.
 
-    What servers say is up to the rules of each DHCP.
+    The rules of each DHCP choose the answers of servers.
     """
 
     def make(self, chance: float, lease: Lease | None) -> Machine:

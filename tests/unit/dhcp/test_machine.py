@@ -226,7 +226,7 @@ def test_renewal() -> None:
 
 
 def test_a_renewal_may_say_less() -> None:
-    """What the server does not say again is as it was."""
+    """A value that the server does not repeat is as it was."""
     client = Client()
     client.bind(options={packet.ROUTERS: FIRST.packed})
     client.tick()

@@ -43,7 +43,7 @@ def test_what_is_encoded_is_decoded(message: Message) -> None:
 
 @given(st.binary(max_size=700), MESSAGES, st.integers(0, 400))
 def test_no_bytes_do_harm(rest: bytes, message: Message, at: int) -> None:
-    """Whatever comes, it is a message or MalformedError; so are its routes and domains."""
+    """Any bytes are a message or MalformedError; so are their routes and domains."""
     for data in (rest, message.encode()[:at] + rest, message.encode() + rest):
         try:
             found = packet.decode(data)
@@ -172,13 +172,13 @@ def test_checksums_that_are_not_there() -> None:
 
 @pytest.mark.parametrize("data", [b"", reply(b"x")[:27], reply(b"x", port=53), bytes(60)])
 def test_other_packets(data: bytes) -> None:
-    """What is cut short, of another port or no IPv4 is no answer."""
+    """A packet that is cut short, of another port or no IPv4 is no answer."""
     assert frame.decode(data) is None
 
 
 @given(st.binary(max_size=99), st.binary(max_size=99))
 def test_no_bytes_of_a_packet_do_harm(data: bytes, rest: bytes) -> None:
-    """Whatever comes, it is an answer or None."""
+    """Any bytes are an answer or None."""
     frame.decode(data)
     frame.decode(reply(rest)[: len(data)] + data)
 

@@ -44,7 +44,7 @@ def test_what_is_encoded_is_decoded(message: Message) -> None:
 
 @given(st.binary(max_size=300), MESSAGES, st.integers(0, 400))
 def test_no_bytes_do_harm(rest: bytes, message: Message, at: int) -> None:
-    """Whatever comes, it is a message or MalformedError."""
+    """Any bytes are a message or MalformedError."""
     for data in (rest, message.encode()[:at] + rest, message.encode() + rest):
         try:
             found = packet.decode(data)

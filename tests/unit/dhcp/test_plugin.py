@@ -228,7 +228,7 @@ def test_no_subnet_mask(options: dict[int, bytes]) -> None:
 
 
 def test_facts_for_people() -> None:
-    """What a result has no place for."""
+    """Values that a result has no place for."""
     lease = replace(LEASE, options={42: bytes([192, 0, 2, 1]), 26: bytes([5, 120]), 12: b"pod"})
 
     assert answer.facts_of(lease) == {"ntp": ["192.0.2.1"], "mtu": 1400, "hostname": "pod"}

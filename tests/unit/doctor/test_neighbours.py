@@ -1,4 +1,4 @@
-"""What the doctor reads of other programs' files."""
+"""The doctor reads other programs' files."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def made(capacity: int = 0) -> Index:
 
 
 class Disk:
-    """What was written of an index, and how many blocks were read since."""
+    """The blocks of an index that were written, and how many were read since."""
 
     def __init__(self) -> None:
         self.blocks: dict[int, bytes] = {}

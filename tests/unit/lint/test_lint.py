@@ -237,7 +237,7 @@ class TestFound:
         ],
     )
     def test_json(self, tmp_path: Path, text: str, place: tuple[int, int], words: str) -> None:
-        """What is not JSON, with the place and the usual cause."""
+        """A file that is not JSON: the place and the usual cause."""
         path = tmp_path / "1.conf"
         path.write_text(text)
 
@@ -359,7 +359,7 @@ class TestTogether:
 
 
 class TestForms:
-    """What is printed."""
+    """The output."""
 
     @pytest.fixture
     def wrong(self, tmp_path: Path) -> Path:
@@ -471,7 +471,7 @@ EXAMPLES = sorted(path.name for path in (ROOT / "conf").glob("*.conf*"))
 
 @pytest.mark.parametrize("name", EXAMPLES if ALL else sorted(one_in(8, EXAMPLES)))
 def test_any_value_anywhere(tmp_path: Path, name: str) -> None:
-    """Whatever stands in a file, there is an answer, and each place is within the file."""
+    """Any content of a file has an answer, and each place is within the file."""
     config = json.loads((ROOT / "conf" / name).read_text())
     copy = tmp_path / name
     for container, key in places(config):
@@ -488,10 +488,10 @@ def test_any_value_anywhere(tmp_path: Path, name: str) -> None:
 
 
 class TestOddFiles:
-    """Whatever has the name of a configuration, lint neither waits nor fails."""
+    """With any file of a configuration's name, lint neither waits nor fails."""
 
     def test_named(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-        """What is no regular file is refused in a line."""
+        """A path that is no regular file is refused in a line."""
         os.mkfifo(tmp_path / "a.conf")
         (tmp_path / "b.conf").symlink_to("b.conf")
 
