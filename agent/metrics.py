@@ -57,7 +57,7 @@ class Metrics:
         )
         self._repairs = Counter(
             "pycni_drift_repairs",
-            "Objects that somebody else had removed or changed.",
+            "Objects that other programs had removed or changed.",
             ["object"],
             registry=registry,
         )

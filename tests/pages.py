@@ -23,10 +23,8 @@ from pathlib import Path
 from socket import gethostname
 from typing import Any
 
-from tests.machine import CNI_BIN, REFERENCE_BIN, ROOT, TOOLS
+from tests.machine import CNI_BIN, REFERENCE_BIN, ROOT, TOOLS, Json
 from tests.waits import wait_until
-
-Json = dict[str, Any]
 
 CONF_DIR, STATE, NETWORKS = (
     Path("/etc/cni/net.d"),
@@ -274,7 +272,7 @@ def meddle(world: World) -> None:
 
 
 def reboot(world: World) -> None:
-    """Restart the node: what is in memory is gone, files stay."""
+    """Restart the node: memory is gone, files stay."""
     world.stop()
     for pod in ("web", "db"):
         world.end(pod)

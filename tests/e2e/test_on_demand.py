@@ -1,4 +1,4 @@
-"""The engine that a call leaves behind: who may, what it is like, and when it ends."""
+"""The engine that a call leaves behind: which calls may, its properties, and its end."""
 
 from __future__ import annotations
 

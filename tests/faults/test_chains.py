@@ -238,7 +238,7 @@ def kill(
 
 @pytest.mark.rotating(3)
 def test_killed_gc(request: pytest.FixtureRequest, chain: Chain) -> None:
-    """Wherever a GC is killed, the next one goes on with it, and what is valid stays."""
+    """Wherever a GC is killed, the next one goes on with it, and valid attachments stay."""
     rig = chain.rig
     chain.add("living")
     links = rig.node.traces("br0").get("links")  # none of macvlan

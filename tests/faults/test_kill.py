@@ -103,7 +103,7 @@ def test_del_with_mac_filter(request: pytest.FixtureRequest, rig: Rig) -> None:
 
 @edges
 def test_gc(request: pytest.FixtureRequest, rig: Rig, kind: str) -> None:
-    """Wherever a GC is killed, the next one goes on with it, and what is valid stays."""
+    """Wherever a GC is killed, the next one goes on with it, and valid attachments stay."""
     rig.config = configuration(kind)
     living = rig.add("living")
 

@@ -98,7 +98,7 @@ def test_taken_name_of_the_host_end_is_retried(
 
 
 def test_no_name_is_free(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After ten taken names ADD fails, and what has the name is left as it is."""
+    """After ten taken names ADD fails, and the interface of that name is left as it is."""
     machine.do(machine.host, "ip link add veth00000000 type veth peer name other")
     before = machine.link(machine.host, "veth00000000")
     container = machine.container()

@@ -1,4 +1,4 @@
-"""Attachment records that cannot be read: what a living container has stays, and its DEL works."""
+"""Attachment records that cannot be read: a living container keeps all, and its DEL works."""
 
 from __future__ import annotations
 

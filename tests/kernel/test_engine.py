@@ -1,4 +1,4 @@
-"""The engine: whom it serves, and what becomes of requests when something goes wrong."""
+"""The engine: the callers that it serves, and its requests when something goes wrong."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def idle_descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-# --- whom it serves ---------------------------------------------------------------------------
+# --- callers that it serves -------------------------------------------------------------------
 
 
 def test_a_socket_for_root_alone(machine: Machine) -> None:

@@ -207,7 +207,7 @@ def test_ways_to_a_device(machine: Machine) -> None:
 
 
 def test_one_mac_of_several(machine: Machine) -> None:
-    """Unlike the reference, which takes the first: what only borrows the MAC is not meant."""
+    """Unlike the reference, which takes the first: one that only borrows the MAC is not meant."""
     machine.outside()
     machine.do(
         machine.host,

@@ -216,7 +216,7 @@ def test_namespace_seen_gone_twice(node: Node, container: Start) -> None:
     def is_gone() -> bool:
         return "1 of them are of containers that are gone" in node.refusal("ADD", config, "new")
 
-    # Tests beside this one look at all namespaces, and whoever looks at one keeps it for a moment.
+    # Tests beside this one look at all namespaces, and each look keeps a namespace for a moment.
     wait_until(is_gone, "the namespace is not seen to be gone")
     assert is_gone()
     assert node.call("STATUS", config) == {}

@@ -293,7 +293,7 @@ def test_watch(container: Container) -> None:
 
 
 def test_watch_on_a_terminal(container: Container) -> None:
-    """A page takes the place of the one before; what one must copy is not cut."""
+    """A page takes the place of the one before; text to copy is not cut."""
     words = ("inspect", "c1", "--watch", "0.1", "--count", "2")
 
     shown = on_terminal(container.machine, *words)

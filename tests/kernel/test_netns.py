@@ -1,4 +1,4 @@
-"""Visits to a container's namespace: what is opened is of there, and the caller stays here."""
+"""Visits to a container's namespace: sockets and files are of there, and the caller stays here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages for operators: what their transcripts show is what the commands print."""
+"""Pages for operators: their transcripts show what the commands print."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def objects(machine: Machine, netns: str) -> Json:
 
 
 def recorded(machine: Machine) -> Json:
-    """Return the attachment records; what all share beside them may stay."""
+    """Return the attachment records; shared files beside them may stay."""
     return files_below(f"{machine.state_dir}/attachments")
 
 

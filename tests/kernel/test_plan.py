@@ -259,7 +259,7 @@ class TestAgainstContainers:
         assert found["error"] == ""
 
     def test_the_container_itself(self, inhabited: Inhabited) -> None:
-        """A second ADD of a living attachment; what is no file is no record."""
+        """A second ADD of a living attachment; an entry that is no file is no record."""
         os.mkfifo(Path(inhabited.node.machine.state_dir, "attachments", "odd"))
 
         found = inhabited.plan("--container", "c1", status=FOUND)

@@ -156,7 +156,7 @@ def test_ports_that_change_their_numbers(node: Node) -> None:
 
 
 def test_saved_ruleset(node: Node) -> None:
-    """`nft` lists ranges as its own, and what it has listed can be loaded again."""
+    """`nft` lists ranges as its own, and can load its list again."""
     container = node.attach()
     config = node.config(*row(), *row(protocol="udp", hostIP=HOST4), *row(5000, 5099, hostIP=HOST6))
     node.ok("ADD", config, container)

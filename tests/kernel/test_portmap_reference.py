@@ -144,7 +144,7 @@ def test_iptables_layout(node: Node, tmp_path_factory: pytest.TempPathFactory, n
 
 
 def test_rules_of_others_come_first(node: Node) -> None:
-    """CVE-2019-9946: what redirects a port already goes before ours, in iptables, too."""
+    """CVE-2019-9946: a rule that redirects a port already goes before ours, in iptables, too."""
     container, service = node.attach(), node.attach("c2")
     target = node.address(4, "c2")
     node.machine.do(

@@ -127,7 +127,7 @@ def test_life(machine: Machine) -> None:
     ("owner", "group"), [(None, None), (UID, None), (None, GID), (UID, GID), (0, 0), (2**31, 2**31)]
 )
 def test_mac_and_mtu(machine: Machine, owner: int | None, group: int | None) -> None:
-    """Unlike the reference, MAC and MTU are set, whoever owns the tap; no process is started."""
+    """Unlike the reference, MAC and MTU are set for any owner of the tap; no process is started."""
     container = machine.container()
     config = network(machine, owner=owner, group=group, mtu=1300, mac=MAC)
 

@@ -101,7 +101,7 @@ def test_all_is_where_it_belongs(populated: Populated) -> None:
 
 @pytest.mark.full_kernel
 def test_vlans(machine: Machine) -> None:
-    """A VLAN is shown with the interface that it is of; what leads nowhere is shown as such."""
+    """A VLAN is shown with the interface that it is of; one that leads nowhere is shown as such."""
     with ExitStack() as stack:
         populated = Populated(machine, stack, 0)
         populated.node.attach()

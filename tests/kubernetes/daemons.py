@@ -99,7 +99,7 @@ class Daemon:
             os.kill(pid, number)
 
     def kill(self) -> None:
-        """End it at once, as a crash does; what it has started goes on."""
+        """End it at once, as a crash does; its children go on."""
         self._let_go()
         self.signal(signal.SIGKILL)
         self._process.wait(STOP_SECONDS)

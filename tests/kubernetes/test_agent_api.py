@@ -134,7 +134,7 @@ def test_the_own_node_is_deleted(followed: Followed) -> None:
 
 
 def test_the_server_is_away(followed: Followed) -> None:
-    """The last known cluster stays, and what changed meanwhile is seen when the server is back."""
+    """The last known cluster stays, and changes are seen when the server is back."""
     own = followed.node("192.0.2.1", "10.244.201.0/24")
     other = followed.node("192.0.2.2", "10.244.202.0/24")
     watch = followed.watch(own)

@@ -120,7 +120,7 @@ def test_every_plugin_has_a_launcher(dist: Path, place: Path) -> None:
 
 
 def test_completion_and_manual(dist: Path, place: Path) -> None:
-    """They go below SHARE_DIR, readable by all, and go again; what another has put there stays."""
+    """They go below SHARE_DIR, readable by all, and go again; another's files there stay."""
     share = place / "usr/local/share"
     theirs = share / "zsh/site-functions/_pycni"
     theirs.parent.mkdir(parents=True)
@@ -427,7 +427,7 @@ class TestOwners:
     def test_an_installation_before_there_were_notes(
         self, dist: Path, other_dist: Path, place: Path
     ) -> None:
-        """Only the node's own installation chooses an engine: what is there is taken for it."""
+        """Only the node's installation chooses an engine: a build already there counts as such."""
         installed = _install(dist, place)
         (installed / ".pycni/node").unlink()
 

@@ -63,7 +63,7 @@ def test_interface_and_ipam_plugin(
 
 
 def test_from_another_directory(machine: Machine, place: Path, tmp_path: Path) -> None:
-    """A symbolic link may be anywhere: what it leads to finds the bundle beside itself."""
+    """A symbolic link may be anywhere: its target finds the bundle beside itself."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     for name in ("bridge", "host-local"):

@@ -1,4 +1,4 @@
-"""The pure parts of the network between nodes: who can be routed to, and how."""
+"""The pure parts of the network between nodes: the nodes that can be routed to, and how."""
 
 from __future__ import annotations
 

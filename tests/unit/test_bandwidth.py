@@ -50,7 +50,7 @@ class TestConf:
         ],
     )
     def test_burst(self, burst: int | None, expected: int) -> None:
-        """A burst in bits becomes one in bytes, and what nobody asked for becomes 0."""
+        """A burst in bits becomes one in bytes, and an absent one becomes 0."""
         keys = {} if burst is None else {"egressBurst": burst}
 
         assert Conf.of(request(egressRate=80, **keys)).egress == Limit(10, expected)

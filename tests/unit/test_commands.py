@@ -91,7 +91,7 @@ def test_printable(text: str, shown: str) -> None:
 
 
 def test_text(capfd: pytest.CaptureFixture[str]) -> None:
-    """A paragraph fits into 80 columns, but what one may want to copy stays in one piece."""
+    """A paragraph fits into 80 columns, but text to copy stays in one piece."""
     path = f"/var/lib/{'x' * 90}-y"
 
     view.write_text(f"{'word ' * 30}{path} end\x1b[31m", style="red", indent="- ", more_indent="  ")
@@ -103,7 +103,7 @@ def test_text(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_page(capfd: pytest.CaptureFixture[str]) -> None:
-    """A page fits into 80 columns, whatever one may want to copy; what does not fit stays whole."""
+    """A page fits into 80 columns, with any text to copy; a word that does not fit stays whole."""
     address, pod = "2001:db8:1234:5678:9abc:def0:1234:2", f"shop/{'w' * 63}"
     path = f"/run/{'x' * 90}"
 

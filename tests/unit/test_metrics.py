@@ -58,7 +58,7 @@ def test_text() -> None:
 
 @pytest.mark.usefixtures("later")
 def test_counts(tmp_path: Path) -> None:
-    """Each call counts once, whoever looks; failures by their code; steps and durations."""
+    """Each call counts once for all readers; failures by their code; steps and durations."""
     for code in (0, 0, 11):
         leave(tmp_path, code=code)
 

@@ -1,4 +1,4 @@
-"""Netlink's attributes without a kernel: what is looked for in a message is found, and no more."""
+"""Netlink's attributes without a kernel: the wanted ones of a message are found, and no more."""
 
 from __future__ import annotations
 

@@ -216,7 +216,7 @@ class TestFacts:
         assert found.attachment == OWNER
 
     def test_note_on_a_full_disk(self, records: Records) -> None:
-        """A note that cannot be written fails, and what was noted before stays."""
+        """A note that cannot be written fails, and earlier notes stay."""
         record = records.begin("bridge", "net", OWNER, {"a": 1})
         size = only_file(records).stat().st_size
 

@@ -266,7 +266,7 @@ def test_recogniser_never_errs(name: str) -> None:
 
 @pytest.mark.parametrize("name", _SCHEMAS)
 def test_validate_and_salvage(name: str) -> None:
-    """validate() agrees with jsonschema; what salvage() leaves is valid and was there before."""
+    """validate() agrees with jsonschema; the result of salvage() is valid and was there before."""
     for seed in range(100):
         config = {"a": Generator(seed).nearly_conforming(_SCHEMAS[name])}
         by = {"type": "object", "properties": {"a": _SCHEMAS[name]}}

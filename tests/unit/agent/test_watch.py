@@ -119,7 +119,7 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched
 def test_a_list_that_fails(
     watched: Watched, failure: Failure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is tried again; what went wrong is known meanwhile, and forgotten after."""
+    """It is tried again; the error is known meanwhile, and forgotten after."""
     watched.server.failures += [failure] * 3
     told: list[str] = []
     note = watched.watch._note

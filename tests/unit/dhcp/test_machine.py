@@ -141,7 +141,7 @@ def test_nobody_answers() -> None:
 
 
 def test_two_servers() -> None:
-    """The first offer is taken; what the other server says of it does not matter."""
+    """The first offer is taken; the other server's messages do not matter."""
     client = Client()
     client.start()
     client.hear(packet.OFFER)

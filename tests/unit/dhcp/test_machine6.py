@@ -311,7 +311,7 @@ def test_addresses_of_no_use(more: dict[str, Any]) -> None:
 
 
 def test_renewal() -> None:
-    """At T1 the server of the lease is asked; what it does not say again is as it was."""
+    """At T1 the server of the lease is asked; a value that it does not repeat is as it was."""
     client = Client()
     client.bind(options={packet.DNS_SERVERS: FIRST.packed})
     client.tick()

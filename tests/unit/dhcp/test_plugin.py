@@ -177,7 +177,7 @@ def test_result_of_little() -> None:
 
 
 def test_result_of_everything() -> None:
-    """Routers, static routes, MTU, DNS; what is no domain is left out."""
+    """Routers, static routes, MTU, DNS; a name that is no domain is left out."""
     routers = bytes([192, 0, 2, 1, 192, 0, 2, 9])
     static = bytes([10, 0, 0, 0, 192, 0, 2, 3, 0, 0, 0, 0, 192, 0, 2, 4])
     found = result(
@@ -255,7 +255,7 @@ def test_damaged_options_of_dhcpv6(value: bytes) -> None:
 
 
 def test_both_results() -> None:
-    """Addresses and DNS of both, IPv4 first; what both say is there once."""
+    """Addresses and DNS of both, IPv4 first; a value of both is there once."""
     dns4 = {"nameservers": ["192.0.2.2"], "domain": "example.com", "search": ["eng.example.com"]}
     first = {"cniVersion": "1.1.0", "ips": [{"address": "a"}], "routes": [{"dst": "r"}]}
     found = {

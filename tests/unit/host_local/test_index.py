@@ -1,4 +1,4 @@
-"""plugins/host_local/index/blocks.py: what is taken, by whom, and what rests."""
+"""plugins/host_local/index/blocks.py: taken addresses, their owners, and those that rest."""
 
 from __future__ import annotations
 

@@ -363,7 +363,7 @@ def test_status_of_an_unusable_directory(node: Node, where: str) -> None:
 
 
 def test_closed(node: Node) -> None:
-    """A closed network gives out nothing and says why; what was given out is kept, and freed."""
+    """A closed network gives out nothing and says why; its leases are kept, and freed."""
     config = node.config("10.0.0.0/29")
     added = node.call("ADD", config)
     closed = node.config("10.0.0.0/29", closed="10.0.0.0/29 is of node b, too")

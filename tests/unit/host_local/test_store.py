@@ -68,7 +68,7 @@ def test_owner(tmp_path: Path, content: bytes, owner: Attachment | None) -> None
 
 
 def test_what_is_not_a_lease(tmp_path: Path) -> None:
-    """Other files are left alone, and what is no file occupies its address for good."""
+    """Other files are left alone, and an entry that is no file occupies its address for good."""
     for name in ("last_reserved_ip.0", "10.0.0.02", "fd00:0::1", "FD00::2", "::ffff:1.2.3.4", "x"):
         (tmp_path / name).write_text("c1\r\neth0")
     (tmp_path / "10.0.0.3").mkdir()
