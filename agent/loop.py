@@ -8,11 +8,12 @@ order, or whether one was lost.
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agent import configuration, install, owners
-from agent.reports import Condition
+from agent.reports import Condition, Lasting
 from agent.snapshot import overlaps
 from agent.watch import BackOff
 
@@ -79,6 +80,7 @@ class _Seen:
     text: bytes = b""  # of the list that was written
     engine: bool = False  # it has served
     problems: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    lasting: dict[str, Lasting] = field(default_factory=lambda: defaultdict(Lasting))  # by part
     since: float = 0.0  # when the round began that goes on, 0: none
 
 
@@ -119,11 +121,10 @@ class Loop:
     def _round(self) -> None:
         """Binaries and engine first, then the network, and the list of plugins last."""
         self._try("install", self._install)
-        self._try("engine", self._engine)
+        wrong = self._attempt("engine", self._engine)
         snapshot = self._snapshot()
         applied = self._apply(snapshot) if snapshot else None
-        if not self._seen.problems["engine"]:
-            self._try("engine", self._await_engine)
+        self._problems("engine", wrong or self._attempt("engine", self._await_engine))
         if snapshot is None:
             return
         self._overlaps(snapshot)
@@ -273,28 +274,32 @@ class Loop:
         return tuple(configuration.problems(self._parts.choice, snapshot.cluster.own.ranges))
 
     def _try(self, part: str, step: Callable[[], tuple[str, ...]]) -> None:
-        """Run one step; a failure is a problem of its part and stops no other."""
+        """Run one step, and note what is wrong with its part after it."""
+        self._problems(part, self._attempt(part, step))
+
+    def _attempt(self, part: str, step: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
+        """Run one step; return its problems. A failure is a problem, and stops no other step."""
         try:
-            problems = step()
+            return step()
         except (configuration.ConfigurationError, install.InstallError) as error:
-            problems = (str(error),)
+            return (str(error),)
         except OSError as error:
             where = f" '{error.filename}'" if error.filename else ""
-            problems = (f"{error.strerror or error}{where}",)
+            return (f"{error.strerror or error}{where}",)
         except Exception as error:  # noqa: BLE001 - one part's mistake must not stop the others
             self._parts.log.error("unexpected", part=part, error=repr(error), trace=_trace(error))
-            problems = (f"unexpected: {error!r}",)
-        self._problems(part, problems)
+            return (f"unexpected: {error!r}",)
 
     def _problems(self, part: str, problems: tuple[str, ...]) -> None:
-        """Note what is wrong with a part; say what is new, once."""
+        """Note what is wrong with a part; log what is new, and have Events while it lasts."""
         before = self._seen.problems.get(part, ())
         self._seen.problems[part] = problems
         self._parts.metrics.problems(part, len(problems))
         for one in problems:
             if one not in before:
                 self._parts.log.warning(one, part=part)
-                self._parts.reports.event(_REASONS.get(part, "AgentFailed"), one)
+        for one in self._seen.lasting[part].due(problems):
+            self._parts.reports.event(_REASONS.get(part, "AgentFailed"), one)
         for one in before:
             if one not in problems:
                 self._parts.log.info("no longer", part=part, problem=one)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from agent.reports import Lasting
 from cni_common.node.host import STATE_DIR
 from cni_common.node.record import Records
 
@@ -33,12 +34,12 @@ class Pod:
 
 
 class PodEvents:
-    """Sends each Event once, and again if its reason was gone meanwhile."""
+    """Sends each Event when its reason begins, and again as long as that lasts."""
 
     def __init__(self, reports: Reports, network: str, *, state_dir: str = STATE_DIR) -> None:
         """`network` is the name of the list of plugins."""
         self._reports, self._network, self._state_dir = reports, network, state_dir
-        self._told: set[tuple[str, str]] = set()  # containers, and the words about them
+        self._lasting = Lasting()  # of containers, reasons and words about them
 
     def tell(self, reason: str, everywhere: str, broken: Mapping[str, str]) -> None:
         """Send `everywhere` with `reason` to all pods, and to some the words in `broken`, by
@@ -47,15 +48,13 @@ class PodEvents:
         Raises CNIError, OSError where the records cannot be read.
         """
         if not everywhere and not broken:
-            self._told.clear()
+            self._lasting.due(())
             return
         found = pods(self._network, self._state_dir)
         words = [(one, BROKEN, broken[one]) for one in found if one in broken]
         words += [(one, reason, everywhere) for one in found if everywhere]
-        before, self._told = self._told, {(container, text) for container, _, text in words}
-        for container, why, text in words:
-            if (container, text) not in before:
-                self._reports.event(why, text, pod=found[container])
+        for container, why, text in self._lasting.due(words):
+            self._reports.event(why, text, pod=found[container])
 
 
 def pods(network: str, state_dir: str) -> dict[str, Pod]:

@@ -6,11 +6,12 @@ A thread of its own sends them, so that no reconcile waits for a server that is 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
 from lightkube.core.exceptions import ApiError
@@ -24,7 +25,7 @@ from agent.nodes import PUBLIC_KEY, Node
 from agent.watch import BackOff, close
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from lightkube import Client
 
@@ -33,11 +34,15 @@ if TYPE_CHECKING:
     from agent.metrics import Metrics
     from agent.pod_events import Pod
 
+_Thing = TypeVar("_Thing")
+
 _COMPONENT = "pycni-agent"
 _NAMESPACE = "default"  # of Events about objects that have no namespace
 _WAITING_MAX = 50  # Events; older ones are dropped
 _BURST, _EVENTS_PER_SECOND = 25, 1 / 60  # so many at once, and so many in the long run
 _POD_BURST, _POD_EVENTS_PER_SECOND = 25, 1 / 10  # likewise, of pods
+# Between two Events of one thing that lasts: the API server forgets an Event after an hour.
+_AGAIN_SECONDS = 1800.0
 _MESSAGE_MAX = 1024  # characters, as the API server has it
 _BACK_OFF_SECONDS = (1.0, 60.0)
 _BUSY = 429  # of HTTP: this, and what is above it, may pass by itself
@@ -61,8 +66,23 @@ class _Report:
     reason: str
     message: str
     is_warning: bool
-    at: datetime
+    at: datetime = field(compare=False)
     pod: Pod | None = None  # None: about the Node
+
+
+class Lasting:
+    """Things that last: each has an Event when it begins, and again as long as it goes on."""
+
+    def __init__(self) -> None:
+        self._told: dict[object, float] = {}  # when each had its last Event
+
+    def due(self, found: Collection[_Thing]) -> list[_Thing]:
+        """Return those that have an Event now. `found` is all that goes on; the rest is over."""
+        now = time.monotonic()
+        told: dict[object, float] = {one: self._told[one] for one in found if one in self._told}
+        due = [one for one in found if one not in told or now - told[one] >= _AGAIN_SECONDS]
+        self._told = told | dict.fromkeys(due, now)
+        return due
 
 
 class Reports:
@@ -95,13 +115,15 @@ class Reports:
     ) -> None:
         """Have `kubectl describe` show a message of a pod, or of the node where none is given.
 
-        Too many are dropped, and counted.
+        Too many are dropped, and counted. One that waits for the API server waits once.
         """
-        if not (self._pod_pace if pod else self._pace).try_step():
-            self._metrics.report_dropped()
-            return
         report = _Report(reason, message[:_MESSAGE_MAX], is_warning, datetime.now(UTC), pod)
         with self._condition:
+            if report in self._waiting:
+                return
+            if not (self._pod_pace if pod else self._pace).try_step():
+                self._metrics.report_dropped()
+                return
             self._waiting.append(report)
             if len(self._waiting) > _WAITING_MAX:
                 self._waiting.popleft()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -86,8 +87,13 @@ def test_pods(folder: Path) -> None:
     }
 
 
-def test_told_once(folder: Path) -> None:
-    """Each pod is told of what all have lost, and one of its own damage; again after an end."""
+def test_told_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pod is told of what all have lost, and one of its own damage; again after an end.
+
+    While it lasts it is told every half hour, as the API server forgets an Event after one hour.
+    """
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr("agent.reports.time", SimpleNamespace(monotonic=lambda: clock.now))
     told = Told()
     events = PodEvents(told, NETWORK, state_dir=str(folder))  # type: ignore[arg-type]
     broken = {"c2": "its veth is gone", "unknown": "x"}
@@ -99,14 +105,20 @@ def test_told_once(folder: Path) -> None:
     events.tell("Overlap", "", {})
     events.tell("Overlap", "not reached", {})
     third = told.take()
+    clock.now += 1799
+    events.tell("Overlap", "not reached", {})
+    early = told.take()
+    clock.now += 1
+    events.tell("Overlap", "not reached", {})
 
     assert sorted(first) == [
         ("shop/db/uid-db", BROKEN, "its veth is gone"),
         ("shop/db/uid-db", "Overlap", "not reached"),
         ("shop/web/uid-web", "Overlap", "not reached"),
     ]
-    assert second == []
+    assert (second, early) == ([], [])
     assert len(third) == 2
+    assert told.take() == third
 
 
 def test_an_event_is_in_the_namespace_of_its_pod(tmp_path: Path) -> None:

@@ -1,0 +1,132 @@
+"""What lasts for long: an Event at its beginning and every half hour, by a clock of the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from agent.access import Access
+from agent.logs import Log
+from agent.loop import Loop, Parts
+from agent.metrics import Metrics
+from agent.reports import Lasting, Reports
+from tests.api_server import node, serving
+from tests.waits import wait_until
+
+HALF_HOUR = 1800.0
+
+
+class Clock:
+    """A monotonic clock that goes as a test says."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        """Return its seconds."""
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the Events."""
+    made = Clock()
+    monkeypatch.setattr("agent.reports.time", made)
+    return made
+
+
+def loop_of(watch: Any, events: list[str], folder: Path, **parts: Any) -> Loop:
+    """Return a loop that knows no cluster, and whose Events come into a list."""
+    found = {
+        "watch": watch,
+        "remembered": SimpleNamespace(load=lambda _node: None),
+        "reports": SimpleNamespace(event=lambda _reason, text: events.append(text)),
+        "metrics": Metrics(folder / "leases"),
+        "log": Log("error"),
+        "bin_dir": folder,
+        "dist": None,
+        "engine": None,
+        "before": lambda: None,
+        **parts,
+    }
+    return Loop(cast("Parts", SimpleNamespace(**found)), "a")
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plugins are there."""
+    monkeypatch.setattr("agent.install.installed", lambda _directory: "a-build")
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_problem_that_lasts(clock: Clock, tmp_path: Path) -> None:
+    """Its Event comes once in half an hour for days, not once it is over, and when it is back."""
+    events: list[str] = []
+    watch = SimpleNamespace(snapshot=None, lacks_own=True, failure="")
+    loop = loop_of(watch, events, tmp_path)
+
+    for _ in range(2 * 24 * 60):  # a round each minute
+        loop.round(frozenset())
+        clock.now += 60
+
+    assert len(events) == 2 * 24 * 2
+    assert {*events} == {events[0]}
+    assert "there is no Node 'a'" in events[0]
+
+    watch.lacks_own = False
+    clock.now += HALF_HOUR
+    loop.round(frozenset())
+    assert len(events) == 96
+    watch.lacks_own = True
+    loop.round(frozenset())
+    assert len(events) == 97
+
+
+@pytest.mark.usefixtures("clock", "installed")
+def test_an_engine_that_never_serves(tmp_path: Path) -> None:
+    """Each round starts one and waits for it in vain, which is one problem, not one a round."""
+    events: list[str] = []
+    engine = SimpleNamespace(
+        build=lambda: "", ensure=lambda _build: (), await_start=lambda: ("it does not serve",)
+    )
+    watch = SimpleNamespace(snapshot=None, lacks_own=False, failure="")
+    loop = loop_of(watch, events, tmp_path, engine=engine)
+
+    for _ in range(5):
+        loop.round(frozenset())
+
+    assert events == ["it does not serve"]
+
+
+def test_each_has_a_time_of_its_own(clock: Clock) -> None:
+    """What is over is forgotten; what came later is due later."""
+    lasting = Lasting()
+    due: Callable[..., list[str]] = lambda *found: lasting.due(found)  # noqa: E731
+
+    assert due("a") == ["a"]
+    clock.now += HALF_HOUR - 1
+    assert due("a", "b") == ["b"]
+    clock.now += 1
+    assert due("a", "b") == ["a"]
+    assert due("b") == []
+    assert due("a", "b") == ["a"]
+
+
+def test_while_the_api_server_is_away(tmp_path: Path) -> None:
+    """What lasts as long waits as one Event: the others stay in the queue."""
+    with serving([node(0)]) as server:
+        access = Access(kubeconfig=server.kubeconfig(tmp_path))
+        metrics = Metrics(tmp_path / "leases")
+        reports = Reports(access.connect, "node-00000", log=Log("error"), metrics=metrics)
+        for _ in range(100):
+            reports.event("Overlap", "words")
+        reports.event("Overlap", "other words")
+        reports.start()
+
+        wait_until(lambda: len(server.taken) == 2, "not both Events come")
+
+    assert [event["message"] for _, event in server.taken] == ["words", "other words"]
