@@ -42,6 +42,7 @@ class Leftovers:
         """The first of `sockets` that exists is the runtime's; `executable` is `pycni`."""
         self._sockets, self._executable = sockets, executable
         self._log, self._state_dir = log, state_dir
+        self._is_missed = False  # it was logged that no socket is there
 
     def look(self) -> tuple[str, ...]:
         """Remove what was left at this and an earlier look; return the problems.
@@ -54,7 +55,7 @@ class Leftovers:
         from cni_common.spec.errors import CNIError
         from plugins import load
 
-        path = next(filter(os.path.exists, self._sockets), "")
+        path = self._socket()
         if not path:
             return ()
         try:
@@ -68,6 +69,17 @@ class Leftovers:
         except (CNIError, OSError, ExceptionGroup) as error:
             words = "; ".join(words_of(error))
             return (f"not all leftovers of pods were removed: {words}",)
+
+    def _socket(self) -> str:
+        """Return the runtime's socket, "" for none: that is logged, once for as long as it is."""
+        path = next(filter(os.path.exists, self._sockets), "")
+        if self._sockets and not path and not self._is_missed:
+            self._log(
+                "leftovers of pods stay, as no runtime can be asked which pods it knows: there is"
+                f" no socket {' or '.join(self._sockets)}; name it by --runtime-socket"
+            )
+        self._is_missed = not path
+        return path
 
     def _reclaim(self, host: Host, path: str) -> tuple[str, ...]:
         from commands import DATA_DIR, reclaim

@@ -71,6 +71,27 @@ def test_without_an_answer_nothing_goes(machine: Machine, tmp_path: Path, known:
     assert all(one.startswith("leftovers of pods stay, as the runtime") for one in problems)
 
 
+def test_no_socket_is_logged_once(tmp_path: Path) -> None:
+    """Not at each look; again where one was there meanwhile; never where none is to be asked."""
+    log: list[str] = []
+    paths = [tmp_path / "one.sock", tmp_path / "other.sock"]
+    leftovers = Leftovers([*map(str, paths)], "pycni", log.append, state_dir=str(tmp_path / "none"))
+    for _ in range(3):
+        assert leftovers.look() == ()
+
+    assert log == [
+        "leftovers of pods stay, as no runtime can be asked which pods it knows: there is no socket"
+        f" {paths[0]} or {paths[1]}; name it by --runtime-socket"
+    ]
+    paths[1].touch()
+    leftovers.look()
+    paths[1].unlink()
+    leftovers.look()
+    assert log == log[:1] * 2
+    Leftovers([], "pycni", log.append).look()
+    assert len(log) == 2
+
+
 def test_sockets() -> None:
     """By default those of the host, seen through a process of it."""
     assert sockets_of("auto", "/proc/1/root") == tuple(f"/proc/1/root{one}" for one in SOCKETS)
