@@ -12,9 +12,12 @@ NFT_GROUPS = 1 << 6
 # are RTM_DELLINK, DELADDR, DELROUTE, DELQDISC, DELTFILTER and NEWNETCONF, which has forwarding.
 _RTNETLINK = frozenset({16, 17, 21, 25, 37, 45, 80})
 _NFTABLES, _NFGENMSG_SIZE = 10, 4
-_DELTABLE, _DELCHAIN, _DELRULE, _DELSET, _DELSETELEM = 2, 5, 8, 11, 14  # NFT_MSG_*
+# NFT_MSG_*
+_NEWTABLE, _DELTABLE, _DELCHAIN, _DELRULE, _DELSET, _DELSETELEM = 0, 2, 5, 8, 11, 14
 _OURS = ("pycni", "pycni_isolation")
 _SHARED = ("filter", "nat")  # of iptables, with chains of others beside ours
+# firewalld makes this table at a start and a reload, and has then forgotten what is in its zones.
+_FIREWALLD = "firewalld"
 _HOOKS = ("FORWARD", "PREROUTING", "OUTPUT", "POSTROUTING")
 _NFTA_TABLE, _NFTA_NAME, _NFTA_CHAIN_NAME = 1, 2, 3  # the chain of a rule is the second, too
 
@@ -28,16 +31,18 @@ def is_change(kind: int, part: bytes) -> bool:
 def is_loss(kind: int, part: bytes) -> bool:
     """Tell whether an event of nftables tells of a deletion among the plugins' objects.
 
-    Deleted elements count: a flushed map has lost those of all containers. So does the DEL of each
-    container, after which nothing is missing.
+    So does firewalld's table when it is made anew. Deleted elements count: a flushed map has lost
+    those of all containers. So does the DEL of each container, after which nothing is missing.
     """
     if kind >> 8 != _NFTABLES:
         return False
     message = kind & 0xFF
-    if message not in (_DELTABLE, _DELCHAIN, _DELRULE, _DELSET, _DELSETELEM):
+    if message not in (_NEWTABLE, _DELTABLE, _DELCHAIN, _DELRULE, _DELSET, _DELSETELEM):
         return False
     found = attributes(part, HEADER_SIZE + _NFGENMSG_SIZE)
     table = string_of(found.get(_NFTA_TABLE))
+    if message == _NEWTABLE:
+        return table == _FIREWALLD
     if table in _OURS:
         return True
     if table not in _SHARED:

@@ -239,6 +239,8 @@ class Fabric:
         from agent.network import pods
 
         found = pods.put_back(self._settings.pods_state_dir, self._own_netns(), self._log)
+        if found.problems:  # which may pass: firewalld starts
+            self._pods_suspected.set()
         self.broken = found.broken
         return found.repaired, found.problems
 

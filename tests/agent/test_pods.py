@@ -39,7 +39,7 @@ class Host:
         with visiting(self.machine.host):
             return self.fabric.apply(Cluster(OWN))
 
-    def add_pod(self) -> str:
+    def add_pod(self, *, firewall: bool = False) -> str:
         """Attach a pod with a host port; return its namespace."""
         machine, netns = self.machine, self.machine.container()
         first = machine.network(type="ptp", bridge=None, isGateway=None)
@@ -52,7 +52,12 @@ class Host:
             "runtimeConfig": {"portMappings": ports},
             "prevResult": machine.ok("ptp", "ADD", first, netns),
         }
-        machine.ok("portmap", "ADD", second, netns)
+        result = machine.ok("portmap", "ADD", second, netns)
+        if firewall:
+            third = {key: second[key] for key in ("cniVersion", "name")}
+            machine.ok(
+                "firewall", "ADD", {**third, "type": "firewall", "prevResult": result}, netns
+            )
         return netns
 
     def reaches(self, pod: str) -> bool:

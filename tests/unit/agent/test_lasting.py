@@ -1,4 +1,4 @@
-"""What lasts for long: an Event at its beginning and every half hour, by a clock of the tests."""
+"""Problems that last: an Event at the beginning and every half hour, by a clock of the tests."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("installed")
 def test_a_problem_that_lasts(clock: Clock, tmp_path: Path) -> None:
-    """Its Event comes once in half an hour for days, not once it is over, and when it is back."""
+    """Its Event comes every half hour for days, not when it is over, and when it is back."""
     events: list[str] = []
     watch = SimpleNamespace(snapshot=None, lacks_own=True, failure="")
     loop = loop_of(watch, events, tmp_path)
@@ -103,7 +103,7 @@ def test_an_engine_that_never_serves(tmp_path: Path) -> None:
 
 
 def test_each_has_a_time_of_its_own(clock: Clock) -> None:
-    """What is over is forgotten; what came later is due later."""
+    """A thing that is over is forgotten; a later one is due later."""
     lasting = Lasting()
     due: Callable[..., list[str]] = lambda *found: lasting.due(found)  # noqa: E731
 
@@ -117,7 +117,7 @@ def test_each_has_a_time_of_its_own(clock: Clock) -> None:
 
 
 def test_while_the_api_server_is_away(tmp_path: Path) -> None:
-    """What lasts as long waits as one Event: the others stay in the queue."""
+    """A problem that lasts as long waits as one Event: others stay in the queue."""
     with serving([node(0)]) as server:
         access = Access(kubeconfig=server.kubeconfig(tmp_path))
         metrics = Metrics(tmp_path / "leases")

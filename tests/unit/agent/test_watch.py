@@ -205,7 +205,7 @@ def test_a_silent_server(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_without_its_own_node(watched: Watched) -> None:
-    """What lacks is known, each change of the others wakes, and the Node itself ends it."""
+    """The lack is known, each change of the others wakes, and the Node itself ends it."""
     own, *others = FEW
     watched.server.nodes = others
     assert not watched.watch.lacks_own
