@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _CONNECTIONS_MAX = 20  # that the text shows, those with trouble first
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _STEP = 1000
-_WAYS = {"rx": "received", "tx": "sent"}
+_DIRECTIONS = {"rx": "received", "tx": "sent"}
 
 
 def write(options: Namespace, page: Page, before: Page | None) -> None:
@@ -152,18 +152,18 @@ def _port(link: Link, names: dict[int, str]) -> list[str]:
 
 
 def _counters(link: Link, where: str, rates: dict[str, float]) -> str:
-    return "; ".join(_counted(link, where, way, rates) for way in ("rx", "tx"))
+    return "; ".join(_counted(link, where, direction, rates) for direction in ("rx", "tx"))
 
 
-def _counted(link: Link, where: str, way: str, rates: dict[str, float]) -> str:
-    packets, size = link.counters[f"{way}_packets"], link.counters[f"{way}_bytes"]
-    rate = rates.get(f"{where} {way}_bytes")
-    words = [f"{_WAYS[way]} {amount(size)} in {packets} packets"]
+def _counted(link: Link, where: str, direction: str, rates: dict[str, float]) -> str:
+    packets, size = link.counters[f"{direction}_packets"], link.counters[f"{direction}_bytes"]
+    rate = rates.get(f"{where} {direction}_bytes")
+    words = [f"{_DIRECTIONS[direction]} {amount(size)} in {packets} packets"]
     words += [f"{amount(rate)}/s"] if rate else []
     for trouble in ("dropped", "errors"):
-        count = link.counters[f"{way}_{trouble}"]
+        count = link.counters[f"{direction}_{trouble}"]
         if count:
-            words.append(f"{count} {trouble}{_rate(rates, f'{where} {way}_{trouble}')}")
+            words.append(f"{count} {trouble}{_rate(rates, f'{where} {direction}_{trouble}')}")
     return ", ".join(words)
 
 

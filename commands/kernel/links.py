@@ -27,7 +27,9 @@ _ADDRESS_FLAGS = {0x08: "dadfailed", 0x20: "deprecated", 0x40: "tentative"}
 _PLAIN_QUEUES = ("noqueue", "ingress", "clsact", "mq")
 _FAMILIES = {2: 4, 10: 6}
 _COUNTERS = tuple(
-    f"{way}_{what}" for way in ("rx", "tx") for what in ("bytes", "packets", "dropped", "errors")
+    f"{direction}_{what}"
+    for direction in ("rx", "tx")
+    for what in ("bytes", "packets", "dropped", "errors")
 )
 _UP = 1  # IFF_UP
 BRIDGE, PAIR, VLAN, VRF = "bridge", "veth", "vlan", "vrf"  # kinds of interfaces

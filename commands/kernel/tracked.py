@@ -82,7 +82,7 @@ def _ends(message: Any) -> _Ends:
     original, reply = message.get_attr("CTA_TUPLE_ORIG"), message.get_attr("CTA_TUPLE_REPLY")
     number = original.get_attr("CTA_TUPLE_PROTO").get_attr("CTA_PROTO_NUM")
     source, destination = _addresses_of(original)
-    counters = [message.get_attr(f"CTA_COUNTERS_{way}") for way in ("ORIG", "REPLY")]
+    counters = [message.get_attr(f"CTA_COUNTERS_{direction}") for direction in ("ORIG", "REPLY")]
     counted = [one.get_attr("CTA_COUNTERS_BYTES") for one in counters if one]
     return _Ends(
         _PROTOCOLS.get(number, f"protocol {number}"),

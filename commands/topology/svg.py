@@ -92,10 +92,10 @@ def _top(picture: Picture) -> tuple[list[str], int]:
         for column, text in enumerate(texts[row * _COLUMNS : (row + 1) * _COLUMNS]):
             x = _MARGIN + _RAIL + _PAD + column * (_CARD + _GAP)
             size = len(text) * _LINE + 2 * _PAD
-            way = f"M{x + _CARD // 2} {y + size} V{host}"
+            path = f"M{x + _CARD // 2} {y + size} V{host}"
             if row < len(_heights(picture)) - 1:  # beside the boxes that are below it
-                way = f"M{x + _CARD} {y + size // 2} h{_GAP // 2} V{host}"
-            shapes.append(f'<path class="line" d="{way}"/>')
+                path = f"M{x + _CARD} {y + size // 2} h{_GAP // 2} V{host}"
+            shapes.append(f'<path class="line" d="{path}"/>')
             shapes += _box("uplink", (x, y, _CARD, size), text)
         y += height + 2 * _GAP
     count = picture.containers

@@ -173,14 +173,14 @@ def put_back_routes(host: NetNS, link: Link, result: Result) -> None:
 def detours(host: NetNS, link: Link, result: Result) -> Iterator[str]:
     """Yield a line for each address to which the host does not send over the gateway's `link`."""
     for ip in result.ips:
-        kind, index = host.netlink.route_to(ip.address.ip)
+        type, index = host.netlink.route_to(ip.address.ip)
         if index == link.index:
             continue
         other = host.netlink.link_at(index) if index else None
-        way = f"over '{other.name}'" if other else "nowhere"
-        if kind == RTN_LOCAL:
-            way = "to itself"
-        what = f"the host sends packets for {ip.address.ip} {way}, not over '{link.name}'"
+        leads = f"over '{other.name}'" if other else "nowhere"
+        if type == RTN_LOCAL:
+            leads = "to itself"
+        what = f"the host sends packets for {ip.address.ip} {leads}, not over '{link.name}'"
         if ip.address.network.num_addresses == 1:
             yield f"{what}; give the address the prefix length of its network, or use ptp"
         else:

@@ -155,8 +155,8 @@ def check_container(container: NetNS, link: Link, ips: Sequence[IPConfig]) -> It
     vrf, missed = _vrf_of(container, link), dict.fromkeys(gateways(ips), False)
     for ip in ips:
         if ip.gateway is not None:
-            way = container.netlink.route_to(ip.gateway, source=ip.address.ip, vrf=vrf)
-            missed[ip.gateway] |= way != (RTN_UNICAST, link.index)
+            found = container.netlink.route_to(ip.gateway, source=ip.address.ip, vrf=vrf)
+            missed[ip.gateway] |= found != (RTN_UNICAST, link.index)
     for gateway in (one for one, is_missed in missed.items() if is_missed):
         yield drifted(f"the route to gateway {gateway} does not use '{link.name}'")
 
@@ -189,10 +189,10 @@ def _add_beside_other(
                 raise
         else:
             return
-        kind, index = host.netlink.route_to(ip.address.ip)
+        type, index = host.netlink.route_to(ip.address.ip)
         if index == ours.index:
             return
-        other = host.netlink.link_at(index) if kind in (RTN_UNICAST, RTN_LOCAL) else None
+        other = host.netlink.link_at(index) if type in (RTN_UNICAST, RTN_LOCAL) else None
         owner = remove_if_gone(other) if other is not None else ""
         if owner:
             break

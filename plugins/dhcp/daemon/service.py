@@ -79,10 +79,12 @@ class Service:
             below = links.get(kept.entry.below)
             if below is None:
                 continue
-            ways = {below.index, below.master} - {0}
+            interfaces = {below.index, below.master} - {0}
             if below.master:  # a bridge's other ports, but for those of containers
-                ways |= {one.index for one in links.values() if one.master == below.master} - ports
-            if ways & set(returned):
+                interfaces |= {
+                    one.index for one in links.values() if one.master == below.master
+                } - ports
+            if interfaces & set(returned):
                 self.node.loop.call_after(upkeep.random() * _SPREAD_SECONDS, kept.verify)
 
     def accept(self, listener: socket.socket) -> None:
@@ -206,8 +208,8 @@ class Service:
     def _on_link(self, below: int) -> str:
         """Return the host's interface by which it is on the link: `below`, or its bridge."""
         port = self.node.host.netlink.link_at(below) if below else None
-        way = self.node.host.netlink.link_at(port.master) if port and port.master else port
-        return way.name if way else ""
+        link = self.node.host.netlink.link_at(port.master) if port and port.master else port
+        return link.name if link else ""
 
     def _of(self, key: Key) -> Iterator[tuple[int, Upkeep]]:
         """Yield the upkeeps of an attachment by IP version."""
