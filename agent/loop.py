@@ -177,7 +177,7 @@ class Loop:
         seen.build = install.build_of(parts.dist)
         told = self._parts.head_start()
         for _ in range(_INSTALL_TRIES):
-            # Only what was the same before and after was looked at in between: somebody may
+            # Only what was the same before and after was looked at in between: other programs may
             # replace a plugin meanwhile.
             before = install.signature(parts.bin_dir, seen.build)
             install.install(parts.dist, parts.bin_dir, told.add, owner=owners.AGENT)
@@ -188,7 +188,7 @@ class Loop:
             parts.log.info(text, part="install")
         if seen.signature:
             return ()
-        return (f"somebody else replaces plugins in '{parts.bin_dir}' all the time: stop that",)
+        return (f"another program replaces plugins in '{parts.bin_dir}' all the time: stop that",)
 
     def _engine(self) -> tuple[str, ...]:
         parts, seen = self._parts, self._seen
