@@ -89,7 +89,7 @@ def test_del(request: pytest.FixtureRequest, rig: Rig, kind: str, recovery: str)
 
 
 def test_del_with_mac_filter(request: pytest.FixtureRequest, rig: Rig) -> None:
-    """The same of a MAC filter, which leaves its table to nobody."""
+    """The same of a MAC filter, which leaves no table behind."""
     rig.config = configuration("ipv4", ipMasq=False, macspoofchk=True)
 
     def scenario(injection: Injection) -> None:

@@ -75,7 +75,7 @@ def tc(machine: Machine, *words: str) -> list[Json]:
 
 
 def qdiscs(machine: Machine, name: str) -> list[Json]:
-    """Return the qdiscs of an interface that somebody has made."""
+    """Return the qdiscs of an interface that others have made."""
     return [one for one in tc(machine, "qdisc", "show", "dev", name) if one["handle"] != "0:"]
 
 

@@ -506,7 +506,9 @@ def test_gc(machine: Machine) -> None:
     for number in (1, 2, 4):  # of which 1 is listed
         machine.forget(here[number])
     await_end(machine, "host1", "host2", "host4")
-    machine.do(machine.host, "ip link add bwp000000000000 type ifb")  # of nobody that we know
+    machine.do(
+        machine.host, "ip link add bwp000000000000 type ifb"
+    )  # of no attachment that we know
     valid = {"cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "eth0"}]}
 
     machine.ok("bandwidth", "GC", {**conf, **valid})

@@ -66,7 +66,7 @@ def test_add_and_del_do_not_sleep(machine: Machine, monkeypatch: pytest.MonkeyPa
     """ADD awaits the port and DAD by their netlink events."""
 
     def refuse(_seconds: float) -> None:
-        raise AssertionError("somebody sleeps")
+        raise AssertionError("the plugin sleeps")
 
     monkeypatch.setattr(time, "sleep", refuse)
     config = machine.network(enabledad=True, ipMasq=True, ipam=ipam(machine, V4, V6))
@@ -180,7 +180,7 @@ def test_mtu_of_a_bridge_is_that_of_its_smallest_port(
     assert mtu_of_bridge(machine) == 9000
 
 
-def test_mtu_that_somebody_has_set(machine: Machine) -> None:
+def test_mtu_that_others_have_set(machine: Machine) -> None:
     """A larger MTU of an existing bridge is lowered: packets of that size would be lost."""
     machine.do(machine.host, "ip link add br0 type bridge", "ip link set br0 mtu 9000")
 

@@ -693,7 +693,7 @@ def test_what_a_killed_start_has_left_is_removed(machine: Machine) -> None:
     assert found == {"engine.sock", "engine.lock", *kept}
 
 
-def test_a_socket_of_somebody_else_is_left_alone(machine: Machine) -> None:
+def test_a_socket_of_another_program_is_left_alone(machine: Machine) -> None:
     """Where another program listens, systemd for example, no engine takes its place or ends it."""
     socket_path().parent.mkdir(exist_ok=True)
     socket_path().unlink(missing_ok=True)

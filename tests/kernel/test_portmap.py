@@ -236,7 +236,7 @@ def test_localhost_ends_with_the_last_port(node: Node) -> None:
     assert seen == [("1", "0"), ("1", "0"), ("0", "0")]
 
 
-def test_localhost_that_somebody_else_has_opened(node: Node) -> None:
+def test_localhost_that_others_have_opened(node: Node) -> None:
     """A sysctl that was set before stays set."""
     container = node.attach()
     node.machine.do(node.host, "sysctl -qw net.ipv4.conf.br0.route_localnet=1")

@@ -121,7 +121,7 @@ def test_export(machine: Machine, tmp_path: Path) -> None:
     assert Collector.got[1][0] == "/other"
     assert (refused.returncode, refused.stderr.count("\n")) == (FAILED, 1)
     assert "503" in refused.stderr
-    for target in ("https://127.0.0.1:9", url):  # by now nobody listens there
+    for target in ("https://127.0.0.1:9", url):  # by now no process listens there
         done = pycni(machine, "trace", "--otlp", target)
         assert (done.returncode, done.stderr.count("\n")) == (FAILED, 1)
 

@@ -46,7 +46,7 @@ _UNITS = """\
 cd /etc/systemd/system
 rm -f ./*.wants/* /lib/systemd/system/{multi-user,sockets,basic}.target.wants/*
 systemctl enable --quiet containerd.service kubelet.service
-# Of the machine, or of nobody here.
+# Of the machine, or of none here.
 systemctl mask --quiet systemd-binfmt.service proc-sys-fs-binfmt_misc.automount
 systemctl mask --quiet getty.target console-getty.service
 update-alternatives --quiet --set iptables /usr/sbin/iptables-nft

@@ -541,7 +541,7 @@ def _on_terminal(netns: str, words: list[str]) -> str:
     return output.decode()
 
 
-def test_whatever_the_suite_imports_is_in_it(dist: Path) -> None:
+def test_all_that_the_suite_imports_is_in_it(dist: Path) -> None:
     """No import of any function fails because the build left a module out."""
     library = next(dist.glob(".pycni/*/lib"))
     modules = _modules(library / "modules")[0] | _modules(library / "other-modules")[0]

@@ -370,7 +370,7 @@ def test_builds_long_out_of_use_are_removed(dist: Path, other_dist: Path, place:
         directory.mkdir()
         (directory / "launcher").write_text(name)
         (directory / "superseded").write_text(mark)
-        when = time.time() + ahead  # a clock that somebody has set
+        when = time.time() + ahead  # a clock that was set
         os.utime(directory / "superseded", (when, when))
 
     _install(dist, place)

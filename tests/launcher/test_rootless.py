@@ -1,7 +1,7 @@
 """Plugins in a user namespace of another user, as under `unshare -Urn`, rootlesskit and in LXD.
 
 The network namespace there is older than the user namespace's map, so /proc/net/ip_tables_names
-belongs to nobody that the plugins could be.
+belongs to no user that the plugins could be.
 """
 
 from __future__ import annotations
