@@ -58,6 +58,7 @@ class Link:
     mtu: int
     master: int = 0  # index of the bridge or VRF that it is a port of
     peer: int = 0  # index of the other end, or of the interface below
+    peer_elsewhere: bool = False  # whether that index is of another namespace; for the JSON
     vlan: int = 0
     port: Port | None = None
     counters: dict[str, int] = field(default_factory=dict)  # packets and bytes since it was made
@@ -142,6 +143,7 @@ def _link(one: Any) -> Link:
         int(one.get("mtu") or 0),
         int(one.get("master") or 0),
         int(one.get("link") or 0),
+        one.get("link_netnsid") is not None,
         int(data.get("vlan_id") or 0) if kind == VLAN and data else 0,
         _port(one),
         {name: counters.get(name, 0) for name in _COUNTERS},

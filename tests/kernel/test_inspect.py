@@ -94,6 +94,8 @@ def _is_as_ip_says(container: Container, found: Json) -> None:
         seen["mtu"],
         seen["ifindex"],
     )
+    elsewhere = {one["name"]: one["peer_elsewhere"] for one in inside["links"]}
+    assert (link["peer"], elsewhere["eth0"], elsewhere["lo"]) == (seen["link_index"], True, False)
     addresses = [one["address"] for one in inside["addresses"] if one["index"] == link["index"]]
     assert set(machine.addresses(container.netns, "eth0")) < set(addresses)
     assert ("default", "10.9.0.1") in [(o["destination"], o["via"]) for o in inside["routes"]]
