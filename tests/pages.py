@@ -243,6 +243,13 @@ def shop(world: World) -> None:
     world.serve("web")
 
 
+def counted(world: World) -> None:
+    """The same, a second later: `pycni metrics` counts all calls."""
+    shop(world)
+    last = 'plugin="portmap",code="0"} 2'
+    wait_until(lambda: last in world.sh("pycni metrics"), "calls do not count", pause=0.2)
+
+
 def small(world: World) -> None:
     """A network with room for five pods, all of them taken, three by pods that are gone."""
     world.node()
@@ -345,6 +352,7 @@ def secret(world: World) -> None:
 
 SCENES = {
     "shop": shop,
+    "counted": counted,
     "mixed": mixed,
     "small": small,
     "go": by_go,
