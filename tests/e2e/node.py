@@ -141,18 +141,20 @@ class Node:
 
     def delete_container(self, name: str) -> None:
         """Delete a network namespace, and wait until the kernel has taken its veth pairs away."""
-        ports = {link["ifname"] for link in self.ip("", "link", "show", "type", "veth")}
-        gone = [port for port in ports if self._leads_to(port, name)]
+        inside = self._pairs(f"/run/netns/{name}")
+        outside = self._pairs("")
+        gone = {outside[peer][0] for _, peer in inside.values() if peer in outside}
         self.command("ip", "netns", "delete", name)
         for _ in range(1000):
-            if not set(gone) & set(self.links("")):
+            if not gone & set(self.links("")):
                 return
             time.sleep(0.01)
         raise AssertionError(f"the namespace {name} does not go away")
 
-    def _leads_to(self, port: str, container: str) -> bool:
-        link = self.link("", port)
-        return link is not None and link.get("link_netns") == container
+    def _pairs(self, netns: str) -> dict[int, tuple[str, int]]:
+        """Return name and the other end's index of each veth interface, by its index."""
+        links = self.ip(netns, "link", "show", "type", "veth")
+        return {one["ifindex"]: (one["ifname"], one.get("link_index", 0)) for one in links}
 
     def process(self) -> int:
         """Return the process id, on the node, of a container that is nothing but a process."""
