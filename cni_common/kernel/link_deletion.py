@@ -22,7 +22,6 @@ import os
 import select
 import socket
 import struct
-from contextlib import suppress
 from sys import byteorder
 from typing import TYPE_CHECKING
 
@@ -160,8 +159,10 @@ def _ask_and_end(channel: Channel, index: int, working: int) -> NoReturn:
         kept = (channel.sock.fileno(), working)
         for fd in map(int, os.listdir("/proc/self/fd")):
             if fd not in kept:
-                with suppress(OSError):  # the directory itself
+                try:  # noqa: SIM105 - contextlib takes each start 4 ms
                     os.close(fd)
+                except OSError:
+                    pass  # the directory itself
         if Netlink(channel).delete_link(index):
             os.write(working, b"1")
     finally:

@@ -10,7 +10,6 @@ import _thread
 import errno
 import fcntl
 import os
-from contextlib import suppress
 from functools import cache, cached_property
 from sys import byteorder
 from typing import TYPE_CHECKING
@@ -258,8 +257,10 @@ class NetNS:
 
         if "netfilter" in self.__dict__:
             fd = self.netfilter.sock.fileno().to_bytes(4, byteorder)  # cmsg(3): of type int
-            with suppress(OSError):  # the successor has ended
+            try:  # noqa: SIM105 - contextlib takes each start 4 ms
                 successor.sendmsg([b"0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fd)])
+            except OSError:
+                pass  # the successor has ended
         successor.close()
 
     def close(self) -> None:

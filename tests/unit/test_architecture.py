@@ -655,6 +655,19 @@ class TestStart:
 
         assert ("jsonschema" in accepted, "jsonschema" in refused) == (False, True)
 
+    def test_contextlib(self) -> None:
+        """No start loads contextlib, which takes 4 ms: the bundle's stand-ins do without."""
+        loaded = {name for entry in ENTRIES.values() for name in entry.common}
+        loaded.add("kernel.link_deletion")  # of each DEL
+        wrong = [
+            short_name(path)
+            for path in COMMON
+            if short_name(path) in loaded and Import("contextlib", lazy=False) in imports(path)
+        ]
+
+        assert "kernel.netns" in loaded
+        assert wrong == []
+
     def test_resident(self) -> None:
         """An engine has everything imported before it forks: an upgrade may take the files away."""
         script = (
