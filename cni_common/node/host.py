@@ -296,7 +296,7 @@ class Host:
         path: str,
         environ: Mapping[str, str],
         stdin: bytes,
-        on_start: Callable[[], object],
+        push_deletion: Callable[[], object],
     ) -> wire.Json | None:
         import subprocess
 
@@ -305,7 +305,7 @@ class Host:
 
         def start() -> None:  # in a thread that no signal interrupts
             started.append(_start(path, environ, guarded=self._guarded))
-            on_start()
+            push_deletion()
 
         try:
             self.netns.run(start)

@@ -180,12 +180,12 @@ def _checked_config(plugin: Plugin, req: Request, host: Host) -> Json:
     """Return the configuration in the spelling of SCHEMA; DEL and GC ignore invalid keys."""
     since = now()
     try:
-        return _judged_config(plugin, req, host)
+        return _spelled_config(plugin, req, host)
     finally:
         CALL.note(PARSE, since)
 
 
-def _judged_config(plugin: Plugin, req: Request, host: Host) -> Json:
+def _spelled_config(plugin: Plugin, req: Request, host: Host) -> Json:
     config = wire.fold(req.config, plugin.SCHEMA)
     if req.command not in (Command.DEL, Command.GC):
         schema.validate(config, plugin.SCHEMA)
