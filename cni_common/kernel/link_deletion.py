@@ -46,6 +46,9 @@ _LOAD_WORD, _LOAD_HALF, _LOAD_BYTE, _IF_EQUAL, _RETURN = 0x20, 0x28, 0x30, 0x15,
 _SOCK_FILTER = struct.Struct("=HBBI")
 _TYPE_AT, _FAMILY_AT, _INDEX_AT = 4, 16, 20  # struct nlmsghdr, struct ifinfomsg after it
 _ALL = 0xFFFFFFFF
+# Where a child's socket is bound: unix(7) has one such address in a network namespace. A program
+# that takes it keeps others from nothing but the gain.
+_ONE_CHILD = b"\0pycni deletes a link"
 # Programs that take care of orphans as process 1, by /proc/PID/comm.
 _REAPERS = {b"systemd", b"init", b"bash", b"tini", b"docker-init", b"dumb-init", b"catatonit"}
 
@@ -60,7 +63,7 @@ def delete_link(netns: NetNS, index: int, group: int = 0, *, is_ending: bool = F
     0 for none. Raises NetlinkError.
     """
     events = netns.channel(NETLINK_ROUTE, RTMGRP_LINK)
-    if group:
+    if group or is_ending:  # others delete theirs at this moment, and tell all who listen
         hear_only_deletion(events, index)
     waiting, answer = _start_asking(netns, index, group, by_process=is_ending)
     try:
@@ -131,12 +134,15 @@ def orphans_are_reaped() -> bool:
 def _ask_by_process(netns: NetNS, channel: Channel, index: int) -> Asking:
     """Have a child ask, which holds no other file of this process. Raises OSError if there is none.
 
+    There is one at a time: many calls at once need the processors for more than such copies.
+
     The child writes a byte when it has deleted the interface. Otherwise this process asks itself,
     and gets the reason.
     """
     ours, theirs = socket.socketpair()
     with theirs:
         try:
+            theirs.bind(_ONE_CHILD)
             is_child = os.fork() == 0  # noqa: TID251 - it only sends a message
         except OSError:
             ours.close()

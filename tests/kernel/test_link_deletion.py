@@ -202,6 +202,19 @@ def test_a_process_that_ends_leaves_the_wait_behind(
     assert sorted(name.partition(":")[0] for name in files) == ["socket", "socket"]
 
 
+def test_one_child_at_a_time(
+    machine: Machine, netns: SlowNetNS, children: Callable[[], list[int]]
+) -> None:
+    """While a child waits, a thread waits in the next process: copies take processors' time."""
+    machine.do(machine.host, "ip link add three type veth peer name four")
+
+    for name in ("one", "three"):
+        assert delete_link(netns, index_of(machine, name), is_ending=True) is True
+
+    assert len(children()) == 1
+    assert [machine.link(machine.host, name) for name in ("one", "three")] == [None] * 2
+
+
 def test_a_child_waits_for_nftables_too(
     machine: Machine, netns: SlowNetNS, children: Callable[[], list[int]]
 ) -> None:
