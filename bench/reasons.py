@@ -60,8 +60,8 @@ _ONE_SHOT = Reason(
     (INTERPRETER,),
 )
 _ONE_SHOT_DEL = Reason(
-    "beside the start of Python, a process that ends waits until the kernel has freed the"
-    " interface, as the reference does",
+    "Python alone starts and ends in most of the time of the limit; the modules of the plugin and"
+    " its work come on top, while another process waits until the kernel has freed the interface",
     (INTERPRETER, DELETION),
 )
 _ENGINE = Reason(
