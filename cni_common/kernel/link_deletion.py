@@ -85,7 +85,7 @@ def _start_asking(netns: NetNS, index: int, group: int, *, by_process: bool) -> 
     if by_process and orphans_are_reaped():
         try:
             return _ask_by_process(netns, channel, index)
-        except OSError:  # no more processes are possible
+        except OSError:  # another child waits, or no more processes are possible
             pass
     return _ask_by_thread(channel, index, group)
 
@@ -140,18 +140,21 @@ def _ask_by_process(netns: NetNS, channel: Channel, index: int) -> Asking:
     and gets the reason.
     """
     ours, theirs = socket.socketpair()
+    waiting = -1
     with theirs:
         try:
+            waiting = os.dup(ours.fileno())  # all that can fail comes before the fork
             theirs.bind(_ONE_CHILD)
             is_child = os.fork() == 0  # noqa: TID251 - it only sends a message
         except OSError:
             ours.close()
+            if waiting >= 0:
+                os.close(waiting)
             raise
         if is_child:
             _ask_and_end(channel, index, theirs.fileno())
     channel.close()
     netns.leave_to(ours)
-    waiting = os.dup(ours.fileno())
 
     def answer() -> bool:
         return bool(os.read(waiting, 1)) or netns.netlink.delete_link(index)

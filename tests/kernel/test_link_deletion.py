@@ -292,6 +292,21 @@ def test_a_child_that_is_killed(machine: Machine, children: Callable[[], list[in
     netns.close()
 
 
+def test_no_more_descriptors_for_a_child(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that cannot be heard is not started: a thread waits."""
+    machine.do(machine.host, "ip link add one type veth peer name two")
+    netns = NetNS(machine.host)
+
+    def refuse(_fd: int) -> int:
+        raise OSError(errno.EMFILE, "dup")
+
+    monkeypatch.setattr(os, "dup", refuse)
+
+    assert delete_link(netns, index_of(machine, "one"), is_ending=True) is True
+    assert machine.link(machine.host, "one") is None
+    netns.close()
+
+
 def test_no_more_processes(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where none can be started a thread waits."""
     machine.do(machine.host, "ip link add one type veth peer name two")
