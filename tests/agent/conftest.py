@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from deploy import freeze_agent
+from tests.agent.host import AgentHost
 from tests.agent.nodes import Lan
 from tests.machine import ROOT, machine_at
 
@@ -19,6 +20,14 @@ def lan(tmp_path: Path) -> Iterator[Lan]:
         made = Lan(tmp_path, machine)
         yield made
         made.close()
+
+
+@pytest.fixture
+def host() -> Iterator[AgentHost]:
+    """A node of the test's own, without an agent yet."""
+    made = AgentHost()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,14 +18,6 @@ from tests.waits import wait_until
 
 pytestmark = pytest.mark.timeout(300)
 OWN = member("a", 1, *RANGES)
-
-
-@pytest.fixture
-def host() -> Iterator[AgentHost]:
-    """A node of the test's own, without an agent yet."""
-    made = AgentHost()
-    yield made
-    made.close()
 
 
 @pytest.fixture

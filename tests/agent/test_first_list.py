@@ -21,14 +21,6 @@ OWN = member("a", 1, *RANGES)
 
 
 @pytest.fixture
-def host() -> Iterator[AgentHost]:
-    """A node of the test's own, without an agent yet."""
-    made = AgentHost()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def server(host: AgentHost) -> Iterator[ApiServer]:
     """An API server on the node that knows another Node alone."""
     with visiting(host.node.netns()):
