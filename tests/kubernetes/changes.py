@@ -28,7 +28,9 @@ _HEADER, _NFGENMSG, _ATTRIBUTE = struct.Struct("=LHHLL"), 4, struct.Struct("=HH"
 _BUFFER_BYTES = 1 << 24  # as much as can come before it is read
 _MONITOR = ("ip", "-o", "monitor", "link", "address", "route", "rule", "neigh")
 _OF_PYCNI = re.compile(rf"proto {PROTOCOL}\b| dev pycni|^(Deleted )?\d+: pycni")
-_LEARNED = re.compile(r" (REACHABLE|STALE|DELAY|PROBE|FAILED|INCOMPLETE)$")  # by the kernel
+# Neighbours of the kernel, which also takes those of multicast groups away after a time (NOARP);
+# the agent's are PERMANENT.
+_LEARNED = re.compile(r" (REACHABLE|STALE|DELAY|PROBE|FAILED|INCOMPLETE|lladdr [\da-f:]+ NOARP)$")
 _MARK = "203.0.113.77"  # of a route of the test's own: what came before it has been heard, too
 
 

@@ -143,7 +143,7 @@ def upgrade(
     told = {name: agent_of(node) for name, node in network.nodes.items()}
     assert told == dict.fromkeys(network.nodes, (image.version, image.agent))
     assert {name: made_by_agent(node) for name, node in network.nodes.items()} == before
-    assert written == []
+    assert not written, "\n".join(written)
     for node, engine in zip(network.nodes.values(), (kept_engine, *[own_engine] * 2), strict=True):
         wait_until(
             lambda node=node, engine=engine: engine(node) == image.plugins,  # type: ignore[misc]
