@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from agent import files
 from agent.network.settings import BRIDGE_DEVICE
 from agent.snapshot import overlaps
+from cni_common.node.host import STATE_DIR
+from cni_common.node.journal import make_private_directory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,7 +50,8 @@ class Choice:
     """The operator's choices for the list.
 
     `families` is a key of FAMILIES, `cni_version` one of VERSIONS, `kind` one of KINDS. `template`
-    is a list of the operator's own, None for ours.
+    is a list of the operator's own, None for ours. Without the file `indicator`, of which no boot
+    knows, host-local refuses new pods. Its directory has nothing else.
     """
 
     directory: Path = Path("/etc/cni/net.d")
@@ -61,6 +64,7 @@ class Choice:
     bandwidth: bool = True
     firewall: bool = False
     template: Path | None = None
+    indicator: Path = Path(STATE_DIR) / "agent" / "ready"
 
     @property
     def path(self) -> Path:
@@ -112,6 +116,7 @@ def render(choice: Choice, snapshot: Snapshot, mtu: int) -> bytes:
         "type": "host-local",
         "ranges": [[{"subnet": str(one)}] for one in ranges],
         "routes": [{"dst": _DEFAULT_ROUTES[one.version]} for one in ranges],
+        "readinessIndicatorFile": str(choice.indicator),
     }
     closed = why_closed(snapshot)
     if closed:
@@ -191,10 +196,11 @@ def _from_template(path: Path, ipam: dict[str, Any], mtu: int) -> dict[str, Any]
             f"the template '{path}' is no list of plugins: it needs \"plugins\", each with a type"
         )
     filled: dict[str, Any] = _fill(found, {**ipam, "mtu": mtu}, path)
-    for plugin in filled["plugins"] if "closed" in ipam else ():
+    kept = {key: ipam[key] for key in ("readinessIndicatorFile", "closed") if key in ipam}
+    for plugin in filled["plugins"]:
         own = plugin.get("ipam")
         if isinstance(own, dict) and own.get("type") == ipam["type"]:
-            own["closed"] = ipam["closed"]
+            own |= kept
     return filled
 
 
@@ -218,6 +224,15 @@ def _fill(value: Any, values: dict[str, Any], path: Path) -> Any:
 
 
 # --- the file, and what is beside it ---
+
+
+def open_node(choice: Choice) -> None:
+    """Have pods start from now on until the node's next boot: its network is made.
+
+    Raises OSError.
+    """
+    make_private_directory(str(choice.indicator.parent))
+    files.replace(choice.indicator, b"", 0o600)
 
 
 def write(choice: Choice, text: bytes, bin_dir: Path) -> bool:

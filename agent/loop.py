@@ -254,12 +254,17 @@ class Loop:
         return ()
 
     def _configure(self, snapshot: Snapshot, applied: Applied) -> tuple[str, ...]:
-        """Write the list. A node that has one keeps it, also if the network has failed since."""
+        """Open the node for pods, and write the list.
+
+        Where pods would not get out a node stays closed after its boot. One that was open stays so,
+        also if the network has failed since, and its list follows the cluster.
+        """
         parts, seen = self._parts, self._seen
         parts.metrics.ranges(snapshot.cluster.own.ranges)
-        if applied.unfit and not seen.text and not parts.choice.path.exists():
-            why = "; ".join(applied.unfit)
-            return (f"the first list of plugins is written once this is mended: {why}",)
+        if not applied.unfit:
+            configuration.open_node(parts.choice)
+        elif not parts.choice.indicator.exists():
+            return (f"new pods wait until this is mended: {'; '.join(applied.unfit)}",)
         mtu = applied.mtu
         text = configuration.render(parts.choice, snapshot, mtu)
         if configuration.write(parts.choice, text, parts.bin_dir):

@@ -147,7 +147,7 @@ def _parts(
     reports = Reports(connect, settings.node, log=log, metrics=metrics)
     reports.start()
     fabric = Fabric(settings.network, lambda text: log.info(str(text), part="network"))
-    watched = [choice.directory, settings.bin_dir]
+    watched = [choice.directory, settings.bin_dir, choice.indicator.parent]
     watched += [choice.template.parent] if choice.template else []
     directories = Directories(watched, wake)
     sockets = sockets_of(settings.runtime_socket, f"/proc/{settings.host_process}/root")

@@ -48,6 +48,7 @@ def uninstall(
             problems += _remove_plugins(settings.bin_dir, log)
             if engine and (build := install.installed(settings.bin_dir)):
                 engine.follow(build)  # systemd's, which has served the agent's build
+        _remove_state(settings.choice.indicator.parent)
         _remove_state(settings.state_dir)
         _remove_leases(settings.network.leases, log)
     except OSError as error:

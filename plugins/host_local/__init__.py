@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,9 @@ SCHEMA: Json = {
                     "string",
                     "Why no address is given out now: ADD and STATUS fail with this reason.",
                 ),
+                "readinessIndicatorFile": key_schema(
+                    "string", "File without which the network is not made: ADD and STATUS fail."
+                ),
                 "releaseCooldown": key_schema(
                     "integer",
                     "Seconds for which a freed address rests, unless no other is left.",
@@ -136,7 +140,7 @@ class Conf:
         if ipam.get("subnet"):
             sets.append([{key: ipam[key] for key in _RANGE if key in ipam}])
         sets += ipam.get("ranges", ())
-        for key in ("dataDir", "resolvConf"):
+        for key in ("dataDir", "resolvConf", "readinessIndicatorFile"):
             if ipam.get(key) and not is_absolute(ipam[key]):
                 raise CNIError(
                     Code.INVALID_CONFIG, f'ipam.{key} "{ipam[key]}" is not an absolute path'
@@ -164,7 +168,7 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     Raises CNIError 4, 5, 7, 11 or 999.
     """
     conf = Conf.of(req)
-    _refuse_closed(req, Code.TRY_AGAIN_LATER)
+    _refuse_now(req, Code.TRY_AGAIN_LATER)
     wanted = choose.assign(conf.sets, _requested(req), req.network)
     dns: Json = {}
     if conf.resolv_conf:
@@ -217,7 +221,7 @@ def status(req: Request, host: Host) -> None:
     from plugins.host_local.capacity import Capacity
 
     conf = Conf.of(req)
-    _refuse_closed(req, Code.PLUGIN_NOT_AVAILABLE)
+    _refuse_now(req, Code.PLUGIN_NOT_AVAILABLE)
     try:
         host.records.probe()
         with Capacity(conf.directory, host, req.network) as capacity:
@@ -247,11 +251,19 @@ def _directory(req: Request) -> str:
     return f"{data_dir.rstrip('/')}/{req.network}"
 
 
-def _refuse_closed(req: Request, code: int) -> None:
+def _refuse_now(req: Request, code: int) -> None:
     """Raise CNIError `code` if the network gives out no addresses; existing leases stay."""
-    reason = req.config.get("ipam", {}).get("closed", "")
-    if reason:
-        raise CNIError(code, f"{PLUGIN}: network {req.network} is closed: {reason}")
+    ipam = req.config.get("ipam", {})
+    if ipam.get("closed"):
+        raise CNIError(code, f"{PLUGIN}: network {req.network} is closed: {ipam['closed']}")
+    path = ipam.get("readinessIndicatorFile", "")
+    if path and not os.path.exists(path):
+        raise CNIError(
+            code,
+            f"{PLUGIN}: network {req.network} is not ready on this node: '{path}' is not there"
+            " (ipam.readinessIndicatorFile), which its agent makes after each boot;"
+            " try again, and if it does not come, look at the agent's log",
+        )
 
 
 def _release_cooldown(req: Request) -> int:

@@ -1,7 +1,8 @@
-"""What a node needs before it gets its first list of plugins, and what is said until then."""
+"""What a node needs before its first pods, also after a boot, and what is said until then."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from agent import configuration
 from tests.agent.host import LIST, OTHER, RANGES, AgentHost, member
 from tests.api_server import ApiServer
 from tests.api_server import node as node_of
@@ -106,7 +108,7 @@ def test_pods_that_would_not_get_out(host: AgentHost, words: str) -> None:
         assert host.get("/readyz")[0] == 503
         assert not host.path(LIST).exists()
         assert host.metric('pycni_agent_problems{part="configuration"}') == 1
-        first = "the first list of plugins is written once this is mended"
+        first = "new pods wait until this is mended"
         assert any(one["message"].startswith(f"{first}: {words}") for one in host.log())
 
     host.wait_ready()
@@ -133,3 +135,51 @@ def test_a_node_that_has_worked(host: AgentHost) -> None:
         assert host.list()["plugins"][0]["mtu"] == mtu - 60
         host.path(LIST).unlink()
         wait_until(host.path(LIST).exists, "the list does not come back")
+
+
+def boot(host: AgentHost) -> None:
+    """Take away what no boot leaves: processes, files below /run, and what the agent has made."""
+    host.stop()
+    host.node.command("kill", "-KILL", str(host.engine()))
+    host.node.command("sh", "-ec", "rm -r /run/pycni; nft delete table inet pycni-agent")
+
+
+def test_after_a_boot(host: AgentHost) -> None:
+    """The list on the disk starts no pod before the network is there again; DEL works meanwhile."""
+    host.remember(OWN, OTHER)
+    host.start()
+    host.wait_ready()
+    for name in ("c1", "c2"):
+        host.node.container(name)
+    assert host.call("ADD", "c1").returncode == 0
+    boot(host)
+
+    with refusing_nft(host):
+        early = host.call("ADD", "c2")
+        assert host.call("DEL", "c1").returncode == 0
+        host.start()
+        wait_until(lambda: "new pods wait" in host.get("/readyz")[1], "/readyz does not say it")
+        refused, status = host.call("ADD", "c2"), host.call("STATUS", "")
+
+    for done, code in ((early, 11), (refused, 11), (status, 50)):
+        found = json.loads(done.stdout)
+        assert found["code"] == code
+        assert "network pycni is not ready on this node" in found["msg"]
+    host.wait_ready()
+    assert host.call("ADD", "c2").returncode == 0
+
+
+def test_its_file_is_removed(host: AgentHost) -> None:
+    """Who empties the directory of the state has pods wait for a moment only."""
+    host.remember(OWN, OTHER)
+    host.start()
+    host.wait_ready()
+    ready = host.path(str(configuration.Choice().indicator))
+
+    for path in (ready, ready.parent):
+        host.node.command("rm", "-r", f"/{path.relative_to(host.path('/'))}")
+        wait_until(ready.exists, "the file does not come back")
+
+    host.stop()
+    assert host.uninstall().returncode == 0
+    assert not ready.parent.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 import pytest
@@ -17,6 +18,7 @@ from tests.waits import wait_until
 
 pytestmark = pytest.mark.rotating(2)  # by each way of connecting pods, on half of the days
 
+LEASES, READY = "/var/lib/cni/networks/pycni", "/run/pycni/agent/ready"
 OTHER_NUMBER = 27  # of an address that no node has had
 
 
@@ -42,11 +44,15 @@ def back(network: Cluster, agents: Agents, node: Node) -> None:
 
 @pytest.mark.timeout(600)
 def test_reboot(network: Cluster, agents: Agents, pods: Pods) -> None:
-    """All namespaces are gone and /run is empty: pods start anew and are reached."""
+    """All namespaces are gone and /run is empty: pods start anew, and are reached.
+
+    None has an address before the agent has made the network.
+    """
     node = network.third
     (other,) = pods.start(pod("other", "node1"))
     (old,) = pods.start(pod("survivor", node.name))
 
+    booted = time.time_ns()
     node.reboot()
     back(network, agents, node)
 
@@ -57,6 +63,8 @@ def test_reboot(network: Cluster, agents: Agents, pods: Pods) -> None:
     network.api.wait(PODS, restarted, "the pod of before starts anew")
     (survivor,) = pods.ready(["survivor"])
     assert survivor.uid == old.uid
+    lease = node.path(f"{LEASES}/{survivor.address(4)}").stat().st_mtime_ns
+    assert lease >= node.path(READY).stat().st_mtime_ns > booted
     (new,) = pods.start(pod("new", node.name))
     await_paths((survivor, other), (new, other), (new, survivor))
 

@@ -46,6 +46,7 @@ def test_both_families() -> None:
     assert (interface["type"], interface["mtu"]) == ("ptp", 1450)
     assert interface["ipam"]["ranges"] == [[{"subnet": RANGES[0]}], [{"subnet": RANGES[1]}]]
     assert interface["ipam"]["routes"] == [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+    assert interface["ipam"]["readinessIndicatorFile"] == "/run/pycni/agent/ready"
     assert "ipMasq" not in interface
     assert [one["type"] for one in rest] == ["portmap", "bandwidth"]
     assert rest[0]["capabilities"] == {"portMappings": True}
@@ -146,14 +147,16 @@ class TestTemplate:
         assert found["plugins"][1] == {"type": "tuning"}
 
     def test_closed(self, tmp_path: Path) -> None:
-        """An overlap closes host-local in a template, too."""
+        """An overlap closes host-local in a template, too, and so does a boot."""
         path = tmp_path / "template.conflist"
         path.write_text(json.dumps({"plugins": [{"type": "ptp", "ipam": {"type": "host-local"}}]}))
         snapshot = _snapshot(*RANGES, others=(_member("b", RANGES[0]),))
 
         found = _list(Choice(template=path), snapshot)
 
-        assert "overlaps" in found["plugins"][0]["ipam"]["closed"]
+        ipam = found["plugins"][0]["ipam"]
+        assert "overlaps" in ipam["closed"]
+        assert ipam["readinessIndicatorFile"] == "/run/pycni/agent/ready"
 
     @pytest.mark.parametrize(
         ("text", "message"),

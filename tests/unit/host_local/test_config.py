@@ -76,6 +76,10 @@ def test_wrong_types(node: Node, config: dict[str, Any]) -> None:
         ({"ipam": {**IPAM, "dataDir": "leases"}}, 'ipam.dataDir "leases" is not an absolute path'),
         ({"ipam": {**IPAM, "dataDir": "/a\0b"}}, "contains a NUL"),
         ({"ipam": {**IPAM, "resolvConf": "resolv.conf"}}, 'ipam.resolvConf "resolv.conf" is not'),
+        (
+            {"ipam": {**IPAM, "readinessIndicatorFile": "ready"}},
+            'ipam.readinessIndicatorFile "ready" is not',
+        ),
         ({"ipam": {**IPAM, "resolvConf": "/none"}}, 'cannot read "/none": No such file'),
         ({"ipam": {**IPAM, "routes": [{}]}}, 'ipam.routes[0]: "dst" is missing'),
         ({"ipam": {**IPAM, "routes": [{"dst": "default"}]}}, "ipam.routes[0]"),

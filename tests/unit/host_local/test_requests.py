@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -379,3 +380,25 @@ def test_closed(node: Node) -> None:
     assert node.leases() == {"10.0.0.2": "c1\r\neth0"}
     assert node.call("DEL", closed) == {}
     assert node.leases() == {}
+
+
+def test_not_ready(node: Node, tmp_path: Path) -> None:
+    """Until its file is there a network gives out nothing, and frees what it has given out."""
+    path = tmp_path / "none" / "ready"
+    config = node.config("10.0.0.0/29", readinessIndicatorFile=str(path))
+    added = node.call("ADD", node.config("10.0.0.0/29"))
+
+    refused, status = node.call("ADD", config, "c2"), node.call("STATUS", config)
+
+    why = f"network testnet is not ready on this node: '{path}' is not there"
+    assert (refused["code"], status["code"]) == (11, 50)
+    assert why in refused["msg"]
+    assert why in status["msg"]
+    assert node.call("CHECK", {**config, "prevResult": added}) == {}
+    assert node.call("DEL", config) == {}
+    assert node.leases() == {}
+
+    path.parent.mkdir()
+    path.touch()
+    assert node.call("STATUS", config) == {}
+    assert node.call("ADD", config, "c2")["ips"][0]["address"] == "10.0.0.3/29"
