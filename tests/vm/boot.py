@@ -233,21 +233,31 @@ def release_of_debian() -> str:
 
 def install_tools() -> None:
     """Install what is missing of the programs that run on the host."""
-    packages = [package for tool, package in TOOLS.items() if not shutil.which(tool)]
+    packages = lacking(*TOOLS)
     if not any(map(os.path.exists, VIRTIOFSD)):
         bookworm = release_of_debian() == "bookworm"
         packages.append("qemu-system-common" if bookworm else "virtiofsd")
+    install(packages)
+
+
+def lacking(*tools: str) -> list[str]:
+    """Return the packages of those of TOOLS that the host lacks."""
+    return [TOOLS[tool] for tool in tools if not shutil.which(tool)]
+
+
+def install(packages: Sequence[str]) -> None:
+    """Install packages of Debian on the host. Raises BootError."""
     if not packages:
         return
     release_of_debian()
     say(f"installing {' '.join(packages)}")
-    install = ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120", "install", "-y"]
-    install += ["--no-install-recommends", *packages]
+    command = ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120", "install", "-y"]
+    command += ["--no-install-recommends", *packages]
     try:
-        run(*install)
+        run(*command)
     except BootError:  # most likely the lists are absent or old
         run("apt-get", "-qq", "update", check=False)
-        run(*install)
+        run(*command)
 
 
 def mirror() -> str:

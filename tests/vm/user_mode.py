@@ -105,6 +105,7 @@ def provision(cache: Path, series: str) -> Kernel:
     kernel, suite = Kernel(cache / f"user-mode-{series}"), SUITES[series]
     with boot.locked(cache):
         if not kernel.folder.exists():
+            boot.install(boot.lacking("depmod"))
             boot.update_lists(cache / "apt")
             boot.say(f"fetching {PACKAGES[0]} of {suite}")
             with tempfile.TemporaryDirectory(prefix="new-", dir=cache) as name:
