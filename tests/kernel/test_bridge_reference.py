@@ -11,9 +11,10 @@ from uuid import uuid4
 
 import pytest
 
+from cni_common.node.liveness import GRACE_SECONDS
 from tests.machine import REFERENCE_BIN, Json, Machine
 
-OLD = 3600  # seconds, far beyond GC's grace time
+OLD = GRACE_SECONDS + 60  # and no more: what is older than the boot has no living owner
 
 
 def networks() -> tuple[str, str]:

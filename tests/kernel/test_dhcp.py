@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from cni_common.kernel.netns import NetNS
-from cni_common.node.liveness import Liveness, State
+from cni_common.node.liveness import GRACE_SECONDS, Liveness, State
 from commands import DONE, FOUND
 from plugins.dhcp import rpc
 from plugins.dhcp.client import releases_of
@@ -735,7 +735,7 @@ def test_gc(machine: Machine, server: Process, daemon: Daemon, tmp_path: Path) -
     listed, first = attached(machine, config, "listed")
     living, second = attached(machine, config, "living")
     for path in files_below(machine.state_dir):
-        os.utime(path, (time.time() - 999,) * 2)
+        os.utime(path, (time.time() - GRACE_SECONDS - 60,) * 2)
         if "lost" in Path(path).read_text():
             Path(path).unlink()
     with machine.process_in(living):

@@ -49,7 +49,7 @@ def test_clean(machine: Machine, tmp_path: Path) -> None:
 
 def test_plugin(machine: Machine, tmp_path: Path) -> None:
     """A plugin and an IPAM plugin that are not in the directories of plugins."""
-    path = network(tmp_path, ipam={"type": "no-such-ipam"})
+    path = network(tmp_path, type="no-such-plugin", ipam={"type": "no-such-ipam"})
 
     done = forked.pycni(machine.host, "lint", "--node", "--path", str(tmp_path), str(path))
 

@@ -15,6 +15,7 @@ import pytest
 from cni_common.kernel import iptables, nft_table
 from cni_common.kernel.netns import NetNS
 from cni_common.kernel.nft_layout import TABLE
+from cni_common.node.liveness import GRACE_SECONDS
 from plugins.portmap import layout, shared_ports
 from tests.faults.inprocess import Fault, faulty
 from tests.kernel.ports import HOST4, OUTSIDE4, Node, port
@@ -33,7 +34,7 @@ def node(machine: Machine) -> Node:
 def age(node: Node) -> None:
     """Make all records older than GC's grace time."""
     for path in node.records():
-        os.utime(path, (time.time() - 3600,) * 2)
+        os.utime(path, (time.time() - GRACE_SECONDS - 60,) * 2)
 
 
 def rules(node: Node) -> list[str]:

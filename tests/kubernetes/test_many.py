@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
 import pytest
 
 from tests import scope
 from tests.kubernetes.agents import LIST
 from tests.kubernetes.cluster import Cluster
+from tests.kubernetes.keeper import engine_of
 from tests.kubernetes.leftovers import assert_as_before, found_on
 from tests.kubernetes.node import CONFLISTS, Node
 from tests.kubernetes.pods import Pods, pod, reaches
@@ -17,6 +23,7 @@ pytestmark = pytest.mark.rotating(2)  # by each way of connecting pods, on half 
 AT_ONCE = 110 if scope.ALL else 60  # what a kubelet takes by default
 BURST_SECONDS = 240.0  # on a busy machine of two cores; 20 on a free one
 REWRITES = 5
+MEMORY_MIB_MAX = 100.0  # of the engine, which has at most 16 workers
 
 
 @pytest.mark.timeout(600)
@@ -32,9 +39,11 @@ def test_many_at_once(network: Cluster, pods: Pods) -> None:
     failed = network.events("FailedCreatePodSandBox", "FailedKillPod")
 
     bodies = [pod(f"many-{number}", node.name) for number in range(AT_ONCE)]
-    pods.create(*bodies)
-    change_list(node)
-    started = pods.ready([body["metadata"]["name"] for body in bodies], BURST_SECONDS)
+    with memory_of_engine(node) as memory:
+        pods.create(*bodies)
+        change_list(node)
+        started = pods.ready([body["metadata"]["name"] for body in bodies], BURST_SECONDS)
+    assert 0 < max(memory) < MEMORY_MIB_MAX
 
     every = [address for one in started for address in one.addresses]
     assert len(set(every)) == len(every) == 2 * AT_ONCE
@@ -51,3 +60,22 @@ def change_list(node: Node) -> None:
     for number in range(1, REWRITES + 1):
         node.write_list(LIST, text + "\n" * number)
         wait_until(lambda: path.read_text() == text, "the agent leaves the list as it is")
+
+
+@contextmanager
+def memory_of_engine(node: Node) -> Iterator[list[float]]:
+    """Give what all processes of the engine have during the block, MiB, twice a second."""
+    found: list[float] = []
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.5):
+            found.extend(float(one.split()[0]) for one in [engine_of(node).get("memory")] if one)
+
+    with ThreadPoolExecutor() as threads:
+        looking = threads.submit(look)
+        try:
+            yield found
+        finally:
+            over.set()
+        looking.result()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from functools import partial
+
 import pytest
 
 from tests.kubernetes import by_hand, dns
-from tests.kubernetes.agents import Agents
+from tests.kubernetes.agents import Agents, answers
+from tests.kubernetes.api import EVENTS
 from tests.kubernetes.cluster import Cluster
-from tests.kubernetes.node import BIN
+from tests.kubernetes.node import BIN, CONFLISTS, Node
 from tests.kubernetes.pods import Pod, Pods, pod, reaches
-from tests.kubernetes.test_nodes import await_paths
-from tests.machine import REFERENCE_BIN
+from tests.kubernetes.test_nodes import LEASES, await_paths
+from tests.machine import REFERENCE_BIN, Json
+from tests.waits import wait_until
 
 
 @pytest.mark.timeout(600)
@@ -48,6 +54,14 @@ def test_there_and_back(network: Cluster, agents: Agents, pods: Pods) -> None:
 
 def with_other_network(network: Cluster, pods: Pods) -> list[Pod]:
     """Give all nodes kindnet's network, start a pod on two of them, and remove the network."""
+    found = make_other_network(network, pods)
+    for node in network.nodes.values():
+        by_hand.disconnect(node)
+    return found
+
+
+def make_other_network(network: Cluster, pods: Pods) -> list[Pod]:
+    """Give all nodes kindnet's network, and start a pod on two of them."""
     nodes = list(network.nodes.values())
     for node in nodes:
         by_hand.install(node, REFERENCE_BIN)
@@ -56,8 +70,6 @@ def with_other_network(network: Cluster, pods: Pods) -> list[Pod]:
     network.wait_ready()
     old, old_other = pods.start(pod("old", "node1"), pod("old-other", "node2"))
     await_paths((old, old_other))
-    for node in nodes:
-        by_hand.disconnect(node)
     return [old, old_other]
 
 
@@ -86,3 +98,64 @@ def move_back(network: Cluster, agents: Agents, pods: Pods, ours: Pod) -> None:
         assert restored == (REFERENCE_BIN / "ptp").read_bytes()
     pods.delete(back.name, back_other.name)
     network.wait_torn_down()
+
+
+@pytest.mark.rotating(2)
+@pytest.mark.timeout(600)
+def test_node_after_node(network: Cluster, agents: Agents, pods: Pods) -> None:
+    """In the order of docs/kubernetes.md: agents come beside the other network, then it goes."""
+    assert (REFERENCE_BIN / "ptp").exists(), "run deploy/prerequisites.sh --reference"
+    dns.remove(network)
+    agents.stop()
+    agents.uninstall()
+    try:
+        old, old_other = make_other_network(network, pods)
+        agents.start()
+        agents.wait_ready()
+        for reason in ("ConfigurationConflict", "NetworkFailed"):
+            await_event(network, reason)
+        (beside,) = pods.start(pod("beside", "node1"))
+        assert network.first.path(f"{by_hand.LEASES}/{beside.address(4)}").exists()
+        await_paths((old, old_other), (beside, old_other))
+
+        new = moved(network, pods, network.first, [old, beside])
+        await_paths((new, old_other))
+        new_other = moved(network, pods, network.second, [old_other])
+        await_paths((new, new_other))
+        moved(network, pods, network.third, [])
+    finally:
+        for node in network.nodes.values():
+            by_hand.disconnect(node)
+        agents.start()
+    agents.wait_ready()
+    network.wait_ready()
+
+    await_paths((new, new_other))
+    for node in network.nodes.values():
+        wait_until(partial(has_no_problem, node), "what the other network left is not replaced")
+
+
+def await_event(network: Cluster, reason: str) -> None:
+    """Wait for an Event with this reason on each Node."""
+    names = set(network.nodes)
+
+    def told(found: Mapping[str, Json]) -> bool:
+        events = [one for one in found.values() if one.get("reason") == reason]
+        return {one["involvedObject"]["name"] for one in events} >= names
+
+    network.api.wait(EVENTS, told, f"Events {reason}")
+
+
+def moved(network: Cluster, pods: Pods, node: Node, old: list[Pod]) -> Pod:
+    """Drain a node, remove the other network's list, and return a new pod there."""
+    pods.delete(*(one.name for one in old))
+    node.path(f"{CONFLISTS}/{by_hand.LIST}").unlink()
+    (new,) = pods.start(pod(f"new-{node.name}", node.name))
+    assert node.path(f"{LEASES}/{new.address(4)}").exists()
+    return new
+
+
+def has_no_problem(node: Node) -> bool:
+    """Tell whether the agent of a node sees nothing wrong."""
+    problems = re.findall(r"^pycni_agent_problems{.*} (\S+)$", answers(node, "/metrics")[1], re.M)
+    return bool(problems) and not any(map(float, problems))

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -163,7 +164,8 @@ def inside(bin_dir: str) -> int:
     overlay("/usr", writable=True)
     for directory in ("/etc", "/opt", "/var/lib"):
         overlay(directory, writable=True)
-    Path("/opt/cni/bin").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree("/opt/cni/bin", ignore_errors=True)  # which the machine may have, too
+    Path("/opt/cni/bin").mkdir(parents=True)
     # ctr looks for plugins in /usr/lib/cni, too, where Debian's must not stand in for ours; and
     # podman's store of images is overlays again, which are not made on top of one another.
     for directory in ("/usr/lib/cni", "/etc/cni", "/var/lib/cni", "/var/lib/containers"):
