@@ -24,6 +24,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 
+from cni_common.kernel.link_deletion import SENDER
 from cni_common.spec.names import VERSION
 from deploy.frozen.rewrite import OURS, UnsupportedError, rewrite, standins
 from deploy.interpreter.place import ENVIRONMENT, Interpreter, InterpreterError, find
@@ -46,7 +47,7 @@ UNITS = (
 # The digest of a build covers these files, Python's version and the packages.
 INPUTS = (
     *("LICENSE", "NOTICE", "pyproject.toml", "requirements.lock"),
-    *("launcher/launcher.c", "launcher/Makefile"),
+    *("launcher/launcher.c", "launcher/netlink_send.c", "launcher/Makefile"),
     *(f"deploy/interpreter/{name}" for name in ("__init__.py", "place.py", "Setup.local")),
     *("cni_common", "commands", "plugins", "deploy/frozen", "deploy/freeze.py"),
     *(*OF_AGENT, *UNITS),
@@ -249,17 +250,19 @@ def _make_launchers(directory: Path, build: str) -> None:
     """Make an executable of each plugin, and link it into `directory`; a plain copy works as well.
 
     Each knows its type, so that it can be given another name. agent/install.py recognises its own
-    files by the launchers in the bundle.
+    files by the launchers in the bundle. Beside the frozen program comes what waits for the kernel.
     """
     launchers = directory / f".pycni/{build}/launcher"
     launchers.mkdir()
+    make = ("make", "--no-print-directory", "-C", str(ROOT / "launcher"))
     for name in ("pycni", *TYPES):
         run(
-            *("make", "--no-print-directory", "-C", str(ROOT / "launcher")),
+            *make,
             *(f"OUTPUT={launchers / name}", f"BUILD={build}", f"BUNDLE=.pycni/{build}/pycni"),
             f"TYPE={name if name in TYPES else ''}",
         )
         os.link(launchers / name, directory / name)
+    run(*make, f"OUTPUT={launchers.parent / SENDER}", "SOURCE=netlink_send.c")
 
 
 # --- output ---

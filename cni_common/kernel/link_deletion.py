@@ -28,11 +28,10 @@ from typing import TYPE_CHECKING
 from cni_common.kernel.link import decode_identity
 from cni_common.kernel.netlink import NetlinkError
 from cni_common.kernel.netns import FIRST_PID_NAMESPACE, NETLINK_ROUTE
-from cni_common.kernel.rtnetlink import RTM_DELLINK, RTMGRP_LINK, Netlink
+from cni_common.kernel.rtnetlink import RTM_DELLINK, RTMGRP_LINK, Netlink, link_deletion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import NoReturn
 
     from cni_common.kernel.netlink import Channel
     from cni_common.kernel.netns import NetNS
@@ -40,32 +39,30 @@ if TYPE_CHECKING:
     # A descriptor that reads as ended after the answer, and what returns or raises the answer then.
     Asking = tuple[int, Callable[[], bool]]
 
+SENDER = "netlink-send"  # launcher/netlink_send.c, beside the frozen program
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 # linux/filter.h: load a word, half or byte at an offset; skip unless equal; accept so many bytes.
 _LOAD_WORD, _LOAD_HALF, _LOAD_BYTE, _IF_EQUAL, _RETURN = 0x20, 0x28, 0x30, 0x15, 0x06
 _SOCK_FILTER = struct.Struct("=HBBI")
 _TYPE_AT, _FAMILY_AT, _INDEX_AT = 4, 16, 20  # struct nlmsghdr, struct ifinfomsg after it
 _ALL = 0xFFFFFFFF
-# Where a child's socket is bound: unix(7) has one such address in a network namespace. A program
-# that takes it keeps others from nothing but the gain.
-_ONE_CHILD = b"\0pycni deletes a link"
 # Programs that take care of orphans as process 1, by /proc/PID/comm.
 _REAPERS = {b"systemd", b"init", b"bash", b"tini", b"docker-init", b"dumb-init", b"catatonit"}
 
 
-def delete_link(netns: NetNS, index: int, group: int = 0, *, is_ending: bool = False) -> bool:
+def delete_link(netns: NetNS, index: int, group: int = 0, *, sender: str = "") -> bool:
     """Delete an interface and return once it is invisible; return False if there was none.
 
     A thread waits for the kernel's acknowledgement. The thread may outlive this call and `netns` by
-    some ten milliseconds; the process waits for it at its end. `is_ending`: this process has no
-    other threads and ends soon, so another process waits instead, if process 1 takes care of it.
-    `group` is the IFLA_GROUP of the interfaces that this process and others delete at this moment,
-    0 for none. Raises NetlinkError.
+    some ten milliseconds; the process waits for it at its end. So where this process ends soon, the
+    program `sender` (launcher/netlink_send.c) waits instead, if process 1 takes care of it. `group`
+    is the IFLA_GROUP of the interfaces that this process and others delete at this moment, 0 for
+    none. Raises NetlinkError.
     """
     events = netns.channel(NETLINK_ROUTE, RTMGRP_LINK)
-    if group or is_ending:  # others delete theirs at this moment, and tell all who listen
+    if group or sender:  # others delete theirs at this moment, and tell all who listen
         hear_only_deletion(events, index)
-    waiting, answer = _start_asking(netns, index, group, by_process=is_ending)
+    waiting, answer = _start_asking(netns, index, group, sender)
     try:
         if _await_deletion(events, index, waiting):
             return True
@@ -79,13 +76,13 @@ def delete_link(netns: NetNS, index: int, group: int = 0, *, is_ending: bool = F
     return is_deleted
 
 
-def _start_asking(netns: NetNS, index: int, group: int, *, by_process: bool) -> Asking:
+def _start_asking(netns: NetNS, index: int, group: int, sender: str) -> Asking:
     channel = netns.channel(NETLINK_ROUTE)
     netns.release(channel)
-    if by_process and orphans_are_reaped():
+    if sender and orphans_are_reaped():
         try:
-            return _ask_by_process(netns, channel, index)
-        except OSError:  # another child waits, or no more processes are possible
+            return _ask_by_program(netns, channel, index, sender)
+        except OSError:  # it is gone, or no more processes are possible
             pass
     return _ask_by_thread(channel, index, group)
 
@@ -131,51 +128,45 @@ def orphans_are_reaped() -> bool:
         return False
 
 
-def _ask_by_process(netns: NetNS, channel: Channel, index: int) -> Asking:
-    """Have a child ask, which holds no other file of this process. Raises OSError if there is none.
+def _ask_by_program(netns: NetNS, channel: Channel, index: int, sender: str) -> Asking:
+    """Have a program ask, which holds no other file of this process. Raises OSError without it.
 
-    There is one at a time: many calls at once need the processors for more than such copies.
-
-    The child writes a byte when it has deleted the interface. Otherwise this process asks itself,
-    and gets the reason.
+    The program writes a byte when the kernel has deleted the interface. Otherwise this process asks
+    by itself, and gets the reason.
     """
-    ours, theirs = socket.socketpair()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     waiting = -1
     with theirs:
         try:
-            waiting = os.dup(ours.fileno())  # all that can fail comes before the fork
-            theirs.bind(_ONE_CHILD)
-            is_child = os.fork() == 0  # noqa: TID251 - it only sends a message
+            waiting = os.dup(ours.fileno())  # all that can fail comes before the program
+            ours.send(link_deletion(index).encode(1))
+            _spawn(sender, theirs.fileno(), channel.sock.fileno())
         except OSError:
             ours.close()
             if waiting >= 0:
                 os.close(waiting)
             raise
-        if is_child:
-            _ask_and_end(channel, index, theirs.fileno())
     channel.close()
     netns.leave_to(ours)
 
     def answer() -> bool:
-        return bool(os.read(waiting, 1)) or netns.netlink.delete_link(index)
+        try:
+            is_deleted = bool(os.read(waiting, 1))
+        except ConnectionResetError:  # it ended before it had read the request
+            is_deleted = False
+        return is_deleted or netns.netlink.delete_link(index)
 
     return waiting, answer
 
 
-def _ask_and_end(channel: Channel, index: int, working: int) -> NoReturn:
-    """Delete the interface in a child, which closes first what a reader or a lock waits for."""
-    try:
-        kept = (channel.sock.fileno(), working)
-        for fd in map(int, os.listdir("/proc/self/fd")):
-            if fd not in kept:
-                try:  # noqa: SIM105 - contextlib takes each start 4 ms
-                    os.close(fd)
-                except OSError:
-                    pass  # the directory itself
-        if Netlink(channel).delete_link(index):
-            os.write(working, b"1")
-    finally:
-        os._exit(0)
+def _spawn(sender: str, caller: int, kernel: int) -> None:
+    """Start the program with its two sockets. Raises OSError.
+
+    posix_spawn(3) shares memory with the program until that runs, where fork(2) copies all pages
+    that either process writes to.
+    """
+    streams = [(os.POSIX_SPAWN_DUP2, fd, at) for at, fd in enumerate((caller, kernel, caller))]
+    os.posix_spawn(sender, [sender], {}, file_actions=streams)
 
 
 def _ask(netlink: Netlink, index: int, group: int) -> bool:

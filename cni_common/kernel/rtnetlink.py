@@ -255,7 +255,7 @@ class Netlink:
     def delete_link(self, index: int) -> bool:
         """Delete an interface; return False if there was none."""
         try:
-            self._do(f"delete interface {index}", RTM_DELLINK, encode_link(index=index))
+            self.channel.exchange([link_deletion(index)])
         except NetlinkError as error:
             if error.errno == errno.ENODEV:
                 return False
@@ -446,6 +446,11 @@ class Netlink:
                 return None
             raise
         return found[0]
+
+
+def link_deletion(index: int) -> Message:
+    """Return the request that deletes an interface."""
+    return Message(f"delete interface {index}", RTM_DELLINK, NLM_F_ACK, encode_link(index=index))
 
 
 def _named(name: str) -> bytes:

@@ -175,10 +175,12 @@ class Host:
         Interfaces of the host that several workers delete at the same time go by one request.
         Raises NetlinkError.
         """
-        from cni_common.kernel.link_deletion import delete_link
+        from cni_common.kernel.link_deletion import SENDER, delete_link
+        from cni_common.node.plugin_files import program_of_bundle
 
         group = self._link_group if netns is self.netns else 0
-        return delete_link(netns, index, group, is_ending=self._is_ending)
+        sender = program_of_bundle(SENDER) if self._is_ending else ""
+        return delete_link(netns, index, group, sender=sender)
 
     def make_netns(self, path: str, fd: int) -> NetNS:
         """Return a new handle; tests make kernel calls fail here."""

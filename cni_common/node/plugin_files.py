@@ -66,6 +66,11 @@ def own_build() -> str:
     return os.path.basename(os.path.dirname(sys.executable)) if frozen else ""
 
 
+def program_of_bundle(name: str) -> str:
+    """Return the path of another program beside the frozen one, "" where this runs from sources."""
+    return f"{os.path.dirname(sys.executable)}/{name}" if own_build() else ""
+
+
 def type_of(path: str, build: str) -> str:
     """Return the type of the plugin whose launcher of `build` the file is, "" if it is another.
 

@@ -11,6 +11,7 @@ from functools import cache
 from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
+from cni_common.kernel.link_deletion import SENDER
 from deploy.frozen.rewrite import OURS
 from deploy.interpreter.place import is_own
 
@@ -57,7 +58,7 @@ def parts(bundle: Path, stdlib: Collection[str] = sys.stdlib_module_names) -> se
         if path.is_file() and path not in archives:
             found |= _of_file(path.relative_to(library), stdlib)
     for path in bundle.iterdir():
-        if path.name not in {"launcher", "pycni", "lib", "units", *TEXTS}:
+        if path.name not in {"launcher", "pycni", SENDER, "lib", "units", *TEXTS}:
             found.add(path.name)
     return found
 

@@ -385,7 +385,7 @@ raise SystemExit(run())
 
 
 def test_one_shot_program_runs_no_other(machine: Machine) -> None:
-    """A process per command, as runtimes start it, runs no program; DEL's child executes none."""
+    """A process per command, as runtimes start it, runs none; frozen: e2e/test_deletion."""
     container, config = machine.container(), machine.network(**ALL)
     program = (sys.executable, "-c", GUARDED, str(ROOT), str(CNI_BIN / "bridge"))
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from signal import SIGKILL
+from signal import SIGKILL, SIGSTOP
 from threading import Event, get_native_id
 from typing import Any
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.without_engine(reason="calls functions of this process"
 
 PATIENCE = 30  # seconds
 GROUP = 123456  # a group
-ALIVE = os.getpid()
+SENDS = "/bin/cat"  # sends the request on, and waits for more as it does not look at the answer
 SO_LOCK_FILTER = 44  # asm-generic/socket.h
 
 
@@ -176,7 +176,7 @@ def test_absence_in_a_group(machine: Machine, netns: SlowNetNS) -> None:
 
 @pytest.fixture
 def children() -> Iterator[Callable[[], list[int]]]:
-    """Give a look at the children of this thread that it did not have; end them afterwards."""
+    """Give a look at the new children of this thread; end them afterwards."""
     path = Path(f"/proc/self/task/{get_native_id()}/children")
 
     def all_of_them() -> list[int]:
@@ -190,136 +190,128 @@ def children() -> Iterator[Callable[[], list[int]]]:
             os.waitpid(pid, 0)
 
 
+@pytest.fixture(params=["plain", "sanitized"])
+def sender(request: pytest.FixtureRequest, tmp_path: Path, children: object) -> str:
+    """Return the program that waits for the kernel; what it starts is one of `children`."""
+    path = tmp_path / "netlink-send"
+    words = ["make", "-C", str(ROOT / "launcher"), f"OUTPUT={path}", "SOURCE=netlink_send.c"]
+    words += ["SANITIZE=yes"] if request.param == "sanitized" else []
+    subprocess.run(words, check=True, capture_output=True, timeout=PATIENCE)
+    return str(path)
+
+
 def test_a_process_that_ends_leaves_the_wait_behind(
     machine: Machine, netns: SlowNetNS, children: Callable[[], list[int]]
 ) -> None:
-    """A child waits for the answer, and has no file that others wait for: no stdout, no lock."""
-    assert delete_link(netns, index_of(machine, "one"), is_ending=True) is True
+    """A program waits for the answer, and has no stream that a runtime reads to its end."""
+    assert delete_link(netns, index_of(machine, "one"), sender=SENDS) is True
 
     assert machine.link(machine.host, "one") is None
     [child] = children()
-    files = [str(file.readlink()) for file in Path(f"/proc/{child}/fd").iterdir()]
-    assert sorted(name.partition(":")[0] for name in files) == ["socket", "socket"]
+    streams = [str(Path(f"/proc/{child}/fd/{fd}").readlink()) for fd in range(3)]
+    assert {name.partition(":")[0] for name in streams} == {"socket"}
 
 
-def test_one_child_at_a_time(
+def test_the_program_closes_what_it_inherits(machine: Machine, sender: str) -> None:
+    """A file that a runtime has left open in its plugins is none of the program's."""
+    netns = NetNS(machine.host)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    reading, writing = os.pipe()
+    with ours, theirs, netns.channel(NETLINK_ROUTE).sock as kernel:
+        process = subprocess.Popen(
+            [sender], stdin=theirs.fileno(), stdout=kernel.fileno(), pass_fds=[writing]
+        )
+        os.close(writing)
+
+        assert os.read(reading, 1) == b""  # its last writer has closed it
+        assert sorted(os.listdir(f"/proc/{process.pid}/fd")) == ["0", "1"]
+
+        theirs.close()
+        ours.close()  # without a request
+        assert process.wait(PATIENCE) == 1
+    os.close(reading)
+
+
+def test_a_program_each(machine: Machine, netns: SlowNetNS, sender: str) -> None:
+    """One process after the other leaves its wait to a program of its own."""
+    for pair in ("three", "five", "seven"):
+        machine.do(machine.host, f"ip link add {pair} type veth peer name {pair}peer")
+
+    for name in ("one", "three", "five", "seven"):
+        assert delete_link(netns, index_of(machine, name), sender=sender) is True
+        assert machine.link(machine.host, name) is None
+
+
+def test_a_program_waits_for_nftables_too(
     machine: Machine, netns: SlowNetNS, children: Callable[[], list[int]]
 ) -> None:
-    """While a child waits, a thread waits in the next process: copies take processors' time."""
-    machine.do(machine.host, "ip link add three type veth peer name four")
-
-    for name in ("one", "three"):
-        assert delete_link(netns, index_of(machine, name), is_ending=True) is True
-
-    assert len(children()) == 1
-    assert [machine.link(machine.host, name) for name in ("one", "three")] == [None] * 2
-
-
-def test_a_child_waits_for_nftables_too(
-    machine: Machine, netns: SlowNetNS, children: Callable[[], list[int]]
-) -> None:
-    """The last close of a socket of nfnetlink waits: it comes with the end of the child."""
+    """The last close of a socket of nfnetlink waits: it comes with the end of the program."""
     port = netns.netfilter.sock.getsockname()[0]
 
     def is_open() -> bool:
         rows = machine.command(machine.host, "cat", "/proc/net/netlink").splitlines()[1:]
         return ["12", str(port)] in [row.split()[1:3] for row in rows]  # NETLINK_NETFILTER
 
-    assert delete_link(netns, index_of(machine, "one"), is_ending=True) is True
+    assert delete_link(netns, index_of(machine, "one"), sender=SENDS) is True
+    [child] = children()
+    os.kill(child, SIGSTOP)  # it would end with the connection
     netns.close()
 
     assert is_open()
-    [child] = children()
     os.kill(child, SIGKILL)
     os.waitpid(child, 0)
     assert not is_open()
 
 
-def test_the_answer_of_a_child_counts_where_events_are_lost(
-    machine: Machine, netns: SlowNetNS
+def test_the_answer_of_a_program_counts_where_events_are_lost(
+    machine: Machine, netns: SlowNetNS, sender: str
 ) -> None:
-    """Without an event the child's answer is waited for."""
+    """Without an event the program's answer is waited for."""
     netns.deaf = True
-    netns.go_on.set()
 
-    assert delete_link(netns, index_of(machine, "one"), is_ending=True) is True
+    assert delete_link(netns, index_of(machine, "one"), sender=sender) is True
     assert machine.link(machine.host, "one") is None
 
 
-def test_absence_and_refusal_told_by_a_child(machine: Machine, netns: SlowNetNS) -> None:
-    """They are what the kernel says without a child."""
+def test_absence_and_refusal_told_by_a_program(
+    machine: Machine, netns: SlowNetNS, sender: str
+) -> None:
+    """They are what the kernel says without a program."""
     index = index_of(machine, "one")
     machine.do(machine.host, "ip link del one")
     netns.go_on.set()
 
-    assert delete_link(netns, index, is_ending=True) is False
+    assert delete_link(netns, index, sender=sender) is False
     with pytest.raises(NetlinkError, match="delete interface 1") as refused:
-        delete_link(netns, index_of(machine, "lo"), is_ending=True)
+        delete_link(netns, index_of(machine, "lo"), sender=sender)
 
     assert refused.value.errno == errno.EOPNOTSUPP
     assert machine.link(machine.host, "lo") is not None
 
 
-class _Mortal(Channel):
-    """Its process is killed before it asks for anything, unless it is this one."""
+@pytest.mark.parametrize("program", ["/bin/false", "/bin/none"])
+def test_a_program_that_does_nothing(machine: Machine, netns: SlowNetNS, program: str) -> None:
+    """One that ends before it has sent anything, or is not there: the process asks by itself."""
+    netns.go_on.set()
 
-    def exchange(
-        self, messages: Sequence[Message], *, absent: Collection[int] = ()
-    ) -> list[list[Any]]:
-        if os.getpid() != ALIVE:
-            os.kill(os.getpid(), SIGKILL)
-        return super().exchange(messages, absent=absent)
-
-
-class MortalNetNS(NetNS):
-    """A namespace in which children are killed."""
-
-    def channel(self, protocol: int, groups: int = 0) -> Channel:
-        """Return a new channel."""
-        channel = super().channel(protocol, groups)
-        return channel if groups else _Mortal(channel.sock)
-
-
-def test_a_child_that_is_killed(machine: Machine, children: Callable[[], list[int]]) -> None:
-    """The process asks by itself."""
-    machine.do(machine.host, "ip link add one type veth peer name two")
-    netns = MortalNetNS(machine.host)
-
-    assert delete_link(netns, index_of(machine, "one"), is_ending=True) is True
+    assert delete_link(netns, index_of(machine, "one"), sender=program) is True
 
     assert machine.link(machine.host, "one") is None
-    assert children()  # dead by now
-    netns.close()
 
 
-def test_no_more_descriptors_for_a_child(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child that cannot be heard is not started: a thread waits."""
-    machine.do(machine.host, "ip link add one type veth peer name two")
-    netns = NetNS(machine.host)
+def test_no_more_descriptors_for_a_program(
+    machine: Machine, netns: SlowNetNS, sender: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that cannot be heard is not started: a thread waits."""
+    netns.go_on.set()
 
     def refuse(_fd: int) -> int:
         raise OSError(errno.EMFILE, "dup")
 
     monkeypatch.setattr(os, "dup", refuse)
 
-    assert delete_link(netns, index_of(machine, "one"), is_ending=True) is True
+    assert delete_link(netns, index_of(machine, "one"), sender=sender) is True
     assert machine.link(machine.host, "one") is None
-    netns.close()
-
-
-def test_no_more_processes(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where none can be started a thread waits."""
-    machine.do(machine.host, "ip link add one type veth peer name two")
-    netns = NetNS(machine.host)
-
-    def refuse() -> int:
-        raise BlockingIOError(errno.EAGAIN, "fork")
-
-    monkeypatch.setattr(os, "fork", refuse)
-
-    assert delete_link(netns, index_of(machine, "one"), is_ending=True) is True
-    assert machine.link(machine.host, "one") is None
-    netns.close()
 
 
 def test_orphans_are_left_only_to_a_process_that_reaps() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from agent import install, owners
+from cni_common.kernel.link_deletion import SENDER
 from cni_common.spec.names import VERSION
 from plugins import TYPES
 from tests.machine import ROOT, error_of
@@ -162,7 +163,7 @@ def test_modes_and_owner_are_fixed(dist: Path, place: Path) -> None:
         status = path.lstat()
         if path.is_symlink():  # the choice of the engine
             continue
-        executable = path.is_dir() or path.name in NAMES
+        executable = path.is_dir() or path.name in {*NAMES, SENDER}
         assert (status.st_uid, status.st_gid) == (0, 0)
         assert stat.S_IMODE(status.st_mode) == (0o755 if executable else 0o644), path
 
