@@ -122,8 +122,13 @@ def render(choice: Choice, snapshot: Snapshot, mtu: int) -> bytes:
     if closed:
         ipam["closed"] = closed
     if choice.template:
-        found = _from_template(choice.template, ipam, mtu)
-        return _text({"cniVersion": version, "name": choice.network, **found})
+        found = {"name": choice.network, **_from_template(choice.template, ipam, mtu)}
+        if found["name"] != choice.network:  # by which pods and leases are found again
+            raise ConfigurationError(
+                f"the template '{choice.template}' has the name '{found['name']}', and the agent's"
+                f" network is '{choice.network}': leave the name out, or choose it by --network"
+            )
+        return _text({"cniVersion": version, **found})
     return _text(
         {
             "cniVersion": version,
@@ -243,7 +248,8 @@ def write(choice: Choice, text: bytes, bin_dir: Path) -> bool:
     """
     found = json.loads(text)
     types = [one["type"] for one in found["plugins"]]
-    types += [one["ipam"]["type"] for one in found["plugins"] if one.get("ipam", {}).get("type")]
+    ipams = [one["ipam"] for one in found["plugins"] if isinstance(one.get("ipam"), dict)]
+    types += [one["type"] for one in ipams if isinstance(one.get("type"), str) and one["type"]]
     missing = sorted({type for type in types if not (bin_dir / type).is_file()})
     if missing:
         raise ConfigurationError(
@@ -252,17 +258,37 @@ def write(choice: Choice, text: bytes, bin_dir: Path) -> bool:
     return files.replace(choice.path, text)
 
 
-def remove(choice: Choice) -> bytes:
-    """Remove the list if it is of our network; return what was in it, else b"". Raises OSError."""
-    data = files.read(choice.path) or b""
+def set_aside(choice: Choice) -> bool:
+    """Take the list away if it is of our network, so that `restore` can bring it back.
+
+    Return whether there was one. Raises OSError.
+    """
     try:
-        found = json.loads(data)
+        found = json.loads(files.read(choice.path) or b"")
     except ValueError:
-        return b""
+        return False
     if not isinstance(found, dict) or found.get("name") != choice.network:
-        return b""
-    choice.path.unlink()
-    return data
+        return False
+    choice.path.rename(_aside(choice))
+    return True
+
+
+def restore(choice: Choice) -> None:
+    """Bring back the list that was set aside, also by a process that was killed.
+
+    Raises OSError.
+    """
+    if _aside(choice).exists() and not choice.path.exists():
+        _aside(choice).rename(choice.path)
+
+
+def forget(choice: Choice) -> None:
+    """Remove for good what was set aside. Raises OSError."""
+    _aside(choice).unlink(missing_ok=True)
+
+
+def _aside(choice: Choice) -> Path:
+    return choice.path.with_name(f".{choice.name}.removed")  # no runtime reads it
 
 
 def problems(choice: Choice, ranges: tuple[Network, ...]) -> list[str]:

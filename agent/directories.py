@@ -31,7 +31,8 @@ class Directories:
         self._fd = self._libc.inotify_init1(_CLOEXEC)
         if self._fd < 0:
             number = ctypes.get_errno()
-            raise OSError(number, f"inotify: {os.strerror(number)}")
+            words = f"inotify: {os.strerror(number)} (sysctl fs.inotify.max_user_instances)"
+            raise OSError(number, words)
         self.ensure()
         threading.Thread(target=self._run, name="directories", daemon=True).start()
 

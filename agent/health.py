@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+from collections import deque
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from socket import AF_INET, AF_INET6
@@ -11,12 +14,11 @@ from typing import TYPE_CHECKING
 from agent.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from agent.metrics import Metrics
 
-    _Request = socket.socket | tuple[bytes, socket.socket]
+_Request = socket.socket | tuple[bytes, socket.socket]
 
 _CONNECTIONS_MAX = 16
 _IDLE_SECONDS = 3600.0
@@ -91,20 +93,23 @@ def _verdict(problems: tuple[str, ...]) -> tuple[int, str, bytes]:
 
 
 class _Server(ThreadingHTTPServer):
-    """A thread for each connection, and a bound on both."""
+    """A thread for each connection, and a bound on both: slow clients keep no probe away."""
 
     daemon_threads = True
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         self.address_family = AF_INET6 if ip_address(address[0]).version == 6 else AF_INET
-        self._free = threading.BoundedSemaphore(_CONNECTIONS_MAX)
+        self._lock, self._open = threading.Lock(), deque[_Request]()
         super().__init__(address, handler)
 
     def process_request(self, request: _Request, client_address: object) -> None:
-        """Serve a connection, or close it where too many are open."""
-        if not self._free.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
+        """Serve a connection in place of the oldest one where too many are open."""
+        with self._lock:
+            self._open.append(request)
+            oldest = self._open.popleft() if len(self._open) > _CONNECTIONS_MAX else None
+        if isinstance(oldest, socket.socket):
+            with suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)  # its thread closes it
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: _Request, client_address: object) -> None:
@@ -112,7 +117,8 @@ class _Server(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._free.release()
+            with self._lock, suppress(ValueError):
+                self._open.remove(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Leave a client that has gone alone: that is no failure of ours."""

@@ -254,16 +254,14 @@ class Loop:
         return ()
 
     def _configure(self, snapshot: Snapshot, applied: Applied) -> tuple[str, ...]:
-        """Open the node for pods, and write the list.
+        """Write the list, and open the node for pods.
 
         Where pods would not get out a node stays closed after its boot. One that was open stays so,
         also if the network has failed since, and its list follows the cluster.
         """
         parts, seen = self._parts, self._seen
         parts.metrics.ranges(snapshot.cluster.own.ranges)
-        if not applied.unfit:
-            configuration.open_node(parts.choice)
-        elif not parts.choice.indicator.exists():
+        if applied.unfit and not parts.choice.indicator.exists():
             return (f"new pods wait until this is mended: {'; '.join(applied.unfit)}",)
         mtu = applied.mtu
         text = configuration.render(parts.choice, snapshot, mtu)
@@ -273,6 +271,7 @@ class Loop:
             parts.log.info("wrote the list of plugins", path=str(parts.choice.path), mtu=mtu)
         seen.text = text
         parts.metrics.configuration(text)
+        configuration.open_node(parts.choice)  # last: a list of before the boot may be another
         return ()
 
     def _conflicts(self, snapshot: Snapshot) -> tuple[str, ...]:
@@ -303,8 +302,10 @@ class Loop:
         for one in problems:
             if one not in before:
                 self._parts.log.warning(one, part=part)
-        for one in self._seen.lasting[part].due(problems):
-            self._parts.reports.event(_REASONS.get(part, "AgentFailed"), one)
+        lasting = self._seen.lasting[part]
+        for one in lasting.due(problems):
+            if not self._parts.reports.event(_REASONS.get(part, "AgentFailed"), one):
+                lasting.forget(one)
         for one in before:
             if one not in problems:
                 self._parts.log.info("no longer", part=part, problem=one)

@@ -53,8 +53,10 @@ class PodEvents:
         found = pods(self._network, self._state_dir)
         words = [(one, BROKEN, broken[one]) for one in found if one in broken]
         words += [(one, reason, everywhere) for one in found if everywhere]
-        for container, why, text in self._lasting.due(words):
-            self._reports.event(why, text, pod=found[container])
+        for one in self._lasting.due(words):
+            container, why, text = one
+            if not self._reports.event(why, text, pod=found[container]):
+                self._lasting.forget(one)  # too many at once: in a later round
 
 
 def pods(network: str, state_dir: str) -> dict[str, Pod]:

@@ -84,6 +84,10 @@ class Lasting:
         self._told = told | dict.fromkeys(due, now)
         return due
 
+    def forget(self, one: _Thing) -> None:
+        """Have a thing be due again at the next look: it had no Event."""
+        self._told.pop(one, None)
+
 
 class Reports:
     """Sends reports, in the order of their calls, as soon as the API server can be reached."""
@@ -112,23 +116,25 @@ class Reports:
 
     def event(
         self, reason: str, message: str, *, is_warning: bool = True, pod: Pod | None = None
-    ) -> None:
+    ) -> bool:
         """Have `kubectl describe` show a message of a pod, or of the node where none is given.
 
-        Too many are dropped, and counted. One that waits for the API server waits once.
+        Too many are dropped, and counted: then it returns False. One that waits for the API server
+        waits once.
         """
         report = _Report(reason, message[:_MESSAGE_MAX], is_warning, datetime.now(UTC), pod)
         with self._condition:
             if report in self._waiting:
-                return
+                return True
             if not (self._pod_pace if pod else self._pace).try_step():
                 self._metrics.report_dropped()
-                return
+                return False
             self._waiting.append(report)
             if len(self._waiting) > _WAITING_MAX:
                 self._waiting.popleft()
                 self._metrics.report_dropped()
             self._condition.notify()
+            return True
 
     def announce(self, own: Member, key: str) -> None:
         """Have the Node show the public key `key`, unless it does; "" leaves it alone."""
@@ -247,9 +253,11 @@ class Reports:
             body = {"status": {"conditions": [condition]}}
             client.patch(NodeStatus, self._node, body, patch_type=PatchType.STRATEGIC)
         except api.ERRORS as error:
-            if not isinstance(error, ApiError) or _may_pass(error):
-                with self._condition:
+            with self._condition:
+                if not isinstance(error, ApiError) or _may_pass(error):
                     self._condition_due = self._condition_due or due
+                else:
+                    self._told = None  # rights may come: the next round asks again
             raise
         self._log.info("set the condition NetworkUnavailable", status=condition["status"])
 

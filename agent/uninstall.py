@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent import configuration, files, install, owners
+from agent import configuration, install, owners
 from agent.leases import leased
 from cni_common.node.host import STATE_DIR
 from cni_common.node.record import Records
@@ -33,12 +33,14 @@ def uninstall(
 
     Refuses while pods use the network: without the list containerd cannot delete them.
     """
-    status = _use(settings, log, is_forced=is_forced)
     problems: list[str] = []
     try:
+        configuration.restore(settings.choice)
+        status = _use(settings, log, is_forced=is_forced)
         status = status or _remove_list(settings, log, is_forced=is_forced)
         if status:
             return status
+        configuration.forget(settings.choice)
         problems += fabric.remove()
         if engine and engine.stop():
             log.info("stopped the engine")
@@ -60,14 +62,13 @@ def uninstall(
 
 def _remove_list(settings: Settings, log: Log, *, is_forced: bool) -> int:
     """Remove the list, or leave it and return a status if a pod has come meanwhile."""
-    removed = configuration.remove(settings.choice)
-    if not removed:
+    if not configuration.set_aside(settings.choice):
         return DONE
     if not is_forced:
         time.sleep(_BEGUN_SECONDS)
         status = _use(settings, log, is_forced=False)
         if status:
-            files.replace(settings.choice.path, removed)
+            configuration.restore(settings.choice)
             return status
     log.info("removed the list of plugins", path=str(settings.choice.path))
     return DONE

@@ -70,7 +70,10 @@ class Listener:
             ready = [fd for fd, _ in poll.poll(None if left is None else left * 1000)]
             if self._ending in ready:
                 return
-            reasons = self._read()
+            try:
+                reasons = self._read()
+            except OSError:  # of the kernel's choice: what it would have told is read anew
+                reasons = [watched.LOST]
             if self._path and time.monotonic() >= look_at:
                 look_at = time.monotonic() + self._known()[1]
                 reasons += self._look()

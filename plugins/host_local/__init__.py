@@ -73,7 +73,7 @@ SCHEMA: Json = {
                 ),
                 "closed": key_schema(
                     "string",
-                    "Why no address is given out now: ADD and STATUS fail with this reason.",
+                    "Why no address is given out now: ADD fails with this reason.",
                 ),
                 "readinessIndicatorFile": key_schema(
                     "string", "File without which the network is not made: ADD and STATUS fail."
@@ -168,7 +168,8 @@ def add(req: Request, host: Host, undo: Undo) -> Result:
     Raises CNIError 4, 5, 7, 11 or 999.
     """
     conf = Conf.of(req)
-    _refuse_now(req, Code.TRY_AGAIN_LATER)
+    _require_open(req)
+    _require_ready(req, Code.TRY_AGAIN_LATER)
     wanted = choose.assign(conf.sets, _requested(req), req.network)
     dns: Json = {}
     if conf.resolv_conf:
@@ -221,7 +222,7 @@ def status(req: Request, host: Host) -> None:
     from plugins.host_local.capacity import Capacity
 
     conf = Conf.of(req)
-    _refuse_now(req, Code.PLUGIN_NOT_AVAILABLE)
+    _require_ready(req, Code.PLUGIN_NOT_AVAILABLE)
     try:
         host.records.probe()
         with Capacity(conf.directory, host, req.network) as capacity:
@@ -251,12 +252,19 @@ def _directory(req: Request) -> str:
     return f"{data_dir.rstrip('/')}/{req.network}"
 
 
-def _refuse_now(req: Request, code: int) -> None:
-    """Raise CNIError `code` if the network gives out no addresses; existing leases stay."""
-    ipam = req.config.get("ipam", {})
-    if ipam.get("closed"):
-        raise CNIError(code, f"{PLUGIN}: network {req.network} is closed: {ipam['closed']}")
-    path = ipam.get("readinessIndicatorFile", "")
+def _require_open(req: Request) -> None:
+    """Raise CNIError 11 if the network gives out no addresses for now.
+
+    STATUS says nothing of it: a node that is not ready loses its running pods as well.
+    """
+    reason = req.config.get("ipam", {}).get("closed", "")
+    if reason:
+        raise CNIError(Code.TRY_AGAIN_LATER, f"{PLUGIN}: network {req.network} is closed: {reason}")
+
+
+def _require_ready(req: Request, code: int) -> None:
+    """Raise CNIError `code` if the network is not made yet."""
+    path = req.config.get("ipam", {}).get("readinessIndicatorFile", "")
     if path and not os.path.exists(path):
         raise CNIError(
             code,

@@ -110,7 +110,7 @@ class AgentHost:
     def stop(self) -> int:
         """Have it end, and return its exit status."""
         assert self._agent
-        for pid in self._children(self._agent.pid):
+        for pid in self.children_of(self._agent.pid):
             os.kill(pid, signal.SIGTERM)
         status = self._agent.wait(GENEROUS)
         self._agent = None
@@ -119,13 +119,13 @@ class AgentHost:
     def kill(self) -> None:
         """Kill it at once."""
         assert self._agent
-        for pid in self._children(self._agent.pid):
+        for pid in self.children_of(self._agent.pid):
             os.kill(pid, signal.SIGKILL)
         self._agent.wait(GENEROUS)
         self._agent = None
 
     @staticmethod
-    def _children(pid: int) -> list[int]:
+    def children_of(pid: int) -> list[int]:
         """Return the agent itself: nsenter waits for it in the first process."""
         text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
         return [int(word) for word in text.split()] or [pid]
@@ -133,7 +133,7 @@ class AgentHost:
     def pid(self) -> int:
         """Return its process id, here."""
         assert self._agent
-        (found,) = self._children(self._agent.pid)
+        (found,) = self.children_of(self._agent.pid)
         return found
 
     def uninstall(self, *options: str) -> subprocess.CompletedProcess[str]:

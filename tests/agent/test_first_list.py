@@ -169,6 +169,28 @@ def test_after_a_boot(host: AgentHost) -> None:
     assert host.call("ADD", "c2").returncode == 0
 
 
+def test_after_a_boot_with_another_range(host: AgentHost) -> None:
+    """The list of before is of no use: no pod starts by it, but by the one that replaces it."""
+    host.remember(OWN, OTHER)
+    host.start()
+    host.wait_ready()
+    host.node.container("c1")
+    boot(host)
+    host.remember(member("a", 1), OTHER)  # registered anew, and has no ranges yet
+
+    host.start()
+    wait_until(lambda: "has no podCIDR" in host.get("/readyz")[1], "/readyz does not say it")
+    refused = host.call("ADD", "c1")
+    host.stop()
+    host.remember(member("a", 1, "10.244.9.0/24"), OTHER)
+    host.start()
+    host.wait_ready()
+
+    assert json.loads(refused.stdout)["code"] == 11
+    (address,) = json.loads(host.call("ADD", "c1").stdout)["ips"]
+    assert address["address"].startswith("10.244.9.")
+
+
 def test_its_file_is_removed(host: AgentHost) -> None:
     """Who empties the directory of the state has pods wait for a moment only."""
     host.remember(OWN, OTHER)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import scope
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.daemons import Daemon
 from tests.kubernetes.node import CONFLISTS, Node
@@ -34,7 +35,16 @@ class Way:
         return f"{self.mode}-{self.interface}"
 
 
-WAYS = {way.name: way for way in (Way("direct", "ptp"), Way("vxlan", "bridge"))}
+_PAIRS = (
+    (Way("direct", "ptp"), Way("vxlan", "bridge")),
+    (Way("direct", "bridge"), Way("vxlan", "ptp")),
+)
+WAYS = {way.name: way for pair in _PAIRS for way in pair}
+
+
+def chosen() -> list[str]:
+    """Return the names of the ways of this run: a pair, by the day, or in the long form all."""
+    return list(WAYS) if scope.ALL else [way.name for way in _PAIRS[scope.turn() % len(_PAIRS)]]
 
 
 class Agents:

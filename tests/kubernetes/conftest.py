@@ -10,7 +10,7 @@ import pytest
 
 from tests.kubernetes import agent_pods, combination, control_plane, node
 from tests.kubernetes.agent_pods import AgentPods
-from tests.kubernetes.agents import WAYS, Agents
+from tests.kubernetes.agents import WAYS, Agents, chosen
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.pods import Pods
 from tests.kubernetes.world import LOGS, World
@@ -80,8 +80,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="session")
 def cluster(request: pytest.FixtureRequest, world: World, images: list[Path]) -> Iterator[Cluster]:
     """A cluster of three nodes; its nodes have plugins, and no network before a test gives one."""
-    chosen = combination.COMBINATIONS[request.param]
-    made = Cluster(world, chosen, images)
+    made = Cluster(world, combination.COMBINATIONS[request.param], images)
     try:
         made.start()
         yield made
@@ -89,7 +88,7 @@ def cluster(request: pytest.FixtureRequest, world: World, images: list[Path]) ->
         made.close()
 
 
-@pytest.fixture(scope="session", params=list(WAYS))
+@pytest.fixture(scope="session", params=chosen())
 def agents(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Agents]:
     """The agents of the cluster, for each way of connecting pods."""
     made = (Agents if agent_pods.missing() else AgentPods)(cluster, WAYS[request.param])

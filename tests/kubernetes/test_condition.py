@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
+from agent.configuration import NEW_VERSION
 from tests.kubernetes import agent_pods
 from tests.kubernetes.agent_pods import NAME, AgentPods
 from tests.kubernetes.agents import Agents
-from tests.kubernetes.api import NODES, PODS, condition_of
+from tests.kubernetes.api import NODES, PODS, condition_of, is_ready
 from tests.kubernetes.cluster import Cluster
+from tests.kubernetes.node import BIN, Node
 from tests.kubernetes.pods import Pods, pod
 from tests.kubernetes.test_manifest import CONDITION
 from tests.machine import Json
+from tests.waits import wait_until
 
 pytestmark = [
     pytest.mark.rotating(2),  # by each way of connecting pods, on half of the days
@@ -24,6 +28,7 @@ pytestmark = [
 KIND = "NetworkUnavailable"
 TAINT = "node.kubernetes.io/network-unavailable"
 ROLLOUT_SECONDS = 120
+PLUGINS = 4  # of a list: the interface's, host-local, portmap, bandwidth
 
 
 @pytest.fixture
@@ -90,6 +95,8 @@ def test_condition(conditioned: Cluster, pods: Pods) -> None:
     conditioned.api.create(NODES, {"metadata": {"name": "overlapping"}, "spec": broken})
     try:
         await_nodes(conditioned, is_refusing, "the condition is true", node.name)
+        await_statuses(conditioned, node)
+        assert is_ready(conditioned.api.get(f"{NODES}/{node.name}"))  # so its pods stay
         others = [conditioned.first.name, conditioned.second.name]
         await_nodes(conditioned, is_available, "others are as before", *others)
         label = {"kubernetes.io/hostname": node.name}
@@ -108,6 +115,19 @@ def test_condition(conditioned: Cluster, pods: Pods) -> None:
         "the kubelet tells of itself",
     )
     await_nodes(conditioned, is_available, "the condition stays")
+
+
+def await_statuses(cluster: Cluster, node: Node) -> None:
+    """Wait until the runtime has asked twice more for STATUS, if it does at all."""
+
+    def count() -> int:
+        text = node.command(f"{BIN}/pycni", "metrics")
+        found = re.findall(r'^pycni_requests_total{verb="STATUS",.*} (\d+)$', text, re.M)
+        return sum(map(int, found))
+
+    before = count()
+    if cluster.combination.cni_version == NEW_VERSION:
+        wait_until(lambda: count() >= before + 2 * PLUGINS, "the runtime asks no more")
 
 
 def _is_unschedulable(found: Mapping[str, Json]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from cni_common.spec.names import VERSION
 from deploy.image import build
 from tests import other_build
 from tests.kubernetes.agent_pods import DAEMON_SETS, NAME, PODS, PROCESS, AgentPods
@@ -37,18 +37,28 @@ class Image:
     agent: str  # digest of the agent's build
 
 
-def image_of(name: str, version: str, dist: Path) -> Image:
+def image_of(name: str, dist: Path) -> Image:
     """Return the image that is made of a directory."""
     (plugins,) = (path.name for path in (dist / "bin/.pycni").iterdir())
+    version = plugins.rpartition("-")[0]
     return Image(name, version, plugins, (dist / "agent/build").read_text())
+
+
+def other_dist() -> Path:
+    """Return what the other image is made of: PYCNI_TEST_OTHER_DIST, or a version to come."""
+    given = os.environ.get("PYCNI_TEST_OTHER_DIST")  # noqa: TID251 - dist/ of a release's own tree
+    if given:
+        return Path(given)
+    dist = other_build.make().parent
+    assert other_build.make_agent().parent == dist
+    return dist
 
 
 @pytest.fixture(scope="module")
 def other_image(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Image:
     """Give each node the image of another build, of plugins and agent; return that."""
-    dist = other_build.make().parent
-    assert other_build.make_agent().parent == dist
-    made = image_of(f"localhost/pycni:{other_build.OTHER_VERSION}", other_build.OTHER_VERSION, dist)
+    dist = other_dist()
+    made = image_of("localhost/pycni:other", dist)
     archive: Path = tmp_path_factory.mktemp("other") / "pycni.tar"
     build.make(archive, name=made.name, dist=dist)
     for node in cluster.nodes.values():
@@ -163,7 +173,7 @@ def test_upgrade_and_back(
     """
     if not isinstance(agents, AgentPods):
         pytest.skip("agents are processes here, without an image: run make image")
-    own = image_of(build.NAME, VERSION, build.DIST)
+    own = image_of(build.NAME, build.DIST)
     assert own.agent != other_image.agent
     running, other = pods.start(pod("running", "node1"), pod("other", "node2"))
     failed = network.events(*FAILURES)

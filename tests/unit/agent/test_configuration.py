@@ -131,14 +131,13 @@ class TestTemplate:
     """A list of the operator's own."""
 
     def test_filled(self, tmp_path: Path) -> None:
-        """Placeholders are replaced by values, also by those that are no text; name and version
-        are ours where the template has none."""
+        """Placeholders are replaced by values, also by those that are no text."""
         path = tmp_path / "template.conflist"
         ipam = {"type": "host-local", "ranges": "${ranges}", "routes": "${routes}"}
         macvlan = {"type": "macvlan", "mtu": "${mtu}", "ipam": ipam, "label": "cost: ${5}"}
         path.write_text(json.dumps({"name": "own", "plugins": [macvlan, {"type": "tuning"}]}))
 
-        found = _list(Choice(template=path), _snapshot(*RANGES), 1400)
+        found = _list(Choice(template=path, network="own"), _snapshot(*RANGES), 1400)
 
         assert (found["name"], found["cniVersion"]) == ("own", "1.0.0")
         assert found["plugins"][0]["mtu"] == 1400
@@ -166,6 +165,7 @@ class TestTemplate:
             ('{"plugins": []}', "no list of plugins"),
             ('{"plugins": [{"type": 5}]}', "no list of plugins"),
             ('{"plugins": [{"type": "ptp", "mtu": "${MTU}"}]}', "has ${MTU}"),
+            ('{"name": "own", "plugins": [{"type": "ptp"}]}', "network is 'pycni'"),
         ],
     )
     def test_refused(self, tmp_path: Path, text: str, message: str) -> None:
@@ -221,10 +221,25 @@ class TestFile:
         choice = Choice(directory=tmp_path)
         choice.path.write_text('{"name": "cbr0", "plugins": [{"type": "flannel"}]}')
 
-        assert not configuration.remove(choice)
+        assert not configuration.set_aside(choice)
         assert choice.path.exists()
-        assert configuration.remove(replace(choice, network="cbr0"))
+        assert configuration.set_aside(replace(choice, network="cbr0"))
         assert not choice.path.exists()
+
+    def test_set_aside(self, tmp_path: Path) -> None:
+        """A list comes back as it was, unless another has come; or goes for good."""
+        choice = Choice(directory=tmp_path)
+        text = b'{"name": "pycni", "plugins": []}'
+        for again in (b"", b"another"):
+            choice.path.write_bytes(text)
+            assert configuration.set_aside(choice)
+            if again:
+                choice.path.write_bytes(again)
+            configuration.restore(choice)
+            assert choice.path.read_bytes() == again or text
+        configuration.forget(choice)
+        configuration.forget(choice)
+        assert [path.name for path in tmp_path.iterdir()] == [choice.name]
 
     def test_another_comes_first(self, tmp_path: Path) -> None:
         """A file with an earlier name is what the runtime uses: that is said, and it stays."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -15,7 +18,7 @@ import pytest
 from agent import loop
 from agent.health import Health
 from agent.metrics import Metrics
-from tests.waits import GENEROUS, wait_until
+from tests.waits import GENEROUS, longer_if_busy, wait_until
 
 
 class ReleasedError(Exception):
@@ -79,3 +82,19 @@ def test_a_round_that_hangs_fails_the_probe(
         assert answer(health) == (200, "ok\n")
     finally:
         health.close()
+
+
+def test_slow_clients_keep_no_probe_away(tmp_path: Path) -> None:
+    """However many connections say nothing, or little, a probe has its answer at once."""
+    health = Health(("127.0.0.1", 0), alive=lambda: "", ready=tuple, metrics=Metrics(tmp_path))
+    with ExitStack() as stack:
+        stack.callback(health.close)
+        for number in range(50):
+            address = ("127.0.0.1", health.address[1])
+            client = stack.enter_context(socket.create_connection(address))
+            client.sendall(b"GET /healthz" if number % 2 else b"G")
+
+        began = time.monotonic()
+        assert answer(health) == (200, "ok\n")
+
+        assert time.monotonic() - began < longer_if_busy(1)

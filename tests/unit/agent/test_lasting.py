@@ -6,14 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import patch
 
 import pytest
 
 from agent.access import Access
+from agent.cluster import Member
 from agent.logs import Log
 from agent.loop import Loop, Parts
 from agent.metrics import Metrics
-from agent.reports import Lasting, Reports
+from agent.pod_events import Pod, PodEvents
+from agent.reports import Condition, Lasting, Reports
 from tests.api_server import node, serving
 from tests.waits import wait_until
 
@@ -41,10 +44,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def loop_of(watch: Any, events: list[str], folder: Path, **parts: Any) -> Loop:
     """Return a loop that knows no cluster, and whose Events come into a list."""
+
+    def event(_reason: str, text: str) -> bool:
+        events.append(text)
+        return True
+
     found = {
         "watch": watch,
         "remembered": SimpleNamespace(load=lambda _node: None),
-        "reports": SimpleNamespace(event=lambda _reason, text: events.append(text)),
+        "reports": SimpleNamespace(event=event),
         "metrics": Metrics(folder / "leases"),
         "log": Log("error"),
         "bin_dir": folder,
@@ -130,3 +138,59 @@ def test_while_the_api_server_is_away(tmp_path: Path) -> None:
         wait_until(lambda: len(server.taken) == 2, "not both Events come")
 
     assert [event["message"] for _, event in server.taken] == ["words", "other words"]
+
+
+def test_more_pods_than_the_pace_allows(clock: Clock) -> None:
+    """Each of 110 pods gets its Event in the end: over the pace it comes in a later round."""
+    pods = {f"c{number}": Pod("default", f"p{number}", f"u{number}") for number in range(110)}
+    told: list[str] = []
+    left = 0  # of the pace, in this round
+
+    def event(_reason: str, _text: str, *, pod: Pod) -> bool:
+        nonlocal left
+        left -= 1
+        told.extend([pod.name] if left >= 0 else [])
+        return left >= 0
+
+    with patch("agent.pod_events.pods", lambda *_: pods):
+        events = PodEvents(cast("Reports", SimpleNamespace(event=event)), "pycni")
+        for _ in range(5):
+            left = 25
+            events.tell("Overlap", "words", {})
+            clock.now += 60
+
+    assert sorted(told) == sorted(one.name for one in pods.values())
+
+
+def test_too_many_at_once(tmp_path: Path) -> None:
+    """An Event over the pace is not taken, and counted; one that waits already is."""
+    metrics = Metrics(tmp_path / "leases")
+    reports = Reports(Access().connect, "a", log=Log("error"), metrics=metrics)
+
+    taken = [reports.event("Overlap", f"words {number}") for number in range(100)]
+
+    assert taken[0]
+    assert not taken[-1]
+    assert reports.event("Overlap", "words 0")
+    dropped = f"pycni_agent_reports_dropped_total {taken.count(False):.1f}"
+    assert dropped in metrics.text().decode()
+
+
+def test_a_condition_that_was_refused(tmp_path: Path) -> None:
+    """It is asked for again in the next round: the agent's rights may have come meanwhile."""
+    with serving([node(0)]) as server:
+        access = Access(kubeconfig=server.kubeconfig(tmp_path))
+        metrics = Metrics(tmp_path / "leases")
+        reports = Reports(access.connect, "node-00000", log=Log("error"), metrics=metrics)
+        reports.start()
+        own, found = Member("node-00000", "uid"), Condition("PycniReady", "words")
+        status = {"kind": "Status", "code": 403, "reason": "Forbidden", "message": "no"}
+        server.failures.append(lambda handler: handler.answer(403, status))
+
+        def is_taken() -> bool:
+            reports.condition(own, found)  # as each round does
+            return bool(server.taken)
+
+        wait_until(is_taken, "the condition is not asked for again")
+
+    assert len(server.requests) == 2

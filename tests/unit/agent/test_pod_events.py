@@ -35,9 +35,10 @@ class Told:
     def __init__(self) -> None:
         self.found: list[tuple[str, str, str]] = []
 
-    def event(self, reason: str, message: str, *, pod: Pod) -> None:
+    def event(self, reason: str, message: str, *, pod: Pod) -> bool:
         """Take one."""
         self.found.append((f"{pod.namespace}/{pod.name}/{pod.uid}", reason, message))
+        return True
 
     def take(self) -> list[tuple[str, str, str]]:
         """Return what was told since the last call."""
