@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -226,7 +226,9 @@ def watched_routes(host: AgentHost) -> Iterator[list[str]]:
         host.node.command("ip", "route", "add", "blackhole", address)
         host.node.command("ip", "route", "delete", "blackhole", address)
 
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as monitor:
+    with ExitStack() as stack:
+        monitor = stack.enter_context(subprocess.Popen(words, stdout=subprocess.PIPE, text=True))
+        stack.callback(monitor.kill)
         stream = Measured.told(monitor.stdout)
 
         def hears() -> bool:
@@ -240,4 +242,3 @@ def watched_routes(host: AgentHost) -> Iterator[list[str]]:
             if line.startswith("Deleted blackhole 203.0.113.2"):
                 break
             changed += [line] if "proto 112" in line else []
-        monitor.kill()

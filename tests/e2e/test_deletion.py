@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.e2e.node import Node, network, node_with
+from tests.e2e.upgrades import install
 from tests.machine import DIST
 from tests.waits import wait_until
 
@@ -43,3 +45,27 @@ def test_no_process_stays(node: Node, keys: dict[str, Any]) -> None:
         assert port["name"] not in node.links("")
         assert "eth0" not in node.links("/run/netns/c1")
     wait_until(lambda: processes(node) == before, "a process stays")
+
+
+def test_the_program_of_the_bundle_waits(node: Node, tmp_path: Path) -> None:
+    """DEL starts the one beside it, and goes on without it where it is gone."""
+    install(DIST, tmp_path / "bin", "none")
+    [program] = (tmp_path / "bin/.pycni").glob("*/netlink-send")
+    real = program.rename(program.with_name("real"))
+    program.write_text(f"#!/bin/sh\n: >{tmp_path}/started\nexec {real}\n")
+    program.chmod(0o755)
+    config = {"cniVersion": "1.1.0", "name": "net", "type": "bridge", "bridge": "br0"}
+    node.container("c1")
+
+    def cycle() -> None:
+        for command in ("ADD", "DEL"):
+            done = node.execute(
+                "bridge", command, config, "/run/netns/c1", bin_dir=str(tmp_path / "bin")
+            )
+            assert done.returncode == 0, done.stdout
+        assert "eth0" not in node.links("/run/netns/c1")
+
+    cycle()
+    wait_until((tmp_path / "started").exists, "DEL does not start it")
+    program.unlink()
+    cycle()
