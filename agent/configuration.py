@@ -13,12 +13,14 @@ from agent.network.settings import BRIDGE_DEVICE
 from agent.snapshot import overlaps
 from cni_common.node.host import STATE_DIR
 from cni_common.node.journal import make_private_directory
+from cni_common.node.record import Records
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from agent.cluster import Member, Network
     from agent.snapshot import Snapshot
+    from cni_common.node.record import Record
 
 PTP, BRIDGE = "ptp", "bridge"
 KINDS = (PTP, BRIDGE)
@@ -307,6 +309,36 @@ def problems(choice: Choice, ranges: tuple[Network, ...]) -> list[str]:
     if choice.kind == BRIDGE and not choice.template:
         found += _bridge_problems({one.version for one in ranges})
     return found
+
+
+def of_another_kind(choice: Choice, state_dir: str = STATE_DIR) -> list[str]:
+    """Return what is wrong where pods hang on another kind of link than new ones get.
+
+    Pods on a bridge look for all of their range there, and so do not find the others. Raises
+    CNIError, OSError where the records cannot be read.
+    """
+    if choice.template:
+        return []
+    records, found = Records(state_dir), set[str]()
+    try:
+        for record, _ in records.listing():
+            is_other = record.plugin in KINDS and record.plugin != choice.kind
+            if record.network == choice.network and is_other and _has_link(record):
+                found.add(record.attachment.containerid)
+    finally:
+        records.close()
+    if not found:
+        return []
+    return [
+        f"{len(found)} pods of this node have another kind of link than {choice.kind}, and do not"
+        " reach new pods of the node: drain it, so that all pods are new"
+    ]
+
+
+def _has_link(record: Record) -> bool:
+    """Tell whether the host's end is there: a DEL by another plugin leaves the record."""
+    name = record.facts.get("veth", {}).get("host_end", "")
+    return bool(name) and Path("/sys/class/net", name).exists()
 
 
 def _bridge_problems(versions: set[int]) -> list[str]:

@@ -16,6 +16,7 @@ from agent import configuration, install, owners
 from agent.reports import Condition, Lasting
 from agent.snapshot import overlaps
 from agent.watch import BackOff
+from cni_common.spec.errors import CNIError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -275,7 +276,13 @@ class Loop:
         return ()
 
     def _conflicts(self, snapshot: Snapshot) -> tuple[str, ...]:
-        return tuple(configuration.problems(self._parts.choice, snapshot.cluster.own.ranges))
+        choice = self._parts.choice
+        found = configuration.problems(choice, snapshot.cluster.own.ranges)
+        try:
+            found += configuration.of_another_kind(choice)
+        except CNIError as error:
+            self._parts.log.debug("pods of another kind are not known", reason=error.msg)
+        return tuple(found)
 
     def _try(self, part: str, step: Callable[[], tuple[str, ...]]) -> None:
         """Run one step, and note what is wrong with its part after it."""

@@ -181,6 +181,35 @@ def test_overlap(host: AgentHost) -> None:
     assert host.call("ADD", "c2").returncode == 0
 
 
+def test_another_kind_of_link(host: AgentHost) -> None:
+    """Pods on a bridge beside new ones on links of their own: that is said until they are gone."""
+    host.remember(OWN, OTHER)
+    host.start("--interface", "bridge")
+    host.wait_ready()
+    for name in ("c1", "c2"):
+        host.node.container(name)
+    assert host.call("ADD", "c1").returncode == 0
+    host.stop()
+
+    host.start("--interface", "ptp")
+    host.wait_ready()
+    words = "1 pods of this node have another kind of link than ptp"
+    wait_until(
+        lambda: any(one["message"].startswith(words) for one in host.log()), "nothing is said of it"
+    )
+    assert host.call("ADD", "c2").returncode == 0
+    assert host.call("DEL", "c1").returncode == 0
+    host.node.delete_container("c1")
+    host.path(LIST).unlink()  # for a round
+
+    wait_until(
+        lambda: any(
+            one["message"] == "no longer" and one["problem"].startswith(words) for one in host.log()
+        ),
+        "it is said for ever",
+    )
+
+
 def test_another_list_comes_first(host: AgentHost) -> None:
     """A list of others whose name comes first stays, and is named."""
     host.path("/etc/cni/net.d").mkdir(parents=True, exist_ok=True)

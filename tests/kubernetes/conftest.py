@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kubernetes import agent_pods, combination, control_plane, node
+from tests.kubernetes import agent_pods, combination, control_plane, dns, node
 from tests.kubernetes.agent_pods import AgentPods
 from tests.kubernetes.agents import WAYS, Agents, chosen
 from tests.kubernetes.cluster import Cluster
@@ -96,7 +96,7 @@ def agents(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Agents]
     made.wait_ready()
     cluster.wait_ready()
     yield made
-    cluster.wait_torn_down()  # with the list that has set the pods up
+    dns.remove(cluster)  # with the list that has set the pods up: what stays would be of two kinds
     made.stop()
     made.uninstall()
 
