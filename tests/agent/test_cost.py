@@ -22,9 +22,10 @@ import pytest
 from tests import api_server
 from tests.agent.host import BINS, LIST, AgentHost
 from tests.machine import ROOT
-from tests.waits import wait_until
+from tests.waits import longer_if_busy, wait_until
 
 READY_SECONDS = 2.0
+RESTART_SECONDS = 5.0  # with 1,000 Nodes, and other tests meanwhile
 MEMORY_BYTES = 60e6
 REST = 0.002  # of a core
 NODES = 1000
@@ -197,22 +198,16 @@ def test_silence(large: Measured) -> None:
 
 
 def test_restart(large: Measured) -> None:
-    """An agent that comes again finds 2,000 routes, and changes none: it is ready as a new one is.
+    """An agent that comes again finds 2,000 routes, and changes none."""
+    assert large.host.stop() == 0
 
-    The best of up to five starts counts.
-    """
-    found = [math.inf]
-    for _ in range(5):
-        if min(found) <= READY_SECONDS:
-            break
-        assert large.host.stop() == 0
-        with watched_routes(large.host) as changed:
-            found.append(large.start())
-        assert changed == []
-    noted("start to ready again with 1,000 nodes, s", min(found))
+    with watched_routes(large.host) as changed:
+        seconds = large.start()
+    noted("start to ready again with 1,000 nodes, s", seconds)
     noted("processor until then, s", large.seconds())
 
-    assert min(found) <= READY_SECONDS, found
+    assert changed == []
+    assert seconds <= longer_if_busy(RESTART_SECONDS)
     assert large.memory() <= MEMORY_BYTES
 
 
