@@ -179,10 +179,11 @@ bench-quick: dist ## the same in half a minute, to see that it works: writes bel
 	tests/in-sandbox $(python) -m bench --quick --rounds 3 --no-verdict --output build/bench
 
 .PHONY: bench-kubernetes
-bench-kubernetes: dist ## from creation to Ready of 1, 30, 60 pods in the lab: docs/benchmarks-kubernetes.md
+bench-kubernetes: dist ## from creation to Ready of 1, 30, 60 pods (BENCH_PODS=110,250) in the lab: docs/benchmarks-kubernetes.md
 	@deploy/prerequisites.sh --reference
 	@deploy/prerequisites.sh --kubernetes
-	tests/in-sandbox $(python) -m tests.kubernetes.measure $(if $(BENCH_ROUNDS),--rounds $(BENCH_ROUNDS))
+	tests/in-sandbox $(python) -m tests.kubernetes.measure \
+	    $(if $(BENCH_ROUNDS),--rounds $(BENCH_ROUNDS)) $(if $(BENCH_PODS),--pods $(BENCH_PODS))
 
 schemas: venv ## write conf/schema/ anew after a change of a SCHEMA
 	$(python) -m deploy.schemas
