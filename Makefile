@@ -183,7 +183,7 @@ bench-kubernetes: dist ## from creation to Ready of 1, 30, 60 pods (BENCH_PODS=1
 	@deploy/prerequisites.sh --reference
 	@deploy/prerequisites.sh --kubernetes
 	tests/in-sandbox $(python) -m tests.kubernetes.measure \
-	    $(if $(BENCH_ROUNDS),--rounds $(BENCH_ROUNDS)) $(if $(BENCH_PODS),--pods $(BENCH_PODS))
+	    $(if $(BENCH_ROUNDS),--rounds $(BENCH_ROUNDS)) $(if $(BENCH_PODS),--add --pods $(BENCH_PODS))
 
 schemas: venv ## write conf/schema/ anew after a change of a SCHEMA
 	$(python) -m deploy.schemas

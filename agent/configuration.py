@@ -12,6 +12,7 @@ from agent import files
 from agent.network.settings import BRIDGE_DEVICE
 from agent.snapshot import overlaps
 from cni_common.node.host import STATE_DIR
+from cni_common.node.interface import VethFacts
 from cni_common.node.journal import make_private_directory
 from cni_common.node.record import Records
 
@@ -278,9 +279,11 @@ def set_aside(choice: Choice) -> bool:
 def restore(choice: Choice) -> None:
     """Bring back the list that was set aside, also by a process that was killed.
 
-    Raises OSError.
+    One that has come since stays. Raises OSError.
     """
-    if _aside(choice).exists() and not choice.path.exists():
+    if choice.path.exists():
+        forget(choice)
+    elif _aside(choice).exists():
         _aside(choice).rename(choice.path)
 
 
@@ -311,34 +314,31 @@ def problems(choice: Choice, ranges: tuple[Network, ...]) -> list[str]:
     return found
 
 
-def of_another_kind(choice: Choice, state_dir: str = STATE_DIR) -> list[str]:
-    """Return what is wrong where pods hang on another kind of link than new ones get.
+def of_another_plugin(choice: Choice, state_dir: str = STATE_DIR) -> list[str]:
+    """Return what is wrong where pods were attached by another plugin than new ones are.
 
     Pods on a bridge look for all of their range there, and so do not find the others. Raises
     CNIError, OSError where the records cannot be read.
     """
     if choice.template:
         return []
-    records, found = Records(state_dir), set[str]()
+    records = Records(state_dir)
     try:
-        for record, _ in records.listing():
-            is_other = record.plugin in KINDS and record.plugin != choice.kind
-            if record.network == choice.network and is_other and _has_link(record):
-                found.add(record.attachment.containerid)
+        found = [one for one, _ in records.listing() if one.network == choice.network]
     finally:
         records.close()
-    if not found:
-        return []
+    others = {one.plugin for one in found if one.plugin in KINDS and _has_link(one)} - {choice.kind}
     return [
-        f"{len(found)} pods of this node have another kind of link than {choice.kind}, and do not"
-        " reach new pods of the node: drain it, so that all pods are new"
+        f"pods of this node were attached by the plugin {other}, and do not reach those of"
+        f" {choice.kind}: drain the node, and delete its pods of DaemonSets"
+        for other in sorted(others)
     ]
 
 
 def _has_link(record: Record) -> bool:
     """Tell whether the host's end is there: a DEL by another plugin leaves the record."""
-    name = record.facts.get("veth", {}).get("host_end", "")
-    return bool(name) and Path("/sys/class/net", name).exists()
+    facts = record.get(VethFacts)
+    return facts is not None and Path("/sys/class/net", facts.host_end or ".none").exists()
 
 
 def _bridge_problems(versions: set[int]) -> list[str]:

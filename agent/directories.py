@@ -31,8 +31,8 @@ class Directories:
         self._fd = self._libc.inotify_init1(_CLOEXEC)
         if self._fd < 0:
             number = ctypes.get_errno()
-            words = f"inotify: {os.strerror(number)} (sysctl fs.inotify.max_user_instances)"
-            raise OSError(number, words)
+            remedy = "raise the sysctl fs.inotify.max_user_instances"
+            raise OSError(number, f"inotify: {os.strerror(number)}; {remedy}")
         self.ensure()
         threading.Thread(target=self._run, name="directories", daemon=True).start()
 

@@ -93,9 +93,13 @@ def _verdict(problems: tuple[str, ...]) -> tuple[int, str, bytes]:
 
 
 class _Server(ThreadingHTTPServer):
-    """A thread for each connection, and a bound on both: slow clients keep no probe away."""
+    """A thread for each connection, and a bound on both: slow clients keep no probe away.
+
+    For a moment there may be more, as a thread ends after its connection.
+    """
 
     daemon_threads = True
+    request_queue_size = 128  # a burst of connections does not have a probe wait for a second
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         self.address_family = AF_INET6 if ip_address(address[0]).version == 6 else AF_INET

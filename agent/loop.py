@@ -270,18 +270,19 @@ class Loop:
             if text == seen.text:
                 parts.metrics.repaired("configuration")
             parts.log.info("wrote the list of plugins", path=str(parts.choice.path), mtu=mtu)
+        # After the list: that from before the boot may have another range.
+        configuration.open_node(parts.choice)
         seen.text = text
         parts.metrics.configuration(text)
-        configuration.open_node(parts.choice)  # last: a list of before the boot may be another
         return ()
 
     def _conflicts(self, snapshot: Snapshot) -> tuple[str, ...]:
         choice = self._parts.choice
         found = configuration.problems(choice, snapshot.cluster.own.ranges)
         try:
-            found += configuration.of_another_kind(choice)
-        except CNIError as error:
-            self._parts.log.debug("pods of another kind are not known", reason=error.msg)
+            found += configuration.of_another_plugin(choice)
+        except (CNIError, OSError) as error:
+            self._parts.log.debug("records cannot be read", part="conflict", reason=str(error))
         return tuple(found)
 
     def _try(self, part: str, step: Callable[[], tuple[str, ...]]) -> None:
@@ -311,8 +312,8 @@ class Loop:
                 self._parts.log.warning(one, part=part)
         lasting = self._seen.lasting[part]
         for one in lasting.due(problems):
-            if not self._parts.reports.event(_REASONS.get(part, "AgentFailed"), one):
-                lasting.forget(one)
+            if self._parts.reports.event(_REASONS.get(part, "AgentFailed"), one):
+                lasting.note(one)
         for one in before:
             if one not in problems:
                 self._parts.log.info("no longer", part=part, problem=one)

@@ -85,7 +85,7 @@ class Metrics:
         self._nodes = Gauge("pycni_nodes", "Nodes of the cluster.", registry=registry)
         self._dropped = Counter(
             "pycni_agent_reports_dropped",
-            "Events on the Node that were not sent, as there were too many.",
+            "Tries to send an Event for which there was no room; what lasts is tried again.",
             registry=registry,
         )
         self._addresses = _Addresses(leases)

@@ -55,8 +55,8 @@ class PodEvents:
         words += [(one, reason, everywhere) for one in found if everywhere]
         for one in self._lasting.due(words):
             container, why, text = one
-            if not self._reports.event(why, text, pod=found[container]):
-                self._lasting.forget(one)  # too many at once: in a later round
+            if self._reports.event(why, text, pod=found[container]):
+                self._lasting.note(one)  # else in a later round
 
 
 def pods(network: str, state_dir: str) -> dict[str, Pod]:

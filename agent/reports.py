@@ -5,6 +5,7 @@ A thread of its own sends them, so that no reconcile waits for a server that is 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -38,11 +39,12 @@ _Thing = TypeVar("_Thing")
 
 _COMPONENT = "pycni-agent"
 _NAMESPACE = "default"  # of Events about objects that have no namespace
-_WAITING_MAX = 50  # Events; older ones are dropped
+_WAITING_MAX = 50  # Events
 _BURST, _EVENTS_PER_SECOND = 25, 1 / 60  # so many at once, and so many in the long run
 _POD_BURST, _POD_EVENTS_PER_SECOND = 25, 1 / 10  # likewise, of pods
 # Between two Events of one thing that lasts: the API server forgets an Event after an hour.
 _AGAIN_SECONDS = 1800.0
+_REFUSED_SECONDS = 60.0  # between two tries to set a condition that the API server refuses
 _MESSAGE_MAX = 1024  # characters, as the API server has it
 _BACK_OFF_SECONDS = (1.0, 60.0)
 _BUSY = 429  # of HTTP: this, and what is above it, may pass by itself
@@ -71,22 +73,25 @@ class _Report:
 
 
 class Lasting:
-    """Things that last: each has an Event when it begins, and again as long as it goes on."""
+    """Things that last: each has an Event when it begins, and again as long as it goes on.
+
+    What had no Event yet comes first, then what has waited for longest.
+    """
 
     def __init__(self) -> None:
         self._told: dict[object, float] = {}  # when each had its last Event
 
     def due(self, found: Collection[_Thing]) -> list[_Thing]:
-        """Return those that have an Event now. `found` is all that goes on; the rest is over."""
+        """Return those that are to have an Event now. `found` is all that goes on."""
         now = time.monotonic()
-        told: dict[object, float] = {one: self._told[one] for one in found if one in self._told}
-        due = [one for one in found if one not in told or now - told[one] >= _AGAIN_SECONDS]
-        self._told = told | dict.fromkeys(due, now)
-        return due
+        self._told = {one: self._told[one] for one in found if one in self._told}
+        last = {one: self._told.get(one, -math.inf) for one in found}
+        due = [one for one in found if now - last[one] >= _AGAIN_SECONDS]
+        return sorted(due, key=lambda one: last[one])
 
-    def forget(self, one: _Thing) -> None:
-        """Have a thing be due again at the next look: it had no Event."""
-        self._told.pop(one, None)
+    def note(self, one: _Thing) -> None:
+        """Note that a thing has its Event."""
+        self._told[one] = time.monotonic()
 
 
 class Reports:
@@ -109,6 +114,7 @@ class Reports:
         self._condition_due: Condition | None = None  # to be set
         self._told: tuple[Condition, str] | None = None  # the last one, and the uid of its Node
         self._refused: set[str] = set()  # messages of the server that were logged
+        self._refused_at = math.inf  # when the condition was refused; in no time: it was not
 
     def start(self) -> None:
         """Start the thread, which ends with the process."""
@@ -119,20 +125,18 @@ class Reports:
     ) -> bool:
         """Have `kubectl describe` show a message of a pod, or of the node where none is given.
 
-        Too many are dropped, and counted: then it returns False. One that waits for the API server
-        waits once.
+        Return False where there is no room for it now, which is counted. One that waits for the API
+        server waits once.
         """
         report = _Report(reason, message[:_MESSAGE_MAX], is_warning, datetime.now(UTC), pod)
         with self._condition:
             if report in self._waiting:
                 return True
-            if not (self._pod_pace if pod else self._pace).try_step():
+            pace = self._pod_pace if pod else self._pace
+            if len(self._waiting) >= _WAITING_MAX or not pace.try_step():
                 self._metrics.report_dropped()
                 return False
             self._waiting.append(report)
-            if len(self._waiting) > _WAITING_MAX:
-                self._waiting.popleft()
-                self._metrics.report_dropped()
             self._condition.notify()
             return True
 
@@ -145,10 +149,15 @@ class Reports:
                 self._condition.notify()
 
     def condition(self, own: Member, found: Condition) -> None:
-        """Have the Node `own` show a condition, unless it was told so already."""
+        """Have the Node `own` show a condition, unless it was told so already.
+
+        One that the API server refused is tried again after a minute: rights may come.
+        """
         with self._condition:
-            if self._told == (found, own.uid):
+            is_due = time.monotonic() - self._refused_at >= _REFUSED_SECONDS
+            if self._told == (found, own.uid) and not is_due:
                 return
+            self._refused_at = math.inf
             self._told = found, own.uid
             self._condition_due = found
             self._condition.notify()
@@ -257,7 +266,7 @@ class Reports:
                 if not isinstance(error, ApiError) or _may_pass(error):
                     self._condition_due = self._condition_due or due
                 else:
-                    self._told = None  # rights may come: the next round asks again
+                    self._refused_at = time.monotonic()
             raise
         self._log.info("set the condition NetworkUnavailable", status=condition["status"])
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _DATAGRAMS_MAX = 1000  # of one channel before the other one is read
 _REASONS_MAX = 10
+_PAUSE_MAX = 60.0  # seconds, after errors
 PAUSE_SECONDS = 0.1  # after a wake-up: a program that fights with us does not take a processor
 
 
@@ -64,22 +65,23 @@ class Listener:
         poll = select.poll()
         for fd in (self._ending, *(one.sock.fileno() for one in self._channels)):
             poll.register(fd, select.POLLIN)
-        look_at = time.monotonic() + self._known()[1]
+        look_at, pause = time.monotonic() + self._known()[1], PAUSE_SECONDS
         while True:
             left = max(look_at - time.monotonic(), 0) if self._path else None
             ready = [fd for fd, _ in poll.poll(None if left is None else left * 1000)]
             if self._ending in ready:
                 return
             try:
-                reasons = self._read()
-            except OSError:  # of the kernel's choice: what it would have told is read anew
+                reasons, pause = self._read(), PAUSE_SECONDS
+            except OSError:  # events may be lost, so all is read anew
                 reasons = [watched.LOST]
+                pause = min(2 * max(pause, 1.0), _PAUSE_MAX)
             if self._path and time.monotonic() >= look_at:
                 look_at = time.monotonic() + self._known()[1]
                 reasons += self._look()
             for reason in reasons:
                 self._wake(reason)
-            if reasons and select.select([self._ending], [], [], PAUSE_SECONDS)[0]:
+            if reasons and select.select([self._ending], [], [], pause)[0]:
                 return
 
     def _read(self) -> list[str]:

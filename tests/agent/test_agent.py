@@ -181,7 +181,7 @@ def test_overlap(host: AgentHost) -> None:
     assert host.call("ADD", "c2").returncode == 0
 
 
-def test_another_kind_of_link(host: AgentHost) -> None:
+def test_pods_of_another_plugin(host: AgentHost) -> None:
     """Pods on a bridge beside new ones on links of their own: that is said until they are gone."""
     host.remember(OWN, OTHER)
     host.start("--interface", "bridge")
@@ -193,7 +193,7 @@ def test_another_kind_of_link(host: AgentHost) -> None:
 
     host.start("--interface", "ptp")
     host.wait_ready()
-    words = "1 pods of this node have another kind of link than ptp"
+    words = "pods of this node were attached by the plugin bridge, and do not reach those of ptp"
     wait_until(
         lambda: any(one["message"].startswith(words) for one in host.log()), "nothing is said of it"
     )
@@ -356,7 +356,7 @@ class TestUninstall:
         assert ready.path(f"{BINS}/ptp").exists()
 
     def test_killed_before_it_has_looked_again(self, ready: AgentHost) -> None:
-        """The list comes back with the next try, which a pod has come before."""
+        """The next try puts the list back and refuses, as a pod has come meanwhile."""
         ready.node.container("c1")
         found, text = ready.list(), ready.path(LIST).read_text()
         ready.stop()
@@ -365,6 +365,7 @@ class TestUninstall:
             for pid in ready.children_of(process.pid):
                 os.kill(pid, signal.SIGKILL)
         assert not ready.path(LIST).exists()
+        assert process.returncode != 0, "it has ended before it was killed"
         assert ready.call("ADD", "c1", found).returncode == 0
 
         assert ready.uninstall().returncode == 4

@@ -22,7 +22,7 @@ import pytest
 from tests import api_server
 from tests.agent.host import BINS, LIST, AgentHost
 from tests.machine import ROOT
-from tests.waits import longer_if_busy, wait_until
+from tests.waits import wait_until
 
 READY_SECONDS = 2.0
 RESTART_SECONDS = 5.0  # with 1,000 Nodes, and other tests meanwhile
@@ -198,16 +198,20 @@ def test_silence(large: Measured) -> None:
 
 
 def test_restart(large: Measured) -> None:
-    """An agent that comes again finds 2,000 routes, and changes none."""
-    assert large.host.stop() == 0
+    """An agent that comes again finds 2,000 routes, and changes none.
 
-    with watched_routes(large.host) as changed:
-        seconds = large.start()
-    noted("start to ready again with 1,000 nodes, s", seconds)
+    The better of two starts counts.
+    """
+    found = []
+    for _ in range(2):
+        assert large.host.stop() == 0
+        with watched_routes(large.host) as changed:
+            found.append(large.start())
+        assert changed == []
+    noted("start to ready again with 1,000 nodes, s", min(found))
     noted("processor until then, s", large.seconds())
 
-    assert changed == []
-    assert seconds <= longer_if_busy(RESTART_SECONDS)
+    assert min(found) <= RESTART_SECONDS, found
     assert large.memory() <= MEMORY_BYTES
 
 

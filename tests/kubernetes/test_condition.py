@@ -127,7 +127,8 @@ def await_statuses(cluster: Cluster, node: Node) -> None:
 
     before = count()
     if cluster.combination.cni_version == NEW_VERSION:
-        wait_until(lambda: count() >= before + 2 * PLUGINS, "the runtime asks no more")
+        asked = before + 2 * PLUGINS
+        wait_until(lambda: count() >= asked, "the runtime asks no more", pause=0.5)
 
 
 def _is_unschedulable(found: Mapping[str, Json]) -> bool:

@@ -14,7 +14,7 @@ from tests.kubernetes.pods import Pods, pod
 from tests.waits import longer_if_busy, wait_until
 
 READY_SECONDS = 3.0  # from the list to the Node that is Ready
-# From kubectl apply to the first Node. The aim is three, which machines differ around.
+# From kubectl apply to the first Node. The aim is three; slow machines miss it.
 FIRST_SECONDS = 6.0
 # Of the agent on each node, from its process to the list, and its part of the time since
 # `kubectl apply`. All else is Kubernetes'.

@@ -14,6 +14,9 @@ from agent import configuration
 from agent.cluster import Cluster, Member
 from agent.configuration import Choice, ConfigurationError
 from agent.snapshot import Snapshot
+from cni_common.node.interface import VethFacts
+from cni_common.node.record import Records
+from cni_common.spec.request import Attachment
 
 RANGES = ("10.244.1.0/24", "fd00:10:244:1::/64")
 
@@ -236,7 +239,7 @@ class TestFile:
             if again:
                 choice.path.write_bytes(again)
             configuration.restore(choice)
-            assert choice.path.read_bytes() == again or text
+            assert choice.path.read_bytes() == (again or text)
         configuration.forget(choice)
         configuration.forget(choice)
         assert [path.name for path in tmp_path.iterdir()] == [choice.name]
@@ -268,3 +271,30 @@ class TestFile:
         assert "modprobe br_netfilter" in missing
         assert "sysctl net.bridge.bridge-nf-call-ip6tables=1" in off
         assert configuration.problems(replace(choice, kind="ptp"), ranges) == []
+
+
+def test_pods_of_another_plugin(tmp_path: Path) -> None:
+    """Those whose link is there are told of, by plugin; and of no other network, or template."""
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    records = Records(str(state))
+    for plugin, network, container, device in (
+        ("bridge", "pycni", "c1", "lo"),
+        ("bridge", "pycni", "c2", "gone"),
+        ("ptp", "pycni", "c3", "lo"),
+        ("bridge", "other", "c4", "lo"),
+        ("portmap", "pycni", "c1", "lo"),
+    ):
+        made = records.hold(plugin, network, Attachment(container, "eth0"))
+        assert made
+        made.put(VethFacts(device), plugin=plugin, network=network, containerid=container)
+        made.close()
+    records.close()
+
+    def told(**keys: Any) -> list[str]:
+        return configuration.of_another_plugin(Choice(**keys), str(state))
+
+    (ptp,), (bridge,) = told(), told(kind="bridge")
+    assert "attached by the plugin bridge, and do not reach those of ptp" in ptp
+    assert "attached by the plugin ptp, and do not reach those of bridge" in bridge
+    assert told(network="none") == told(template=tmp_path) == []

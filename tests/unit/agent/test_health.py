@@ -97,4 +97,4 @@ def test_slow_clients_keep_no_probe_away(tmp_path: Path) -> None:
         began = time.monotonic()
         assert answer(health) == (200, "ok\n")
 
-        assert time.monotonic() - began < longer_if_busy(1)
+        assert time.monotonic() - began < longer_if_busy(3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -113,7 +112,12 @@ def test_an_engine_that_never_serves(tmp_path: Path) -> None:
 def test_each_has_a_time_of_its_own(clock: Clock) -> None:
     """A thing that is over is forgotten; a later one is due later."""
     lasting = Lasting()
-    due: Callable[..., list[str]] = lambda *found: lasting.due(found)  # noqa: E731
+
+    def due(*found: str) -> list[str]:
+        those = lasting.due(found)
+        for one in those:
+            lasting.note(one)
+        return those
 
     assert due("a") == ["a"]
     clock.now += HALF_HOUR - 1
@@ -141,8 +145,8 @@ def test_while_the_api_server_is_away(tmp_path: Path) -> None:
 
 
 def test_more_pods_than_the_pace_allows(clock: Clock) -> None:
-    """Each of 110 pods gets its Event in the end: over the pace it comes in a later round."""
-    pods = {f"c{number}": Pod("default", f"p{number}", f"u{number}") for number in range(110)}
+    """Each of 250 pods gets its Event before one gets a second, half an hour later."""
+    pods = {f"c{number}": Pod("default", f"p{number}", f"u{number}") for number in range(250)}
     told: list[str] = []
     left = 0  # of the pace, in this round
 
@@ -154,8 +158,8 @@ def test_more_pods_than_the_pace_allows(clock: Clock) -> None:
 
     with patch("agent.pod_events.pods", lambda *_: pods):
         events = PodEvents(cast("Reports", SimpleNamespace(event=event)), "pycni")
-        for _ in range(5):
-            left = 25
+        for _ in range(50):
+            left = 5
             events.tell("Overlap", "words", {})
             clock.now += 60
 
@@ -176,8 +180,8 @@ def test_too_many_at_once(tmp_path: Path) -> None:
     assert dropped in metrics.text().decode()
 
 
-def test_a_condition_that_was_refused(tmp_path: Path) -> None:
-    """It is asked for again in the next round: the agent's rights may have come meanwhile."""
+def test_a_condition_that_was_refused(clock: Clock, tmp_path: Path) -> None:
+    """It is asked for again after a minute: the agent's rights may have come meanwhile."""
     with serving([node(0)]) as server:
         access = Access(kubeconfig=server.kubeconfig(tmp_path))
         metrics = Metrics(tmp_path / "leases")
@@ -187,10 +191,18 @@ def test_a_condition_that_was_refused(tmp_path: Path) -> None:
         status = {"kind": "Status", "code": 403, "reason": "Forbidden", "message": "no"}
         server.failures.append(lambda handler: handler.answer(403, status))
 
-        def is_taken() -> bool:
-            reports.condition(own, found)  # as each round does
-            return bool(server.taken)
+        def rounds() -> None:
+            for _ in range(5):
+                reports.condition(own, found)
 
-        wait_until(is_taken, "the condition is not asked for again")
+        rounds()
+        wait_until(lambda: reports._refused_at == clock.now, "the refusal is not noted")
+        clock.now += 59
+        rounds()
+        clock.now += 1
+        rounds()
+        wait_until(lambda: server.taken, "the condition is not asked for again")
+        clock.now += 600
+        rounds()
 
     assert len(server.requests) == 2
