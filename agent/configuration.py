@@ -243,6 +243,11 @@ def open_node(choice: Choice) -> None:
     files.replace(choice.indicator, b"", 0o600)
 
 
+def waits(choice: Choice) -> bool:
+    """Tell whether the list that is there keeps pods from starting without the indicator."""
+    return str(choice.indicator).encode() in (files.read(choice.path) or b"")
+
+
 def write(choice: Choice, text: bytes, bin_dir: Path) -> bool:
     """Put the list into its file; return False if it is there already.
 

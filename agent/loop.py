@@ -266,11 +266,13 @@ class Loop:
             return (f"new pods wait until this is mended: {'; '.join(applied.unfit)}",)
         mtu = applied.mtu
         text = configuration.render(parts.choice, snapshot, mtu)
+        if not configuration.waits(parts.choice):  # none, or an earlier agent's: no call may fail
+            configuration.open_node(parts.choice)
         if configuration.write(parts.choice, text, parts.bin_dir):
             if text == seen.text:
                 parts.metrics.repaired("configuration")
             parts.log.info("wrote the list of plugins", path=str(parts.choice.path), mtu=mtu)
-        # After the list: that from before the boot may have another range.
+        # One that waits comes first: that from before the boot may have another range.
         configuration.open_node(parts.choice)
         seen.text = text
         parts.metrics.configuration(text)

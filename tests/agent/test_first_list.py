@@ -20,6 +20,7 @@ from tests.waits import wait_until
 
 pytestmark = pytest.mark.timeout(300)
 OWN = member("a", 1, *RANGES)
+READY = str(configuration.Choice().indicator)
 
 
 @pytest.fixture
@@ -189,6 +190,26 @@ def test_after_a_boot_with_another_range(host: AgentHost) -> None:
     assert json.loads(refused.stdout)["code"] == 11
     (address,) = json.loads(host.call("ADD", "c1").stdout)["ips"]
     assert address["address"].startswith("10.244.9.")
+    assert made(host, LIST) <= made(host, READY)
+
+
+def made(host: AgentHost, name: str) -> int:
+    """Return when a file of the host was written, ns."""
+    return host.path(name).stat().st_mtime_ns
+
+
+def test_no_call_fails_by_a_list_that_is_new(host: AgentHost) -> None:
+    """A first list, and one in place of an earlier agent's, finds the file that it waits for."""
+    host.remember(OWN, OTHER)
+    for number in range(2):
+        host.start()
+        host.wait_ready()
+        assert made(host, READY) <= made(host, LIST), number
+        host.stop()
+        found = host.list()
+        del found["plugins"][0]["ipam"]["readinessIndicatorFile"]
+        host.path(LIST).write_text(json.dumps(found))
+        host.path(READY).unlink()
 
 
 def test_its_file_is_removed(host: AgentHost) -> None:
@@ -196,7 +217,7 @@ def test_its_file_is_removed(host: AgentHost) -> None:
     host.remember(OWN, OTHER)
     host.start()
     host.wait_ready()
-    ready = host.path(str(configuration.Choice().indicator))
+    ready = host.path(READY)
 
     for path in (ready, ready.parent):
         host.node.command("rm", "-r", f"/{path.relative_to(host.path('/'))}")
