@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -26,14 +27,9 @@ def test_there_and_back(network: Cluster, agents: Agents, pods: Pods) -> None:
     if agents.way.interface == "bridge":
         pytest.skip("pods on a bridge look for all of their range there: drain such a node first")
     dns.remove(network)  # it may be on any node, with any address
-    agents.stop()
-    agents.uninstall()
-    try:
-        old, old_other = with_other_network(network, pods)
-    finally:
-        agents.start()
-    agents.wait_ready()
-    network.wait_ready()
+    with without_agents(network, agents):
+        agents.uninstall()
+        old, old_other = make_other_network(network, pods)
 
     new, new_other = pods.start(pod("new", "node1"), pod("new-other", "node2"))
 
@@ -41,23 +37,22 @@ def test_there_and_back(network: Cluster, agents: Agents, pods: Pods) -> None:
     assert len({*old.addresses, *new.addresses}) == 4
     pods.delete("old", "old-other")
     assert reaches(new.netns, new_other.netns, new_other.addresses[0])
+    with without_agents(network, agents):
+        move_back(network, agents, pods, new_other)
+
+
+@contextmanager
+def without_agents(network: Cluster, agents: Agents) -> Iterator[None]:
+    """Stop the agents; after the block they are back, and the other network is gone."""
     agents.stop()
     try:
-        move_back(network, agents, pods, new_other)
+        yield
     finally:
         for node in network.nodes.values():
             by_hand.disconnect(node)
         agents.start()
     agents.wait_ready()
     network.wait_ready()
-
-
-def with_other_network(network: Cluster, pods: Pods) -> list[Pod]:
-    """Give all nodes kindnet's network, start a pod on two of them, and remove the network."""
-    found = make_other_network(network, pods)
-    for node in network.nodes.values():
-        by_hand.disconnect(node)
-    return found
 
 
 def make_other_network(network: Cluster, pods: Pods) -> list[Pod]:
@@ -106,9 +101,8 @@ def test_node_after_node(network: Cluster, agents: Agents, pods: Pods) -> None:
     """In the order of docs/kubernetes.md: agents come beside the other network, then it goes."""
     assert (REFERENCE_BIN / "ptp").exists(), "run deploy/prerequisites.sh --reference"
     dns.remove(network)
-    agents.stop()
-    agents.uninstall()
-    try:
+    with without_agents(network, agents):
+        agents.uninstall()
         old, old_other = make_other_network(network, pods)
         agents.start()
         agents.wait_ready()
@@ -126,12 +120,6 @@ def test_node_after_node(network: Cluster, agents: Agents, pods: Pods) -> None:
         new_other = moved(network, pods, network.second, [old_other])
         await_paths((new, new_other))
         moved(network, pods, network.third, [])
-    finally:
-        for node in network.nodes.values():
-            by_hand.disconnect(node)
-        agents.start()
-    agents.wait_ready()
-    network.wait_ready()
 
     await_paths((new, new_other))
     for node in network.nodes.values():
