@@ -154,7 +154,7 @@ release: ## make dist/release: tarball, .deb and .rpm with sums and bill of mate
 test-packages: ## the files of a release: unpacked, installed, upgraded, removed in a Debian of their own
 	@$(MAKE) --no-print-directory interpreter dist
 	@deploy/prerequisites.sh --packages
-	$(sandboxed) -n 2 tests/packages
+	$(sandboxed) -n 2 tests/packages tests/launcher
 
 install: dist ## put dist/bin into DESTDIR CNI_BIN_DIR (/opt/cni/bin); ENGINE=systemd, on-demand or none
 	@DESTDIR='$(DESTDIR)' CNI_BIN_DIR='$(CNI_BIN_DIR)' SHARE_DIR='$(SHARE_DIR)' ENGINE='$(ENGINE)' python3 -m agent.install install

@@ -9,7 +9,6 @@ from bench.samples import ENGINE, FLOOR, ONE_SHOT, Report
 
 Part = tuple[str, str]  # key of a row, and column
 
-INTERPRETER: Part = ("interpreter.one", ONE_SHOT)
 LAUNCHER: Part = ("version", ENGINE)
 PAIR: Part = ("plain.add", FLOOR)
 DELETION: Part = ("at-once-1.del", FLOOR)
@@ -55,15 +54,11 @@ def reason(row: str, column: str) -> Reason | None:
 
 
 _ONE_SHOT = Reason(
-    "Python alone starts and ends in the time of the limit; the modules of the plugin and its work"
-    " come on top",
-    (INTERPRETER,),
+    "the launcher takes the time of the limit; a process that goes on from the snapshot, its work"
+    " in Python and the copies of the pages that it changes come on top",
+    (LAUNCHER,),
 )
-_ONE_SHOT_DEL = Reason(
-    "Python alone starts and ends in most of the time of the limit; the modules of the plugin and"
-    " its work come on top, while another process waits until the kernel has freed the interface",
-    (INTERPRETER, DELETION),
-)
+_ONE_SHOT_DEL = Reason(_ONE_SHOT.why, (LAUNCHER, DELETION))
 _ENGINE = Reason(
     "launcher and kernel take the time of the limit; the rest is the work of the plugin in Python,"
     " and handing the call over",
@@ -108,12 +103,12 @@ _REASONS: Mapping[Part, Reason] = {
     ("plain.del", ENGINE): Reason(_ENGINE.why, (LAUNCHER, DELETION)),
     ("masq.del", ENGINE): Reason(_ENGINE.why, (LAUNCHER, DELETION)),
     ("portmap-4.add", ONE_SHOT): Reason(
-        "two plugins are two processes of Python", (INTERPRETER, INTERPRETER)
+        "two plugins are two processes of Python", (LAUNCHER, LAUNCHER)
     ),
     ("host-device.add", ENGINE): _MOVES,
     ("host-device.add", ONE_SHOT): _MOVES,
-    ("at-once-32.add", ONE_SHOT): Reason(_ONE_SHOT.why, (("interpreter", ONE_SHOT),)),
-    ("at-once-32.del", ONE_SHOT): Reason(_ONE_SHOT.why, (("interpreter", ONE_SHOT),)),
+    ("at-once-32.add", ONE_SHOT): Reason(_AT_ONCE.why, (("at-once-32.add", FLOOR),)),
+    ("at-once-32.del", ONE_SHOT): Reason(_AT_ONCE.why, (("at-once-32.del", FLOOR),)),
     ("at-once-32.cpu", ENGINE): Reason("most of it is the work of the plugin in Python"),
     ("at-once-32.add", ENGINE): Reason(_AT_ONCE.why, (("at-once-32.add", FLOOR),)),
     ("at-once-32.del", ENGINE): Reason(_AT_ONCE.why, (("at-once-32.del", FLOOR),)),

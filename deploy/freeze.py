@@ -74,18 +74,19 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def make(target: Path, own: Interpreter | None) -> None:
+def make(target: Path, own: Interpreter | None, *, with_snapshot: bool = True) -> None:
     """Bring a bin directory up to date, with a Python of our own or, for None, the one of .venv.
 
+    A snapshot, with which calls begin, needs a Python of our own.
     Raises BuildError, OSError, UnsupportedError.
     """
     BUILD.mkdir(parents=True, exist_ok=True)
     with (BUILD / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the build directory is shared
-        _make(target, own)
+        _make(target, own, with_snapshot=with_snapshot and own is not None)
 
 
-def _make(target: Path, own: Interpreter | None) -> None:
+def _make(target: Path, own: Interpreter | None, *, with_snapshot: bool) -> None:
     build = f"{VERSION}-{_digest(own)}"
     if (target / ".pycni" / build / "pycni").exists():
         _say(f"{target} is up to date, build {build}")
@@ -105,6 +106,8 @@ def _make(target: Path, own: Interpreter | None) -> None:
     shutil.move(_run_pyinstaller(own), new / ".pycni" / build)
     copy_licences(new / ".pycni" / build, own.licence if own else None)
     _copy_units(new / ".pycni" / build / "units")
+    if with_snapshot:
+        _make_snapshot(new / ".pycni" / build)
     _make_launchers(new, build)
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -210,6 +213,26 @@ def _run_pyinstaller(own: Interpreter | None) -> Path:
     if own:
         shutil.copy(own.program, output / "pycni/pycni")
     return output / "pycni"
+
+
+def _make_snapshot(bundle: Path) -> None:
+    """Have the program keep what it is once all plugins are imported (deploy/frozen/start.py).
+
+    Raises BuildError.
+    """
+    with (bundle / "lib/snapshot").open("wb") as file:
+        done = subprocess.run(
+            ["make-snapshot"],
+            executable=bundle / "pycni",
+            cwd=bundle / "lib",
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        raise BuildError(f"'{bundle}/pycni' cannot make its snapshot:\n{done.stderr}")
 
 
 def forget_library_path(file: Path) -> None:

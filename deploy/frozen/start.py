@@ -1,4 +1,9 @@
-"""The first module that the bundle runs: it prepares the process and runs plugins/__main__.py."""
+"""The first module that the bundle runs: it prepares the process and runs plugins/__main__.py.
+
+With a Python of our own this module runs once when the bundle is made, and imports the modules that
+plugins need. deploy/interpreter/program.c keeps that process in a file, a snapshot. Each call of a
+plugin goes on from there by `resume`.
+"""
 
 import gc
 import marshal
@@ -8,33 +13,65 @@ from _frozen_importlib import ModuleSpec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from types import ModuleType
+    from typing import Any, NoReturn
 
 # The runtime's variables, and the names under which launcher/launcher.c keeps their values.
 _SET_ASIDE = {
-    "LD_LIBRARY_PATH": "LD_LIBRARY_PATH_ORIG",
-    "LD_PRELOAD": "_PYCNI_LD_PRELOAD",
-    "LD_AUDIT": "_PYCNI_LD_AUDIT",
+    b"LD_LIBRARY_PATH": b"LD_LIBRARY_PATH_ORIG",
+    b"LD_PRELOAD": b"_PYCNI_LD_PRELOAD",
+    b"LD_AUDIT": b"_PYCNI_LD_AUDIT",
 }
-# Variables of the bootloader, which would affect the programs that are started from here.
-_OF_BOOTLOADER = ("_PYI_ARCHIVE_FILE", "_PYI_LINUX_PROCESS_NAME", "_PYI_PARENT_PROCESS_LEVEL")
+# Variables of the bootloader and of program.c, which would affect programs started from here.
+_OURS = (
+    *(b"_PYI_ARCHIVE_FILE", b"_PYI_LINUX_PROCESS_NAME", b"_PYI_PARENT_PROCESS_LEVEL"),
+    b"_PYCNI_NO_SNAPSHOT",
+)
+_MAKER = "make-snapshot"  # sys.argv[0] of the process that program.c makes the snapshot of
+
+# What the functions of plugins import for an ordinary call; all else is not in the snapshot.
+# First what most calls use, so that it lies together in few pages.
+_FOR_CALLS = (
+    *("plugins.__main__", "cni_common.serve.main", "cni_common.node.host"),
+    *("cni_common.serve.protocol", "standin_signal", "plugins.loopback", "plugins.bridge"),
+    *("plugins.host_local", "standin_hashlib", "_sha256", "cni_common.node.plugin_files"),
+    *("cni_common.kernel.link_deletion", "array", "socket", "encodings.ascii"),
+    *("plugins.portmap.redirects", "plugins.firewall.dbus", "plugins.firewall.firewalld"),
+    *("plugins.bandwidth.drift", "plugins.bandwidth.ifb", "plugins.bandwidth.parts"),
+    *("plugins.bandwidth.shaper", "plugins.bandwidth.tc", "json", "cni_common.serve.on_demand"),
+)
 
 
 class Modules:
     """A file that pycni.spec writes: opening one for each module takes a sixth of a start."""
 
     def __init__(self, path: str) -> None:
+        self._path = path
+        self._fd = -1
+        self._open()
+        size = int.from_bytes(posix.pread(self._fd, 4, 0), "little")
+        self._start = 4 + size  # of what the index points to
+        # By its name, where a module begins, its size, and whether it is a package.
+        index: dict[str, tuple[int, int, bool]] = marshal.loads(posix.pread(self._fd, size, 4))
+        self._index = index
+
+    def _open(self) -> None:
         low = []  # descriptors of standard streams that are closed: the file must not be one
-        while (fd := posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)) <= 2:
+        while (fd := posix.open(self._path, posix.O_RDONLY | posix.O_CLOEXEC)) <= 2:
             low.append(fd)
         for closed in low:
             posix.close(closed)
         self._fd = fd
-        size = int.from_bytes(posix.pread(fd, 4, 0), "little")
-        self._start = 4 + size  # of what the index points to
-        # By its name, where a module begins, its size, and whether it is a package.
-        self._index: dict[str, tuple[int, int, bool]] = marshal.loads(posix.pread(fd, size, 4))
+
+    def close(self) -> None:
+        """Close the file until it is needed again."""
+        posix.close(self._fd)
+        self._fd = -1
+
+    def move(self, lib: str) -> None:
+        """Take the file from another directory from now on."""
+        self._path = f"{lib}/{self._path.rpartition('/')[2]}"
 
     def names(self) -> "Iterable[str]":
         """Return the names of all modules."""
@@ -55,6 +92,8 @@ class Modules:
         """Run the module."""
         offset, size, _ = self._index[module.__name__]
         if size:  # there are empty packages
+            if self._fd < 0:
+                self._open()
             code = marshal.loads(posix.pread(self._fd, size, self._start + offset))
             exec(code, module.__dict__)
 
@@ -67,6 +106,10 @@ class OtherModules:
 
     def __init__(self, path: str) -> None:
         self._path = path
+
+    def move(self, lib: str) -> None:
+        """Take the file from another directory from now on."""
+        self._path = f"{lib}/{self._path.rpartition('/')[2]}"
 
     def find_spec(
         self, name: str, _path: object = None, _target: object = None
@@ -91,18 +134,26 @@ def _import_os() -> None:
 
 
 def _restore_environment() -> None:
-    import os
-
-    for name in _OF_BOOTLOADER:
-        os.environ.pop(name, None)
+    """Take away what the launcher has added to the environment, and put back what it has hidden."""
+    environ = posix.environ  # os.environ is a view of it
+    for name in _OURS:
+        if environ.pop(name, None) is not None:
+            posix.unsetenv(name)
     for name, kept_as in _SET_ASIDE.items():
-        os.environ.pop(name, None)
-        original = os.environ.pop(kept_as, None)
+        if environ.pop(name, None) is not None:
+            posix.unsetenv(name)
+        original = environ.pop(kept_as, None)
         if original is not None:
-            os.environ[name] = original
+            posix.unsetenv(kept_as)
+            posix.putenv(name, original)
+            environ[name] = original
 
 
-def _run() -> int:
+def _prepare(lib: str) -> None:
+    """Let modules come from the two files in `lib`, and complete `os`."""
+    sys.meta_path.insert(0, Modules(f"{lib}/modules"))
+    _import_os()
+    sys.meta_path.append(OtherModules(f"{lib}/other-modules"))
     import os
 
     if not hasattr(os, "setns"):  # new in Python 3.12
@@ -110,27 +161,81 @@ def _run() -> int:
 
         os.setns = setns  # type: ignore[attr-defined]
 
+
+def _import_for_calls() -> None:
+    """Import what the snapshot shall have, and leave no file open."""
+    for name in _FOR_CALLS:
+        __import__(name)
+    from plugins import TYPES, load
+
+    for plugin in TYPES:
+        load(plugin)
+    for finder in sys.meta_path:
+        if isinstance(finder, Modules):
+            finder.close()
+
+
+def _move(arguments: "Sequence[str]", environ: "Iterable[bytes]", program: str, lib: str) -> None:
+    """Give this process, which comes from a snapshot, its own facts in place of the maker's."""
+    sys.argv[:] = arguments
+    posix.environ.clear()
+    for entry in environ:
+        name, separator, value = entry.partition(b"=")
+        if separator:
+            posix.environ.setdefault(name, value)  # the first counts, as for getenv(3)
+    sys.executable = program
+    sys._MEIPASS = lib  # type: ignore[attr-defined]
+    sys.path[:] = [lib]
+    sys.path_importer_cache.clear()
+    for finder in sys.meta_path:
+        if isinstance(finder, Modules | OtherModules):
+            finder.move(lib)
+
+
+def _run() -> int:
+    _restore_environment()
     from plugins.__main__ import run
 
     return run()
 
 
+def _end(run: "Callable[[], int]") -> "NoReturn":
+    """Run the program, and end the process."""
+    status = 1
+    try:
+        status = run()
+    except Exception as error:  # noqa: BLE001 - the runtime must get a CNI error object all the same
+        sys.excepthook(type(error), error, error.__traceback__)
+        if posix.environ.get(b"CNI_COMMAND"):
+            posix.write(
+                1,
+                b'{"cniVersion":"1.1.0","code":999,'
+                b'"msg":"pycni cannot start, see its stderr; install it again"}\n',
+            )
+    finally:
+        posix._exit(status)  # taking every module apart would take milliseconds
+
+
+def resume(*facts: "Any") -> "NoReturn":
+    """Go on from the snapshot, in a process of which `facts` are arguments of `_move`."""
+
+    def run() -> int:
+        _move(*facts)
+        return _run()
+
+    _end(run)
+
+
+def begin() -> int:
+    """Start without a snapshot."""
+    _prepare(sys._MEIPASS)  # type: ignore[attr-defined]
+    return _run()
+
+
 gc.disable()  # what is imported is no garbage; cni_common/serve/main.py decides about the rest
-status = 1
-try:
-    lib: str = sys._MEIPASS  # type: ignore[attr-defined]
-    sys.meta_path.insert(0, Modules(f"{lib}/modules"))
-    _import_os()
-    _restore_environment()
-    sys.meta_path.append(OtherModules(f"{lib}/other-modules"))
-    status = _run()
-except Exception as error:  # noqa: BLE001 - the runtime must get a CNI error object all the same
-    sys.excepthook(type(error), error, error.__traceback__)
-    if posix.environ.get(b"CNI_COMMAND"):
-        posix.write(
-            1,
-            b'{"cniVersion":"1.1.0","code":999,'
-            b'"msg":"pycni cannot start, see its stderr; install it again"}\n',
-        )
-finally:
-    posix._exit(status)  # taking every module apart would take milliseconds
+if sys.argv[0] == _MAKER:
+    sys.path.clear()  # what looks there would keep a directory of the build machine
+    _prepare(sys._MEIPASS)  # type: ignore[attr-defined]
+    _import_for_calls()
+else:
+    _end(begin)

@@ -28,10 +28,8 @@ PACKAGES = (
     *("zlib1g-dev", "libffi-dev", "libmpdec-dev"),
 )
 INPUTS = (
-    HERE / "compile",
-    HERE / "program.c",
-    HERE / "Setup.local",
-    HERE / "slots.patch",
+    *(HERE / name for name in ("compile", "Setup.local", "slots.patch", "snapshot.patch")),
+    *(HERE / name for name in ("program.c", "snapshot.c", "snapshot.h", "snapshot_memory.h")),
     ROOT / "deploy/frozen/setns.c",
 )
 
@@ -84,7 +82,8 @@ def _build(directory: Path) -> None:
         _compile(root, work, step)
     trained = _collect(root, work, work / "trained")
     _say("training: a bundle, and the calls of a runtime")
-    freeze.make(work / "bin", trained)
+    # A snapshot would have the counts of its making in those of each call.
+    freeze.make(work / "bin", trained, with_snapshot=False)
     _train(work)
     _say("compiling for the bundle")
     _compile(root, work, "release")

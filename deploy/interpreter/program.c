@@ -5,10 +5,12 @@
  * of their own. Here all of it is linked into a program of fixed addresses.
  *
  * The directory `lib` beside the program has what pycni.spec puts there: `start` is the code of
- * start.py, and sys._MEIPASS is its path, as with the bootloader. */
+ * start.py, and sys._MEIPASS is its path, as with the bootloader. A call of a plugin begins with the
+ * file `snapshot` in it, in which start.py has been run and the plugins are imported. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <marshal.h>
+#include "snapshot.h"
 
 #include <fcntl.h>
 #include <limits.h>
@@ -18,6 +20,8 @@
 #include <unistd.h>
 
 #define BIGGEST_START (1 << 20) /* bytes of `start` */
+#define MAKER "make-snapshot" /* argv[0] of the process that makes it; start.py knows it as well */
+#define NO_SNAPSHOT "_PYCNI_NO_SNAPSHOT" /* a variable: start as without one; start.py removes it */
 
 PyMODINIT_FUNC PyInit__setns(void); /* deploy/frozen/setns.c */
 
@@ -70,6 +74,9 @@ static void set(PyConfig *config, wchar_t **setting, const char *text)
 /* Start Python as PyInstaller's bootloader does: isolated, UTF-8, and nothing is searched. */
 static void start_python(const char *program, const char *lib, int argc, char **argv)
 {
+    if (PyImport_AppendInittab("_setns", PyInit__setns) < 0)
+        fail("has no memory for", "_setns");
+
     PyPreConfig early;
     PyPreConfig_InitIsolatedConfig(&early);
     early.utf8_mode = 1;
@@ -88,6 +95,7 @@ static void start_python(const char *program, const char *lib, int argc, char **
     config.pathconfig_warnings = 0;
     config.parse_argv = 0;
     config._init_main = 0;
+    config.use_hash_seed = snapshot_grows; /* a snapshot has one seed: the same sources, the same bytes */
     config.module_search_paths_set = 1;
     wchar_t **places[] = {
         &config.prefix, &config.base_prefix, &config.exec_prefix, &config.base_exec_prefix,
@@ -135,22 +143,89 @@ static PyObject *load_start(const char *lib)
     return loaded;
 }
 
+/* Return the global variable of start.py. */
+static PyObject *variable_of_start(const char *name)
+{
+    return PyDict_GetItemString(PyModule_GetDict(PyImport_AddModule("__main__")), name);
+}
+
+/* Return a list of texts, which are in the encoding of file names. */
+static PyObject *list_of(char **texts, PyObject *convert(const char *))
+{
+    PyObject *list = PyList_New(0);
+
+    for (; list != NULL && *texts != NULL; texts++) {
+        PyObject *text = convert(*texts);
+        if (text == NULL || PyList_Append(list, text) < 0)
+            return NULL;
+        Py_DECREF(text);
+    }
+    return list;
+}
+
+/* Serve a call of a plugin by the snapshot. Returns where there is none that fits. */
+static void serve_by_snapshot(const char *program, const char *lib, char **argv)
+{
+    char path[PATH_MAX + sizeof "/snapshot"];
+    PyObject *done;
+
+    snprintf(path, sizeof path, "%s/snapshot", lib);
+    switch (snapshot_resume(path)) {
+    case SNAPSHOT_UNUSED:
+        return;
+    case SNAPSHOT_BROKEN: /* there is no memory for so many mappings */
+        if (setenv(NO_SNAPSHOT, "1", 1) == 0)
+            execv("/proc/self/exe", argv);
+        fail("cannot map", path);
+    case SNAPSHOT_RESUMED:
+        done = PyObject_CallFunction(variable_of_start("resume"), "NNNN",
+                                     list_of(argv, PyUnicode_DecodeFSDefault),
+                                     list_of(environ, PyBytes_FromString),
+                                     PyUnicode_DecodeFSDefault(program),
+                                     PyUnicode_DecodeFSDefault(lib));
+        if (done == NULL)
+            PyErr_Print();
+        fail("cannot run", lib); /* start.py ends the process */
+    }
+}
+
+/* Run start.py. Returns whether it came to its end, as it does for a snapshot alone. */
+static bool run_start(const char *lib)
+{
+    PyObject *place = PyUnicode_DecodeFSDefault(lib);
+    PyObject *start = load_start(lib);
+    PyObject *globals = PyModule_GetDict(PyImport_AddModule("__main__"));
+
+    if (place == NULL || start == NULL || PySys_SetObject("_MEIPASS", place) < 0
+        || PyDict_SetItemString(globals, "__builtins__", PyEval_GetBuiltins()) < 0
+        || PyEval_EvalCode(start, globals, globals) == NULL) {
+        PyErr_Print();
+        return false;
+    }
+    return true;
+}
+
+/* Make the snapshot, in the directory `lib`: no path of the build machine is kept. */
+static int make_snapshot(int argc, char **argv)
+{
+    snapshot_begin(argv);
+    start_python("pycni", ".", argc, argv);
+    snapshot_show_errors();
+    return run_start(".") && snapshot_write() ? EXIT_SUCCESS : EXIT_FAILURE;
+}
+
 int main(int argc, char **argv)
 {
     char lib[PATH_MAX];
     char program[PATH_MAX];
+    const char *command = getenv("CNI_COMMAND");
 
+    if (argc == 1 && strcmp(argv[0], MAKER) == 0)
+        return make_snapshot(argc, argv);
     find_places(program, lib);
-    if (PyImport_AppendInittab("_setns", PyInit__setns) < 0)
-        fail("has no memory for", "_setns");
+    if (argc == 1 && command != NULL && *command != '\0' && getenv(NO_SNAPSHOT) == NULL)
+        serve_by_snapshot(program, lib, argv);
     start_python(program, lib, argc, argv);
-
-    PyObject *place = PyUnicode_DecodeFSDefault(lib);
-    PyObject *start = load_start(lib);
-    PyObject *globals = PyModule_GetDict(PyImport_AddModule("__main__"));
-    if (place == NULL || start == NULL || PySys_SetObject("_MEIPASS", place) < 0
-        || PyDict_SetItemString(globals, "__builtins__", PyEval_GetBuiltins()) < 0
-        || PyEval_EvalCode(start, globals, globals) == NULL)
-        PyErr_Print();
+    (void)run_start(lib);
     fail("cannot run", lib); /* start.py ends the process */
 }

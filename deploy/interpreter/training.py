@@ -65,13 +65,13 @@ class TrainingError(Exception):
 def main(arguments: Sequence[str]) -> int:
     """Make the calls without an engine and with one."""
     directory = Path(arguments[0]).absolute()
-    _attach_all(directory, ROUNDS)
+    attach_all(directory, ROUNDS)
     for verb in VERBS:
         subprocess.run([directory / "pycni", *verb], stdout=subprocess.DEVNULL, check=False)
     engine = subprocess.Popen([directory / "pycni", "engine"])
     try:
         _wait_for_engine(engine)
-        _attach_all(directory, 2 * ROUNDS)
+        attach_all(directory, 2 * ROUNDS)
     finally:
         engine.send_signal(signal.SIGTERM)
         engine.wait(timeout=START_SECONDS)
@@ -86,7 +86,11 @@ def _wait_for_engine(engine: subprocess.Popen[bytes]) -> None:
         time.sleep(0.05)
 
 
-def _attach_all(directory: Path, rounds: int) -> None:
+def attach_all(directory: Path, rounds: int) -> None:
+    """Attach by each of LISTS and detach again, so many times.
+
+    Raises TrainingError, CalledProcessError.
+    """
     for number in range(rounds):
         for name, plugins in LISTS.items():
             namespace = f"training-{name}-{number}"

@@ -16,7 +16,7 @@ from deploy.frozen.rewrite import OURS
 from deploy.interpreter.place import is_own
 
 ROOT = Path(__file__).resolve().parents[2]
-OWN = {*OURS, "_setns", "agent", "start"}
+OWN = {*OURS, "_setns", "agent", "snapshot", "start"}
 # Libraries that are linked into the program of deploy/interpreter.
 LINKED = ("libffi", "libmpdec", "libz")
 PYTHON, BOOTLOADER = "CPython", "PyInstaller bootloader"
