@@ -279,25 +279,36 @@ static bool is_root(int sock)
     return getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 && peer.uid == 0;
 }
 
-/* Tell whether the process with the /proc directory `process` has the network namespace, mount
- * namespace and root directory of this process. */
-static bool has_our_surroundings(int process)
+/* The network namespace, mount namespace and root directory of a process. */
+struct surroundings {
+    struct {
+        dev_t device;
+        ino_t inode;
+    } of[3];
+};
+
+/* Read those of the process with the /proc directory `process`. */
+static bool read_surroundings(int process, struct surroundings *found)
 {
     static const char *const names[] = {"ns/net", "ns/mnt", "root"};
-    int self = open("/proc/self", O_PATH | O_DIRECTORY | O_CLOEXEC);
-    bool are_same = self >= 0;
 
-    for (size_t at = 0; are_same && at < sizeof names / sizeof names[0]; at++) {
-        struct stat ours;
-        struct stat theirs;
-        are_same = fstatat(self, names[at], &ours, 0) == 0
-                   && fstatat(process, names[at], &theirs, 0) == 0
-                   && ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino;
+    memset(found, 0, sizeof *found); /* no padding that differs */
+    for (size_t at = 0; at < sizeof names / sizeof names[0]; at++) {
+        struct stat facts;
+        if (fstatat(process, names[at], &facts, 0) < 0)
+            return false;
+        found->of[at].device = facts.st_dev;
+        found->of[at].inode = facts.st_ino;
     }
-    if (self >= 0)
-        close(self);
-    return are_same;
+    return true;
 }
+
+/* What this process contributes to a conversation: prepared while the engine wakes up. */
+struct request {
+    struct surroundings ours;
+    int descriptors[MAX_DESCRIPTORS];
+    unsigned count; /* of these; 0: not prepared yet */
+};
 
 /* The time since the boot in the ticks of /proc/PID/stat. */
 static long long ticks_now(void)
@@ -335,8 +346,10 @@ static long long start_of(int process)
 
 /* Whether `engine`, the sender of a greeting, is a process that had begun at `connected`, and has our
  * surroundings. `is_young`: it had not begun before, as far as the clock tells. */
-static bool proves_itself(const struct ucred *engine, long long connected, bool *is_young)
+static bool proves_itself(const struct ucred *engine, const struct surroundings *ours,
+                          long long connected, bool *is_young)
 {
+    struct surroundings theirs;
     char path[32];
     int process;
     bool is_ours;
@@ -347,7 +360,8 @@ static bool proves_itself(const struct ucred *engine, long long connected, bool 
     if (process < 0)
         return false;
     start = start_of(process);
-    is_ours = start >= 0 && has_our_surroundings(process);
+    is_ours = start >= 0 && read_surroundings(process, &theirs)
+              && memcmp(&theirs, ours, sizeof theirs) == 0;
     *is_young = is_ours && start >= connected;
     close(process);
     return is_ours && !*is_young;
@@ -361,7 +375,8 @@ static int hello_ms(void)
     return command && strcmp(command, "STATUS") == 0 ? STATUS_HELLO_MS : HELLO_MS;
 }
 
-static bool is_our_engine(int sock, char *challenge, long long connected, bool *is_young)
+static bool is_our_engine(int sock, const struct surroundings *ours, char *challenge,
+                          long long connected, bool *is_young)
 {
     static const char start[] = "pycni\0" /* a uint16 */ "\3"; /* and the NUL at its end */
     static const char build[] = BUILD;
@@ -376,47 +391,7 @@ static bool is_our_engine(int sock, char *challenge, long long connected, bool *
         || engine.pid <= 0 || engine.uid != 0)
         return false;
     memcpy(challenge, hello + sizeof start, CHALLENGE);
-    return proves_itself(&engine, connected, is_young);
-}
-
-/* Return a socket to an engine of this build that waits for a request, or -1. `has_no_engine` tells
- * whether no process listens at all, `is_young` whether another try will tell more. */
-static int try_to_connect(char *challenge, bool *has_no_engine, bool *is_young)
-{
-    static const struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = SOCKET};
-    /* Not blocking: connect must not wait for a full engine. */
-    int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    int yes = 1;
-    long long now = ticks_now();
-
-    *has_no_engine = *is_young = false;
-    if (sock < 0)
-        return -1;
-    /* First the option: the engine's greeting may come right after connect. */
-    if (setsockopt(sock, SOL_SOCKET, SO_PASSCRED, &yes, sizeof yes) == 0) {
-        if (connect(sock, (const struct sockaddr *)&address, sizeof address) < 0)
-            *has_no_engine = errno == ENOENT || errno == ECONNREFUSED;
-        else if (is_root(sock) && is_our_engine(sock, challenge, now, is_young))
-            return sock;
-    }
-    close(sock);
-    return -1;
-}
-
-/* The same, with more tries where the engine, or its worker, has begun after the launcher: an engine
- * that starts forks its workers one after the other, while launchers wait at systemd's socket. */
-static int connect_to_engine(char *challenge, bool *has_no_engine)
-{
-    struct timespec pause = {.tv_nsec = YOUNG_NS};
-    bool is_young;
-    int sock = try_to_connect(challenge, has_no_engine, &is_young);
-
-    for (int tries = 0; sock < 0 && is_young && tries < YOUNG_TRIES; tries++) {
-        nanosleep(&pause, NULL);
-        pause.tv_nsec *= 2;
-        sock = try_to_connect(challenge, has_no_engine, &is_young);
-    }
-    return sock;
+    return proves_itself(&engine, ours, connected, is_young);
 }
 
 /* Return a file with the content of /proc/self/environ, or -1. A file, since an environment may
@@ -450,7 +425,79 @@ static int file_of_environment(void)
     return fd;
 }
 
-static bool send_request(int sock, const char *challenge, const char *type)
+/* Open what the request has, once. */
+static bool prepare(struct request *request)
+{
+    const char *netns = getenv("CNI_NETNS");
+    int self;
+    bool has_surroundings;
+
+    if (request->count > 0)
+        return true;
+    self = open("/proc/self", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (self < 0)
+        return false;
+    has_surroundings = read_surroundings(self, &request->ours);
+    close(self);
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+        request->descriptors[fd] = fd;
+    request->descriptors[3] = file_of_environment();
+    if (!has_surroundings || request->descriptors[3] < 0)
+        return false;
+    request->count = 4;
+    if (netns && *netns) {
+        /* Opened here, as the engine may see other mounts. Not blocking: the path may be a FIFO. */
+        int fd = open(netns, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+        if (fd >= 0) /* otherwise the engine tries, and reports the error */
+            request->descriptors[request->count++] = fd;
+    }
+    return true;
+}
+
+/* Return a socket to an engine of this build that waits for a request, or -1. `has_no_engine` tells
+ * whether no process listens at all, `is_young` whether another try will tell more. */
+static int try_to_connect(struct request *request, char *challenge, bool *has_no_engine,
+                          bool *is_young)
+{
+    static const struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = SOCKET};
+    /* Not blocking: connect must not wait for a full engine. */
+    int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int yes = 1;
+    long long now = ticks_now();
+
+    *has_no_engine = *is_young = false;
+    if (sock < 0)
+        return -1;
+    /* First the option: the engine's greeting may come right after connect. */
+    if (setsockopt(sock, SOL_SOCKET, SO_PASSCRED, &yes, sizeof yes) == 0) {
+        if (connect(sock, (const struct sockaddr *)&address, sizeof address) < 0)
+            *has_no_engine = errno == ENOENT || errno == ECONNREFUSED;
+        else if (is_root(sock) && prepare(request)
+                 && is_our_engine(sock, &request->ours, challenge, now, is_young))
+            return sock;
+    }
+    close(sock);
+    return -1;
+}
+
+/* The same, with more tries where the engine, or its worker, has begun after the launcher: an engine
+ * that starts forks its workers one after the other, while launchers wait at systemd's socket. */
+static int connect_to_engine(struct request *request, char *challenge, bool *has_no_engine)
+{
+    struct timespec pause = {.tv_nsec = YOUNG_NS};
+    bool is_young;
+    int sock = try_to_connect(request, challenge, has_no_engine, &is_young);
+
+    for (int tries = 0; sock < 0 && is_young && tries < YOUNG_TRIES; tries++) {
+        nanosleep(&pause, NULL);
+        pause.tv_nsec *= 2;
+        sock = try_to_connect(request, challenge, has_no_engine, &is_young);
+    }
+    return sock;
+}
+
+static bool send_request(int sock, const struct request *request, const char *challenge,
+                         const char *type)
 {
     union {
         struct cmsghdr header;
@@ -467,25 +514,14 @@ static bool send_request(int sock, const char *challenge, const char *type)
         .msg_iovlen = sizeof parts / sizeof *parts,
         .msg_control = control.space,
     };
-    const char *netns = getenv("CNI_NETNS");
-    int descriptors[MAX_DESCRIPTORS] = {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO};
-    unsigned count = 4;
+    size_t size = request->count * sizeof(int);
     ssize_t sent;
 
-    descriptors[3] = file_of_environment();
-    if (descriptors[3] < 0)
-        return false;
-    if (netns && *netns) {
-        /* Opened here, as the engine may see other mounts. Not blocking: the path may be a FIFO. */
-        descriptors[count] = open(netns, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-        if (descriptors[count] >= 0)
-            count++; /* otherwise the engine tries, and reports the error */
-    }
-    message.msg_controllen = (socklen_t)CMSG_SPACE(count * sizeof(int));
+    message.msg_controllen = (socklen_t)CMSG_SPACE(size);
     control.header.cmsg_level = SOL_SOCKET;
     control.header.cmsg_type = SCM_RIGHTS;
-    control.header.cmsg_len = (socklen_t)CMSG_LEN(count * sizeof(int));
-    memcpy(CMSG_DATA(&control.header), descriptors, count * sizeof(int));
+    control.header.cmsg_len = (socklen_t)CMSG_LEN(size);
+    memcpy(CMSG_DATA(&control.header), request->descriptors, size);
     do {
         sent = sendmsg(sock, &message, MSG_NOSIGNAL);
     } while (sent < 0 && errno == EINTR);
@@ -516,6 +552,7 @@ int main(int argc, char **argv)
     const char *own_type = identity + sizeof IDENTITY - 1;
     const char *type = *own_type ? own_type : base_name(argc > 0 ? argv[0] : "pycni");
     const char *command = getenv("CNI_COMMAND");
+    struct request request = {.count = 0};
     char challenge[CHALLENGE];
     bool has_no_engine;
     int sock;
@@ -531,10 +568,10 @@ int main(int argc, char **argv)
     if (!command || !*command || fcntl(STDOUT_FILENO, F_GETFD) < 0 || strcmp(type, "pycni") == 0
         || !complete_standard_streams())
         start_bundle(arguments, type, false);
-    sock = connect_to_engine(challenge, &has_no_engine);
+    sock = connect_to_engine(&request, challenge, &has_no_engine);
     if (sock < 0)
         start_bundle(arguments, type, has_no_engine);
-    if (!send_request(sock, challenge, type)) {
+    if (!send_request(sock, &request, challenge, type)) {
         close(sock); /* without a request */
         start_bundle(arguments, type, false);
     }

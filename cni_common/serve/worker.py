@@ -40,7 +40,7 @@ _DESCRIPTORS_MAX = 5  # stdin, stdout, stderr, environment, and CNI_NETNS if it 
 _CONTROL_BYTES = socket.CMSG_SPACE(_DESCRIPTORS_MAX * _DESCRIPTOR.size) + socket.CMSG_SPACE(
     _PEER.size
 )
-_CONVERSATION_SECONDS = 2.0  # the launcher is our own program and does not pause
+_PAUSE = struct.pack("@ll", 2, 0)  # struct timeval: the launcher is our own program, and does not
 BACKLOG = 128  # launchers that wait at the socket; the next one starts the frozen program
 _COLLECT_EVERY = 100  # requests
 _RENEW_SECONDS = 5.0  # without a request, after which a worker of an engine on demand is replaced
@@ -95,6 +95,8 @@ class Worker:
         self._settings = settings
         self._load = load
         self._listener = listener
+        # Accepted sockets inherit it: the kernel tells which process has sent a message.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._leave_backlog = leave_backlog
         with opened("/proc/self") as process:
             self._surroundings = surroundings(process)
@@ -173,17 +175,17 @@ class Worker:
 
         Raises OSError, ValueError.
         """
-        connection.settimeout(_CONVERSATION_SECONDS)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PAUSE)
         pid, uid = peer_of(connection)
         if uid != 0:
             return None
         # A process id can be reused between connect and now. So the challenge comes back from it
         # after /proc/PID was opened, and before the surroundings are read.
         with opened(f"/proc/{pid}") as process:
+            challenge = self._greet(connection)
             directory = os.open("cwd", PROCESS, dir_fd=process)
             descriptors: Sequence[int] = ()
             try:
-                challenge = self._greet(connection)
                 type, descriptors = _request(connection, challenge, pid)
                 if surroundings(process) != self._surroundings:
                     raise ValueError("a launcher that sees other files")
@@ -197,8 +199,8 @@ class Worker:
         """Send what begins the conversation; return the challenge in it. Raises OSError."""
         challenge = os.urandom(_CHALLENGE_BYTES)
         build = self._settings.build.encode()
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        connection.send(b"pycni\0" + struct.pack("<H", PROTOCOL) + challenge + build)
+        greeting = b"pycni\0" + struct.pack("<H", PROTOCOL) + challenge + build
+        connection.send(greeting, socket.MSG_DONTWAIT)
         return challenge
 
     def _serve(self, call: Call) -> None:
@@ -224,6 +226,7 @@ class Worker:
             os.chdir("/")
             call.close()
             call.end(status)
+            os.sched_yield()  # the launcher may have been woken on this processor
             self._finish(status)
 
     def _finish(self, status: int) -> None:
@@ -283,7 +286,6 @@ class Call:
         self._connection = connection
         self._descriptors = (directory, *descriptors)
         try:
-            connection.settimeout(0)
             self.environ = _environ(environment)
         except OSError:
             self.close()
@@ -319,7 +321,7 @@ class Call:
     def end(self, status: int) -> None:
         """Send the exit status to the launcher."""
         with suppress(OSError):  # the launcher is gone
-            self._connection.send(_STATUS.pack(status))
+            self._connection.send(_STATUS.pack(status), socket.MSG_DONTWAIT)
 
     def close(self) -> None:
         """Close the descriptors of the request."""
@@ -329,7 +331,7 @@ class Call:
     def _is_alone(self) -> bool:
         """Tell whether the launcher has ended: a runtime kills it at its own time limit."""
         try:
-            return not self._connection.recv(1, socket.MSG_PEEK)
+            return not self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
 
