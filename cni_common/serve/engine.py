@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from cni_common.node.journal import make_private_directory
 from cni_common.serve.on_demand import Stay
-from cni_common.serve.worker import BACKLOG, Worker
+from cni_common.serve.worker import BACKLOG, Turn, Worker
 from cni_common.spec import schema
 from cni_common.spec.errors import CNIError
 
@@ -81,6 +81,7 @@ class _Tally:
     """
 
     def __init__(self, directory: str, places: int) -> None:
+        self._turns = (places + 1) // 2
         try:
             make_private_directory(directory)
             self._fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -98,6 +99,10 @@ class _Tally:
                 os.pwrite(self._fd, _COUNT.pack(before + served), offset)
 
         return tell
+
+    def turn(self, place: int) -> Turn:
+        """Return what the worker at `place` shares with another one."""
+        return Turn(self._fd, place % self._turns)
 
     def total(self) -> int:
         """Return the requests of all workers."""
@@ -209,13 +214,12 @@ class _Supervisor:
 
     def _start(self) -> None:
         place = min(set(range(self._count)) - set(self._workers.values()))
-        tell = self._tally.teller(place)
         pid = os.fork()
         if pid == 0:
-            self._become_worker(tell)
+            self._become_worker(place)
         self._workers[pid] = place
 
-    def _become_worker(self, tell: Callable[[int], object]) -> NoReturn:
+    def _become_worker(self, place: int) -> NoReturn:
         status = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -223,7 +227,7 @@ class _Supervisor:
             os.close(self._cut)  # a copy would keep the lifeline open after the supervisor's end
             self._signals.close()
             self._wakeup.close()
-            self._worker.run(self._lifeline, tell)
+            self._worker.run(self._lifeline, self._tally.turn(place), self._tally.teller(place))
             status = 0
         except BaseException as error:  # noqa: BLE001 - the supervisor's code must not run in this process
             from traceback import format_exception

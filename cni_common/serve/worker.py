@@ -6,6 +6,7 @@ one-shot entry would: same user, namespaces, working directory and file descript
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import select
@@ -44,9 +45,10 @@ _PAUSE = struct.pack("@ll", 2, 0)  # struct timeval: the launcher is our own pro
 BACKLOG = 128  # launchers that wait at the socket; the next one starts the frozen program
 _COLLECT_EVERY = 100  # requests
 _RENEW_SECONDS = 5.0  # without a request, after which a worker of an engine on demand is replaced
-# Few, since processes that take turns lose the processor's caches; more than processors, since
-# workers also wait, for instance for an IPAM plugin. If all wait, launchers start the frozen
-# program.
+# More than processors, since workers also wait, for instance for an IPAM plugin. If all wait,
+# launchers start the frozen program. But processes that take turns lose the processor's caches: so
+# half of them serve (Turn), and the others when a request has taken so many seconds.
+_PATIENCE_SECONDS = 0.2
 _WORKERS = min(4 * len(os.sched_getaffinity(0)), 16)
 # Less memory: each that has served has 6 MB for itself, and one that has not 1.5.
 ON_DEMAND_WORKERS = min(2 * len(os.sched_getaffinity(0)), 4)
@@ -72,6 +74,32 @@ class Settings:
         return protocol.seconds_of(
             command, self.add_seconds, self.status_seconds, self.other_seconds
         )
+
+
+class Turn:
+    """Which one of some workers waits for launchers: the one that holds a lock (fcntl(2)).
+
+    Such a lock ends with its process, however that ends.
+    """
+
+    def __init__(self, fd: int, number: int) -> None:
+        """Take byte `number` of a file that the workers do not close."""
+        self._fd = fd
+        self._number = number
+        self._is_held = False
+
+    def take(self) -> None:
+        """Wait until the turn is ours."""
+        if not self._is_held:
+            with suppress(OSError):  # no memory for a lock: then more of them wait for launchers
+                fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, self._number)
+            self._is_held = True
+
+    def give(self) -> None:
+        """Let another worker wait for launchers."""
+        with suppress(OSError):  # as above: what waits for the lock waits on
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, self._number)
+        self._is_held = False
 
 
 class _Overdue(BaseException):
@@ -100,17 +128,18 @@ class Worker:
         self._leave_backlog = leave_backlog
         with opened("/proc/self") as process:
             self._surroundings = surroundings(process)
-        self._is_late = False
+        self._is_limited = self._is_patient = self._is_late = False
         self._is_to_be_small = settings.on_demand
         # The group of interfaces to delete (IFLA_GROUP): above 2^30, which no other program uses.
         self._link_group = int.from_bytes(os.urandom(4), "little") >> 2 | 1 << 30
         self._deferred: list[Callable[[], None]] = []  # until the launcher has the status
 
-    def run(self, lifeline: int, tell: Callable[[int], object] = lambda _served: None) -> None:
+    def run(self, lifeline: int, turn: Turn, tell: Callable[[int], object]) -> None:
         """Serve until Settings.requests, or until the supervisor closes its `lifeline`.
 
         `tell` gets the number of requests served so far, after each.
         """
+        self._turn = turn
         # Open for all requests: closing an nfnetlink socket waits until nftables has freed its
         # objects, under a lock that deletions of interfaces need (nft_rcv_nl_event of the kernel).
         self._open_own()
@@ -124,6 +153,7 @@ class Worker:
             # An interrupt may strike between any two instructions and leave locks and descriptors
             # open that nothing refers to. So a worker that was interrupted answers and ends.
             while served < self._settings.requests and not self._is_late:
+                turn.take()
                 events = poller.poll(_RENEW_SECONDS if served and self._is_to_be_small else None)
                 if not events:
                     return  # a worker that has served shares less memory than a new one
@@ -193,7 +223,13 @@ class Worker:
                 for fd in (directory, *descriptors):
                     os.close(fd)
                 raise
-        return Call(connection, type, directory=directory, descriptors=descriptors)
+        return Call(
+            connection,
+            type,
+            directory=directory,
+            descriptors=descriptors,
+            on_delivery=self._end_limit,
+        )
 
     def _greet(self, connection: socket.socket) -> bytes:
         """Send what begins the conversation; return the challenge in it. Raises OSError."""
@@ -207,8 +243,7 @@ class Worker:
         command = call.environ.get("CNI_COMMAND", "")
         seconds = self._settings.seconds_of(command)
         status = 1
-        self._is_late = False
-        signal.setitimer(signal.ITIMER_REAL, seconds, self._settings.undo_seconds)
+        self._limit(seconds)
         try:
             os.fchdir(call.directory)
             stdin = call.read_stdin()
@@ -221,7 +256,7 @@ class Worker:
         except _Overdue as error:
             call.deliver(protocol.given_up(command, seconds, error))
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            self._end_limit()
             # Before the runtime hears of the end: it may unmount the file systems of these files.
             os.chdir("/")
             call.close()
@@ -260,7 +295,28 @@ class Worker:
     def _open_own(self) -> None:
         self._own = NetNS(OWN)
 
+    def _limit(self, seconds: float) -> None:
+        """Interrupt the request after so many seconds, and first let another worker take turns."""
+        patience = min(_PATIENCE_SECONDS, seconds)
+        self._rest = seconds - patience
+        self._is_limited = self._is_patient = True
+        self._is_late = False
+        signal.setitimer(signal.ITIMER_REAL, patience, 0)
+
+    def _end_limit(self) -> None:
+        self._is_limited = False  # first: the alarm may come before the next statement
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
     def _on_alarm(self, _number: int, _frame: object) -> None:
+        if not self._is_limited:
+            return
+        if self._is_patient:
+            self._is_patient = False
+            self._turn.give()
+            if self._rest > 0:
+                signal.setitimer(signal.ITIMER_REAL, self._rest, self._settings.undo_seconds)
+                return
+            signal.setitimer(signal.ITIMER_REAL, *[self._settings.undo_seconds] * 2)
         if self._is_late:
             os._exit(1)  # the rollback hangs as well; the launcher reports a missing answer
         self._is_late = True
@@ -277,6 +333,7 @@ class Call:
         *,
         directory: int,
         descriptors: Sequence[int],
+        on_delivery: Callable[[], object],
     ) -> None:
         """Take over the descriptors; close them on failure. Raises OSError."""
         self.type = type
@@ -284,6 +341,7 @@ class Call:
         self._stdin, self._stdout, self._stderr, environment = descriptors[:4]
         self.netns = descriptors[4] if len(descriptors) > 4 else -1
         self._connection = connection
+        self._on_delivery = on_delivery
         self._descriptors = (directory, *descriptors)
         try:
             self.environ = _environ(environment)
@@ -302,7 +360,7 @@ class Call:
     def deliver(self, reply: Reply) -> bool:
         """Write the reply to stdout; return False if the launcher or the reader is gone.
 
-        After a complete write the timer is off: the request is no longer abandoned.
+        After a complete write the request is no longer abandoned.
         """
         try:
             if self._is_alone():
@@ -310,7 +368,7 @@ class Call:
             write_all(self._stdout, reply.stdout)
             if self._is_alone():
                 return False
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            self._on_delivery()
         except OSError as error:
             self.log(f"cannot write to stdout: {error.strerror}")
             return False

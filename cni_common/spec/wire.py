@@ -92,13 +92,13 @@ def _spelling(key: str, properties: Json) -> str:
 def encode(value: object, *, sort_keys: bool) -> bytes:
     """Return `value` as Go's MarshalIndent prints it: 4 spaces, HTML escapes, no newline."""
     text = json.dumps(value, indent=4, ensure_ascii=False, sort_keys=sort_keys)
-    return _printable(text.translate(_ESCAPES))
+    return _printable(text)
 
 
 def encode_line(value: object) -> bytes:
     """Return `value` as one compact line that ends in a newline."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return _printable(text.translate(_ESCAPES) + "\n")
+    return _printable(text + "\n")
 
 
 def type_name(value: object) -> str:
@@ -183,5 +183,8 @@ def _without_surrogates(value: Any) -> Any:
 
 
 def _printable(text: str) -> bytes:
+    if text.isascii() and not ("<" in text or ">" in text or "&" in text):
+        return text.encode()  # as it nearly always is
     # Environment variables that are not UTF-8 arrive as surrogate escapes.
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode()
+    escaped = text.translate(_ESCAPES).encode("utf-8", "surrogateescape")
+    return escaped.decode("utf-8", "replace").encode()

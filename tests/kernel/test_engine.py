@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -435,6 +435,49 @@ def test_a_configuration_that_does_not_come(machine: Machine) -> None:
         os.close(write)
 
     assert (status, error_of(printed)["code"]) == (1, 11)
+
+
+def waiting(engine: Engine) -> list[int]:
+    """Return the workers that wait for launchers."""
+    found = []
+    for pid in engine.workers():
+        with suppress(FileNotFoundError):  # it ends
+            if "epoll" in Path(f"/proc/{pid}/wchan").read_text():
+                found.append(pid)
+    return found
+
+
+def test_another_worker_serves_where_one_waits(machine: Machine) -> None:
+    """Of two workers one serves, which keeps the processor's caches warm, until a request waits."""
+    engine = machine.start_engine(workers=4)
+    wait_until(lambda: len(waiting(engine)) == 2, "two of four do not wait for launchers")
+    config = {"cniVersion": "1.0.0", "name": "lo", "type": "loopback"}
+
+    with store_locked(machine) as release:
+        hanging = [
+            start(machine, "ADD", machine.network(), machine.container(), containerid=name)
+            for name in ("c1", "c2", "c3")
+        ]
+        wait_until(lambda: len(machine.ports()) == 3, "two of four serve, whatever they wait for")
+        wait_until(lambda: len(waiting(engine)) == 1, "the fourth does not wait for launchers")
+        served = run(machine, "ADD", config, machine.container(), plugin="loopback")
+        release()
+        statuses = [finish(process)[0] for process in hanging]
+
+    assert (served, statuses) == (0, [0, 0, 0])  # the bundle would have another status
+    wait_until(lambda: len(waiting(engine)) == 2, "four wait for launchers from now on")
+
+
+def test_one_that_is_killed_leaves_its_turn(machine: Machine) -> None:
+    """The lock that says whose turn it is ends with its process."""
+    engine = machine.start_engine(workers=2)
+    wait_until(lambda: waiting(engine), "none waits for launchers")
+    (first,) = waiting(engine)
+
+    os.kill(first, signal.SIGKILL)
+
+    wait_until(lambda: waiting(engine) not in ([], [first]), "no other one waits for launchers")
+    assert add_and_delete(machine) == (0, 0)
 
 
 # --- runtimes that go away --------------------------------------------------------------------

@@ -12,16 +12,18 @@ if TYPE_CHECKING:
 def sha256(data: bytes = b"") -> "Any":
     """Return a SHA-256 of `data`."""
     if sys.version_info >= (3, 12):
-        from _sha2 import sha256
+        from _sha2 import sha256 as found
     else:
-        from _sha256 import sha256
-    return sha256(data)
+        from _sha256 import sha256 as found
+    globals()["sha256"] = found  # the next call needs no import
+    return found(data)
 
 
 def sha512(data: bytes = b"") -> "Any":
     """Return a SHA-512 of `data`."""
     if sys.version_info >= (3, 12):
-        from _sha2 import sha512
+        from _sha2 import sha512 as found
     else:
-        from _sha512 import sha512
-    return sha512(data)
+        from _sha512 import sha512 as found
+    globals()["sha512"] = found
+    return found(data)

