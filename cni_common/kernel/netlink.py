@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from cni_common.spec.steps import CALL, NETLINK, NFT, now
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from typing import Any
 
 # linux/netlink.h
@@ -173,19 +173,15 @@ class Channel:
         answers: list[list[Any]] = []
         failure: NetlinkError | None = None
         for piece in _pieces(messages):
-            numbered = self._numbered(piece)
-            awaited = {number for number, one in numbered.items() if one.flags & _ANSWERED}
-            last = self._sequence
-            if last in awaited and not any(one.flags & NLM_F_DUMP == NLM_F_DUMP for one in piece):
-                awaited = {last}
-            asked = _Asked(numbered, awaited, absent)
-            self._ask(
-                asked,
-                b"".join(
-                    one.encode(number, without=0 if number in awaited else NLM_F_ACK)
-                    for number, one in numbered.items()
-                ),
-            )
+            asked = _Asked(absent)
+            has_dump = False
+            for number, one in enumerate(piece, self._sequence + 1):
+                asked.add(number, one, is_awaited=bool(one.flags & _ANSWERED))
+                has_dump = has_dump or one.flags & NLM_F_DUMP == NLM_F_DUMP
+            self._sequence += len(piece)
+            if self._sequence in asked.awaited and not has_dump:
+                asked.awaited = {self._sequence}
+            self._ask(asked)
             answers += asked.answers.values()
             failure = failure or asked.failure
             asked.failure = None
@@ -206,14 +202,12 @@ class Channel:
         answers. Raises NetlinkError; after ENOBUFS it is unknown whether the kernel has carried
         them out.
         """
-        numbered = self._numbered([begin, *messages, end])
-        last = self._sequence - 1
-        asked = _Asked(numbered, {last})
-        data = b"".join(
-            one.encode(number, without=0 if number == last else NLM_F_ACK)
-            for number, one in numbered.items()
-        )
-        self._ask(asked, data)
+        asked = _Asked()
+        last = self._sequence + 1 + len(messages)
+        for number, one in enumerate([begin, *messages, end], self._sequence + 1):
+            asked.add(number, one, is_awaited=number == last)
+        self._sequence = last + 1
+        self._ask(asked)
         failure, asked.failure = asked.failure, None
         if failure:
             try:
@@ -222,24 +216,19 @@ class Channel:
                 del failure  # as in `exchange`
         return [answer for answers in asked.answers.values() for answer in answers]
 
-    def _numbered(self, messages: Sequence[Message]) -> dict[int, Message]:
-        first = self._sequence + 1
-        self._sequence += len(messages)
-        return dict(enumerate(messages, first))
-
-    def _ask(self, asked: _Asked, data: bytes) -> None:
-        """Send `data` and have `asked` take the answers to it.
+    def _ask(self, asked: _Asked) -> None:
+        """Send the messages of `asked`, and have it take the answers.
 
         Where the kernel had no room for one, those that had room are taken, since they may tell the
         cause. So no answer is left when the socket is used again.
         """
         since = now()
-        self._converse(asked, data)
+        self._converse(asked)
         CALL.note(self._step, since)
 
-    def _converse(self, asked: _Asked, data: bytes) -> None:
+    def _converse(self, asked: _Asked) -> None:
         try:
-            self._send(data)
+            self._send(asked.encode())
         except OSError as error:
             asked.fail(error.errno or 0, min(asked.messages))
             return
@@ -367,14 +356,26 @@ class Channel:
 class _Asked:
     """Messages that are sent together, and the kernel's answers to them."""
 
-    def __init__(
-        self, messages: dict[int, Message], awaited: set[int], absent: Collection[int] = ()
-    ) -> None:
-        self.messages = messages  # by their sequence numbers
-        self.awaited = awaited  # those whose last answer is to come
-        self.answers: dict[int, list[Any]] = {number: [] for number in messages}
+    def __init__(self, absent: Collection[int] = ()) -> None:
+        self.messages: dict[int, Message] = {}  # by their sequence numbers
+        self.awaited: set[int] = set()  # those whose last answer is to come
+        self.answers: dict[int, list[Any]] = {}
         self.failure: NetlinkError | None = None
         self._absent = absent
+
+    def add(self, number: int, message: Message, *, is_awaited: bool) -> None:
+        """Add a message, and whether the last answer to it is awaited."""
+        self.messages[number] = message
+        self.answers[number] = []
+        if is_awaited:
+            self.awaited.add(number)
+
+    def encode(self) -> bytes:
+        """Return the messages; those that are not awaited ask for no acknowledgement."""
+        parts = []
+        for number, one in self.messages.items():
+            parts.append(one.encode(number, without=0 if number in self.awaited else NLM_F_ACK))
+        return b"".join(parts)
 
     def take(self, data: bytes) -> None:
         """Take a datagram of answers. Answers to earlier messages are left alone."""
@@ -403,8 +404,14 @@ class _Asked:
             self.failure.is_look = message.is_look
 
 
-def _pieces(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
-    """Yield `messages`, as many at a time as are to go by one send."""
+def _pieces(messages: Sequence[Message]) -> Iterable[Sequence[Message]]:
+    """Return `messages`, as many at a time as are to go by one send."""
+    if len(messages) == 1:
+        return [messages]  # as most are
+    return _cut(messages)
+
+
+def _cut(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
     start = size = 0
     for number, message in enumerate(messages):
         if number - start == _PIECE_MESSAGES or size > _PIECE_BYTES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
@@ -222,16 +223,23 @@ def _parse_set(index: int, entries: Sequence[Json]) -> RangeSet:
 
 
 def _parse_range(entry: Json) -> Range:
-    subnet = _parse_subnet(entry.get("subnet", ""))
+    return _range_of(
+        *(entry.get(key, "") for key in ("subnet", "rangeStart", "rangeEnd", "gateway"))
+    )
+
+
+@lru_cache(maxsize=128)  # an engine has few networks, and a request for each of their containers
+def _range_of(subnet_text: str, start: str, end: str, gateway_text: str) -> Range:
+    subnet = _parse_subnet(subnet_text)
     network = int(subnet.network_address)
     address_type = type(subnet.network_address)
-    gateway = _parse_member(entry, "gateway") or address_type(network + 1)
+    gateway = _parse_member(gateway_text, "gateway") or address_type(network + 1)
     if gateway.version != subnet.version:
         raise ValueError(f"gateway {gateway} is not of the address family of subnet {subnet}")
-    first = _parse_member(entry, "rangeStart") or address_type(network + 1)
+    first = _parse_member(start, "rangeStart") or address_type(network + 1)
     if first not in subnet:
         raise ValueError(f"rangeStart {first} is not in network {subnet}")
-    last = _parse_member(entry, "rangeEnd")
+    last = _parse_member(end, "rangeEnd")
     if last is None:
         # An IPv6 subnet has no broadcast address to be left out.
         last = address_type(int(subnet.broadcast_address) - (subnet.version == 4))
@@ -262,8 +270,7 @@ def _parse_subnet(text: str) -> Subnet:
     return subnet
 
 
-def _parse_member(entry: Json, key: str) -> Address | None:
-    text = entry.get(key, "")
+def _parse_member(text: str, key: str) -> Address | None:
     if not text:
         return None
     try:
