@@ -220,7 +220,8 @@ def _make_snapshot(bundle: Path) -> None:
 
     Raises BuildError.
     """
-    with (bundle / "lib/snapshot").open("wb") as file:
+    snapshot = bundle / "lib/snapshot"
+    with snapshot.open("wb") as file:
         done = subprocess.run(
             ["make-snapshot"],
             executable=bundle / "pycni",
@@ -233,6 +234,7 @@ def _make_snapshot(bundle: Path) -> None:
         )
     if done.returncode:
         raise BuildError(f"'{bundle}/pycni' cannot make its snapshot:\n{done.stderr}")
+    snapshot.chmod(0o644)  # whatever the umask is
 
 
 def forget_library_path(file: Path) -> None:

@@ -13,6 +13,7 @@ import select
 import signal
 import socket
 import struct
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -88,12 +89,18 @@ class Turn:
         self._number = number
         self._is_held = False
 
-    def take(self) -> None:
-        """Wait until the turn is ours."""
+    def take(self, *, wait: bool = True) -> bool:
+        """Return whether the turn is ours, as it will be if we wait."""
         if not self._is_held:
-            with suppress(OSError):  # no memory for a lock: then more of them wait for launchers
-                fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, self._number)
+            how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
+            try:
+                fcntl.lockf(self._fd, how, 1, self._number)
+            except (BlockingIOError, PermissionError):  # another one has it
+                return False
+            except OSError:  # no memory for a lock: then more of them wait for launchers
+                pass
             self._is_held = True
+        return True
 
     def give(self) -> None:
         """Let another worker wait for launchers."""
@@ -128,7 +135,8 @@ class Worker:
         self._leave_backlog = leave_backlog
         with opened("/proc/self") as process:
             self._surroundings = surroundings(process)
-        self._is_limited = self._is_patient = self._is_late = False
+        self._is_patient = self._is_late = False
+        self._deadline = 0.0  # of time.monotonic, 0.0 where no request is served
         self._is_to_be_small = settings.on_demand
         # The group of interfaces to delete (IFLA_GROUP): above 2^30, which no other program uses.
         self._link_group = int.from_bytes(os.urandom(4), "little") >> 2 | 1 << 30
@@ -153,10 +161,12 @@ class Worker:
             # An interrupt may strike between any two instructions and leave locks and descriptors
             # open that nothing refers to. So a worker that was interrupted answers and ends.
             while served < self._settings.requests and not self._is_late:
-                turn.take()
+                # A worker that has served shares less memory than a new one.
+                if not turn.take(wait=not (served and self._is_to_be_small)):
+                    return
                 events = poller.poll(_RENEW_SECONDS if served and self._is_to_be_small else None)
                 if not events:
-                    return  # a worker that has served shares less memory than a new one
+                    return
                 is_ending = lifeline in (fd for fd, _ in events)
                 if is_ending and self._leave_backlog:
                     return
@@ -189,16 +199,22 @@ class Worker:
 
     def _take(self, connection: socket.socket) -> bool:
         """Serve one connection; return False if it brought no request."""
-        with connection:
-            try:
-                call = self._receive(connection)
-            except (OSError, ValueError):
-                return False  # the launcher ended, or the peer is no launcher of ours
-            if call is None:
-                return False
-            with suppress(_Overdue):  # the timer may fire just after the end
-                self._serve(call)
-        return True
+        self._is_patient = True
+        signal.setitimer(signal.ITIMER_REAL, _PATIENCE_SECONDS)
+        try:
+            with connection:
+                try:
+                    call = self._receive(connection)
+                except (OSError, ValueError):
+                    return False  # the launcher ended, or the peer is no launcher of ours
+                if call is None:
+                    return False
+                with suppress(_Overdue):  # the alarm may come just before its work
+                    self._serve(call)
+            return True
+        finally:
+            self._is_patient = False  # first: the alarm may come before the next statement
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _receive(self, connection: socket.socket) -> Call | None:
         """Return the request; None if the launcher must start the frozen program.
@@ -296,27 +312,26 @@ class Worker:
         self._own = NetNS(OWN)
 
     def _limit(self, seconds: float) -> None:
-        """Interrupt the request after so many seconds, and first let another worker take turns."""
-        patience = min(_PATIENCE_SECONDS, seconds)
-        self._rest = seconds - patience
-        self._is_limited = self._is_patient = True
+        """Interrupt the request after so many seconds, but not before another worker has a turn."""
         self._is_late = False
-        signal.setitimer(signal.ITIMER_REAL, patience, 0)
+        self._deadline = time.monotonic() + seconds
+        if not self._is_patient:
+            signal.setitimer(signal.ITIMER_REAL, seconds, self._settings.undo_seconds)
 
     def _end_limit(self) -> None:
-        self._is_limited = False  # first: the alarm may come before the next statement
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._deadline = 0.0
 
     def _on_alarm(self, _number: int, _frame: object) -> None:
-        if not self._is_limited:
-            return
         if self._is_patient:
             self._is_patient = False
             self._turn.give()
-            if self._rest > 0:
-                signal.setitimer(signal.ITIMER_REAL, self._rest, self._settings.undo_seconds)
-                return
-            signal.setitimer(signal.ITIMER_REAL, *[self._settings.undo_seconds] * 2)
+        if not self._deadline:
+            return
+        left = self._deadline - time.monotonic()
+        again = self._settings.undo_seconds
+        signal.setitimer(signal.ITIMER_REAL, left if left > 0 else again, again)
+        if left > 0:
+            return
         if self._is_late:
             os._exit(1)  # the rollback hangs as well; the launcher reports a missing answer
         self._is_late = True

@@ -73,6 +73,13 @@ class Modules:
         """Take the file from another directory from now on."""
         self._path = f"{lib}/{self._path.rpartition('/')[2]}"
 
+    def hold(self) -> None:
+        """Open the file if it is there: whoever removes the bundle may do so during a call."""
+        try:
+            self._open()
+        except OSError:
+            self._fd = -1
+
     def names(self) -> "Iterable[str]":
         """Return the names of all modules."""
         return self._index
@@ -177,19 +184,24 @@ def _import_for_calls() -> None:
 
 def _move(arguments: "Sequence[str]", environ: "Iterable[bytes]", program: str, lib: str) -> None:
     """Give this process, which comes from a snapshot, its own facts in place of the maker's."""
-    sys.argv[:] = arguments
+    sys.argv[:] = sys.orig_argv[:] = arguments
     posix.environ.clear()
     for entry in environ:
         name, separator, value = entry.partition(b"=")
         if separator:
             posix.environ.setdefault(name, value)  # the first counts, as for getenv(3)
-    sys.executable = program
+    sys.executable = sys._base_executable = program  # type: ignore[attr-defined]
     sys._MEIPASS = lib  # type: ignore[attr-defined]
+    for prefix in ("prefix", "base_prefix", "exec_prefix", "base_exec_prefix", "_stdlib_dir"):
+        setattr(sys, prefix, lib)
     sys.path[:] = [lib]
     sys.path_importer_cache.clear()
     for finder in sys.meta_path:
         if isinstance(finder, Modules | OtherModules):
             finder.move(lib)
+    first = sys.meta_path[0]
+    if isinstance(first, Modules):
+        first.hold()
 
 
 def _run() -> int:

@@ -119,6 +119,7 @@ void snapshot_begin(char **argv)
         _exit(EXIT_FAILURE);
     }
     clearenv(); /* nothing of the maker's is kept */
+    setenv("TZ", "UTC0", 1);
     snapshot_grows = true;
 }
 
@@ -159,12 +160,16 @@ static size_t find_foreign(ElfW(Addr) ranges[MAX_FOREIGN][2])
     char line[512];
     size_t count = 0;
     FILE *maps = fopen("/proc/self/maps", "re");
-    ElfW(Addr) program = (ElfW(Addr))&__ehdr_start, memory = (ElfW(Addr))SNAPSHOT_START;
+    ElfW(Addr) program = (ElfW(Addr))&__ehdr_start, end = (ElfW(Addr))round_up(_end);
+    ElfW(Addr) memory = (ElfW(Addr))SNAPSHOT_START;
 
     while (maps != NULL && count < MAX_FOREIGN && fgets(line, sizeof line, maps) != NULL) {
         unsigned long from, to;
-        if (sscanf(line, "%lx-%lx", &from, &to) != 2 || (from >= program && from < (ElfW(Addr))_end)
-            || (from >= memory && from < memory + SNAPSHOT_BYTES))
+        if (sscanf(line, "%lx-%lx", &from, &to) != 2)
+            continue;
+        if (from >= program && from < end) /* malloc's memory may be one mapping with the variables */
+            from = end;
+        if (from >= to || (from >= memory && from < memory + SNAPSHOT_BYTES))
             continue;
         ranges[count][0] = from;
         ranges[count++][1] = to;
@@ -298,13 +303,14 @@ static bool map_variables(int fd, const struct head *head)
     struct of_library library = {stdin, stdout, stderr, environ};
     char *edge = round_up(__data_start), *end = round_up(_end);
     size_t first = (size_t)(edge - __data_start);
+    bool is_whole = map(edge, (size_t)(end - edge), MAP_FIXED | MAP_ANONYMOUS, -1, 0)
+                    && map_parts(fd, head, edge, end)
+                    && pread(fd, __data_start, first, (off_t)head->parts[0].offset)
+                           == (ssize_t)first;
 
-    if (!map(edge, (size_t)(end - edge), MAP_FIXED | MAP_ANONYMOUS, -1, 0)
-        || !map_parts(fd, head, edge, end)
-        || pread(fd, __data_start, first, (off_t)head->parts[0].offset) != (ssize_t)first)
-        return false;
+    /* Also after a failure: the next program needs the environment. */
     stdin = library.in, stdout = library.out, stderr = library.err, environ = library.environ;
-    return true;
+    return is_whole;
 }
 
 /* Let Python know its new process. */
@@ -317,7 +323,8 @@ static void tell_python(void)
     if (PyThread_tss_create(key) != 0 || PyThread_tss_set(key, thread) != 0)
         Py_FatalError("no memory for a thread's state");
     PyOS_AfterFork_Child(); /* a process of this memory and one thread, as after a fork */
-    PyOS_setsig(SIGPIPE, SIG_IGN); /* as in Python's own start */
+    /* As in Python's own start, but for SIGINT, which cni_common/serve/main.py handles in a call. */
+    PyOS_setsig(SIGPIPE, SIG_IGN);
     PyOS_setsig(SIGXFSZ, SIG_IGN);
 }
 
@@ -331,12 +338,12 @@ enum snapshot_outcome snapshot_resume(const char *path)
         return SNAPSHOT_UNUSED;
     if (read_head(fd, &head)
         && map(SNAPSHOT_START, head.memory + SPARE, MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0)) {
-        if (!map_parts(fd, &head, SNAPSHOT_START, SNAPSHOT_START + head.memory))
-            munmap(SNAPSHOT_START, head.memory + SPARE);
-        else
+        bool has_memory = map_parts(fd, &head, SNAPSHOT_START, SNAPSHOT_START + head.memory);
+        munmap(SNAPSHOT_START + head.memory, SPARE); /* so there is room for the variables, too */
+        if (has_memory)
             outcome = map_variables(fd, &head) ? SNAPSHOT_RESUMED : SNAPSHOT_BROKEN;
-        if (outcome == SNAPSHOT_RESUMED)
-            munmap(SNAPSHOT_START + head.memory, SPARE);
+        else
+            munmap(SNAPSHOT_START, head.memory);
     }
     close(fd);
     if (outcome == SNAPSHOT_RESUMED)

@@ -468,6 +468,29 @@ def test_another_worker_serves_where_one_waits(machine: Machine) -> None:
     wait_until(lambda: len(waiting(engine)) == 2, "four wait for launchers from now on")
 
 
+def test_launchers_that_stall_keep_no_turn(machine: Machine) -> None:
+    """One that is stopped before its request holds a worker, but others serve meanwhile."""
+    engine = machine.start_engine(workers=4)
+    wait_until(lambda: len(waiting(engine)) == 2, "two of four do not wait for launchers")
+    first = set(waiting(engine))
+    stall = (
+        "import socket, sys, time;"
+        "stalled = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)];"
+        "greetings = [(one.connect(sys.argv[1]), one.recv(99)) for one in stalled];"
+        "print(len(greetings), flush=True); time.sleep(600)"
+    )
+    words = ("nsenter", f"--net={machine.host}", "python3", "-c", stall, str(socket_path()))
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"2\n"
+        wait_until(
+            lambda: len(waiting(engine)) == 2 and first.isdisjoint(waiting(engine)),
+            "no other workers wait for launchers",
+        )
+        assert add_and_delete(machine) == (0, 0)
+        process.kill()
+
+
 def test_one_that_is_killed_leaves_its_turn(machine: Machine) -> None:
     """The lock that says whose turn it is ends with its process."""
     engine = machine.start_engine(workers=2)
