@@ -190,7 +190,7 @@ def test_gc_without_a_list_removes_the_dead(node: Node, family: str) -> None:
     kept = addresses_in(node.ok("add", "net1", living))
     gone = addresses_in(node.ok("add", "net1", dead))
     assert masqueraded(node, gone) == gone
-    node.command("ip", "netns", "delete", "c2")
+    node.delete_container("c2")  # a veth pair that is still there leads to a living namespace
     for path in node.path("/var/lib/cni/results").iterdir():
         path.unlink()  # or cnitool would DEL both
     for state in ("/run/pycni/attachments", "/var/lib/cni/networks/net1"):

@@ -135,7 +135,7 @@ def test_gc_removes_what_the_reference_left_of_ours(node: Node) -> None:
     settings = config()
     result = add(node, node.bin_dir, settings)
     call(node, REFERENCE_BIN, "DEL", {**settings, "prevResult": result})
-    node.command("ip", "netns", "delete", "c1")
+    node.delete_container("c1")
     node.command("sh", "-c", "touch -d @0 /run/pycni/attachments/*")
 
     call(node, node.bin_dir, "GC", {**settings, "cni.dev/valid-attachments": []})
