@@ -42,7 +42,8 @@ _DESCRIPTORS_MAX = 5  # stdin, stdout, stderr, environment, and CNI_NETNS if it 
 _CONTROL_BYTES = socket.CMSG_SPACE(_DESCRIPTORS_MAX * _DESCRIPTOR.size) + socket.CMSG_SPACE(
     _PEER.size
 )
-_PAUSE = struct.pack("@ll", 2, 0)  # struct timeval: the launcher is our own program, and does not
+# struct timeval, 2 s: the launcher is our own program, and makes no pause between its messages.
+_CONVERSATION_TIME = struct.pack("@ll", 2, 0)
 BACKLOG = 128  # launchers that wait at the socket; the next one starts the frozen program
 _COLLECT_EVERY = 100  # requests
 _RENEW_SECONDS = 5.0  # without a request, after which a worker of an engine on demand is replaced
@@ -221,7 +222,7 @@ class Worker:
 
         Raises OSError, ValueError.
         """
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PAUSE)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _CONVERSATION_TIME)
         pid, uid = peer_of(connection)
         if uid != 0:
             return None
