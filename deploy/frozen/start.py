@@ -44,10 +44,13 @@ _FOR_CALLS = (
 
 
 class Modules:
-    """A file that pycni.spec writes: opening one for each module takes a sixth of a start."""
+    """A file that pycni.spec writes, in sys._MEIPASS.
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    Opening one for each module would take a sixth of a start.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._fd = -1
         self._open()
         size = int.from_bytes(posix.pread(self._fd, 4, 0), "little")
@@ -57,8 +60,9 @@ class Modules:
         self._index = index
 
     def _open(self) -> None:
+        path = f"{sys._MEIPASS}/{self._name}"  # type: ignore[attr-defined]
         low = []  # descriptors of standard streams that are closed: the file must not be one
-        while (fd := posix.open(self._path, posix.O_RDONLY | posix.O_CLOEXEC)) <= 2:
+        while (fd := posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)) <= 2:
             low.append(fd)
         for closed in low:
             posix.close(closed)
@@ -69,16 +73,12 @@ class Modules:
         posix.close(self._fd)
         self._fd = -1
 
-    def move(self, lib: str) -> None:
-        """Take the file from another directory from now on."""
-        self._path = f"{lib}/{self._path.rpartition('/')[2]}"
-
     def hold(self) -> None:
         """Open the file if it is there: whoever removes the bundle may do so during a call."""
         try:
             self._open()
         except OSError:
-            self._fd = -1
+            return
 
     def names(self) -> "Iterable[str]":
         """Return the names of all modules."""
@@ -111,19 +111,12 @@ class OtherModules:
     That is last of all places; the file's own modules are then looked for in it first.
     """
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def move(self, lib: str) -> None:
-        """Take the file from another directory from now on."""
-        self._path = f"{lib}/{self._path.rpartition('/')[2]}"
-
     def find_spec(
         self, name: str, _path: object = None, _target: object = None
     ) -> ModuleSpec | None:
         """Return how to import the module, None when it is not here."""
         sys.meta_path.remove(self)
-        modules = Modules(self._path)
+        modules = Modules("other-modules")
         sys.meta_path.insert(1, modules)
         return modules.find_spec(name)
 
@@ -156,11 +149,11 @@ def _restore_environment() -> None:
             environ[name] = original
 
 
-def _prepare(lib: str) -> None:
-    """Let modules come from the two files in `lib`, and complete `os`."""
-    sys.meta_path.insert(0, Modules(f"{lib}/modules"))
+def _prepare() -> None:
+    """Let modules come from the two files, and complete `os`."""
+    sys.meta_path.insert(0, Modules("modules"))
     _import_os()
-    sys.meta_path.append(OtherModules(f"{lib}/other-modules"))
+    sys.meta_path.append(OtherModules())
     import os
 
     if not hasattr(os, "setns"):  # new in Python 3.12
@@ -196,9 +189,6 @@ def _move(arguments: "Sequence[str]", environ: "Iterable[bytes]", program: str, 
         setattr(sys, prefix, lib)
     sys.path[:] = [lib]
     sys.path_importer_cache.clear()
-    for finder in sys.meta_path:
-        if isinstance(finder, Modules | OtherModules):
-            finder.move(lib)
     first = sys.meta_path[0]
     if isinstance(first, Modules):
         first.hold()
@@ -240,14 +230,14 @@ def resume(*facts: "Any") -> "NoReturn":
 
 def begin() -> int:
     """Start without a snapshot."""
-    _prepare(sys._MEIPASS)  # type: ignore[attr-defined]
+    _prepare()
     return _run()
 
 
 gc.disable()  # what is imported is no garbage; cni_common/serve/main.py decides about the rest
 if sys.argv[0] == _MAKER:
     sys.path.clear()  # what looks there would keep a directory of the build machine
-    _prepare(sys._MEIPASS)  # type: ignore[attr-defined]
+    _prepare()
     _import_for_calls()
 else:
     _end(begin)
