@@ -32,6 +32,7 @@ _HEADER, _NLATTR = struct.Struct("=IHHII"), struct.Struct("=HH")
 _NLA_TYPE_MASK = 0x3FFF  # the type without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 _NFNETLINK_MIN = 256  # the types of nfnetlink have a subsystem, not 0, in their second byte
 _ANSWERED = NLM_F_ACK | NLM_F_DUMP
+_GET_ONE = {18, 26, 90}  # RTM_GETLINK, RTM_GETROUTE, RTM_GETNSID of linux/rtnetlink.h
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 _DUMP_TRIES = 5
 _RECEIVE_SECONDS = 30
@@ -62,6 +63,11 @@ class Message:
     def is_look(self) -> bool:
         """Tell whether this only reads (RTM_GET… of rtnetlink, …_MSG_GET… of nfnetlink)."""
         return self.type & 3 == 2 if self.type < _NFNETLINK_MIN else self.type % 256 % 3 == 1
+
+    @property
+    def has_one_answer(self) -> bool:
+        """Tell whether the kernel sends one message to it, which an acknowledgement says again."""
+        return self.type in _GET_ONE and self.flags & NLM_F_DUMP != NLM_F_DUMP
 
     def encode(self, sequence: int, *, without: int = 0) -> bytes:
         """Return the bytes of the message, numbered `sequence`, `without` some of its flags."""
@@ -371,10 +377,11 @@ class _Asked:
             self.awaited.add(number)
 
     def encode(self) -> bytes:
-        """Return the messages; those that are not awaited ask for no acknowledgement."""
+        """Return the messages; of those that are awaited some ask for an acknowledgement."""
         parts = []
         for number, one in self.messages.items():
-            parts.append(one.encode(number, without=0 if number in self.awaited else NLM_F_ACK))
+            needs_it = number in self.awaited and not one.has_one_answer
+            parts.append(one.encode(number, without=0 if needs_it else NLM_F_ACK))
         return b"".join(parts)
 
     def take(self, data: bytes) -> None:
@@ -391,10 +398,11 @@ class _Asked:
                     self.fail(code, number, words)
                 if code and not message.flags & _ANSWERED:  # the frame of a transaction was refused
                     self.awaited.clear()
-            if kind in (NLMSG_ERROR, NLMSG_DONE):
-                self.awaited.discard(number)
-            else:
+            is_end = kind in (NLMSG_ERROR, NLMSG_DONE)
+            if not is_end:
                 self.answers[number].append(message.read(part))
+            if is_end or message.has_one_answer:
+                self.awaited.discard(number)
 
     def fail(self, code: int, number: int, words: str = "") -> None:
         """Note the failure of a message, unless one has failed before."""

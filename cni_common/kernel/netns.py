@@ -1,7 +1,7 @@
 """Network namespaces as handles. The calling thread never stays in another namespace.
 
-The bundle's `_setns` enters a namespace for one system call. A throwaway thread does everything
-that takes longer, and everything where that module is missing.
+The bundle's `_setns` enters a namespace to open a socket or files. A throwaway thread does all that
+takes longer, and everything where that module is missing.
 """
 
 from __future__ import annotations
@@ -69,10 +69,23 @@ class NetNS:
 
         So does /dev/net/tun. Raises OSError.
         """
+        if self.path == OWN:
+            return os.open(path, flags)
+        (fd,) = self._open_files([path], flags)
+        if fd < 0:
+            raise OSError(-fd, os.strerror(-fd), path)
+        return fd
+
+    def _open_files(self, paths: list[str], flags: int) -> list[int]:
+        """Open files by one visit; return a descriptor for each, or an errno below zero.
+
+        Raises OSError where the namespace cannot be entered.
+        """
         try:
-            return os.open(path, flags) if self.path == OWN else _open_file(self.fd, path, flags)
+            opened: list[int] = _open_files(self.fd, paths, flags)
         except OSError as error:
             raise self._told(error) from None
+        return opened
 
     def open_socket(self, family: int, kind: int, protocol: int) -> socket.socket:
         """Return a socket inside, which stays there; the caller closes it."""
@@ -148,30 +161,39 @@ class NetNS:
         Names in `unseen` are written without reading them first. Do not use it for sysctls whose
         write waits for the RTNL lock (forwarding, disable_ipv6).
         """
+        blind = [name for name in values if name in unseen]
+        try:
+            opened = dict(zip(blind, self._open_sysctls(blind), strict=True))
+        except OSError as error:  # the namespace cannot be entered
+            return dict.fromkeys(values, error)
         failures = {}
-        for name, value in values.items():
-            try:
-                self._sysctl(self.open_file, name, value, look=name not in unseen)
-            except OSError as error:
-                failures[name] = error
+        try:
+            for name, value in values.items():
+                try:
+                    if name not in opened or not _is_written(opened.pop(name), value):
+                        self._sysctl(self.open_file, name, value)
+                except OSError as error:
+                    failures[name] = error
+        finally:
+            for fd in opened.values():
+                if fd >= 0:
+                    os.close(fd)
         return failures
+
+    def _open_sysctls(self, names: list[str]) -> list[int]:
+        """Open sysctls to write them, by one visit. Raises OSError."""
+        paths = [f"/proc/sys/{name}" for name in names]
+        if self.path == OWN:
+            return _each_opened(paths, os.O_WRONLY)
+        return self._open_files(paths, os.O_WRONLY) if paths else []
 
     def sysctl_here(self, name: str, value: str | None) -> str:
         """Read or set any sysctl as `sysctl` does, for a caller inside the namespace."""
         return self._sysctl(os.open, name, value)
 
-    def _sysctl(self, opener: Opener, name: str, value: str | None, *, look: bool = True) -> str:
-        """Read or set a sysctl as `sysctl` does.
-
-        Without `look` it is written without reading it first, if that is possible.
-        """
+    def _sysctl(self, opener: Opener, name: str, value: str | None) -> str:
+        """Read or set a sysctl as `sysctl` does."""
         path = f"/proc/sys/{name}"
-        if value is not None and not look:
-            try:
-                return _write_sysctl(opener, path, value)
-            except OSError as error:
-                if error.errno not in (errno.EROFS, errno.EACCES):
-                    raise
         fd = opener(path, os.O_RDONLY)
         try:
             current = os.read(fd, _SYSCTL_BYTES_MAX).decode().strip()
@@ -179,7 +201,12 @@ class NetNS:
             os.close(fd)
         if value is None or current == value:
             return current
-        return _write_sysctl(opener, path, value)
+        fd = opener(path, os.O_WRONLY)
+        try:
+            os.write(fd, value.encode())
+        finally:
+            os.close(fd)
+        return value
 
     def legacy_tables(self, version: int) -> list[str]:
         """Return the iptables-legacy tables in use here, for an IP version.
@@ -275,13 +302,34 @@ class NetNS:
             self.fd = -1
 
 
-def _write_sysctl(opener: Opener, path: str, value: str) -> str:
-    fd = opener(path, os.O_WRONLY)
+def _is_written(fd: int, value: str) -> bool:
+    """Write a sysctl, and close it; return False where it is read-only.
+
+    `fd` is an errno below zero where it could not be opened. Raises OSError.
+    """
     try:
-        os.write(fd, value.encode())
-    finally:
-        os.close(fd)
-    return value
+        if fd < 0:
+            raise OSError(-fd, os.strerror(-fd))
+        try:
+            os.write(fd, value.encode())
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES):
+            raise
+        return False
+    return True
+
+
+def _each_opened(paths: list[str], flags: int) -> list[int]:
+    """Open files; return a descriptor for each, or an errno below zero."""
+    found = []
+    for path in paths:
+        try:
+            found.append(os.open(path, flags))
+        except OSError as error:
+            found.append(-(error.errno or errno.EIO))
+    return found
 
 
 def identity(path: str) -> str:
@@ -399,8 +447,8 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def _open_file_by_thread(fd: int, path: str, flags: int) -> int:
-    return _run_inside(fd, lambda: os.open(path, flags))
+def _open_files_by_thread(fd: int, paths: list[str], flags: int) -> list[int]:
+    return _run_inside(fd, lambda: _each_opened(paths, flags))
 
 
 def _open_socket_by_thread(fd: int, family: int, kind: int, protocol: int) -> int:
@@ -410,7 +458,7 @@ def _open_socket_by_thread(fd: int, family: int, kind: int, protocol: int) -> in
 
 
 try:
-    from _setns import open_file as _open_file
+    from _setns import open_files as _open_files
     from _setns import open_socket as _open_socket
 except ImportError:  # compiled for the bundle only
-    _open_file, _open_socket = _open_file_by_thread, _open_socket_by_thread
+    _open_files, _open_socket = _open_files_by_thread, _open_socket_by_thread

@@ -84,7 +84,9 @@ def dump(facts: Any) -> Json:
 class Record:
     """One record, locked against other processes until `close` or `remove`."""
 
-    def __init__(self, path: str, fd: int, facts: Json, damage: str = "") -> None:
+    def __init__(
+        self, path: str, fd: int, facts: Json, damage: str = "", *, is_whole: bool = False
+    ) -> None:
         """Without a file (`fd` -1) it can only be read. Raises NewerFormatError."""
         self.path = path
         self._fd = fd
@@ -92,7 +94,7 @@ class Record:
         self._facts = _with_format(path, facts)
         self.damage = damage or lack(self._facts)  # what cannot be read, "" for nothing
         self._is_empty = not self._facts and not self.damage
-        self._is_whole = False  # the last line, as far as is known; no other process writes here
+        self._is_whole = is_whole  # the last line, as far as is known; no other process writes here
 
     @property
     def facts(self) -> Json:
@@ -255,13 +257,13 @@ class Records:
             **facts,
         }
         try:
-            append(fd, wire.encode_line(facts))
+            append(fd, wire.encode_line(facts), is_whole=True)
         except BaseException as error:  # SIGTERM's too
             _give_up(path, fd)
             if isinstance(error, OSError):
                 raise self._unwritable(error, Code.IO_FAILURE) from None
             raise
-        return self._opened(path, fd, facts)
+        return self._opened(path, fd, facts, is_whole=True)
 
     def begin_or_find(
         self, plugin: str, network: str, attachment: Attachment, facts: Json
@@ -481,8 +483,10 @@ class Records:
             os.close(fd)  # its owner removed it while we waited
         raise _busy()
 
-    def _opened(self, path: str, fd: int, facts: Json, damage: str = "") -> Record:
-        record = Record(path, fd, facts, damage)
+    def _opened(
+        self, path: str, fd: int, facts: Json, damage: str = "", *, is_whole: bool = False
+    ) -> Record:
+        record = Record(path, fd, facts, damage, is_whole=is_whole)
         self._open_records.append(record)
         return record
 

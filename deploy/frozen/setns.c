@@ -3,7 +3,7 @@
  * os.setns is new in Python 3.12, ctypes takes milliseconds to load, and a thread for each visit
  * takes ten times as long as the visit.
  *
- * `open_file` and `open_socket` go into a namespace, open, and are back before they return. They
+ * `open_files` and `open_socket` go into a namespace, open, and are back before they return. They
  * hold the GIL, so no handler of a signal, no other code of Python's runs in between. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -18,6 +18,7 @@
 
 #define OWN "/proc/thread-self/ns/net"
 #define RETURN_TRIES 3 /* the kernel allocates a few bytes for it */
+#define FILES_MAX 16   /* of one visit */
 
 /* Return a descriptor of the namespace that `leave` goes back to, -1 with an exception set. */
 static int enter(int netns)
@@ -57,25 +58,54 @@ static void leave(int home)
     abort();
 }
 
-static PyObject *open_file(PyObject *module, PyObject *arguments)
+/* Return a list of so many numbers, which are closed as descriptors if there is no memory for it. */
+static PyObject *list_of(const long *numbers, Py_ssize_t count)
+{
+    PyObject *list = PyList_New(count);
+
+    for (Py_ssize_t i = 0; list != NULL && i < count; i++) {
+        PyObject *number = PyLong_FromLong(numbers[i]);
+        if (number == NULL)
+            Py_CLEAR(list);
+        else
+            PyList_SET_ITEM(list, i, number);
+    }
+    for (Py_ssize_t i = 0; list == NULL && i < count; i++)
+        if (numbers[i] >= 0)
+            close((int)numbers[i]);
+    return list;
+}
+
+/* Open files by one visit. Returns a descriptor for each path, or an errno below zero. */
+static PyObject *open_files(PyObject *module, PyObject *arguments)
 {
     int netns, flags;
-    PyObject *path;
+    PyObject *paths;
 
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "iO&i", &netns, PyUnicode_FSConverter, &path, &flags))
+    if (!PyArg_ParseTuple(arguments, "iO!i", &netns, &PyList_Type, &paths, &flags))
         return NULL;
-    int fd = -1, home = enter(netns);
+    Py_ssize_t count = PyList_GET_SIZE(paths);
+    if (count > FILES_MAX)
+        return PyErr_Format(PyExc_ValueError, "more than %d files", FILES_MAX);
+    PyObject *names[FILES_MAX] = {NULL}, *found = NULL;
+    long opened[FILES_MAX];
+    Py_ssize_t known = 0;
+    while (known < count && PyUnicode_FSConverter(PyList_GET_ITEM(paths, known), &names[known]))
+        known++;
+    int home = known == count ? enter(netns) : -1;
     if (home >= 0) {
-        fd = open(PyBytes_AS_STRING(path), flags | O_CLOEXEC);
-        int code = errno;
+        for (Py_ssize_t i = 0; i < count; i++) {
+            opened[i] = open(PyBytes_AS_STRING(names[i]), flags | O_CLOEXEC);
+            if (opened[i] < 0)
+                opened[i] = -errno;
+        }
         leave(home);
-        errno = code;
-        if (fd < 0)
-            PyErr_SetFromErrnoWithFilename(PyExc_OSError, PyBytes_AS_STRING(path));
+        found = list_of(opened, count);
     }
-    Py_DECREF(path);
-    return fd < 0 ? NULL : PyLong_FromLong(fd);
+    while (known-- > 0)
+        Py_DECREF(names[known]);
+    return found;
 }
 
 static PyObject *open_socket(PyObject *module, PyObject *arguments)
@@ -108,7 +138,7 @@ static PyObject *enter_namespace(PyObject *module, PyObject *arguments)
 }
 
 static PyMethodDef functions[] = {
-    {"open_file", open_file, METH_VARARGS, NULL},
+    {"open_files", open_files, METH_VARARGS, NULL},
     {"open_socket", open_socket, METH_VARARGS, NULL},
     {"setns", enter_namespace, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -137,9 +137,20 @@ class _FaultyNetNS(NetNS):
             self.fault.visit(f"open {path}")
         return super().open_file(path, flags)
 
-    def _sysctl(self, opener: Any, name: str, value: str | None, *, look: bool = True) -> str:
+    def _sysctl(self, opener: Any, name: str, value: str | None) -> str:
         self.fault.visit(f"sysctl {name}")
-        return super()._sysctl(opener, name, value, look=look)
+        return super()._sysctl(opener, name, value)
+
+    def sysctls(self, values: Mapping[str, str], unseen: Container[str] = ()) -> dict[str, OSError]:
+        failures: dict[str, OSError] = {}
+        for name in values:
+            try:
+                if name in unseen:  # others come to `_sysctl`
+                    self.fault.visit(f"sysctl {name}")
+            except OSError as error:
+                failures[name] = error
+        others = {name: value for name, value in values.items() if name not in failures}
+        return {**failures, **super().sysctls(others, unseen)}
 
     def channel(self, protocol: int, groups: int = 0) -> Channel:
         plain = super().channel(protocol, groups)
@@ -200,8 +211,8 @@ class _FaultyRecords(Records):
             raise
         return super().find(*args, **kwargs)
 
-    def _opened(self, path: str, fd: int, facts: Mapping[str, Any], damage: str = "") -> Record:
-        opened = _FaultyRecord(path, fd, facts, damage)
+    def _opened(self, *args: Any, **kwargs: Any) -> Record:
+        opened = _FaultyRecord(*args, **kwargs)
         opened.fault = self._fault
         self._open_records.append(opened)
         return opened

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterator
-from ipaddress import IPv4Network
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 import pytest
 
@@ -66,6 +66,36 @@ def test_only_the_kernel_answers(machine: Machine) -> None:
     netns.close()
     assert link is not None
     assert link.name == "lo"
+
+
+def test_a_look_at_one_object_is_one_answer(
+    machine: Machine, netns: NetNS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel says once what there is, or why there is nothing: no more is left to read."""
+    netlink, elsewhere = netns.netlink, NetNS(machine.container())
+    machine.command(machine.host, "ip", "link", "set", "lo", "up")
+    answers: list[bytes] = []
+    receive = netlink.channel._receive
+
+    def note(flags: int = 0) -> bytes:
+        answers.append(receive(flags))
+        return answers[-1]
+
+    monkeypatch.setattr(netlink.channel, "_receive", note)
+    looks: dict[str, Callable[[], bool]] = {
+        "a link": lambda: netlink.link("lo") is not None,
+        "no link": lambda: netlink.link("none") is None,
+        "a route": lambda: netlink.is_local(IPv4Address("127.0.0.1")),
+        "no route": lambda: netlink.route_to(IPv6Address("2001:db8::1")) == (0, 0),
+        "a namespace without a number": lambda: netlink.nsid(elsewhere.fd) is None,
+    }
+    for what, look in looks.items():
+        answers.clear()
+        assert look(), what
+        assert len(answers) == 1, what
+        with pytest.raises(BlockingIOError):
+            netlink.channel.sock.recv(1, socket.MSG_DONTWAIT)
+    elsewhere.close()
 
 
 def test_thousands_of_routes(machine: Machine, netns: NetNS) -> None:

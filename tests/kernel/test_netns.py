@@ -36,15 +36,15 @@ def extension(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=["compiled", "thread"])
 def _way(request: pytest.FixtureRequest, extension: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have netns visit in one of its two ways."""
-    functions: tuple[Callable[..., int], Callable[..., int]]
-    functions = netns._open_file_by_thread, netns._open_socket_by_thread
+    functions: tuple[Callable[..., list[int]], Callable[..., int]]
+    functions = netns._open_files_by_thread, netns._open_socket_by_thread
     if request.param == "compiled":
         spec = spec_from_file_location("_setns", next(extension.iterdir()))
         assert spec
         assert spec.loader
         module = module_from_spec(spec)
-        functions = module.open_file, module.open_socket
-    monkeypatch.setattr(netns, "_open_file", functions[0])
+        functions = module.open_files, module.open_socket
+    monkeypatch.setattr(netns, "_open_files", functions[0])
     monkeypatch.setattr(netns, "_open_socket", functions[1])
 
 
@@ -101,6 +101,32 @@ def test_what_is_opened_is_of_the_container(machine: Machine) -> None:
 
 
 @pytest.mark.usefixtures("_way")
+def test_several_sysctls_by_one_visit(machine: Machine) -> None:
+    """Each that can be set is set, whatever becomes of the others, and no file stays open."""
+    handle = NetNS(machine.container())
+    missing, read_only = (
+        "net/ipv4/conf/none/forwarding",
+        "net/ipv4/tcp_available_congestion_control",
+    )
+    wrong = "net/ipv6/conf/lo/accept_dad"
+    before = _state()
+
+    failures = handle.sysctls(
+        {missing: "1", SYSCTL: "1", read_only: "x", wrong: "no number", "net/ipv4/ip_forward": "1"},
+        unseen={missing, SYSCTL, read_only, wrong},
+    )
+
+    assert {name: error.errno for name, error in failures.items()} == {
+        missing: errno.ENOENT,
+        read_only: errno.EACCES,
+        wrong: errno.EINVAL,
+    }
+    assert [handle.sysctl(name) for name in (SYSCTL, "net/ipv4/ip_forward")] == ["1", "1"]
+    assert _state() == before
+    handle.close()
+
+
+@pytest.mark.usefixtures("_way")
 def test_what_cannot_be_entered(machine: Machine, tmp_path: Path) -> None:
     """A descriptor of something else is an error that says so, and nothing has moved."""
     handle = NetNS(machine.container())
@@ -118,6 +144,8 @@ def test_what_cannot_be_entered(machine: Machine, tmp_path: Path) -> None:
             handle.sysctl(SYSCTL)
         with pytest.raises(OSError, match=says):
             handle.run(int)
+        failures = handle.sysctls({SYSCTL: "1"}, unseen={SYSCTL})
+        assert re.match(rf"\[Errno {errno.EINVAL}\] {says}", str(failures[SYSCTL]))
 
     assert _state() == before
     handle.close()

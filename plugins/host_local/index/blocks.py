@@ -49,6 +49,7 @@ _OF_POD_KINDS = (4 + _OF_POD, 6 + _OF_POD)
 _TAKEN, _RESTS = b"taken", b"rests"
 NO_ADDRESS = IPv6Address(0)  # in the queue, replaces an address that rests anew
 _EXPIRED_PER_CALL = 64
+_KNOWN_MAX = 64  # blocks in memory beside the changed ones
 _ZEROS, _ONES = bytes(BLOCK), b"\xff" * BLOCK
 
 
@@ -102,6 +103,8 @@ class Index:
         self.header = header
         self.written: dict[int, bytes] = {}
         self._read = read
+        self._known: dict[int, bytes] = {}  # blocks that were read: a call needs some of them often
+        self._bitmaps: dict[tuple[bytes, int, int], int] = {}
 
     def take(self, address: Address, owner: str = "", pod: str = "") -> None:
         """Note that `owner`, unknown if "", has `address`. Raises FullError."""
@@ -288,17 +291,25 @@ class Index:
 
     def _bitmap(self, which: bytes, version: int, part: int) -> int | None:
         """Return the first block of a bitmap, None if there is none."""
+        known = self._bitmaps.get((which, version, part))
+        if known is not None:
+            return known
         for kind, value in self._find(_key(which, f"{version} {part}")):
             number = int.from_bytes(value, "big")
             if kind == _BITMAP and number < self.header.bitmaps:
-                return _TABLE + self.header.buckets + number * _PART_BLOCKS
+                return self._note_bitmap(which, version, part, number)
         return None
 
     def _add_bitmap(self, which: bytes, version: int, part: int) -> int:
         number = self.header.bitmaps
         self._insert(_key(which, f"{version} {part}"), _BITMAP, number)
         self.header.bitmaps += 1
-        return _TABLE + self.header.buckets + number * _PART_BLOCKS
+        return self._note_bitmap(which, version, part, number)
+
+    def _note_bitmap(self, which: bytes, version: int, part: int, number: int) -> int:
+        block = _TABLE + self.header.buckets + number * _PART_BLOCKS
+        self._bitmaps[which, version, part] = block  # at most as many as the index has
+        return block
 
     # The table.
 
@@ -352,11 +363,17 @@ class Index:
         return int.from_bytes(key[:8], "big") % self.header.buckets
 
     def _get(self, block: int) -> bytes:
-        data = self.written.get(block)
-        return self._read(block) if data is None else data
+        data = self.written.get(block) or self._known.get(block)
+        if data is None:
+            data = self._read(block)
+            if len(self._known) < _KNOWN_MAX:
+                self._known[block] = data
+        return data
 
     def _put(self, block: int, data: bytes) -> None:
         self.written[block] = data
+        if block in self._known:
+            self._known[block] = data
 
 
 def pods_in(blocks: bytes) -> Iterator[bytes]:

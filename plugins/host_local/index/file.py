@@ -14,6 +14,7 @@ import os
 import stat
 import time
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from cni_common.node.journal import make_private_directory, refuse_shared
@@ -199,6 +200,7 @@ class IndexFile:
         index.written.clear()
 
 
+@cache
 def boot_id() -> bytes:
     """Return the kernel's boot id, 36 bytes; zeros if the kernel does not tell it."""
     try:
