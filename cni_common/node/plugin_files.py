@@ -66,6 +66,11 @@ def own_build() -> str:
     return os.path.basename(os.path.dirname(sys.executable)) if frozen else ""
 
 
+def is_removed() -> bool:
+    """Tell whether the bundle that runs this is there no more: replaced by another, or removed."""
+    return bool(own_build()) and not os.path.exists(sys.executable)
+
+
 def program_of_bundle(name: str) -> str:
     """Return the path of another program beside the frozen one, "" where this runs from sources."""
     return f"{os.path.dirname(sys.executable)}/{name}" if own_build() else ""

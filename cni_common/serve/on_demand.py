@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from cni_common.node.host import STATE_DIR
 from cni_common.node.journal import make_private_directory
+from cni_common.node.plugin_files import is_removed
 from cni_common.serve.surroundings import Company, are_of_a_node
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ class Stay:
         if not hasattr(sys, "_MEIPASS"):
             return ""
         bundle = _bundle()
-        if os.path.exists(f"{bundle}/superseded") or not os.path.exists(sys.executable):
+        if os.path.exists(f"{bundle}/superseded") or is_removed():
             return f"build {os.path.basename(bundle)} was replaced or removed"
         chosen = choice()
         is_revoked = chosen != self._chosen and not idle_seconds(chosen)

@@ -114,12 +114,32 @@ def _respond(
             host.log("; ".join([what, *_notes(error)]))
         return Reply(b"", 1)
     except Exception as error:  # noqa: BLE001 - the runtime must get an object, never a traceback
-        if not _is_expected(error):
-            host.log_traceback(error)
-        outcome.be(*_describe(error)[:2])
-        reply = Reply(_error_object(error, command, stdin, req), 1)
+        _note_failure(_reason(error), host, outcome)
+        reply = Reply(_error_object(_reason(error), command, stdin, req), 1)
         deliver(reply)
     return reply
+
+
+def _reason(error: Exception) -> Exception:
+    """Return `error`, or a CNIError if a module was to be imported from a bundle that is gone."""
+    if not isinstance(error, (ImportError, OSError)):
+        return error
+    from cni_common.node.plugin_files import is_removed
+
+    if not is_removed():
+        return error
+    told = CNIError(
+        Code.TRY_AGAIN_LATER, "pycni was replaced or removed during the call; try again"
+    )
+    for note in _notes(error):
+        told.add_note(note)
+    return told
+
+
+def _note_failure(error: Exception, host: Host, outcome: _Outcome) -> None:
+    if not _is_expected(error):
+        host.log_traceback(error)
+    outcome.be(*_describe(error)[:2])
 
 
 def _reply_of(result: Result | None, version: str) -> Reply:

@@ -43,6 +43,11 @@ _FOR_CALLS = (
 )
 
 
+# Code and message of an error of CNI.
+_BROKEN = 999, b"pycni cannot start, see its stderr; install it again"
+_REMOVED = 11, b"pycni was replaced or removed during the call; try again"
+
+
 class Modules:
     """A file that pycni.spec writes, in sys._MEIPASS.
 
@@ -201,19 +206,29 @@ def _run() -> int:
     return run()
 
 
+def _is_there() -> bool:
+    """Tell whether the bundle is there still, from which modules are imported."""
+    try:
+        posix.stat(sys.executable)
+    except OSError:
+        return False
+    return True
+
+
 def _end(run: "Callable[[], int]") -> "NoReturn":
     """Run the program, and end the process."""
     status = 1
     try:
         status = run()
     except Exception as error:  # noqa: BLE001 - the runtime must get a CNI error object all the same
-        sys.excepthook(type(error), error, error.__traceback__)
+        told = _REMOVED
+        if _is_there():
+            sys.excepthook(type(error), error, error.__traceback__)
+            told = _BROKEN
         if posix.environ.get(b"CNI_COMMAND"):
-            posix.write(
-                1,
-                b'{"cniVersion":"1.1.0","code":999,'
-                b'"msg":"pycni cannot start, see its stderr; install it again"}\n',
-            )
+            posix.write(1, b'{"cniVersion":"1.1.0","code":%d,"msg":"%s"}\n' % told)
+        elif told is _REMOVED:
+            posix.write(2, told[1] + b"\n")
     finally:
         posix._exit(status)  # taking every module apart would take milliseconds
 

@@ -26,6 +26,7 @@ from plugins import TYPES
 from tests.faults.inject import Injection, Injector
 from tests.machine import CNI_BIN, ROOT, Machine, error_of
 from tests.unit.test_architecture import ENTRIES, Entry, below, refused_add
+from tests.waits import GENEROUS, wait_until
 
 pytestmark = pytest.mark.timeout(300)  # the first test may have to wait for the build
 
@@ -83,6 +84,39 @@ def test_a_visit_to_a_container_is_of_the_calling_thread(
 
     assert entered[:3] == [f"setns {own}", f"setns {inside}", f"setns {own}"]
     assert entered[3].startswith("send")
+
+
+@pytest.mark.parametrize(
+    ("keys", "by_snapshot", "without"), [({}, 0, 11), ({"mtu": "high"}, 11, 11), (None, 6, 11)]
+)
+def test_a_bundle_that_is_removed_during_a_call(
+    dist: Path,
+    machine: Machine,
+    tmp_path: Path,
+    keys: dict[str, Any] | None,
+    by_snapshot: int,
+    without: int,
+) -> None:
+    """What needs no more modules is done, as most is by a snapshot; else the answer says why."""
+    copied = Path(shutil.copytree(dist, tmp_path / "bin", symlinks=True))
+    config = "{" if keys is None else json.dumps(machine.network(**keys))
+    with subprocess.Popen(
+        ["nsenter", f"--net={machine.host}", copied / "bridge"],
+        env=machine.environ("ADD", machine.container(), path=str(copied)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as called:
+        called_by = Path(f"/proc/{called.pid}")
+        wait_until(lambda: (called_by / "exe").readlink().name == "pycni", "it does not start")
+        wait_until(lambda: "pipe" in (called_by / "wchan").read_text(), "it does not read stdin")
+        shutil.rmtree(copied / ".pycni")
+        printed, said = called.communicate(config, timeout=GENEROUS)
+
+    code = json.loads(printed).get("code", 0)
+    assert code == (by_snapshot if [*dist.glob(".pycni/*/lib/snapshot")] else without)
+    assert (called.returncode, said) == (min(code, 1), "")
 
 
 # Of the machine the bundle has these libraries, and they are glibc's.
