@@ -83,9 +83,9 @@ static const unsigned char *build_id(void)
 
 static int output = STDOUT_FILENO, errors = STDERR_FILENO;
 
-static bool complain(const char *what)
+static bool complain(const char *what, const char *why)
 {
-    dprintf(errors, "snapshot: %s: %s\n", what, strerror(errno));
+    dprintf(errors, "snapshot: %s: %s\n", what, why);
     return false;
 }
 
@@ -115,7 +115,7 @@ void snapshot_begin(char **argv)
              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0)
             != SNAPSHOT_START
         || !set_streams_aside()) {
-        complain("cannot begin");
+        complain("cannot begin", strerror(errno));
         _exit(EXIT_FAILURE);
     }
     clearenv(); /* nothing of the maker's is kept */
@@ -144,7 +144,7 @@ static bool add_parts(struct head *head, char *from, char *to)
         }
         if (end > from) {
             if (head->count == MAX_PARTS)
-                return complain("too many parts");
+                return complain("cannot keep the memory", "it has too many parts");
             head->parts[head->count++] = (struct part){from, (size_t)(end - from), head->file};
             head->file += (size_t)(end - from);
         }
@@ -204,7 +204,7 @@ static bool write_all(const char *data, size_t length)
     while (length > 0) {
         ssize_t written = write(output, data, length);
         if (written <= 0)
-            return complain("cannot write");
+            return complain("cannot write", strerror(errno));
         data += written;
         length -= (size_t)written;
     }
@@ -240,7 +240,7 @@ bool snapshot_write(void)
 
     snapshot_grows = false;
     if (program == NULL)
-        return complain("the program has no build id");
+        return complain("cannot name the program", "it has no build id");
     memcpy(head.program, program, BUILD_ID);
     head.page = page_size();
     head.memory = (size_t)(round_up(snapshot_end) - SNAPSHOT_START);

@@ -340,6 +340,28 @@ def test_an_overdue_add_is_taken_back(machine: Machine) -> None:
     wait_until(lambda: engine.workers() not in ([], interrupted), "the worker lives on")
 
 
+def test_the_limit_of_a_worker_that_was_stopped(machine: Machine) -> None:
+    """The time while a worker stood still counts: its alarm comes late, and the limit with it."""
+    seconds = 4
+    engine = machine.start_engine(add_seconds=seconds, workers=1)
+    (worker,) = engine.workers()
+
+    with store_locked(machine) as release:
+        process = start(machine, "ADD", machine.network(), machine.container())
+        wait_until(machine.ports, "it does not get as far as the veth pair")
+        os.kill(worker, signal.SIGSTOP)
+        time.sleep(seconds)  # what is tested is that this passes
+        os.kill(worker, signal.SIGCONT)
+        goes_on = time.monotonic()
+        status, printed = finish(process)
+        took = time.monotonic() - goes_on
+        release()
+
+    assert (status, error_of(printed)["code"]) == (1, 11)
+    assert took < seconds / 2
+    assert_nothing_left(machine)
+
+
 def test_an_undo_that_hangs_as_well(machine: Machine, tmp_path: Path) -> None:
     """When taking back takes too long, too, the worker ends and the runtime hears of that."""
     engine = machine.start_engine(workers=1, add_seconds=1, undo_seconds=1)
@@ -489,6 +511,35 @@ def test_launchers_that_stall_keep_no_turn(machine: Machine) -> None:
         )
         assert add_and_delete(machine) == (0, 0)
         process.kill()
+
+
+def test_one_on_demand_that_lost_its_turn_is_replaced(machine: Machine) -> None:
+    """It has served, so a new one shares more memory: an engine on demand stays small."""
+    words = ("nsenter", f"--net={machine.host}", "sleep", "infinity")
+    with subprocess.Popen(words, start_new_session=True) as company:
+        # Without a process beside it such an engine ends.
+        wait_until(lambda: is_in(company.pid, machine.host), "no process keeps the engine company")
+        engine = machine.start_engine(workers=4, on_demand=True, idle_seconds=600.0)
+        wait_until(lambda: len(waiting(engine)) == 2, "two of four do not wait for launchers")
+        first = set(waiting(engine))
+
+        with store_locked(machine) as release:
+            process = start(machine, "ADD", machine.network(), machine.container())
+            wait_until(lambda: len(first - set(waiting(engine))) == 1, "none of them serves")
+            (serving,) = first - set(waiting(engine))
+            wait_until(lambda: len(waiting(engine)) == 2, "no other one has its turn")
+            assert serving in engine.workers()
+            release()
+            assert finish(process)[0] == 0
+
+        wait_until(lambda: serving not in engine.workers(), "it lives on without a turn")
+        wait_until(lambda: len(engine.workers()) == 4, "no other one takes its place")
+        company.kill()
+
+
+def is_in(pid: int, netns: str) -> bool:
+    """Tell whether a process is in a network namespace."""
+    return os.path.samestat(os.stat(f"/proc/{pid}/ns/net"), os.stat(netns))
 
 
 def test_one_that_is_killed_leaves_its_turn(machine: Machine) -> None:

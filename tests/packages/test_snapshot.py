@@ -20,6 +20,7 @@ from deploy.interpreter import place, training
 
 MIB = 1 << 20
 NO_MODULES = ("modules", "other-modules")
+CONFIG = '{"cniVersion":"1.0.0","name":"lo","type":"loopback"}'
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +134,15 @@ def test_it_needs_no_more_memory_than_a_start(bin_dir: Path, netns: Path) -> Non
     assert _add(bin_dir, netns, limit=2 * enough).returncode == 0
 
 
+def test_only_root_may_write_to_it(bin_dir: Path) -> None:
+    """Whatever mode it gets from the umask of its maker: it becomes the memory of root."""
+    (_lib(bin_dir) / "snapshot").chmod(0o666)
+
+    freeze._make_snapshot(_lib(bin_dir).parent)
+
+    assert (_lib(bin_dir) / "snapshot").stat().st_mode & 0o777 == 0o644
+
+
 def test_two_makers_make_the_same(bin_dir: Path, tmp_path: Path) -> None:
     """Another directory, environment and time: no byte of the file tells of them."""
     made = (_lib(bin_dir) / "snapshot").read_bytes()
@@ -185,22 +195,24 @@ def _make(bin_dir: Path) -> subprocess.CompletedProcess[bytes]:
     )
 
 
-def _add(
-    bin_dir: Path, netns: Path, limit: int = resource.RLIM_INFINITY, **variables: str
-) -> subprocess.CompletedProcess[str]:
-    """Have loopback do its ADD, with so many bytes of addresses."""
-    environ = {
+def _environ(bin_dir: Path, netns: Path) -> dict[str, str]:
+    return {
         "CNI_COMMAND": "ADD",
         "CNI_CONTAINERID": netns.name,
         "CNI_NETNS": str(netns),
         "CNI_IFNAME": "lo",
         "CNI_PATH": str(bin_dir),
-        **variables,
     }
+
+
+def _add(
+    bin_dir: Path, netns: Path, limit: int = resource.RLIM_INFINITY, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Have loopback do its ADD, with so many bytes of addresses."""
     return subprocess.run(
         [bin_dir / "loopback"],
-        input='{"cniVersion":"1.0.0","name":"lo","type":"loopback"}',
-        env=environ,
+        input=CONFIG,
+        env={**_environ(bin_dir, netns), **variables},
         capture_output=True,
         text=True,
         timeout=60,
