@@ -303,9 +303,10 @@ class NetNS:
 
 
 def _is_written(fd: int, value: str) -> bool:
-    """Write a sysctl, and close it; return False where it is read-only.
+    """Write a sysctl, and close its descriptor `fd`; return False where another way is to be tried.
 
-    `fd` is an errno below zero where it could not be opened. Raises OSError.
+    That is where it is read-only, and where there were too few descriptors for all at once. `fd` is
+    an errno below zero where the file could not be opened. Raises OSError.
     """
     try:
         if fd < 0:
@@ -315,7 +316,7 @@ def _is_written(fd: int, value: str) -> bool:
         finally:
             os.close(fd)
     except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EACCES):
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EMFILE, errno.ENFILE):
             raise
         return False
     return True

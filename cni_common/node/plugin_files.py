@@ -71,6 +71,15 @@ def is_removed() -> bool:
     return bool(own_build()) and not os.path.exists(sys.executable)
 
 
+def is_of_bundle(error: Exception) -> bool:
+    """Tell whether an error is about a module, or a file of the bundle that runs this."""
+    if isinstance(error, ImportError):
+        return True
+    name = error.filename if isinstance(error, OSError) else None
+    directory = os.path.dirname(sys.executable)
+    return bool(own_build()) and isinstance(name, str) and name.startswith(f"{directory}/")
+
+
 def program_of_bundle(name: str) -> str:
     """Return the path of another program beside the frozen one, "" where this runs from sources."""
     return f"{os.path.dirname(sys.executable)}/{name}" if own_build() else ""

@@ -114,8 +114,7 @@ def _respond(
             host.log("; ".join([what, *_notes(error)]))
         return Reply(b"", 1)
     except Exception as error:  # noqa: BLE001 - the runtime must get an object, never a traceback
-        _note_failure(_reason(error), host, outcome)
-        reply = Reply(_error_object(_reason(error), command, stdin, req), 1)
+        reply = Reply(_refusal(_reason(error), command, stdin, req, host, outcome), 1)
         deliver(reply)
     return reply
 
@@ -124,22 +123,26 @@ def _reason(error: Exception) -> Exception:
     """Return `error`, or a CNIError if a module was to be imported from a bundle that is gone."""
     if not isinstance(error, (ImportError, OSError)):
         return error
-    from cni_common.node.plugin_files import is_removed
+    from cni_common.node.plugin_files import is_of_bundle, is_removed
 
-    if not is_removed():
+    if not is_of_bundle(error) or not is_removed():
         return error
     told = CNIError(
         Code.TRY_AGAIN_LATER, "pycni was replaced or removed during the call; try again"
     )
-    for note in _notes(error):
+    for note in (str(error), *_notes(error)):
         told.add_note(note)
     return told
 
 
-def _note_failure(error: Exception, host: Host, outcome: _Outcome) -> None:
+def _refusal(  # noqa: PLR0917 - all that is known by then
+    error: Exception, command: str, stdin: bytes, req: Request | None, host: Host, outcome: _Outcome
+) -> bytes:
+    """Note a failure in the log and for the trace; return its error object."""
     if not _is_expected(error):
         host.log_traceback(error)
     outcome.be(*_describe(error)[:2])
+    return _error_object(error, command, stdin, req)
 
 
 def _reply_of(result: Result | None, version: str) -> Reply:

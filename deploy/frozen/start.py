@@ -206,13 +206,17 @@ def _run() -> int:
     return run()
 
 
-def _is_there() -> bool:
-    """Tell whether the bundle is there still, from which modules are imported."""
+def _is_of_removed(error: Exception) -> bool:
+    """Tell whether a module was to be imported from a bundle that is gone."""
+    name = getattr(error, "filename", None)
+    is_of_bundle = isinstance(name, str) and name.startswith(f"{sys._MEIPASS}/")  # type: ignore[attr-defined]
+    if not isinstance(error, ImportError) and not is_of_bundle:
+        return False
     try:
         posix.stat(sys.executable)
     except OSError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _end(run: "Callable[[], int]") -> "NoReturn":
@@ -221,14 +225,12 @@ def _end(run: "Callable[[], int]") -> "NoReturn":
     try:
         status = run()
     except Exception as error:  # noqa: BLE001 - the runtime must get a CNI error object all the same
-        told = _REMOVED
-        if _is_there():
+        is_call = posix.environ.get(b"CNI_COMMAND")
+        told = _REMOVED if is_call and _is_of_removed(error) else _BROKEN
+        if told is _BROKEN:
             sys.excepthook(type(error), error, error.__traceback__)
-            told = _BROKEN
-        if posix.environ.get(b"CNI_COMMAND"):
+        if is_call:
             posix.write(1, b'{"cniVersion":"1.1.0","code":%d,"msg":"%s"}\n' % told)
-        elif told is _REMOVED:
-            posix.write(2, told[1] + b"\n")
     finally:
         posix._exit(status)  # taking every module apart would take milliseconds
 

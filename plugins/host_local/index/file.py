@@ -200,13 +200,17 @@ class IndexFile:
         index.written.clear()
 
 
-@cache
 def boot_id() -> bytes:
     """Return the kernel's boot id, 36 bytes; zeros if the kernel does not tell it."""
     try:
-        fd = os.open(_BOOT_ID, os.O_RDONLY | os.O_CLOEXEC)
+        return _boot_id()
     except OSError:
         return bytes(36)
+
+
+@cache  # no process outlives its boot; a failure is not kept
+def _boot_id() -> bytes:
+    fd = os.open(_BOOT_ID, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(fd, 36).ljust(36, b"\0")
     finally:
