@@ -170,11 +170,12 @@ class Channel:
         """Send `messages`, each with NLM_F_ACK or NLM_F_DUMP, and return the answers to each.
 
         The messages are sent in pieces whose answers the socket has room for. Of a piece without a
-        dump the last message alone asks for an acknowledgement: the kernel works in their order,
-        and tells of each failure anyway. The exchange continues after a failure; the first
-        NetlinkError is raised after all answers. A message that fails by one of the errnos in
-        `absent` has no answers, which is no failure. ENOBUFS means that answers were lost: it is
-        unknown what the kernel has done, and later pieces are not sent.
+        dump the last message alone asks for an acknowledgement, and not even that one where it
+        `has_one_answer`: the kernel works in their order, and tells of each failure anyway. The
+        exchange continues after a failure; the first NetlinkError is raised after all answers. A
+        message that fails by one of the errnos in `absent` has no answers, which is no failure.
+        ENOBUFS means that answers were lost: it is unknown what the kernel has done, and later
+        pieces are not sent.
         """
         answers: list[list[Any]] = []
         failure: NetlinkError | None = None
@@ -377,7 +378,7 @@ class _Asked:
             self.awaited.add(number)
 
     def encode(self) -> bytes:
-        """Return the messages; of those that are awaited some ask for an acknowledgement."""
+        """Return the messages; one that is awaited and has no answer asks for acknowledgement."""
         parts = []
         for number, one in self.messages.items():
             needs_it = number in self.awaited and not one.has_one_answer

@@ -34,6 +34,7 @@ NS_GET_USERNS, NS_GET_NSTYPE = 0xB701, 0xB703  # linux/nsfs.h
 FIRST_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO of linux/proc_ns.h: sees every process
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _SYSCTL_BYTES_MAX = 4096
+_FILES_MAX = 16  # of one visit, as in deploy/frozen/setns.c
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12  # linux/netlink.h
 _NO_ENTRY = "cannot enter the network namespace"  # as deploy/frozen/setns.c says it
@@ -77,7 +78,7 @@ class NetNS:
         return fd
 
     def _open_files(self, paths: list[str], flags: int) -> list[int]:
-        """Open files by one visit; return a descriptor for each, or an errno below zero.
+        """Open up to _FILES_MAX files by one visit; return descriptors, or an errno below zero.
 
         Raises OSError where the namespace cannot be entered.
         """
@@ -158,10 +159,10 @@ class NetNS:
     def sysctls(self, values: Mapping[str, str], unseen: Container[str] = ()) -> dict[str, OSError]:
         """Set several sysctls as `sysctl` does, and return the failures, by name.
 
-        Names in `unseen` are written without reading them first. Do not use it for sysctls whose
-        write waits for the RTNL lock (forwarding, disable_ipv6).
+        Names in `unseen` are written without reading them first, and opened by one visit; none may
+        be of a sysctl whose write waits for the RTNL lock (forwarding, disable_ipv6).
         """
-        blind = [name for name in values if name in unseen]
+        blind = [name for name in values if name in unseen][:_FILES_MAX]
         try:
             opened = dict(zip(blind, self._open_sysctls(blind), strict=True))
         except OSError as error:  # the namespace cannot be entered
@@ -170,7 +171,7 @@ class NetNS:
         try:
             for name, value in values.items():
                 try:
-                    if name not in opened or not _is_written(opened.pop(name), value):
+                    if name not in opened or not _could_write(opened.pop(name), value):
                         self._sysctl(self.open_file, name, value)
                 except OSError as error:
                     failures[name] = error
@@ -201,11 +202,7 @@ class NetNS:
             os.close(fd)
         if value is None or current == value:
             return current
-        fd = opener(path, os.O_WRONLY)
-        try:
-            os.write(fd, value.encode())
-        finally:
-            os.close(fd)
+        _write(opener(path, os.O_WRONLY), value)
         return value
 
     def legacy_tables(self, version: int) -> list[str]:
@@ -302,7 +299,15 @@ class NetNS:
             self.fd = -1
 
 
-def _is_written(fd: int, value: str) -> bool:
+def _write(fd: int, value: str) -> None:
+    """Write a sysctl, and close its descriptor. Raises OSError."""
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+
+
+def _could_write(fd: int, value: str) -> bool:
     """Write a sysctl, and close its descriptor `fd`; return False where another way is to be tried.
 
     That is where it is read-only, and where there were too few descriptors for all at once. `fd` is
@@ -311,10 +316,7 @@ def _is_written(fd: int, value: str) -> bool:
     try:
         if fd < 0:
             raise OSError(-fd, os.strerror(-fd))
-        try:
-            os.write(fd, value.encode())
-        finally:
-            os.close(fd)
+        _write(fd, value)
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES, errno.EMFILE, errno.ENFILE):
             raise

@@ -72,7 +72,9 @@ def is_removed() -> bool:
 
 
 def is_of_bundle(error: Exception) -> bool:
-    """Tell whether an error is about a module, or a file of the bundle that runs this."""
+    """Tell whether an error, or one of a group, is about a module or a file of this bundle."""
+    if isinstance(error, ExceptionGroup):
+        return any(map(is_of_bundle, error.exceptions))
     if isinstance(error, ImportError):
         return True
     name = error.filename if isinstance(error, OSError) else None

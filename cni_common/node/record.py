@@ -257,7 +257,7 @@ class Records:
             **facts,
         }
         try:
-            append(fd, wire.encode_line(facts), is_whole=True)
+            append(fd, wire.encode_line(facts))  # another call may have been faster
         except BaseException as error:  # SIGTERM's too
             _give_up(path, fd)
             if isinstance(error, OSError):

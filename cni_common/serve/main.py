@@ -99,9 +99,12 @@ def _serve(
 
 
 def _leave_engine(choice: str) -> None:
-    from cni_common.serve import on_demand
+    try:
+        from cni_common.serve import on_demand
 
-    on_demand.leave(choice, os.path.dirname(sys.argv[0]))
+        on_demand.leave(choice, os.path.dirname(sys.argv[0]))
+    except Exception as error:  # noqa: BLE001 - the call has its answer, and stdout one object
+        _log(f"pycni: no engine is left behind: {error}")
 
 
 def _command_line(

@@ -121,7 +121,7 @@ def _respond(
 
 def _reason(error: Exception) -> Exception:
     """Return `error`, or a CNIError if a module was to be imported from a bundle that is gone."""
-    if not isinstance(error, (ImportError, OSError)):
+    if not isinstance(error, (ImportError, OSError, ExceptionGroup)):
         return error
     from cni_common.node.plugin_files import is_of_bundle, is_removed
 
@@ -130,7 +130,7 @@ def _reason(error: Exception) -> Exception:
     told = CNIError(
         Code.TRY_AGAIN_LATER, "pycni was replaced or removed during the call; try again"
     )
-    for note in (str(error), *_notes(error)):
+    for note in (_describe(error)[1], *_notes(error)):
         told.add_note(note)
     return told
 

@@ -358,7 +358,7 @@ def test_the_limit_of_a_worker_that_was_stopped(machine: Machine) -> None:
         release()
 
     assert (status, error_of(printed)["code"]) == (1, 11)
-    assert took < seconds / 2
+    assert took < seconds  # a limit that began anew takes longer
     assert_nothing_left(machine)
 
 
@@ -514,9 +514,9 @@ def test_launchers_that_stall_keep_no_turn(machine: Machine) -> None:
 
 
 def test_one_on_demand_that_lost_its_turn_is_replaced(machine: Machine) -> None:
-    """It has served, so a new one shares more memory: an engine on demand stays small."""
+    """A worker that has served shares less memory than a new one, and the engine stays small."""
     words = ("nsenter", f"--net={machine.host}", "sleep", "infinity")
-    with subprocess.Popen(words, start_new_session=True) as company:
+    with subprocess.Popen(words, start_new_session=True) as company, killing(company):
         # Without a process beside it such an engine ends.
         wait_until(lambda: is_in(company.pid, machine.host), "no process keeps the engine company")
         engine = machine.start_engine(workers=4, on_demand=True, idle_seconds=600.0)
@@ -525,16 +525,24 @@ def test_one_on_demand_that_lost_its_turn_is_replaced(machine: Machine) -> None:
 
         with store_locked(machine) as release:
             process = start(machine, "ADD", machine.network(), machine.container())
-            wait_until(lambda: len(first - set(waiting(engine))) == 1, "none of them serves")
-            (serving,) = first - set(waiting(engine))
+            wait_until(machine.ports, "none of them serves")
             wait_until(lambda: len(waiting(engine)) == 2, "no other one has its turn")
+            (serving,) = first - set(waiting(engine))
             assert serving in engine.workers()
             release()
             assert finish(process)[0] == 0
 
         wait_until(lambda: serving not in engine.workers(), "it lives on without a turn")
         wait_until(lambda: len(engine.workers()) == 4, "no other one takes its place")
-        company.kill()
+
+
+@contextmanager
+def killing(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Kill a process at the end, whatever happens before."""
+    try:
+        yield
+    finally:
+        process.kill()
 
 
 def is_in(pid: int, netns: str) -> bool:

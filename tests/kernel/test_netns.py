@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,8 +103,16 @@ def test_what_is_opened_is_of_the_container(machine: Machine) -> None:
 
 
 @pytest.mark.usefixtures("_way")
-def test_several_sysctls_by_one_visit(machine: Machine) -> None:
+def test_several_sysctls_by_one_visit(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each that can be set is set, whatever becomes of the others, and no file stays open."""
+    visits: list[list[str]] = []
+    visit: Callable[..., list[int]] = vars(netns)["_open_files"]
+
+    def note(*arguments: Any) -> list[int]:
+        visits.append(arguments[1])
+        return visit(*arguments)
+
+    monkeypatch.setattr(netns, "_open_files", note)
     handle = NetNS(machine.container())
     missing, read_only = (
         "net/ipv4/conf/none/forwarding",
@@ -116,12 +126,55 @@ def test_several_sysctls_by_one_visit(machine: Machine) -> None:
         unseen={missing, SYSCTL, read_only, wrong},
     )
 
+    assert [len(paths) for paths in visits][:1] == [4]
+    assert len([paths for paths in visits if f"/proc/sys/{SYSCTL}" in paths]) == 1
     assert {name: error.errno for name, error in failures.items()} == {
         missing: errno.ENOENT,
         read_only: errno.EACCES,
         wrong: errno.EINVAL,
     }
     assert [handle.sysctl(name) for name in (SYSCTL, "net/ipv4/ip_forward")] == ["1", "1"]
+    assert _state() == before
+    handle.close()
+
+
+@pytest.mark.usefixtures("_way")
+def test_where_descriptors_are_few(machine: Machine) -> None:
+    """Sysctls that cannot be open at the same time are set one after the other."""
+    handle = NetNS(machine.container())
+    names = [f"net/ipv6/conf/lo/{name}" for name in ("accept_ra", "accept_dad", "autoconf")]
+    before, limits = _state(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    filler = [os.dup(handle.fd) for _ in range(highest)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(filler) + 3, limits[1]))
+    try:
+        failures = handle.sysctls(dict.fromkeys(names, "0"), unseen=names)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in filler:
+            os.close(fd)
+
+    assert failures == {}
+    assert [handle.sysctl(name) for name in names] == ["0"] * len(names)
+    assert _state() == before
+    handle.close()
+
+
+@pytest.mark.usefixtures("_way")
+def test_an_interrupt_leaves_no_file(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those are closed whose turn has not come."""
+    handle = NetNS(machine.container())
+    before = _state()
+
+    def interrupt(fd: int, _value: str) -> bool:
+        os.close(fd)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(netns, "_could_write", interrupt)
+    names = [SYSCTL, "net/ipv4/ip_forward", "net/ipv6/conf/lo/accept_dad"]
+    with pytest.raises(KeyboardInterrupt):
+        handle.sysctls(dict.fromkeys(names, "1"), unseen=names)
+
     assert _state() == before
     handle.close()
 

@@ -18,6 +18,9 @@ from zipfile import ZipFile
 
 import pytest
 
+from cni_common.kernel.netlink import NetlinkError
+from cni_common.serve.protocol import _reason
+from cni_common.spec.errors import CNIError
 from cni_common.spec.names import VERSION
 from deploy import freeze
 from deploy.frozen.rewrite import OURS, rewrite
@@ -86,10 +89,31 @@ def test_a_visit_to_a_container_is_of_the_calling_thread(
     assert entered[3].startswith("send")
 
 
+def _call_while_removed(
+    machine: Machine, dist: Path, place: Path, environ: dict[str, str], config: str
+) -> tuple[int, str, str]:
+    """Have a copy of the bundle called and removed; return status, output and what it says."""
+    shutil.copytree(dist, place)
+    with subprocess.Popen(
+        ["nsenter", f"--net={machine.host}", place / "bridge"],
+        env={**environ, "CNI_PATH": str(place)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as called:
+        process = Path(f"/proc/{called.pid}")
+        wait_until(lambda: (process / "exe").readlink().name == "pycni", "it does not start")
+        wait_until(lambda: "pipe" in (process / "wchan").read_text(), "it does not read stdin")
+        shutil.rmtree(place / ".pycni")
+        printed, said = called.communicate(config, timeout=GENEROUS)
+        return called.returncode, printed, said
+
+
 @pytest.mark.parametrize(
     ("keys", "by_snapshot", "without"), [({}, 0, 11), ({"mtu": "high"}, 11, 11), (None, 6, 11)]
 )
-def test_a_bundle_that_is_removed_during_a_call(
+def test_a_bundle_that_is_removed_during_an_add(
     dist: Path,
     machine: Machine,
     tmp_path: Path,
@@ -98,25 +122,51 @@ def test_a_bundle_that_is_removed_during_a_call(
     without: int,
 ) -> None:
     """What needs no more modules is done, as most is by a snapshot; else the answer says why."""
-    copied = Path(shutil.copytree(dist, tmp_path / "bin", symlinks=True))
     config = "{" if keys is None else json.dumps(machine.network(**keys))
-    with subprocess.Popen(
-        ["nsenter", f"--net={machine.host}", copied / "bridge"],
-        env=machine.environ("ADD", machine.container(), path=str(copied)),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as called:
-        called_by = Path(f"/proc/{called.pid}")
-        wait_until(lambda: (called_by / "exe").readlink().name == "pycni", "it does not start")
-        wait_until(lambda: "pipe" in (called_by / "wchan").read_text(), "it does not read stdin")
-        shutil.rmtree(copied / ".pycni")
-        printed, said = called.communicate(config, timeout=GENEROUS)
+    environ = machine.environ("ADD", machine.container())
+
+    status, printed, said = _call_while_removed(machine, dist, tmp_path / "bin", environ, config)
 
     code = json.loads(printed).get("code", 0)
     assert code == (by_snapshot if [*dist.glob(".pycni/*/lib/snapshot")] else without)
-    assert (called.returncode, said) == (min(code, 1), "")
+    assert (status, said) == (min(code, 1), "")
+
+
+def test_a_bundle_that_is_removed_during_a_del(
+    dist: Path, machine: Machine, tmp_path: Path
+) -> None:
+    """A DEL that does all but what it has no module for says so, and can be repeated."""
+    container = machine.container()
+    config = machine.network(ipMasq=True, ipMasqBackend="iptables")
+    assert machine.execute(dist / "bridge", "ADD", config, container).returncode == 0
+    environ = machine.environ("DEL", container)
+
+    answer = _call_while_removed(machine, dist, tmp_path / "bin", environ, json.dumps(config))
+
+    assert (answer[0], answer[2]) == (1, "")
+    assert json.loads(answer[1])["code"] == 11
+    assert machine.execute(dist / "bridge", "DEL", config, container).returncode == 0
+    assert machine.link(container, "eth0") is None
+
+
+@pytest.mark.parametrize("what", ["kernel", "disk"])
+def test_another_failure_in_a_removed_bundle_keeps_its_words(
+    monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Only a module that cannot be imported says that the bundle is gone."""
+    monkeypatch.setattr(sys, "_MEIPASS", "/gone/lib", raising=False)
+    monkeypatch.setattr(sys, "executable", "/gone/pycni")
+    failures = {
+        "kernel": NetlinkError(errno.EBUSY, "create 'eth0': busy"),
+        "disk": OSError(errno.ENOSPC, "No space left on device", "/run/pycni/attachments/x"),
+    }
+
+    assert _reason(failures[what]) is failures[what]
+    for lost in (ImportError("json"), OSError(errno.ENOENT, "none", "/gone/lib/other-modules")):
+        told = _reason(ExceptionGroup("clean-up", [failures[what], lost]))
+        assert isinstance(told, CNIError)
+        assert told.code == 11
+        assert str(failures[what].strerror) in str(told.__notes__)
 
 
 # Of the machine the bundle has these libraries, and they are glibc's.

@@ -20,7 +20,6 @@ from deploy.interpreter import place, training
 
 MIB = 1 << 20
 NO_MODULES = ("modules", "other-modules")
-CONFIG = '{"cniVersion":"1.0.0","name":"lo","type":"loopback"}'
 
 
 @pytest.fixture(scope="module")
@@ -195,24 +194,22 @@ def _make(bin_dir: Path) -> subprocess.CompletedProcess[bytes]:
     )
 
 
-def _environ(bin_dir: Path, netns: Path) -> dict[str, str]:
-    return {
+def _add(
+    bin_dir: Path, netns: Path, limit: int = resource.RLIM_INFINITY, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Have loopback do its ADD, with so many bytes of addresses."""
+    environ = {
         "CNI_COMMAND": "ADD",
         "CNI_CONTAINERID": netns.name,
         "CNI_NETNS": str(netns),
         "CNI_IFNAME": "lo",
         "CNI_PATH": str(bin_dir),
+        **variables,
     }
-
-
-def _add(
-    bin_dir: Path, netns: Path, limit: int = resource.RLIM_INFINITY, **variables: str
-) -> subprocess.CompletedProcess[str]:
-    """Have loopback do its ADD, with so many bytes of addresses."""
     return subprocess.run(
         [bin_dir / "loopback"],
-        input=CONFIG,
-        env={**_environ(bin_dir, netns), **variables},
+        input='{"cniVersion":"1.0.0","name":"lo","type":"loopback"}',
+        env=environ,
         capture_output=True,
         text=True,
         timeout=60,
