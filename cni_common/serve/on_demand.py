@@ -8,6 +8,7 @@ other process is in its network namespace.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sys
@@ -69,8 +70,8 @@ def _bundle() -> str:
 def leave(choice: str, bin_dir: str, state_dir: str = STATE_DIR) -> None:
     """Start an engine of `bin_dir` that outlives this process, if `choice` is so and none runs.
 
-    For the end of a process: it changes the working directory. A failure costs nothing but the
-    engine.
+    For the end of a process: it changes the working directory and the limits. A failure costs
+    nothing but the engine.
     """
     if not idle_seconds(choice) or os.geteuid():
         return
@@ -80,6 +81,7 @@ def leave(choice: str, bin_dir: str, state_dir: str = STATE_DIR) -> None:
         lock = take_lock(state_dir)
         if lock >= 0:
             os.chdir("/")  # before the spawn: the engine shall not hold the runtime's directory
+            _be_as_the_first()
             _spawn(f"{bin_dir}/pycni", lock)
 
 
@@ -94,6 +96,24 @@ def take_lock(state_dir: str) -> int:
         os.close(fd)
         return -1
     return fd
+
+
+def _be_as_the_first() -> None:
+    """Take processors, priority and limits from process 1, for the engine. Raises OSError.
+
+    Those of the caller (taskset, nice, ulimit) are for its own call, and the engine serves others.
+    """
+    import resource
+
+    os.sched_setaffinity(0, os.sched_getaffinity(1))
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    os.setpriority(os.PRIO_PROCESS, 0, 0)
+    for number in {n for name, n in vars(resource).items() if name.startswith("RLIMIT_")}:
+        limits = resource.prlimit(1, number)
+        try:
+            resource.setrlimit(number, limits)
+        except ValueError as error:  # above what it may have
+            raise PermissionError(errno.EPERM, str(error)) from None
 
 
 def _spawn(program: str, lock: int) -> None:
@@ -138,7 +158,6 @@ def detach() -> list[str]:
         os.setsid()
     os.chdir("/")
     os.umask(0o022)
-    os.setpriority(os.PRIO_PROCESS, 0, 0)
     try:
         return leave_groups()
     except OSError as error:
@@ -200,5 +219,4 @@ class Stay:
         if os.path.exists(f"{bundle}/superseded") or is_removed():
             return f"build {os.path.basename(bundle)} was replaced or removed"
         chosen = choice()
-        is_revoked = chosen != self._chosen and not idle_seconds(chosen)
-        return f"the choice is '{chosen}' now" if is_revoked else ""
+        return "" if chosen == self._chosen else f"the choice is '{chosen}' now"

@@ -151,12 +151,20 @@ def test_it_needs_little_memory(host: Node, place: Path) -> None:
     assert 1 < busy < MEMORY_MIB_MAX
 
 
+def limits_of(node: Node, pid: int) -> list[str]:
+    """Return the limits of a process, and its processors."""
+    limits = node.path(f"/proc/{pid}/limits").read_text().splitlines()
+    return [*limits, node.command("taskset", "-pc", str(pid)).split(": ")[1]]
+
+
 def test_it_belongs_to_nobody(host: Node, place: Path) -> None:
-    """It has nothing of its caller but the OOM score: no file, directory, session or priority."""
+    """It has nothing of its caller but the OOM score: no file, directory, session or limit."""
     host.path("/run/held").mkdir()
     script = "cd /run/held; exec 9</etc/hostname 3</etc/passwd; echo 321 >/proc/self/oom_score_adj"
 
-    call(host, place, "nice", "-n", "7", "sh", "-c", f'{script}; exec "$@"', "sh")
+    few = ("taskset", "-c", "0", "prlimit", "--fsize=65536:", "--nofile=99:", "--cpu=9:")
+
+    call(host, place, "nice", "-n", "7", *few, "sh", "-c", f'{script}; exec "$@"', "sh")
     pid = engine(host, place)
 
     directory = f"/proc/{pid}"
@@ -168,6 +176,7 @@ def test_it_belongs_to_nobody(host: Node, place: Path) -> None:
     assert host.command("readlink", f"{directory}/cwd") == "/\n"
     assert int(stat[3]) == pid  # it leads its session
     assert stat[16] == "0"  # nice
+    assert limits_of(host, pid) == limits_of(host, 1)
     assert host.path(f"{directory}/oom_score_adj").read_text() == "321\n"
     ignored = int(
         re.findall(r"SigIgn:\s(\w+)", host.path(f"{directory}/status").read_text())[0], 16
@@ -257,6 +266,16 @@ def test_cnitool(tmp_path: Path) -> None:
 # --- where none is left ---
 
 
+def test_it_ends_when_the_choice_is_another_time(host: Node, place: Path) -> None:
+    """Its time without a request is that of the choice by which it was left behind."""
+    call(host, place)
+    pid = engine(host, place)
+
+    install(DIST, place, "on-demand:60")
+
+    wait_until(lambda: pid not in processes(host), "the engine stays")
+
+
 @pytest.mark.parametrize("choice", ["none", "systemd"])
 def test_another_choice(host: Node, place: Path, choice: str) -> None:
     """Then calls leave nothing behind."""
@@ -309,6 +328,16 @@ def test_none_in_a_sandbox(host: Node, place: Path, kind: str) -> None:
     call(host, place, *SANDBOXES[kind])
 
     assert none_comes(host)
+
+
+def test_limits_that_cannot_be_raised(host: Node, place: Path) -> None:
+    """An engine has the limits of process 1, or none is left: it would fail other callers."""
+    call(host, place, "prlimit", "--nofile=99:99")
+
+    if "sys_resource" in host.command("setpriv", "--dump"):
+        assert limits_of(host, engine(host, place)) == limits_of(host, 1)
+    else:
+        assert none_comes(host)
 
 
 # Process 1 of a container, which calls a plugin and then ends, or waits for all its children.
