@@ -32,7 +32,9 @@ _HEADER, _NLATTR = struct.Struct("=IHHII"), struct.Struct("=HH")
 _NLA_TYPE_MASK = 0x3FFF  # the type without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 _NFNETLINK_MIN = 256  # the types of nfnetlink have a subsystem, not 0, in their second byte
 _ANSWERED = NLM_F_ACK | NLM_F_DUMP
-_GET_ONE = {18, 26, 90}  # RTM_GETLINK, RTM_GETROUTE, RTM_GETNSID of linux/rtnetlink.h
+# RTM_GETLINK, RTM_GETROUTE, RTM_GETNSID of linux/rtnetlink.h; of linux/netfilter/nf_tables.h, with
+# the number of its subsystem, NFT_MSG_GETTABLE, …CHAIN, …RULE, …SET and, with one key, …SETELEM.
+_GET_ONE = {18, 26, 90, 0xA01, 0xA04, 0xA07, 0xA0A, 0xA0D}
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 _DUMP_TRIES = 5
 _RECEIVE_SECONDS = 30

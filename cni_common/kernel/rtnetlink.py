@@ -80,7 +80,7 @@ RTM_GETNSID, NSID_NOT_ASSIGNED = 90, -1  # linux/net_namespace.h
 RTMGRP_LINK, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE = 0x1, 0x100, 0x400
 RTEXT_FILTER_SKIP_STATS = 8
 _NETNSA_NSID, _NETNSA_FD = 1, 3
-_SIOCGIFHWADDR, _SIOCGIFINDEX = 0x8927, 0x8933  # linux/sockios.h
+_SIOCGIFNAME, _SIOCGIFHWADDR, _SIOCGIFINDEX = 0x8910, 0x8927, 0x8933  # linux/sockios.h
 _IFNAMSIZ, _IFREQ_SIZE = 16, 40  # struct ifreq of linux/if.h
 _RTGENMSG = struct.Struct("=B3x")
 # Errors for no route, or for a route of kind unreachable, blackhole or prohibit.
@@ -140,6 +140,18 @@ class Netlink:
         return number_of(index[_IFNAMSIZ : _IFNAMSIZ + 4]), mac[_IFNAMSIZ + 2 : _IFNAMSIZ + 8].hex(
             ":"
         )
+
+    def name_of(self, index: int) -> str:
+        """Return the name of the interface with this index, "" if there is none; as `identify`."""
+        request = (bytes(_IFNAMSIZ) + index.to_bytes(4, sys.byteorder)).ljust(_IFREQ_SIZE, bytes(1))
+        try:
+            name = fcntl.ioctl(self.channel.sock, _SIOCGIFNAME, request)[:_IFNAMSIZ]
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return ""
+            what = f"look up interface {index}"
+            raise NetlinkError(error.errno or 0, f"{what}: {error.strerror}") from None
+        return name.partition(bytes(1))[0].decode("utf-8", "surrogateescape")
 
     def links(self) -> list[Link]:
         """Return all interfaces."""

@@ -8,22 +8,11 @@ on the interfaces whose sysctl is set, before any other chain.
 from __future__ import annotations
 
 import errno
-import fcntl
-import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_common.kernel import nft_expressions, nft_layout, nft_table
-from cni_common.kernel.netlink import (
-    HEADER_SIZE,
-    NLM_F_ACK,
-    Message,
-    NetlinkError,
-    attribute,
-    attributes,
-    number_of,
-)
-from cni_common.kernel.netns import NETLINK_ROUTE
+from cni_common.kernel.netlink import NetlinkError
 from cni_common.kernel.nft_layout import TABLE, Chain, Layout, Set
 from cni_common.kernel.nft_table import interface_key, interface_name
 from cni_common.node.record import Lock
@@ -33,7 +22,6 @@ from plugins.portmap import layout, services
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from cni_common.kernel.netlink import Channel
     from cni_common.kernel.netns import NetNS
     from cni_common.kernel.nft_layout import Rule
     from cni_common.kernel.nft_messages import Element
@@ -44,10 +32,6 @@ DNAT = "CNI-HOSTPORT-DNAT"  # the reference's chain of iptables, with jumps to a
 _NAT = nft_table.Table(nft_table.IPV4, "nat")
 GUARD, INTERFACES = "hostport_guard", "localnet"  # chain and set
 _OURS, _FOUND = "switched on", "found on"
-_RTM_GETROUTE, _RTA_DST, _RTA_OIF = 26, 1, 4  # linux/rtnetlink.h
-_RTMSG = struct.Struct("=8BI")
-_AF_INET = 2
-_SIOCGIFNAME, _IFNAMSIZ, _IFREQ_SIZE = 0x8910, 16, 40  # linux/sockios.h, linux/if.h
 
 
 def _drop() -> Iterator[Rule]:
@@ -175,36 +159,8 @@ def _remove_with_base(netns: NetNS) -> None:
 
 def interface_towards(netns: NetNS, address: Address) -> str:
     """Return the output interface to `address`, "" without a route."""
-    channel = netns.channel(NETLINK_ROUTE)
-    try:
-        return _interface_towards(channel, address)
-    except OSError as error:
-        if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.ENXIO):
-            return ""
-        raise
-    finally:
-        netns.release(channel)
-        channel.close()
-
-
-def _interface_towards(channel: Channel, address: Address) -> str:
-    header = _RTMSG.pack(_AF_INET, 32, 0, 0, 0, 0, 0, 0, 0)
-    message = Message(
-        f"look up route to {address}",
-        _RTM_GETROUTE,
-        NLM_F_ACK,
-        header + attribute(_RTA_DST, address.packed),
-        _decode_interface,
-    )
-    index = channel.exchange([message])[0][0]
-    # By ioctl: it takes no RTNL lock.
-    request = struct.pack("16xi", index).ljust(_IFREQ_SIZE, bytes(1))
-    name = fcntl.ioctl(channel.sock, _SIOCGIFNAME, request)[:_IFNAMSIZ]
-    return name.partition(bytes(1))[0].decode("utf-8", "surrogateescape")
-
-
-def _decode_interface(data: bytes) -> int:
-    return number_of(attributes(data, HEADER_SIZE + _RTMSG.size).get(_RTA_OIF))
+    _, index = netns.netlink.route_to(address)
+    return netns.netlink.name_of(index) if index else ""
 
 
 def _look(netns: NetNS, name: str) -> Element | None:

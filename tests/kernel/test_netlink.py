@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address
 import pytest
 
 from cni_common.kernel import nft_table
-from cni_common.kernel.netlink import Message, NetlinkError
+from cni_common.kernel.netlink import Channel, Message, NetlinkError
 from cni_common.kernel.netns import NetNS
 from cni_common.kernel.nft_layout import TABLE, Chain, Layout, Set
 from cni_common.kernel.route import route_message
@@ -68,20 +68,32 @@ def test_only_the_kernel_answers(machine: Machine) -> None:
     assert link.name == "lo"
 
 
+def assert_is_one_answer(
+    channel: Channel, looks: dict[str, Callable[[], bool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Assert that the kernel sends one message to each of `looks`, and that each is true."""
+    answers: list[bytes] = []
+    receive = channel._receive
+
+    def note(flags: int = 0) -> bytes:
+        answers.append(receive(flags))
+        return answers[-1]
+
+    monkeypatch.setattr(channel, "_receive", note)
+    for what, look in looks.items():
+        answers.clear()
+        assert look(), what
+        assert len(answers) == 1, what
+        with pytest.raises(BlockingIOError):
+            channel.sock.recv(1, socket.MSG_DONTWAIT)
+
+
 def test_a_look_at_one_object_is_one_answer(
     machine: Machine, netns: NetNS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel says once what there is, or why there is nothing: no more is left to read."""
     netlink, elsewhere = netns.netlink, NetNS(machine.container())
     machine.command(machine.host, "ip", "link", "set", "lo", "up")
-    answers: list[bytes] = []
-    receive = netlink.channel._receive
-
-    def note(flags: int = 0) -> bytes:
-        answers.append(receive(flags))
-        return answers[-1]
-
-    monkeypatch.setattr(netlink.channel, "_receive", note)
     looks: dict[str, Callable[[], bool]] = {
         "a link": lambda: netlink.link("lo") is not None,
         "no link": lambda: netlink.link("none") is None,
@@ -89,13 +101,32 @@ def test_a_look_at_one_object_is_one_answer(
         "no route": lambda: netlink.route_to(IPv6Address("2001:db8::1")) == (0, 0),
         "a namespace without a number": lambda: netlink.nsid(elsewhere.fd) is None,
     }
-    for what, look in looks.items():
-        answers.clear()
-        assert look(), what
-        assert len(answers) == 1, what
-        with pytest.raises(BlockingIOError):
-            netlink.channel.sock.recv(1, socket.MSG_DONTWAIT)
+    assert_is_one_answer(netlink.channel, looks, monkeypatch)
     elsewhere.close()
+
+
+def test_a_look_at_one_object_of_nftables_is_one_answer(
+    machine: Machine, netns: NetNS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with links: a table, chain, rule, set or element, and each that there is not."""
+    del machine
+    chained = Layout(TABLE, NUMBERS.sets, (Chain("chained"),))
+    mine = [TABLE.add_rule("chained"), TABLE.add_element(*key(1))]
+    nft_table.apply(netns, [*chained.base(), *mine])
+    handle = TABLE.rules(netns, "chained")[0].handle
+    looks: dict[str, Callable[[], bool]] = {
+        "a table": lambda: TABLE.holds(netns) == 2,
+        "no table": lambda: nft_table.Table(nft_table.INET, "none").holds(netns) == 0,
+        "a chain": lambda: TABLE.has_chain(netns, "chained"),
+        "no chain": lambda: not TABLE.has_chain(netns, "none"),
+        "a rule": lambda: TABLE.rule(netns, "chained", handle) is not None,
+        "no rule": lambda: TABLE.rule(netns, "chained", handle + 1) is None,
+        "a set": lambda: TABLE.uncounted(netns, ["numbers"]) == ["numbers"],
+        "no set": lambda: TABLE.uncounted(netns, ["none"]) == [],
+        "an element": lambda: TABLE.present(netns, [key(1)]) != [None],
+        "no element": lambda: TABLE.present(netns, [key(2)]) == [None],
+    }
+    assert_is_one_answer(netns.netfilter, looks, monkeypatch)
 
 
 def test_thousands_of_routes(machine: Machine, netns: NetNS) -> None:
