@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
 # Seconds for an answer. An ADD must end before the runtime's patience does, and the daemon gives up
 # before that, since it knows why. The others are answered from memory, however slow servers are.
+# STATUS has half of the second after which it is given up without a reason (serve.protocol).
 ALLOCATE_SECONDS = 78.0
 SEARCH_SECONDS = 75.0
 ANSWER_SECONDS = 10.0
-STATUS_SECONDS = 2.0
+STATUS_SECONDS = 0.5
+_CONNECT_SECONDS = 2.0
 _RELEASES = ".releases"  # directory beside the socket
 
 
@@ -53,7 +55,7 @@ def call(path: str, name: str, given: Json, *, seconds: float, netns: int = -1) 
     request = {"version": rpc.VERSION, "call": name, **given}
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(STATUS_SECONDS)
+            sock.settimeout(min(seconds, _CONNECT_SECONDS))
             sock.connect(path)
             _refuse_stranger(sock, path)
             _send(sock, rpc.encode(request), netns)

@@ -697,6 +697,7 @@ def test_check_never_hangs(machine: Machine, server: Process, daemon: Daemon) ->
     server.await_line("DHCPRELEASE")
 
 
+@pytest.mark.both_edges
 def test_status(machine: Machine, daemon: Daemon) -> None:
     """Unlike the reference, it says that no daemon answers: none, one that hangs, another."""
     config = machine.network(ipam=daemon.ipam())
