@@ -173,7 +173,7 @@ def seconds_of(
 def given_up(command: str, seconds: float, error: BaseException) -> Reply:
     """Return the reply about a request that has taken so long; `error` has notes of its undo."""
     if command == Command.STATUS:
-        rest = "a lock, a disk or another plugin keeps it waiting"
+        rest = "a lock, a disk or another program keeps it waiting"
     elif command != Command.ADD:
         rest = "its remaining work is not done, try again"
     elif hasattr(error, "__notes__"):

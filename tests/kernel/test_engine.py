@@ -422,7 +422,7 @@ def test_an_overdue_status_says_why(machine: Machine) -> None:
         os.close(read)
         os.close(write)
 
-    told = "STATUS was given up after 1 s; a lock, a disk or another plugin keeps it waiting"
+    told = "STATUS was given up after 1 s; a lock, a disk or another program keeps it waiting"
     assert (status, error_of(printed)["msg"]) == (1, told)
 
 
