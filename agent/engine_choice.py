@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     Say = Callable[[str], object]
 
 SYSTEMD, ON_DEMAND, NONE = "systemd", "on-demand", "none"
-CHOICES = re.compile(rf"{SYSTEMD}|{NONE}|{ON_DEMAND}(:\d{{1,5}})?")  # on-demand:SECONDS
+# on-demand:SECONDS, as cni_common/serve/on_demand.py has it: 0 is no time.
+CHOICES = re.compile(rf"{SYSTEMD}|{NONE}|{ON_DEMAND}(:0*[1-9]\d{{0,4}})?")
 LINK = "engine"  # in the directory of the bundles, as launcher/launcher.c has it
 UNITS = ("pycni-engine.service", "pycni-engine.socket")
 UNIT_DIR = Path("/etc/systemd/system")
@@ -120,30 +121,44 @@ def programs(bundles: Iterable[Path]) -> set[tuple[int, int]]:
 
 def end_engines(of: set[tuple[int, int]], say: Say) -> None:
     """End the engines on demand that run one of these programs; requests in progress go on."""
-    pids = set(_running(of))
-    for pid in sorted(pids):
-        with suppress(OSError):  # it has ended
-            if _parent(pid) in pids:
-                continue  # a worker
-            life = os.pidfd_open(pid)
-            try:
+    lives = _running(of)
+    try:
+        for pid, life in sorted(lives.items()):
+            with suppress(OSError):  # it has ended
+                if _parent(pid) in lives:
+                    continue  # a worker
                 signal.pidfd_send_signal(life, signal.SIGTERM)
                 has_ended = select.select([life], [], [], _END_SECONDS)[0]
-            finally:
-                os.close(life)
-            say(f"the engine on demand, process {pid}, {'has ended' if has_ended else 'is to end'}")
+                end = "has ended" if has_ended else "is to end"
+                say(f"the engine on demand, process {pid}, {end}")
+    finally:
+        for life in lives.values():
+            os.close(life)
 
 
-def _running(of: set[tuple[int, int]]) -> Iterator[int]:
+def _running(of: set[tuple[int, int]]) -> dict[int, int]:
+    """Return a pidfd of each process of an engine on demand that runs one of these programs."""
+    found = {}
     for name in os.listdir("/proc"):
+        if not name.isdecimal():
+            continue
         with suppress(OSError):
-            if not name.isdecimal():
-                continue
-            status = os.stat(f"/proc/{name}/exe")  # the file itself, wherever that is mounted
-            if (status.st_dev, status.st_ino) not in of:
-                continue
-            if _OPTION in Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0"):
-                yield int(name)
+            life = os.pidfd_open(int(name))  # first: what is seen below is of this process
+            try:
+                is_ours = _is_running(f"/proc/{name}", of)
+            except OSError:
+                is_ours = False
+            if is_ours:
+                found[int(name)] = life
+            else:
+                os.close(life)
+    return found
+
+
+def _is_running(process: str, of: set[tuple[int, int]]) -> bool:
+    status = os.stat(f"{process}/exe")  # the file itself, wherever that is mounted
+    is_of = (status.st_dev, status.st_ino) in of
+    return is_of and _OPTION in Path(f"{process}/cmdline").read_bytes().split(b"\0")
 
 
 def _parent(pid: int) -> int:

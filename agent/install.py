@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent import engine_choice, owners
+from cni_common.kernel.cgroups import remove_groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -82,9 +83,10 @@ def install(
         _remove_leftovers(target)
         place.put_bundle(dist / _STORE / build)
         place.note(owner)
-        if engine:
+        is_new_choice = engine not in ("", engine_choice.read(target / _STORE))
+        if is_new_choice:
             engine_choice.write(target / _STORE, engine)
-        place.put_launchers(say)
+        place.put_launchers(say, ends_all=is_new_choice)
     say(f"build {build} is in '{target}': {' '.join(names)}")
     return build
 
@@ -116,11 +118,12 @@ def uninstall(target: Path, say: Say, *, owner: str = owners.NODE) -> None:
                 place.take_away(name)
         engine_choice.end_engines(engine_choice.programs(place.builds()), say)
         _remove_leftovers(target)
+        place.bring_back()
         # A plugin that could not be restored, because another file has its name, is of no use
         # any more.
         shutil.rmtree(store / "replaced", ignore_errors=True)
         for directory in place.builds():
-            shutil.rmtree(directory)
+            _remove_build(directory)
         with suppress(OSError):  # something of another's is in it
             store.rmdir()
     say(f"removed from '{target}'")
@@ -221,26 +224,30 @@ class _Place:
         """Make the directory of the build, or mend it; its place is on the disk afterwards."""
         bundle = self._store / self._build
         if not bundle.exists():
-            for leftover in self._store.glob(f"*{_NEW}"):
-                _remove(leftover)
             new = bundle.with_name(f"{bundle.name}{_NEW}")
-            shutil.copytree(source, new, symlinks=True)
-            _set_modes(new)
+            self._mend(source, new)
             new.rename(bundle)
         elif not self._mend(source, bundle):
             return
         _sync(self._store)  # after a power failure a launcher must not exist without its program
 
     def _mend(self, source: Path, bundle: Path) -> bool:
-        """Replace files that differ one by one, as the build is in use; return whether any did."""
+        """Replace files that differ one by one, as the build is in use; return whether any did.
+
+        Contents and modes are copied and no more: the source's label of SELinux is another one.
+        """
         is_changed = False
         for directory, _, names in os.walk(source):
+            below = bundle / Path(directory).relative_to(source)
+            _make_directory(below)
+            _set_mode(below, 0o755)
             for name in names:
-                file = Path(directory, name)
-                place = bundle / file.relative_to(source)
+                file, place = Path(directory, name), below / name
                 if not _is_equal(file, place):
                     _put(file, place)
                     is_changed = True
+                elif not place.is_symlink():
+                    _set_mode(place, _mode_of(file))
         return is_changed
 
     def put_launcher(self, place: Path, type: str) -> None:
@@ -274,15 +281,17 @@ class _Place:
             if build:
                 owners.note(self._store, owners.NODE, build)
 
-    def put_launchers(self, say: Say) -> None:
-        """Put all launchers of the build into place, and end what other builds have running."""
+    def put_launchers(self, say: Say, *, ends_all: bool = False) -> None:
+        """Put all launchers of the build into place, and end what other builds have running.
+
+        `ends_all`: also what this one has.
+        """
         names = sorted(os.listdir(self._store / self._build / "launcher"))
         for name in names:
             self.save_foreign(name, say)
             self.put_launcher(self._target / name, name)
         self.update_others(set(names))
-        is_on_demand = engine_choice.read(self._store).startswith(engine_choice.ON_DEMAND)
-        stale = [path for path in self.builds() if path.name != self._build or not is_on_demand]
+        stale = [path for path in self.builds() if path.name != self._build or ends_all]
         engine_choice.end_engines(engine_choice.programs(stale), say)
         self.remove_old_builds()
 
@@ -321,6 +330,12 @@ class _Place:
         else:
             (self._target / name).unlink(missing_ok=True)
 
+    def bring_back(self) -> None:
+        """Put back each plugin that was replaced where no file has its name."""
+        for saved in (self._store / "replaced").glob("*"):
+            if not saved.name.endswith(_NEW) and not os.path.lexists(self._target / saved.name):
+                saved.replace(self._target / saved.name)
+
     def remove_old_builds(self) -> None:
         """Remove superseded builds but the last, owners', and those that may still be running."""
         (self._store / self._build / "superseded").unlink(missing_ok=True)
@@ -336,7 +351,7 @@ class _Place:
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         for directory, (is_of_this_boot, when) in since.items():
             if not is_of_this_boot or now - when > _KEEP_SECONDS:
-                shutil.rmtree(directory)
+                _remove_build(directory)
 
 
 def _superseded(mark: Path) -> tuple[bool, float]:
@@ -369,13 +384,18 @@ def _remove_leftovers(target: Path) -> None:
     for file in target.glob(f"*{_NEW}"):
         if file.is_file() and not file.is_symlink():
             file.unlink()
+    for leftover in (target / _STORE).glob(f"*{_NEW}"):
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+def _remove_build(directory: Path) -> None:
+    """Remove a build; half of one is a leftover."""
+    half = directory.with_name(f"{directory.name}{_NEW}")
+    directory.rename(half)
+    shutil.rmtree(half)
 
 
 def _make_directory(path: Path) -> None:
@@ -388,12 +408,14 @@ def _make_directory(path: Path) -> None:
         path.chmod(0o755)
 
 
-def _set_modes(bundle: Path) -> None:
-    """Let the owner write and all read, under any umask; executable files stay so."""
-    for path in (bundle, *bundle.rglob("*")):
-        mode = path.lstat().st_mode
-        if not stat.S_ISLNK(mode):
-            path.chmod(0o755 if stat.S_ISDIR(mode) or mode & 0o111 else 0o644)
+def _mode_of(file: Path) -> int:
+    """Return the mode of a copy: its owner writes and all read, under any umask."""
+    return 0o755 if file.stat().st_mode & 0o111 else 0o644
+
+
+def _set_mode(place: Path, mode: int) -> None:
+    if stat.S_IMODE(place.stat().st_mode) != mode:
+        place.chmod(mode)
 
 
 def _put(file: Path, place: Path) -> None:
@@ -403,7 +425,7 @@ def _put(file: Path, place: Path) -> None:
     new.unlink(missing_ok=True)
     shutil.copyfile(file, new, follow_symlinks=False)
     if not new.is_symlink():
-        new.chmod(0o755 if file.stat().st_mode & 0o111 else 0o644)
+        new.chmod(_mode_of(file))
     new.replace(place)
 
 
@@ -446,13 +468,10 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
             elif has_units:
                 engine_choice.disable_units(target, _say)
         elif list(arguments) == ["uninstall"]:
-            uninstall(target, _say)
-            if share:
-                from agent import shell_files
-
-                shell_files.take_away(share)
-            if is_here:  # the engine itself was not needed by a call any more
-                engine_choice.disable_units(target, _say)
+            try:
+                uninstall(target, _say)
+            finally:  # also where the one before was killed after it had removed the plugins
+                _take_away_the_rest(target, share, is_here=is_here)
         else:
             sys.stderr.write((__doc__ or "").partition("\n\nCNI_BIN_DIR")[0] + "\n")
             return 2
@@ -463,6 +482,16 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
         sys.stderr.write(f"install: {error}\n")
         return 1
     return 0
+
+
+def _take_away_the_rest(target: Path, share: Path | None, *, is_here: bool) -> None:
+    if share:
+        from agent import shell_files
+
+        shell_files.take_away(share)
+    if is_here:  # the engine itself was not needed by a call any more
+        engine_choice.disable_units(target, _say)
+        remove_groups()
 
 
 def _place(environ: Mapping[str, str], name: str, default: str) -> Path:

@@ -74,6 +74,12 @@ def _builds(installed: Path) -> set[str]:
     return {path.name for path in (installed / ".pycni").iterdir() if not path.is_symlink()}
 
 
+def _bundle(installed: Path) -> Path:
+    """Return the directory of the only build."""
+    (launcher,) = installed.glob(".pycni/*/launcher")
+    return launcher.parent
+
+
 def _tree(place: Path) -> dict[str, tuple[int, bytes]]:
     """Return mode and contents of everything below a directory."""
     found = {}
@@ -231,10 +237,12 @@ def test_the_choice_of_the_engine(dist: Path, place: Path) -> None:
         chosen.append(os.readlink(link))
 
     refused = _script("install", dist, place, "sometimes")
+    no_time = _script("install", dist, place, "on-demand:0")
 
     assert chosen == ["on-demand", "none", "none", "on-demand:60", "systemd"]
     assert refused.returncode == 1
     assert "ENGINE is 'sometimes', not systemd, on-demand or none" in refused.stderr
+    assert (no_time.returncode, "ENGINE is 'on-demand:0'" in no_time.stderr) == (1, True)
     assert os.readlink(link) == "systemd"
 
 
@@ -269,6 +277,53 @@ def test_uninstall_leaves_what_came_later(dist: Path, place: Path) -> None:
         "bridge": b"theirs",
         "cilium-cni": b"theirs",
     }
+
+
+def test_uninstall_brings_back_where_our_launcher_is_gone(dist: Path, place: Path) -> None:
+    """An operator has removed ours: the only copy of another's plugin gets its name again."""
+    (place / "bin").mkdir()
+    (place / "bin/bridge").write_text("theirs")
+    (place / "bin/ptp").symlink_to("/usr/lib/cni/ptp")
+    before = _tree(place)
+    installed = _install(dist, place)
+    (installed / "bridge").unlink()
+    (installed / "ptp").unlink()
+
+    _uninstall(dist, place)
+
+    assert _tree(place) == before
+
+
+def test_an_uninstallation_that_was_killed_is_completed(
+    dist: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of a build goes with the next try."""
+    installed = _install(dist, place)
+
+    def be_killed(directory: Path, *, ignore_errors: bool = False) -> None:
+        if not ignore_errors:  # where something must be there
+            (directory / "launcher/bridge").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", be_killed)
+        with pytest.raises(KeyboardInterrupt):
+            install.uninstall(installed, str)
+
+    _uninstall(dist, place)
+
+    assert list(installed.iterdir()) == []
+
+
+def test_an_uninstallation_without_plugins_takes_the_rest_away(dist: Path, place: Path) -> None:
+    """Completion and manual page go, also where the one before ended after the plugins had gone."""
+    assert _script("install", dist, place, share="").returncode == 0
+    shutil.rmtree(place / "bin")
+
+    done = _script("uninstall", dist, place, share="")
+
+    assert (done.returncode, "nothing of ours" in done.stderr) == (1, True)
+    assert [path for path in place.rglob("*") if path.is_file()] == []
 
 
 def test_uninstall_without_install_is_an_error(dist: Path, place: Path) -> None:
@@ -308,10 +363,31 @@ def test_install_again_mends(dist: Path, place: Path) -> None:
     library.write_bytes(b"damaged")
     (installed / "bridge").unlink()
     (installed / "bridge.pycni-new").write_text("half")
+    (installed / "ptp").chmod(0o644)
+    library.parent.chmod(0o700)
+    (_bundle(installed) / "pycni").chmod(0o600)
+    half = installed / ".pycni/0.1.0-half.pycni-new/lib"
+    half.mkdir(parents=True)
+    (half / "module.pyc").write_text("half")
 
     _install(dist, place)
 
     assert _tree(installed) == before
+
+
+def test_no_label_of_the_source_is_copied(dist: Path, place: Path) -> None:
+    """A label of SELinux from /tmp or a home directory would keep systemd from the program."""
+    source = place / "dist"
+    shutil.copytree(dist, source, symlinks=True)
+    for path in (source, *source.rglob("*")):
+        if not path.is_symlink():
+            os.setxattr(path, "trusted.label", b"user_tmp_t")
+
+    installed = _install(source, place)
+
+    assert {path: os.listxattr(path, follow_symlinks=False) for path in installed.rglob("*")} == {
+        path: [] for path in installed.rglob("*")
+    }
 
 
 def test_another_build_takes_over(dist: Path, other_dist: Path, place: Path) -> None:
