@@ -27,6 +27,7 @@ CHOICES = re.compile(rf"{SYSTEMD}|{NONE}|{ON_DEMAND}(:0*[1-9]\d{{0,4}})?")
 LINK = "engine"  # in the directory of the bundles, as launcher/launcher.c has it
 UNITS = ("pycni-engine.service", "pycni-engine.socket")
 UNIT_DIR = Path("/etc/systemd/system")
+_PACKAGE_UNIT_DIR = Path("/usr/lib/systemd/system")
 _BIN_DIR = "/opt/cni/bin"  # in the units as they are in deploy/
 _OPTION = b"--on-demand"  # of cni_common/serve/on_demand.py
 _END_SECONDS = 5.0  # until an idle engine has ended; a busy one goes on with its request
@@ -83,17 +84,29 @@ def enable_units(units: Path, bin_dir: Path, say: Say) -> None:
 
 
 def disable_units(bin_dir: Path, say: Say) -> None:
-    """Take away the units that run the plugins in `bin_dir`. Raises OSError, SystemdError."""
-    service = UNIT_DIR / UNITS[0]
-    if not service.is_file() or f"ExecStart={bin_dir}/pycni engine" not in service.read_text():
+    """Have systemd no longer run the plugins in `bin_dir`, and remove the units unless a package's.
+
+    Raises OSError, SystemdError.
+    """
+    places = [place for place in (UNIT_DIR, _PACKAGE_UNIT_DIR) if _are_of(place, bin_dir)]
+    if not places:
         return
-    if Path("/run/systemd/system").is_dir():
+    is_running = Path("/run/systemd/system").is_dir()
+    if is_running:
         _systemctl("disable", "--now", *reversed(UNITS))
-    for name in UNITS:
-        (UNIT_DIR / name).unlink(missing_ok=True)
-    if Path("/run/systemd/system").is_dir():
-        _systemctl("daemon-reload")
+    if UNIT_DIR in places:
+        for name in UNITS:
+            (UNIT_DIR / name).unlink(missing_ok=True)
+        if is_running:
+            _systemctl("daemon-reload")
     say(f"systemd no longer runs the engine: {UNITS[0]}")
+
+
+def _are_of(place: Path, bin_dir: Path) -> bool:
+    """Tell whether the units in a directory run the plugins in `bin_dir`."""
+    with suppress(FileNotFoundError):
+        return f"ExecStart={bin_dir}/pycni engine" in (place / UNITS[0]).read_text()
+    return False
 
 
 def _systemctl(*words: str) -> None:

@@ -453,6 +453,7 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Install or uninstall as the environment says; return the exit status."""
     target = Path(environ.get("DESTDIR", "") + (environ.get("CNI_BIN_DIR") or BIN_DIR))
     is_here = not environ.get("DESTDIR")
+    has_units = environ.get("UNITS") != "none" and is_here
     share = _share(environ)
     try:
         if list(arguments) == ["install"]:
@@ -462,7 +463,6 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
                 from agent import shell_files  # which the bundle does not have
 
                 shell_files.put(_place(environ, "DOCS", "docs"), share, _say)
-            has_units = environ.get("UNITS") != "none" and is_here
             if has_units and choice == engine_choice.SYSTEMD:
                 engine_choice.enable_units(_place(environ, "UNITS", "deploy"), target, _say)
             elif has_units:
@@ -471,7 +471,7 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
             try:
                 uninstall(target, _say)
             finally:  # also where the one before was killed after it had removed the plugins
-                _take_away_the_rest(target, share, is_here=is_here)
+                _take_away_the_rest(target, share, has_units=has_units)
         else:
             sys.stderr.write((__doc__ or "").partition("\n\nCNI_BIN_DIR")[0] + "\n")
             return 2
@@ -484,12 +484,12 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     return 0
 
 
-def _take_away_the_rest(target: Path, share: Path | None, *, is_here: bool) -> None:
+def _take_away_the_rest(target: Path, share: Path | None, *, has_units: bool) -> None:
     if share:
         from agent import shell_files
 
         shell_files.take_away(share)
-    if is_here:  # the engine itself was not needed by a call any more
+    if has_units:  # the engine itself was not needed by a call any more
         engine_choice.disable_units(target, _say)
         remove_groups()
 

@@ -46,12 +46,12 @@ def _places(options: Namespace) -> dict[str, str]:
         bundle = Path(sys.executable).resolve().parent
         places |= {"DIST": str(bundle.parents[1]), "UNITS": str(bundle / "units")}
         places |= {"SHARE_DIR": install.NO_SHARE}  # a package has what belongs there
-    if getattr(options, "without_units", False):
+    if options.without_units:
         places["UNITS"] = "none"
     return places
 
 
-def _add_directory(parser: ArgumentParser) -> None:
+def _add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "directory",
         metavar="DIR",
@@ -59,10 +59,6 @@ def _add_directory(parser: ArgumentParser) -> None:
         default=install.BIN_DIR,
         help="the runtimes' directory of plugins (default: %(default)s)",
     )
-
-
-def _add_options(parser: ArgumentParser) -> None:
-    _add_directory(parser)
     parser.add_argument(
         "--without-units", action="store_true", help="leave systemd's units to a package"
     )
@@ -78,6 +74,6 @@ COMMANDS = {
     "uninstall": Command(
         "take away what `pycni install` has put there, and bring back what it replaced",
         _run("uninstall"),
-        _add_directory,
+        _add_options,
     ),
 }

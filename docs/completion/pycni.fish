@@ -181,6 +181,7 @@ complete -c pycni -n '_shtab_pycni_using trace' -l state-dir -xka "(__fish_compl
 complete -c pycni -n '_shtab_pycni_using trace' -l any-netns -d 'work although this is not the host'"'"'s network namespace or, for reclaim and repair, first PID namespace'
 complete -c pycni -n '_shtab_pycni_using; and test $_shtab_pycni_npos -eq 0' -a uninstall -d 'take away what `pycni install` has put there, and bring back what it replaced'
 complete -c pycni -n '_shtab_pycni_using uninstall' -s h -l help -d 'show this help message and exit'
+complete -c pycni -n '_shtab_pycni_using uninstall' -l without-units -d 'leave systemd'"'"'s units to a package'
 complete -c pycni -n '_shtab_pycni_using uninstall; and test $_shtab_pycni_npos -eq 0' -ka "(__fish_complete_directories)" -d 'the runtimes'"'"' directory of plugins (default: /opt/cni/bin)'
 complete -c pycni -n '_shtab_pycni_using; and test $_shtab_pycni_npos -eq 0' -a version -d 'print version, build and paths'
 complete -c pycni -n '_shtab_pycni_using version' -s h -l help -d 'show this help message and exit'

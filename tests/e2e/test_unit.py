@@ -317,6 +317,23 @@ def test_make_install(other_dist: Path) -> None:
         assert list(node.path(BIN).iterdir()) == []
 
 
+def test_another_choice_than_a_packages_units() -> None:
+    """An installation without systemd's engine disables a package's units; the package has them."""
+    place = Path("/usr/lib/systemd/system")
+    with systemd_node() as node:
+        for name in (SERVICE, SOCKET):
+            node.command("cp", str(ROOT / "deploy" / name), str(place))
+        make(node, "install", engine="none")
+        node.command("systemctl", "enable", "--now", SOCKET, SERVICE)
+        wait_for_engine(node)
+
+        make(node, "install", engine="on-demand")
+
+        assert node.property(SERVICE, "ActiveState") == "inactive"
+        assert node.property(SOCKET, "UnitFileState") == "disabled"
+        assert node.path(str(place / SERVICE)).exists()
+
+
 def test_a_runtime_that_systemd_restarts() -> None:
     """The engine that its first call has left behind stays, as it is out of its control group."""
     with systemd_node() as node:

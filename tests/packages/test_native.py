@@ -106,13 +106,18 @@ def _all(machine: Debian) -> set[str]:
     return set(found.splitlines())
 
 
+def with_systemctl(machine: Debian, status: int = 0) -> None:
+    """Give a Debian a systemctl that notes its words: minimal ones have no systemd."""
+    systemctl = machine.root / "usr/bin/systemctl"
+    systemctl.write_text(f'#!/bin/sh\necho "$@" >>/calls\nexit {status}\n')
+    systemctl.chmod(0o755)
+
+
 def test_units(files: Mapping[str, Path], debian: Make) -> None:
     """Where systemd is installed, its units are enabled, and not any more after the removal."""
     machine = debian("trixie")
     package = files[".deb"]
-    systemctl = machine.root / "usr/bin/systemctl"
-    systemctl.write_text('#!/bin/sh\necho "$@" >>/calls\n')  # minimal Debians have no systemd
-    systemctl.chmod(0o755)
+    with_systemctl(machine)
 
     machine.run(f"dpkg --install /release/{package.name}", binds={package.parent: "/release"})
     machine.run(f"dpkg --install /release/{package.name}", binds={package.parent: "/release"})
@@ -121,6 +126,79 @@ def test_units(files: Mapping[str, Path], debian: Make) -> None:
     enabled, disabled = (machine.root / "calls").read_text().splitlines()  # not again by an upgrade
     assert enabled == "enable --quiet pycni-engine.socket pycni-engine.service"
     assert disabled.split() == ["disable", "--quiet", *sorted(UNITS, key=_as_disabled)]
+
+
+_ENGINE = "pycni-engine.socket pycni-engine.service"
+
+
+def test_a_package_that_comes_again_starts_the_engine(
+    files: Mapping[str, Path], debian: Make
+) -> None:
+    """dpkg names the old version also after a removal: that is no upgrade."""
+    machine = debian("trixie")
+    package = files[".deb"]
+    with_systemctl(machine)
+
+    machine.run(
+        f"""
+        mkdir -p /run/systemd/system
+        dpkg --install /release/{package.name}
+        dpkg --remove pycni
+        rm /calls
+        dpkg --install /release/{package.name}
+        """,
+        binds={package.parent: "/release"},
+    )
+
+    calls = (machine.root / "calls").read_text().splitlines()
+    assert calls == [f"enable --quiet {_ENGINE}", "daemon-reload", f"start {_ENGINE}"]
+
+
+def test_another_engine_than_systemds(files: Mapping[str, Path], debian: Make) -> None:
+    """With ENGINE=none an upgrade stops the one that systemd runs, of the version before."""
+    machine = debian("trixie")
+    package = files[".deb"]
+    with_systemctl(machine)
+
+    machine.run(
+        f"""
+        mkdir -p /run/systemd/system
+        dpkg --install /release/{package.name}
+        rm /calls
+        ENGINE=none dpkg --install /release/{package.name}
+        """,
+        binds={package.parent: "/release"},
+    )
+
+    calls = (machine.root / "calls").read_text().splitlines()
+    assert [words for words in calls if words != "daemon-reload"] == [
+        f"disable --quiet {_ENGINE}",
+        f"stop {_ENGINE}",
+        "try-restart pycni-engine.service pycni-dhcp.service",  # of those that run
+    ]
+
+
+def test_systemd_that_refuses(files: Mapping[str, Path], debian: Make) -> None:
+    """The plugins are installed, and removed, whatever becomes of the engine: no call needs it."""
+    machine = debian("trixie")
+    package = files[".deb"]
+    with_systemctl(machine, status=1)
+
+    machine.run(
+        f"""
+        mkdir -p /run/systemd/system
+        dpkg --install /release/{package.name} 2>/told
+        """,
+        binds={package.parent: "/release"},
+    )
+    installed = machine.names("/opt/cni/bin")
+    machine.run("mkdir -p /run/systemd/system; dpkg --remove pycni 2>>/told")
+
+    assert installed == {*TYPES, "pycni", ".pycni"}
+    assert machine.names("/opt/cni/bin") == set()
+    told = (machine.root / "told").read_text()
+    assert f"pycni: installed, but 'systemctl start {_ENGINE}' failed: no call needs" in told
+    assert "failed; the removal goes on" in told
 
 
 def _as_disabled(unit: str) -> tuple[bool, bool]:
