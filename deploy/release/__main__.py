@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from deploy.release.bill import Origin
 from deploy.release.packages import PackageError
 
 ROOT = packages.ROOT
+_FILES = re.compile(r"pycni[-_].*\.(tar\.gz|deb|rpm|cdx\.json)|SHA256SUMS")
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def make(of: Made, directory: Path) -> list[Path]:
     """Write all files of a release into `directory`; return their paths. Raises PackageError."""
+    foreign = [one.name for one in directory.glob("*") if not _FILES.fullmatch(one.name)]
+    if foreign:
+        others = ", ".join(sorted(foreign))
+        raise PackageError(f"'{directory}' would be replaced, but it has other files: {others}")
     new = directory.with_name(f"{directory.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)

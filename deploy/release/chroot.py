@@ -65,7 +65,10 @@ def mirror() -> str:
         found = re.search(r"^(?:URIs:|deb(?: \[.*?\])?) (http\S+/debian)/?\s", text, re.MULTILINE)
         if found:
             return found[1]
-    raise ChrootError(f"apt has no mirror of Debian: add one to '{_SOURCES[0]}'")
+    raise ChrootError(
+        "apt has no mirror of Debian here: this works on Debian; on another system, whose apt must"
+        " not get one, run it in a container or a chroot of Debian"
+    )
 
 
 def source_lines(release: str) -> str:

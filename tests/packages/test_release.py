@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tarfile
 from collections.abc import Callable, Mapping
@@ -136,16 +137,20 @@ def test_unpacked_it_runs(
 def test_install_from_the_unpacked_tarball(
     files: Mapping[str, Path], debian: Callable[[str], Debian]
 ) -> None:
-    """`pycni install` needs neither make nor Python; `pycni uninstall` restores what was there."""
+    """As its README says, without make and Python; `pycni uninstall` restores what was there."""
     machine = debian("trixie")
+    with tarfile.open(files[".tar.gz"]) as archive:
+        readme = archive.extractfile("./README.md")
+        assert readme
+        block = re.search(r"(?ms)^    unpacked=.*?^    rm .*?$", readme.read().decode())
+    assert block
     told = machine.run(
         f"""
-        mkdir -p /new /usr/lib/cni
+        mkdir -p /usr/lib/cni
         echo theirs >/usr/lib/cni/bridge
-        tar -xzf /release/{files[".tar.gz"].name} -C /new
-        /new/pycni install /usr/lib/cni
-        cp -r /new/share/. /usr/local/share/
-        rm -r /new
+        cd /release
+        {block[0].replace("pycni install &&", "pycni install /usr/lib/cni &&")}
+        ls /root
         bash -c '. /usr/local/share/bash-completion/completions/pycni; complete -p pycni' >&2
         CNI_COMMAND=VERSION /usr/lib/cni/bridge
         """,
@@ -153,11 +158,22 @@ def test_install_from_the_unpacked_tarball(
     )
 
     assert "replacing '/usr/lib/cni/bridge'" in told
+    assert "pycni." not in told  # nothing is left
     assert "supportedVersions" in told
     assert machine.names("/usr/lib/cni") == {*TYPES, "pycni", ".pycni"}
     machine.run("/usr/lib/cni/pycni uninstall /usr/lib/cni")
     assert machine.names("/usr/lib/cni") == {"bridge"}
     assert (machine.root / "usr/lib/cni/bridge").read_text() == "theirs\n"
+
+
+def test_the_files_of_others_stay(made: release.Made, tmp_path: Path) -> None:
+    """A release replaces a directory of releases, and no other."""
+    (tmp_path / "mine").write_text("mine")
+
+    with pytest.raises(packages.PackageError, match="it has other files: mine"):
+        release.make(made, tmp_path)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 class TestBill:
