@@ -72,7 +72,8 @@ def main(
             _leave_engine(choice)
         return status
     except _Terminated as error:
-        _write(_given_up(command, error) if error.is_late else _terminated(error))
+        told = _given_up(command, error, stdin) if error.is_late else _terminated(error, stdin)
+        _write(told)
         return 1
 
 
@@ -175,23 +176,22 @@ def _write(data: bytes) -> bool:
     return True
 
 
-def _terminated(error: BaseException) -> bytes:
+def _terminated(error: BaseException, stdin: bytes) -> bytes:
     extent = " as far as possible" if hasattr(error, "__notes__") else ""
-    return _failure(
-        11, f"terminated by a signal; its changes are undone{extent}, try again later", error
-    )
+    msg = f"terminated by a signal; its changes are undone{extent}, try again later"
+    return _failure(11, msg, error, stdin)
 
 
-def _given_up(command: str, error: BaseException) -> bytes:
+def _given_up(command: str, error: BaseException, stdin: bytes) -> bytes:
     from cni_common.serve.protocol import given_up, seconds_of
 
-    return given_up(command, seconds_of(command), error).stdout
+    return given_up(command, seconds_of(command), error, stdin).stdout
 
 
-def _failure(code: int, msg: str, error: BaseException | None = None) -> bytes:
+def _failure(code: int, msg: str, error: BaseException | None = None, stdin: bytes = b"") -> bytes:
     from cni_common.serve.protocol import failure
 
-    return failure(code, msg, error).stdout
+    return failure(code, msg, error, stdin).stdout
 
 
 def _log(text: str) -> None:

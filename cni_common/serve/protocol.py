@@ -152,11 +152,17 @@ def _reply_of(result: Result | None, version: str) -> Reply:
     return Reply(wire.encode(result.to_json(version), sort_keys=sort_keys), 0)
 
 
-def failure(code: int, msg: str, error: BaseException | None = None) -> Reply:
-    """Return the reply for a failure outside of `respond`; the notes of `error` become details."""
-    data: dict[str, object] = {"cniVersion": CURRENT_VERSION, "code": code, "msg": msg}
-    if error and _notes(error):
-        data["details"] = "; ".join(_notes(error))
+def failure(code: int, msg: str, error: BaseException | None = None, stdin: bytes = b"") -> Reply:
+    """Return the reply for a failure outside of `respond`.
+
+    The notes of `error` become details, as does the network that the configuration `stdin` names.
+    """
+    network = _said_by(stdin, "name")
+    details = [*(_notes(error) if error else ()), *([f"network '{network}'"] if network else ())]
+    version = _supported(_said_by(stdin, "cniVersion"))
+    data: dict[str, object] = {"cniVersion": version, "code": code, "msg": msg}
+    if details:
+        data["details"] = _one_line("; ".join(details))
     return Reply(wire.encode(data, sort_keys=False), 1)
 
 
@@ -170,7 +176,7 @@ def seconds_of(
     return {Command.ADD: add, Command.STATUS: status}.get(command, other)
 
 
-def given_up(command: str, seconds: float, error: BaseException) -> Reply:
+def given_up(command: str, seconds: float, error: BaseException, stdin: bytes) -> Reply:
     """Return the reply about a request that has taken so long; `error` has notes of its undo."""
     if command == Command.STATUS:
         rest = "a lock, a disk or another program keeps it waiting"
@@ -181,7 +187,7 @@ def given_up(command: str, seconds: float, error: BaseException) -> Reply:
     else:
         rest = "its changes are undone, try again"
     msg = f"{command} was given up after {seconds:g} s; {rest}"
-    return failure(Code.TRY_AGAIN_LATER, msg, error)
+    return failure(Code.TRY_AGAIN_LATER, msg, error, stdin)
 
 
 def execute(type: str, req: Request, host: Host, undo: Undo) -> Result | None:
@@ -304,7 +310,7 @@ def _error_object(error: Exception, command: str, stdin: bytes, req: Request | N
     named = req is None or any(f"'{req.network}'" in text for text in (msg, details))
     network = f"network '{req.network}'" if req and not named else ""
     details = "; ".join(filter(None, map(_one_line, (details, *_notes(error), network))))
-    version = str(req.config.get("cniVersion", "")) if req else _version_of(stdin)
+    version = str(req.config.get("cniVersion", "")) if req else _said_by(stdin, "cniVersion")
     texts = {"msg": _one_line(msg) or "no message", "details": _one_line(details)}
     if command == Command.DEL:
         texts = {key: _without_discarded_phrases(text) for key, text in texts.items()}
@@ -348,14 +354,14 @@ def _one_line(text: str) -> str:
     return line if len(line) <= _TEXT_MAX else f"{line[:half]} ... {line[-half:]}"
 
 
-def _version_of(stdin: bytes) -> str:
-    """Return the version that a refused request asks for, "" if it cannot be found."""
+def _said_by(stdin: bytes, key: str) -> str:
+    """Return the text of a key of a configuration that may be refused, "" if it cannot be found."""
     try:
         config = wire.decode(stdin)
     except CNIError:
         return ""
-    version = wire.fold(config, {"properties": {"cniVersion": {}}}).get("cniVersion")
-    return version if isinstance(version, str) else ""
+    found = wire.fold(config, {"properties": {key: {}}}).get(key)
+    return found if isinstance(found, str) else ""
 
 
 def _supported(version: str) -> str:

@@ -259,7 +259,7 @@ class Worker:
     def _serve(self, call: Call) -> None:
         command = call.environ.get("CNI_COMMAND", "")
         seconds = self._settings.seconds_of(command)
-        status = 1
+        status, stdin = 1, b""
         self._limit(seconds)
         try:
             os.fchdir(call.directory)
@@ -271,7 +271,7 @@ class Worker:
             msg = f"cannot read the configuration from stdin: {error.strerror}"
             call.deliver(failure(Code.IO_FAILURE, msg))
         except _Overdue as error:
-            call.deliver(protocol.given_up(command, seconds, error))
+            call.deliver(protocol.given_up(command, seconds, error, stdin))
         finally:
             self._end_limit()
             # Before the runtime hears of the end: it may unmount the file systems of these files.

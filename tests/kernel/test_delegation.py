@@ -633,6 +633,7 @@ def test_the_time_of_a_process_is_over(node: Machine, fake: Delegate) -> None:
     error = error_of(stdout)
     told = f"ADD was given up after {seconds:g} s; its changes are undone, try again"
     assert (error["code"], error["msg"]) == (11, told)
+    assert error["details"] == f"network '{config_of(node)['name']}'"
     assert fake.calls == ["ADD", "DEL"]
     assert_nothing_left(node, container)
 

@@ -328,14 +328,16 @@ def test_an_overdue_add_is_taken_back(machine: Machine) -> None:
     interrupted = engine.workers()
 
     with store_locked(machine) as release:
-        process = start(machine, "ADD", machine.network(), machine.container())
+        config = machine.network(cniVersion="0.4.0")
+        process = start(machine, "ADD", config, machine.container())
         wait_until(machine.ports, "it does not get as far as the veth pair")
         status, printed = finish(process)
         error = error_of(printed)
         release()
 
-    assert (status, error["code"]) == (1, 11)
+    assert (status, error["code"], error["cniVersion"]) == (1, 11, "0.4.0")
     assert "given up after 3 s" in error["msg"]
+    assert f"network '{config['name']}'" in error["details"]
     assert_nothing_left(machine)
     wait_until(lambda: engine.workers() not in ([], interrupted), "the worker lives on")
 

@@ -337,6 +337,7 @@ class TestSignals:
             "cniVersion": "1.1.0",
             "code": 11,
             "msg": "terminated by a signal; its changes are undone, try again later",
+            "details": "network 'net'",
         }
 
     def test_twice(self, process: Process) -> None:
