@@ -145,10 +145,12 @@ class Cluster:
             (folder / f"{node.name}.txt").write_text(_told(node))
 
     def close(self) -> None:
-        """End all of it."""
+        """End all of it, and remove its files: the next cluster of the world has the same names."""
         for node in self.nodes.values():
             node.shut_down()
-        self.plane.close()
+        if plane := getattr(self, "plane", None):  # else that could not be started
+            plane.close()
+        self.world.clear()
 
 
 def _told(node: Node) -> str:

@@ -7,6 +7,7 @@ in it.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -60,6 +61,11 @@ class World:
         run("ip", "link", "set", BRIDGE, "up")
         run("ip", "address", "add", f"{ADDRESS4}/24", "dev", BRIDGE)
         run("ip", "address", "add", f"{ADDRESS6}/64", "dev", BRIDGE, "nodad")
+
+    def clear(self) -> None:
+        """Remove the files of a cluster that has ended, gigabytes of memory."""
+        for path in self.files.iterdir():
+            shutil.rmtree(path)
 
     def close(self) -> None:
         """Take it away; the nodes have ended."""
