@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 BIN_DIR = "/opt/cni/bin"
 # Where bash-completion, zsh, fish and man look beside /usr/share; NO_SHARE: nothing is put there.
 SHARE_DIR, NO_SHARE = "/usr/local/share", "none"
+_NO_UNITS = "none"  # the value of UNITS where a package has them
 _STORE = ".pycni"  # as launcher/launcher.c and deploy/freeze.py have it
 _KEEP_SECONDS = 600  # no plugin runs longer: runtimes have shorter time limits
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -452,29 +453,19 @@ def _sync(directory: Path) -> None:
 def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Install or uninstall as the environment says; return the exit status."""
     target = Path(environ.get("DESTDIR", "") + (environ.get("CNI_BIN_DIR") or BIN_DIR))
-    is_here = not environ.get("DESTDIR")
-    has_units = environ.get("UNITS") != "none" and is_here
-    share = _share(environ)
-    try:
-        if list(arguments) == ["install"]:
-            choice = _choice(environ.get("ENGINE", ""), target, is_here=is_here)
-            install(_place(environ, "DIST", "dist/bin"), target, _say, choice)
-            if share:
-                from agent import shell_files  # which the bundle does not have
+    if list(arguments) == ["install"]:
+        return _tried(lambda: _install(target, environ))
+    if list(arguments) == ["uninstall"]:
+        # All, also where the one before was killed after it had removed the plugins.
+        return max(map(_tried, _removals(target, environ)))
+    sys.stderr.write((__doc__ or "").partition("\n\nCNI_BIN_DIR")[0] + "\n")
+    return 2
 
-                shell_files.put(_place(environ, "DOCS", "docs"), share, _say)
-            if has_units and choice == engine_choice.SYSTEMD:
-                engine_choice.enable_units(_place(environ, "UNITS", "deploy"), target, _say)
-            elif has_units:
-                engine_choice.disable_units(target, _say)
-        elif list(arguments) == ["uninstall"]:
-            try:
-                uninstall(target, _say)
-            finally:  # also where the one before was killed after it had removed the plugins
-                _take_away_the_rest(target, share, has_units=has_units)
-        else:
-            sys.stderr.write((__doc__ or "").partition("\n\nCNI_BIN_DIR")[0] + "\n")
-            return 2
+
+def _tried(step: Callable[[], object]) -> int:
+    """Return the exit status of a step, and write its error."""
+    try:
+        step()
     except engine_choice.SystemdError as error:
         sys.stderr.write(f"install: done, but not the engine, which no call needs: {error}\n")
         return 1
@@ -484,14 +475,35 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     return 0
 
 
-def _take_away_the_rest(target: Path, share: Path | None, *, has_units: bool) -> None:
-    if share:
+def _install(target: Path, environ: Mapping[str, str]) -> None:
+    is_here = not environ.get("DESTDIR")
+    choice = _choice(environ.get("ENGINE", ""), target, is_here=is_here)
+    install(_place(environ, "DIST", "dist/bin"), target, _say, choice)
+    if share := _share(environ):
+        from agent import shell_files  # which the bundle does not have
+
+        shell_files.put(_place(environ, "DOCS", "docs"), share, _say)
+    if environ.get("UNITS") == _NO_UNITS:
+        return
+    if choice == engine_choice.SYSTEMD and is_here:
+        engine_choice.enable_units(_place(environ, "UNITS", "deploy"), target, _say)
+    elif choice == engine_choice.SYSTEMD:
+        names = "' and '".join(engine_choice.UNITS)
+        _say(f"DESTDIR gets no units: no engine serves until '{names}' are enabled")
+    elif is_here:
+        engine_choice.disable_units(target, _say)
+
+
+def _removals(target: Path, environ: Mapping[str, str]) -> Iterator[Callable[[], object]]:
+    """Yield the steps of an uninstallation."""
+    yield lambda: uninstall(target, _say)
+    if share := _share(environ):
         from agent import shell_files
 
-        shell_files.take_away(share)
-    if has_units:  # the engine itself was not needed by a call any more
-        engine_choice.disable_units(target, _say)
-        remove_groups()
+        yield lambda: shell_files.take_away(share)
+    if environ.get("UNITS") != _NO_UNITS and not environ.get("DESTDIR"):
+        yield lambda: engine_choice.disable_units(target, _say)
+        yield remove_groups  # the engine itself was not needed by a call any more
 
 
 def _place(environ: Mapping[str, str], name: str, default: str) -> Path:
@@ -510,7 +522,10 @@ def _share(environ: Mapping[str, str]) -> Path | None:
 def _choice(asked: str, target: Path, *, is_here: bool) -> str:
     """Return the choice of the engine. Raises InstallError for one that is none."""
     if asked and not engine_choice.CHOICES.fullmatch(asked):
-        raise InstallError(f"ENGINE is '{asked}', not systemd, on-demand or none")
+        raise InstallError(
+            f"ENGINE is '{asked}', not systemd, on-demand or none;"
+            " on-demand:SECONDS takes 1 to 99999, none is no engine"
+        )
     if asked == engine_choice.SYSTEMD and is_here and not Path("/run/systemd/system").is_dir():
         raise InstallError("ENGINE is systemd, but systemd does not run here: choose on-demand")
     before = engine_choice.read(target / _STORE)

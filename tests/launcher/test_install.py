@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from agent import install, owners
+from agent import engine_choice, install, owners, shell_files
 from cni_common.kernel.link_deletion import SENDER
 from cni_common.spec.names import VERSION
 from plugins import TYPES
@@ -242,8 +242,20 @@ def test_the_choice_of_the_engine(dist: Path, place: Path) -> None:
     assert chosen == ["on-demand", "none", "none", "on-demand:60", "systemd"]
     assert refused.returncode == 1
     assert "ENGINE is 'sometimes', not systemd, on-demand or none" in refused.stderr
-    assert (no_time.returncode, "ENGINE is 'on-demand:0'" in no_time.stderr) == (1, True)
+    assert no_time.returncode == 1
+    assert "ENGINE is 'on-demand:0'" in no_time.stderr
+    assert "on-demand:SECONDS takes 1 to 99999, none is no engine" in no_time.stderr
     assert os.readlink(link) == "systemd"
+
+
+def test_destdir_gets_no_units(dist: Path, place: Path) -> None:
+    """With ENGINE=systemd no engine would serve, which the installation says, and then alone."""
+    warned = _script("install", dist, place, "systemd").stdout
+    other = _script("install", dist, place, "on-demand").stdout
+
+    assert "DESTDIR gets no units" in warned
+    assert "units" not in other
+    assert {path.name for path in place.iterdir()} == {"bin"}
 
 
 def test_uninstall_leaves_what_was_there(dist: Path, place: Path) -> None:
@@ -324,6 +336,37 @@ def test_an_uninstallation_without_plugins_takes_the_rest_away(dist: Path, place
 
     assert (done.returncode, "nothing of ours" in done.stderr) == (1, True)
     assert [path for path in place.rglob("*") if path.is_file()] == []
+
+
+def test_each_step_of_an_uninstallation_has_its_turn(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the plugins, the manual page nor systemd hides the error of another, or its work."""
+    bin_dir, units, share = (place / name for name in ("bin", "units", "share"))
+    units.mkdir()
+    for name in engine_choice.UNITS:
+        (units / name).write_text(f"ExecStart={bin_dir}/pycni engine\n")
+    manual = share / shell_files.PLACES["man/pycni.1"]
+    manual.parent.mkdir(parents=True)
+    shutil.copy(ROOT / "docs/man/pycni.1", manual)
+    systemctl = place / "systemctl"
+    systemctl.write_text("#!/bin/sh\necho refused >&2\nexit 1\n")
+    systemctl.chmod(0o755)
+    Path("/run/systemd/system").mkdir(parents=True, exist_ok=True)  # of the sandbox
+    monkeypatch.setattr(engine_choice, "UNIT_DIR", units)
+    monkeypatch.setenv("PATH", str(place), prepend=os.pathsep)
+
+    try:
+        environ = {"CNI_BIN_DIR": str(bin_dir), "SHARE_DIR": str(share)}
+        status = install.main(["uninstall"], environ)
+    finally:
+        Path("/run/systemd/system").rmdir()
+
+    told = capsys.readouterr().err
+    assert status == 1
+    assert "there is nothing of ours" in told
+    assert "'systemctl disable --now pycni-engine.socket" in told
+    assert not manual.exists()
 
 
 def test_uninstall_without_install_is_an_error(dist: Path, place: Path) -> None:
