@@ -58,11 +58,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def make(of: Made, directory: Path) -> list[Path]:
     """Write all files of a release into `directory`; return their paths. Raises PackageError."""
-    foreign = [one.name for one in directory.glob("*") if not _FILES.fullmatch(one.name)]
-    if foreign:
-        others = ", ".join(sorted(foreign))
-        raise PackageError(f"'{directory}' would be replaced, but it has other files: {others}")
     new = directory.with_name(f"{directory.name}.new")
+    for replaced in (directory, new):
+        foreign = [one.name for one in replaced.glob("*") if not _FILES.fullmatch(one.name)]
+        if foreign:
+            others = ", ".join(sorted(foreign))
+            raise PackageError(f"'{replaced}' would be replaced, but it has other files: {others}")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     bin = of.bin

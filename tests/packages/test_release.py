@@ -16,7 +16,7 @@ from agent import shell_files
 from cni_common.spec.names import VERSION
 from deploy.freeze import glibc_of
 from deploy.release import __main__ as release
-from deploy.release import packages
+from deploy.release import chroot, packages
 from plugins import TYPES
 from tests import scope
 from tests.packages.conftest import Debian
@@ -166,14 +166,28 @@ def test_install_from_the_unpacked_tarball(
     assert (machine.root / "usr/lib/cni/bridge").read_text() == "theirs\n"
 
 
-def test_the_files_of_others_stay(made: release.Made, tmp_path: Path) -> None:
-    """A release replaces a directory of releases, and no other."""
-    (tmp_path / "mine").write_text("mine")
+@pytest.mark.parametrize("name", ["files", "files.new"])
+def test_the_files_of_others_stay(name: str, made: release.Made, tmp_path: Path) -> None:
+    """A release replaces a directory of releases, and no other; nor the one beside it."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine").write_text("mine")
 
     with pytest.raises(packages.PackageError, match="it has other files: mine"):
-        release.make(made, tmp_path)
+        release.make(made, tmp_path / "files")
 
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert [path.name for path in tmp_path.rglob("*")] == [name, "mine"]
+
+
+@pytest.mark.parametrize("words", ["deb http://archive.example/ubuntu noble main", ""])
+def test_no_mirror_of_debian(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another system nobody is told to add one: apt would mix the two."""
+    (tmp_path / "sources.list").write_text(words)
+    monkeypatch.setattr(chroot, "_SOURCES", (str(tmp_path / "sources.list"),))
+
+    with pytest.raises(chroot.ChrootError, match="this works on Debian") as told:
+        chroot.mirror()
+
+    assert "add" not in str(told.value)
 
 
 class TestBill:
