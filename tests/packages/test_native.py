@@ -155,7 +155,7 @@ def test_a_package_that_comes_again_starts_the_engine(
 
 
 def test_another_engine_than_systemds(files: Mapping[str, Path], debian: Make) -> None:
-    """With ENGINE=none an upgrade stops the one that systemd runs, of the version before."""
+    """With ENGINE=none an upgrade stops the one that systemd runs; the next one leaves it so."""
     machine = debian("trixie")
     package = files[".deb"]
     with_systemctl(machine)
@@ -166,15 +166,18 @@ def test_another_engine_than_systemds(files: Mapping[str, Path], debian: Make) -
         dpkg --install /release/{package.name}
         rm /calls
         ENGINE=none dpkg --install /release/{package.name}
+        dpkg --install /release/{package.name}
+        ENGINE=systemd dpkg --install /release/{package.name}
         """,
         binds={package.parent: "/release"},
     )
 
     calls = (machine.root / "calls").read_text().splitlines()
+    restart = "try-restart pycni-engine.service pycni-dhcp.service"  # of those that run
     assert [words for words in calls if words != "daemon-reload"] == [
-        f"disable --quiet {_ENGINE}",
-        f"stop {_ENGINE}",
-        "try-restart pycni-engine.service pycni-dhcp.service",  # of those that run
+        *(f"disable --quiet {_ENGINE}", f"stop {_ENGINE}", restart),
+        restart,  # the choice is kept
+        *(f"enable --quiet {_ENGINE}", f"start {_ENGINE}", restart),
     ]
 
 
