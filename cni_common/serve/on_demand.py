@@ -28,6 +28,9 @@ OPTION = "--on-demand"  # of `pycni engine`; agent/engine_choice.py looks for it
 ON_DEMAND, NONE = "on-demand", "none"  # choices; agent/engine_choice.py has all
 IDLE_SECONDS = 600.0
 _IDLE_MAX = 1e6
+# Soft limit of descriptors, as systemd gives its services: its own is a billion, and a delegate of
+# others may close each of them.
+_FILES = 1024
 _PAUSE_MAX = 60.0  # seconds
 _LOCK = "engine.on-demand"  # in STATE_DIR; only a call with its flock(2) may leave an engine
 _LOCK_FD = 3  # by which an engine gets the lock of the call that leaves it behind
@@ -109,11 +112,16 @@ def _be_as_the_first() -> None:
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     os.setpriority(os.PRIO_PROCESS, 0, 0)
     for number in {n for name, n in vars(resource).items() if name.startswith("RLIMIT_")}:
-        limits = resource.prlimit(1, number)
+        soft, hard = resource.prlimit(1, number)
+        if number == resource.RLIMIT_NOFILE:
+            soft = min(soft, _FILES)
         try:
-            resource.setrlimit(number, limits)
-        except ValueError as error:  # above what it may have
-            raise PermissionError(errno.EPERM, str(error)) from None
+            resource.setrlimit(number, (soft, hard))
+        except ValueError:  # the hard limit is above what it may have
+            _, own = resource.getrlimit(number)
+            if own != resource.RLIM_INFINITY and not 0 <= soft <= own:
+                raise PermissionError(errno.EPERM, "a limit of the caller stays") from None
+            resource.setrlimit(number, (soft, own))
 
 
 def _spawn(program: str, lock: int) -> None:

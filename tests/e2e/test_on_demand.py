@@ -151,10 +151,15 @@ def test_it_needs_little_memory(host: Node, place: Path) -> None:
     assert 1 < busy < MEMORY_MIB_MAX
 
 
-def limits_of(node: Node, pid: int) -> list[str]:
-    """Return the limits of a process, and its processors."""
-    limits = node.path(f"/proc/{pid}/limits").read_text().splitlines()
-    return [*limits, node.command("taskset", "-pc", str(pid)).split(": ")[1]]
+def limits_of(node: Node, pid: int) -> dict[str, str]:
+    """Return the soft limits of a process, and its processors."""
+    rows = re.findall(r"(?m)^(Max .+?)  +(\S+)", node.path(f"/proc/{pid}/limits").read_text())
+    return {**dict(rows), "processors": node.command("taskset", "-pc", str(pid)).split(": ")[1]}
+
+
+def limits_of_the_first(node: Node) -> dict[str, str]:
+    """Return those of process 1, with the descriptors that are usual."""
+    return limits_of(node, 1) | {"Max open files": "1024"}
 
 
 def test_it_belongs_to_nobody(host: Node, place: Path) -> None:
@@ -162,7 +167,7 @@ def test_it_belongs_to_nobody(host: Node, place: Path) -> None:
     host.path("/run/held").mkdir()
     script = "cd /run/held; exec 9</etc/hostname 3</etc/passwd; echo 321 >/proc/self/oom_score_adj"
 
-    few = ("taskset", "-c", "0", "prlimit", "--fsize=65536:", "--nofile=99:", "--cpu=9:")
+    few = ("taskset", "-c", "0", "prlimit", "--fsize=65536:", "--nofile=99:9999", "--cpu=9:")
 
     call(host, place, "nice", "-n", "7", *few, "sh", "-c", f'{script}; exec "$@"', "sh")
     pid = engine(host, place)
@@ -176,7 +181,7 @@ def test_it_belongs_to_nobody(host: Node, place: Path) -> None:
     assert host.command("readlink", f"{directory}/cwd") == "/\n"
     assert int(stat[3]) == pid  # it leads its session
     assert stat[16] == "0"  # nice
-    assert limits_of(host, pid) == limits_of(host, 1)
+    assert limits_of(host, pid) == limits_of_the_first(host)
     assert host.path(f"{directory}/oom_score_adj").read_text() == "321\n"
     ignored = int(
         re.findall(r"SigIgn:\s(\w+)", host.path(f"{directory}/status").read_text())[0], 16
@@ -335,7 +340,7 @@ def test_limits_that_cannot_be_raised(host: Node, place: Path) -> None:
     call(host, place, "prlimit", "--nofile=99:99")
 
     if "sys_resource" in host.command("setpriv", "--dump"):
-        assert limits_of(host, engine(host, place)) == limits_of(host, 1)
+        assert limits_of(host, engine(host, place)) == limits_of_the_first(host)
     else:
         assert none_comes(host)
 
