@@ -168,9 +168,9 @@ def shown(machine: Machine, container: str) -> Json:
     """Return what `ip` shows of the container's interface and routes, but for what is random."""
     link = machine.link(container, "eth0")
     assert link is not None
-    if "LOWER_UP" in link["flags"] and link["linkinfo"]["info_kind"] != "dummy":
+    if link["linkinfo"]["info_kind"] == "vlan":  # a worker of the kernel notes its state
         wait_until(lambda: _operstate(machine, container) == "UP", "the kernel notes no carrier")
-        link["operstate"] = "UP"  # noted by a worker of the kernel, a moment later
+        link["operstate"] = "UP"
     keys = ("mtu", "flags", "operstate", "linkinfo", "link_index")
     routes = machine.ip(container, "route", "show", "table", "main")
     return {
